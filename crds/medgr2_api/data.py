@@ -1,0 +1,151 @@
+"""The `data` and `workspace` parts of a cycle's spec: what is learnt from, and where everything lies."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from .base import ApiEnum, DNSLabel, KubernetesObject, Model, RelativePath
+
+
+class DataFormat(ApiEnum):
+    """File formats that `prepare` reads."""
+
+    OMNIMEDVQA = "OmniMedVQA"
+    MMMU = "MMMU"
+    VQA_JSONL = "VQAJsonl"
+    DICOM = "DICOM"
+    IMAGE_FOLDER = "ImageFolder"
+    PHANTOM = "Phantom"
+
+
+class SourceRole(ApiEnum):
+    """What a source is used for."""
+
+    SEED = "Seed"
+    IMAGES = "Images"
+
+
+class SplitBy(ApiEnum):
+    """The unit that is never divided between splits."""
+
+    IMAGE = "Image"
+    PATIENT = "Patient"
+    SOURCE = "Source"
+
+
+class OnLeak(ApiEnum):
+    """What to do with a training image that a benchmark also holds."""
+
+    DROP = "Drop"
+    FAIL = "Fail"
+
+
+class WhenDeleted(ApiEnum):
+    """What becomes of the claim made from volumeClaimTemplate when the cycle is deleted."""
+
+    RETAIN = "Retain"
+    DELETE = "Delete"
+
+
+class Phantom(Model):
+    """Synthetic images drawn by code: no patient, no licence, known truth. For trials and tests."""
+
+    images: Annotated[int, Field(ge=1, le=1_000_000)] = 250
+    """How many images to draw."""
+    questions_per_image: Annotated[int, Field(ge=0, le=4)] = 4
+    """Questions per image, of the four kinds: modality, finding, location, count."""
+
+
+class DataSource(Model):
+    """One set of images, with or without questions and answers."""
+
+    name: DNSLabel
+    """Name of the source in tables and reports."""
+    format: DataFormat
+    """File format of the source."""
+    uri: RelativePath = ""
+    """Where it lies: a path on the volume. Phantom sources have none."""
+    images: RelativePath = ""
+    """Folder that the image paths of the records are relative to; empty: the folder of the records."""
+    role: SourceRole | None = None
+    """Seed: its questions and answers are gold, its images also feed the generator. Images: only its images are
+    used. Default: Seed for formats that carry answers, Images for DICOM and ImageFolder."""
+    allow_external: bool | None = None
+    """Whether these images may be sent to a provider outside the cluster. Default: false for DICOM and ImageFolder,
+    true otherwise."""
+    phantom: Phantom | None = None
+    """How to draw a Phantom source."""
+
+
+class Benchmark(Model):
+    """A test set. Never trained on, never used to choose anything."""
+
+    name: DNSLabel
+    """Name of the benchmark in tables and reports."""
+    format: DataFormat
+    """File format of the benchmark."""
+    uri: RelativePath = ""
+    """Where it lies: a path on the volume. Phantom benchmarks have none."""
+    images: RelativePath = ""
+    """Folder that the image paths of the records are relative to; empty: the folder of the records."""
+    on_leak: OnLeak = OnLeak.DROP
+    """What to do when a training image is also in this benchmark: Drop it from training and say how many, or Fail."""
+    phantom: Phantom | None = None
+    """How to draw a Phantom benchmark."""
+
+
+class Split(Model):
+    """How sources that come unsplit are divided; seeded, and the hash of the result is stored."""
+
+    by: SplitBy = SplitBy.IMAGE
+    """The unit that is never divided: all questions of one Image, of one Patient, or of one Source stay together."""
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share held out for every choice (thresholds, early stopping, best checkpoint)."""
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share held out as a further test set named after the source."""
+
+
+class Data(Model):
+    """Where the seed, the images and the benchmarks come from."""
+
+    sources: Annotated[list[DataSource], Field(min_length=1, max_length=64)]
+    """What is learnt from: seed questions with gold answers, and images for the generator."""
+    split: Split = Split()
+    """How unsplit sources are divided."""
+    benchmarks: Annotated[list[Benchmark], Field(max_length=32)] = []
+    """Test sets; images found in them are taken out of training."""
+    max_pixels: Annotated[int, Field(ge=784, le=16_777_216)] = 401_408
+    """Larger images are scaled down to this many pixels, once, by prepare."""
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of records that may be unreadable before prepare fails; each is set aside with its reason."""
+
+
+class ClaimRef(Model):
+    """An existing PersistentVolumeClaim."""
+
+    claim_name: Annotated[str, Field(min_length=1, max_length=253)]
+    """Name of the claim, in the cycle's namespace."""
+
+
+class Retention(Model):
+    """What is kept."""
+
+    when_deleted: WhenDeleted = WhenDeleted.RETAIN
+    """What becomes of a claim made from volumeClaimTemplate when the cycle is deleted."""
+    keep_iterations: Annotated[int, Field(ge=1)] = 2
+    """Newest iterations whose checkpoints stay; what status.models and status.best name is never removed."""
+
+
+class Workspace(Model):
+    """The volume that all stages share. Exactly one of persistentVolumeClaim and volumeClaimTemplate."""
+
+    persistent_volume_claim: ClaimRef | None = None
+    """Use this existing claim."""
+    volume_claim_template: KubernetesObject | None = None
+    """Make a claim from this template (a PersistentVolumeClaim's `spec`, and optional `metadata`)."""
+    sub_path: RelativePath = ""
+    """Folder inside the volume; empty: its root."""
+    retention: Retention = Retention()
+    """What is kept, and for how long."""

@@ -1,0 +1,283 @@
+"""Which parts of the resolved spec each stage depends on: the `parameters` of its request, and of its input hash.
+
+What is not here (image, resources, secrets, concurrency, addresses) may change without repeating paid work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from .base import FreeForm, Model, sha256_of
+from .cycle import AnswerFormat, CycleSpec
+from .data import Data
+from .models import (
+    GRPO,
+    Control,
+    Curation,
+    Grades,
+    InitFrom,
+    Preferences,
+    Promotion,
+    RewardHead,
+    RewardTraining,
+    Sampling,
+    Scripted,
+    SecretKeyRef,
+    Training,
+    WeightedParadigm,
+)
+from .stages import StageName
+
+#: Raised when a stage's code changes what it would publish for the same parameters and inputs.
+CODE_VERSION: dict[StageName, int] = {name: 1 for name in StageName}
+
+
+def seed_for(seed: int, stage: StageName, iteration: int) -> int:
+    """A stage's own seed in [0, 2^31), independent of the other stages'."""
+    digest = hashlib.sha256(f"{seed}/{stage}/{iteration}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+class StageParameters(Model):
+    """Base of the parameters of every stage."""
+
+    seed: int
+    """The stage's own seed."""
+
+
+class PrepareParameters(StageParameters):
+    """Inputs to fetch, pin and split; D_grade to build."""
+
+    data: Data
+    policy_base_model: str
+    reward_base_model: str
+    reward_checkpoint: str | None
+    answer_format: AnswerFormat
+    grades: Grades
+    mismatches_per_item: int
+
+
+class RewardParameters(StageParameters):
+    """R⁽⁰⁾ (iteration 0) or its retraining."""
+
+    retrain: bool
+    head: RewardHead
+    grades: Grades
+    training: RewardTraining
+    replay_fraction: float
+    promotion: Promotion
+    checkpoint: str | None = None
+    answer_format: AnswerFormat
+
+
+class Provider(Model):
+    """Who generates. `base_url` and the secret say how to reach it, not what it answers: they are not hashed."""
+
+    kind: str
+    """scripted, openAI, gemini or vllm."""
+    model: str = ""
+    scripted: Scripted | None = None
+    base_url: str = ""
+    api_key_secret_ref: SecretKeyRef | None = None
+    concurrency: int = 1
+
+
+class GenerateParameters(StageParameters):
+    """What to ask, and whom."""
+
+    iteration: int
+    provider: Provider
+    paradigms: list[WeightedParadigm]
+    question_types: list[str]
+    candidates: int
+    questions_per_image: int
+    sampling: Sampling
+    answer_format: AnswerFormat
+    shards: int
+
+
+class ScoreParameters(StageParameters):
+    """Scoring has no parameters but the model's."""
+
+    shards: int
+    answer_format: AnswerFormat
+
+
+class CurateParameters(StageParameters):
+    """How the kept candidates are chosen."""
+
+    curation: Curation
+
+
+class SFTParameters(StageParameters):
+    """Supervised fine-tuning."""
+
+    init_from: InitFrom
+    training: Training
+    answer_format: AnswerFormat
+
+
+class GRPOParameters(StageParameters):
+    """Reinforcement learning."""
+
+    grpo: GRPO
+    answer_format: AnswerFormat
+
+
+class PreferencesParameters(StageParameters):
+    """Sampling the policy."""
+
+    preferences: Preferences
+    grades: Grades
+    answer_format: AnswerFormat
+
+
+class EvaluateParameters(StageParameters):
+    """Measuring checkpoints."""
+
+    iteration: int
+    controls: list[Control]
+    answer_format: AnswerFormat
+
+
+class ReportParameters(StageParameters):
+    """Tables and figures of one cycle."""
+
+    cycle: str
+    iteration: int
+    settings: FreeForm
+    """The resolved spec's headline choices, for the report's table."""
+
+
+def stage_parameters(spec: CycleSpec, cycle_name: str, stage: StageName, iteration: int) -> StageParameters:
+    """The parameters of a stage.
+
+    Args:
+        spec: a spec that went through `presets.resolve`.
+        cycle_name: `metadata.name`; only the report depends on it.
+        stage: which stage.
+        iteration: which iteration.
+
+    Raises:
+        KeyError: the stage has no parameters in this version.
+    """
+    document: dict[str, Any] = {"seed": seed_for(spec.seed, stage, iteration), **_BUILDERS[stage](spec, iteration)}
+    if stage is StageName.REPORT:
+        document["cycle"] = cycle_name
+    return _MODELS[stage].model_validate(document)
+
+
+def input_hash(stage: StageName, parameters: StageParameters, inputs: dict[str, str], token: str = "") -> str:
+    """Where a stage publishes: sha256 over code version, normalised parameters, input digests and restart token.
+
+    Args:
+        stage: which stage.
+        parameters: its parameters.
+        inputs: output digest of each input, by role.
+        token: the restartFrom token under which the stage runs; empty at first.
+
+    Returns:
+        64 hex digits.
+    """
+    hashed = parameters.dump()
+    for field in ("baseUrl", "apiKeySecretRef", "concurrency"):
+        hashed.get("provider", {}).pop(field, None)
+    return sha256_of(
+        {"stage": stage, "code": CODE_VERSION[stage], "parameters": hashed, "inputs": inputs, "token": token}
+    )
+
+
+def _provider(spec: CycleSpec) -> dict[str, Any]:
+    generator = spec.generator
+    if generator.scripted is not None:
+        return {"kind": "scripted", "scripted": generator.scripted.dump(), "concurrency": 1}
+    if generator.openai is not None:
+        secret = generator.openai.api_key_secret_ref
+        return {
+            "kind": "openAI",
+            "model": generator.openai.model,
+            "base_url": generator.openai.base_url,
+            "api_key_secret_ref": secret.dump() if secret else None,
+            "concurrency": generator.concurrency,
+        }
+    if generator.gemini is not None:
+        return {
+            "kind": "gemini",
+            "model": generator.gemini.model,
+            "api_key_secret_ref": generator.gemini.api_key_secret_ref.dump(),
+            "concurrency": generator.concurrency,
+        }
+    assert generator.vllm is not None
+    return {"kind": "vllm", "model": generator.vllm.model, "concurrency": generator.concurrency}
+
+
+_BUILDERS: dict[StageName, Any] = {
+    StageName.PREPARE: lambda s, t: {
+        "data": s.data.dump(),
+        "policy_base_model": s.policy.base_model,
+        "reward_base_model": s.reward_model.base_model,
+        "reward_checkpoint": s.reward_model.checkpoint,
+        "answer_format": s.answer_format,
+        "grades": s.reward_model.grades.dump(),
+        "mismatches_per_item": s.reward_model.mismatches_per_item,
+    },
+    StageName.REWARD: lambda s, t: {
+        "retrain": t > 0,
+        "head": s.reward_model.head,
+        "grades": s.reward_model.grades.dump(),
+        "training": s.reward_model.training.dump(),
+        "replay_fraction": s.reward_model.replay_fraction,
+        "promotion": s.reward_model.promotion.dump(),
+        "checkpoint": s.reward_model.checkpoint if t == 0 else None,
+        "answer_format": s.answer_format,
+    },
+    StageName.GENERATE: lambda s, t: {
+        "iteration": t,
+        "provider": _provider(s),
+        "paradigms": [p.dump() for p in s.generator.paradigms or []],
+        "question_types": s.generator.question_types,
+        "candidates": s.generator.candidates,
+        "questions_per_image": s.generator.questions_per_image,
+        "sampling": s.generator.sampling.dump(),
+        "answer_format": s.answer_format,
+        "shards": s.stage(StageName.GENERATE).shards,
+    },
+    StageName.SCORE: lambda s, t: {"shards": s.stage(StageName.SCORE).shards, "answer_format": s.answer_format},
+    StageName.CURATE: lambda s, t: {"curation": s.curation.dump()},
+    StageName.SFT: lambda s, t: {
+        "init_from": s.policy.init_from,
+        "training": s.policy.sft.dump(),
+        "answer_format": s.answer_format,
+    },
+    StageName.GRPO: lambda s, t: {"grpo": s.policy.grpo.dump(), "answer_format": s.answer_format},
+    StageName.PREFERENCES: lambda s, t: {
+        "preferences": s.policy.preferences.dump(),
+        "grades": s.reward_model.grades.dump(),
+        "answer_format": s.answer_format,
+    },
+    StageName.EVALUATE: lambda s, t: {
+        "iteration": t,
+        "controls": s.evaluation.controls,
+        "answer_format": s.answer_format,
+    },
+    StageName.REPORT: lambda s, t: {"cycle": "", "iteration": t, "settings": {"preset": str(s.preset), "seed": s.seed}},
+}
+
+_MODELS: dict[StageName, type[StageParameters]] = {
+    StageName.PREPARE: PrepareParameters,
+    StageName.REWARD: RewardParameters,
+    StageName.GENERATE: GenerateParameters,
+    StageName.SCORE: ScoreParameters,
+    StageName.CURATE: CurateParameters,
+    StageName.SFT: SFTParameters,
+    StageName.GRPO: GRPOParameters,
+    StageName.PREFERENCES: PreferencesParameters,
+    StageName.EVALUATE: EvaluateParameters,
+    StageName.REPORT: ReportParameters,
+}
+
+
+def parameters_model(stage: StageName) -> type[StageParameters]:
+    """The model that `StageRequest.parameters` of this stage must satisfy."""
+    return _MODELS[stage]

@@ -1,0 +1,158 @@
+"""The parts of a cycle's spec that say where and when stages run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from .base import ApiEnum, KubernetesObject, Model
+from .stages import StageName
+
+
+class OnExceeded(ApiEnum):
+    """What happens when a budget is spent."""
+
+    SUSPEND = "Suspend"
+    FAIL = "Fail"
+
+
+class Metric(ApiEnum):
+    """Validation metrics that may decide."""
+
+    MACRO_ACCURACY = "macroAccuracy"
+    MICRO_ACCURACY = "microAccuracy"
+
+
+class StageRef(Model):
+    """A stage of one iteration."""
+
+    iteration: Annotated[int, Field(ge=0, le=20)]
+    """Iteration; 0 for what runs once before the loop."""
+    stage: StageName
+    """Stage."""
+
+
+class RestartFrom(StageRef):
+    """Run this stage, and all that depends on it, again. Acts once per new token."""
+
+    token: Annotated[str, Field(min_length=1, max_length=32, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+    """Any word not used before in this cycle; a new one makes it act again."""
+
+
+class EarlyStopping(Model):
+    """Stop iterating when the validation split no longer improves. Never reads a benchmark."""
+
+    metric: Metric = Metric.MACRO_ACCURACY
+    """What must improve."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.002
+    """Smallest change that counts as an improvement."""
+    patience: Annotated[int, Field(ge=1)] = 2
+    """Iterations without improvement before stopping."""
+
+
+class Budget(Model):
+    """What the cycle may cost."""
+
+    gpu_hours: Annotated[float | None, Field(gt=0)] = None
+    """GPUs times hours of all stages."""
+    generator_usd: Annotated[float | None, Field(gt=0, alias="generatorUSD")] = None
+    """Money spent at the generator's provider."""
+    on_exceeded: OnExceeded = OnExceeded.SUSPEND
+    """Suspend (go on after the budget was raised) or Fail."""
+
+
+class Queueing(Model):
+    """Kueue. Absent: plain scheduling."""
+
+    queue_name: Annotated[str, Field(max_length=253)]
+    """LocalQueue of the stages."""
+    workload_priority_class_name: str = ""
+    """Priority of stages that have not started."""
+    in_flight_priority_class_name: str = ""
+    """Priority of attempts that go on from a checkpoint."""
+
+
+class FailurePolicy(Model):
+    """How often a stage is tried again."""
+
+    max_retries: Annotated[int, Field(ge=0, le=100)] = 3
+    """Tries after application errors (a crash, out of memory)."""
+    max_infra_restarts: Annotated[int, Field(ge=0, le=10000)] = 50
+    """Restarts after failures of the infrastructure (a node lost, a pod evicted)."""
+    backoff_seconds: Annotated[float, Field(ge=0)] = 10
+    """Wait before the first retry; doubles each time."""
+    max_backoff_seconds: Annotated[float, Field(ge=0)] = 600
+    """Longest wait."""
+
+
+class PodTemplate(Model):
+    """What every stage's pod has."""
+
+    image: str = ""
+    """Container image; empty: the operator's default."""
+    image_pull_secrets: list[KubernetesObject] = []
+    """As in a pod."""
+    service_account_name: str = ""
+    """As in a pod; empty: the namespace's default, without a token."""
+    env: list[KubernetesObject] = []
+    """As in a container. Secrets by reference only."""
+    env_from: list[KubernetesObject] = []
+    """As in a container."""
+    node_selector: dict[str, str] = {}
+    """As in a pod."""
+    tolerations: list[KubernetesObject] = []
+    """As in a pod."""
+    affinity: KubernetesObject = {}
+    """As in a pod."""
+    security_context: KubernetesObject = {}
+    """As in a pod, over the restricted defaults."""
+    termination_grace_period_seconds: Annotated[int, Field(ge=10, le=86400)] = 300
+    """Time a stage has to write its checkpoint."""
+    patches: Annotated[list[KubernetesObject], Field(max_length=64)] = []
+    """RFC 6902 operations on the rendered Job; the last word."""
+
+
+class DeepSpeed(ApiEnum):
+    """DeepSpeed ZeRO stages."""
+
+    ZERO2 = "Zero2"
+    ZERO3 = "Zero3"
+
+
+class StageSettings(Model):
+    """What differs for one stage."""
+
+    name: StageName
+    """Which stage."""
+    enabled: bool = True
+    """false takes the stage out, and what only it feeds."""
+    shards: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Parts that run side by side (generate, score, evaluate)."""
+    num_nodes: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Pods of one torchrun."""
+    num_proc_per_node: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes per pod, one per GPU."""
+    resources: KubernetesObject = {}
+    """As in a container."""
+    deepspeed: DeepSpeed | None = None
+    """Shard the optimizer (Zero2) or also the parameters (Zero3)."""
+    timeout_seconds: Annotated[int | None, Field(ge=1)] = None
+    """Longest run of one attempt."""
+    pending_deadline_seconds: Annotated[int | None, Field(ge=1)] = None
+    """Longest wait to be scheduled; default: the cycle's."""
+    queue_name: str | None = None
+    """LocalQueue of this stage; default: the cycle's."""
+    image: str | None = None
+    """Container image of this stage."""
+    node_selector: dict[str, str] | None = None
+    """As in a pod, instead of the template's."""
+    tolerations: list[KubernetesObject] | None = None
+    """As in a pod, instead of the template's."""
+    patches: list[KubernetesObject] = []
+    """RFC 6902 operations on this stage's Job, after the template's."""
+
+    def gpus(self) -> int:
+        """GPUs of one attempt: those of the limits, times the pods."""
+        limits: dict[str, Any] = self.resources.get("limits", {}) or {}
+        return int(limits.get("nvidia.com/gpu", 0)) * self.num_nodes

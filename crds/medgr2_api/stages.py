@@ -1,0 +1,159 @@
+"""What a stage is asked (`StageRequest`), what it answers (`StageResult`), and what its exit code means."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from .base import ApiEnum, Model
+
+#: The termination message of a pod holds 4 KiB for all containers; ours stays at half of it.
+RESULT_MAX_BYTES = 2048
+REQUEST_ENV = "MEDGR2_STAGE_REQUEST"
+RESULT_PATH_ENV = "MEDGR2_RESULT_PATH"
+
+
+class StageName(ApiEnum):
+    """The stages of Algorithm 1, in the order in which one iteration reads naturally."""
+
+    PREPARE = "prepare"
+    GENERATE = "generate"
+    SCORE = "score"
+    CURATE = "curate"
+    SFT = "sft"
+    GRPO = "grpo"
+    PREFERENCES = "preferences"
+    REWARD = "reward"
+    DISTILL = "distill"
+    EVALUATE = "evaluate"
+    REPORT = "report"
+
+
+class ExitCode(IntEnum):
+    """The exit codes of a stage and of the command line (sysexits.h where it has one)."""
+
+    OK = 0
+    ERROR = 1
+    """Unexpected failure: an application error, retried."""
+    USAGE = 2
+    """Bad command line or configuration."""
+    USAGE_SYSEXITS = 64
+    DATA_ERROR = 65
+    """Bad input data: the message names file, row and field. Not retried."""
+    TEMPORARY = 75
+    """A failure that may pass (disk full, provider down): an application error, retried with backoff."""
+    CONFIG = 78
+    """A configuration the stage refuses. Not retried."""
+    CHECKPOINTED = 85
+    """Asked to stop; a checkpoint is on the volume and the next attempt goes on from it."""
+    SIGTERM = 143
+    """Ended by SIGTERM before a checkpoint could be written."""
+
+
+PERMANENT_EXIT_CODES = frozenset({ExitCode.USAGE, ExitCode.USAGE_SYSEXITS, ExitCode.DATA_ERROR, ExitCode.CONFIG})
+
+
+class Progress(Model):
+    """What a running stage says of itself; written to the progress file and served on `/progress`."""
+
+    phase: str = ""
+    """What the stage is doing, in a word or two."""
+    step: int = 0
+    """Units done."""
+    total: int = 0
+    """Units in all; 0 when not known."""
+    eta_seconds: float | None = None
+    """Estimated seconds to the end."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    """The latest figures, such as loss or reward."""
+
+
+class ArtifactRef(Model):
+    """A published artifact that a stage reads."""
+
+    stage: StageName
+    iteration: int
+    path: str
+    """Folder relative to the workspace: `artifacts/<stage>/<inputHash>`."""
+    output_digest: str
+    """What the reader must find in the manifest there."""
+
+
+class CycleRef(Model):
+    """Which cycle an attempt works for."""
+
+    name: str
+    namespace: str = "default"
+    uid: str
+
+
+class Shard(Model):
+    """Which part of a sharded stage this process does."""
+
+    index: int = 0
+    count: int = 1
+
+
+class StageRequest(Model):
+    """Everything a stage is told; JSON in the environment variable `MEDGR2_STAGE_REQUEST`."""
+
+    cycle: CycleRef
+    iteration: Annotated[int, Field(ge=0)]
+    stage: StageName
+    token: str = ""
+    """The restartFrom token that this attempt belongs to; empty at first."""
+    attempt: Annotated[int, Field(ge=1)] = 1
+    input_hash: str
+    """Where to publish: `artifacts/<stage>/<inputHash>`."""
+    parameters: dict[str, Any]
+    """The stage's resolved parameters (`parameters.py`), as JSON."""
+    inputs: dict[str, ArtifactRef] = Field(default_factory=dict)
+    """Artifacts to read, by role: `prepare`, `candidates`, `reward`, `policy`, `evaluate-0`, …"""
+    shard: Shard = Shard()
+    generator_budget_usd: Annotated[float | None, Field(alias="generatorBudgetUSD")] = None
+    """What this attempt may spend at the provider; null: no limit."""
+    grace_seconds: float = 300
+    """Seconds between SIGTERM and SIGKILL."""
+    collect: bool = False
+    """Only read the manifest of an earlier success and report it: its pod was gone before its result was read."""
+    threads: int = 1
+    """CPU threads the stage may use."""
+
+
+class StageResult(Model):
+    """What a stage leaves behind, at most 2 KiB: the termination message of its container."""
+
+    exit_code: int
+    reason: str = ""
+    """One CamelCase word: why it ended so."""
+    message: str = ""
+    """For people: what happened, where, and what to do."""
+    input_hash: str = ""
+    output_digest: str = ""
+    """Digest of the published artifact; empty unless it succeeded."""
+    reused: bool = False
+    """A valid manifest was already there; nothing was run."""
+    promoted: bool | None = None
+    """Stages reward and distill: false keeps the model before it."""
+    checkpoint_step: int = -1
+    """Last step that is safe on the volume; -1: none. An attempt that moved it made progress."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    """A few headline figures."""
+    usage: dict[str, float] = Field(default_factory=dict)
+    """Money and time: `generatorUSD`, `wallSeconds`, `gpuSeconds`."""
+
+    def to_termination_message(self) -> str:
+        """The JSON text, cut (message first, then metrics) until it fits `RESULT_MAX_BYTES`."""
+        result = self.model_copy(update={"message": self.message[:1024]})
+        text = result.model_dump_json(by_alias=True, exclude_none=True)
+        while len(text.encode()) > RESULT_MAX_BYTES:
+            if len(result.message) > 64:
+                result.message = result.message[: len(result.message) // 2]
+            elif result.metrics:
+                result.metrics = dict(list(result.metrics.items())[: len(result.metrics) // 2])
+            else:
+                result.message, result.usage = "", {}
+            text = result.model_dump_json(by_alias=True, exclude_none=True)
+        return text

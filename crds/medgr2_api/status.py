@@ -1,0 +1,188 @@
+"""A cycle's status: what the planner remembers. The same object is a CR's status and a workspace's `state.json`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .base import ApiEnum, Model
+from .stages import Progress, StageName
+
+
+class Phase(ApiEnum):
+    """For display only; derived from the conditions."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    PAUSED = "Paused"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+
+class AttemptState(ApiEnum):
+    """Where an attempt is. Succeeded, Failed and Gone are for ever."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    TERMINATING = "Terminating"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    GONE = "Gone"
+
+
+class Condition(Model):
+    """As in every Kubernetes object."""
+
+    type: Annotated[str, Field(max_length=316)]
+    """WorkspaceReady, Progressing, Suspended, Complete or Failed."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
+    reason: Annotated[str, Field(max_length=1024)] = ""
+    """One CamelCase word."""
+    message: Annotated[str, Field(max_length=1024)] = ""
+    """For people."""
+    observed_generation: int = 0
+    """Generation of the spec that this is about."""
+    last_transition_time: datetime | None = None
+    """When `status` last changed."""
+
+
+class StageStatus(Model):
+    """One stage of one iteration, with its newest attempt."""
+
+    iteration: int
+    """Iteration; 0 for what runs once before the loop."""
+    name: StageName
+    """Stage."""
+    state: AttemptState = AttemptState.PENDING
+    """Where the newest attempt is."""
+    token: str = ""
+    """restartFrom token that this run of the stage belongs to."""
+    attempt: int = 0
+    """Number of the newest attempt; 0: none was made."""
+    job_name: str = ""
+    """Job of the newest attempt (locally: its name)."""
+    job_uid: Annotated[str, Field(alias="jobUID")] = ""
+    """Its uid (locally: pid and start time)."""
+    input_hash: str = ""
+    """Hash of code version, parameters and inputs: where it publishes."""
+    output_digest: str = ""
+    """Digest of what it published; empty: not finished."""
+    promoted: bool | None = None
+    """Stages reward and distill: false kept the model before it."""
+    reused: bool = False
+    """A valid result was already on the volume."""
+    collect: bool = False
+    """The newest attempt only reads the manifest of an earlier success."""
+    start_time: datetime | None = None
+    """When the newest attempt started to run."""
+    completion_time: datetime | None = None
+    """When it ended."""
+    run_seconds: float = 0.0
+    """Seconds run, over all attempts."""
+    retries: int = 0
+    """Attempts lost to application errors."""
+    infra_restarts: int = 0
+    """Attempts lost to the infrastructure."""
+    checkpoint_step: int = -1
+    """Last step known to be safe on the volume; an attempt that moved it made progress."""
+    retry_after: datetime | None = None
+    """No new attempt before this."""
+    reason: str = ""
+    """Why it is in this state: one CamelCase word."""
+    message: Annotated[str, Field(max_length=1024)] = ""
+    """For people."""
+    progress: Progress | None = None
+    """Of a running stage."""
+
+
+class ModelPointer(Model):
+    """Where the newest model of a kind lies."""
+
+    iteration: int
+    """Iteration that made it."""
+    stage: StageName
+    """Stage that made it."""
+    digest: str
+    """Digest of its artifact."""
+
+
+class Models(Model):
+    """The newest models of the loop."""
+
+    reward: ModelPointer | None = None
+    """R."""
+    policy: ModelPointer | None = None
+    """π."""
+    generator: ModelPointer | None = None
+    """G, when it is distilled."""
+
+
+class Score(Model):
+    """A checkpoint's score on the validation split."""
+
+    iteration: int
+    """Iteration; 0 is the base model."""
+    checkpoint: Literal["base", "sft", "grpo"]
+    """Which checkpoint."""
+    split: Literal["validation"] = "validation"
+    """Always validation: a benchmark never decides."""
+    macro_accuracy: float
+    """Mean of the accuracies over modalities, 0..1."""
+    micro_accuracy: float | None = None
+    """Accuracy over all items, 0..1."""
+
+
+class Usage(Model):
+    """What the cycle has cost so far."""
+
+    gpu_seconds: float = 0.0
+    """GPUs times seconds, all attempts."""
+    wasted_gpu_seconds: Annotated[float, Field(alias="wastedGPUSeconds")] = 0.0
+    """Of these, lost with attempts that did not end well."""
+    generator_usd: Annotated[float, Field(alias="generatorUSD")] = 0.0
+    """Paid to the generator's provider."""
+    app_retries: int = 0
+    """Attempts lost to application errors."""
+    infra_restarts: int = 0
+    """Attempts lost to the infrastructure."""
+    reused_stages: int = 0
+    """Stages whose result was already there."""
+
+
+class CycleStatus(Model):
+    """What the planner remembers of a cycle. Always below 64 KiB."""
+
+    observed_generation: int = 0
+    """Generation of the spec that this status is about."""
+    phase: Phase = Phase.PENDING
+    """For display."""
+    conditions: Annotated[list[Condition], Field(max_length=16)] = []
+    """WorkspaceReady, Progressing, Suspended, Complete, Failed."""
+    iteration: int = 0
+    """Newest iteration that has started."""
+    summary: str = ""
+    """One line for people."""
+    stages: list[StageStatus] = []
+    """All unfinished stages and the two newest iterations in full; older ones shortened."""
+    models: Models = Models()
+    """The newest models."""
+    scores: Annotated[list[Score], Field(max_length=64)] = []
+    """Validation scores so far."""
+    best: Score | None = None
+    """Best validation score so far."""
+    usage: Usage = Usage()
+    """What it has cost."""
+    start_time: datetime | None = None
+    """When the cycle started."""
+    completion_time: datetime | None = None
+    """When it ended."""
+    active_seconds: float = 0.0
+    """Life so far without the time suspended; what activeDeadlineSeconds is about."""
+    active_since: datetime | None = None
+    """Since when the clock of active_seconds runs; absent while suspended."""
+    restart_tokens: list[str] = []
+    """restartFrom tokens that have acted."""

@@ -1,0 +1,80 @@
+"""How a question is put to the policy, how an answer is written, and `extract()`: how it is read.
+
+One place, used by seed and candidate rows, by reward and preference labels and by the evaluation, so that training
+and measuring can never differ in template (a common bug of public code).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from medgr2_api.cycle import AnswerFormat
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
+_FORMAT = re.compile(
+    r"<think>(?:(?!<think>|</think>|<answer>|</answer>).)*</think>\s*<answer>(?:(?!<).)+</answer>", re.DOTALL
+)
+
+
+def prompt(question: str, options: Sequence[str], answer_format: AnswerFormat) -> str:
+    """The user turn, without the image.
+
+    `Letter` spells the task out for an instruction-tuned model. `OptionText` is bare: it is for small models that
+    learn the format from examples.
+    """
+    if answer_format is AnswerFormat.OPTION_TEXT:
+        return f"{question} {', '.join(options)}"
+    listed = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
+    return (
+        f"{question}\n{listed}\n"
+        "Think about what the image shows inside <think> </think>, "
+        "then give the letter of the right option inside <answer> </answer>."
+    )
+
+
+def answer_text(index: int, options: Sequence[str], answer_format: AnswerFormat) -> str:
+    """What stands between <answer> and </answer> for option `index`."""
+    return LETTERS[index] if answer_format is AnswerFormat.LETTER else options[index]
+
+
+def response(rationale: str, index: int, options: Sequence[str], answer_format: AnswerFormat) -> str:
+    """The assistant turn: rationale, then answer."""
+    return f"<think>{rationale}</think><answer>{answer_text(index, options, answer_format)}</answer>"
+
+
+def normalise(text: str) -> str:
+    """Lower case, one space, no surrounding punctuation; NFKC."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(text.split()).strip(" .,:;!?\"'()[]")
+
+
+def extract(text: str, options: Sequence[str]) -> int | None:
+    """The option an answer names: its index, or None.
+
+    The last <answer> block; there one letter, else exactly one option's normalised text, else the only option that
+    is contained in it. Never random, never fuzzy (DECISIONS 5).
+    """
+    blocks = _ANSWER.findall(text)
+    if not blocks:
+        return None
+    answer = blocks[-1].strip()
+    letter = _LETTER.fullmatch(answer)
+    if letter and (index := LETTERS.index(letter.group(1).upper())) < len(options):
+        return index
+    exact = [index for index, option in enumerate(options) if normalise(option) == normalise(answer)]
+    if len(exact) == 1:
+        return exact[0]
+    padded = f" {normalise(answer)} "
+    contained = [
+        index for index, option in enumerate(options) if normalise(option) and f" {normalise(option)} " in padded
+    ]
+    return contained[0] if len(contained) == 1 else None
+
+
+def well_formed(text: str) -> bool:
+    """Whether an answer is exactly one <think> block followed by one <answer> block."""
+    return _FORMAT.fullmatch(text.strip()) is not None

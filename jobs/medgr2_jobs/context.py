@@ -1,0 +1,119 @@
+"""What a stage's code is given: its request, its inputs, where to write, how to report progress, when to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from medgr2_api import workspace
+from medgr2_api.parameters import StageParameters
+from medgr2_api.stages import Progress, StageRequest
+
+from .errors import Checkpointed, ConfigError
+from .store.artifact import ArtifactReader, ArtifactWriter
+from .store.images import ImageStore
+
+P = TypeVar("P", bound=StageParameters)
+
+WORKSPACE_ENV = "MEDGR2_WORKSPACE"
+SECRETS_ENV = "MEDGR2_SECRETS_DIR"
+_PROGRESS_INTERVAL = 0.5  # seconds between writes of the progress file
+
+
+@dataclass
+class Outcome:
+    """What a stage's code returns when it succeeded; the files it wrote are published with it."""
+
+    counters: dict[str, float] = field(default_factory=dict)
+    """Headline figures; must be the same for the same inputs (no times)."""
+    promoted: bool | None = None
+    """Stages reward and distill: false keeps the model before it."""
+    usage: dict[str, float] = field(default_factory=dict)
+    """Money and time."""
+
+
+class StageContext(Generic[P]):
+    """Everything a stage's `run(ctx)` needs."""
+
+    def __init__(self, request: StageRequest, parameters: P, root: Path) -> None:
+        self.request = request
+        self.parameters = parameters
+        self.root = root
+        self.images = ImageStore(root)
+        self.writer = ArtifactWriter(root, request)
+        self.stop = threading.Event()
+        """Set by SIGTERM: write a checkpoint and raise `Checkpointed`."""
+        self._progress_written = 0.0
+        self._started = time.monotonic()
+        self._readers: dict[str, ArtifactReader] = {}
+
+    @property
+    def work(self) -> Path:
+        """Folder for checkpoints: survives this attempt, removed after publishing."""
+        return self.writer.work
+
+    def has_input(self, role: str) -> bool:
+        """Whether the request names an input of that role."""
+        return role in self.request.inputs
+
+    def input(self, role: str) -> ArtifactReader:
+        """The artifact of that role.
+
+        Raises:
+            ConfigError: the request names none.
+            CorruptArtifact: it is not what the request says.
+        """
+        if role not in self._readers:
+            if role not in self.request.inputs:
+                raise ConfigError(f"stage {self.request.stage} was given no input {role!r}")
+            self._readers[role] = ArtifactReader(self.root, self.request.inputs[role])
+        return self._readers[role]
+
+    def progress(self, phase: str, step: int, total: int, **metrics: float) -> None:
+        """Says how far the stage is. Cheap: written at most twice a second (the last step always)."""
+        now = time.monotonic()
+        if now - self._progress_written < _PROGRESS_INTERVAL and step < total:
+            return
+        self._progress_written = now
+        eta = (now - self._started) / step * (total - step) if 0 < step <= total else None
+        state = Progress(phase=phase, step=step, total=total, eta_seconds=eta, metrics=metrics)
+        path = self._progress_path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(json.dumps(state.dump()))
+        temporary.replace(path)
+
+    def check_stop(self, step: int = -1) -> None:
+        """Raises Checkpointed when asked to stop; call where nothing would be lost."""
+        if self.stop.is_set():
+            raise Checkpointed(step)
+
+    def secret(self, name: str, key: str) -> str:
+        """The value of a secret, from a mounted file; never logged.
+
+        Raises:
+            ConfigError: it is not there.
+        """
+        folder = os.environ.get(SECRETS_ENV, "/var/run/secrets/medgr2.io")
+        path = Path(folder) / name / key
+        try:
+            return path.read_text().strip()
+        except OSError:
+            raise ConfigError(
+                f"secret {name!r} has no key {key!r} (looked for {path}); "
+                "on a cluster create the Secret, locally pass --secrets-dir"
+            ) from None
+
+    @cached_property
+    def _progress_path(self) -> Path:
+        request = self.request
+        name = workspace.attempt_name(
+            request.iteration, request.stage, request.token, request.attempt, request.shard.index
+        )
+        return self.root / workspace.progress(request.cycle.name, name)

@@ -1,0 +1,56 @@
+"""How a stage says that it cannot go on. Each error carries its exit code; anything else is an application error (1)."""
+
+from __future__ import annotations
+
+from medgr2_api.stages import ExitCode
+
+
+class StageError(Exception):
+    """Base: ends the stage with `exit_code`; the message says what is wrong, where, and what to do."""
+
+    exit_code: ExitCode = ExitCode.ERROR
+
+    @property
+    def reason(self) -> str:
+        """One CamelCase word for conditions and events."""
+        return type(self).__name__
+
+
+class DataError(StageError):
+    """The user's data is bad (exit 65): never retried."""
+
+    exit_code = ExitCode.DATA_ERROR
+
+
+class ConfigError(StageError):
+    """The configuration is bad (exit 78): never retried."""
+
+    exit_code = ExitCode.CONFIG
+
+
+class CorruptArtifact(StageError):
+    """An artifact does not match its manifest (exit 65): a retry would read the same bytes."""
+
+    exit_code = ExitCode.DATA_ERROR
+
+
+class TemporaryError(StageError):
+    """It may pass: disk full, provider down (exit 75)."""
+
+    exit_code = ExitCode.TEMPORARY
+
+
+class Fenced(StageError):
+    """A newer attempt of this stage has started; this one publishes nothing (exit 75)."""
+
+    exit_code = ExitCode.TEMPORARY
+
+
+class Checkpointed(StageError):
+    """Asked to stop, and the checkpoint is on the volume (exit 85)."""
+
+    exit_code = ExitCode.CHECKPOINTED
+
+    def __init__(self, step: int = -1) -> None:
+        super().__init__(f"stopped on request; checkpoint of step {step} is on the volume")
+        self.step = step

@@ -1,0 +1,104 @@
+"""The parquet tables and their schemas. A schema that changes gets a new version; readers refuse what they don't know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import CorruptArtifact
+from . import atomic
+
+_TEXT, _INT, _FLOAT, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+_TEXTS, _FLOATS = pa.list_(pa.string()), pa.list_(pa.float64())
+
+#: What every question carries, from the seed to the predictions.
+_QUESTION = {
+    "image_sha256": _TEXT,
+    "modality": _TEXT,
+    "question_type": _TEXT,
+    "question": _TEXT,
+    "options": _TEXTS,
+}
+
+#: table → (version, columns)
+SCHEMAS: dict[str, tuple[int, dict[str, pa.DataType]]] = {
+    # prepare
+    "images": (1, {"image_sha256": _TEXT, "width": _INT, "height": _INT, "modality": _TEXT, "source": _TEXT,
+                   "source_path": _TEXT, "split": _TEXT, "allow_external": _BOOL}),
+    "items": (1, {"item_id": _TEXT, "source": _TEXT, "split": _TEXT, "benchmark": _TEXT, **_QUESTION,
+                  "answer_index": _INT, "rationale": _TEXT}),
+    "grades": (1, {"sample_id": _TEXT, "item_id": _TEXT, "split": _TEXT, **_QUESTION, "response": _TEXT,
+                   "grade": _TEXT, "target": _FLOAT, "perturbation": _TEXT}),
+    "phantoms": (1, {"image_sha256": _TEXT, "modality": _TEXT, "finding": _TEXT, "location": _TEXT, "count": _TEXT}),
+    "quarantine": (1, {"source": _TEXT, "record": _TEXT, "field": _TEXT, "reason": _TEXT}),
+    # generate; `truth` is the scripted generator's own knowledge: only the report reads it
+    "candidates": (1, {"triplet_id": _TEXT, "iteration": _INT, **_QUESTION, "answer_index": _INT, "rationale": _TEXT,
+                       "response": _TEXT, "paradigm": _TEXT, "template_sha256": _TEXT, "generator": _TEXT,
+                       "outcome": _TEXT, "attempts": _INT, "input_tokens": _INT, "output_tokens": _INT,
+                       "usd": _FLOAT}),
+    "truth": (1, {"triplet_id": _TEXT, "kind": _TEXT, "correct": _BOOL}),
+    # score, curate
+    "scores": (1, {"triplet_id": _TEXT, "score": _FLOAT}),
+    "decisions": (1, {"triplet_id": _TEXT, "keep": _BOOL, "score": _FLOAT, "reasons": _TEXTS}),
+    "training": (1, {"row_id": _TEXT, "origin": _TEXT, "iteration": _INT, **_QUESTION, "answer_index": _INT,
+                     "response": _TEXT, "score": _FLOAT}),
+    "lineage": (1, {"triplet_id": _TEXT, "iteration": _INT, "image_sha256": _TEXT, "question": _TEXT,
+                    "paradigm": _TEXT, "template_sha256": _TEXT, "generator": _TEXT, "score": _FLOAT,
+                    "reward_digest": _TEXT, "keep": _BOOL, "reasons": _TEXTS}),
+    # grpo, preferences
+    "rollouts": (1, {"step": _INT, "prompt_id": _TEXT, "completion": _TEXT, "reward": _FLOAT, "reward_model": _FLOAT,
+                     "match": _FLOAT, "parsed": _BOOL}),
+    "preferences": (1, {"sample_id": _TEXT, "prompt_id": _TEXT, "split": _TEXT, **_QUESTION, "response": _TEXT,
+                        "grade": _TEXT, "target": _FLOAT, "gold": _BOOL}),
+    # evaluate
+    "predictions": (1, {"checkpoint": _TEXT, "split": _TEXT, "benchmark": _TEXT, "item_id": _TEXT,
+                        "image_sha256": _TEXT, "modality": _TEXT, "question_type": _TEXT, "condition": _TEXT,
+                        "scoring": _TEXT, "answer_index": _INT, "predicted": _INT, "correct": _BOOL,
+                        "option_logprobs": _FLOATS, "text": _TEXT}),
+}  # fmt: skip
+
+
+def schema(name: str) -> pa.Schema:
+    """The arrow schema of a table; name and version ride along in its metadata."""
+    version, columns = SCHEMAS[name]
+    return pa.schema(list(columns.items()), metadata={"medgr2.table": name, "medgr2.version": str(version)})
+
+
+def write(path: Path, name: str, rows: list[dict[str, Any]] | pa.Table) -> int:
+    """Writes a table, durably and the same bytes for the same rows.
+
+    Raises:
+        KeyError: a row has a column that the schema does not know.
+    """
+    table_schema = schema(name)
+    if isinstance(rows, pa.Table):
+        table = rows.cast(table_schema)
+    else:
+        unknown = {key for row in rows[:1] for key in row} - set(table_schema.names)
+        if unknown:
+            raise KeyError(f"table {name!r} has no column {', '.join(sorted(unknown))}")
+        table = pa.Table.from_pylist(rows, schema=table_schema)
+    with atomic.atomic_file(path) as stream:
+        pq.write_table(table, stream, compression="zstd")
+    return int(table.num_rows)
+
+
+def read(path: Path, name: str) -> pa.Table:
+    """Reads a table and checks that it is `name` in a version we know.
+
+    Raises:
+        CorruptArtifact: not parquet, another table, or another version.
+    """
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CorruptArtifact(f"{path}: not a readable parquet file ({error})") from error
+    metadata = table.schema.metadata or {}
+    found = (metadata.get(b"medgr2.table", b"").decode(), metadata.get(b"medgr2.version", b"").decode())
+    expected = (name, str(SCHEMAS[name][0]))
+    if found != expected:
+        raise CorruptArtifact(f"{path}: is table {found}, this version of MedGR2 reads {expected}")
+    return table.replace_schema_metadata(schema(name).metadata)

@@ -1,0 +1,186 @@
+"""What every training stage shares: checked trainer options, checkpoints that survive `kill -9`, stopping, progress."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from medgr2_api.base import normalise
+from medgr2_api.models import LoRA
+from peft import LoraConfig
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .context import StageContext
+from .errors import Checkpointed, ConfigError
+from .store import atomic
+
+_COMPLETE = "medgr2-complete"
+#: Seconds of training between two checkpoints, roughly: what a `kill -9` may cost.
+CHECKPOINTS_PER_RUN = 5
+
+#: Options that the contract owns, and the field of the spec that sets them (empty: none does).
+OWNED: dict[str, str] = {
+    "output_dir": "",
+    "overwrite_output_dir": "",
+    "seed": "spec.seed",
+    "data_seed": "spec.seed",
+    "learning_rate": "learningRate",
+    "num_train_epochs": "numEpochs",
+    "num_generations": "numGenerations",
+    "beta": "klCoefficient",
+    "reward_weights": "rewards",
+    "report_to": "",
+    "save_strategy": "",
+    "save_total_limit": "",
+    "save_only_model": "",
+    "save_safetensors": "",
+    "resume_from_checkpoint": "",
+    "enable_jit_checkpoint": "",
+    "logging_steps": "",
+    "logging_strategy": "",
+    "disable_tqdm": "",
+    "max_length": "",
+    "remove_unused_columns": "",
+    "label_names": "",
+    "push_to_hub": "",
+    "hub_model_id": "",
+    "hub_token": "",
+    "trust_remote_code": "",
+    "use_cpu": "",
+    "eval_strategy": "",
+    "deepspeed": "stages[].deepspeed",
+}
+
+
+def trainer_options(config: type[TrainingArguments], options: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """Checks a `trainer:` block before anything is loaded.
+
+    Args:
+        config: TrainingArguments, trl.SFTConfig or trl.GRPOConfig.
+        options: the user's block.
+        field: where it stands in the spec, for the message.
+
+    Raises:
+        ConfigError: an option the library does not have (with the nearest that it has), or that the contract owns.
+    """
+    known = {item.name for item in dataclasses.fields(config) if item.init}
+    for name in options:
+        if name in OWNED:
+            instead = f"; set {OWNED[name]} instead" if OWNED[name] else "; remove it"
+            raise ConfigError(f"{field}.{name}: belongs to MedGR2's own contract{instead}")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{field}.{name}: {config.__name__} has no such option{hint}")
+    return dict(normalise(dict(options)))
+
+
+def trainer_arguments(
+    config: type[TrainingArguments],
+    context: StageContext[Any],
+    options: Mapping[str, Any],
+    *,
+    field: str,
+    total_steps: int | None = None,
+    **ours: Any,
+) -> Any:
+    """Builds the arguments of a trainer: ours, then the user's checked options.
+
+    Args:
+        config: TrainingArguments, trl.SFTConfig or trl.GRPOConfig.
+        context: the stage's.
+        options: the user's `trainer:` block.
+        field: where it stands in the spec.
+        total_steps: optimizer steps of the whole run, when known: places the checkpoints.
+        ours: settings that the stage owns.
+
+    Raises:
+        ConfigError: an option is unknown, owned, or refused by the library.
+    """
+    cpu = not torch.cuda.is_available()
+    steps = int(options.get("max_steps", 0) or 0) or total_steps or 0
+    values: dict[str, Any] = {
+        "output_dir": str(context.work),
+        "seed": context.parameters.seed,
+        "report_to": "none",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "save_strategy": "steps",
+        "save_steps": max(1, -(-steps // CHECKPOINTS_PER_RUN)) if steps else 500,
+        "save_total_limit": 2,
+        "use_cpu": cpu,
+        "bf16": not cpu,
+        "dataloader_pin_memory": not cpu,
+        **ours,
+        **trainer_options(config, options, field),
+    }
+    known = {item.name for item in dataclasses.fields(config)}
+    if "activation_checkpointing" in known:
+        values.setdefault("activation_checkpointing", not cpu)
+    try:
+        return config(**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{field}: {config.__name__} refuses these settings: {error}") from error
+
+
+def lora_config(lora: LoRA | None, *, task_type: str | None = "CAUSAL_LM") -> LoraConfig | None:
+    """peft's configuration on the language model's linear layers; None for full fine-tuning."""
+    if lora is None or lora.rank == 0:
+        return None
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha or 2 * lora.rank,
+        lora_dropout=lora.dropout,
+        # the language model only: vLLM serves no adapters on the vision tower
+        target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+        task_type=task_type,
+    )
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; half-written ones (a kill, a full disk) are passed over."""
+    found = [
+        (int(path.name.rsplit("-", 1)[1]), path) for path in folder.glob("checkpoint-*") if (path / _COMPLETE).is_file()
+    ]
+    return max(found)[1] if found else None
+
+
+class StageCallback(TrainerCallback):  # type: ignore[misc]
+    """Progress, durable checkpoints, and SIGTERM → checkpoint → stop."""
+
+    def __init__(self, context: StageContext[Any], phase: str, shown: tuple[str, ...] = ("loss",)) -> None:
+        self.context = context
+        self.phase = phase
+        self.shown = shown
+        self.stopped_at: int | None = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.context.stop.is_set() and state.global_step < state.max_steps:
+            control.should_save = True
+            control.should_training_stop = True
+            self.stopped_at = state.global_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        metrics = {key: float(value) for key, value in (logs or {}).items() if key in self.shown}
+        self.context.progress(self.phase, state.global_step, state.max_steps, **metrics)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
+        atomic.fsync_tree(folder)
+        atomic.write_text(folder / _COMPLETE, "")
+
+    def raise_if_stopped(self) -> None:
+        """After `trainer.train()`: raises Checkpointed when SIGTERM ended it early."""
+        if self.stopped_at is not None:
+            raise Checkpointed(self.stopped_at)
