@@ -1,4 +1,4 @@
-"""The contract of MedGR2: the `MedGR2Cycle` API, its presets, the stage request and result, and the names on the volume.
+"""The contract of MedGR2: the `MedGR2Cycle` API, its presets, stage requests and results, and names on the volume.
 
 Pure pydantic. Both the operator and the jobs import it; it imports neither.
 """

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from .base import ApiEnum, Model, Rule
-from .data import Data, Workspace
-from .models import Curation, Evaluation, Generator, Policy, RewardModel
+from .base import ApiEnum, DNSLabel, Model
+from .curation import Curation
+from .data import Data, DataFormat, Workspace
+from .models import Evaluation, Generator, Policy, RewardModel
+from .rules import Keyed, Rule
 from .scheduling import (
     Budget,
     EarlyStopping,
@@ -45,6 +47,16 @@ class CycleSpec(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule("self.iterations >= oldSelf.iterations", "iterations may only grow"),
         Rule("self.workspace == oldSelf.workspace", "workspace is immutable"),
+        Rule(
+            "!has(self.generator.scripted) || self.data.sources.all(s, s.format == 'Phantom')",
+            "generator.scripted only knows phantoms: every source must have format Phantom",
+            lambda s: s.generator.scripted is None or all(d.format is DataFormat.PHANTOM for d in s.data.sources),
+        ),
+        Rule(
+            "!has(self.restartFrom) || self.restartFrom.iteration <= self.iterations",
+            "restartFrom.iteration is beyond iterations",
+            lambda s: s.restart_from is None or s.restart_from.iteration <= s.iterations,
+        ),
     )
 
     preset: Preset = Preset.DEFAULT
@@ -53,7 +65,7 @@ class CycleSpec(Model):
     """How often round the loop. May be raised, also after the end."""
     suspend: bool = False
     """true: running stages write a checkpoint and stop; false: they go on."""
-    pause_before: Annotated[list[StageName], Field(max_length=11)] = []
+    pause_before: Annotated[list[StageName], Field(max_length=11), Keyed()] = []
     """Stages that wait, in every iteration, until they are listed in `approved`."""
     approved: Annotated[list[StageRef], Field(max_length=220)] = []
     """What was paused and may go on; `medgr2 approve` appends here."""
@@ -95,16 +107,8 @@ class CycleSpec(Model):
     """How often a stage is tried again."""
     template: PodTemplate = PodTemplate()
     """What every stage's pod has."""
-    stages: Annotated[list[StageSettings], Field(max_length=11)] = []
+    stages: Annotated[list[StageSettings], Field(max_length=11), Keyed(("name",))] = []
     """What differs for single stages."""
-
-    @model_validator(mode="after")
-    def _unique_stages(self) -> CycleSpec:
-        names = [stage.name for stage in self.stages]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"stages: listed twice: {', '.join(twice)}")
-        return self
 
     def stage(self, name: StageName) -> StageSettings:
         """The settings of a stage; defaults where the spec says nothing."""
@@ -116,31 +120,41 @@ class Metadata(Model):
 
     model_config = {"extra": "ignore"}
 
-    name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
+    name: DNSLabel
+    """Name of the cycle; becomes part of the names of Jobs and folders."""
     namespace: str = "default"
+    """Namespace of the cycle."""
     uid: str = ""
+    """Identity over the whole life of the object, set by the API server."""
     generation: int = 1
+    """Counts the changes of the spec."""
     resource_version: str = ""
+    """What a write must repeat, so that it meets what was read."""
     deletion_timestamp: str | None = None
+    """When somebody asked for its deletion."""
     labels: dict[str, str] = {}
+    """Labels of the object."""
     annotations: dict[str, str] = {}
+    """Annotations of the object."""
 
 
 class Cycle(Model):
-    """A whole MedGR2Cycle object."""
+    """One closed training loop: generate, score, curate, SFT, GRPO, preferences, reward retraining."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 63",
-            "metadata.name must be an RFC 1035 label: it becomes part of Job and Service names",
+            "metadata.name must be an RFC 1035 label of at most 63 characters: Jobs and Services are named after it",
         ),
     )
 
     api_version: Literal["medgr2.io/v1alpha1"] = "medgr2.io/v1alpha1"
+    """Group and version of the API."""
     kind: Literal["MedGR2Cycle"] = "MedGR2Cycle"
+    """Always MedGR2Cycle."""
     metadata: Metadata
+    """Name, namespace and what else every Kubernetes object has."""
     spec: CycleSpec
+    """What the user wants."""
     status: CycleStatus = Field(default_factory=CycleStatus)
-
-    def dump(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+    """What the operator has done so far; users never write it."""

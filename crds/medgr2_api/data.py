@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from .base import ApiEnum, DNSLabel, KubernetesObject, Model, RelativePath
+from .rules import Keyed, Rule
 
 
 class DataFormat(ApiEnum):
@@ -58,8 +59,24 @@ class Phantom(Model):
     """Questions per image, of the four kinds: modality, finding, location, count."""
 
 
+_FORMAT_RULES = (
+    Rule(
+        "(self.format == 'Phantom') == has(self.phantom)",
+        "'phantom' goes with format Phantom: give both or neither ('phantom: {}' takes the defaults)",
+        lambda s: (s.format is DataFormat.PHANTOM) == (s.phantom is not None),
+    ),
+    Rule(
+        "(self.format == 'Phantom') != (has(self.uri) && self.uri != '')",
+        "'uri' is needed, but not with format Phantom: phantoms are drawn, not read",
+        lambda s: (s.format is DataFormat.PHANTOM) != bool(s.uri),
+    ),
+)
+
+
 class DataSource(Model):
     """One set of images, with or without questions and answers."""
+
+    rules: ClassVar[tuple[Rule, ...]] = _FORMAT_RULES
 
     name: DNSLabel
     """Name of the source in tables and reports."""
@@ -82,6 +99,8 @@ class DataSource(Model):
 class Benchmark(Model):
     """A test set. Never trained on, never used to choose anything."""
 
+    rules: ClassVar[tuple[Rule, ...]] = _FORMAT_RULES
+
     name: DNSLabel
     """Name of the benchmark in tables and reports."""
     format: DataFormat
@@ -99,6 +118,15 @@ class Benchmark(Model):
 class Split(Model):
     """How sources that come unsplit are divided; seeded, and the hash of the result is stored."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "(has(self.validationFraction) ? self.validationFraction : 0.1)"
+            " + (has(self.testFraction) ? self.testFraction : 0.0) < 1.0",
+            "validationFraction + testFraction must stay below 1: the rest is for training",
+            lambda s: s.validation_fraction + s.test_fraction < 1,
+        ),
+    )
+
     by: SplitBy = SplitBy.IMAGE
     """The unit that is never divided: all questions of one Image, of one Patient, or of one Source stay together."""
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -110,11 +138,19 @@ class Split(Model):
 class Data(Model):
     """Where the seed, the images and the benchmarks come from."""
 
-    sources: Annotated[list[DataSource], Field(min_length=1, max_length=64)]
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.benchmarks) || !self.sources.exists(s, self.benchmarks.exists(b, b.name == s.name))",
+            "a source and a benchmark have the same name: tables could not tell them apart",
+            lambda d: not {s.name for s in d.sources} & {b.name for b in d.benchmarks},
+        ),
+    )
+
+    sources: Annotated[list[DataSource], Field(min_length=1, max_length=64), Keyed(("name",))]
     """What is learnt from: seed questions with gold answers, and images for the generator."""
     split: Split = Split()
     """How unsplit sources are divided."""
-    benchmarks: Annotated[list[Benchmark], Field(max_length=32)] = []
+    benchmarks: Annotated[list[Benchmark], Field(max_length=32), Keyed(("name",))] = []
     """Test sets; images found in them are taken out of training."""
     max_pixels: Annotated[int, Field(ge=784, le=16_777_216)] = 401_408
     """Larger images are scaled down to this many pixels, once, by prepare."""
@@ -134,12 +170,20 @@ class Retention(Model):
 
     when_deleted: WhenDeleted = WhenDeleted.RETAIN
     """What becomes of a claim made from volumeClaimTemplate when the cycle is deleted."""
-    keep_iterations: Annotated[int, Field(ge=1)] = 2
+    keep_iterations: Annotated[int, Field(ge=1, le=20)] = 2
     """Newest iterations whose checkpoints stay; what status.models and status.best name is never removed."""
 
 
 class Workspace(Model):
     """The volume that all stages share. Exactly one of persistentVolumeClaim and volumeClaimTemplate."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.persistentVolumeClaim) != has(self.volumeClaimTemplate)",
+            "exactly one of persistentVolumeClaim and volumeClaimTemplate must be given",
+            lambda w: (w.persistent_volume_claim is None) != (w.volume_claim_template is None),
+        ),
+    )
 
     persistent_volume_claim: ClaimRef | None = None
     """Use this existing claim."""

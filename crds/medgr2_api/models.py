@@ -1,18 +1,20 @@
-"""The parts of a cycle's spec that name models and how they learn: generator, reward model, curation, policy.
+"""The parts of a cycle's spec that name models and how they learn: generator, reward model, policy.
 
 A field whose value a preset owns is optional and has no default here: `presets.py` fills it in.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from .base import ApiEnum, FreeForm, Model
+from .base import ApiEnum, Argument, Fraction, FreeForm, HttpURL, Model, RelativePath
+from .curation import Curation as Curation
+from .curation import SelectionStrategy as SelectionStrategy
+from .rules import Keyed, Rule
 
 ModelName = Annotated[str, Field(min_length=1, max_length=512)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -39,7 +41,7 @@ class OpenAI(Model):
 
     model: ModelName
     """Model id as the server names it."""
-    base_url: Annotated[str, Field(alias="baseURL", pattern=r"^https?://[^@\s?#]+$", max_length=2048)]
+    base_url: Annotated[HttpURL, Field(alias="baseURL")]
     """Address of the API, such as http://vllm.models.svc:8000/v1; without user, password or query."""
     api_key_secret_ref: SecretKeyRef | None = None
     """Where the API key lies; absent: the server asks for none."""
@@ -52,7 +54,7 @@ class VLLM(Model):
     """Model to serve."""
     image: str = ""
     """Container image; empty: the operator's default."""
-    args: list[str] = []
+    args: Annotated[list[Argument], Field(max_length=128)] = []
     """Further arguments of `vllm serve`."""
 
 
@@ -109,6 +111,14 @@ class Distillation(Model):
 class Generator(Model):
     """Who proposes question, answer and rationale. Exactly one of gemini, openAI, vllm, scripted."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "[has(self.gemini), has(self.openAI), has(self.vllm), has(self.scripted)].exists_one(given, given)",
+            "exactly one of gemini, openAI, vllm and scripted must be given",
+            lambda g: [g.gemini, g.openai, g.vllm, g.scripted].count(None) == 3,
+        ),
+    )
+
     gemini: Gemini | None = None
     """Use Google's Gemini API."""
     openai: Annotated[OpenAI | None, Field(alias="openAI")] = None
@@ -117,7 +127,7 @@ class Generator(Model):
     """Run vLLM beside the stage."""
     scripted: Scripted | None = None
     """Use the scripted generator (phantom sources only)."""
-    paradigms: Annotated[list[WeightedParadigm] | None, Field(min_length=1, max_length=3)] = None
+    paradigms: Annotated[list[WeightedParadigm], Field(min_length=1, max_length=3), Keyed(("name",))] | None = None
     """Which prompting paradigms, and how often."""
     question_types: Annotated[list[Annotated[str, Field(max_length=64)]] | None, Field(min_length=1, max_length=32)] = (
         None
@@ -138,7 +148,7 @@ class Generator(Model):
 class LoRA(Model):
     """Low-rank adapters instead of full fine-tuning."""
 
-    rank: Annotated[int, Field(ge=0, le=1024)] = 16
+    rank: Annotated[int, Field(ge=0, le=1024)]
     """Rank r of the adapters; 0: full fine-tuning, whatever the preset says."""
     alpha: Annotated[float | None, Field(gt=0)] = None
     """Scale; default: twice the rank."""
@@ -201,7 +211,7 @@ class RewardModel(Model):
 
     base_model: ModelName
     """Model to start from: a folder on the volume, or builtin://tiny-qwen2.5-vl."""
-    checkpoint: str | None = None
+    checkpoint: RelativePath | None = None
     """Bring your own R⁽⁰⁾: folder on the volume; the first training is then left out."""
     head: RewardHead | None = None
     """What the scalar head sees."""
@@ -215,63 +225,6 @@ class RewardModel(Model):
     """When a retrained model is taken over."""
     training: RewardTraining = RewardTraining()
     """How it learns."""
-
-
-class SelectionStrategy(ApiEnum):
-    """How the kept candidates are chosen."""
-
-    ALL = "All"
-    THRESHOLD = "Threshold"
-    FITTED_PRECISION = "FittedPrecision"
-    TOP_K = "TopK"
-    RANDOM_K = "RandomK"
-
-
-class Selection(Model):
-    """Which candidates are kept."""
-
-    strategy: SelectionStrategy | None = None
-    """All; Threshold: score above it; FittedPrecision: the threshold that reaches the precision on held-out grades;
-    TopK: the k best; RandomK: k at random."""
-    threshold: float | None = None
-    """For Threshold: τ, in R's units [-6, 10]."""
-    precision: Annotated[float | None, Field(gt=0, lt=1)] = None
-    """For FittedPrecision: share of the kept that shall be right."""
-    k: Annotated[int | None, Field(ge=0)] = None
-    """For TopK and RandomK."""
-
-
-class NearDuplicates(Model):
-    """When two triplets count as the same."""
-
-    image_hamming: Annotated[int, Field(ge=0, le=64)] = 4
-    """Perceptual hashes of the images differ in at most this many bits, and …"""
-    text_jaccard: Fraction = 0.8
-    """… the texts are at least this similar."""
-
-
-class Balance(Model):
-    """Caps so that no group fills the training set."""
-
-    by: Annotated[list[Literal["modality", "questionType"]], Field(max_length=2)] = []
-    """What makes a group."""
-    max_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Largest share of one group."""
-
-
-class Curation(Model):
-    """From scored candidates to training data."""
-
-    selection: Selection = Selection()
-    """Which candidates are kept."""
-    allow_overlap: bool = False
-    """Keep candidates that are already in the training set (paper: allow_overlap). Benchmarks are always kept out."""
-    near_duplicates: NearDuplicates | None = None
-    """Drop near-duplicates; absent: only exact ones."""
-    reject_guessable: bool | None = None
-    """Drop what the options alone give away."""
-    balance: Balance | None = None
-    """Cap the share of a group; absent: no cap."""
 
 
 class InitFrom(ApiEnum):
@@ -329,7 +282,7 @@ class PromptSource(ApiEnum):
 class GRPO(Model):
     """Reinforcement learning with group-relative advantages."""
 
-    rewards: Annotated[list[RewardTerm] | None, Field(min_length=1, max_length=2)] = None
+    rewards: Annotated[list[RewardTerm], Field(min_length=1, max_length=2), Keyed(("type",))] | None = None
     """Terms of the reward."""
     prompt_source: PromptSource | None = None
     """Candidates: questions of kept and rejected candidates and of the seed; the match term counts only where the
@@ -386,5 +339,5 @@ class Control(ApiEnum):
 class Evaluation(Model):
     """How checkpoints are measured."""
 
-    controls: list[Control] = list(Control)
+    controls: Annotated[list[Control], Field(max_length=4), Keyed()] = list(Control)
     """Controls beside the real measurement; chance is always shown."""

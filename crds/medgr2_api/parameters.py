@@ -9,12 +9,12 @@ import hashlib
 from typing import Any
 
 from .base import FreeForm, Model, sha256_of
+from .curation import Curation
 from .cycle import AnswerFormat, CycleSpec
 from .data import Data
 from .models import (
     GRPO,
     Control,
-    Curation,
     Grades,
     InitFrom,
     Preferences,
@@ -30,7 +30,7 @@ from .models import (
 from .stages import StageName
 
 #: Raised when a stage's code changes what it would publish for the same parameters and inputs.
-CODE_VERSION: dict[StageName, int] = {name: 1 for name in StageName}
+CODE_VERSION: dict[StageName, int] = dict.fromkeys(StageName, 1)
 
 
 def seed_for(seed: int, stage: StageName, iteration: int) -> int:
@@ -50,25 +50,40 @@ class PrepareParameters(StageParameters):
     """Inputs to fetch, pin and split; D_grade to build."""
 
     data: Data
+    """Sources, split and benchmarks."""
     policy_base_model: str
+    """Model that the policy starts from."""
     reward_base_model: str
-    reward_checkpoint: str | None
+    """Model that R starts from."""
+    reward_checkpoint: str | None = None
+    """The user's own R⁽⁰⁾, if any."""
     answer_format: AnswerFormat
+    """What stands between <answer> and </answer>."""
     grades: Grades
+    """Target scores of D_grade."""
     mismatches_per_item: int
+    """Wrong-image and wrong-answer rows of each gold item."""
 
 
 class RewardParameters(StageParameters):
     """R⁽⁰⁾ (iteration 0) or its retraining."""
 
     retrain: bool
+    """false: R⁽⁰⁾ on D_grade; true: retraining on preferences."""
     head: RewardHead
+    """What the scalar head sees."""
     grades: Grades
+    """Target scores of D_grade and of the preferences."""
     training: RewardTraining
+    """How the reward model learns."""
     replay_fraction: float
+    """Share of graded rows in a retraining."""
     promotion: Promotion
+    """When a retrained model is taken over."""
     checkpoint: str | None = None
+    """The user's own R⁽⁰⁾, if any; iteration 0 only."""
     answer_format: AnswerFormat
+    """What stands between <answer> and </answer>."""
 
 
 class Provider(Model):
@@ -77,75 +92,105 @@ class Provider(Model):
     kind: str
     """scripted, openAI, gemini or vllm."""
     model: str = ""
+    """Model id; empty for the scripted generator."""
     scripted: Scripted | None = None
+    """Error rates of the scripted generator."""
     base_url: str = ""
+    """Address of an OpenAI-compatible server."""
     api_key_secret_ref: SecretKeyRef | None = None
+    """Where the API key lies."""
     concurrency: int = 1
+    """Requests in flight at most."""
 
 
 class GenerateParameters(StageParameters):
     """What to ask, and whom."""
 
     iteration: int
+    """Iteration that the candidates belong to."""
     provider: Provider
+    """Whom to ask."""
     paradigms: list[WeightedParadigm]
+    """Prompting paradigms and their shares."""
     question_types: list[str]
+    """Kinds of question to ask for."""
     candidates: int
+    """Candidates in this iteration, over all shards."""
     questions_per_image: int
+    """Questions per image."""
     sampling: Sampling
+    """How the generator samples."""
     answer_format: AnswerFormat
+    """What stands between <answer> and </answer>."""
     shards: int
+    """Parts that the work is divided into."""
 
 
 class ScoreParameters(StageParameters):
     """Scoring has no parameters but the model's."""
 
     shards: int
+    """Parts that the work is divided into."""
     answer_format: AnswerFormat
+    """What stands between <answer> and </answer>."""
 
 
 class CurateParameters(StageParameters):
     """How the kept candidates are chosen."""
 
     curation: Curation
+    """Selection, overlap and balance."""
 
 
 class SFTParameters(StageParameters):
     """Supervised fine-tuning."""
 
     init_from: InitFrom
+    """Where the training starts."""
     training: Training
+    """How the policy learns."""
     answer_format: AnswerFormat
+    """What stands between <answer> and </answer>."""
 
 
 class GRPOParameters(StageParameters):
     """Reinforcement learning."""
 
     grpo: GRPO
+    """Rewards, prompts and how the policy learns."""
     answer_format: AnswerFormat
+    """What stands between <answer> and </answer>."""
 
 
 class PreferencesParameters(StageParameters):
     """Sampling the policy."""
 
     preferences: Preferences
+    """How many prompts and answers, and from where."""
     grades: Grades
+    """Target scores of right and wrong answers."""
     answer_format: AnswerFormat
+    """What stands between <answer> and </answer>."""
 
 
 class EvaluateParameters(StageParameters):
     """Measuring checkpoints."""
 
     iteration: int
+    """Iteration that made the checkpoints."""
     controls: list[Control]
+    """Controls beside the real measurement."""
     answer_format: AnswerFormat
+    """What stands between <answer> and </answer>."""
 
 
 class ReportParameters(StageParameters):
     """Tables and figures of one cycle."""
 
     cycle: str
+    """Name of the cycle."""
     iteration: int
+    """Newest iteration in the report."""
     settings: FreeForm
     """The resolved spec's headline choices, for the report's table."""
 

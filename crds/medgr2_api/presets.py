@@ -1,17 +1,31 @@
 """The one place where parameters that the spec leaves open get their values.
 
 Each preset is a table from the field's path in the spec to its value; every preset stands on `Default`. Free-form
-`trainer` options are merged key by key, the user's word last.
+`trainer` options are merged key by key, the user's word last. A few values follow from others: those of a source from
+its format, LoRA's alpha from its rank.
 """
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+from .base import normalise
+from .curation import SelectionStrategy
 from .cycle import CycleSpec, Preset
+from .data import DataFormat, SourceRole
 
 TRAINER_FIELDS = frozenset({"trainer", "retrainTrainer"})
+#: Formats that hold images only, and often patients: no gold answers, and not sent to outside providers by default.
+IMAGES_ONLY = frozenset({DataFormat.DICOM, DataFormat.IMAGE_FOLDER})
+
+_SELECTION = "curation.selection"
+_USED_BY: dict[str, tuple[SelectionStrategy, ...]] = {
+    f"{_SELECTION}.threshold": (SelectionStrategy.THRESHOLD,),
+    f"{_SELECTION}.precision": (SelectionStrategy.FITTED_PRECISION,),
+    f"{_SELECTION}.k": (SelectionStrategy.TOP_K, SelectionStrategy.RANDOM_K),
+}
 
 _DEFAULT: dict[str, Any] = {
     "answerFormat": "Letter",
@@ -56,6 +70,15 @@ _DEFAULT: dict[str, Any] = {
     "policy.preferences.seedFraction": 0.5,
 }
 
+#: Optimizer settings of the tiny models' supervised training.
+_SMALL_BATCHES: dict[str, Any] = {
+    "per_device_train_batch_size": 32,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 20,
+    "weight_decay": 0.01,
+    "adam_beta2": 0.98,
+}
+
 PRESETS: dict[Preset, dict[str, Any]] = {
     Preset.DEFAULT: {},
     Preset.PAPER: {
@@ -73,13 +96,46 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "policy.grpo.klCoefficient": 0.04,
         "policy.grpo.trainer": {"loss_type": "grpo", "scale_rewards": "group"},
     },
-    Preset.TINY: {},
+    # A loop of minutes on two CPU cores: models of half a million parameters on phantoms (docs/measurements.md).
+    Preset.TINY: {
+        "answerFormat": "OptionText",
+        "generator.candidates": 2800,
+        "generator.questionsPerImage": 4,
+        "generator.concurrency": 1,
+        "generator.scripted.errorRate": 0.9,
+        "generator.scripted.blindSpots": 0.34,
+        "rewardModel.head": "LastTokenAndLikelihood",
+        "rewardModel.training.lora": {"rank": 0},
+        "rewardModel.training.learningRate": 1e-3,
+        "rewardModel.training.trainer": {"max_steps": 330, **_SMALL_BATCHES},
+        "rewardModel.training.retrainTrainer": {"max_steps": 130},
+        "curation.selection.threshold": 2.0,
+        "policy.sft.lora": {"rank": 0},
+        "policy.sft.learningRate": 1e-3,
+        "policy.sft.trainer": {"max_steps": 250, **_SMALL_BATCHES},
+        "policy.grpo.klCoefficient": 0.0,
+        "policy.grpo.learningRate": 2e-4,
+        "policy.grpo.trainer": {
+            "max_steps": 40,
+            "per_device_train_batch_size": 256,
+            "gradient_accumulation_steps": 1,
+            "max_completion_length": 18,
+            "scale_rewards": "batch",
+            "lr_scheduler_type": "constant_with_warmup",
+            "warmup_steps": 3,
+            "adam_beta2": 0.98,
+        },
+        "policy.preferences.prompts": 240,
+        "policy.preferences.samplesPerPrompt": 4,
+        "policy.preferences.temperature": 1.2,
+        "policy.preferences.seedFraction": 1.0,
+    },
 }
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A parameter's value and who set it: `spec`, or the name of a preset."""
+    """A parameter's value and who set it: `spec`, the name of a preset, or `derived` from other values."""
 
     value: Any
     source: str
@@ -96,6 +152,8 @@ def resolve_with_origins(spec: CycleSpec) -> tuple[CycleSpec, dict[str, Origin]]
     origins: dict[str, Origin] = {}
     table = {path: (value, Preset.DEFAULT) for path, value in _DEFAULT.items()}
     table |= {path: (value, spec.preset) for path, value in PRESETS[spec.preset].items()}
+    strategy = spec.curation.selection.strategy or table[f"{_SELECTION}.strategy"][0]
+    table = {path: entry for path, entry in table.items() if strategy in _USED_BY.get(path, (strategy,))}
     for path, (value, source) in sorted(table.items()):
         *parents, leaf = path.split(".")
         target = _descend(document, parents)
@@ -103,16 +161,37 @@ def resolve_with_origins(spec: CycleSpec) -> tuple[CycleSpec, dict[str, Origin]]
             continue
         if leaf in TRAINER_FIELDS:
             given = target.get(leaf) or {}
-            target[leaf] = {**value, **given}
+            target[leaf] = normalise({**value, **given})
             for key, item in target[leaf].items():
                 origins[f"{path}.{key}"] = Origin(item, "spec" if key in given else str(source))
             continue
         if leaf in target:
             origins[path] = Origin(target[leaf], "spec")
         else:
-            target[leaf] = value
+            target[leaf] = deepcopy(value)
             origins[path] = Origin(value, str(source))
+    origins |= _derive(document)
     return CycleSpec.model_validate(document), origins
+
+
+def _derive(document: dict[str, Any]) -> dict[str, Origin]:
+    """Fills in, in place, what follows from other values; returns what it set."""
+    derived: list[tuple[str, dict[str, Any], str, Any]] = []
+    for index, source in enumerate(document["data"]["sources"]):
+        images_only = source["format"] in IMAGES_ONLY
+        role = SourceRole.IMAGES if images_only else SourceRole.SEED
+        derived.append((f"data.sources[{index}]", source, "role", str(role)))
+        derived.append((f"data.sources[{index}]", source, "allowExternal", not images_only))
+    for parent in ("rewardModel.training", "policy.sft", "policy.grpo"):
+        lora = (_descend(document, parent.split(".")) or {}).get("lora")
+        if lora and lora["rank"]:
+            derived.append((f"{parent}.lora", lora, "alpha", 2 * lora["rank"]))
+    origins = {}
+    for path, target, leaf, value in derived:
+        if leaf not in target:
+            target[leaf] = deepcopy(value)
+            origins[f"{path}.{leaf}"] = Origin(value, "derived")
+    return origins
 
 
 def _descend(document: dict[str, Any], parents: list[str]) -> dict[str, Any] | None:

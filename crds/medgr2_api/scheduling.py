@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from .base import ApiEnum, KubernetesObject, Model
+from .base import ApiEnum, EnvVar, KubernetesObject, Model
+from .rules import Rule
 from .stages import StageName
 
 
@@ -24,13 +25,26 @@ class Metric(ApiEnum):
     MICRO_ACCURACY = "microAccuracy"
 
 
+_BASELINE = (StageName.REWARD, StageName.EVALUATE, StageName.REPORT)
+
+
 class StageRef(Model):
     """A stage of one iteration."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.stage == 'prepare' ? self.iteration == 0"
+            " : self.iteration > 0 || self.stage in ['reward', 'evaluate', 'report']",
+            "no such stage in this iteration: prepare runs in iteration 0 only, and beside it there only reward,"
+            " evaluate and report",
+            lambda r: r.iteration == 0 if r.stage is StageName.PREPARE else r.iteration > 0 or r.stage in _BASELINE,
+        ),
+    )
 
     iteration: Annotated[int, Field(ge=0, le=20)]
     """Iteration; 0 for what runs once before the loop."""
     stage: StageName
-    """Stage."""
+    """Which stage."""
 
 
 class RestartFrom(StageRef):
@@ -91,17 +105,17 @@ class PodTemplate(Model):
 
     image: str = ""
     """Container image; empty: the operator's default."""
-    image_pull_secrets: list[KubernetesObject] = []
+    image_pull_secrets: Annotated[list[KubernetesObject], Field(max_length=32)] = []
     """As in a pod."""
     service_account_name: str = ""
     """As in a pod; empty: the namespace's default, without a token."""
-    env: list[KubernetesObject] = []
+    env: Annotated[list[EnvVar], Field(max_length=64)] = []
     """As in a container. Secrets by reference only."""
-    env_from: list[KubernetesObject] = []
+    env_from: Annotated[list[KubernetesObject], Field(max_length=32)] = []
     """As in a container."""
     node_selector: dict[str, str] = {}
     """As in a pod."""
-    tolerations: list[KubernetesObject] = []
+    tolerations: Annotated[list[KubernetesObject], Field(max_length=64)] = []
     """As in a pod."""
     affinity: KubernetesObject = {}
     """As in a pod."""
@@ -147,9 +161,9 @@ class StageSettings(Model):
     """Container image of this stage."""
     node_selector: dict[str, str] | None = None
     """As in a pod, instead of the template's."""
-    tolerations: list[KubernetesObject] | None = None
+    tolerations: Annotated[list[KubernetesObject] | None, Field(max_length=64)] = None
     """As in a pod, instead of the template's."""
-    patches: list[KubernetesObject] = []
+    patches: Annotated[list[KubernetesObject], Field(max_length=64)] = []
     """RFC 6902 operations on this stage's Job, after the template's."""
 
     def gpus(self) -> int:

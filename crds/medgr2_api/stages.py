@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from .base import ApiEnum, Model
+from .base import ApiEnum, Figures, FiniteOrNone, Model
 
 #: The termination message of a pod holds 4 KiB for all containers; ours stays at half of it.
 RESULT_MAX_BYTES = 2048
@@ -64,9 +64,9 @@ class Progress(Model):
     """Units done."""
     total: int = 0
     """Units in all; 0 when not known."""
-    eta_seconds: float | None = None
+    eta_seconds: FiniteOrNone = None
     """Estimated seconds to the end."""
-    metrics: dict[str, float] = Field(default_factory=dict)
+    metrics: Figures = Field(default_factory=dict)
     """The latest figures, such as loss or reward."""
 
 
@@ -74,7 +74,9 @@ class ArtifactRef(Model):
     """A published artifact that a stage reads."""
 
     stage: StageName
+    """Stage that published it."""
     iteration: int
+    """Iteration that it belongs to."""
     path: str
     """Folder relative to the workspace: `artifacts/<stage>/<inputHash>`."""
     output_digest: str
@@ -85,33 +87,43 @@ class CycleRef(Model):
     """Which cycle an attempt works for."""
 
     name: str
+    """The cycle's metadata.name."""
     namespace: str = "default"
+    """The cycle's namespace."""
     uid: str
+    """The cycle's uid; locally one that the workspace keeps."""
 
 
 class Shard(Model):
     """Which part of a sharded stage this process does."""
 
     index: int = 0
+    """Number of this part, from 0."""
     count: int = 1
+    """Number of parts in all."""
 
 
 class StageRequest(Model):
     """Everything a stage is told; JSON in the environment variable `MEDGR2_STAGE_REQUEST`."""
 
     cycle: CycleRef
+    """The cycle that the stage works for."""
     iteration: Annotated[int, Field(ge=0)]
+    """Iteration; 0 for what runs once before the loop."""
     stage: StageName
+    """What to do."""
     token: str = ""
     """The restartFrom token that this attempt belongs to; empty at first."""
     attempt: Annotated[int, Field(ge=1)] = 1
+    """Number of this attempt, from 1."""
     input_hash: str
     """Where to publish: `artifacts/<stage>/<inputHash>`."""
     parameters: dict[str, Any]
     """The stage's resolved parameters (`parameters.py`), as JSON."""
     inputs: dict[str, ArtifactRef] = Field(default_factory=dict)
-    """Artifacts to read, by role: `prepare`, `candidates`, `reward`, `policy`, `evaluate-0`, …"""
+    """Artifacts to read, by role: `prepare`, `candidates`, `reward`, `policy`, `evaluate-0` and so on."""
     shard: Shard = Shard()
+    """The part of the stage that this process does."""
     generator_budget_usd: Annotated[float | None, Field(alias="generatorBudgetUSD")] = None
     """What this attempt may spend at the provider; null: no limit."""
     grace_seconds: float = 300
@@ -126,11 +138,13 @@ class StageResult(Model):
     """What a stage leaves behind, at most 2 KiB: the termination message of its container."""
 
     exit_code: int
+    """One of `ExitCode`."""
     reason: str = ""
     """One CamelCase word: why it ended so."""
     message: str = ""
     """For people: what happened, where, and what to do."""
     input_hash: str = ""
+    """The request's, so that a stale result is not taken for a new one."""
     output_digest: str = ""
     """Digest of the published artifact; empty unless it succeeded."""
     reused: bool = False
@@ -139,21 +153,36 @@ class StageResult(Model):
     """Stages reward and distill: false keeps the model before it."""
     checkpoint_step: int = -1
     """Last step that is safe on the volume; -1: none. An attempt that moved it made progress."""
-    metrics: dict[str, float] = Field(default_factory=dict)
+    metrics: Figures = Field(default_factory=dict)
     """A few headline figures."""
-    usage: dict[str, float] = Field(default_factory=dict)
+    usage: Figures = Field(default_factory=dict)
     """Money and time: `generatorUSD`, `wallSeconds`, `gpuSeconds`."""
 
     def to_termination_message(self) -> str:
-        """The JSON text, cut (message first, then metrics) until it fits `RESULT_MAX_BYTES`."""
-        result = self.model_copy(update={"message": self.message[:1024]})
+        """The JSON text, cut (message first, then metrics, then usage) until it fits `RESULT_MAX_BYTES`."""
+        result = self.model_copy(
+            update={
+                "reason": _printable(self.reason, 64),
+                "message": _printable(self.message, 1024),
+                "input_hash": _printable(self.input_hash, 128),
+                "output_digest": _printable(self.output_digest, 128),
+            }
+        )
         text = result.model_dump_json(by_alias=True, exclude_none=True)
         while len(text.encode()) > RESULT_MAX_BYTES:
             if len(result.message) > 64:
                 result.message = result.message[: len(result.message) // 2]
             elif result.metrics:
                 result.metrics = dict(list(result.metrics.items())[: len(result.metrics) // 2])
+            elif result.message:
+                result.message = ""
             else:
-                result.message, result.usage = "", {}
+                result.usage = {}
             text = result.model_dump_json(by_alias=True, exclude_none=True)
         return text
+
+
+def _printable(text: str, length: int) -> str:
+    """At most `length` characters, with '?' for what JSON would have to escape at length or cannot hold."""
+    plain = text[:length].encode("utf-8", "replace").decode()
+    return "".join(char if char.isprintable() or char == "\n" else "?" for char in plain)

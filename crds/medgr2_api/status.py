@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from .base import ApiEnum, Model
+from .rules import Keyed
 from .stages import Progress, StageName
 
 
@@ -56,7 +57,7 @@ class StageStatus(Model):
     iteration: int
     """Iteration; 0 for what runs once before the loop."""
     name: StageName
-    """Stage."""
+    """Which stage this is about."""
     state: AttemptState = AttemptState.PENDING
     """Where the newest attempt is."""
     token: str = ""
@@ -91,12 +92,32 @@ class StageStatus(Model):
     """Last step known to be safe on the volume; an attempt that moved it made progress."""
     retry_after: datetime | None = None
     """No new attempt before this."""
+    given_up: bool = False
+    """No new attempt at all: the failure is permanent, or the tries are used up. The cycle fails."""
+    gpus: int = 0
+    """GPUs of the newest attempt."""
+    attempt_seconds: float = 0.0
+    """Seconds run by the newest attempt, less the stretch that is running now."""
+    running_since: datetime | None = None
+    """Start of the stretch that is running now (a queue may interrupt an attempt)."""
+    pending_since: datetime | None = None
+    """Since when the newest attempt waits to be scheduled; absent: it does not."""
     reason: str = ""
     """Why it is in this state: one CamelCase word."""
     message: Annotated[str, Field(max_length=1024)] = ""
     """For people."""
     progress: Progress | None = None
     """Of a running stage."""
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out what says nothing: 20 iterations have to fit into 64 KiB."""
+        written: dict[str, Any] = handler(self)
+        for name, field in type(self).model_fields.items():
+            if name not in ("iteration", "name", "state") and getattr(self, name) == field.default:
+                written.pop(name, None)
+                written.pop(field.alias or name, None)
+        return written
 
 
 class ModelPointer(Model):
@@ -114,9 +135,9 @@ class Models(Model):
     """The newest models of the loop."""
 
     reward: ModelPointer | None = None
-    """R."""
+    """R, the reward model."""
     policy: ModelPointer | None = None
-    """π."""
+    """π, the policy."""
     generator: ModelPointer | None = None
     """G, when it is distilled."""
 
@@ -160,13 +181,13 @@ class CycleStatus(Model):
     """Generation of the spec that this status is about."""
     phase: Phase = Phase.PENDING
     """For display."""
-    conditions: Annotated[list[Condition], Field(max_length=16)] = []
+    conditions: Annotated[list[Condition], Field(max_length=16), Keyed(("type",))] = []
     """WorkspaceReady, Progressing, Suspended, Complete, Failed."""
     iteration: int = 0
     """Newest iteration that has started."""
     summary: str = ""
     """One line for people."""
-    stages: list[StageStatus] = []
+    stages: Annotated[list[StageStatus], Field(max_length=256), Keyed(("iteration", "name"))] = []
     """All unfinished stages and the two newest iterations in full; older ones shortened."""
     models: Models = Models()
     """The newest models."""
@@ -180,6 +201,8 @@ class CycleStatus(Model):
     """When the cycle started."""
     completion_time: datetime | None = None
     """When it ended."""
+    finished_iterations: int = 0
+    """`spec.iterations` when it ended; more than that reopens it."""
     active_seconds: float = 0.0
     """Life so far without the time suspended; what activeDeadlineSeconds is about."""
     active_since: datetime | None = None

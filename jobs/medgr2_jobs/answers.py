@@ -6,6 +6,7 @@ and measuring can never differ in template (a common bug of public code).
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ from collections.abc import Sequence
 from medgr2_api.cycle import AnswerFormat
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+#: The innermost block: an <answer> that is mentioned and never closed does not swallow the one that follows.
+_ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 _LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
 _FORMAT = re.compile(
     r"<think>(?:(?!<think>|</think>|<answer>|</answer>).)*</think>\s*<answer>(?:(?!<).)+</answer>", re.DOTALL
@@ -34,6 +36,11 @@ def prompt(question: str, options: Sequence[str], answer_format: AnswerFormat) -
         "Think about what the image shows inside <think> </think>, "
         "then give the letter of the right option inside <answer> </answer>."
     )
+
+
+def prompt_id(image_sha256: str, text: str) -> str:
+    """Names a prompt by its content: 16 hex digits, equal exactly for the same image and the same prompt text."""
+    return hashlib.sha256(f"{image_sha256}\n{text}".encode()).hexdigest()[:16]
 
 
 def answer_text(index: int, options: Sequence[str], answer_format: AnswerFormat) -> str:
@@ -65,13 +72,12 @@ def extract(text: str, options: Sequence[str]) -> int | None:
     letter = _LETTER.fullmatch(answer)
     if letter and (index := LETTERS.index(letter.group(1).upper())) < len(options):
         return index
-    exact = [index for index, option in enumerate(options) if normalise(option) == normalise(answer)]
+    said = normalise(answer)
+    offered = [normalise(option) for option in options]
+    exact = [index for index, option in enumerate(offered) if option and option == said]
     if len(exact) == 1:
         return exact[0]
-    padded = f" {normalise(answer)} "
-    contained = [
-        index for index, option in enumerate(options) if normalise(option) and f" {normalise(option)} " in padded
-    ]
+    contained = [index for index, option in enumerate(offered) if option and f" {option} " in f" {said} "]
     return contained[0] if len(contained) == 1 else None
 
 

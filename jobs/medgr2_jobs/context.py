@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -41,16 +42,18 @@ class Outcome:
 class StageContext(Generic[P]):
     """Everything a stage's `run(ctx)` needs."""
 
-    def __init__(self, request: StageRequest, parameters: P, root: Path) -> None:
+    def __init__(
+        self, request: StageRequest, parameters: P, root: Path, *, stop: threading.Event | None = None
+    ) -> None:
         self.request = request
         self.parameters = parameters
         self.root = root
         self.images = ImageStore(root)
         self.writer = ArtifactWriter(root, request)
-        self.stop = threading.Event()
+        self.stop = stop or threading.Event()
         """Set by SIGTERM: write a checkpoint and raise `Checkpointed`."""
         self._progress_written = 0.0
-        self._started = time.monotonic()
+        self._phase: tuple[str, int, float] | None = None  # its name, first step and when that was
         self._readers: dict[str, ArtifactReader] = {}
 
     @property
@@ -76,18 +79,25 @@ class StageContext(Generic[P]):
         return self._readers[role]
 
     def progress(self, phase: str, step: int, total: int, **metrics: float) -> None:
-        """Says how far the stage is. Cheap: written at most twice a second (the last step always)."""
+        """Says how far the stage is. Cheap: written at most twice a second (the last step always).
+
+        A progress file that cannot be written is no reason to fail.
+        """
         now = time.monotonic()
+        if self._phase is None or self._phase[0] != phase or step < self._phase[1]:
+            self._phase = (phase, step, now)
         if now - self._progress_written < _PROGRESS_INTERVAL and step < total:
             return
         self._progress_written = now
-        eta = (now - self._started) / step * (total - step) if 0 < step <= total else None
+        _, first, since = self._phase  # a resumed stage does not begin at step 0
+        eta = (now - since) / (step - first) * (total - step) if first < step <= total else None
         state = Progress(phase=phase, step=step, total=total, eta_seconds=eta, metrics=metrics)
         path = self._progress_path
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(state.dump()))
-        temporary.replace(path)
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(state.dump()))
+            temporary.replace(path)
 
     def check_stop(self, step: int = -1) -> None:
         """Raises Checkpointed when asked to stop; call where nothing would be lost."""
@@ -98,17 +108,22 @@ class StageContext(Generic[P]):
         """The value of a secret, from a mounted file; never logged.
 
         Raises:
-            ConfigError: it is not there.
+            ConfigError: it is not there, or empty.
         """
         folder = os.environ.get(SECRETS_ENV, "/var/run/secrets/medgr2.io")
+        if {name, key} & {"", ".", ".."} or "/" in name + key:
+            raise ConfigError(f"secret {name!r}, key {key!r}: not names of a secret and its key")
         path = Path(folder) / name / key
         try:
-            return path.read_text().strip()
-        except OSError:
+            value = path.read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            value = ""
+        if not value:
             raise ConfigError(
-                f"secret {name!r} has no key {key!r} (looked for {path}); "
+                f"secret {name!r} has no key {key!r} (looked for text in {path}); "
                 "on a cluster create the Secret, locally pass --secrets-dir"
-            ) from None
+            )
+        return value
 
     @cached_property
     def _progress_path(self) -> Path:

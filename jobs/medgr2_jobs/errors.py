@@ -40,6 +40,10 @@ class TemporaryError(StageError):
     exit_code = ExitCode.TEMPORARY
 
 
+class DiskFull(TemporaryError):
+    """No space or quota left (exit 75): the message names the path and what to do."""
+
+
 class Fenced(StageError):
     """A newer attempt of this stage has started; this one publishes nothing (exit 75)."""
 

@@ -10,8 +10,10 @@ import errno
 import importlib
 import os
 import random
+import re
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -19,14 +21,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from medgr2_api import workspace
 from medgr2_api.parameters import CODE_VERSION, parameters_model
 from medgr2_api.stages import REQUEST_ENV, RESULT_PATH_ENV, ExitCode, StageName, StageRequest, StageResult
-from pydantic import ValidationError
 
 from .context import WORKSPACE_ENV, Outcome, StageContext
-from .errors import Checkpointed, ConfigError, StageError, TemporaryError
+from .errors import Checkpointed, ConfigError, CorruptArtifact, DiskFull, StageError, TemporaryError
 from .store import atomic, fence, manifest
+from .store.artifact import ArtifactWriter
 
 #: Each module has `run(ctx: StageContext) -> Outcome`; imported only when its stage runs.
 MODULES: dict[StageName, str] = {
@@ -42,42 +46,70 @@ MODULES: dict[StageName, str] = {
     StageName.REPORT: "medgr2_jobs.report.stage",
 }
 
+#: What may become part of a path: no separators, no hidden names.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
+
 _PACKAGES = ("medgr2", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "pyarrow", "pillow", "numpy")
 
 
 def main() -> int:
     """Entry point of a stage's process."""
+    stop = threading.Event()
+    # From the first moment, for a container's first process would not even notice SIGTERM by default; and to the
+    # last, for a second SIGTERM must not spoil the exit code that the first one led to.
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     text = os.environ.get(REQUEST_ENV)
     if not text:
-        print(f"{REQUEST_ENV} is not set: a stage is started by the operator or by `medgr2 run`", file=sys.stderr)
-        return ExitCode.USAGE
+        return _refuse(f"{REQUEST_ENV} is not set: a stage is started by the operator or by `medgr2 run`")
     try:
         request = StageRequest.model_validate_json(text)
     except ValidationError as error:
-        print(f"{REQUEST_ENV} is not a stage request: {error}", file=sys.stderr)
-        return ExitCode.USAGE
-    return execute(request, Path(os.environ.get(WORKSPACE_ENV, "/workspace")))
+        return _refuse(f"{REQUEST_ENV} is not a stage request: {error}")
+    return execute(request, Path(os.environ.get(WORKSPACE_ENV, "/workspace")), stop)
 
 
-def execute(request: StageRequest, root: Path) -> int:
-    """Runs a stage to its end; leaves its result at `MEDGR2_RESULT_PATH` and returns the exit code."""
-    result = _guarded(request, root)
-    path = os.environ.get(RESULT_PATH_ENV)
-    if path:
-        try:
-            atomic.write_text(Path(path), result.to_termination_message())
-        except (OSError, StageError) as error:  # the exit code still says what happened
-            print(f"could not leave the result at {path}: {error}", file=sys.stderr)
+def execute(request: StageRequest, root: Path, stop: threading.Event | None = None) -> int:
+    """Runs a stage to its end; leaves its result at `MEDGR2_RESULT_PATH` and returns the exit code.
+
+    Args:
+        request: what to do.
+        root: the workspace.
+        stop: set from outside to ask for a checkpoint.
+    """
+    result = _guarded(request, root, stop or threading.Event())
+    _leave(result)
     if result.exit_code not in (ExitCode.OK, ExitCode.CHECKPOINTED):
         print(f"{request.stage}@{request.iteration}: {result.reason}: {result.message}", file=sys.stderr)
     return result.exit_code
 
 
-def _guarded(request: StageRequest, root: Path) -> StageResult:
+def _refuse(message: str) -> int:
+    """What was asked cannot be understood."""
+    print(message, file=sys.stderr)
+    _leave(StageResult(exit_code=ExitCode.USAGE, reason="BadRequest", message=message))
+    return ExitCode.USAGE
+
+
+def _leave(result: StageResult) -> None:
+    """Writes the result to where it was asked for."""
+    path = os.environ.get(RESULT_PATH_ENV)
+    if not path:
+        return
+    text = result.to_termination_message()
+    try:
+        try:
+            atomic.write_text(Path(path), text)
+        except OSError:  # a pod's termination log is a mount: it can be written, not replaced
+            Path(path).write_text(text)
+    except (OSError, StageError) as error:  # the exit code still says what happened
+        print(f"could not leave the result at {path}: {error}", file=sys.stderr)
+
+
+def _guarded(request: StageRequest, root: Path, stop: threading.Event) -> StageResult:
     """The stage's result, whatever happens inside."""
     failed = StageResult(exit_code=ExitCode.ERROR, input_hash=request.input_hash)
     try:
-        return _run(request, root)
+        return _run(request, root, stop)
     except Checkpointed as error:
         return failed.model_copy(
             update={
@@ -89,97 +121,126 @@ def _guarded(request: StageRequest, root: Path) -> StageResult:
         )
     except StageError as error:
         return failed.model_copy(update={"exit_code": error.exit_code, "reason": error.reason, "message": str(error)})
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a library that calls sys.exit() has not succeeded either
         traceback.print_exc()
         if _disk_full(error):
-            full = TemporaryError(f"the disk is full below {root}; free some space and run the same command again")
-            return failed.model_copy(update={"exit_code": full.exit_code, "reason": "DiskFull", "message": str(full)})
+            full = DiskFull(f"the disk is full below {root}; free some space and run the same command again")
+            return failed.model_copy(update={"exit_code": full.exit_code, "reason": full.reason, "message": str(full)})
         message = f"{type(error).__name__}: {error}".splitlines()[0]
         return failed.model_copy(update={"reason": type(error).__name__, "message": message})
 
 
-def _run(request: StageRequest, root: Path) -> StageResult:
+def _run(request: StageRequest, root: Path, stop: threading.Event) -> StageResult:
+    _check_names(request)
+    if not root.is_dir():
+        raise ConfigError(f"{root}: no such folder; mount the workspace there, or set {WORKSPACE_ENV}")
     folder = root / workspace.artifact(request.stage, request.input_hash)
     if request.shard.count > 1:
         folder /= workspace.shard(request.shard.index)
     published = manifest.load(folder)
     if published is not None:
+        if (published.stage, published.input_hash) != (request.stage, request.input_hash):
+            raise CorruptArtifact(f"{folder / workspace.MANIFEST}: belongs to another artifact; remove this folder")
         manifest.verify(folder, published)
-        _link(request, root, folder)
+        ArtifactWriter(root, request).clean(published)
+        _link(request, root, folder, published)
         return _result(published, reused=not request.collect)
     if request.collect:
         raise TemporaryError(f"{folder}: nothing was published here; the stage has to run again")
 
-    context = _context(request, root)
+    context = _context(request, root, stop)
     run: Callable[[StageContext[Any]], Outcome] = importlib.import_module(MODULES[request.stage]).run
     fence.raise_fence(root, request)
     _seed_everything(context.parameters.seed, request.threads)
-    previous = signal.signal(signal.SIGTERM, lambda *_: context.stop.set())
     started = time.monotonic()
     try:
         context.writer.open()
         outcome = run(context)
+        return _publish(context, outcome, folder, time.monotonic() - started)
     except BaseException:
-        context.writer.discard()
+        if not _stands(context.writer, folder):
+            context.writer.discard()
         raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    return _result(_publish(context, outcome, folder, time.monotonic() - started))
 
 
-def _context(request: StageRequest, root: Path) -> StageContext[Any]:
+def _check_names(request: StageRequest) -> None:
+    """Refuses names that would lead out of their folder: they become parts of paths."""
+    names = {"input hash": request.input_hash, "cycle name": request.cycle.name}
+    names |= {"cycle uid": request.cycle.uid or "none", "token": request.token or "none"}
+    for what, name in names.items():
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{what} {name[:80]!r}: only letters, digits, '.', '_' and '-' may be in it")
+    if not 0 <= request.shard.index < request.shard.count:
+        raise ConfigError(f"shard {request.shard.index} of {request.shard.count}: there is no such shard")
+
+
+def _context(request: StageRequest, root: Path, stop: threading.Event) -> StageContext[Any]:
     if request.stage not in MODULES:
         raise ConfigError(f"this version has no stage {request.stage}")
     try:
         parameters = parameters_model(request.stage).model_validate(request.parameters)
     except ValidationError as error:
         raise ConfigError(f"parameters of stage {request.stage}: {error}") from error
-    return StageContext(request, parameters, root)
+    return StageContext(request, parameters, root, stop=stop)
 
 
-def _publish(context: StageContext[Any], outcome: Outcome, folder: Path, seconds: float) -> manifest.Manifest:
+def _publish(context: StageContext[Any], outcome: Outcome, folder: Path, seconds: float) -> StageResult:
     """The commit: parts durable, fence still ours, then the manifest."""
-    request = context.request
-    atomic.fsync_tree(context.writer.folder)
-    parts = context.writer.parts()
+    request, writer = context.request, context.writer
+    with atomic.disk_errors(writer.folder):
+        atomic.fsync_tree(writer.folder)
+        parts = writer.parts()
     fence.check(context.root, request)
-    published = manifest.commit(
-        folder,
-        manifest.Manifest(
-            stage=request.stage,
-            input_hash=request.input_hash,
-            code_version=CODE_VERSION[request.stage],
-            cycle=request.cycle.name,
-            iteration=request.iteration,
-            attempt=request.attempt,
-            parts=parts,
-            inputs={role: ref.output_digest for role, ref in sorted(request.inputs.items())},
-            parameters=request.parameters,
-            counters=outcome.counters,
-            promoted=outcome.promoted,
-            usage={"wallSeconds": round(seconds, 3), **outcome.usage},
-            packages=_packages(),
-        ),
+    ours = manifest.Manifest(
+        stage=request.stage,
+        input_hash=request.input_hash,
+        code_version=CODE_VERSION[request.stage],
+        cycle=request.cycle.name,
+        iteration=request.iteration,
+        attempt=request.attempt,
+        parts=parts,
+        inputs={role: ref.output_digest for role, ref in sorted(request.inputs.items())},
+        parameters=request.parameters,
+        counters=outcome.counters,
+        promoted=outcome.promoted,
+        usage={"wallSeconds": round(seconds, 3), **outcome.usage},
+        packages=_packages(),
     )
-    atomic.remove_tree(context.work)
-    _link(request, context.root, folder)
-    return published
+    standing = manifest.commit(folder, ours, writer.work)
+    if standing is not ours:
+        manifest.verify(folder, standing)
+    writer.clean(standing)
+    _link(request, context.root, folder, standing)
+    return _result(standing).model_copy(update={"usage": ours.usage})  # what we spent, whoever was first
 
 
-def _link(request: StageRequest, root: Path, folder: Path) -> None:
-    """Names the artifact in the cycle's own folder, for people: `cycles/<cycle>/iterations/i002/sft`."""
+def _stands(writer: ArtifactWriter, folder: Path) -> bool:
+    """Whether what this attempt wrote is published: an error after the commit must not take the parts away."""
+    try:
+        published = manifest.load(folder)
+    except StageError:
+        return False
+    return published is not None and any(part.path.startswith(f"{writer.attempt}/") for part in published.parts)
+
+
+def _link(request: StageRequest, root: Path, folder: Path, published: manifest.Manifest) -> None:
+    """Names the artifact in the cycle's own folder, for people: `cycles/<cycle>/iterations/i002/sft`.
+
+    No stage reads these links, so a file system that has none is no reason to fail.
+    """
     link = root / workspace.iteration_link(request.cycle.name, request.iteration, request.stage)
     links = [(link, folder.parent if request.shard.count > 1 else folder)]
-    if request.stage is StageName.REPORT:
-        published = manifest.load(folder)
-        assert published is not None
-        links.append((root / workspace.report(request.cycle.name), folder / Path(published.parts[0].path).parts[0]))
+    if request.stage is StageName.REPORT and published.parts:
+        attempt = Path(published.parts[0].path).parts[0]
+        links.append((root / workspace.report(request.cycle.name), folder / attempt))
     for name, target in links:
-        name.parent.mkdir(parents=True, exist_ok=True)
-        temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(os.path.relpath(target, name.parent))
-        temporary.replace(name)
+        temporary = atomic.temporary_name(name)
+        try:
+            name.parent.mkdir(parents=True, exist_ok=True)
+            temporary.symlink_to(os.path.relpath(target, name.parent))
+            temporary.replace(name)
+        except OSError as error:
+            print(f"could not link {name} to {target}: {error}", file=sys.stderr)
 
 
 def _result(published: manifest.Manifest, *, reused: bool = False) -> StageResult:

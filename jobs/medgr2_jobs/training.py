@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ import torch
 from medgr2_api.base import normalise
 from medgr2_api.models import LoRA
 from peft import LoraConfig
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .context import StageContext
 from .errors import Checkpointed, ConfigError
 from .store import atomic
 
 _COMPLETE = "medgr2-complete"
-#: Seconds of training between two checkpoints, roughly: what a `kill -9` may cost.
+#: A `kill -9` costs at most this fraction of a run (an n-th of its steps).
 CHECKPOINTS_PER_RUN = 5
 
 #: Options that the contract owns, and the field of the spec that sets them (empty: none does).
@@ -49,28 +50,44 @@ OWNED: dict[str, str] = {
     "push_to_hub": "",
     "hub_model_id": "",
     "hub_token": "",
+    "hub_strategy": "",
+    "hub_private_repo": "",
+    "hub_always_push": "",
+    "hub_revision": "",
+    "log_completions_hub_repo": "",
     "trust_remote_code": "",
+    "model_init_kwargs": "",
+    "ignore_data_skip": "",
+    "do_eval": "",
+    "load_best_model_at_end": "",
     "use_cpu": "",
     "eval_strategy": "",
     "deepspeed": "stages[].deepspeed",
 }
 
 
-def trainer_options(config: type[TrainingArguments], options: Mapping[str, Any], field: str) -> dict[str, Any]:
+def trainer_options(
+    config: type[TrainingArguments],
+    options: Mapping[str, Any],
+    field: str,
+    owned: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Checks a `trainer:` block before anything is loaded.
 
     Args:
         config: TrainingArguments, trl.SFTConfig or trl.GRPOConfig.
         options: the user's block.
         field: where it stands in the spec, for the message.
+        owned: what this stage owns beside `OWNED`, in the same form.
 
     Raises:
         ConfigError: an option the library does not have (with the nearest that it has), or that the contract owns.
     """
     known = {item.name for item in dataclasses.fields(config) if item.init}
+    ours = {**OWNED, **(owned or {})}
     for name in options:
-        if name in OWNED:
-            instead = f"; set {OWNED[name]} instead" if OWNED[name] else "; remove it"
+        if name in ours:
+            instead = f"; set {ours[name]} instead" if ours[name] else "; remove it"
             raise ConfigError(f"{field}.{name}: belongs to MedGR2's own contract{instead}")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -86,6 +103,7 @@ def trainer_arguments(
     *,
     field: str,
     total_steps: int | None = None,
+    owned: Mapping[str, str] | None = None,
     **ours: Any,
 ) -> Any:
     """Builds the arguments of a trainer: ours, then the user's checked options.
@@ -96,13 +114,17 @@ def trainer_arguments(
         options: the user's `trainer:` block.
         field: where it stands in the spec.
         total_steps: optimizer steps of the whole run, when known: places the checkpoints.
+        owned: what this stage owns beside `OWNED`.
         ours: settings that the stage owns.
 
     Raises:
         ConfigError: an option is unknown, owned, or refused by the library.
     """
     cpu = not torch.cuda.is_available()
-    steps = int(options.get("max_steps", 0) or 0) or total_steps or 0
+    given = options.get("max_steps", 0)
+    if not isinstance(given, int):
+        raise ConfigError(f"{field}.max_steps: {given!r} is not a whole number")
+    steps = given if given > 0 else total_steps or 0
     values: dict[str, Any] = {
         "output_dir": str(context.work),
         "seed": context.parameters.seed,
@@ -110,13 +132,13 @@ def trainer_arguments(
         "logging_steps": 1,
         "disable_tqdm": True,
         "save_strategy": "steps",
-        "save_steps": max(1, -(-steps // CHECKPOINTS_PER_RUN)) if steps else 500,
+        "save_steps": max(1, math.ceil(steps / CHECKPOINTS_PER_RUN)) if steps else 500,
         "save_total_limit": 2,
         "use_cpu": cpu,
         "bf16": not cpu,
         "dataloader_pin_memory": not cpu,
         **ours,
-        **trainer_options(config, options, field),
+        **trainer_options(config, options, field, owned),
     }
     known = {item.name for item in dataclasses.fields(config)}
     if "activation_checkpointing" in known:
@@ -141,6 +163,21 @@ def lora_config(lora: LoRA | None, *, task_type: str | None = "CAUSAL_LM") -> Lo
     )
 
 
+def place_checkpoints(args: TrainingArguments, total_steps: int, *, spread: bool, every: int = 1) -> None:
+    """Sets `save_steps`, once the arguments and the data have told how long the run is.
+
+    Args:
+        args: the trainer's; changed.
+        total_steps: optimizer steps of the whole run.
+        spread: place `CHECKPOINTS_PER_RUN` of them evenly; otherwise keep what the user asked for.
+        every: save only at multiples of this many steps: rounds up.
+    """
+    wanted = total_steps / CHECKPOINTS_PER_RUN if spread else args.save_steps
+    if wanted < 1 and not spread:  # transformers reads a fraction as a share of the run
+        wanted *= total_steps
+    args.save_steps = max(1, math.ceil(wanted / every)) * every
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end; half-written ones (a kill, a full disk) are passed over."""
     found = [
@@ -149,17 +186,42 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
+def remove_torn_checkpoints(folder: Path) -> None:
+    """Removes half-written checkpoints: transformers would count them among those it keeps, and drop a whole one."""
+    for path in folder.glob("checkpoint-*"):
+        if not (path / _COMPLETE).is_file():
+            atomic.remove_tree(path)
+
+
 class StageCallback(TrainerCallback):  # type: ignore[misc]
     """Progress, durable checkpoints, and SIGTERM → checkpoint → stop."""
 
-    def __init__(self, context: StageContext[Any], phase: str, shown: tuple[str, ...] = ("loss",)) -> None:
+    def __init__(
+        self,
+        context: StageContext[Any],
+        phase: str,
+        shown: tuple[str, ...] = ("loss",),
+        *,
+        every: int = 1,
+        extra: Callable[[Path], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            context: the stage's.
+            phase: what `/progress` says.
+            shown: figures of the trainer's log that `/progress` shows.
+            every: stop only at multiples of this many steps, where a checkpoint is exact.
+            extra: writes what else belongs into a checkpoint; it counts as complete only afterwards.
+        """
         self.context = context
         self.phase = phase
         self.shown = shown
+        self.every = every
+        self.extra = extra
         self.stopped_at: int | None = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.context.stop.is_set() and state.global_step < state.max_steps:
+        if self.context.stop.is_set() and state.global_step < state.max_steps and state.global_step % self.every == 0:
             control.should_save = True
             control.should_training_stop = True
             self.stopped_at = state.global_step
@@ -172,11 +234,13 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        metrics = {key: float(value) for key, value in (logs or {}).items() if key in self.shown}
+        metrics = {key: float(value) for key, value in (logs or {}).items() if key in self.shown and value is not None}
         self.context.progress(self.phase, state.global_step, state.max_steps, **metrics)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
+        if self.extra is not None:
+            self.extra(folder)
         atomic.fsync_tree(folder)
         atomic.write_text(folder / _COMPLETE, "")
 
@@ -184,3 +248,21 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         """After `trainer.train()`: raises Checkpointed when SIGTERM ended it early."""
         if self.stopped_at is not None:
             raise Checkpointed(self.stopped_at)
+
+
+def train(trainer: Trainer, callback: StageCallback) -> None:
+    """Runs a trainer to its end, from its newest complete checkpoint if there is one.
+
+    Args:
+        trainer: built with `callback` among its callbacks and `context.work` as its output folder.
+        callback: the same.
+
+    Raises:
+        Checkpointed: SIGTERM came, and the checkpoint is on the volume.
+    """
+    trainer.remove_callback(PrinterCallback)  # the log goes into `log.json`, not to stdout
+    folder = callback.context.work
+    remove_torn_checkpoints(folder)
+    checkpoint = latest_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    callback.raise_if_stopped()

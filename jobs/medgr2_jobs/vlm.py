@@ -57,8 +57,9 @@ def load_model(path: Path, *, train: bool = False) -> Any:
     if not (path / "config.json").is_file():
         raise ConfigError(f"{path}: no config.json; a model folder in Hugging Face format is needed")
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
+        model, report = AutoModelForImageTextToText.from_pretrained(
             path,
+            output_loading_info=True,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -67,6 +68,9 @@ def load_model(path: Path, *, train: bool = False) -> Any:
         )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{path}: cannot be loaded as a vision-language model ({error})") from error
+    if report["missing_keys"]:  # transformers would leave them random and only log it
+        lacking = ", ".join(sorted(report["missing_keys"])[:3])
+        raise ConfigError(f"{path}: its weights lack {lacking} …; the folder is incomplete")
     if model.config.model_type not in SUPPORTED:
         raise ConfigError(f"{path}: model type {model.config.model_type!r}; supported: {', '.join(SUPPORTED)}")
     return model.to(device()).train(train)
@@ -231,9 +235,23 @@ def response_logprobs(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Ten
         hidden: (B, T, H) last hidden states.
     """
     hidden = model.model(**batch.inputs, use_cache=False).last_hidden_state
-    targets = batch.labels[:, 1:]
+    return (*token_logprobs(model, hidden, batch.labels), hidden)
+
+
+def token_logprobs(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of the labelled tokens from the hidden states one position before them.
+
+    Args:
+        model: whose LM head to use.
+        hidden: (B, T, H) last hidden states.
+        labels: int64 (B, T), -100 where there is no response token.
+
+    Returns:
+        logprobs: float32 (B, T-1), 0 where there is no response token.
+        mask: bool (B, T-1), where there is one.
+    """
+    targets = labels[:, 1:]
     mask = targets != -100
     logits = model.lm_head(hidden[:, :-1][mask]).float()
     chosen = torch.log_softmax(logits, -1).gather(1, targets[mask][:, None]).squeeze(1)
-    logprobs = torch.zeros(targets.shape, device=chosen.device).masked_scatter(mask, chosen)
-    return logprobs, mask, hidden
+    return chosen.new_zeros(targets.shape).masked_scatter(mask, chosen), mask

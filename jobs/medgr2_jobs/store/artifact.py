@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medgr2_api import workspace
+from medgr2_api.base import relative_path
 from medgr2_api.stages import ArtifactRef, StageRequest
 
 from ..errors import CorruptArtifact
 from . import atomic, manifest
 from .manifest import Manifest, Part
+from .paths import inside
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_SHARD = re.compile(r"shard-(\d+)")
 
 
 class ArtifactReader:
@@ -25,22 +33,30 @@ class ArtifactReader:
     def __init__(self, root: Path, ref: ArtifactRef) -> None:
         """
         Raises:
+            ConfigError: the path leads out of the workspace.
             CorruptArtifact: nothing is published there, or it is not what `ref` names.
         """
-        self.folder = root / ref.path
+        self.folder = inside(root, ref.path, f"artifact of stage {ref.stage}")
         self.ref = ref
         single = manifest.load(self.folder)
-        if single is not None:
-            self.shards = [(self.folder, single)]
-        else:
-            folders = sorted(self.folder.glob("shard-*"))
-            self.shards = [(folder, found) for folder in folders if (found := manifest.load(folder))]
+        self.shards = [(self.folder, single)] if single is not None else self._load_shards()
         if not self.shards:
             raise CorruptArtifact(f"{self.folder}: nothing is published here; run stage {ref.stage} again")
-        digest = manifest.combined_digest([found.output_digest for _, found in self.shards])
-        if ref.output_digest and digest != ref.output_digest:
-            raise CorruptArtifact(f"{self.folder}: digest {digest[:12]} is not the expected {ref.output_digest[:12]}")
+        if ref.output_digest and self.digest != ref.output_digest:
+            shards = "" if single is not None else f" ({len(self.shards)} shards are there)"
+            raise CorruptArtifact(
+                f"{self.folder}: digest {self.digest[:12]} is not the expected {ref.output_digest[:12]}{shards}; "
+                f"run stage {ref.stage} again (`--restart-from`)"
+            )
         self._verified: set[str] = set()
+
+    def _load_shards(self) -> list[tuple[Path, Manifest]]:
+        """Folder and manifest of each published shard, in the order of their numbers."""
+        numbered = {
+            int(found[1]): path for path in self.folder.glob("shard-*") if (found := _SHARD.fullmatch(path.name))
+        }
+        loaded = [(path, manifest.load(path)) for _, path in sorted(numbered.items())]
+        return [(path, found) for path, found in loaded if found is not None]
 
     @property
     def manifest(self) -> Manifest:
@@ -65,15 +81,20 @@ class ArtifactReader:
         raise CorruptArtifact(f"{self.folder}: has no part {name!r}")
 
     def folder_of(self, prefix: str) -> Path:
-        """Path of a verified folder, such as `model`: all parts below it are checked."""
+        """Path of a verified folder, such as `model`: all parts below it are checked.
+
+        A library will read the folder, so files that the manifest does not list are an error too.
+        """
         folder, found = self.shards[0]
         parts = [part for part in found.parts if part.name.startswith(prefix + "/")]
         if not parts:
             raise CorruptArtifact(f"{self.folder}: has no folder {prefix!r}")
-        for part in parts:
-            self._verify(folder, part)
-        path = folder / parts[0].path
-        return path.parents[parts[0].name.count("/") - prefix.count("/") - 1]
+        listed = {self._verify(folder, part) for part in parts}
+        path = (folder / parts[0].path).parents[parts[0].name.count("/") - prefix.count("/") - 1]
+        strangers = [found for found in _files(path) if found not in listed]
+        if strangers:
+            raise CorruptArtifact(f"{strangers[0]}: is not in the artifact's manifest; remove it")
+        return path
 
     def table(self, name: str) -> pa.Table:
         """The parquet table `name` (without suffix), all shards in order; its schema version is checked."""
@@ -109,7 +130,9 @@ class ArtifactWriter:
     def __init__(self, root: Path, request: StageRequest) -> None:
         base = root / workspace.artifact(request.stage, request.input_hash)
         self.base = base / workspace.shard(request.shard.index) if request.shard.count > 1 else base
-        self.attempt = f"a{request.attempt}-{request.cycle.uid[:8] or request.cycle.name}"
+        #: Whose attempts these are: tells a cycle's own leftovers from what another cycle is writing just now.
+        self._owner = hashlib.sha256((request.cycle.uid or request.cycle.name).encode()).hexdigest()[:8]
+        self.attempt = f"a{request.attempt}-{self._owner}"
         self.folder = self.base / self.attempt
         #: Checkpoints of an unfinished run; survive the attempt, removed after the commit.
         self.work = self.base / "work" / (request.cycle.uid or request.cycle.name)
@@ -121,12 +144,12 @@ class ArtifactWriter:
         """Makes the attempt's folder, empty."""
         with atomic.disk_errors(self.folder):
             atomic.remove_tree(self.folder)
-            self.folder.mkdir(parents=True)
-            self.work.mkdir(parents=True, exist_ok=True)
+            atomic.make_folder(self.folder)
+            atomic.make_folder(self.work)
 
     def path(self, name: str, *, digested: bool = True) -> Path:
         """Where to write the part `name` (its folders are made). `digested=False` keeps it out of outputDigest."""
-        path = self.folder / name
+        path = self.folder / relative_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         if not digested:
             self._undigested.add(name)
@@ -143,12 +166,13 @@ class ArtifactWriter:
     def take(self, name: str, source: Path) -> None:
         """Takes a file or folder that was made elsewhere on the volume (hard links where possible)."""
         for path in _files(source):
-            relative = path.relative_to(source) if source.is_dir() else Path()
-            target = self.path(str(Path(name) / relative) if source.is_dir() else name)
-            try:
-                os.link(path, target)
-            except OSError:
-                with atomic.disk_errors(target):
+            target = self.path(f"{name}/{path.relative_to(source)}" if source.is_dir() else name)
+            with atomic.disk_errors(target):
+                try:
+                    os.link(path.resolve(), target)  # resolved: link(2) would link a symlink itself
+                except OSError as error:
+                    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EEXIST):
+                        raise
                     shutil.copyfile(path, target)
 
     def parts(self) -> list[Part]:
@@ -172,6 +196,20 @@ class ArtifactWriter:
     def discard(self) -> None:
         """Removes what this attempt wrote (not its checkpoints)."""
         atomic.remove_tree(self.folder)
+
+    def clean(self, standing: Manifest) -> None:
+        """Removes what this cycle's killed attempts left behind, and its checkpoints; call once something is published.
+
+        Newer attempts and other cycles may be writing just now: theirs is left alone.
+        """
+        listed = {part.path.partition("/")[0] for part in standing.parts}
+        for path in self.base.glob(f"a*-{self._owner}"):
+            number = path.name.removeprefix("a").partition("-")[0]
+            if path.name not in listed and number.isdecimal() and int(number) <= self.request.attempt:
+                atomic.remove_tree(path)
+        atomic.remove_tree(self.work)
+        with contextlib.suppress(OSError):  # another cycle's checkpoints are in it
+            self.work.parent.rmdir()
 
 
 def _files(path: Path) -> Iterator[Path]:

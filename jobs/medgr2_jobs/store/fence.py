@@ -1,4 +1,7 @@
-"""The fence: the newest attempt of a stage writes its number; an older one that wakes up then publishes nothing."""
+"""The fence: the newest attempt of a stage writes its number; an older one that wakes up then publishes nothing.
+
+It keeps an old attempt from working on; that at most one attempt publishes does not depend on it (`manifest.commit`).
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def raise_fence(root: Path, request: StageRequest) -> None:
 
 
 def check(root: Path, request: StageRequest) -> None:
-    """Raises Fenced when a newer attempt (or another restart token's) has taken over."""
+    """Raises Fenced when a newer attempt has taken over; another restart token publishes elsewhere and is no rival."""
     found = _read(_path(root, request))
     if found.get("uid") != request.cycle.uid or found.get("token") != request.token:
         return

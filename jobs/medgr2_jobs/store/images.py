@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import re
+import struct
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image, ImageOps
+
 from medgr2_api import workspace
-from PIL import Image, UnidentifiedImageError
 
 from ..errors import CorruptArtifact, DataError
 from . import atomic
+from .paths import inside
 
 #: A picture that claims more pixels than this is refused before it is decoded (a decompression bomb).
 MAX_SOURCE_PIXELS = 120_000_000
+_NAME = re.compile(r"[0-9a-f]{64}")
+#: What Pillow's decoders raise on damaged files.
+_DAMAGED = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error, zlib.error)
+#: File system errors that are about this one path.
+_UNREADABLE = {errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,13 @@ class ImageStore:
         self.root = root
 
     def path(self, sha256: str) -> Path:
-        """Where an image lies."""
+        """Where an image lies.
+
+        Raises:
+            CorruptArtifact: the name is not a sha256; names come from tables and become paths.
+        """
+        if not _NAME.fullmatch(sha256):
+            raise CorruptArtifact(f"{sha256[:80]!r}: not the name of an image; the table that holds it is damaged")
         return self.root / workspace.image(sha256)
 
     def add_file(self, path: Path, max_pixels: int) -> StoredImage:
@@ -45,6 +62,7 @@ class ImageStore:
         """
         try:
             with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # damage, and bombs: both are looked after below
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 with Image.open(path) as image:
                     if image.width * image.height > MAX_SOURCE_PIXELS:
@@ -52,18 +70,22 @@ class ImageStore:
                             f"{path}: claims {image.width} x {image.height} pixels, more than the limit of "
                             f"{MAX_SOURCE_PIXELS:,}; it was not opened. Scale it down first"
                         )
-                    return self.add(image.convert("RGB"), max_pixels)
+                    # the orientation goes with the rest of the EXIF data: apply it first, or left becomes right
+                    upright = ImageOps.exif_transpose(image).convert("RGB")
         except FileNotFoundError:
             raise DataError(f"{path}: image file is missing") from None
         except Image.DecompressionBombError as error:
             raise DataError(f"{path}: {error}; it was not opened. Scale it down first") from error
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the picture's
+        except _DAMAGED as error:
+            number = error.errno if isinstance(error, OSError) else None
+            if number is not None and number not in _UNREADABLE:  # the disk's fault, not the picture's
                 raise
             raise DataError(f"{path}: not a readable image ({error})") from error
+        return self.add(upright, max_pixels)
 
     def add(self, image: Image.Image, max_pixels: int) -> StoredImage:
-        """Stores an RGB picture, scaled down to at most `max_pixels`."""
+        """Stores a picture as RGB, scaled down to at most `max_pixels`."""
+        image = image.convert("RGB")
         pixels = image.width * image.height
         if pixels > max_pixels:
             scale = (max_pixels / pixels) ** 0.5
@@ -75,22 +97,31 @@ class ImageStore:
         data = buffer.getvalue()
         sha256 = hashlib.sha256(data).hexdigest()
         path = self.path(sha256)
-        if not path.exists() or path.stat().st_size != len(data):
+        if not path.is_file() or path.read_bytes() != data:  # a damaged one is repaired
             with atomic.atomic_file(path) as stream:
                 stream.write(data)
         return StoredImage(sha256, clean.width, clean.height)
 
-    def load(self, sha256: str) -> Image.Image:
-        """The picture, verified.
+    def read(self, sha256: str) -> bytes:
+        """The PNG file's bytes, verified.
 
         Raises:
+            ConfigError: a symlink leads out of the workspace.
             CorruptArtifact: missing or changed.
         """
         path = self.path(sha256)
+        inside(self.root, str(workspace.image(sha256)), "image")
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            raise CorruptArtifact(f"{path}: missing from the image store; run prepare again") from None
+            raise CorruptArtifact(f"{path}: missing from the image store; {_REMEDY}") from None
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise CorruptArtifact(f"{path}: changed since it was stored; remove it and run prepare again")
-        return Image.open(io.BytesIO(data)).convert("RGB")
+            raise CorruptArtifact(f"{path}: changed since it was stored; {_REMEDY}")
+        return data
+
+    def load(self, sha256: str) -> Image.Image:
+        """The picture, verified; raises what `read` raises."""
+        return Image.open(io.BytesIO(self.read(sha256))).convert("RGB")
+
+
+_REMEDY = "run stage prepare again (`--restart-from`), which repairs it"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field, ValidationError
+
 from medgr2_api import workspace
-from medgr2_api.base import Model, canonical_json, sha256_of
+from medgr2_api.artifacts import combined_digest
+from medgr2_api.base import Figures, Model, relative_path, sha256_of
 from medgr2_api.stages import StageName
-from pydantic import ValidationError
 
 from ..errors import CorruptArtifact
 from . import atomic
+
+__all__ = ["Manifest", "Part", "combined_digest", "commit", "load", "verify", "verify_part"]
 
 SCHEMA_VERSION = 1
 
@@ -44,11 +49,11 @@ class Manifest(Model):
     inputs: dict[str, str]
     """Output digest of each input, by role."""
     parameters: dict[str, Any]
-    counters: dict[str, float] = {}
+    counters: Figures = Field(default_factory=dict)
     """Headline figures; also the metrics of the stage's result."""
     promoted: bool | None = None
-    usage: dict[str, float] = {}
-    packages: dict[str, str] = {}
+    usage: Figures = Field(default_factory=dict)
+    packages: dict[str, str] = Field(default_factory=dict)
     """Versions of the libraries that made it."""
     output_digest: str = ""
 
@@ -70,17 +75,18 @@ def load(folder: Path) -> Manifest | None:
     """
     path = folder / workspace.MANIFEST
     try:
-        text = path.read_text()
+        document = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    try:
-        manifest = Manifest.model_validate_json(text)
-    except (ValidationError, UnicodeDecodeError) as error:
+    except ValueError as error:  # not JSON, not UTF-8
         raise CorruptArtifact(f"{path}: not a manifest ({_first_line(error)}); {_REMEDY}") from error
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise CorruptArtifact(
-            f"{path}: schema version {manifest.schema_version}, this version reads {SCHEMA_VERSION}; {_REMEDY}"
-        )
+    version = document.get("schemaVersion") if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION:  # before anything else: another version may have other fields
+        raise CorruptArtifact(f"{path}: schema version {version}, this version reads {SCHEMA_VERSION}; {_REMEDY}")
+    try:
+        manifest = Manifest.model_validate(document)
+    except ValidationError as error:
+        raise CorruptArtifact(f"{path}: not a manifest ({_first_line(error)}); {_REMEDY}") from error
     if manifest.output_digest != manifest.digest():
         raise CorruptArtifact(f"{path}: outputDigest does not match its parts; {_REMEDY}")
     return manifest
@@ -98,9 +104,14 @@ def verify(folder: Path, manifest: Manifest) -> None:
 
 def verify_part(folder: Path, part: Part) -> Path:
     """Checks one part and returns its path. Raises CorruptArtifact."""
-    path = folder / part.path
+    try:
+        path = folder / relative_path(part.path)
+    except ValueError as error:
+        raise CorruptArtifact(f"{folder / workspace.MANIFEST}: {error}; {_REMEDY}") from None
     if not path.is_file():
         raise CorruptArtifact(f"{path}: missing, though {folder / workspace.MANIFEST} lists it; {_REMEDY}")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise CorruptArtifact(f"{path}: leads out of the artifact (to {path.resolve()}); {_REMEDY}")
     size = path.stat().st_size
     if size != part.bytes:
         raise CorruptArtifact(f"{path}: {size} bytes, the manifest says {part.bytes}; {_REMEDY}")
@@ -109,23 +120,30 @@ def verify_part(folder: Path, part: Part) -> Path:
     return path
 
 
-def commit(folder: Path, manifest: Manifest) -> Manifest:
-    """Publishes: after this returns the artifact exists. Returns the manifest with its digest."""
+def commit(folder: Path, manifest: Manifest, scratch: Path) -> Manifest:
+    """Publishes: after this returns the artifact exists.
+
+    The first to publish wins: two cycles of a workspace may make the same artifact at the same time, and whoever has
+    read it must find the same again.
+
+    Args:
+        folder: the artifact's.
+        manifest: what to publish; gets its digest.
+        scratch: folder on the same volume for a temporary file.
+
+    Returns:
+        The manifest that stands: the given one, or that of whoever was first.
+
+    Raises:
+        CorruptArtifact: somebody else published at the same time, and it is not readable.
+    """
     manifest.output_digest = manifest.digest()
-    atomic.write_text(folder / workspace.MANIFEST, canonical_json_pretty(manifest))
-    return manifest
-
-
-def canonical_json_pretty(manifest: Manifest) -> str:
-    """The manifest as JSON for people and programs; the order of keys is fixed."""
-    import json
-
-    return json.dumps(json.loads(canonical_json(manifest.dump())), indent=1, sort_keys=True) + "\n"
-
-
-def combined_digest(digests: list[str]) -> str:
-    """Digest of a sharded stage: the hash of its shards' digests in order; of one shard, that shard's own."""
-    return digests[0] if len(digests) == 1 else sha256_of({"shards": digests})
+    text = json.dumps(manifest.dump(), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    if atomic.create_text(folder / workspace.MANIFEST, text, scratch):
+        return manifest
+    standing = load(folder)
+    assert standing is not None  # nothing removes a manifest
+    return standing
 
 
 def _first_line(error: Exception) -> str:

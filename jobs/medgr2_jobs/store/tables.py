@@ -1,4 +1,4 @@
-"""The parquet tables and their schemas. A schema that changes gets a new version; readers refuse what they don't know."""
+"""The parquet tables and their schemas. A schema that changes gets a new version; readers refuse an unknown one."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ SCHEMAS: dict[str, tuple[int, dict[str, pa.DataType]]] = {
                        "outcome": _TEXT, "attempts": _INT, "input_tokens": _INT, "output_tokens": _INT,
                        "usd": _FLOAT}),
     "truth": (1, {"triplet_id": _TEXT, "kind": _TEXT, "correct": _BOOL}),
+    # reward: held-out grades and what R says of them
+    "calibration": (1, {"sample_id": _TEXT, "grade": _TEXT, "target": _FLOAT, "score": _FLOAT}),
     # score, curate
     "scores": (1, {"triplet_id": _TEXT, "score": _FLOAT}),
     "decisions": (1, {"triplet_id": _TEXT, "keep": _BOOL, "score": _FLOAT, "reasons": _TEXTS}),
@@ -48,6 +50,10 @@ SCHEMAS: dict[str, tuple[int, dict[str, pa.DataType]]] = {
     "lineage": (1, {"triplet_id": _TEXT, "iteration": _INT, "image_sha256": _TEXT, "question": _TEXT,
                     "paradigm": _TEXT, "template_sha256": _TEXT, "generator": _TEXT, "score": _FLOAT,
                     "reward_digest": _TEXT, "keep": _BOOL, "reasons": _TEXTS}),
+    # report: lineage of all iterations, and which models (sft@1, grpo@1, …) learnt from each triplet
+    "lineage_report": (1, {"triplet_id": _TEXT, "iteration": _INT, "image_sha256": _TEXT, "question": _TEXT,
+                           "paradigm": _TEXT, "template_sha256": _TEXT, "generator": _TEXT, "score": _FLOAT,
+                           "reward_digest": _TEXT, "keep": _BOOL, "reasons": _TEXTS, "seen_by": _TEXTS}),
     # grpo, preferences
     "rollouts": (1, {"step": _INT, "prompt_id": _TEXT, "completion": _TEXT, "reward": _FLOAT, "reward_model": _FLOAT,
                      "match": _FLOAT, "parsed": _BOOL}),
@@ -71,18 +77,20 @@ def write(path: Path, name: str, rows: list[dict[str, Any]] | pa.Table) -> int:
     """Writes a table, durably and the same bytes for the same rows.
 
     Raises:
-        KeyError: a row has a column that the schema does not know.
+        KeyError: a row has a column that the schema does not know, or the arrow table has other columns.
     """
     table_schema = schema(name)
     if isinstance(rows, pa.Table):
-        table = rows.cast(table_schema)
+        if set(rows.column_names) != set(table_schema.names):
+            raise KeyError(f"table {name!r} has columns {table_schema.names}, not {rows.column_names}")
+        table = rows.select(table_schema.names).cast(table_schema)
     else:
-        unknown = {key for row in rows[:1] for key in row} - set(table_schema.names)
+        unknown = {key for row in rows for key in row} - set(table_schema.names)
         if unknown:
             raise KeyError(f"table {name!r} has no column {', '.join(sorted(unknown))}")
         table = pa.Table.from_pylist(rows, schema=table_schema)
     with atomic.atomic_file(path) as stream:
-        pq.write_table(table, stream, compression="zstd")
+        pq.write_table(table.combine_chunks(), stream, compression="zstd")  # the bytes depend on the chunks
     return int(table.num_rows)
 
 
@@ -90,15 +98,22 @@ def read(path: Path, name: str) -> pa.Table:
     """Reads a table and checks that it is `name` in a version we know.
 
     Raises:
-        CorruptArtifact: not parquet, another table, or another version.
+        CorruptArtifact: not parquet, another table, another version, or other columns.
     """
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        # not pq.read_table: it would read columns from folders that are called `key=value`
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the file's
+            raise
         raise CorruptArtifact(f"{path}: not a readable parquet file ({error})") from error
     metadata = table.schema.metadata or {}
     found = (metadata.get(b"medgr2.table", b"").decode(), metadata.get(b"medgr2.version", b"").decode())
     expected = (name, str(SCHEMAS[name][0]))
     if found != expected:
         raise CorruptArtifact(f"{path}: is table {found}, this version of MedGR2 reads {expected}")
-    return table.replace_schema_metadata(schema(name).metadata)
+    try:
+        return table.cast(schema(name))
+    except (ValueError, pa.ArrowException) as error:  # other names or types of columns
+        raise CorruptArtifact(f"{path}: its columns are not those of table {expected} ({error})") from error

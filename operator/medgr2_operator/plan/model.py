@@ -88,6 +88,9 @@ class Observed:
     pods: tuple[ObservedPod, ...] = ()
     workspace_ready: bool = True
     workspace_message: str = ""
+    fresh: bool = True
+    """Read after the cycle was read, pods after Jobs. False: from a cache that may lag; then the planner records what
+    is certain (an end is an end), but starts nothing and takes nothing for vanished: there, absence proves nothing."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ class JobCreate:
     name: str
     request: StageRequest
     shards: int = 1
+    """Parts that run side by side; each gets the same request with its own `shard`."""
     resumes: bool = False
     """It goes on from a checkpoint (a queue may give it the in-flight priority)."""
 
@@ -125,7 +129,11 @@ class Event:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do now, applied in this order: status, deletes, creates, events."""
+    """What to do now, applied in this order: status, deletes, creates, events.
+
+    With deletes or creates the status is written (with its resourceVersion) even when it is unchanged: a conflict there
+    is what makes a plan from an old reading harmless.
+    """
 
     status: CycleStatus
     deletes: tuple[JobDelete, ...] = ()
@@ -133,3 +141,5 @@ class Plan:
     events: tuple[Event, ...] = ()
     requeue_after: float | None = None
     """Seconds until the planner wants to look again without being woken; None: only when something changes."""
+    needs_fresh: bool = False
+    """The observation came from a cache, and a fresh one would let the planner do more: read again, call it again."""

@@ -1,0 +1,200 @@
+"""What each step of the loop is worth: five seeds, seven arms, paired bootstrap over the benchmark's items.
+
+    make bench NAME=effect                         # five fresh seeds, about 40 minutes on two cores
+    python -m bench.effect --seeds 1 --first 900   # one seed
+
+Every arm is an ordinary cycle made from `examples/quickstart.yaml`; the arms of a seed share a workspace, so they share
+what is equal. Seeds run two at a time. Settings of the quickstart were chosen on the validation split of other seeds
+(docs/measurements.md); nothing is chosen here.
+
+| arm | cycle |
+|---|---|
+| a seed | SFT on the reward model's own gold items alone |
+| b raw | SFT on the seed and all candidates of round 1 |
+| c rewarded | SFT on the seed and what R kept of round 1 |
+| d +GRPO | c, then GRPO |
+| e round 2 | after the second round |
+| f matched | SFT steps of both rounds spent on round 1's kept data, no GRPO |
+| g SFT time | c plus SFT on the same data for the wall time of GRPO |
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = ROOT / "examples" / "quickstart.yaml"
+FIRST_SEED, SEEDS = 700, 5
+BENCHMARK = "phantoms"
+#: (first arm, second arm, what the difference answers)
+CONTRASTS = (
+    ("c", "b", "filtering by R against raw candidates"),
+    ("d", "c", "GRPO against what it started from"),
+    ("d", "g", "GRPO against SFT of the same wall time"),
+    ("e", "a", "two rounds of the loop against the seed alone"),
+    ("e", "d", "the second round"),
+    ("e", "f", "two rounds against the same SFT steps in round 1"),
+)
+_OFF = [{"name": name, "enabled": False} for name in ("grpo", "preferences", "report")]
+
+
+class Cycle:
+    """One arm's cycle: a copy of the quickstart with a few fields changed."""
+
+    def __init__(self, workspace: Path, seed: int, arm: str, **changes: Any) -> None:
+        document = yaml.safe_load(QUICKSTART.read_text())
+        document["metadata"]["name"] = f"{arm}-{seed}"
+        document["spec"]["seed"] = seed
+        document["spec"]["evaluation"] = {"controls": []}
+        _merge(document["spec"], changes)
+        self.name = document["metadata"]["name"]
+        self.workspace = workspace
+        self.file = workspace / f"{self.name}.yaml"
+        workspace.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(yaml.safe_dump(document, sort_keys=False))
+
+    def run(self) -> Cycle:
+        """Runs it to its end."""
+        command = [sys.executable, "-m", "medgr2_operator.cli.app", "run", str(self.file), "--workspace"]
+        done = subprocess.run([*command, str(self.workspace), "--plain"], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{self.name} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+        return self
+
+    def manifest(self, stage: str, iteration: int) -> dict[str, Any]:
+        """The manifest of a stage that this cycle used."""
+        link = self.workspace / "cycles" / self.name / "iterations" / f"i{iteration:03d}" / stage
+        found: dict[str, Any] = json.loads((link / "manifest.json").read_text())
+        found["folder"] = str(link.resolve())
+        return found
+
+    def correct(self, iteration: int, checkpoint: str) -> tuple[np.ndarray, np.ndarray]:
+        """Right or wrong on each benchmark item (option log-probabilities, real image), and the item's image."""
+        import pyarrow.parquet as pq
+
+        manifest = self.manifest("evaluate", iteration)
+        part = next(part for part in manifest["parts"] if part["name"] == "predictions.parquet")
+        table = pq.read_table(Path(manifest["folder"]) / part["path"]).to_pylist()
+        rows = sorted(
+            (row["item_id"], row["correct"], row["image_sha256"])
+            for row in table
+            if row["checkpoint"] == checkpoint
+            and row["benchmark"] == BENCHMARK
+            and row["condition"] == "real"
+            and row["scoring"] == "option_logprob"
+        )
+        return np.array([row[1] for row in rows], dtype=float), np.array([row[2] for row in rows])
+
+
+def arms(workspace: Path, seed: int) -> dict[str, Any]:
+    """Runs the cycles of one seed; returns what each arm got right, and figures of the loop."""
+    full = Cycle(workspace, seed, "full").run()
+    steps = [full.manifest("sft", t)["counters"]["steps"] for t in (1, 2)]
+    seconds = {name: full.manifest(name, 1)["usage"]["wallSeconds"] for name in ("sft", "grpo")}
+    more = round(steps[0] * seconds["grpo"] / seconds["sft"])
+    once = {"iterations": 1, "stages": _OFF}
+
+    def sft(count: float) -> dict[str, Any]:
+        return {**once, "policy": {"sft": {"trainer": {"max_steps": int(count)}}}}
+
+    keep_none = {"curation": {"selection": {"strategy": "TopK", "k": 0}}}
+    keep_all = {"curation": {"selection": {"strategy": "All"}}}
+    others = {
+        "a": Cycle(workspace, seed, "seed", **once, **keep_none),
+        "b": Cycle(workspace, seed, "raw", **once, **keep_all),
+        "f": Cycle(workspace, seed, "matched", **sft(sum(steps))),
+        "g": Cycle(workspace, seed, "sfttime", **sft(steps[0] + more)),
+    }
+    right = {arm: cycle.run().correct(1, "sft") for arm, cycle in others.items()}
+    right |= {
+        "base": full.correct(0, "base"),
+        "c": full.correct(1, "sft"),
+        "d": full.correct(1, "grpo"),
+        "e": full.correct(2, "grpo"),
+    }
+    grpo = [full.manifest("grpo", t)["counters"] for t in (1, 2)]
+    return {
+        "right": right,
+        "reward": [(c["reward_first"], c["reward_last"]) for c in grpo],
+        "steps": {"c": steps[0], "e": steps[1], "f": sum(steps), "g": steps[0] + more},
+        "seconds": seconds,
+    }
+
+
+def main() -> int:
+    """Runs the benchmark and prints its tables and its line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--first", type=int, default=FIRST_SEED)
+    parser.add_argument("--workspace", type=Path, default=None, help="kept; default: a temporary folder")
+    options = parser.parse_args()
+    from medgr2_jobs.report.compare import paired_difference
+
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        root = options.workspace or Path(temporary)
+        seeds = range(options.first, options.first + options.seeds)
+        with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+            results = dict(zip(seeds, pool.map(lambda seed: arms(root / str(seed), seed), seeds), strict=True))
+
+    names = ("base", "a", "b", "c", "d", "e", "f", "g")
+    print("| seed | n | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 2))
+    for seed, result in results.items():
+        cells = [f"{result['right'][name][0].mean():.3f}" for name in names]
+        print(f"| {seed} | {len(result['right']['a'][0])} | " + " | ".join(cells) + " |")
+
+    figures: dict[str, Any] = {
+        "accuracy": {n: round(float(np.mean([r["right"][n][0].mean() for r in results.values()])), 4) for n in names}
+    }
+    print("\n| contrast | " + " | ".join(map(str, results)) + " | pooled | question |\n|" + "---|" * (len(results) + 3))
+    for first, second, question in CONTRASTS:
+        cells = [paired_difference(r["right"][first][0], r["right"][second][0], r["right"][first][1], 0) for r in results.values()]
+        pooled = paired_difference(
+            np.concatenate([r["right"][first][0] for r in results.values()]),
+            np.concatenate([r["right"][second][0] for r in results.values()]),
+            np.concatenate([np.char.add(f"{seed}/", r["right"][first][1].astype(str)) for seed, r in results.items()]),
+            0,
+        )
+        verdict = "within noise" if pooled[1] <= 0 <= pooled[2] else "positive" if pooled[0] > 0 else "negative"
+        print(f"| {first} − {second} | " + " | ".join(_interval(c) for c in cells) + f" | {_interval(pooled)} {verdict} | {question} |")
+        figures[f"{first}-{second}"] = [round(float(v), 4) for v in pooled]
+        figures[f"{first}-{second} positive seeds"] = sum(cell[1] > 0 for cell in cells)
+    print("\nmean reward under GRPO, first → last fifth: " + "; ".join(
+        f"{seed}: " + ", ".join(f"{a:.3f} → {b:.3f}" for a, b in result["reward"]) for seed, result in results.items()
+    ))
+    print(f"SFT steps and seconds of seed {options.first}: {results[options.first]['steps']}, {results[options.first]['seconds']}")
+    figures["reward rises"] = sum(b > a for result in results.values() for a, b in result["reward"])
+    figures["minutes"] = round((time.monotonic() - started) / 60, 1)
+    n = sum(len(result["right"]["a"][0]) for result in results.values())
+    print(json.dumps({"name": "effect", "figures": figures, "n": n, "cores": os.cpu_count()}))
+    return 0
+
+
+def _interval(difference: tuple[float, float, float]) -> str:
+    value, low, high = (100 * part for part in difference)
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _merge(target: dict[str, Any], changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(target.get(key), dict):
+            _merge(target[key], value)
+        else:
+            target[key] = copy.deepcopy(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Random vision-language models of a chosen shape, for benches that need a realistic cost and no quality."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+            "<|video_pad|>"]  # fmt: skip
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}{% if c['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+#: Qwen2.5-VL-3B's proportions at about 1/64 of its compute: 58 M parameters, 448 x 448 pixels = 256 image tokens.
+MID = {
+    "text": {"hidden_size": 512, "intermediate_size": 2752, "num_hidden_layers": 9},
+    "vision": {"depth": 8, "hidden_size": 320, "intermediate_size": 855, "num_heads": 4, "fullatt_block_indexes": [7]},
+    "image_tokens": 256,
+}
+TINY = {
+    "text": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
+    "vision": {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "fullatt_block_indexes": [1]},
+    "image_tokens": 16,
+}
+
+
+def build(folder: Path, shape: dict[str, Any], *, seed: int = 0) -> None:
+    """Writes a random Qwen2.5-VL with a byte tokenizer and its processor to `folder`."""
+    torch.manual_seed(seed)
+    alphabet = sorted(ByteLevel.alphabet())
+    tokenizer = Qwen2Tokenizer(
+        vocab={char: index for index, char in enumerate(alphabet)},
+        merges=[],
+        unk_token=None,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=4096,
+    )
+    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIALS], special_tokens=True)
+    tokenizer.chat_template = TEMPLATE
+    ids = tokenizer.convert_tokens_to_ids
+    pixels = 28 * 28
+    half = shape["text"]["hidden_size"] // 4 // 2
+    part = half // 3
+    text = {
+        "vocab_size": len(tokenizer),
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [half - 2 * part, part, part]},
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+        **shape["text"],
+    }
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config={"out_hidden_size": shape["text"]["hidden_size"], **shape["vision"]},
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
+    Qwen2_5_VLProcessor(
+        Qwen2VLImageProcessor(min_pixels=pixels, max_pixels=pixels * shape["image_tokens"]),
+        tokenizer,
+        Qwen2VLVideoProcessor(),
+        chat_template=TEMPLATE,
+    ).save_pretrained(folder)

@@ -1,0 +1,113 @@
+"""How much faster image-grouped scoring is than plain batches, and how far their scores differ.
+
+python -m bench.scoring
+
+A random model of 58 M parameters in Qwen2.5-VL-3B's proportions, 256 tokens an image, one thread. Plain: batches of 16
+in the given order, the image beside every row. Both ways alternate, and the ratio is the median over the pairs of
+CPU seconds, which other processes on the machine disturb less than the clock. Images are preprocessed beforehand for
+both. Scores are compared before clipping.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bench import models
+from medgr2_api.models import Grades, RewardHead
+from medgr2_jobs import vlm
+from medgr2_jobs.reward import scorer
+from medgr2_jobs.reward.model import RewardModel
+from medgr2_jobs.store.images import ImageStore
+from medgr2_jobs.vlm import Row
+
+#: questions per image → (images, repeats)
+CASES = {1: (6, 5), 5: (2, 3), 64: (1, 1)}
+PLAIN_BATCH = 16
+
+
+@torch.no_grad()
+def plain(model: RewardModel, encoder: vlm.Encoder, rows: list[Row]) -> np.ndarray:
+    """Scores as any trainer's evaluation loop would make them."""
+    found: list[float] = []
+    for piece in vlm.chunks(rows, PLAIN_BATCH):
+        batch = encoder.batch(piece)
+        found += model(labels=batch.labels, **batch.inputs)["scores"].tolist()
+    return np.array(found)
+
+
+def questions(images: list[str], count: int) -> list[Row]:
+    """Rows of unequal length: questions with options, answers with a rationale."""
+    return [
+        Row(
+            image,
+            f"Finding {number}? {', '.join(['cyst', 'mass', 'plaque', 'nodule'][: 2 + number % 3])}",
+            f"<think>The marks look like {'small ' * (number % 4)}a cyst.</think><answer>cyst</answer>",
+        )
+        for image in images
+        for number in range(count)
+    ]
+
+
+def timed(run: Callable[[], np.ndarray]) -> tuple[np.ndarray, float, float]:
+    """What a run returns, its CPU seconds and its wall seconds."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    found = run()
+    return found, time.process_time() - cpu, time.perf_counter() - wall
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    scorer.SCORE_MIN, scorer.SCORE_MAX = -np.inf, np.inf
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        models.build(root / "model", models.MID)
+        store = ImageStore(root)
+        noise = np.random.default_rng(0)
+        pictures = [Image.fromarray(noise.integers(0, 255, (448, 448, 3), np.uint8)) for _ in range(6)]
+        images = [store.add(picture, 10**6).sha256 for picture in pictures]
+        encoder = vlm.Encoder(vlm.load_processor(root / "model"), store)
+        model = RewardModel.fresh(root / "model", RewardHead.LAST_TOKEN_AND_LIKELIHOOD, Grades(), base="", train=False)
+        torch.nn.init.normal_(model.head.output.weight, std=0.2)
+        figures: dict[str, float] = {"parameters": sum(value.numel() for value in model.parameters())}
+        plain(model, encoder, questions(images, 1))  # warm up, and preprocess every image
+        scored, worst = 0, 0.0
+        for count, (pictured, repeats) in CASES.items():
+            rows = questions(images[:pictured], count)
+            pairs = []
+            for repeat in range(repeats):
+                ways: list[Callable[[], np.ndarray]] = [
+                    lambda rows=rows: plain(model, encoder, rows),
+                    lambda rows=rows: scorer.score(model, encoder, rows),
+                ]
+                order = (0, 1) if repeat % 2 == 0 else (1, 0)
+                done = {way: timed(ways[way]) for way in order}
+                worst = max(worst, float(np.abs(done[0][0] - done[1][0]).max()))
+                pairs.append((done[0][1], done[1][1], done[0][2], done[1][2]))
+            slow, fast, slow_wall, fast_wall = (float(value) for value in np.median(pairs, axis=0))
+            ratios = [pair[0] / pair[1] for pair in pairs]
+            figures[f"ratio_{count}"] = round(float(np.median(ratios)), 3)
+            figures[f"ratio_{count}_least"] = round(min(ratios), 3)
+            figures[f"ratio_{count}_wall"] = round(slow_wall / fast_wall, 3)
+            figures[f"plain_per_cpu_second_{count}"] = round(len(rows) / slow, 2)
+            figures[f"grouped_per_cpu_second_{count}"] = round(len(rows) / fast, 2)
+            scored += len(rows)
+            print(f"{count:3d} questions an image, {pictured} images, {repeats} repeats: {figures[f'ratio_{count}']}x")
+    figures["max_difference"] = worst
+    figures["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(json.dumps({"name": "scoring", "figures": figures, "n": scored, "cores": os.cpu_count()}))
+
+
+if __name__ == "__main__":
+    main()

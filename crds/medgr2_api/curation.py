@@ -1,0 +1,85 @@
+"""The `curation` part of a cycle's spec: which candidates become training data."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from .base import ApiEnum, Fraction, Model
+from .rules import Keyed, Rule
+
+
+class SelectionStrategy(ApiEnum):
+    """How the kept candidates are chosen."""
+
+    ALL = "All"
+    THRESHOLD = "Threshold"
+    FITTED_PRECISION = "FittedPrecision"
+    TOP_K = "TopK"
+    RANDOM_K = "RandomK"
+
+
+class Selection(Model):
+    """Which candidates are kept."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.threshold) || !has(self.strategy) || self.strategy == 'Threshold'",
+            "'threshold' is only used by strategy Threshold",
+            lambda s: s.threshold is None or s.strategy in (None, SelectionStrategy.THRESHOLD),
+        ),
+        Rule(
+            "!has(self.precision) || (has(self.strategy) && self.strategy == 'FittedPrecision')",
+            "'precision' is only used by strategy FittedPrecision: name the strategy beside it",
+            lambda s: s.precision is None or s.strategy is SelectionStrategy.FITTED_PRECISION,
+        ),
+        Rule(
+            "!has(self.k) || (has(self.strategy) && self.strategy in ['TopK', 'RandomK'])",
+            "'k' is only used by the strategies TopK and RandomK: name one beside it",
+            lambda s: s.k is None or s.strategy in (SelectionStrategy.TOP_K, SelectionStrategy.RANDOM_K),
+        ),
+    )
+
+    strategy: SelectionStrategy | None = None
+    """All; Threshold: score above it; FittedPrecision: the threshold that reaches the precision on held-out grades;
+    TopK: the k best; RandomK: k at random."""
+    threshold: float | None = None
+    """For Threshold: τ, in R's units [-6, 10]."""
+    precision: Annotated[float | None, Field(gt=0, lt=1)] = None
+    """For FittedPrecision: share of the kept that shall be right."""
+    k: Annotated[int | None, Field(ge=0)] = None
+    """For TopK and RandomK."""
+
+
+class NearDuplicates(Model):
+    """When two triplets count as the same."""
+
+    image_hamming: Annotated[int, Field(ge=0, le=64)] = 4
+    """Most bits in which the perceptual hashes of the two images may differ."""
+    text_jaccard: Fraction = 0.8
+    """Least similarity of the two texts; both limits must be met."""
+
+
+class Balance(Model):
+    """Caps so that no group fills the training set."""
+
+    by: Annotated[list[Literal["modality", "questionType"]], Field(max_length=2), Keyed()] = []
+    """What makes a group."""
+    max_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Largest share of one group."""
+
+
+class Curation(Model):
+    """From scored candidates to training data."""
+
+    selection: Selection = Selection()
+    """Which candidates are kept."""
+    allow_overlap: bool = False
+    """Keep candidates that are already in the training set (paper: allow_overlap). Benchmarks are always kept out."""
+    near_duplicates: NearDuplicates | None = None
+    """Drop near-duplicates; absent: only exact ones."""
+    reject_guessable: bool | None = None
+    """Drop what the options alone give away."""
+    balance: Balance | None = None
+    """Cap the share of a group; absent: no cap."""

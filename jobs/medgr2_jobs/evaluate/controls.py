@@ -1,0 +1,139 @@
+"""The conditions under which a checkpoint is measured: the real image, and controls that take information away.
+
+Every choice made here depends on the data alone (not on iteration, cycle or seed), so the rows of two iterations or of
+two cycles answer exactly the same questions and may be compared pairwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from medgr2_api.cycle import AnswerFormat
+from medgr2_api.models import Control
+
+from .. import answers
+from ..vlm import Encoder, Row
+
+Item = dict[str, Any]
+"""A row of table `items`."""
+
+_GREY = (128, 128, 128)
+_SMOOTHING = 1.0  # pseudo-questions that each option text starts with, right as often as chance
+
+
+class Condition(StrEnum):
+    """What the model is shown."""
+
+    REAL = "real"
+    BLANK = "blank"
+    """Mid grey of the same size: neither content nor tint is left."""
+    SHUFFLED = "shuffled"
+    """Another image of the same set and, where there is one, of the same modality."""
+    OPTIONS_ONLY = "options_only"
+    """The options alone: no image and no question."""
+    OPTION_PRIOR = "option_prior"
+    """No model: how often each option text is right in the training split."""
+    CHANCE = "chance"
+    """Nothing at all: one over the number of options."""
+
+
+CONDITION_OF: dict[Control, Condition] = {
+    Control.BLANK_IMAGE: Condition.BLANK,
+    Control.SHUFFLED_IMAGE: Condition.SHUFFLED,
+    Control.OPTIONS_ONLY: Condition.OPTIONS_ONLY,
+    Control.OPTION_PRIOR: Condition.OPTION_PRIOR,
+}
+
+
+class BlankEncoder(Encoder):
+    """Shows mid grey of the same size in place of every image."""
+
+    def image(self, sha256: str) -> Image.Image:
+        return Image.new("RGB", super().image(sha256).size, _GREY)
+
+
+def derangement(items: Iterable[Item]) -> dict[str, str] | None:
+    """For every image another one: the next of its modality in a fixed random order.
+
+    An image that is alone in its modality gets one of another modality. Questions that the modality alone answers stay
+    answerable, so the accuracy under `shuffled` may lie above chance without the model reading the image's content.
+
+    Returns:
+        sha256 → sha256, never itself; None when there are fewer than two images.
+    """
+    modality: dict[str, str] = {}
+    for item in items:
+        modality.setdefault(item["image_sha256"], item["modality"] or "")
+    if len(modality) < 2:
+        return None
+    # names are hashes, so hashing them once more is a random order that depends on nothing else
+    order = sorted(modality, key=lambda sha256: hashlib.sha256(f"shuffled/{sha256}".encode()).digest())
+    result = dict(zip(order, [*order[1:], order[0]], strict=True))
+    groups = defaultdict(list)
+    for sha256 in order:
+        groups[modality[sha256]].append(sha256)
+    for group in groups.values():
+        if len(group) > 1:
+            result.update(zip(group, [*group[1:], group[0]], strict=True))
+    return result
+
+
+def rows(condition: Condition, items: Sequence[Item], answer_format: AnswerFormat) -> list[Row] | None:
+    """What the model is asked under a condition, one row per item.
+
+    `blank` differs from `real` only in the encoder (`BlankEncoder`). None when the condition cannot be made: shuffled
+    with a single image.
+    """
+    if condition is Condition.OPTIONS_ONLY:
+        return [Row(None, answers.prompt("", item["options"], answer_format).lstrip()) for item in items]
+    shown = derangement(items) if condition is Condition.SHUFFLED else {}
+    if shown is None:
+        return None
+    return [
+        Row(
+            shown.get(item["image_sha256"], item["image_sha256"]),
+            answers.prompt(item["question"], item["options"], answer_format),
+        )
+        for item in items
+    ]
+
+
+class OptionPrior:
+    """P(right | option text) from the training split: neither image nor question, only what tends to be right.
+
+    Some benchmarks fall to it: on public splits of OmniMedVQA it scores 95 % (DECISIONS 9).
+    """
+
+    def __init__(self, training: Iterable[Item]) -> None:
+        self._seen: Counter[str] = Counter()
+        self._right: Counter[str] = Counter()
+        for item in training:
+            for index, option in enumerate(item["options"]):
+                text = answers.normalise(option)
+                self._seen[text] += 1
+                self._right[text] += index == item["answer_index"]
+
+    def logprobs(self, options: Sequence[str]) -> list[float]:
+        """log P(right | text) of each option, smoothed towards chance, which an unseen text gets."""
+        chance = 1 / len(options)
+        texts = [answers.normalise(option) for option in options]
+        return [math.log((self._right[text] + _SMOOTHING * chance) / (self._seen[text] + _SMOOTHING)) for text in texts]
+
+    def predict(self, item: Item) -> tuple[int, list[float]]:
+        """The likeliest option and all log-probabilities; ties are drawn by a hash of item and option, so that no
+        position is preferred."""
+        scores = self.logprobs(item["options"])
+        best = [index for index, score in enumerate(scores) if np.isclose(score, max(scores))]
+
+        def lot(index: int) -> bytes:
+            return hashlib.sha256(f"{item['item_id']}/{item['options'][index]}".encode()).digest()
+
+        return min(best, key=lot), scores

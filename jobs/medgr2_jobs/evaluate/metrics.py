@@ -1,0 +1,279 @@
+"""From predictions to figures with intervals. numpy and scipy only: the report and `compare` use this without torch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
+
+from .. import answers
+
+RESAMPLES = 2000
+_CHUNK = 250  # resamples at a time: bounds memory at _CHUNK x clusters
+_LEVEL = 0.95
+_MIN_SUPPORT = 5  # questions on either side that an AUROC needs
+
+_CHANCE = ("base", "chance", "option_logprob")  # checkpoint, condition, scoring of the rows that need no model
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap_sums(sums: Floats, clusters: int, seed: int, resamples: int = RESAMPLES) -> Floats:
+    """Column totals over clusters drawn with replacement.
+
+    Args:
+        sums: (G, C): what each of G clusters contributes to each of C totals.
+        clusters: G.
+        seed: the same seed and G draw the same clusters, whatever the columns: totals of several calls stay paired.
+        resamples: R.
+
+    Returns:
+        (R, C).
+    """
+    random = np.random.default_rng(seed)
+    drawn = []
+    for start in range(0, resamples, _CHUNK):
+        rows = min(_CHUNK, resamples - start)
+        picks = random.integers(clusters, size=(rows, clusters)) + np.arange(rows)[:, None] * clusters
+        times = np.bincount(picks.ravel(), minlength=rows * clusters).reshape(rows, clusters)
+        drawn.append(times.astype(np.float64) @ sums)
+    return np.concatenate(drawn)
+
+
+def cluster_mean(values: ArrayLike, clusters: Sequence[str], seed: int) -> Interval:
+    """Mean of `values` (N,) with its percentile interval; `clusters` (N,) names what is drawn together (the image)."""
+    data = np.asarray(values, dtype=np.float64)
+    if not data.size:
+        raise ValueError("no values")
+    codes, count = _codes(clusters)
+    sums = np.stack([np.bincount(codes, data, count), np.bincount(codes, minlength=count)], axis=1)
+    totals = bootstrap_sums(sums, count, seed)
+    low, high = _percentiles(totals[:, 0] / totals[:, 1])
+    return Interval(float(data.mean()), float(low), float(high))
+
+
+class ItemSet:
+    """The questions of one (split, benchmark), for all figures of all predictions on them.
+
+    Every slice is a union of cells (question type x modality); the bootstrap draws images once and sums cells, so the
+    cost hardly depends on how many checkpoints, conditions and slices there are.
+    """
+
+    def __init__(self, items: Sequence[dict[str, Any]]) -> None:
+        self.items = items
+        self._clusters, self._count = _codes([item["image_sha256"] for item in items])
+        types, self.types = _named(items, "question_type")
+        modalities, self.modalities = _named(items, "modality")
+        self._shape = (len(self.types), len(self.modalities))
+        self._cells = types * len(self.modalities) + modalities
+        self._ones = self._by_cluster(np.ones(len(items)))
+
+    def shares(self, outcomes: Floats, seed: int) -> list[list[Share]]:
+        """Means of each row of `outcomes` in each slice, with intervals from images drawn with replacement.
+
+        Args:
+            outcomes: (P, N) values in [0, 1], such as which answers are right.
+            seed: of the bootstrap.
+
+        Returns:
+            P lists: slice `all`, then each modality, then each question type.
+        """
+        cells = np.concatenate([self._ones, *map(self._by_cluster, outcomes)], axis=1)
+        shape = (len(outcomes) + 1, *self._shape)
+        totals = cells.sum(0).reshape(shape)
+        drawn = bootstrap_sums(cells, self._count, seed).reshape(-1, *shape)
+        images = (self._ones > 0).reshape(-1, *self._shape)
+        return [
+            [self._share(name, cut, totals[[0, row]], drawn[:, [0, row]], images) for name, cut in self._slices()]
+            for row in range(1, len(outcomes) + 1)
+        ]
+
+    def _slices(self) -> list[tuple[str, tuple[slice, slice]]]:
+        every = slice(None)
+        named = [("all", (every, every))]
+        named += [(f"modality={name}", (every, slice(i, i + 1))) for i, name in enumerate(self.modalities) if name]
+        named += [(f"question_type={name}", (slice(i, i + 1), every)) for i, name in enumerate(self.types) if name]
+        return named
+
+    @staticmethod
+    def _share(name: str, cut: tuple[slice, slice], totals: Floats, drawn: Floats, images: NDArray[np.bool_]) -> Share:
+        """One slice: `totals` (2, Q, M) and `drawn` (R, 2, Q, M) hold counts and sums, `images` (G, Q, M) who is in."""
+        count, value = totals[(slice(None), *cut)].sum(1)  # (M,) each
+        counts, values = np.moveaxis(drawn[(slice(None), slice(None), *cut)].sum(2), 1, 0)  # (R, M) each
+        present = count > 0
+        per_modality = images[(slice(None), *cut)].any(1).sum(0)[present]  # images of each modality
+        in_slice = int(images[(slice(None), *cut)].any((1, 2)).sum())
+        micro = _interval(value.sum() / count.sum(), _ratio(values.sum(1), counts.sum(1)), [in_slice])
+        by_modality = _ratio(values[:, present], counts[:, present])
+        macro = _interval(np.mean(value[present] / count[present]), _mean_known(by_modality), per_modality)
+        return Share(name, int(count.sum()), micro, macro)
+
+    def _by_cluster(self, values: Floats) -> Floats:
+        """(N,) → (G, Q * M): sums per image and cell."""
+        width = self._shape[0] * self._shape[1]
+        flat = np.bincount(self._clusters * width + self._cells, values, self._count * width)
+        return flat.reshape(self._count, width)
+
+    def macro_f1(self, predicted: Sequence[int | None]) -> float | None:
+        """Mean over answer texts of the F1 of naming that text.
+
+        A class is a normalised option text (a letter's place carries no meaning); only texts that are right at least
+        once count. An answer that could not be parsed is a miss of the right text.
+        """
+        gold = [_text(item, item["answer_index"]) for item in self.items]
+        named = [
+            None if index is None else _text(item, index) for item, index in zip(self.items, predicted, strict=True)
+        ]
+        scores = []
+        for text in sorted(set(gold)):
+            hits = sum(a == b == text for a, b in zip(gold, named, strict=True))
+            scores.append(2 * hits / (gold.count(text) + named.count(text)))
+        return float(np.mean(scores)) if scores else None
+
+    def auroc(self, logprobs: Sequence[Sequence[float]]) -> float | None:
+        """Mean one-vs-rest area under the ROC curve over answer texts.
+
+        For each normalised option text, over the questions that offer it: does its probability (softmax over the
+        question's options) rank the questions where it is right above those where it is not? Texts with fewer than
+        five questions on either side are left out; None when none is left.
+        """
+        offered: dict[str, list[tuple[float, bool]]] = defaultdict(list)
+        for item, scores in zip(self.items, logprobs, strict=True):
+            values = np.asarray(scores, dtype=np.float64)
+            weights = np.exp(values - values.max())
+            for index, weight in enumerate(weights / weights.sum()):
+                offered[_text(item, index)].append((float(weight), index == item["answer_index"]))
+        areas = []
+        for _, pairs in sorted(offered.items()):
+            right = np.array([is_right for _, is_right in pairs])
+            positives, negatives = int(right.sum()), int((~right).sum())
+            if min(positives, negatives) < _MIN_SUPPORT:
+                continue
+            ranks = rankdata([probability for probability, _ in pairs])
+            areas.append((ranks[right].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+        return float(np.mean(areas)) if areas else None
+
+
+@dataclass(frozen=True)
+class Share:
+    """The mean of an outcome in a slice."""
+
+    slice: str
+    n: int
+    micro: Interval
+    """Over questions."""
+    macro: Interval
+    """Mean over modalities."""
+
+
+def result_rows(
+    items: ItemSet, predictions: Iterable[dict[str, Any]], head: dict[str, Any], seed: int, *, chance: bool
+) -> list[dict[str, Any]]:
+    """Rows of `results.json` for one (split, benchmark).
+
+    Args:
+        items: its questions.
+        predictions: rows of table `predictions` on them; every (checkpoint, condition, scoring) covers all of them.
+        head: columns that all rows share: iteration, split, benchmark.
+        seed: of the bootstrap.
+        chance: whether to add the rows of condition `chance` (checkpoint `base`).
+    """
+    runs: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
+    for row in predictions:
+        runs[row["checkpoint"], row["condition"], row["scoring"]][row["item_id"]] = row
+    ordered = {run: [by_item[item["item_id"]] for item in items.items] for run, by_item in runs.items()}
+
+    outcomes: list[tuple[tuple[str, str, str], str, list[float]]] = []  # (run, what it is, N values)
+    if chance:
+        outcomes.append((_CHANCE, "Accuracy", [1 / len(item["options"]) for item in items.items]))
+    for run, rows in ordered.items():
+        outcomes.append((run, "Accuracy", [row["correct"] for row in rows]))
+        if run[2] == "greedy":
+            outcomes.append((run, "parseFailures", [row["predicted"] is None for row in rows]))
+
+    result = []
+    every = items.shares(np.array([values for *_, values in outcomes], dtype=np.float64), seed)
+    for (run, kind, _), shares in zip(outcomes, every, strict=True):
+        base = dict(head, checkpoint=run[0], condition=run[1], scoring=run[2])
+        for share in shares:
+            if kind == "parseFailures":
+                result.append(_row(base, share, kind, share.micro))
+                continue
+            result.append(_row(base, share, "microAccuracy", share.micro))
+            if not share.slice.startswith("modality="):
+                result.append(_row(base, share, "macroAccuracy", share.macro))
+        if kind == "Accuracy" and run in ordered:
+            rows = ordered[run]
+            extra = {"macroF1": items.macro_f1([row["predicted"] for row in rows])}
+            if run[2] == "option_logprob":
+                extra["auroc"] = items.auroc([row["option_logprobs"] for row in rows])
+            for metric, value in extra.items():
+                if value is not None:
+                    result.append(_row(base, shares[0], metric, Interval(value, np.nan, np.nan)))
+    return result
+
+
+def _row(base: dict[str, Any], share: Share, metric: str, interval: Interval) -> dict[str, Any]:
+    """A row of `results.json`; `low` and `high` are null where no interval is computed."""
+    bounds = {
+        name: None if np.isnan(x) else round(x, 6) for name, x in (("low", interval.low), ("high", interval.high))
+    }
+    return {**base, "slice": share.slice, "metric": metric, "value": round(interval.value, 6), **bounds, "n": share.n}
+
+
+def _interval(value: float, drawn: Floats, clusters: ArrayLike) -> Interval:
+    """Percentile interval; where all clusters agree, and so resampling never varies, the exact bound for them."""
+    low, high = _percentiles(drawn)
+    if value in (0.0, 1.0):
+        exact = float(np.mean(((1 - _LEVEL) / 2) ** (1 / np.asarray(clusters, dtype=np.float64))))
+        low, high = (exact, 1.0) if value == 1.0 else (0.0, 1 - exact)
+    return Interval(float(value), float(low), float(high))
+
+
+def _percentiles(drawn: Floats) -> tuple[float, float]:
+    known = drawn[~np.isnan(drawn)]
+    low, high = np.percentile(known, [50 * (1 - _LEVEL), 50 * (1 + _LEVEL)])
+    return float(low), float(high)
+
+
+def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """Elementwise; nan where a slice got no question in a resample."""
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
+
+
+def _mean_known(values: Floats) -> Floats:
+    """Mean over the last axis of what is not nan; nan where all are."""
+    known = ~np.isnan(values)
+    return _ratio(np.where(known, values, 0.0).sum(-1), known.sum(-1).astype(np.float64))
+
+
+def _text(item: dict[str, Any], index: int) -> str:
+    return answers.normalise(item["options"][index])
+
+
+def _named(items: Sequence[dict[str, Any]], column: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Codes (N,) of a column's values, and the sorted values."""
+    values = sorted({item[column] or "" for item in items})
+    at = {value: index for index, value in enumerate(values)}
+    return np.array([at[item[column] or ""] for item in items], dtype=np.int64), values
+
+
+def _codes(names: Sequence[str]) -> tuple[NDArray[np.int64], int]:
+    """Codes (N,) of names in order of appearance, and how many there are."""
+    at: dict[str, int] = {}
+    codes = np.array([at.setdefault(name, len(at)) for name in names], dtype=np.int64)
+    return codes, len(at)

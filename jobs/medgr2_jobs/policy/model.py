@@ -1,0 +1,59 @@
+"""Model folders of the policy: resuming a training from one, publishing one, and what must not be sampled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import GenerationConfig, Trainer
+
+from .. import vlm
+
+
+class ExactResume(Trainer):  # type: ignore[misc]
+    """Goes before a TRL trainer among the bases: a resume loads the checkpoint's weights, or fails.
+
+    transformers 5 writes weights under the names of the hub (`model.layers…`) and builds models with others
+    (`model.language_model.layers…`). `from_pretrained` translates; `Trainer` does not, and its `load_state_dict` is not
+    strict: without adapters a resumed run would silently start from the first weights, with the optimizer of the last.
+    """
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        model = self.model if model is None else model
+        if isinstance(model, PeftModel) or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = type(model).from_pretrained(resume_from_checkpoint, local_files_only=True, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict(), strict=True)
+
+
+def save(model: Any, source: Path, folder: Path) -> None:
+    """Writes a folder in Hugging Face format that every later stage loads in the same way.
+
+    Adapters are merged; weights stay in the precision they were trained in, for bfloat16 would round most of a small
+    learning rate's updates away. Processor and generation settings come from `source`: trainers change both.
+
+    Args:
+        model: the trained model, unwrapped; a merged PeftModel is used up.
+        source: the folder it was started from.
+        folder: where to write.
+    """
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    if (source / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(source, local_files_only=True)
+    model.save_pretrained(folder)
+    vlm.load_processor(source).save_pretrained(folder)
+
+
+def sampling_stop_list(processor: Any, model: Any) -> list[int]:
+    """Token ids that must never be sampled: every special token but those that end an answer.
+
+    A sampled image token makes the next forward pass fail, for it has no image features (TRL#3847).
+    """
+    ends = model.generation_config.eos_token_id
+    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    ends.add(processor.tokenizer.eos_token_id)
+    special = {index for index, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
+    return sorted((special | {processor.tokenizer.convert_tokens_to_ids(processor.image_token)}) - ends)

@@ -1,0 +1,219 @@
+"""GRPO's reward: r = α·R'(I, q, a') + β·match(a'), what is logged of it, and a sample of the rollouts.
+
+All terms are added here and TRL sees one function, because the weights depend on the row: where no answer is trusted
+the match term does not count and the rest is weighted up (DECISIONS 20). TRL's own `reward_weights` cannot do that: a
+term that is None counts as 0 there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from medgr2_api.models import Normalization, RewardTerm, RewardTermType
+
+from .. import answers
+from ..errors import ConfigError
+from ..reward.model import SCORE_MAX, SCORE_MIN
+from ..store import atomic
+from ..vlm import Row
+
+Scorer = Callable[[Sequence[Row]], np.ndarray]
+"""R: scores float (n,) in [-6, 10] of n rows; equal rows are scored once."""
+
+_ROLLOUTS = "medgr2-rollouts.json"
+_SAMPLED_STEPS = 32  # steps of a run whose rollouts are kept: one group each
+
+
+def check_terms(terms: Sequence[RewardTerm], has_reward: bool, field_name: str) -> None:
+    """Refuses what cannot be rewarded.
+
+    Raises:
+        ConfigError: R is asked for but not there, a term is named twice, or the weights are 0 or add up to 0.
+    """
+    kinds = [term.type for term in terms]
+    if len(set(kinds)) != len(kinds):
+        raise ConfigError(f"{field_name}: a term is named twice")
+    if not any(term.weight for term in terms):
+        raise ConfigError(f"{field_name}: every weight is 0; nothing would be learnt")
+    if abs(sum(term.weight for term in terms)) < 1e-9:  # R takes over the whole weight where no answer is trusted
+        raise ConfigError(f"{field_name}: the weights add up to 0; prompts without a trusted answer would earn nothing")
+    if RewardTermType.REWARD_MODEL in kinds and not has_reward:
+        raise ConfigError(
+            f"{field_name}: has a RewardModel term, but this cycle trains no reward model (stage reward is disabled "
+            "and no checkpoint is given); keep AnswerMatch only, or enable the stage"
+        )
+
+
+@dataclass
+class Rollouts:
+    """One group of completions from each of some steps, carried along in the checkpoints."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def wanted(self, step: int, total: int) -> bool:
+        """Whether a step's rollouts are kept: `_SAMPLED_STEPS` of them, evenly spread."""
+        return step % max(1, total // _SAMPLED_STEPS) == 0
+
+    def save(self, checkpoint: Path) -> None:
+        """Puts the rows so far into a checkpoint."""
+        atomic.write_text(checkpoint / _ROLLOUTS, json.dumps(self.rows))
+
+    def load(self, checkpoint: Path) -> None:
+        """Goes on from a checkpoint."""
+        self.rows = json.loads((checkpoint / _ROLLOUTS).read_text())
+
+
+class PolicyReward:
+    """The reward function that TRL calls once per generation batch."""
+
+    def __init__(self, terms: Sequence[RewardTerm], group_size: int, score: Scorer | None, rollouts: Rollouts) -> None:
+        """
+        Args:
+            terms: α, β and how they are scaled.
+            group_size: G; a prompt's completions stand side by side.
+            score: R; None when no term asks for it.
+            rollouts: takes the sample.
+        """
+        self.terms = {term.type: term for term in terms}
+        self.group_size = group_size
+        self.score = score
+        self.rollouts = rollouts
+
+    def reward(
+        self,
+        completions: list[list[dict[str, str]]],
+        image_sha256: list[str],
+        text: list[str],
+        options: list[list[str]],
+        answer_index: list[int | None],
+        prompt_id: list[str],
+        trainer_state: Any,
+        log_metric: Callable[[str, float], None],
+        **_: Any,
+    ) -> list[float]:
+        """Rewards of B completions; dataset columns come as lists of the same length.
+
+        Args:
+            completions: one assistant message each.
+            image_sha256: the image of each completion's own prompt.
+            text: its user turn.
+            options: its options.
+            answer_index: its trusted answer; None: there is none.
+            prompt_id: its name.
+            trainer_state: tells the step.
+            log_metric: takes a figure into the trainer's log.
+        """
+        said = [message[0]["content"] for message in completions]
+        picked = [answers.extract(answer, offered) for answer, offered in zip(said, options, strict=True)]
+        trusted = np.array([index is not None for index in answer_index])
+        match = np.array([p is not None and p == a for p, a in zip(picked, answer_index, strict=True)], dtype=float)
+        rows = [Row(*parts) for parts in zip(image_sha256, text, said, strict=True)]
+        scores = self.score(rows) if self.score is not None else None
+
+        parts = self._parts(scores, match, trusted)
+        total = np.sum(list(parts.values()), axis=0)
+
+        figures = self._figures(parts, total)
+        if trusted.any():
+            figures["match"] = float(match[trusted].mean())
+        if scores is not None:
+            figures["reward_model"] = float(scores.mean())
+            figures["unique_completions"] = len(set(rows)) / len(rows)
+        figures["parse_failures"] = sum(p is None for p in picked) / len(picked)
+        figures["well_formed"] = sum(map(answers.well_formed, said)) / len(said)
+        for name, value in figures.items():
+            log_metric(name, value)
+
+        step = trainer_state.global_step
+        if self.rollouts.wanted(step, trainer_state.max_steps):
+            self.rollouts.rows += [
+                {
+                    "step": step,
+                    "prompt_id": prompt_id[i],
+                    "completion": said[i],
+                    "reward": float(total[i]),
+                    "reward_model": None if scores is None else float(scores[i]),
+                    "match": float(match[i]) if trusted[i] else None,
+                    "parsed": picked[i] is not None,
+                }
+                for i in range(self.group_size)
+            ]
+        return [float(value) for value in total]
+
+    def _parts(
+        self, scores: np.ndarray | None, match: np.ndarray, trusted: np.ndarray
+    ) -> dict[RewardTermType, np.ndarray]:
+        """Each term's weighted share of the reward, float (B,).
+
+        Without a trusted answer the other terms take over the weight of the match, so that rewards of both kinds of
+        prompt have the same range.
+        """
+        whole = sum(term.weight for term in self.terms.values())
+        parts: dict[RewardTermType, np.ndarray] = {}
+        if (term := self.terms.get(RewardTermType.REWARD_MODEL)) is not None:
+            assert scores is not None
+            value = (
+                (scores - SCORE_MIN) / (SCORE_MAX - SCORE_MIN)
+                if term.normalization is Normalization.MIN_MAX
+                else scores
+            )
+            parts[term.type] = np.where(trusted, term.weight, whole) * value
+        if (term := self.terms.get(RewardTermType.ANSWER_MATCH)) is not None:
+            parts[term.type] = np.where(trusted, term.weight, 0.0) * match
+        return parts
+
+    def _figures(self, parts: dict[RewardTermType, np.ndarray], total: np.ndarray) -> dict[str, float]:
+        """Share of zero-variance groups, and each term's share of the variance within groups.
+
+        The share of term k is Σ cov(part_k, r) / Σ var(r) over the groups: the shares of all terms add up to 1.
+        """
+        groups = total.reshape(-1, self.group_size)
+        centred = groups - groups.mean(1, keepdims=True)
+        variance = float((centred**2).sum())
+        figures = {"zero_variance_groups": float((groups.std(1) < 1e-6).mean())}
+        if variance > 0:
+            for kind, part in parts.items():
+                covariance = float((centred * part.reshape(-1, self.group_size)).sum())
+                figures[f"variance_share_{_NAMES[kind]}"] = covariance / variance
+        return figures
+
+
+_NAMES = {RewardTermType.REWARD_MODEL: "reward_model", RewardTermType.ANSWER_MATCH: "match"}
+
+
+def summary(history: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Counters of a run from the trainer's log: the reward's mean over the first and the last fifth of the steps, the
+    other figures' mean over the last fifth (of the steps that have them)."""
+    steps = [entry for entry in history if "reward" in entry]
+    fifth = max(1, len(steps) // 5)
+    found: dict[str, float] = {}
+    for name, key, part in (
+        ("reward_first", "reward", steps[:fifth]),
+        ("reward_last", "reward", steps[-fifth:]),
+        ("reward_model_first", "reward_model", steps[:fifth]),
+        ("reward_model_last", "reward_model", steps[-fifth:]),
+        *((key.split("/")[-1], key, steps[-fifth:]) for key in _SUMMARISED),
+    ):
+        values = [entry[key] for entry in part if entry.get(key) is not None]
+        if values:
+            found[name] = round(float(np.mean(values)), 6)
+    return found
+
+
+_SUMMARISED = (
+    "match",
+    "parse_failures",
+    "well_formed",
+    "zero_variance_groups",
+    "variance_share_reward_model",
+    "variance_share_match",
+    "unique_completions",
+    "completions/mean_length",
+    "completions/clipped_ratio",
+    "kl",
+)

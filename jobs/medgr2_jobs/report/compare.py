@@ -1,0 +1,241 @@
+"""Cycles of one workspace beside each other, with paired differences: `python -m medgr2_jobs.report.compare WS A B …`.
+
+Read-only and without torch. The questions of a benchmark are the same in all cycles that share `prepare`'s artifact, so
+two checkpoints are compared question by question, and images are drawn together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from medgr2_api import workspace
+from medgr2_api.stages import ArtifactRef, ExitCode, StageName
+
+from ..errors import StageError
+from ..evaluate.metrics import cluster_mean
+from ..store.artifact import ArtifactReader
+
+_ORDER = ("base", "sft", "grpo")
+_SEED = 0  # of the bootstrap: a table must not change when it is printed again
+
+
+class NoReport(StageError):
+    """A cycle has no report yet (exit 2)."""
+
+    exit_code = ExitCode.USAGE
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference in accuracy: what it is measured against, and its 95 % interval."""
+
+    against: str
+    value: float
+    low: float
+    high: float
+    n: int
+    """Questions that both answered."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One checkpoint on one benchmark."""
+
+    cycle: str
+    iteration: int
+    checkpoint: str
+    benchmark: str
+    n: int
+    accuracy: float
+    low: float
+    high: float
+    to_previous: Difference | None
+    """Against the checkpoint before it in the same cycle."""
+    to_first: Difference | None
+    """Against the same checkpoint of the first cycle."""
+
+    @property
+    def name(self) -> str:
+        """Such as `sft@1`; `base` for the model the loop started from."""
+        return label(self.checkpoint, self.iteration)
+
+
+#: item id → (right, image), of one checkpoint on one benchmark
+Answers = dict[str, tuple[bool, str]]
+
+
+def label(checkpoint: str, iteration: int) -> str:
+    """Such as `sft@1`; `base` for the model the loop started from."""
+    return checkpoint if checkpoint == "base" else f"{checkpoint}@{iteration}"
+
+
+def paired_difference(
+    correct_a: ArrayLike, correct_b: ArrayLike, clusters: Sequence[str], seed: int
+) -> tuple[float, float, float]:
+    """How much more often b is right than a on the same questions.
+
+    Args:
+        correct_a: (N,) zeros and ones.
+        correct_b: (N,) in the same order.
+        clusters: (N,) what is drawn together, such as the image of each question.
+        seed: of the bootstrap.
+
+    Returns:
+        accuracy of b less that of a, and the bounds of its 95 % percentile interval.
+
+    Raises:
+        ValueError: lengths differ, or N is 0.
+    """
+    a, b = np.asarray(correct_a, dtype=np.float64), np.asarray(correct_b, dtype=np.float64)
+    if a.shape != b.shape or len(clusters) != a.size:
+        raise ValueError(f"{a.size}, {b.size} and {len(clusters)} values: all three must be of the same questions")
+    found = cluster_mean(b - a, clusters, seed)
+    return found.value, found.low, found.high
+
+
+def answers_of(
+    predictions: Sequence[dict[str, Any]], split: str, scoring: str = "option_logprob"
+) -> dict[tuple[str, str], Answers]:
+    """(checkpoint, benchmark) → answers under the real condition."""
+    found: dict[tuple[str, str], Answers] = {}
+    for row in predictions:
+        if (row["split"], row["scoring"], row["condition"]) == (split, scoring, "real"):
+            group = found.setdefault((row["checkpoint"], row["benchmark"]), {})
+            group[row["item_id"]] = (row["correct"], row["image_sha256"])
+    return found
+
+
+def difference(a: Answers, b: Answers, against: str) -> Difference | None:
+    """b less a on the questions both have; None when there are none."""
+    shared = sorted(a.keys() & b.keys())
+    if not shared:
+        return None
+    images = [b[item][1] for item in shared]
+    value = paired_difference([a[item][0] for item in shared], [b[item][0] for item in shared], images, _SEED)
+    return Difference(against, *value, len(shared))
+
+
+def compare(root: Path, cycles: Sequence[str], split: str = "test", scoring: str = "option_logprob") -> list[Line]:
+    """One line per cycle, benchmark and checkpoint.
+
+    Args:
+        root: the workspace.
+        cycles: names; differences are against the first.
+        split: validation or test.
+        scoring: option_logprob or greedy.
+
+    Raises:
+        NoReport: a cycle is not there or has no report.
+        CorruptArtifact: an evaluation is damaged.
+    """
+    lines: list[Line] = []
+    first: dict[tuple[str, str], Answers] = {}
+    for position, cycle in enumerate(cycles):
+        answered = _answered(root, cycle, split, scoring)
+        previous: dict[str, tuple[str, Answers]] = {}
+        for (benchmark, iteration, checkpoint), answers in answered.items():
+            name = label(checkpoint, iteration)
+            interval = cluster_mean([right for right, _ in answers.values()], [i for _, i in answers.values()], _SEED)
+            before = previous.get(benchmark)
+            reference = first.get((benchmark, name)) if position else None
+            lines.append(
+                Line(
+                    cycle, iteration, checkpoint, benchmark, len(answers), interval.value, interval.low, interval.high,
+                    difference(before[1], answers, before[0]) if before else None,
+                    difference(reference, answers, f"{cycles[0]} {name}") if reference else None,
+                )
+            )  # fmt: skip
+            previous[benchmark] = name, answers
+            if not position:
+                first[benchmark, name] = answers
+    return lines
+
+
+def _answered(root: Path, cycle: str, split: str, scoring: str) -> dict[tuple[str, int, str], Answers]:
+    """(benchmark, iteration, checkpoint) → answers, in the order in which the loop made them."""
+    if not (root / workspace.report(cycle) / "results.json").is_file():
+        raise NoReport(
+            f"cycle {cycle!r} has no report in {root}; it is written after each iteration's evaluation "
+            f"(cycles there: {', '.join(_cycles(root)) or 'none'})"
+        )
+    found: dict[tuple[str, int, str], Answers] = {}
+    folder = (root / workspace.iteration_link(cycle, 0, StageName.EVALUATE)).parent.parent
+    for link in sorted(folder.glob(f"i*/{StageName.EVALUATE}")):
+        iteration = int(link.parent.name.removeprefix("i"))
+        path = link.resolve().relative_to(root.resolve())
+        ref = ArtifactRef(stage=StageName.EVALUATE, iteration=iteration, path=str(path), output_digest="")
+        for (checkpoint, benchmark), answers in answers_of(
+            ArtifactReader(root, ref).rows("predictions"), split, scoring
+        ).items():
+            found[benchmark, iteration, checkpoint] = answers
+    return dict(sorted(found.items(), key=lambda entry: (entry[0][0], entry[0][1], _ORDER.index(entry[0][2]))))
+
+
+def _cycles(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / "cycles").glob("*") if path.is_dir())
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """The table for people; a difference whose interval leaves out 0 carries a star."""
+    several = len({line.cycle for line in lines}) > 1
+    head = ["cycle", "benchmark", "checkpoint", "n", "accuracy [95 % interval]", "against the one before"]
+    rows = [
+        [
+            line.cycle,
+            line.benchmark or "validation",
+            line.name,
+            str(line.n),
+            f"{100 * line.accuracy:.1f} [{100 * line.low:.1f}, {100 * line.high:.1f}]",
+            _points(line.to_previous),
+            *([_points(line.to_first)] if several else []),
+        ]
+        for line in lines
+    ]
+    head += ["against the first cycle"] if several else []
+    table = [head, ["---"] * len(head), *rows]
+    text = "\n".join("| " + " | ".join(row) + " |" for row in table)
+    return (
+        f"{text}\n\nAccuracy in percent, differences in points. Intervals: images drawn with replacement, 2000 times; "
+        "differences question by question.\n\\* the interval leaves out 0."
+    )
+
+
+def _points(difference: Difference | None) -> str:
+    if difference is None:
+        return ""
+    star = "\\*" if difference.low > 0 or difference.high < 0 else ""
+    return f"{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]{star}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="medgr2 compare", description="Cycles of one workspace beside each other.")
+    parser.add_argument("workspace", type=Path)
+    parser.add_argument("cycles", nargs="+", metavar="CYCLE")
+    parser.add_argument("--split", choices=("test", "validation"), default="test")
+    parser.add_argument("--scoring", choices=("option_logprob", "greedy"), default="option_logprob")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
+    given = parser.parse_args(arguments)
+    try:
+        lines = compare(given.workspace, given.cycles, given.split, given.scoring)
+    except StageError as error:
+        print(f"medgr2 compare: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    if given.json:
+        print(json.dumps([{**asdict(line), "name": line.name} for line in lines], indent=1))
+    else:
+        print(markdown(lines))
+    return int(ExitCode.OK)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""The report's figures. Colours are Okabe and Ito's, which colour-blind readers can tell apart.
+
+PNG bytes depend on the versions of matplotlib and its fonts, so figures do not count in the artifact's digest; they
+hold no date and no version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .tables import Row, checkpoints, label, pick
+
+BLUE, ORANGE, GREEN, RED, PINK, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#666666"
+_COLOUR = {"base": GREY, "sft": BLUE, "grpo": ORANGE}
+_CONTROL_STYLE = {"blank": ("s", SKY, "blank image"), "shuffled": ("^", GREEN, "shuffled image"),
+                  "options_only": ("v", PINK, "options only")}  # fmt: skip
+_REFERENCE_STYLE = {"chance": (":", GREY, "chance"), "option_prior": ("--", RED, "option prior")}
+_BINS = np.linspace(-6, 10, 33)  # R's range
+_STYLE = {
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "font.size": 10,
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+    "savefig.dpi": 130,
+}
+
+
+def accuracy(headline: Sequence[Row], path: Path) -> None:
+    """Accuracy of each checkpoint with its interval, its controls beside it, the references as lines."""
+    keys = list(dict.fromkeys((row["split"], row["benchmark"]) for row in headline))
+    widest = max(sum((row["split"], row["benchmark"]) == key for row in headline) for key in keys)
+    with plt.rc_context(_STYLE):
+        figure, grid = plt.subplots(
+            1, len(keys), figsize=(max(4.2, 0.95 * widest + 1.5) * len(keys), 4.6), sharey=True, squeeze=False,
+            layout="constrained",
+        )  # fmt: skip
+        for axes, key in zip(grid[0], keys, strict=True):
+            rows = [row for row in headline if (row["split"], row["benchmark"]) == key]
+            _accuracy_panel(axes, rows)
+            axes.set_title(f"{'test: ' + key[1] if key[0] == 'test' else 'validation'} (n = {rows[0]['n']} questions)")
+        grid[0][0].set_ylabel("accuracy, % (bars: 95 % interval)")
+        entries: dict[str, Any] = {}
+        for axes in grid[0]:
+            entries |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(6, len(entries)))
+        _save(figure, path)
+
+
+def _accuracy_panel(axes: Axes, rows: Sequence[Row]) -> None:
+    for name, (style, colour, text) in _REFERENCE_STYLE.items():
+        value = rows[0][name]
+        if value is not None:
+            axes.axhline(100 * value, linestyle=style, color=colour, label=text, linewidth=1.5)
+    for place, row in enumerate(rows):
+        value = 100 * row["accuracy"]
+        reach = [[value - 100 * row["low"]], [100 * row["high"] - value]]
+        colour = _COLOUR[row["checkpoint"].partition("@")[0]]
+        axes.errorbar(
+            place,
+            value,
+            reach,
+            fmt="o",
+            color=colour,
+            capsize=4,
+            markersize=8,
+            label="real image" if not place else None,
+        )
+        axes.annotate(
+            f"{value:.1f}",
+            (place, value),
+            (8, -3),
+            textcoords="offset points",
+            fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+        )
+    for number, (name, (marker, colour, text)) in enumerate(_CONTROL_STYLE.items()):
+        found = [
+            (place + 0.1 * (number - 1), 100 * row[name]) for place, row in enumerate(rows) if row[name] is not None
+        ]
+        if found:
+            axes.scatter(*zip(*found, strict=True), marker=marker, color=colour, s=34, label=text, zorder=3)
+    axes.set_xticks(range(len(rows)), [row["checkpoint"] for row in rows])
+    axes.set_xlim(-0.5, len(rows) - 0.35)
+    axes.set_ylim(0, 103)
+
+
+def modalities(results: Sequence[Row], split: str, benchmark: str, path: Path) -> bool:
+    """Accuracy by modality: the base model and the newest checkpoints. False when there is but one modality."""
+    here = pick(results, split=split, benchmark=benchmark, condition="real", scoring="option_logprob",
+                metric="microAccuracy")  # fmt: skip
+    by_name = {
+        label(checkpoint, iteration): {
+            row["slice"].removeprefix("modality="): row
+            for row in pick(here, iteration=iteration, checkpoint=checkpoint)
+            if row["slice"].startswith("modality=")
+        }
+        for iteration, checkpoint in _newest(checkpoints(here))
+    }
+    names = sorted({modality for rows in by_name.values() for modality in rows})
+    if len(names) < 2:
+        return False
+    counts = {
+        modality: next(rows[modality]["n"] for rows in by_name.values() if modality in rows) for modality in names
+    }
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(max(6.0, 1.0 * len(names) + 1.5), 4.2), layout="constrained")
+        width = 0.8 / len(by_name)
+        for number, (name, rows) in enumerate(by_name.items()):
+            values = np.array([[100 * rows[m][key] for m in names] for key in ("value", "low", "high")])
+            axes.bar(
+                np.arange(len(names)) + (number - (len(by_name) - 1) / 2) * width, values[0], width * 0.92,
+                yerr=[values[0] - values[1], values[2] - values[0]], color=_COLOUR[name.partition("@")[0]], label=name,
+                error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#333333"},
+            )  # fmt: skip
+        axes.set_xticks(range(len(names)), [f"{name or 'unknown'}\nn = {counts[name]}" for name in names])
+        axes.grid(visible=False, axis="x")
+        axes.set_ylim(0, 103)
+        axes.set_ylabel("accuracy, % (bars: 95 % interval)")
+        axes.set_title(f"accuracy by modality, {'test: ' + benchmark if split == 'test' else 'validation'}")
+        figure.legend(loc="outside lower center", ncols=len(by_name))
+        _save(figure, path)
+    return True
+
+
+def _newest(found: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+    """The base model, and each kind's checkpoint of the newest iteration."""
+    newest = max((iteration for iteration, _ in found), default=0)
+    return [key for key in found if key[1] == "base" or key[0] == newest]
+
+
+def scores(
+    iteration: int, decisions: Sequence[Row], threshold: float | None, truth: Mapping[str, bool], path: Path
+) -> None:
+    """Histogram of R's scores: kept and rejected; right and wrong where the truth is known."""
+    scored = [row for row in decisions if row["score"] is not None]
+    kept = [row["score"] for row in scored if row["keep"]]
+    rejected = [row["score"] for row in scored if not row["keep"]]
+    panels = [("what the filter did", [("kept", kept, BLUE), ("rejected", rejected, ORANGE)])]
+    known = [row for row in scored if row["triplet_id"] in truth]
+    if known:
+        right = [row["score"] for row in known if truth[row["triplet_id"]]]
+        wrong = [row["score"] for row in known if not truth[row["triplet_id"]]]
+        panels.append(("what was true", [("right", right, GREEN), ("wrong", wrong, RED)]))
+    with plt.rc_context(_STYLE):
+        figure, grid = plt.subplots(
+            1, len(panels), figsize=(5.2 * len(panels), 3.8), sharey=True, squeeze=False, layout="constrained"
+        )
+        for axes, (title, groups) in zip(grid[0], panels, strict=True):
+            axes.hist(
+                [values for _, values, _ in groups], _BINS, stacked=True, color=[colour for *_, colour in groups],
+                label=[f"{name} (n = {len(values)})" for name, values, _ in groups], edgecolor="white", linewidth=0.3,
+            )  # fmt: skip
+            if threshold is not None:
+                axes.axvline(
+                    threshold, color="black", linestyle="--", linewidth=1.2, label=f"threshold {threshold:.2f}"
+                )
+            axes.set_title(f"iteration {iteration}: {title}")
+            axes.set_xlabel("score of the reward model")
+            axes.legend(loc="upper left")
+            axes.margins(y=0.35)
+        grid[0][0].set_ylabel("candidates")
+        _save(figure, path)
+
+
+def rewards(logs: Mapping[int, Sequence[Row]], path: Path) -> bool:
+    """Mean reward of each GRPO step, and its running mean over a fifth of the steps. False when no log holds one."""
+    curves = {
+        iteration: [(entry["step"], entry["reward"]) for entry in log if "reward" in entry and "step" in entry]
+        for iteration, log in logs.items()
+    }
+    curves = {iteration: curve for iteration, curve in curves.items() if curve}
+    if not curves:
+        return False
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+        for number, (iteration, curve) in enumerate(sorted(curves.items())):
+            steps, values = np.array(curve, dtype=float).T
+            colour = (BLUE, ORANGE, GREEN, RED, PINK, SKY)[number % 6]
+            axes.plot(steps, values, color=colour, alpha=0.35, linewidth=1)
+            window = max(1, len(values) // 5)
+            running = np.convolve(values, np.ones(window) / window, mode="valid")
+            axes.plot(
+                steps[window - 1 :], running, color=colour, linewidth=2, label=f"grpo@{iteration} ({len(values)} steps)"
+            )
+        axes.set_title("GRPO: mean reward per step (thin: each; thick: running mean)")
+        axes.set_xlabel("step")
+        axes.set_ylabel("reward")
+        axes.legend(loc="best")
+        _save(figure, path)
+    return True
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})
+    plt.close(figure)

@@ -1,0 +1,29 @@
+"""Nothing that a request names may lead out of the workspace: not by `..`, not by a symlink."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medgr2_api.base import relative_path
+
+from ..errors import ConfigError
+
+
+def inside(root: Path, path: str, what: str) -> Path:
+    """The path below `root`, which must exist for its symlinks to be followed.
+
+    Args:
+        root: the workspace.
+        path: relative to it.
+        what: names the thing in the message.
+
+    Raises:
+        ConfigError: it is absolute, has a `..` part, or a symlink leads out of `root`.
+    """
+    try:
+        found = root / relative_path(path)
+    except ValueError as error:
+        raise ConfigError(f"{what}: {error}") from None
+    if not found.resolve().is_relative_to(root.resolve()):
+        raise ConfigError(f"{what}: {found} leads out of the workspace (to {found.resolve()}); copy the files into it")
+    return found

@@ -1,0 +1,59 @@
+"""The results table that ends a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_CHECKPOINTS = {"base": 0, "sft": 1, "grpo": 2}
+_CONDITIONS = ("real", "blank", "shuffled", "options_only", "option_prior", "chance")
+
+
+def print_results(report: Path) -> None:
+    """Prints accuracy by checkpoint, with its controls, from a report's `results.json`."""
+    path = report / "results.json"
+    console = Console()
+    if not path.is_file():  # a cycle without the report stage
+        console.print("complete; this cycle makes no report")
+        return
+    rows = [row for row in json.loads(path.read_text()) if _headline(row)]
+    for split, benchmark in sorted({(row["split"], row["benchmark"]) for row in rows}, reverse=True):
+        console.print(_table([row for row in rows if (row["split"], row["benchmark"]) == (split, benchmark)]))
+    console.print(f"report: {report / 'report.md'}", highlight=False, soft_wrap=True)
+
+
+def _headline(row: dict[str, Any]) -> bool:
+    return (
+        row["slice"] == "all"
+        and row["metric"] == "microAccuracy"
+        and row["scoring"] == "option_logprob"
+        and row["condition"] in _CONDITIONS
+    )
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    split, benchmark, count = rows[0]["split"], rows[0]["benchmark"], max(row["n"] for row in rows)
+    title = f"accuracy on {split}{f' {benchmark}' if benchmark else ''}, n = {count}, 95 % intervals by image"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    conditions = [name for name in _CONDITIONS if any(row["condition"] == name for row in rows)]
+    table.add_column("checkpoint")
+    for name in conditions:
+        table.add_column("real image" if name == "real" else name.replace("_", " "), justify="right")
+    by_key = {(row["iteration"], row["checkpoint"], row["condition"]): row for row in rows}
+    for iteration, checkpoint in sorted({key[:2] for key in by_key}, key=lambda k: (k[0], _CHECKPOINTS[k[1]])):
+        cells = []
+        for name in conditions:
+            # chance and the option prior need no model: they stand in the first row
+            row = by_key.get((iteration, checkpoint, name))
+            if row is None:
+                cells.append("")
+            elif name == "real":
+                cells.append(f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
+            else:
+                cells.append(f"{row['value']:.3f}")
+        table.add_row("base" if iteration == 0 else f"{checkpoint}@{iteration}", *cells)
+    return table

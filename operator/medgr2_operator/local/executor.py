@@ -1,0 +1,343 @@
+"""The planner over processes: what the operator does with Jobs, this does with subprocesses and `state.json`."""
+
+from __future__ import annotations
+
+import signal
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from medgr2_api import workspace
+from medgr2_api.artifacts import combined_digest
+from medgr2_api.cycle import Cycle
+from medgr2_api.stages import REQUEST_ENV, RESULT_PATH_ENV, ExitCode, Progress, Shard, StageResult
+from medgr2_api.status import AttemptState, Phase
+from pydantic import ValidationError
+
+from ..plan.machine import plan
+from ..plan.model import AttemptKey, Event, JobCreate, JobDelete, JobState, Observed, ObservedJob, ObservedPod, Plan
+from .processes import ZYGOTE_COMMAND, Exited, Processes, ZygoteDied
+from .state import StateFile
+
+_TICK = 0.5  # seconds between looks at progress when nothing happens
+_UNFINISHED = (AttemptState.PENDING, AttemptState.RUNNING, AttemptState.TERMINATING)
+
+
+@dataclass
+class Attempt:
+    """An attempt whose processes this executor started."""
+
+    create: JobCreate
+    uid: str
+    started: datetime
+    shards: list[str]
+    """Process names, one per shard."""
+    exit_codes: dict[str, int] = field(default_factory=dict)
+    finished: datetime | None = None
+    kill_at: float | None = None
+    """Monotonic time of the SIGKILL after a SIGTERM."""
+
+    @property
+    def alive(self) -> bool:
+        return len(self.exit_codes) < len(self.shards)
+
+
+class Listener:
+    """What the terminal view is told; see `view.py`."""
+
+    def on_plan(self, cycle: Cycle, made: Plan) -> None:
+        """After every plan that changed something."""
+
+    def on_event(self, event: Event) -> None:
+        """A transition."""
+
+    def on_notice(self, text: str) -> None:
+        """Something the user should know once."""
+
+    def tick(self) -> None:
+        """Several times a second."""
+
+
+class Executor:
+    """Runs one cycle in one workspace until it is finished or told to leave."""
+
+    def __init__(
+        self,
+        root: Path,
+        cycle: Cycle,
+        listener: Listener,
+        *,
+        inherit: Sequence[int] = (),
+        command: Sequence[str] = ZYGOTE_COMMAND,
+        secrets: Path | None = None,
+        threads: int = 1,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.root = root.resolve()
+        self.cycle = cycle
+        self.listener = listener
+        self.secrets = secrets
+        self.threads = threads
+        self.now = now
+        self.state = StateFile(self.root, cycle.metadata.name)
+        self.attempts: dict[AttemptKey, Attempt] = {}
+        self.failure_exit_code = 0
+        self._inherit, self._command = inherit, command
+        self._leaving = False
+        self._processes: Processes | None = None
+
+    def run(self) -> Phase:
+        """Until the cycle is Complete or Failed, or (after `leave`) all stages have checkpointed."""
+        self._processes = self._start_zygote()
+        try:
+            while True:
+                made = self._step()
+                if self._done(made):
+                    return made.status.phase
+                self._wait(made.requeue_after)
+        finally:
+            self._processes.close()
+
+    def leave(self) -> None:
+        """Checkpoint and stop; a second call kills."""
+        if self._leaving:
+            for attempt in self.attempts.values():
+                self._signal(attempt, signal.SIGKILL)
+        self._leaving = True
+
+    # -- one look at the world -------------------------------------------------------------------------------------
+
+    def _step(self) -> Plan:
+        """Observe, plan, and apply in the contract's order: status, deletes, creates, events."""
+        made = plan(self._seen_cycle(), self._observe(), self.now())
+        changed = made.status != self.cycle.status
+        self.cycle = self.cycle.model_copy(update={"status": made.status})
+        if changed or made.creates or made.deletes:
+            self.state.save(self.cycle)
+        for delete in made.deletes:
+            self._delete(delete)
+        for create in made.creates:
+            self._create(create)
+        for event in made.events:
+            self.listener.on_event(event)
+        self.listener.on_plan(self.cycle, made)
+        return made
+
+    def _seen_cycle(self) -> Cycle:
+        """Leaving is a suspension that the file does not record: the next run resumes."""
+        if not self._leaving:
+            return self.cycle
+        return self.cycle.model_copy(update={"spec": self.cycle.spec.model_copy(update={"suspend": True})})
+
+    def _observe(self) -> Observed:
+        jobs = [self._observe_attempt(attempt) for attempt in self.attempts.values()]
+        jobs += self._left_behind()
+        pods = [
+            ObservedPod(name=name, key=key, terminating=attempt.kill_at is not None)
+            for key, attempt in self.attempts.items()
+            for name in attempt.shards
+            if name not in attempt.exit_codes
+        ]
+        return Observed(jobs=tuple(jobs), pods=tuple(pods))
+
+    def _observe_attempt(self, attempt: Attempt) -> ObservedJob:
+        create = attempt.create
+        job = ObservedJob(
+            key=create.key,
+            name=create.name,
+            uid=attempt.uid,
+            state=JobState.RUNNING,
+            deleting=attempt.kill_at is not None,
+            started=attempt.started,
+            progress=self._progress(attempt) if attempt.alive else None,
+        )
+        if attempt.alive:
+            return job
+        return self._finished(job, attempt.shards, attempt.exit_codes, attempt.finished)
+
+    def _finished(
+        self, job: ObservedJob, shards: Sequence[str], codes: dict[str, int], finished: datetime | None
+    ) -> ObservedJob:
+        """An ended attempt with its result: that of its worst shard, or the shards' digests combined."""
+        results = {name: self._result(name) for name in shards}
+        bad = [name for name in shards if codes[name] != ExitCode.OK]
+        if bad:
+            # a permanent failure outranks the checkpoints it provoked in the other shards
+            worst = min(bad, key=lambda name: codes[name] in (ExitCode.CHECKPOINTED, 128 + signal.SIGTERM))
+            return replace(
+                job,
+                state=JobState.FAILED,
+                exit_code=codes[worst],
+                finished=finished,
+                result=results[worst],
+                message=results[worst].message if results[worst] else "",  # type: ignore[union-attr]
+            )
+        return replace(
+            job,
+            state=JobState.SUCCEEDED,
+            exit_code=0,
+            finished=finished,
+            result=_combine([results[name] for name in shards]),
+        )
+
+    def _left_behind(self) -> list[ObservedJob]:
+        """Attempts of an earlier run that left a result; the run lock guarantees that none still runs."""
+        found = []
+        for stage in self.cycle.status.stages:
+            key = AttemptKey(stage.iteration, stage.name, stage.token, stage.attempt)
+            if stage.state not in _UNFINISHED or stage.attempt == 0 or key in self.attempts:
+                continue
+            count = max(1, self.cycle.spec.stage(stage.name).shards)
+            names = [self._process_name(key, index) for index in range(count)]
+            codes = {name: result.exit_code for name in names if (result := self._result(name))}
+            if len(codes) == len(names):
+                job = ObservedJob(
+                    key=key,
+                    name=stage.job_name,
+                    uid=stage.job_uid or "earlier-run",
+                    state=JobState.RUNNING,
+                    started=stage.start_time,
+                )
+                found.append(self._finished(job, names, codes, self.now()))
+        return found
+
+    # -- doing -----------------------------------------------------------------------------------------------------
+
+    def _create(self, create: JobCreate) -> None:
+        if create.key in self.attempts:  # already there: created just before a crash of the plan's application
+            return
+        names = [self._process_name(create.key, index) for index in range(create.shards)]
+        attempt = Attempt(create, uuid.uuid4().hex[:12], self.now(), names)
+        self.attempts[create.key] = attempt
+        for index, name in enumerate(names):
+            request = create.request.model_copy(
+                update={"shard": Shard(index=index, count=create.shards), "threads": self.threads}
+            )
+            self._result_path(name).unlink(missing_ok=True)
+            env = {
+                REQUEST_ENV: request.model_dump_json(by_alias=True, exclude_none=True),
+                RESULT_PATH_ENV: str(self._result_path(name)),
+                "MEDGR2_WORKSPACE": str(self.root),
+                "MEDGR2_SECRETS_DIR": str(self.secrets.resolve()) if self.secrets else "",
+            }
+            assert self._processes is not None
+            self._processes.start(name, env, self.root / workspace.log(self.cycle.metadata.name, name))
+
+    def _delete(self, delete: JobDelete) -> None:
+        attempt = self.attempts.get(delete.key)
+        if attempt is not None and attempt.alive:
+            if attempt.kill_at is None:
+                attempt.kill_at = time.monotonic() + self.cycle.spec.template.termination_grace_period_seconds
+                self._signal(attempt, signal.SIGTERM)
+            return
+        self.attempts.pop(delete.key, None)
+        for index in range(max(1, self.cycle.spec.stage(delete.key.name).shards)):
+            self._result_path(self._process_name(delete.key, index)).unlink(missing_ok=True)
+
+    def _wait(self, requeue_after: float | None) -> None:
+        """Sleeps until a stage ends or the planner wants to look again; keeps the view and the kill clock going."""
+        deadline = time.monotonic() + min(_TICK, requeue_after if requeue_after is not None else _TICK)
+        while True:
+            self.listener.tick()
+            for attempt in self.attempts.values():
+                if attempt.alive and attempt.kill_at is not None and time.monotonic() > attempt.kill_at:
+                    self._signal(attempt, signal.SIGKILL)
+            assert self._processes is not None
+            try:
+                ended = self._processes.wait(min(0.1, max(0.0, deadline - time.monotonic())))
+            except ZygoteDied as error:
+                self._bury(error)
+                return
+            for exited in ended:
+                self._note_exit(exited)
+            if ended or time.monotonic() >= deadline:
+                return
+
+    def _note_exit(self, exited: Exited) -> None:
+        for attempt in self.attempts.values():
+            if exited.name in attempt.shards:
+                attempt.exit_codes[exited.name] = exited.exit_code
+                if not attempt.alive:
+                    attempt.finished = self.now()
+                if exited.exit_code not in (ExitCode.OK, ExitCode.CHECKPOINTED):
+                    self.failure_exit_code = exited.exit_code
+
+    def _bury(self, error: ZygoteDied) -> None:
+        """The zygote was killed. The kernel asked its stages to checkpoint: wait for them, then start another."""
+        self.listener.on_notice(f"{error}; starting another")
+        assert self._processes is not None
+        self._processes.wait_for_orphans(self.cycle.spec.template.termination_grace_period_seconds)
+        self._processes.close()
+        for key, attempt in list(self.attempts.items()):
+            for name in attempt.shards:
+                result = self._result(name)
+                if name not in attempt.exit_codes and result is not None:
+                    attempt.exit_codes[name] = result.exit_code
+            attempt.finished = attempt.finished or self.now()
+            if attempt.alive:  # no word from it: to the planner it vanished
+                del self.attempts[key]
+        self._processes = self._start_zygote()
+
+    def _start_zygote(self) -> Processes:
+        log = self.root / workspace.log(self.cycle.metadata.name, "zygote")
+        return Processes(log, self._inherit, self._command)
+
+    def _signal(self, attempt: Attempt, number: int) -> None:
+        assert self._processes is not None
+        for name in attempt.shards:
+            if name not in attempt.exit_codes:
+                self._processes.signal(name, number)
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def _process_name(self, key: AttemptKey, shard: int) -> str:
+        return workspace.attempt_name(key.iteration, key.name, key.token, key.attempt, shard)
+
+    def _result_path(self, name: str) -> Path:
+        return self.root / workspace.result(self.cycle.metadata.name, name)
+
+    def _result(self, name: str) -> StageResult | None:
+        try:
+            return StageResult.model_validate_json(self._result_path(name).read_text())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def _progress(self, attempt: Attempt) -> Progress | None:
+        """Of the slowest shard."""
+        found = []
+        for name in attempt.shards:
+            path = self.root / workspace.progress(self.cycle.metadata.name, name)
+            try:
+                found.append(Progress.model_validate_json(path.read_text()))
+            except (FileNotFoundError, ValidationError):
+                continue
+        return min(found, key=lambda p: p.step / p.total if p.total else 0.0) if found else None
+
+    def _done(self, made: Plan) -> bool:
+        if any(attempt.alive for attempt in self.attempts.values()) or made.creates:
+            return False
+        if self._leaving:
+            return True
+        return made.status.phase in (Phase.COMPLETE, Phase.FAILED, Phase.SUSPENDED, Phase.PAUSED) and not made.deletes
+
+
+def _combine(results: Sequence[StageResult | None]) -> StageResult | None:
+    """One result for all shards; None when one of them could not be read."""
+    read = [result for result in results if result is not None]
+    if len(read) < len(results):
+        return None
+    first = read[0]
+    if len(read) == 1:
+        return first
+    usage = {key: sum(result.usage.get(key, 0.0) for result in read) for key in first.usage}
+    return first.model_copy(
+        update={
+            "output_digest": combined_digest([result.output_digest for result in read]),
+            "reused": all(result.reused for result in read),
+            "usage": usage,
+        }
+    )
+

@@ -1,0 +1,85 @@
+"""One run per workspace. The lock is inherited by every stage, so it is free only when the last of them has ended."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from medgr2_api import workspace
+
+
+class WorkspaceBusy(Exception):
+    """Another run has the workspace."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(
+            f"another `medgr2 run` (pid {pid}) is working in this workspace; wait for it, or stop it with Ctrl-C"
+        )
+        self.pid = pid
+
+
+class RunLock:
+    """An exclusive flock on `<workspace>/run.lock`, with the holder's pid inside.
+
+    A flock belongs to the open file, not to the process: whoever inherits the descriptor keeps it. So after a
+    `kill -9` of the run the next one waits until the orphaned stages have written their checkpoints.
+    """
+
+    def __init__(self, root: Path, waiting: Callable[[int], None], patience: float = 600.0) -> None:
+        self.path = root / workspace.LOCK
+        self._waiting = waiting
+        self._patience = patience
+        self.fileno = -1
+
+    def __enter__(self) -> RunLock:
+        """
+        Raises:
+            WorkspaceBusy: the holder is alive, or the stages it left behind do not end.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.fileno = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        deadline = time.monotonic() + self._patience
+        told = False
+        while not self._try():
+            pid = self._holder()
+            if _alive(pid) or time.monotonic() > deadline:
+                os.close(self.fileno)
+                raise WorkspaceBusy(pid)
+            if not told:
+                self._waiting(pid)
+                told = True
+            time.sleep(0.2)
+        os.ftruncate(self.fileno, 0)
+        os.pwrite(self.fileno, f"{os.getpid()}\n".encode(), 0)
+        os.fsync(self.fileno)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        os.close(self.fileno)
+
+    def _try(self) -> bool:
+        try:
+            fcntl.flock(self.fileno, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _holder(self) -> int:
+        text = os.pread(self.fileno, 32, 0).decode(errors="replace").strip()
+        return int(text) if text.isdigit() else 0
+
+
+def _alive(pid: int) -> bool:
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,62 @@
+"""Money and time: what is spent, what is left, and when that runs out."""
+
+from __future__ import annotations
+
+from medgr2_api.cycle import CycleSpec
+from medgr2_api.stages import StageName
+from medgr2_api.status import CycleStatus
+
+from .graph import Graph
+from .ledger import Ledger, seconds_between
+
+_SECONDS_PER_HOUR = 3600.0
+#: Processes that share what is left do not all use up their shares; a remainder this small buys no further attempt.
+_SPENT = 0.99
+
+
+def exceeded(spec: CycleSpec, ledger: Ledger, graph: Graph) -> str:
+    """Which budget is spent, in words; empty: none, or nothing is left to do that would cost of it."""
+    budget = spec.budget
+    if budget.gpu_hours is not None and any(not ledger.done(node.key) for node in graph):
+        running = [record for record in ledger.active() if record.running_since is not None]
+        used = ledger.usage.gpu_seconds + sum(
+            record.gpus * seconds_between(record.running_since, ledger.now) for record in running
+        )
+        left = budget.gpu_hours * _SECONDS_PER_HOUR - used
+        if left <= 0:
+            return f"budget.gpuHours: {used / _SECONDS_PER_HOUR:.1f} of {budget.gpu_hours:g} used"
+        if gpus := sum(record.gpus for record in running):
+            ledger.wake_in(left / gpus)
+    if budget.generator_usd is not None and any(
+        node.key.name is StageName.GENERATE and not ledger.done(node.key) for node in graph
+    ):
+        spent = ledger.usage.generator_usd
+        if spent >= _SPENT * budget.generator_usd:
+            return f"budget.generatorUSD: {spent:.2f} of {budget.generator_usd:g} spent"
+    return ""
+
+
+def generator_share(spec: CycleSpec, ledger: Ledger, shards: int) -> float | None:
+    """What one process of a new generate attempt may spend: what is left, split over all that may spend at once."""
+    if spec.budget.generator_usd is None:
+        return None
+    left = max(0.0, spec.budget.generator_usd - ledger.usage.generator_usd)
+    others = sum(1 for record in ledger.active() if record.name is StageName.GENERATE and record.job_uid)
+    return left / ((others + 1) * shards)
+
+
+def active_seconds(status: CycleStatus, ledger: Ledger) -> float:
+    """The cycle's life so far, less the time it was suspended."""
+    return status.active_seconds + seconds_between(status.active_since, ledger.now)
+
+
+def deadline_passed(spec: CycleSpec, status: CycleStatus, ledger: Ledger) -> str:
+    """Whether `activeDeadlineSeconds` is over, in words; empty: not yet."""
+    if spec.active_deadline_seconds is None:
+        return ""
+    left = spec.active_deadline_seconds - active_seconds(status, ledger)
+    if left <= 0:
+        return f"activeDeadlineSeconds: longer than {spec.active_deadline_seconds} s"
+    if not spec.suspend:
+        ledger.wake_in(left)
+    return ""

@@ -1,0 +1,16 @@
+"""`medgr2` with the fake zygote: `python fake_run.py run cycle.yaml --workspace DIR`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from medgr2_operator.cli import app
+from medgr2_operator.local import executor
+
+if __name__ == "__main__":
+    executor.Executor.__init__.__kwdefaults__["command"] = (  # type: ignore[index]
+        sys.executable,
+        str(Path(__file__).with_name("fake_zygote.py")),
+    )
+    app.main()

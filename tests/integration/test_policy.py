@@ -1,0 +1,244 @@
+"""The policy stages end to end on a random tiny model: what they publish, and that no interruption changes it."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import policy_world
+from medgr2_api.stages import ExitCode, StageRequest
+from medgr2_jobs import answers, vlm
+from medgr2_jobs.policy import grpo
+from medgr2_jobs.vlm import Row
+from policy_world import FORMAT, World, in_child
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return policy_world.build(tmp_path_factory.mktemp("world"))
+
+
+SFT = {"max_steps": 16, "per_device_train_batch_size": 4}  # 7 steps an epoch
+GRPO = {"max_steps": 14, "per_device_train_batch_size": 32}  # 6 steps an epoch
+
+
+def requests(world: World, kind: str, name: str, attempt: int) -> StageRequest:
+    if kind == "sft":
+        return world.sft(SFT, name=name, attempt=attempt)
+    if kind == "sft-lora":
+        return world.sft(SFT, rank=4, name=name, attempt=attempt)
+    if kind == "grpo":
+        return world.grpo(GRPO, name=name, attempt=attempt)
+    if kind == "grpo-lora":
+        return world.grpo(GRPO, name=name, attempt=attempt, lora={"rank": 4}, klCoefficient=0.04)
+    two = {**GRPO, "num_iterations": 2, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 2}
+    return world.grpo(two, name=name, attempt=attempt)
+
+
+@pytest.mark.parametrize("kind", ["sft", "sft-lora", "grpo", "grpo-lora", "grpo-two-passes"])
+def test_kills_and_sigterm_do_not_change_a_byte(world: World, kind: str) -> None:
+    """`kill -9` at a random step, then in the middle of writing a checkpoint, then SIGTERM, then to the end."""
+    straight = requests(world, kind, "straight", 1)
+    assert in_child(world, straight) == ExitCode.OK
+
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    last = 16 if kind.startswith("sft") else 14
+    steps = sorted(rng.sample(range(2, last - 2), 3))
+    print(f"seed {seed}: interrupted at {steps}")
+    assert in_child(world, requests(world, kind, "torn", 1), steps[0], signal.SIGKILL) == -signal.SIGKILL
+    assert in_child(world, requests(world, kind, "torn", 2), steps[1], signal.SIGKILL, "save") == -signal.SIGKILL
+    assert in_child(world, requests(world, kind, "torn", 3), steps[2], signal.SIGTERM) == ExitCode.CHECKPOINTED
+    resumed = requests(world, kind, "torn", 4)
+    assert in_child(world, resumed) == ExitCode.OK
+
+    one, other = world.reader(straight), world.reader(resumed)
+    assert one.digest == other.digest
+    assert one.manifest.counters == other.manifest.counters
+    assert not (world.root / other.ref.path / "work" / resumed.cycle.uid).exists()
+
+
+def test_sft_lowers_the_loss_and_publishes_a_model_that_loads(world: World) -> None:
+    found = world.run(world.sft({"max_steps": 30, "per_device_train_batch_size": 14}))
+    assert found is not None
+    counters = found.manifest.counters
+    assert (counters["rows"], counters["steps"]) == (len(world.training), 30)
+    assert counters["train_loss"] < 0.5 * counters["first_loss"]
+    folder = found.folder_of("model")
+    assert vlm.load_processor(folder).tokenizer.padding_side == "right"
+    assert not list(folder.glob("adapter*"))
+    vlm.load_model(folder)
+
+
+def test_adapters_are_merged(world: World) -> None:
+    found = world.run(world.sft({"max_steps": 3, "per_device_train_batch_size": 4}, rank=4, name="merged"))
+    assert found is not None
+    start = vlm.load_model(world.context(world.sft()).input("prepare").folder_of("models/policy")).state_dict()
+    after = vlm.load_model(found.folder_of("model")).state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, start[name])}
+    assert changed and all("language_model.layers" in name for name in changed)
+
+
+def test_sft_goes_on_from_the_previous_policy_on_request(world: World) -> None:
+    request = world.sft({"max_steps": 1, "per_device_train_batch_size": 4}, name="previous")
+    request.parameters["initFrom"] = "Previous"
+    first = world.run(request)
+    request = request.model_copy(
+        update={"input_hash": "b" * 64, "inputs": {**request.inputs, "policy": world.refs["policy"]}}
+    )
+    second = world.run(request)
+    assert first is not None and second is not None
+    assert first.digest != second.digest
+
+
+def test_an_unusable_row_ends_sft_with_a_data_error(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = policy_world.World(world.root, dict(world.refs), world.training, world.candidates, world.items)
+    rows = [dict(row) for row in world.training]
+    rows[3]["response"] = ""
+    broken.refs["curate"] = policy_world.publish_table(broken, "training", rows)
+    assert broken.run(broken.sft(name="broken"), expect=ExitCode.DATA_ERROR) is None
+    assert rows[3]["row_id"] in capsys.readouterr().err
+
+
+def test_each_completion_is_scored_against_its_own_image(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two prompts and more, two generations and more: the rows R sees, and the pixels beside their log-probabilities.
+
+    (Public code repeats pixels in one order and their grid in another: half the rows get another row's image.)
+    """
+    asked: list[Row] = []
+    pixels: list[Any] = []
+    original = grpo.PolicyTrainer._get_per_token_logps_and_entropies
+
+    def scorer(ctx: Any) -> Any:
+        def score(rows: list[Row]) -> np.ndarray:
+            asked.extend(rows)
+            return np.arange(len(rows), dtype=float) % 7
+
+        return score
+
+    def spy(self: Any, model: Any, input_ids: Any, *args: Any, **more: Any) -> Any:
+        pixels.append((input_ids, more["pixel_values"], more["image_grid_thw"]))
+        return original(self, model, input_ids, *args, **more)
+
+    monkeypatch.setattr(grpo, "_scorer", scorer)
+    monkeypatch.setattr(grpo.PolicyTrainer, "_get_per_token_logps_and_entropies", spy)
+    found = world.run(world.grpo({"max_steps": 2, "per_device_train_batch_size": 12}, numGenerations=3, name="order"))
+    assert found is not None
+
+    truth = {}
+    for row in [*world.training, *world.candidates[:-1]]:
+        text = answers.prompt(row["question"], row["options"], FORMAT)
+        truth.setdefault(text, set()).add(row["image_sha256"])
+    assert len(asked) == 24
+    groups = [asked[start : start + 3] for start in range(0, 24, 3)]
+    for group in groups:
+        assert len({(row.image_sha256, row.prompt) for row in group}) == 1
+        assert group[0].image_sha256 in truth[group[0].prompt]
+    assert len({group[0].image_sha256 for group in groups[:4]}) > 1
+
+    processor = vlm.load_processor(world.context(world.sft()).input("prepare").folder_of("models/policy"))
+    encoder = vlm.Encoder(processor, world.images)
+    for step, (ids, values, grids) in enumerate(pixels):
+        expected = {}
+        for row in asked[step * 12 : step * 12 + 12]:
+            expected.setdefault(tuple(encoder.prompt_ids(Row(row.image_sha256, row.prompt))), set()).add(
+                row.image_sha256
+            )
+        start = 0
+        for line, grid in zip(ids, grids, strict=True):
+            own = values[start : start + int(grid.prod())]
+            start += int(grid.prod())
+            prompt = next(p for p in expected if list(p) == _prompt_of(line.tolist(), p, processor))
+            assert any(torch.equal(own, encoder.pixels(sha256)[0]) for sha256 in expected[prompt])
+
+
+def _prompt_of(line: list[int], prompt: tuple[int, ...], processor: Any) -> list[int]:
+    """The ids of `line` that stand where `prompt` would, left padding taken off."""
+    begin = next(at for at, token in enumerate(line) if token != processor.tokenizer.pad_token_id)
+    return line[begin : begin + len(prompt)]
+
+
+def test_grpo_raises_its_reward(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R rewards short answers: after some steps they are shorter."""
+    monkeypatch.setattr(
+        grpo, "_scorer", lambda ctx: lambda rows: np.array([10.0 - min(16, len(row.response)) for row in rows])
+    )
+    found = world.run(world.grpo({"max_steps": 12, "per_device_train_batch_size": 64}, numGenerations=8, name="learns"))
+    assert found is not None
+    counters = found.manifest.counters
+    assert counters["reward_last"] > counters["reward_first"] + 0.05
+    assert counters["variance_share_reward_model"] == pytest.approx(1)
+    table = found.rows("rollouts")
+    assert len(table) == 12 * 8
+    assert {row["step"] for row in table} == set(range(12))
+    assert vlm.load_processor(found.folder_of("model")).tokenizer.padding_side == "right"
+
+
+def test_grpo_without_a_reward_model_asks_trusted_prompts_only(world: World) -> None:
+    found = world.run(
+        world.grpo(
+            {"max_steps": 1},
+            roles=("prepare", "curate", "sft", "candidates"),
+            rewards=[{"type": "AnswerMatch", "weight": 1.0}],
+        )
+    )
+    assert found is not None
+    assert found.manifest.counters["prompts"] == found.manifest.counters["prompts_trusted"] == len(world.training)
+
+
+def test_no_special_token_is_sampled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[int]] = []
+
+    def scorer(ctx: Any) -> Any:
+        return lambda rows: np.zeros(len(rows))
+
+    original = grpo.PolicyReward.reward
+
+    def spy(self: Any, completion_ids: list[list[int]], **more: Any) -> list[float]:
+        seen.extend(completion_ids)
+        return original(self, **more)
+
+    monkeypatch.setattr(grpo, "_scorer", scorer)
+    monkeypatch.setattr(grpo.PolicyReward, "reward", spy)
+    trainer = {"max_steps": 2, "per_device_train_batch_size": 64, "temperature": 4.0, "max_completion_length": 16}
+    assert world.run(world.grpo(trainer, name="special")) is not None
+    processor = vlm.load_processor(world.context(world.sft()).input("prepare").folder_of("models/policy"))
+    special = {index for index, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
+    sampled = {token for ids in seen for token in ids}
+    assert sampled & special <= {processor.tokenizer.eos_token_id}
+    assert processor.tokenizer.eos_token_id in sampled  # the end of an answer is not suppressed
+
+
+def test_preferences_are_the_same_after_a_stop(world: World) -> None:
+    request = world.preferences()
+    straight = world.run(request)
+    assert straight is not None
+    counters = straight.manifest.counters
+    assert counters["samples_drawn"] == 4 * counters["prompts"]
+    rows = straight.rows("preferences")
+    assert len({(row["prompt_id"], row["response"]) for row in rows}) == len(rows) == counters["samples"]
+    assert {row["split"] for row in rows} == {"train", "heldout"}
+    assert {row["target"] for row in rows} <= {10, 6, 0, -6}
+
+    again = request.model_copy(update={"input_hash": "a" * 64})
+    context = world.context(again)
+    context.stop.set()
+    with pytest.raises(policy_world.Checkpointed):
+        policy_world.preferences.run(context)
+    context.stop.clear()
+    context.progress = lambda phase, step, *_: context.stop.set() if step == 1 else None  # type: ignore[method-assign]
+    with pytest.raises(policy_world.Checkpointed):
+        policy_world.preferences.run(context)
+    assert len(list(context.work.glob("part-*.json"))) == 1
+    resumed = world.run(again)
+    assert resumed is not None
+    assert resumed.digest == straight.digest

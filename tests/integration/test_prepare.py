@@ -1,0 +1,303 @@
+"""Stage prepare in process: what it publishes, and how it refuses bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from tests.fixtures import artifact_ref, prepare_parameters, prepared_workspace, run_stage, stage_request
+
+from medgr2_api import workspace
+from medgr2_api.stages import RESULT_PATH_ENV, StageName, StageRequest, StageResult
+from medgr2_jobs.data import phantoms
+from medgr2_jobs.stage import execute
+from medgr2_jobs.store.artifact import ArtifactReader
+from medgr2_jobs.store.images import ImageStore
+
+
+class Desk:
+    """A workspace with OmniMedVQA files `seed/` and `bench/` that tests spoil before they run prepare."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root = root / "workspace"
+        self.root.mkdir()
+        self.result_path = root / "result.json"
+        monkeypatch.setenv(RESULT_PATH_ENV, str(self.result_path))
+        phantoms.write(self.root / "seed", dataset="seed", seed=1, images=20, questions_per_image=2)
+        phantoms.write(self.root / "bench", dataset="bench", seed=2, images=5, questions_per_image=2)
+        self.data: dict[str, Any] = {
+            "sources": [{"name": "seed", "format": "OmniMedVQA", "uri": "seed/questions.json"}],
+            "split": {"validationFraction": 0.2},
+            "benchmarks": [{"name": "bench", "format": "OmniMedVQA", "uri": "bench/questions.json"}],
+        }
+
+    def records(self, name: str = "seed") -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads((self.root / name / "questions.json").read_text())
+        return found
+
+    def change(self, row: int, name: str = "seed", **changes: Any) -> None:
+        records = self.records(name)
+        records[row] |= changes
+        (self.root / name / "questions.json").write_text(json.dumps(records))
+
+    def run(self, **overrides: Any) -> tuple[StageResult, StageRequest]:
+        data = {**self.data, **overrides.pop("data", {})}
+        request = stage_request(StageName.PREPARE, 0, prepare_parameters(data=data, **overrides))
+        code = execute(request, self.root)
+        result = StageResult.model_validate_json(self.result_path.read_text())
+        assert result.exit_code == code
+        return result, request
+
+    def refused(self, code: int, *fragments: str, **overrides: Any) -> None:
+        """Runs prepare; it must end with this code and a message with these fragments, and leave nothing behind."""
+        result, request = self.run(**overrides)
+        assert result.exit_code == code, result
+        for fragment in fragments:
+            assert fragment in result.message, result.message
+        assert len(result.message) <= 1024
+        folder = self.root / workspace.artifact(StageName.PREPARE, request.input_hash)
+        left = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
+        assert not [path for path in left if "work" not in path.relative_to(folder).parts], left
+
+    def tables(self, **overrides: Any) -> ArtifactReader:
+        result, request = self.run(**overrides)
+        assert result.exit_code == 0, result
+        return ArtifactReader(self.root, artifact_ref(self.root, request))
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    return Desk(tmp_path, monkeypatch)
+
+
+def test_phantoms_end_to_end(tmp_path: Path) -> None:
+    request, ref = prepared_workspace(tmp_path)
+    prepared = ArtifactReader(tmp_path, ref)
+    images = {row["image_sha256"]: row for row in prepared.rows("images")}
+    items = prepared.rows("items")
+    truth = {row["image_sha256"]: row for row in prepared.rows("phantoms")}
+    counters = prepared.manifest.counters
+
+    assert len(images) == len(truth) == counters["images"] == 80
+    assert {row["source"] for row in images.values()} == {"seed", "pool", "bench"}
+    assert {row["split"] for row in images.values() if row["source"] == "pool"} == {"train"}
+    assert not [item for item in items if item["source"] == "pool"]
+    for item in items:
+        assert images[item["image_sha256"]]["split"] == item["split"]
+        assert (item["benchmark"] == "bench") == (item["split"] == "test")
+        gold = item["options"][item["answer_index"]]
+        assert truth[item["image_sha256"]][item["question_type"]] == gold
+    assert len({item["item_id"] for item in items}) == len(items) == 200
+    assert (counters["seed_items"], counters["validation_items"], counters["benchmark_items"]) == (128, 32, 40)
+
+    by_id = {item["item_id"]: item for item in items}
+    graded = prepared.rows("grades")
+    assert {row["split"] for row in graded} == {"train", "heldout"}
+    for row in graded:
+        split = "train" if row["split"] == "train" else "validation"
+        assert by_id[row["item_id"]]["split"] == split
+        assert images[row["image_sha256"]]["split"] == split
+    assert prepared.rows("quarantine") == []
+    assert json.loads(prepared.file("splits.json").read_text())["images"] == {"test": 10, "train": 62, "validation": 8}
+    for role in ("policy", "reward"):
+        folder = prepared.folder_of(f"models/{role}")
+        assert (folder / "model.safetensors").is_file()
+    assert len({(prepared.folder_of(f"models/{r}") / "config.json").read_bytes() for r in ("policy", "reward")}) == 1
+    store = ImageStore(tmp_path)
+    for sha256 in images:
+        assert store.load(sha256).size == (56, 56)
+    assert request.input_hash in ref.path
+
+
+def test_the_same_request_gives_the_same_digest(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    request, ref = prepared_workspace(tmp_path / "a")
+    assert run_stage(tmp_path / "b", request).output_digest == ref.output_digest
+
+
+def test_real_files_go_through(desk: Desk) -> None:
+    prepared = desk.tables()
+    assert len(prepared.rows("items")) == 50
+    assert not prepared.has("phantoms.parquet")
+    seed = prepared.rows("items")[0]
+    assert seed["item_id"] == f"seed/{desk.records()[0]['question_id']}"
+
+
+def test_test_fraction_becomes_a_benchmark(desk: Desk) -> None:
+    prepared = desk.tables(data={"split": {"validationFraction": 0.2, "testFraction": 0.2}, "benchmarks": []})
+    held = [item for item in prepared.rows("items") if item["split"] == "test"]
+    assert {item["benchmark"] for item in held} == {"seed"}
+    assert len({item["image_sha256"] for item in held}) == 4
+
+
+def test_few_bad_records_are_set_aside(desk: Desk) -> None:
+    desk.change(3, gt_answer="Unicorn")
+    prepared = desk.tables(data={"maxBadFraction": 0.1})
+    (row,) = prepared.rows("quarantine")
+    assert row["source"] == "seed"
+    assert row["record"].startswith("questions.json[3]")
+    assert row["field"] == "gt_answer"
+    assert "'Unicorn' is not among the options" in row["reason"]
+    assert prepared.manifest.counters["quarantined"] == 1
+    assert len(prepared.rows("items")) == 49
+
+
+def test_missing_image(desk: Desk) -> None:
+    (desk.root / "seed/images/000004.png").unlink()
+    desk.refused(
+        65,
+        "data.sources[seed]: 2 of 40 records",
+        "questions.json[8]",
+        "image_path",
+        "000004.png: image file is missing",
+        "raise data.maxBadFraction",
+    )
+
+
+def test_truncated_png(desk: Desk) -> None:
+    path = desk.root / "bench/images/000001.png"
+    path.write_bytes(path.read_bytes()[:1500])
+    desk.refused(65, "data.benchmarks[bench]: 2 of 10", "questions.json[2]", "image_path", "not a readable image")
+
+
+def test_image_bomb(desk: Desk) -> None:
+    Image.new("1", (12_000, 11_000)).save(desk.root / "seed/images/000000.png")
+    desk.refused(65, "questions.json[0]", "image_path", "claims 12000 x 11000 pixels")
+
+
+def test_duplicate_ids(desk: Desk) -> None:
+    desk.change(5, question_id=desk.records()[2]["question_id"])
+    desk.refused(65, "questions.json[5]", "question_id", "the same as in questions.json[2]")
+
+
+def test_gold_not_among_the_options(desk: Desk) -> None:
+    desk.change(7, gt_answer="Unicorn")
+    desk.refused(65, "1 of 40", "questions.json[7]", "gt_answer", "'Unicorn' is not among the options")
+
+
+def test_dots_in_an_image_path(desk: Desk) -> None:
+    desk.change(0, image_path="../bench/images/000000.png")
+    desk.refused(65, "questions.json[0]", "image_path", "must not contain '..'")
+
+
+def test_dots_in_the_uri(desk: Desk) -> None:
+    desk.data["sources"][0]["uri"] = "seed/questions.json"
+    request = stage_request(StageName.PREPARE, 0, prepare_parameters(data=desk.data))
+    request.parameters["data"]["sources"][0]["uri"] = "../outside.json"
+    assert execute(request, desk.root) == 78
+    assert "must not contain '..'" in desk.result_path.read_text()
+
+
+def test_a_link_out_of_the_workspace(desk: Desk) -> None:
+    (desk.root.parent / "outside").mkdir()
+    (desk.root / "link").symlink_to(desk.root.parent / "outside")
+    desk.data["sources"][0]["uri"] = "link"
+    desk.refused(78, "data.sources[seed].uri", "leads out of the workspace")
+
+
+def test_not_json(desk: Desk) -> None:
+    (desk.root / "seed/questions.json").write_text('[{"question_id": "a"},\n  {"question_id" "b"}]')
+    desk.refused(65, "seed/questions.json: not JSON", "line 2, column 18")
+
+
+def test_missing_file(desk: Desk) -> None:
+    desk.data["sources"][0]["uri"] = "seeds/questions.json"
+    desk.refused(65, "data.sources[seed].uri", "seeds/questions.json does not exist")
+
+
+def test_everything_bad_even_if_allowed(desk: Desk) -> None:
+    (desk.root / "seed/questions.json").write_text(json.dumps([{"question_id": "a"}]))
+    desk.refused(65, "none of its 1 records can be used", "option_A", data={"maxBadFraction": 1})
+
+
+def test_empty_list(desk: Desk) -> None:
+    (desk.root / "seed/questions.json").write_text("[]")
+    desk.refused(65, "data.sources[seed]: holds no records")
+
+
+def test_images_only(desk: Desk) -> None:
+    desk.data["sources"][0]["role"] = "Images"
+    desk.refused(65, "none has questions and answers")
+
+
+def copy_bench_images(desk: Desk, count: int) -> None:
+    for index in range(count):
+        source = desk.root / f"bench/images/{index:06d}.png"
+        (desk.root / f"seed/images/{index:06d}.png").write_bytes(source.read_bytes())
+
+
+def test_leaked_images_are_dropped_and_counted(desk: Desk) -> None:
+    copy_bench_images(desk, 2)
+    prepared = desk.tables()
+    counters = prepared.manifest.counters
+    assert counters["leaked_images"] == 2
+    assert counters["leaked_share"] == pytest.approx(0.4)
+    tested = {item["image_sha256"] for item in prepared.rows("items") if item["split"] == "test"}
+    learnt = {item["image_sha256"] for item in prepared.rows("items") if item["split"] != "test"}
+    assert (len(tested), len(learnt)) == (5, 18)
+    assert not tested & learnt
+    assert not tested & {row["image_sha256"] for row in prepared.rows("grades")}
+    (leak,) = json.loads(prepared.file("splits.json").read_text())["leaks"]
+    assert set(leak["images"]) <= tested
+    splits = {row["image_sha256"]: row["split"] for row in prepared.rows("images")}
+    assert {splits[sha256] for sha256 in leak["images"]} == {"test"}
+
+
+def test_leaked_images_fail_the_stage(desk: Desk) -> None:
+    copy_bench_images(desk, 2)
+    desk.data["benchmarks"][0]["onLeak"] = "Fail"
+    desk.refused(65, "benchmark 'bench'", "2 image(s)", "seed/images/000000.png", "onLeak: Drop")
+
+
+def test_nothing_left_to_train_on(desk: Desk) -> None:
+    desk.data["benchmarks"][0]["uri"] = "seed/questions.json"
+    desk.refused(65, "nothing is left to train on", "20 image(s) were dropped")
+
+
+def test_a_format_of_a_later_version(desk: Desk) -> None:
+    desk.data["sources"][0]["format"] = "MMMU"
+    desk.refused(78, "data.sources[seed].format: MMMU: this version reads OmniMedVQA and Phantom")
+
+
+def test_a_models_folder_is_taken(desk: Desk, tmp_path: Path) -> None:
+    _, ref = prepared_workspace(tmp_path / "other")
+    folder = ArtifactReader(tmp_path / "other", ref).folder_of("models/policy")
+    mine = desk.root / "mine"
+    folder.rename(mine)
+    (mine / "pickled.bin").write_bytes(b"x")
+    (mine / "code.py").write_text("boom")
+    (mine / "head.safetensors").write_bytes((mine / "model.safetensors").read_bytes())
+    prepared = desk.tables(policyBaseModel="mine", rewardBaseModel="mine", rewardCheckpoint="mine")
+    names = {part.name for part in prepared.manifest.parts if part.name.startswith("models/")}
+    assert "models/reward-checkpoint/head.safetensors" in names
+    assert not [name for name in names if name.endswith((".bin", ".py"))]
+    taken = prepared.folder_of("models/policy") / "model.safetensors"
+    assert taken.stat().st_ino == (mine / "model.safetensors").stat().st_ino
+
+
+def test_a_missing_model_is_found_before_the_data_is_read(desk: Desk) -> None:
+    desk.refused(78, "policy.baseModel", "hf download Qwen/x", policyBaseModel="Qwen/x")
+    assert not (desk.root / "images").exists()
+
+
+def test_torch_is_not_imported_without_a_built_in_model(desk: Desk, tmp_path: Path) -> None:
+    _, ref = prepared_workspace(tmp_path / "other")
+    ArtifactReader(tmp_path / "other", ref).folder_of("models/policy").rename(desk.root / "mine")
+    parameters = prepare_parameters(data=desk.data, policyBaseModel="mine", rewardBaseModel="mine")
+    request = stage_request(StageName.PREPARE, 0, parameters)
+    code = (
+        "import sys; from pathlib import Path; from medgr2_jobs.stage import execute;"
+        "from medgr2_api.stages import StageRequest;"
+        "code = execute(StageRequest.model_validate_json(sys.argv[1]), Path(sys.argv[2]));"
+        "sys.exit(code or ('torch' in sys.modules) * 99)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, request.model_dump_json(by_alias=True), str(desk.root)], check=False
+    )
+    assert done.returncode == 0

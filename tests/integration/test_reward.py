@@ -1,0 +1,282 @@
+"""Stages `reward` and `score` on a prepared tiny workspace: what they publish, the gate, kills and stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.fixtures import artifact_ref, prepare_parameters, prepared_workspace, run_stage, stage_request
+
+from medgr2_api.stages import ArtifactRef, ExitCode, Shard, StageName, StageRequest
+from medgr2_jobs import training
+from medgr2_jobs.reward import score as score_stage
+from medgr2_jobs.reward.model import RewardModel
+from medgr2_jobs.stage import execute
+from medgr2_jobs.store import manifest
+from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
+
+TRAINER = {"max_steps": 12, "per_device_train_batch_size": 4, "lr_scheduler_type": "cosine", "save_steps": 2}
+LORA = {"rank": 4, "dropout": 0.1}
+SCORING = {"seed": 1, "shards": 1, "answerFormat": "OptionText"}
+
+
+def reward_parameters(**changes: Any) -> dict[str, Any]:
+    learning = {"lora": {"rank": 0}, "learningRate": 1e-3, "numEpochs": 1, "trainer": TRAINER}
+    return {
+        "seed": 5,
+        "retrain": False,
+        "head": "LastTokenAndLikelihood",
+        "grades": {},
+        "training": {**learning, **changes.pop("training", {})},
+        "replayFraction": 0.5,
+        "promotion": {
+            "minSpearman": -1,
+            "minPairwiseAccuracy": 0,
+            "minImageSensitivity": 0,
+            "maxRegression": 2,
+            **changes.pop("promotion", {}),
+        },
+        "answerFormat": "OptionText",
+        **changes,
+    }
+
+
+def published(root: Path, ref: ArtifactRef) -> ArtifactReader:
+    return ArtifactReader(root, ref)
+
+
+def document(reader: ArtifactReader, name: str) -> Any:
+    return json.loads(reader.file(name).read_text())
+
+
+def publish(root: Path, stage: StageName, table: str, rows: list[dict[str, Any]], mark: str = "f") -> ArtifactRef:
+    """An artifact with one table, as if its stage had run."""
+    request = StageRequest(
+        cycle={"name": "test", "uid": "0000-test"}, iteration=1, stage=stage, input_hash=mark * 64, parameters={}
+    )
+    writer = ArtifactWriter(root, request)
+    if manifest.load(writer.base):  # an earlier test made it
+        return artifact_ref(root, request)
+    writer.open()
+    writer.table(table, rows)
+    fields = {"stage": stage, "input_hash": mark * 64, "cycle": "test", "iteration": 1, "attempt": 1}
+    manifest.commit(
+        writer.base,
+        manifest.Manifest(code_version=1, parts=writer.parts(), inputs={}, parameters={}, **fields),
+        writer.work,
+    )
+    return artifact_ref(root, request)
+
+
+def preferences_of(grades: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Policy answers made of graded rows."""
+    kept = [row for row in grades if row["grade"] in ("original", "irrelevant")]
+    columns = ("sample_id", "split", "image_sha256", "modality", "question_type", "question", "options", "response",
+               "grade", "target")  # fmt: skip
+    return [{**{name: row[name] for name in columns}, "prompt_id": row["item_id"], "gold": True} for row in kept]
+
+
+def candidates_of(grades: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    columns = ("image_sha256", "modality", "question_type", "question", "options", "response")
+    rows = [{**{name: row[name] for name in columns}, "triplet_id": row["sample_id"], "iteration": 1,
+             "outcome": "ok"} for row in grades]  # fmt: skip
+    random.Random(0).shuffle(rows)  # rows of one image are not neighbours
+    return [*rows, {"triplet_id": "torn", "iteration": 1, "outcome": "unparsable"}]
+
+
+def in_child(request: StageRequest, root: Path, until: Callable[[], bool], signum: int) -> int:
+    """Runs a stage in a forked process, sends it a signal when `until` holds; its wait status."""
+    child = os.fork()
+    if child == 0:
+        os._exit(execute(request, root))
+    deadline = time.monotonic() + 120
+    while not until() and time.monotonic() < deadline:
+        if os.waitpid(child, os.WNOHANG)[0]:
+            raise AssertionError("the stage ended before the signal")
+        time.sleep(0.002)
+    os.kill(child, signum)
+    return os.waitpid(child, 0)[1]
+
+
+def work_of(root: Path, request: StageRequest) -> Path:
+    return ArtifactWriter(root, request).work
+
+
+@dataclass
+class World:
+    """A workspace in which prepare has run, and perhaps the first training."""
+
+    root: Path
+    prepare: ArtifactRef
+
+    @property
+    def grades(self) -> list[dict[str, Any]]:
+        return published(self.root, self.prepare).rows("grades")
+
+    def request(self, **changes: Any) -> StageRequest:
+        """A first training."""
+        return stage_request(StageName.REWARD, 0, reward_parameters(**changes), {"prepare": self.prepare})
+
+
+def prepared(root: Path) -> World:
+    return World(root, prepared_workspace(root)[1])
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return prepared(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, ArtifactRef]:
+    """One first training, which the tests that only build on it share."""
+    made = prepared(tmp_path_factory.mktemp("trained"))
+    return made, run_stage(made.root, made.request())
+
+
+def test_first_training(trained):
+    world, first = trained
+    reader = published(world.root, first)
+    assert reader.manifest.promoted is None
+    counters = reader.manifest.counters
+    assert {"spearman", "pairwise_accuracy", "auroc", "image_sensitivity", "mae", "gate_passed"} <= counters.keys()
+    model = RewardModel.load(reader.folder_of("model"))
+    assert model.info.base == published(world.root, world.prepare).digest
+    heldout = [row for row in world.grades if row["split"] == "heldout"]
+    calibration = reader.rows("calibration")
+    assert [row["sample_id"] for row in calibration] == [row["sample_id"] for row in heldout]
+    assert all(-6 <= row["score"] <= 10 for row in calibration)
+    assert document(reader, "gate.json")["passed"] is True
+    assert document(reader, "metrics.json")["new"]["grades"]["spearman"] == counters["spearman"]
+    assert [entry["step"] for entry in document(reader, "training_log.json")] == list(range(1, 13))
+    for path in reader.folder_of("model").iterdir():  # the digest must not depend on where it was made
+        assert str(world.root) not in path.read_bytes().decode("latin-1"), path
+
+
+def test_a_weak_first_model_is_published_with_a_warning(world):
+    request = world.request(promotion={"minSpearman": 1.0}, training={"trainer": {**TRAINER, "max_steps": 2}})
+    reader = published(world.root, run_stage(world.root, request))
+    assert reader.manifest.promoted is None
+    assert reader.manifest.counters["gate_passed"] == 0
+    assert "spearman" in document(reader, "gate.json")["reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [{"rank": 0}, LORA], ids=["full", "lora"])
+def test_kill_and_resume_gives_the_same_bytes(world, tmp_path, trained, lora):
+    request = world.request(training={"lora": lora})
+    folder = work_of(world.root, request)
+    step = random.choice([2, 4, 6, 8, 10])
+    written = folder / f"checkpoint-{step}" / "trainer_state.json"
+    status = in_child(request, world.root, written.is_file, signal.SIGKILL)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert manifest.load(folder.parents[1]) is None
+    resumed = run_stage(world.root, request.model_copy(update={"attempt": 2}))
+
+    other = prepared(tmp_path / "straight")
+    straight = trained[1] if lora == {"rank": 0} else run_stage(other.root, request)
+    assert resumed.output_digest == straight.output_digest, f"killed at step {step}"
+    assert not folder.exists()
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_a_checkpoint_and_exit_85(world, tmp_path):
+    request = world.request(training={"trainer": {**TRAINER, "max_steps": 24, "save_steps": 1000}})
+    progress = world.root / "cycles/test/progress"
+    status = in_child(request, world.root, lambda: any(progress.glob("*reward*.json")), signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(status) == ExitCode.CHECKPOINTED
+    assert training.latest_checkpoint(work_of(world.root, request)) is not None
+    resumed = run_stage(world.root, request.model_copy(update={"attempt": 2}))
+    straight = run_stage(prepared(tmp_path / "straight").root, request)
+    assert resumed.output_digest == straight.output_digest
+
+
+@pytest.mark.parametrize(("promotion", "promoted"), [({}, True), ({"minSpearman": 1.0}, False)])
+def test_retraining_and_its_gate(trained, promotion, promoted):
+    world, first = trained
+    preferences = publish(world.root, StageName.PREFERENCES, "preferences", preferences_of(world.grades))
+    parameters = reward_parameters(
+        retrain=True, promotion=promotion, training={"retrainTrainer": {"max_steps": 4, "learning_rate": 1e-4}}
+    )
+    inputs = {"prepare": world.prepare, "reward": first, "preferences": preferences}
+    reader = published(world.root, run_stage(world.root, stage_request(StageName.REWARD, 1, parameters, inputs)))
+    assert reader.manifest.promoted is promoted
+    assert document(reader, "gate.json")["passed"] is promoted
+    log = document(reader, "training_log.json")
+    assert len(log) == 4
+    assert max(entry["learning_rate"] for entry in log) <= 1e-4
+    figures = document(reader, "metrics.json")
+    assert figures["old"]["grades"] == document(published(world.root, first), "metrics.json")["new"]["grades"]
+    assert figures["new"]["grades"] != figures["old"]["grades"]
+    assert {"preferences_auroc", "old_spearman"} <= reader.manifest.counters.keys()
+    RewardModel.load(reader.folder_of("model"))  # published even when it is not promoted
+
+
+def test_a_checkpoint_of_the_users_own(trained, tmp_path):
+    world, first = trained
+    source = published(world.root, first).folder_of("model")
+    shutil.copytree(source, tmp_path / "mine")
+    made = run_stage(tmp_path, stage_request(StageName.PREPARE, 0, prepare_parameters(rewardCheckpoint="mine")))
+    own = World(tmp_path, made)
+    reader = published(tmp_path, run_stage(tmp_path, own.request(checkpoint="mine")))
+    taken = reader.folder_of("model")
+    assert (taken / "head.safetensors").read_bytes() == (source / "head.safetensors").read_bytes()
+    assert reader.rows("calibration") == published(world.root, first).rows("calibration")
+    assert execute(own.request(checkpoint="mine", head="LastToken"), tmp_path) == ExitCode.CONFIG
+
+
+def test_owned_and_unknown_options_are_refused(world):
+    for trainer in ({"output_dir": "x"}, {"train_sampling_strategy": "random"}, {"learning_rte": 1}):
+        assert execute(world.request(training={"trainer": trainer}), world.root) == ExitCode.CONFIG
+
+
+@pytest.mark.slow
+def test_scoring_in_shards_and_after_a_kill(trained, monkeypatch):
+    world, reward = trained
+    root = world.root
+    monkeypatch.setattr(score_stage, "PART_ROWS", 20)
+    rows = candidates_of(world.grades)
+    inputs = {"candidates": publish(root, StageName.GENERATE, "candidates", rows), "reward": reward}
+    request = stage_request(StageName.SCORE, 1, SCORING, inputs)
+    folder = work_of(root, request)
+    status = in_child(request, root, lambda: len(list(folder.glob("scores-*.parquet"))) >= 2, signal.SIGKILL)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    scored = []
+    score = score_stage.score
+
+    def counted(model: Any, encoder: Any, some: list[Any]) -> Any:
+        scored.append(len(some))
+        return score(model, encoder, some)
+
+    monkeypatch.setattr(score_stage, "score", counted)
+    whole = published(root, run_stage(root, request.model_copy(update={"attempt": 2})))
+    ok = [row["triplet_id"] for row in rows if row["outcome"] == "ok"]
+    assert 0 < sum(scored) <= len(ok) - 2 * 20
+    assert [row["triplet_id"] for row in whole.rows("scores")] == ok
+    assert whole.manifest.counters["scored"] == len(ok)
+
+    split = stage_request(StageName.SCORE, 1, {**SCORING, "shards": 3}, inputs)
+    for index in range(3):
+        assert execute(split.model_copy(update={"shard": Shard(index=index, count=3)}), root) == 0
+    path = f"artifacts/score/{split.input_hash}"
+    shards = ArtifactReader(root, ArtifactRef(stage=StageName.SCORE, iteration=1, path=path, output_digest=""))
+    assert len(shards.shards) == 3
+    found = {row["triplet_id"]: row["score"] for row in shards.rows("scores")}
+    assert found.keys() == set(ok)
+    assert found == pytest.approx({row["triplet_id"]: row["score"] for row in whole.rows("scores")}, abs=1e-5)
+
+
+def test_no_candidates(trained):
+    world, reward = trained
+    none = publish(world.root, StageName.GENERATE, "candidates", [{"triplet_id": "torn", "outcome": "unparsable"}], "e")
+    request = stage_request(StageName.SCORE, 2, SCORING, {"candidates": none, "reward": reward})
+    assert published(world.root, run_stage(world.root, request)).rows("scores") == []

@@ -1,0 +1,115 @@
+"""What this version cannot do is refused before anything runs, with a way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.unit.api.documents import spec_with
+
+from medgr2_api.support import GAPS, OWNED_TRAINER_OPTIONS, TRAINERS, unsupported
+
+TINY = "builtin://tiny-qwen2.5-vl"
+SUPPORTED: dict[str, Any] = {
+    "generator": {"openAI": {"model": "m", "baseURL": "http://x"}},
+    "policy": {"baseModel": TINY},
+    "rewardModel": {"baseModel": "models/qwen"},
+    "stages": [{"name": "distill", "enabled": False}],
+}
+
+
+def _paths(values: dict[str, Any], local: bool = False) -> list[str]:
+    return [problem.path for problem in unsupported(spec_with(SUPPORTED | values), local)]
+
+
+def test_what_is_supported_passes() -> None:
+    assert _paths({}, local=True) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "path"),
+    [
+        ({"data.sources": [{"name": "a", "format": "DICOM", "uri": "x"}]}, "spec.data.sources[0].format"),
+        ({"data.benchmarks": [{"name": "a", "format": "MMMU", "uri": "x"}]}, "spec.data.benchmarks[0].format"),
+        (
+            {"data.sources": [{"name": "a", "format": "OmniMedVQA", "uri": "hf://a/b@c"}]},
+            "spec.data.sources[0].uri",
+        ),
+        (
+            {"data.benchmarks": [{"name": "a", "format": "OmniMedVQA", "uri": "s3://b/c"}]},
+            "spec.data.benchmarks[0].uri",
+        ),
+        ({"data.split": {"by": "Patient"}}, "spec.data.split.by"),
+        (
+            {"generator": {"gemini": {"model": "g", "apiKeySecretRef": {"name": "s", "key": "k"}}}},
+            "spec.generator.gemini",
+        ),
+        ({"generator": {"vllm": {"model": "g"}}}, "spec.generator.vllm"),
+        (
+            {"generator": SUPPORTED["generator"] | {"distillation": {"baseModel": "m"}}},
+            "spec.generator.distillation",
+        ),
+        ({"stages": [{"name": "sft"}, {"name": "distill"}]}, "spec.stages[1]"),
+        ({"curation.nearDuplicates": {}}, "spec.curation.nearDuplicates"),
+        ({"curation.rejectGuessable": True}, "spec.curation.rejectGuessable"),
+        ({"curation.balance": {"by": ["modality"], "maxShare": 0.5}}, "spec.curation.balance"),
+        ({"policy": {"baseModel": "hf://Qwen/Qwen2.5-VL-3B-Instruct"}}, "spec.policy.baseModel"),
+        ({"policy": {"baseModel": "/models/qwen"}}, "spec.policy.baseModel"),
+        ({"rewardModel": {"baseModel": "builtin://another"}}, "spec.rewardModel.baseModel"),
+        ({"rewardModel": {"baseModel": TINY, "checkpoint": "s3://bucket/r"}}, "spec.rewardModel.checkpoint"),
+    ],
+)
+def test_gaps(values: dict[str, Any], path: str) -> None:
+    assert _paths(values) == [path]
+
+
+@pytest.mark.parametrize("setting", [{"numNodes": 2}, {"numProcPerNode": 8}, {"deepspeed": "Zero3"}])
+def test_several_processes_are_a_gap_of_the_local_runner_only(setting: dict[str, Any]) -> None:
+    stages = {"stages": [{"name": "grpo", **setting}]}
+    assert _paths(stages) == []
+    assert _paths(stages, local=True) == [f"spec.stages[0].{next(iter(setting))}"]
+
+
+def test_settings_of_the_built_in_model_are_part_of_its_name() -> None:
+    assert _paths({"policy": {"baseModel": f"{TINY}?steps=4&images=32"}}) == []
+
+
+def test_messages_say_what_to_do() -> None:
+    for gap in GAPS:
+        message = gap.message.format(value="x")
+        assert "{" not in message
+        assert any(word in message for word in ("use", "leave it out", "set 1", "run `vllm", "copy")), message
+    (problem,) = unsupported(spec_with(SUPPORTED | {"data.split": {"by": "Patient"}}))
+    assert problem.message == "splitting by Patient is not there yet: use Image"
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("option", ["output_dir", "seed", "learning_rate", "max_length", "push_to_hub", "report_to"])
+def test_options_of_the_contract_are_refused_in_every_trainer(trainer: str, option: str) -> None:
+    (problem,) = unsupported(spec_with(SUPPORTED | {trainer: {option: 1, "bf16": True, "max_steps": 5}}))
+    assert problem.path == f"spec.{trainer}.{option}"
+    assert OWNED_TRAINER_OPTIONS[option] in problem.message
+
+
+def test_refusals_name_the_field_to_use() -> None:
+    (problem,) = unsupported(spec_with(SUPPORTED | {"policy.grpo.trainer": {"beta": 0.1}}))
+    assert problem.message == "not to be set here: use spec.policy.grpo.klCoefficient"
+
+
+def test_the_length_of_grpo_is_set_in_its_trainer() -> None:
+    epochs = {"num_train_epochs": 2}
+    assert _paths({"policy.grpo.trainer": epochs}) == []
+    assert _paths({"policy.sft.trainer": epochs}) == ["spec.policy.sft.trainer.num_train_epochs"]
+
+
+def test_fields_named_as_the_way_out_exist() -> None:
+    spec_with(
+        {
+            "policy.sft": {"learningRate": 1, "numEpochs": 1},
+            "seed": 1,
+            "stages": [{"name": "sft", "deepspeed": "Zero2"}],
+        }
+    )
+    spec_with(
+        {"policy.grpo": {"numGenerations": 2, "klCoefficient": 0, "rewards": [{"type": "AnswerMatch", "weight": 1}]}}
+    )

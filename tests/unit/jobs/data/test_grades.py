@@ -1,0 +1,155 @@
+"""D_grade: every grade says what it means, on phantoms and on data without rationales."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from medgr2_api.cycle import AnswerFormat
+from medgr2_api.models import Grades
+from medgr2_jobs import answers
+from medgr2_jobs.data import grades, phantoms, wording
+
+FORMAT = AnswerFormat.OPTION_TEXT
+
+
+def phantom_items(count: int = 60, *, rationale: bool = True, per_image: int = 4) -> list[dict[str, Any]]:
+    found = []
+    for index in range(count):
+        shown = phantoms.attributes(1, index)
+        for asked in phantoms.questions(1, index, per_image):
+            found.append(
+                {
+                    "item_id": f"seed/{index}-{asked.kind}",
+                    "split": "train",
+                    "image_sha256": f"{index:064x}",
+                    "modality": shown.modality,
+                    "question_type": asked.kind,
+                    "question": asked.text,
+                    "options": list(asked.options),
+                    "answer_index": asked.answer_index,
+                    "rationale": asked.rationale if rationale else "",
+                }
+            )
+    return found
+
+
+def make(items: list[dict[str, Any]], mismatches: int = 1, seed: int = 0, **options: Any) -> list[dict[str, Any]]:
+    return list(grades.rows(items, grades=Grades(), mismatches=mismatches, answer_format=FORMAT, seed=seed, **options))
+
+
+def test_each_grade_is_what_it_says() -> None:
+    items = {item["item_id"]: item for item in phantom_items()}
+    rows = make(list(items.values()))
+    for row in rows:
+        item = items[row["item_id"]]
+        gold = item["answer_index"]
+        chosen = answers.extract(row["response"], row["options"])
+        own_image = row["image_sha256"] == item["image_sha256"]
+        match row["grade"]:
+            case "original":
+                assert (row["target"], chosen, own_image) == (10, gold, True)
+                assert item["rationale"] in row["response"]
+            case "perturbed":
+                assert (row["target"], chosen, own_image) == (6, gold, True)
+                assert item["rationale"] not in row["response"]
+            case "incoherent":
+                assert (row["target"], chosen, own_image) == (0, gold, True)
+                assert len(row["response"]) < len(answers.response(item["rationale"], gold, item["options"], FORMAT))
+            case "irrelevant":
+                assert (row["target"], own_image) == (-6, True)
+                assert chosen not in (None, gold)
+            case "imageMismatch":
+                assert (row["target"], chosen, own_image) == (-6, gold, False)
+                index = int(row["image_sha256"], 16)
+                shown = phantoms.attributes(1, index)
+                assert shown.value(item["question_type"]) != item["options"][gold]
+                assert row["modality"] == shown.modality
+                assert (row["perturbation"] == "otherImage") == (shown.modality == item["modality"])
+    counts = Counter(row["grade"] for row in rows)
+    assert counts["original"] == counts["perturbed"] == counts["incoherent"] == len(items)
+    assert counts["imageMismatch"] == len(items)
+    assert 1.4 * len(items) < counts["irrelevant"] < 1.8 * len(items)
+    assert len({row["sample_id"] for row in rows}) == len(rows)
+
+
+def test_mismatches_scale_and_zero_keeps_the_fourth_grade() -> None:
+    items = phantom_items(40)
+    none = Counter(row["grade"] for row in make(items, 0))
+    three = Counter(row["grade"] for row in make(items, 3))
+    assert none["imageMismatch"] == 0
+    assert none["irrelevant"] == len(items)
+    assert three["irrelevant"] > 4 * len(items)
+    assert three["imageMismatch"] > 2 * len(items)
+
+
+def test_seeded() -> None:
+    items = phantom_items(10)
+    assert make(items) == make(items)
+    assert make(items) != make(items, seed=1)
+
+
+def test_data_without_rationales() -> None:
+    items = phantom_items(20, rationale=False)
+    rows = make(items)
+    original = next(row for row in rows if row["grade"] == "original")
+    option = items[0]["options"][items[0]["answer_index"]]
+    assert original["response"] == f"<think>The image fits the option {option}.</think><answer>{option}</answer>"
+    wrong = next(row for row in rows if row["perturbation"] == "wrongAnswer")
+    assert option not in wrong["response"]
+    assert Counter(row["grade"] for row in rows)["perturbed"] == len(items)
+
+
+def test_validation_items_are_held_out() -> None:
+    items = [{**item, "split": "validation"} for item in phantom_items(5)]
+    assert {row["split"] for row in make(items)} == {"heldout"}
+
+
+def test_one_item_alone_has_no_other_image() -> None:
+    rows = make(phantom_items(1, per_image=1), 2)
+    assert not [row for row in rows if row["grade"] == "imageMismatch"]
+    assert [row for row in rows if row["grade"] == "irrelevant"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The left lung shows no nodule.",
+        "Two lesions are seen in the upper right lobe on MRI.",
+        "The image demonstrates a normal CT without fracture, suggesting benign disease.",
+    ],
+)
+def test_what_carries_the_meaning_is_never_replaced(text: str) -> None:
+    def meaning(words: str) -> list[str]:
+        return [word for word in words.lower().replace(",", "").replace(".", "").split() if word in wording.PROTECTED]
+
+    for seed in range(20):
+        changed = wording.paraphrase(text, random.Random(seed))
+        assert changed not in (None, text)
+        assert meaning(changed) == meaning(text)
+
+
+def test_nothing_to_replace() -> None:
+    assert wording.paraphrase("No nodule.", random.Random(0)) is None
+    assert wording.paraphrase("The image shows it.", random.Random(0), keep=("image", "shows")) is None
+
+
+def test_no_synonym_is_protected() -> None:
+    assert not wording.PROTECTED & set(wording.SYNONYMS)
+    assert not wording.PROTECTED & {word for others in wording.SYNONYMS.values() for word in others}
+
+
+@pytest.mark.parametrize("text", ["one", "one two", "The marks look like cyst.", "a b c d e f g h i j"])
+def test_phrases_get_lost(text: str) -> None:
+    for seed in range(20):
+        left = wording.drop_phrases(text, random.Random(seed)).split()
+        assert len(left) == max(0, len(text.split()) - max(2, len(text.split()) // 2))
+
+
+def test_swap_takes_whole_words() -> None:
+    assert wording.swap("Cysts and a cyst.", "cyst", "mass") == "Cysts and a mass."
+    assert wording.swap("The massive thing.", "mass", "cyst") is None
+    assert wording.swap("a\\b", "a\\b", "\\1") == "\\1"

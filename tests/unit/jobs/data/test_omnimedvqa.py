@@ -1,0 +1,176 @@
+"""Every bad record is named by file, row and field; every bad file by line or reason."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from medgr2_jobs.data import omnimedvqa
+from medgr2_jobs.data.omnimedvqa import BadRecord, Record
+from medgr2_jobs.errors import ConfigError, DataError
+from medgr2_jobs.store.images import ImageStore
+
+
+def good(index: int = 0, **changes: Any) -> dict[str, Any]:
+    record = {
+        "dataset": "demo",
+        "question_id": f"q{index}",
+        "question_type": "Disease Diagnosis",
+        "question": "What is shown?",
+        "gt_answer": "Cyst",
+        "image_path": "a.png",
+        "option_A": "Mass",
+        "option_B": "Cyst",
+        "modality_type": "CT",
+    }
+    return {key: value for key, value in (record | changes).items() if value is not ...}
+
+
+def read(root: Path, records: Any, **files: str) -> list[Record | BadRecord]:
+    (root / "q.json").write_text(records if isinstance(records, str) else json.dumps(records))
+    if not (root / "a.png").exists():
+        Image.new("RGB", (30, 20), (200, 10, 10)).save(root / "a.png")
+    return list(
+        omnimedvqa.read(root, "q.json", "", store=ImageStore(root), max_pixels=401_408, what="data.sources[s].uri")
+    )
+
+
+def bomb(path: Path) -> None:
+    """A PNG of a few bytes that claims 100,000 x 100,000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+
+
+def test_a_good_record(tmp_path: Path) -> None:
+    (record,) = read(tmp_path, [good(gt_answer=" cyst. ", rationale="Round and dark.")])
+    assert isinstance(record, Record)
+    assert record.options == ("Mass", "Cyst")
+    assert record.answer_index == 1
+    assert record.rationale == "Round and dark."
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "reason"),
+    [
+        ({"question": ...}, "question", "is missing"),
+        ({"question_id": ...}, "question_id", "is missing"),
+        ({"gt_answer": ""}, "gt_answer", "is empty"),
+        ({"modality_type": None}, "modality_type", "is missing"),
+        ({"question": ["x"]}, "question", "must be text, but is a JSON list"),
+        ({"option_B": ...}, "option_A", "1 option(s); at least 2"),
+        ({"gt_answer": "Polyp"}, "gt_answer", "'Polyp' is not among the options 'Mass', 'Cyst'"),
+        ({"option_A": "cyst", "option_B": "CYST"}, "gt_answer", "2 of the options"),
+        ({"image_path": "../a.png"}, "image_path", "must not contain '..'"),
+        ({"image_path": "/etc/passwd"}, "image_path", "must be relative"),
+        ({"image_path": "no.png"}, "image_path", "no.png: image file is missing"),
+        ({"image_path": "torn.png"}, "image_path", "torn.png: not a readable image"),
+        ({"image_path": "bomb.png"}, "image_path", "bomb.png"),
+        ({"image_path": "link.png"}, "image_path", "outside the workspace"),
+        ({"image_path": "folder"}, "image_path", "folder"),
+        ({"rationale": 3}, "rationale", "must be text"),
+    ],
+)
+def test_a_bad_record_is_named(tmp_path: Path, changes: dict[str, Any], field: str, reason: str) -> None:
+    root = tmp_path / "workspace"
+    root.mkdir()
+    Image.effect_noise((64, 64), 50).save(root / "torn.png")
+    data = (root / "torn.png").read_bytes()
+    (root / "torn.png").write_bytes(data[: len(data) // 2])
+    bomb(root / "bomb.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "elsewhere.png")
+    (root / "link.png").symlink_to(tmp_path / "elsewhere.png")
+    (root / "folder").mkdir()
+    first, bad = read(root, [good(0), good(1, **changes)])
+    assert isinstance(first, Record)
+    assert isinstance(bad, BadRecord)
+    assert bad.where.startswith("q.json[1]")
+    assert bad.field == field
+    assert reason in bad.reason
+
+
+def test_a_duplicate_id_names_the_first(tmp_path: Path) -> None:
+    _, bad = read(tmp_path, [good(), good(question="Another?")])
+    assert str(bad) == (
+        "q.json[1] (question_id 'q0'): question_id: is the same as in q.json[0]; ids must be unique in a source"
+    )
+
+
+def test_a_record_that_is_no_object(tmp_path: Path) -> None:
+    (bad,) = read(tmp_path, [7])
+    assert str(bad) == "q.json[0]: -: must be a JSON object, but is a JSON number"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"a": 1},\n {"b" 2}]', "not JSON: Expecting ':' delimiter at line 2, column 7"),
+        ('{"a": 1}', "must hold a JSON list of records, but holds a JSON object"),
+        ("[" * 100_000, "q.json"),
+        ("", "not JSON"),
+    ],
+)
+def test_a_bad_file_is_an_error(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError) as error:
+        read(tmp_path, text)
+    assert message in str(error.value)
+    assert "q.json" in str(error.value)
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(b'["\xff"]')
+    with pytest.raises(DataError, match=r"x\.json: not UTF-8 text \(byte 2\)"):
+        list(omnimedvqa.read(tmp_path, "x.json", "", store=ImageStore(tmp_path), max_pixels=999, what="uri"))
+
+
+def test_missing_folder_and_folder_without_json(tmp_path: Path) -> None:
+    store = ImageStore(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        list(omnimedvqa.read(tmp_path, "none", "", store=store, max_pixels=999, what="uri"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"holds no \*.json"):
+        list(omnimedvqa.read(tmp_path, "empty", "", store=store, max_pixels=999, what="uri"))
+
+
+def test_a_link_out_of_the_workspace_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "workspace"
+    root.mkdir()
+    (tmp_path / "outside.json").write_text("[]")
+    (root / "q.json").symlink_to(tmp_path / "outside.json")
+    with pytest.raises(ConfigError, match="leads out of the workspace"):
+        list(omnimedvqa.read(root, "q.json", "", store=ImageStore(root), max_pixels=999, what="uri"))
+
+
+def test_a_folder_of_files_and_another_folder_of_images(tmp_path: Path) -> None:
+    (tmp_path / "qa").mkdir()
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "pictures/a.png")
+    (tmp_path / "qa/2.json").write_text(json.dumps([good(2)]))
+    (tmp_path / "qa/1.json").write_text("\ufeff" + json.dumps([good(1), good(2)]))
+    found = list(omnimedvqa.read(tmp_path, "qa", "pictures", store=ImageStore(tmp_path), max_pixels=999, what="uri"))
+    assert [type(record) for record in found] == [Record, Record, BadRecord]
+    assert "1.json[1]" in str(found[2])
+
+
+def test_images_lose_their_exif(tmp_path: Path) -> None:
+    """The same pixels are the same image, whatever the file says beside them."""
+    picture = Image.effect_noise((24, 24), 60).convert("RGB")
+    exif = Image.Exif()
+    exif[0x010E] = "Patient: Jane Doe"
+    picture.save(tmp_path / "a.png")
+    picture.save(tmp_path / "b.png", exif=exif, compress_level=1)
+    plain, tagged = read(tmp_path, [good(0), good(1, image_path="b.png")])
+    assert isinstance(plain, Record)
+    assert isinstance(tagged, Record)
+    assert plain.image == tagged.image
+    assert b"Jane" in (tmp_path / "b.png").read_bytes()
+    assert b"Jane" not in ImageStore(tmp_path).path(tagged.image.sha256).read_bytes()

@@ -1,0 +1,110 @@
+"""Controls really take away what they say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from medgr2_api.cycle import AnswerFormat
+from medgr2_jobs import vlm
+from medgr2_jobs.evaluate import controls
+from medgr2_jobs.evaluate.controls import Condition
+from medgr2_jobs.store.images import ImageStore
+
+Loaded = tuple[Any, Any]
+
+
+def item(item_id: str, image: str, modality: str = "CT", answer: int = 0, options: tuple[str, ...] = ("x", "y")) -> Any:
+    return {"item_id": item_id, "image_sha256": image, "modality": modality, "question_type": "q",
+            "question": "What ?", "options": list(options), "answer_index": answer}  # fmt: skip
+
+
+def seen(encoder: vlm.Encoder, row: vlm.Row) -> tuple[int, int, int] | None:
+    """A stub model: the mean colour of the pixels that the row's tensors really hold, on the scale 0 to 255."""
+    inputs = encoder.batch([row]).inputs
+    if "pixel_values" not in inputs:
+        assert encoder.image_token_id not in inputs["input_ids"]
+        return None
+    processor = encoder.processor.image_processor
+    patches = inputs["pixel_values"].view(-1, 3, 2, 14, 14).mean((0, 2, 3, 4)).tolist()
+    rgb = [(x * s + m) * 255 for x, s, m in zip(patches, processor.image_std, processor.image_mean, strict=True)]
+    return round(rgb[0]), round(rgb[1]), round(rgb[2])
+
+
+@pytest.fixture
+def questions(colours: dict[str, str]) -> list[Any]:
+    return [item("1", colours["red"]), item("2", colours["green"]), item("3", colours["red"], answer=1)]
+
+
+def shown(condition: Condition, questions: list[Any], processor: Any, store: ImageStore) -> list[Any]:
+    kind = controls.BlankEncoder if condition is Condition.BLANK else vlm.Encoder
+    encoder = kind(processor, store)
+    asked = controls.rows(condition, questions, AnswerFormat.OPTION_TEXT)
+    assert asked is not None
+    return [seen(encoder, row) for row in asked]
+
+
+def test_what_the_pixels_hold_under_each_condition(questions: list[Any], tiny_model: Loaded, store: ImageStore) -> None:
+    red, green, grey = (250, 10, 10), (10, 250, 10), (128, 128, 128)
+    assert shown(Condition.REAL, questions, tiny_model[1], store) == [red, green, red]
+    assert shown(Condition.BLANK, questions, tiny_model[1], store) == [grey, grey, grey]
+    assert shown(Condition.SHUFFLED, questions, tiny_model[1], store) == [green, red, green]
+    assert shown(Condition.OPTIONS_ONLY, questions, tiny_model[1], store) == [None, None, None]
+
+
+def test_blank_keeps_the_size_and_so_the_number_of_tokens(
+    colours: dict[str, str], tiny_model: Loaded, store: ImageStore
+) -> None:
+    real = vlm.Encoder(tiny_model[1], store)
+    blank = controls.BlankEncoder(real.processor, store)
+    for sha256 in colours.values():
+        assert blank.image(sha256).size == store.load(sha256).size
+        assert blank.image_tokens(sha256) == real.image_tokens(sha256)
+
+
+def test_options_only_shows_neither_question_nor_image(questions: list[Any]) -> None:
+    rows = controls.rows(Condition.OPTIONS_ONLY, questions, AnswerFormat.OPTION_TEXT)
+    assert rows is not None
+    assert [(row.image_sha256, row.prompt) for row in rows] == [(None, "x, y")] * 3
+    letters = controls.rows(Condition.OPTIONS_ONLY, questions, AnswerFormat.LETTER)
+    assert letters is not None
+    assert letters[0].prompt.startswith("A. x\nB. y\n")
+
+
+def test_a_derangement_moves_every_image_within_its_modality() -> None:
+    items = [item(str(n), f"image{n % 30}", modality="CT" if n % 30 < 20 else "MRI") for n in range(90)]
+    items.append(item("x", "alone", modality="OCT"))
+    mapping = controls.derangement(items)
+    assert mapping is not None
+    modality = {entry["image_sha256"]: entry["modality"] for entry in items}
+    assert set(mapping) == set(modality)
+    assert all(source != target for source, target in mapping.items())
+    assert all(modality[s] == modality[t] for s, t in mapping.items() if s != "alone")
+    within = [t for s, t in mapping.items() if s != "alone"]
+    assert len(set(within)) == len(within)  # one to one: no image is shown more often than before
+    assert mapping == controls.derangement(items[::-1])  # the same for every iteration and every order of rows
+
+
+def test_a_single_image_cannot_be_shuffled() -> None:
+    assert controls.derangement([item("1", "only"), item("2", "only")]) is None
+    assert controls.rows(Condition.SHUFFLED, [item("1", "only")], AnswerFormat.LETTER) is None
+
+
+def test_option_prior_learns_which_texts_tend_to_be_right() -> None:
+    training = [item("a", "i", options=("Cyst", "mass", "plaque"), answer=0) for _ in range(10)]
+    prior = controls.OptionPrior(training)
+    assert prior.predict(item("t", "j", options=("mass", "plaque", "cyst ")))[0] == 2
+    known = prior.logprobs(["cyst", "mass", "new"])
+    chance = 1 / 3
+    expected = [(10 + chance) / 11, chance / 11, chance]
+    assert [round(2.718281828459045**value, 6) for value in known] == [round(value, 6) for value in expected]
+
+
+def test_option_prior_has_no_favourite_position_when_it_knows_nothing() -> None:
+    prior = controls.OptionPrior([])
+    picks = [prior.predict(item(str(n), "i", options=("a1", "b1", "c1", "d1")))[0] for n in range(400)]
+    counts = [picks.count(position) for position in range(4)]
+    assert sum(counts) == 400
+    assert min(counts) > 70
+    assert picks == [prior.predict(item(str(n), "i", options=("a1", "b1", "c1", "d1")))[0] for n in range(400)]

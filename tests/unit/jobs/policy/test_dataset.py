@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from medgr2_api.models import PromptSource
+from medgr2_jobs import answers, vlm
+from medgr2_jobs.errors import DataError
+from medgr2_jobs.policy.dataset import CompletionCollator, grpo_dataset, grpo_prompts, sft_dataset, sft_rows
+from medgr2_jobs.vlm import Encoder, Row
+from policy_world import FORMAT, World
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+
+@pytest.fixture(scope="module")
+def processor(world: World) -> Any:
+    return vlm.load_processor(world.context(world.sft()).input("prepare").folder_of("models/policy"))
+
+
+@pytest.fixture(scope="module")
+def collator(world: World, processor: Any) -> CompletionCollator:
+    return CompletionCollator(Encoder(processor, world.images))
+
+
+def test_collator_feeds_the_tensors_of_trls_own(world: World, processor: Any, collator: CompletionCollator) -> None:
+    rows = sft_rows(world.training, FORMAT)[:9]
+    ours = collator(list(sft_dataset(rows)))
+    conversations = [
+        {
+            "images": [world.images.load(row.image_sha256 or "")],
+            "prompt": [{"role": "user", "content": row.prompt}],
+            "completion": [{"role": "assistant", "content": row.response}],
+        }
+        for _, row in rows
+    ]
+    theirs = DataCollatorForVisionLanguageModeling(processor=processor, completion_only_loss=True)(conversations)
+    assert set(ours) == set(theirs)
+    for key, value in theirs.items():
+        assert value.dtype == ours[key].dtype, key
+        assert torch.equal(value, ours[key]), key
+
+
+def test_only_the_answer_and_the_end_of_its_turn_are_supervised(
+    world: World, processor: Any, collator: CompletionCollator
+) -> None:
+    rows = sft_rows(world.training, FORMAT)[:4]
+    labels = collator(list(sft_dataset(rows)))["labels"]
+    for (_, row), line in zip(rows, labels, strict=True):
+        assert processor.tokenizer.decode(line[line != -100]) == row.response + "<|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (Row("a", "Where?", ""), "row-7: its response is empty"),
+        (Row("a", "Where?", "  \n"), "row-7: its response is empty"),
+        (Row("a", "Where?", "here <|image_pad|>"), "row-7: its text contains the model's own image token"),
+        (Row("a", "Where <|image_pad|>?", "here"), "row-7: its text contains the model's own image token"),
+    ],
+)
+def test_check_names_the_row_that_would_train_on_nothing(collator: CompletionCollator, row: Row, said: str) -> None:
+    with pytest.raises(DataError, match=said.replace("?", r"\?")):
+        collator.check([("row-6", Row("a", "Where?", "here")), ("row-7", row)])
+
+
+def test_an_empty_training_set_is_refused() -> None:
+    with pytest.raises(DataError, match="training set is empty"):
+        sft_rows([], FORMAT)
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    return {
+        "image_sha256": "i1",
+        "question": "What?",
+        "options": ["a", "b"],
+        "answer_index": 0,
+        "origin": "candidate",
+        "outcome": "ok",
+        **changes,
+    }
+
+
+def test_identical_prompts_are_merged_and_only_trusted_answers_kept() -> None:
+    training = [
+        record(origin="seed"),
+        record(image_sha256="i2"),  # kept in this iteration
+        record(image_sha256="i3"),  # kept twice, with different answers
+        record(image_sha256="i3", answer_index=1),
+        record(image_sha256="i9"),  # kept in an earlier iteration, not asked now
+    ]
+    candidates = [
+        record(answer_index=1),  # asks the seed's question, answers it wrongly
+        record(image_sha256="i2"),
+        record(image_sha256="i3"),
+        record(image_sha256="i4", answer_index=1),  # rejected: its answer must not be used
+        record(image_sha256="i2", options=["b", "a"]),  # other options: another prompt
+        record(image_sha256="i5", outcome="unparsable", question=None, options=None),
+    ]
+    prompts = grpo_prompts(training, candidates, FORMAT, PromptSource.CANDIDATES)
+    assert [(p.image_sha256, p.options, p.answer_index) for p in prompts] == [
+        ("i1", ("a", "b"), 0),
+        ("i2", ("a", "b"), 0),
+        ("i3", ("a", "b"), None),
+        ("i4", ("a", "b"), None),
+        ("i2", ("b", "a"), None),
+    ]
+    assert len({p.prompt_id for p in prompts}) == len(prompts)
+
+
+def test_source_kept_asks_the_training_set_only() -> None:
+    training = [record(origin="seed"), record(image_sha256="i2")]
+    prompts = grpo_prompts(training, [record(image_sha256="i4")], FORMAT, PromptSource.KEPT)
+    assert [p.image_sha256 for p in prompts] == ["i1", "i2"]
+    assert all(p.answer_index == 0 for p in prompts)
+
+
+def test_rows_for_grpo_carry_their_own_picture(world: World) -> None:
+    prompts = grpo_prompts(world.training, world.candidates, FORMAT, PromptSource.CANDIDATES)
+    dataset = grpo_dataset(prompts, world.images)
+    assert len(dataset) == len(prompts) == 48
+    for index in (0, 17, 47):
+        row = dataset[index]
+        assert row["image"] == world.images.load(prompts[index].image_sha256)
+        assert row["prompt"] == [{"role": "user", "content": row["text"]}]
+        assert row["text"] == answers.prompt(prompts[index].question, prompts[index].options, FORMAT)
+        assert row["answer_index"] == prompts[index].answer_index

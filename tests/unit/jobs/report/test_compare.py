@@ -1,0 +1,97 @@
+"""Cycles beside each other, and the paired bootstrap."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medgr2_api import workspace
+from medgr2_jobs.report import compare
+
+from .conftest import publish_cycle
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two finished cycles and one without a report."""
+    root = tmp_path_factory.mktemp("compare")
+    for cycle, better in (("plain", 0.0), ("better", 0.1), ("unfinished", 0.0)):
+        publish_cycle(root, cycle, better=better)
+        if cycle != "unfinished":
+            folder = root / workspace.report(cycle)
+            folder.mkdir(parents=True)
+            (folder / "results.json").write_text("[]")
+    return root
+
+
+def test_differences_are_exact_and_paired(root: Path) -> None:
+    lines = {(line.cycle, line.name): line for line in compare.compare(root, ["plain", "better"])}
+    assert [line.accuracy for (cycle, _), line in lines.items() if cycle == "plain"] == pytest.approx(
+        [60 / 240, 156 / 240, 158 / 240, 202 / 240, 211 / 240]
+    )
+    first = lines["plain", "sft@1"]
+    assert first.to_first is None
+    assert first.to_previous is not None
+    assert (first.to_previous.against, first.to_previous.n) == ("base", 240)
+    assert first.to_previous.value == pytest.approx(0.4)
+    second = lines["better", "sft@1"]
+    assert second.to_first is not None
+    assert second.to_first.value == pytest.approx(0.1)
+    # the same questions right, and 24 more: the paired interval is far narrower than the two accuracies' intervals
+    assert 0.05 < second.to_first.low < second.to_first.high < 0.16
+    assert lines["better", "base"].to_first == compare.Difference("plain base", 0.0, 0.0, 0.0, 240)
+
+
+def test_the_validation_split_and_the_greedy_answers(root: Path) -> None:
+    assert {line.n for line in compare.compare(root, ["plain"], "validation")} == {60}
+    greedy = compare.compare(root, ["plain"], scoring="greedy")
+    assert greedy[1].accuracy == pytest.approx(0.6)
+
+
+def test_the_command_prints_a_table_or_json(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main([str(root), "plain", "better"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 10
+    assert len({line.count("|") for line in lines}) == 1
+    assert compare.main([str(root), "plain", "--json"]) == 0
+    assert [line["name"] for line in json.loads(capsys.readouterr().out)] == [
+        "base",
+        "sft@1",
+        "grpo@1",
+        "sft@2",
+        "grpo@2",
+    ]
+
+
+@pytest.mark.parametrize("cycle", ["unfinished", "nowhere"])
+def test_a_cycle_without_a_report_is_named(root: Path, cycle: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main([str(root), "plain", cycle]) == 2
+    error = capsys.readouterr().err
+    assert cycle in error
+    assert "has no report" in error
+    assert "better, plain, unfinished" in error
+
+
+def test_paired_difference_of_four_questions() -> None:
+    value, low, high = compare.paired_difference([1, 0, 0, 0], [1, 1, 1, 0], list("aabb"), seed=1)
+    assert value == 0.5
+    assert low <= value <= high
+    assert compare.paired_difference([1, 0], [1, 0], ["a", "b"], seed=1) == (0.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="same questions"):
+        compare.paired_difference([1], [1, 0], ["a", "b"], seed=1)
+
+
+def test_paired_intervals_cover_the_truth() -> None:
+    random = np.random.default_rng(3)
+    images = [str(n // 4) for n in range(240)]
+    covered = 0
+    for trial in range(200):
+        hard = np.repeat(random.beta(2, 2, size=60), 4)
+        a = random.random(240) < hard * 0.8
+        b = random.random(240) < hard
+        _, low, high = compare.paired_difference(a, b, images, seed=trial)
+        covered += low <= 0.1 <= high  # mean of hard is 0.5
+    assert 0.90 <= covered / 200 <= 0.985

@@ -1,0 +1,179 @@
+"""The report of a cycle whose figures are all known."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from medgr2_api.stages import ArtifactRef
+from medgr2_jobs.errors import ConfigError
+from medgr2_jobs.report import stage, tables, text
+from medgr2_jobs.store import tables as store_tables
+
+Trial = tuple[Path, dict[str, ArtifactRef]]
+Context = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def made(trial: Trial, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from medgr2_api.parameters import ReportParameters
+    from medgr2_api.stages import CycleRef, StageName, StageRequest
+    from medgr2_jobs.context import StageContext
+
+    root, inputs = trial
+    parameters = ReportParameters(seed=1, cycle="trial", iteration=2, settings={"preset": "Tiny", "seed": 17})
+    request = StageRequest(
+        cycle=CycleRef(name="trial", uid="trial-uid"), iteration=2, stage=StageName.REPORT, input_hash="f" * 64,
+        parameters=parameters.dump(), inputs=inputs,
+    )  # fmt: skip
+    ctx = StageContext(request, parameters, root)
+    ctx.writer.open()
+    stage.run(ctx)
+    return ctx.writer.folder
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_results_hold_all_evaluations_with_the_cycle_first(made: Path) -> None:
+    rows = json.loads((made / "results.json").read_text())
+    assert {row["iteration"] for row in rows} == {0, 1, 2}
+    assert all(next(iter(row)) == "cycle" and row["cycle"] == "trial" for row in rows)
+
+
+def test_the_headline_table(made: Path) -> None:
+    rows = {row["checkpoint"]: row for row in read_csv(made / "tables/accuracy.csv") if row["split"] == "test"}
+    assert list(rows) == ["base", "sft@1", "grpo@1", "sft@2", "grpo@2"]
+    assert [row["accuracy"] for row in rows.values()] == ["0.25", "0.65", "0.658333", "0.841667", "0.879167"]
+    for row in rows.values():
+        assert (row["n"], row["blank"], row["shuffled"], row["options_only"]) == ("240", "0.25", "0.4", "0.2")
+        assert (row["option_prior"], row["chance"]) == ("0.3", "0.25")
+        assert float(row["low"]) < float(row["accuracy"]) < float(row["high"])
+    assert rows["base"]["step"] == ""
+    assert float(rows["sft@1"]["step"]) == pytest.approx(0.4, abs=1e-5)
+    assert float(rows["sft@1"]["step_low"]) > 0
+    assert float(rows["grpo@1"]["step_low"]) < 0 < float(rows["grpo@1"]["step_high"])
+
+
+def test_the_filter_against_the_truth(made: Path, trial: Trial) -> None:
+    rows = read_csv(made / "tables/filter.csv")
+    assert [row["candidates"] for row in rows] == ["500", "500"]
+    assert {row["precision_raw"] for row in rows} == {"0.6"}
+    for row in rows:
+        kept = int(row["kept"])
+        right = round(float(row["precision_kept"]) * kept)
+        assert right / 300 == pytest.approx(float(row["recall"]), abs=1e-5)
+        assert row["reasons"] == f"below_threshold {500 - kept}"
+        assert row["threshold"] == "2.5"
+
+
+def test_the_page_says_what_the_tables_say(made: Path) -> None:
+    page = (made / "report.md").read_text()
+    assert "`base` cannot be told from guessing (25.0)" in page
+    assert "`grpo@1` is +0.8 points from `sft@1`" in page
+    assert "holds 0: no difference is shown." in page
+    assert "lies above every control" in page
+    assert "| 1 | 0.91 | 95.0 | 88.0 | 0.98 | yes |" in page
+    assert "no, the one before stays" in page
+    assert "0.62 | 0.75 | 70.0 | 2.0 | 10.0 | 80.0 | 20.0 |" in page
+    for line in page.splitlines():
+        if line.startswith("!["):
+            assert (made / line.split("](")[1].rstrip(")")).is_file()
+
+
+def test_lineage_says_who_learnt_from_what(made: Path) -> None:
+    rows = store_tables.read(made / "lineage_report.parquet", "lineage_report").to_pylist()
+    assert len(rows) == 1000
+    by_name = {row["triplet_id"]: row for row in rows}
+    for row in rows:
+        if row["keep"]:
+            expected = ["sft@1", "grpo@1", "sft@2", "grpo@2"] if row["iteration"] == 1 else ["sft@2", "grpo@2"]
+            assert row["seen_by"] == expected
+        elif row["triplet_id"] not in ("t1-0", "t2-0"):
+            assert row["seen_by"] == []
+    assert "grpo@2" in by_name["t2-0"]["seen_by"]  # a prompt of the rollouts, kept or not
+
+
+def test_figures_are_pictures_without_date_or_version(made: Path) -> None:
+    names = sorted(path.name for path in (made / "figures").glob("*.png"))
+    assert names == ["accuracy.png", "grpo.png", "modality-0.png", "scores-1.png", "scores-2.png"]
+    for name in names:
+        with Image.open(made / "figures" / name) as image:
+            assert image.width > 500
+            assert set(image.info) <= {"dpi"}
+
+
+def test_the_same_inputs_give_the_same_bytes(trial: Trial, context: Context, made: Path) -> None:
+    root, inputs = trial
+    ctx = context(root, inputs)
+    stage.run(ctx)
+    again = {path.relative_to(ctx.writer.folder): path.read_bytes() for path in ctx.writer.folder.rglob("*.*")}
+    assert again == {path.relative_to(made): path.read_bytes() for path in made.rglob("*.*")}
+    undigested = {part.name for part in ctx.writer.parts() if not part.digested}
+    assert undigested == {part.name for part in ctx.writer.parts() if part.name.endswith(".png")}
+
+
+def test_evaluations_alone_are_enough(trial: Trial, context: Context) -> None:
+    root, inputs = trial
+    ctx = context(root, {role: ref for role, ref in inputs.items() if role == "evaluate-0"})
+    stage.run(ctx)
+    assert sorted(path.name for path in ctx.writer.folder.rglob("*.*")) == [
+        "accuracy.csv", "accuracy.png", "modality-0.png", "report.md", "results.json",
+    ]  # fmt: skip
+    page = (ctx.writer.folder / "report.md").read_text()
+    assert not {"## Filter", "## Reward model", "## GRPO"} & set(page.splitlines())
+
+
+def test_no_evaluation_is_an_error(trial: Trial, context: Context) -> None:
+    root, inputs = trial
+    with pytest.raises(ConfigError, match="no evaluation"):
+        stage.run(context(root, {"prepare": inputs["prepare"]}))
+
+
+def test_images_that_were_trained_on_are_counted(trial: Trial, context: Context) -> None:
+    root, inputs = trial
+    ctx = context(root, inputs)
+    predictions = {0: [{"split": "test", "benchmark": "b", "item_id": str(n), "image_sha256": image}
+                       for n, image in enumerate(["train0001", "pool0001", "x", "y"])]}  # fmt: skip
+    kept = {row["row_id"] for row in ctx.input("curate-1").rows("training")}
+    expected = 0.25 + 0.25 * ("t1-1" in kept or "t2-1" in kept)
+    assert tables.seen_rows(ctx, range(3), predictions)[0]["share"] == expected
+    assert tables.seen_rows(ctx, range(3), {}) == []
+
+
+def row(**values: Any) -> dict[str, Any]:
+    known = {"split": "test", "benchmark": "b", "checkpoint": "sft@1", "n": 100, "accuracy": 0.5, "low": 0.4,
+             "high": 0.6, "macro": 0.5, "greedy": 0.5, "parse_failures": 0.0, "blank": 0.25, "shuffled": 0.45,
+             "options_only": None, "option_prior": 0.9, "chance": 0.25, "step": None, "step_low": None,
+             "step_high": None}  # fmt: skip
+    return {**known, **values}
+
+
+def notes(*rows: dict[str, Any]) -> str:
+    return "\n".join(text.reading_notes(tables.Facts("c", 1, {}, [], list(rows), [], [], [], [])))
+
+
+def test_notes_name_the_controls_that_are_not_beaten() -> None:
+    said = notes(row())
+    assert "does not lie above shuffled image (45.0), option prior (90.0)" in said
+    assert "it lies above blank image (25.0)" in said
+    assert "guessing" not in said
+    assert "cannot be told from guessing" in notes(row(low=0.2))
+    assert "30.0 % of the answers" in notes(row(parse_failures=0.3))
+    bare = notes(row(blank=None, shuffled=None, option_prior=None))
+    assert "no control was measured" in bare
+
+
+def test_torch_is_not_imported() -> None:
+    program = "import medgr2_jobs.report.stage, medgr2_jobs.report.compare, sys; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,187 @@
+"""The stage graph: edges, roles, effective models, and what goes out with a disabled stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.unit.plan.world import make_spec
+
+from medgr2_api.presets import resolve
+from medgr2_api.stages import StageName
+from medgr2_operator.plan.graph import Graph, build
+from medgr2_operator.plan.model import StageKey
+
+
+def graph_of(iterations: int = 2, off: tuple[str, ...] = (), **changes: Any) -> Graph:
+    stages = [{"name": name, "enabled": False} for name in off]
+    return build(resolve(make_spec(stages=stages, **changes)), iterations)
+
+
+def key(text: str) -> StageKey:
+    name, iteration = text.split("@")
+    return StageKey(int(iteration), StageName(name))
+
+
+def roles(graph: Graph, text: str) -> dict[str, str]:
+    return {item.role: " ".join(map(str, item.sources)) for item in graph.nodes[key(text)].inputs}
+
+
+def names(graph: Graph) -> set[str]:
+    return {str(found) for found in graph.nodes}
+
+
+ITERATION = ("generate", "score", "curate", "sft", "grpo", "preferences", "reward", "evaluate", "report")
+
+
+def test_all_stages() -> None:
+    expected = {"prepare@0", "reward@0", "evaluate@0", *(f"{name}@{t}" for t in (1, 2) for name in ITERATION)}
+    assert names(graph_of()) == expected
+
+
+def test_makers_stand_before_readers() -> None:
+    seen: set[StageKey] = set()
+    for node in graph_of(20):
+        assert node.needs <= seen, node
+        seen.add(node.key)
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        ("prepare@0", {}),
+        ("reward@0", {"prepare": "prepare@0"}),
+        ("evaluate@0", {"prepare": "prepare@0"}),
+        ("generate@2", {"prepare": "prepare@0"}),
+        ("score@2", {"candidates": "generate@2", "reward": "reward@1 reward@0"}),
+        ("curate@1", {"prepare": "prepare@0", "candidates": "generate@1", "scores": "score@1"}),
+        (
+            "curate@2",
+            {"prepare": "prepare@0", "candidates": "generate@2", "scores": "score@2", "previous": "curate@1"},
+        ),
+        ("sft@2", {"prepare": "prepare@0", "curate": "curate@2"}),
+        (
+            "grpo@2",
+            {
+                "prepare": "prepare@0",
+                "curate": "curate@2",
+                "sft": "sft@2",
+                "candidates": "generate@2",
+                "reward": "reward@1 reward@0",
+            },
+        ),
+        ("preferences@2", {"prepare": "prepare@0", "curate": "curate@2", "policy": "grpo@2"}),
+        ("reward@2", {"prepare": "prepare@0", "preferences": "preferences@2", "reward": "reward@1 reward@0"}),
+        ("evaluate@2", {"prepare": "prepare@0", "sft": "sft@2", "grpo": "grpo@2"}),
+    ],
+)
+def test_edges(stage: str, expected: dict[str, str]) -> None:
+    assert roles(graph_of(), stage) == expected
+
+
+def test_report_reads_everything_so_far() -> None:
+    found = roles(graph_of(), "report@2")
+    assert found == {
+        f"{name}-{t}": f"{name}@{t}"
+        for name, first in (("evaluate", 0), ("reward", 0), ("curate", 1), ("score", 1), ("grpo", 1), ("sft", 1))
+        for t in range(first, 3)
+    }
+    assert not any("@2" in source for source in roles(graph_of(), "report@1").values())
+
+
+def test_generate_runs_one_iteration_ahead() -> None:
+    node = graph_of(3).nodes[key("generate@3")]
+    assert node.after == (key("curate@2"),)
+    assert graph_of().nodes[key("generate@1")].after == ()
+
+
+def test_generate_waits_for_the_evaluation_that_may_stop_the_loop() -> None:
+    graph = graph_of(3, earlyStopping={})
+    assert graph.nodes[key("generate@3")].after == (key("curate@2"), key("evaluate@2"))
+    assert graph_of(3, off=("evaluate",), earlyStopping={}).nodes[key("generate@3")].after == (key("curate@2"),)
+
+
+def test_init_from_previous() -> None:
+    graph = graph_of(policy={"initFrom": "Previous"})
+    assert "policy" not in roles(graph, "sft@1")
+    assert roles(graph, "sft@2")["policy"] == "grpo@1"
+    without = graph_of(off=("grpo",), policy={"initFrom": "Previous"})
+    assert roles(without, "sft@2")["policy"] == "sft@1"
+
+
+def test_fitted_threshold_reads_the_reward_model() -> None:
+    fitted = graph_of(curation={"selection": {"strategy": "FittedPrecision"}})
+    assert roles(fitted, "curate@2")["reward"] == "reward@1 reward@0"
+
+
+def test_distillation() -> None:
+    graph = graph_of(
+        3, generator={"openAI": {"model": "m", "baseURL": "http://m/v1"}, "distillation": {"baseModel": "g"}}
+    )
+    assert roles(graph, "distill@2") == {"prepare": "prepare@0", "curate": "curate@2", "generator": "distill@1"}
+    assert roles(graph, "generate@3")["generator"] == "distill@2 distill@1"
+    assert "generator" not in roles(graph, "generate@1")
+
+
+@pytest.mark.parametrize(
+    ("off", "changes", "gone", "stays"),
+    [
+        (("grpo",), {}, {"grpo"}, {"preferences", "reward", "evaluate", "sft"}),
+        (("preferences",), {}, {"preferences", "reward"}, {"grpo", "score"}),
+        (("reward",), {}, {"preferences", "reward"}, {"grpo", "score"}),
+        (("sft",), {}, {"sft", "grpo", "preferences", "reward", "evaluate"}, {"score", "curate", "report"}),
+        (("score",), {}, {"score"}, {"curate", "grpo", "reward"}),
+        (("generate",), {}, {"generate", "score"}, {"curate", "sft", "grpo"}),
+        (("evaluate",), {}, {"evaluate"}, {"report"}),
+        (("report",), {}, {"report"}, {"evaluate"}),
+        (("curate",), {}, set(ITERATION) - {"generate", "score", "report"}, {"generate"}),
+        (("grpo", "preferences"), {"curation": {"selection": {"strategy": "All"}}}, {"score", "reward"}, {"sft"}),
+        (("grpo",), {"curation": {"selection": {"strategy": "All"}}}, {"grpo"}, {"score", "reward", "preferences"}),
+        (("preferences",), {"curation": {"selection": {"strategy": "RandomK"}}}, {"reward"}, {"score", "grpo"}),
+    ],
+)
+def test_disabled(off: tuple[str, ...], changes: dict[str, Any], gone: set[str], stays: set[str]) -> None:
+    graph = graph_of(2, off, **changes)
+    assert not names(graph) & {f"{name}@{t}" for t in (1, 2) for name in gone}
+    assert {f"{name}@{t}" for t in (1, 2) for name in stays} <= names(graph)
+
+
+def test_first_reward_model_stays_while_it_is_read() -> None:
+    everything = {"curation": {"selection": {"strategy": "All"}}}
+    assert "reward@0" in names(graph_of(off=("reward",)))
+    assert "reward@0" in names(graph_of(off=("score", "preferences")))
+    assert "reward@0" not in names(graph_of(off=("grpo", "preferences"), **everything))
+    assert "reward@0" not in names(graph_of(off=("score", "grpo", "preferences")))
+    match_only = {"policy": {"grpo": {"rewards": [{"type": "AnswerMatch", "weight": 1}]}}}
+    assert "reward@0" not in names(graph_of(off=("score", "preferences"), **match_only))
+    assert "reward" not in roles(graph_of(off=("preferences",), **match_only), "grpo@1")
+
+
+def test_policy_of_an_iteration() -> None:
+    assert graph_of().policy(1) == key("grpo@1")
+    assert graph_of(off=("grpo",)).policy(1) == key("sft@1")
+    assert graph_of(off=("sft",)).policy(1) is None
+    assert roles(graph_of(off=("grpo",)), "preferences@1")["policy"] == "sft@1"
+
+
+def test_effective_reward_is_the_newest_promoted() -> None:
+    (item,) = [item for item in graph_of(3).nodes[key("score@3")].inputs if item.role == "reward"]
+    assert item.chosen(lambda source: True) == key("reward@2")
+    assert item.chosen(lambda source: source.iteration < 2) == key("reward@1")
+    assert item.chosen(lambda source: False) == key("reward@0")
+
+
+def test_report_reads_models_that_were_not_promoted_too() -> None:
+    item = next(item for item in graph_of().nodes[key("report@2")].inputs if item.role == "reward-1")
+    assert item.chosen(lambda source: False) == key("reward@1")
+
+
+def test_reach() -> None:
+    graph = graph_of()
+    reached = {str(found) for found in graph.reach(key("grpo@1"))}
+    assert reached == {
+        *("grpo@1", "preferences@1", "reward@1", "evaluate@1", "report@1"),
+        *(f"{name}@2" for name in ITERATION if name != "generate"),
+    }, "generate@2 reads nothing of grpo@1: what it paid for stays"
+    assert graph.reach(key("report@2")) == {key("report@2")}
+    assert graph.reach(key("prepare@0")) == set(graph.nodes)

@@ -1,0 +1,150 @@
+"""Can the world fail at all? Each mutation breaks one rule of the planner, and the world has to notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.unit.plan.world import Broken, run_schedule
+
+from medgr2_api.status import AttemptState, CycleStatus
+from medgr2_operator.plan import attempt, compact, graph, ledger, machine, restart, standing, start, view
+from medgr2_operator.plan.model import ObservedPod
+from medgr2_operator.plan.view import Sight
+
+MAX_SCHEDULES = 1500
+Mutate = Callable[[pytest.MonkeyPatch], None]
+
+
+def _no_live_pod_check(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(view.View, "alive", lambda self, stage: False)
+
+
+def _only_pods_block(patch: pytest.MonkeyPatch) -> None:
+    """A Job that has no pod yet is taken for harmless."""
+    note = view.View._note
+
+    def pods_only(self: Any, seen: Any, *, live: bool) -> None:
+        note(self, seen, live=live and isinstance(seen, ObservedPod))
+
+    patch.setattr(view.View, "_note", pods_only)
+
+
+def _vanished_is_unborn(patch: pytest.MonkeyPatch) -> None:
+    """A Job that was seen and is gone is created again under its name."""
+
+    def again(look: Any) -> None:
+        look.ledger.change(look.key, state=AttemptState.PENDING, job_uid="", running_since=None)
+
+    for state in (AttemptState.PENDING, AttemptState.RUNNING):
+        patch.setitem(attempt._NEXT, (state, Sight.ABSENT), again)
+
+
+def _reused_numbers(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(start, "_number", lambda record, view: max(1, record.attempt))
+
+
+def _forgotten_intent(patch: pytest.MonkeyPatch) -> None:
+    def forgetful(status: CycleStatus) -> CycleStatus:
+        kept = [record for record in status.stages if record.job_uid or not record.attempt]
+        return compact.compact(status.model_copy(update={"stages": kept}))
+
+    patch.setattr(machine, "compact", forgetful)
+
+
+def _caches_trusted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(view.View, "fresh", property(lambda self: True, lambda self, value: None), raising=False)
+
+
+def _inputs_ignored(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(graph.Node, "needs", frozenset())
+    patch.setattr(start, "_inputs", lambda node, ledger: {})
+
+
+def _next_before_end_is_stored(patch: pytest.MonkeyPatch) -> None:
+    """Harmless alone, but with it the Job of the end that was not stored is deleted at once."""
+    patch.setattr(ledger.Ledger, "stored", lambda self, key: True)
+    why = machine._why_delete
+
+    def hasty(job: Any, book: Any, seen: Any) -> str:
+        record = book.get(job.key.stage)
+        return "Superseded" if record is not None and record.attempt > job.key.attempt else why(job, book, seen)
+
+    patch.setattr(machine, "_why_delete", hasty)
+
+
+def _old_runs_not_stopped(patch: pytest.MonkeyPatch) -> None:
+    """Nothing is ever deleted: a suspended cycle runs on."""
+    patch.setattr(machine, "_deletes", lambda ledger, view: ())
+
+
+def _ends_are_not_final(patch: pytest.MonkeyPatch) -> None:
+    """An attempt that is lost comes back when its Job, or the lack of it, is looked at again."""
+    patch.setattr(ledger, "ACTIVE", ledger.ACTIVE | {AttemptState.GONE, AttemptState.FAILED})
+    for sight in Sight:
+        for state in (AttemptState.GONE, AttemptState.FAILED):
+            patch.setitem(attempt._NEXT, (state, sight), attempt._NEXT[AttemptState.RUNNING, sight])
+
+
+def _endless_backoff(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(start, "_backoff_left", lambda cycle, ledger, record: 1.0 if record and record.retry_after else 0.0)
+
+
+def _tokens_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """restartFrom acts again and again."""
+    act = restart.restart
+    patch.setattr(machine, "restart", lambda *given: ([], act(*given)[1]))
+
+
+def _failure_unnoticed(patch: pytest.MonkeyPatch) -> None:
+    """A stage that has given up does not fail the cycle."""
+    patch.setattr(standing, "_failure", lambda *given: None)
+
+
+def _impure(patch: pytest.MonkeyPatch) -> None:
+    """Records are changed in place."""
+
+    def change(self: ledger.Ledger, key: Any, **changes: Any) -> Any:
+        for name, value in changes.items():
+            setattr(self.records[key], name, value)
+        return self.records[key]
+
+    patch.setattr(ledger.Ledger, "change", change)
+
+
+@pytest.mark.parametrize(
+    ("mutate", "invariant"),
+    [
+        (_no_live_pod_check, "one writer"),
+        (_only_pods_block, "one writer"),
+        (_vanished_is_unborn, "created once"),
+        (_reused_numbers, "terminal for ever"),
+        (_forgotten_intent, "intent first"),
+        (_caches_trusted, "one writer"),
+        (_inputs_ignored, "inputs exist"),
+        (_next_before_end_is_stored, "recorded first"),
+        (_old_runs_not_stopped, "suspends"),
+        (_ends_are_not_final, "terminal for ever"),
+        (_endless_backoff, "ends"),
+        (_tokens_forgotten, "ends"),
+        (_failure_unnoticed, "ends"),
+        (_impure, "idempotent|pure"),
+    ],
+    ids=lambda value: value.__name__.strip("_") if callable(value) else "",
+)
+def test_world_notices(monkeypatch: pytest.MonkeyPatch, mutate: Mutate, invariant: str) -> None:
+    mutate(monkeypatch)
+    with pytest.raises(Broken, match=invariant):
+        _explore()
+
+
+def test_optimistic_concurrency_is_needed() -> None:
+    """An API server that takes every write lets a planner with an old reading do harm."""
+    with pytest.raises(Broken):
+        _explore(check_conflicts=False)
+
+
+def _explore(**world: Any) -> None:
+    for seed in range(MAX_SCHEDULES):
+        run_schedule(seed, **world)

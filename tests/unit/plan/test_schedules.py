@@ -1,0 +1,69 @@
+"""The planner against random schedules: crashes, lost Jobs, lagging caches, edits, restarts, clocks that jump.
+
+What must hold is checked by the world after every single action (see `Broken` there): nothing is created twice, no two
+writers of one stage, no stage before its inputs, ends are for ever, results are stored before Jobs are deleted, every
+run ends, the status stays small, and planning is pure.
+"""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from tests.unit.plan.world import ACTIONS, SPECS, World, run_schedule, spec_of
+
+NUMBERS = st.integers(0, 255)
+MOVES = st.sampled_from([name for name, weight in ACTIONS.items() for _ in range(weight)])
+
+
+class Schedules(RuleBasedStateMachine):
+    """Hypothesis chooses the moves, and shrinks a schedule that breaks something."""
+
+    @initialize(number=st.integers(0, len(SPECS) - 1))
+    def start(self, number: int) -> None:
+        self.world = World(spec_of(number))
+
+    @rule(name=MOVES, a=NUMBERS, b=NUMBERS)
+    def move(self, name: str, a: int, b: int) -> None:
+        getattr(self.world, name)(a, b)
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.settle()
+
+
+def _explore(examples: int) -> None:
+    run_state_machine_as_test(
+        Schedules,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=60,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_schedules_found_by_hypothesis() -> None:
+    _explore(60)
+
+
+@pytest.mark.slow
+def test_many_schedules_found_by_hypothesis() -> None:
+    _explore(1000)
+
+
+@pytest.mark.parametrize("block", range(3))
+def test_seeded_schedules(block: int) -> None:
+    for seed in range(block * 100, (block + 1) * 100):
+        run_schedule(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(10))
+def test_ten_thousand_seeded_schedules(block: int) -> None:
+    for seed in range(1000 + block * 1000, 2000 + block * 1000):
+        run_schedule(seed)
