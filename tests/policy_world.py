@@ -17,14 +17,12 @@ from medgr2_api import workspace
 from medgr2_api.cycle import AnswerFormat
 from medgr2_api.models import Grades, RewardHead
 from medgr2_api.parameters import parameters_model
-from medgr2_api.stages import ArtifactRef, CycleRef, StageName, StageRequest
+from medgr2_api.stages import REQUEST_ENV, ArtifactRef, CycleRef, StageName, StageRequest
 from medgr2_jobs import answers, training
-from medgr2_jobs.context import StageContext
+from medgr2_jobs.context import WORKSPACE_ENV, StageContext
 from medgr2_jobs.data import phantoms
-from medgr2_jobs.errors import Checkpointed  # noqa: F401
-from medgr2_jobs.policy import grpo, preferences, sft  # noqa: F401 - the fork server loads them once
 from medgr2_jobs.reward.model import RewardModel
-from medgr2_jobs.stage import execute
+from medgr2_jobs.stage import execute, main
 from medgr2_jobs.store import manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
 from medgr2_jobs.store.images import ImageStore
@@ -234,12 +232,16 @@ def disturbed(request: StageRequest, root: Path, step: int, sign: int, moment: s
     original = getattr(training.StageCallback, name)
 
     def strike(self: Any, args: Any, state: Any, control: Any, **more: Any) -> Any:
+        nonlocal step
         if step and state.global_step >= step:
+            step = 0
             os.kill(os.getpid(), sign)
         return original(self, args, state, control, **more)
 
     setattr(training.StageCallback, name, strike)
-    os._exit(execute(request, root))
+    os.environ[REQUEST_ENV] = request.model_dump_json(by_alias=True)
+    os.environ[WORKSPACE_ENV] = str(root)
+    os._exit(main())
 
 
 def in_child(world: World, request: StageRequest, step: int = 0, sign: int = 0, moment: str = "log") -> int:
@@ -247,7 +249,7 @@ def in_child(world: World, request: StageRequest, step: int = 0, sign: int = 0, 
     # before 3.13 the server learns sys.path from the environment only
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, sys.path)))
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["policy_world"])
+    server.set_forkserver_preload(["policy_world", "medgr2_jobs.policy.sft", "medgr2_jobs.policy.grpo"])
     child = server.Process(target=disturbed, args=(request, world.root, step, sign, moment))
     child.start()
     child.join(180)

@@ -287,6 +287,8 @@ class GRPO(Model):
     prompt_source: PromptSource | None = None
     """Candidates: questions of kept and rejected candidates and of the seed; the match term counts only where the
     answer is trusted. Kept: only what the filter kept (the paper)."""
+    seed_fraction: Annotated[Fraction | None, Field(lt=1)] = None
+    """Least share of prompts that are seed questions with gold answers, repeated if there are too few of them."""
     num_generations: Annotated[int | None, Field(ge=2, le=256)] = None
     """Samples per prompt: the group size G."""
     kl_coefficient: Annotated[float | None, Field(ge=0)] = None

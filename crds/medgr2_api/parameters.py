@@ -271,7 +271,8 @@ _BUILDERS: dict[StageName, Any] = {
         "retrain": t > 0,
         "head": s.reward_model.head,
         "grades": s.reward_model.grades.dump(),
-        "training": s.reward_model.training.dump(),
+        # R⁽⁰⁾ is not retrained: another way of retraining must not repeat it
+        "training": s.reward_model.training.model_dump(mode="json", exclude=None if t else {"retrain_trainer"}),
         "replay_fraction": s.reward_model.replay_fraction,
         "promotion": s.reward_model.promotion.dump(),
         "checkpoint": s.reward_model.checkpoint if t == 0 else None,

@@ -1,4 +1,4 @@
-"""How a stage says that it cannot go on. Each error carries its exit code; anything else is an application error (1)."""
+"""How a stage says that it cannot go on. Each error carries its exit code; all else is an application error (1)."""
 
 from __future__ import annotations
 

@@ -55,8 +55,7 @@ _PACKAGES = ("medgr2", "torch", "transformers", "trl", "peft", "accelerate", "da
 def main() -> int:
     """Entry point of a stage's process."""
     stop = threading.Event()
-    # From the first moment, for a container's first process would not even notice SIGTERM by default; and to the
-    # last, for a second SIGTERM must not spoil the exit code that the first one led to.
+    # From the first moment: a container's first process would not even notice SIGTERM by default.
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     text = os.environ.get(REQUEST_ENV)
     if not text:
@@ -65,7 +64,10 @@ def main() -> int:
         request = StageRequest.model_validate_json(text)
     except ValidationError as error:
         return _refuse(f"{REQUEST_ENV} is not a stage request: {error}")
-    return execute(request, Path(os.environ.get(WORKSPACE_ENV, "/workspace")), stop)
+    code = execute(request, Path(os.environ.get(WORKSPACE_ENV, "/workspace")), stop)
+    # Python takes its handlers away before it ends: another SIGTERM then would spoil the exit code.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return code
 
 
 def execute(request: StageRequest, root: Path, stop: threading.Event | None = None) -> int:

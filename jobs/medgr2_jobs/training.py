@@ -83,7 +83,7 @@ def trainer_options(
     Raises:
         ConfigError: an option the library does not have (with the nearest that it has), or that the contract owns.
     """
-    known = {item.name for item in dataclasses.fields(config) if item.init}
+    known = {item.name: str(item.type) for item in dataclasses.fields(config) if item.init}
     ours = {**OWNED, **(owned or {})}
     for name in options:
         if name in ours:
@@ -93,7 +93,12 @@ def trainer_options(
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"{field}.{name}: {config.__name__} has no such option{hint}")
-    return dict(normalise(dict(options)))
+    given = normalise(dict(options))
+    # the normal form of 4.0 is 4, and transformers refuses a temperature that is no float
+    return {
+        name: float(value) if type(value) is int and "float" in known[name] and "int" not in known[name] else value
+        for name, value in given.items()
+    }
 
 
 def trainer_arguments(

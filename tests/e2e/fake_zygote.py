@@ -55,13 +55,15 @@ def run(ctx: StageContext[Any]) -> Outcome:
 
 def _note(folder: Path, what: str, name: str, token: str, attempt: int) -> None:
     with (folder / "ledger.jsonl").open("a") as ledger:
-        ledger.write(json.dumps({"what": what, "stage": name, "token": token, "attempt": attempt, "pid": os.getpid()}) + "\n")
+        ledger.write(
+            json.dumps({"what": what, "stage": name, "token": token, "attempt": attempt, "pid": os.getpid()}) + "\n"
+        )
 
 
 def main() -> int:
     """Like `medgr2_jobs.zygote.main`, without the heavy imports."""
     sys.modules["fake_stage"] = sys.modules[__name__]
-    stage.MODULES.update({name: "fake_stage" for name in stage.MODULES})
+    stage.MODULES.update(dict.fromkeys(stage.MODULES, "fake_stage"))
     zygote.PRELOAD = ("medgr2_jobs.stage",)
     return zygote.main()
 

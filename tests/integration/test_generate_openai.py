@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 from PIL import Image
 from tests import jobs_world as world
 from tests.integration.chat_server import TRIPLET, Answer, ChatServer, retry, serving
+from tests.integration.real_server import transformers_serve
 
 from medgr2_api.stages import REQUEST_ENV, Shard, StageName, StageRequest
 from medgr2_jobs import stage
@@ -96,6 +96,7 @@ def outcomes(rows: list[dict[str, Any]]) -> Counter[str]:
 
 
 def test_good_answers(root: Path, server: ChatServer) -> None:
+    server.answer = lambda number, body: Answer(delay=0.2)  # long enough to meet
     found = world.run(root, asked(root, server.url))
     rows = found.rows("candidates")
     assert outcomes(rows) == {"ok": 12}
@@ -340,58 +341,20 @@ def test_sigterm_waits_for_what_is_in_flight(root: Path, server: ChatServer) -> 
 
 # -- a real server -----------------------------------------------------------------------------------------------------
 
-_BUILD = """
-import sys
-from medgr2_jobs.tiny import model, tokenizer
-processor = tokenizer.processor()
-made = model.build(processor.tokenizer, 0)
-made.generation_config.eos_token_id = list(range(0, len(processor.tokenizer), 6))  # or it would talk to the limit
-made.save_pretrained(sys.argv[1])
-processor.save_pretrained(sys.argv[1])
-"""
-
 
 @pytest.fixture(scope="module")
-def transformers_serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """Address and model name (a folder) of `transformers serve` with a tiny random model."""
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     pytest.importorskip("fastapi")
-    folder = tmp_path_factory.mktemp("tiny")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", _BUILD, str(folder)], env=environment, check=True, timeout=300)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = (tmp_path_factory.mktemp("log") / "serve.log").open("w+")
-    command = ["serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "transformers.cli.transformers", *command],
-        env=environment,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        deadline = time.monotonic() + 300
-        while True:
-            assert process.poll() is None, Path(log.name).read_text()
-            assert time.monotonic() < deadline, Path(log.name).read_text()
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).read()
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1", folder
-    finally:
-        process.kill()
-        process.wait()
-        log.close()
+    with transformers_serve(tmp_path_factory.mktemp("serve")) as running:
+        yield running
 
 
 @pytest.mark.slow
-def test_real_server(root: Path, transformers_serve: tuple[str, Path]) -> None:
+def test_real_server(root: Path, real: tuple[str, str]) -> None:
     """A random model answers garbage: each answer is counted, none is lost, none is taken for a triplet."""
-    url, model = transformers_serve
+    url, model = real
     sampling = {"temperature": 1.0, "topP": 1.0, "maxTokens": 24}
-    request = asked(root, url, candidates=10, model=str(model), sampling=sampling)
+    request = asked(root, url, candidates=10, model=model, sampling=sampling)
     found = world.run(root, request)
     rows = found.rows("candidates")
     assert len(rows) == 10
@@ -405,6 +368,6 @@ def test_real_server(root: Path, transformers_serve: tuple[str, Path]) -> None:
 
 
 @pytest.mark.slow
-def test_real_server_does_not_know_the_model(root: Path, transformers_serve: tuple[str, Path]) -> None:
-    code = stage.execute(asked(root, transformers_serve[0], candidates=2, model="no/such-model"), root)
+def test_real_server_does_not_know_the_model(root: Path, real: tuple[str, str]) -> None:
+    code = stage.execute(asked(root, real[0], candidates=2, model="no/such-model"), root)
     assert code == 75  # it says 400, as it does to a question that it dislikes; others say 404

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import policy_world
 from medgr2_api.stages import ExitCode, StageRequest
 from medgr2_jobs import answers, vlm
-from medgr2_jobs.policy import grpo
+from medgr2_jobs.errors import Checkpointed
+from medgr2_jobs.policy import grpo, preferences
 from medgr2_jobs.vlm import Row
 from policy_world import FORMAT, World, in_child
 
@@ -232,12 +233,12 @@ def test_preferences_are_the_same_after_a_stop(world: World) -> None:
     again = request.model_copy(update={"input_hash": "a" * 64})
     context = world.context(again)
     context.stop.set()
-    with pytest.raises(policy_world.Checkpointed):
-        policy_world.preferences.run(context)
+    with pytest.raises(Checkpointed):
+        preferences.run(context)
     context.stop.clear()
     context.progress = lambda phase, step, *_: context.stop.set() if step == 1 else None  # type: ignore[method-assign]
-    with pytest.raises(policy_world.Checkpointed):
-        policy_world.preferences.run(context)
+    with pytest.raises(Checkpointed):
+        preferences.run(context)
     assert len(list(context.work.glob("part-*.json"))) == 1
     resumed = world.run(again)
     assert resumed is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
+from scipy.stats import rankdata  # type: ignore[import-untyped]
 
 from .. import answers
 
@@ -60,7 +60,7 @@ def cluster_mean(values: ArrayLike, clusters: Sequence[str], seed: int) -> Inter
     if not data.size:
         raise ValueError("no values")
     codes, count = _codes(clusters)
-    sums = np.stack([np.bincount(codes, data, count), np.bincount(codes, minlength=count)], axis=1)
+    sums = np.stack([_sums(codes, data, count), _sums(codes, np.ones(len(codes)), count)], axis=1)
     totals = bootstrap_sums(sums, count, seed)
     low, high = _percentiles(totals[:, 0] / totals[:, 1])
     return Interval(float(data.mean()), float(low), float(high))
@@ -125,7 +125,7 @@ class ItemSet:
     def _by_cluster(self, values: Floats) -> Floats:
         """(N,) → (G, Q * M): sums per image and cell."""
         width = self._shape[0] * self._shape[1]
-        flat = np.bincount(self._clusters * width + self._cells, values, self._count * width)
+        flat = _sums(self._clusters * width + self._cells, values, self._count * width)
         return flat.reshape(self._count, width)
 
     def macro_f1(self, predicted: Sequence[int | None]) -> float | None:
@@ -252,13 +252,20 @@ def _percentiles(drawn: Floats) -> tuple[float, float]:
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     """Elementwise; nan where a slice got no question in a resample."""
-    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
+    result = np.full(numerator.shape, np.nan)
+    np.divide(numerator, denominator, out=result, where=denominator > 0)
+    return result
 
 
 def _mean_known(values: Floats) -> Floats:
     """Mean over the last axis of what is not nan; nan where all are."""
     known = ~np.isnan(values)
     return _ratio(np.where(known, values, 0.0).sum(-1), known.sum(-1).astype(np.float64))
+
+
+def _sums(codes: NDArray[np.int64], values: Floats, count: int) -> Floats:
+    """(N,) → (count,): sum of the values of each code."""
+    return np.bincount(codes, values, count).astype(np.float64)
 
 
 def _text(item: dict[str, Any], index: int) -> str:

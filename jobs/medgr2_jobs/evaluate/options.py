@@ -16,11 +16,11 @@ from ..vlm import Encoder, Row
 
 #: Longest answer in tokens. Small models that answer with text were taught short rationales; an instruction-tuned one
 #: may think at length.
-MAX_NEW_TOKENS = {AnswerFormat.OPTION_TEXT: 48, AnswerFormat.LETTER: 512}
+MAX_NEW_TOKENS = {AnswerFormat.OPTION_TEXT: 32, AnswerFormat.LETTER: 512}
 #: Tokens of one batch, padding included. Keys and values of a 7B model (57 kB a token) then take 4 GB.
 SAMPLING_TOKENS = 65_536
 SCORING_TOKENS = 16_384
-_MAX_BATCH = 128
+_MAX_BATCH = 256
 
 
 def greedy(

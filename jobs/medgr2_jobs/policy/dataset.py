@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,6 +37,8 @@ class Prompt:
     options: tuple[str, ...]
     answer_index: int | None
     """The trusted answer (seed gold, or a candidate the filter kept); None: there is none."""
+    gold: bool = False
+    """The answer is the seed's."""
 
 
 def prompt_id(image_sha256: str, text: str) -> str:
@@ -175,9 +178,23 @@ def grpo_prompts(
             question=record["question"],
             options=tuple(record["options"]),
             answer_index=trusted(name),
+            gold=name in seed,
         )
         for name, record in asked.items()
     ]
+
+
+def with_seed_share(prompts: Sequence[Prompt], fraction: float) -> list[Prompt]:
+    """The prompts, with the seed's repeated as a whole until they make up at least `fraction`.
+
+    The seed's answers are right for certain; the more of them, the less R's errors weigh.
+    """
+    gold = [prompt for prompt in prompts if prompt.gold]
+    others = len(prompts) - len(gold)
+    if not gold or not others:
+        return list(prompts)
+    copies = math.ceil(fraction * others / ((1 - fraction) * len(gold)))
+    return [*prompts, *gold * max(0, copies - 1)]
 
 
 def grpo_dataset(prompts: Sequence[Prompt], images: ImageStore) -> Dataset:

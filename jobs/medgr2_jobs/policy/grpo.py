@@ -34,7 +34,7 @@ from ..training import (
     trainer_arguments,
     trainer_options,
 )
-from .dataset import grpo_dataset, grpo_prompts
+from .dataset import grpo_dataset, grpo_prompts, with_seed_share
 from .model import ExactResume, sampling_stop_list, save
 from .rewards import PolicyReward, Rollouts, Scorer, check_terms, summary
 
@@ -100,6 +100,7 @@ def run(ctx: StageContext[GRPOParameters]) -> Outcome:
     prompts = grpo_prompts(training, candidates, ctx.parameters.answer_format, grpo.prompt_source)
     if all(term.type is RewardTermType.ANSWER_MATCH for term in terms):  # without an answer there would be no reward
         prompts = [prompt for prompt in prompts if prompt.answer_index is not None]
+    prompts = with_seed_share(prompts, grpo.seed_fraction or 0.0)
     steps = total_steps(args, len(prompts))
     every = checkpoint_unit(args)
     place_checkpoints(args, steps, spread="save_steps" not in options, every=every)

@@ -18,15 +18,16 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .tables import Row, checkpoints, label, pick
+from .compare import label
+from .tables import Row, checkpoints, pick
 
 BLUE, ORANGE, GREEN, RED, PINK, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#666666"
 _COLOUR = {"base": GREY, "sft": BLUE, "grpo": ORANGE}
-_CONTROL_STYLE = {"blank": ("s", SKY, "blank image"), "shuffled": ("^", GREEN, "shuffled image"),
+_CONTROL_STYLE: Any = {"blank": ("s", SKY, "blank image"), "shuffled": ("^", GREEN, "shuffled image"),
                   "options_only": ("v", PINK, "options only")}  # fmt: skip
-_REFERENCE_STYLE = {"chance": (":", GREY, "chance"), "option_prior": ("--", RED, "option prior")}
+_REFERENCE_STYLE: Any = {"chance": (":", GREY, "chance"), "option_prior": ("--", RED, "option prior")}
 _BINS = np.linspace(-6, 10, 33)  # R's range
-_STYLE = {
+_STYLE: Any = {
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.right": False,
@@ -93,7 +94,8 @@ def _accuracy_panel(axes: Axes, rows: Sequence[Row]) -> None:
             (place + 0.1 * (number - 1), 100 * row[name]) for place, row in enumerate(rows) if row[name] is not None
         ]
         if found:
-            axes.scatter(*zip(*found, strict=True), marker=marker, color=colour, s=34, label=text, zorder=3)
+            places, values = zip(*found, strict=True)
+            axes.scatter(places, values, marker=marker, color=colour, s=34, label=text, zorder=3)
     axes.set_xticks(range(len(rows)), [row["checkpoint"] for row in rows])
     axes.set_xlim(-0.5, len(rows) - 0.35)
     axes.set_ylim(0, 103)

@@ -26,7 +26,7 @@ from ..store import atomic
 #: R's range (paper, four-grade supervision): scores are clipped to it at inference.
 SCORE_MIN, SCORE_MAX = -6.0, 10.0
 #: Weight of the language-model loss beside the MSE of normalised scores (DECISIONS 16).
-LM_WEIGHT = 0.3
+LM_WEIGHT = 1.0
 
 HEAD_FILE, INFO_FILE = "head.safetensors", "reward.json"
 _VERSION = 1

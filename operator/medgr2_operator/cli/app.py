@@ -25,11 +25,10 @@ def run(
     file: File,
     workspace: Workspace = Path(".medgr2"),
     restart_from: Annotated[
-        str, typer.Option("--restart-from", metavar="STAGE@N", help="Run this stage, and all that depends on it, again.")
+        str,
+        typer.Option("--restart-from", metavar="STAGE@N", help="Run it, and all that depends on it, again."),
     ] = "",
-    secrets_dir: Annotated[
-        Path | None, typer.Option(help="Folder with secrets: <secrets-dir>/<name>/<key>.")
-    ] = None,
+    secrets_dir: Annotated[Path | None, typer.Option(help="Folder with secrets: <secrets-dir>/<name>/<key>.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads per stage; 1 gives the same bytes every time.")] = 1,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines, also on a terminal.")] = False,
 ) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import typer
+
 from medgr2_api.cycle import Cycle
 from medgr2_api.loading import CycleError, Problem, load_cycle, locate
 from medgr2_api.stages import ExitCode, StageName

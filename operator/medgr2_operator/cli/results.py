@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -38,11 +39,13 @@ def _headline(row: dict[str, Any]) -> bool:
 def _table(rows: list[dict[str, Any]]) -> Table:
     split, benchmark, count = rows[0]["split"], rows[0]["benchmark"], max(row["n"] for row in rows)
     title = f"accuracy on {split}{f' {benchmark}' if benchmark else ''}, n = {count}, 95 % intervals by image"
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     conditions = [name for name in _CONDITIONS if any(row["condition"] == name for row in rows)]
-    table.add_column("checkpoint")
+    table.add_column("checkpoint", no_wrap=True)
     for name in conditions:
-        table.add_column("real image" if name == "real" else name.replace("_", " "), justify="right")
+        title = "real image" if name == "real" else name.replace("_", " ")
+        longest = max(len(word) for word in title.split())
+        table.add_column(title, justify="right", no_wrap=name == "real", min_width=longest)
     by_key = {(row["iteration"], row["checkpoint"], row["condition"]): row for row in rows}
     for iteration, checkpoint in sorted({key[:2] for key in by_key}, key=lambda k: (k[0], _CHECKPOINTS[k[1]])):
         cells = []
@@ -52,8 +55,13 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             if row is None:
                 cells.append("")
             elif name == "real":
-                cells.append(f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
+                cells.append(f"{row['value']:.3f} [{_short(row['low'])}, {_short(row['high'])}]")
             else:
                 cells.append(f"{row['value']:.3f}")
         table.add_row("base" if iteration == 0 else f"{checkpoint}@{iteration}", *cells)
     return table
+
+
+def _short(value: float) -> str:
+    """.538: an interval's end without its zero, so that the table fits 80 columns."""
+    return f"{value:.3f}".removeprefix("0")

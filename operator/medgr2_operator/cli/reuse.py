@@ -36,9 +36,7 @@ class Forecast:
 def forecast(cycle: Cycle, status: CycleStatus, graph: Graph, workspace: Path) -> dict[StageKey, Forecast]:
     """What would happen to each stage, in the graph's order."""
     finished = {
-        StageKey(stage.iteration, stage.name): stage
-        for stage in status.stages
-        if stage.state is AttemptState.SUCCEEDED
+        StageKey(stage.iteration, stage.name): stage for stage in status.stages if stage.state is AttemptState.SUCCEEDED
     }
     seen: dict[StageKey, Forecast] = {}
     for node in graph:

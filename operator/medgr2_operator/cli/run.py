@@ -23,9 +23,7 @@ from .results import print_results
 INTERRUPTED = 128 + signal.SIGINT
 
 
-def run_cycle(
-    file: Path, workspace: Path, restart_from: str, secrets: Path | None, threads: int, plain: bool
-) -> int:
+def run_cycle(file: Path, workspace: Path, restart_from: str, secrets: Path | None, threads: int, plain: bool) -> int:
     """Runs the cycle to its end; returns the process's exit code."""
     wanted = load(file, local=True)
     workspace.mkdir(parents=True, exist_ok=True)
@@ -35,9 +33,7 @@ def run_cycle(
         with lock:
             state = StateFile(workspace, wanted.metadata.name)
             cycle = merge(_with_restart(wanted, state, restart_from), state.load())
-            executor = Executor(
-                workspace, cycle, view, inherit=(lock.fileno,), secrets=secrets, threads=threads
-            )
+            executor = Executor(workspace, cycle, view, inherit=(lock.fileno,), secrets=secrets, threads=threads)
             return _run(executor, view, file)
     except (WorkspaceBusy, StateError, ValueError) as error:
         print(f"{file}: {error}", file=sys.stderr)
@@ -52,9 +48,7 @@ def _with_restart(wanted: Cycle, state: StateFile, restart_from: str) -> Cycle:
     stored = state.load()
     used = set(stored.status.restart_tokens) if stored else set()
     token = next(f"r{n}" for n in range(1, len(used) + 2) if f"r{n}" not in used)
-    spec = wanted.spec.model_copy(
-        update={"restart_from": RestartFrom(iteration=iteration, stage=stage, token=token)}
-    )
+    spec = wanted.spec.model_copy(update={"restart_from": RestartFrom(iteration=iteration, stage=stage, token=token)})
     return wanted.model_copy(update={"spec": spec})
 
 

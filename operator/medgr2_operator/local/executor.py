@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from medgr2_api import workspace
 from medgr2_api.artifacts import combined_digest
 from medgr2_api.cycle import Cycle
 from medgr2_api.stages import REQUEST_ENV, RESULT_PATH_ENV, ExitCode, Progress, Shard, StageResult
 from medgr2_api.status import AttemptState, Phase
-from pydantic import ValidationError
 
 from ..plan.machine import plan
 from ..plan.model import AttemptKey, Event, JobCreate, JobDelete, JobState, Observed, ObservedJob, ObservedPod, Plan
@@ -48,8 +49,8 @@ class Attempt:
 class Listener:
     """What the terminal view is told; see `view.py`."""
 
-    def on_plan(self, cycle: Cycle, made: Plan) -> None:
-        """After every plan that changed something."""
+    def on_plan(self, cycle: Cycle) -> None:
+        """After every plan, with its status."""
 
     def on_event(self, event: Event) -> None:
         """A transition."""
@@ -123,7 +124,7 @@ class Executor:
             self._create(create)
         for event in made.events:
             self.listener.on_event(event)
-        self.listener.on_plan(self.cycle, made)
+        self.listener.on_plan(self.cycle)
         return made
 
     def _seen_cycle(self) -> Cycle:
@@ -340,4 +341,3 @@ def _combine(results: Sequence[StageResult | None]) -> StageResult | None:
             "usage": usage,
         }
     )
-

@@ -7,10 +7,11 @@ import json
 import os
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from medgr2_api import workspace
 from medgr2_api.base import sha256_of
 from medgr2_api.cycle import Cycle
-from pydantic import ValidationError
 
 
 class StateError(Exception):

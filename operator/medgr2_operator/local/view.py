@@ -6,16 +6,17 @@ import sys
 import time
 from datetime import UTC, datetime
 
-from medgr2_api.cycle import Cycle
-from medgr2_api.stages import StageName
-from medgr2_api.status import AttemptState, Phase, StageStatus
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ..plan.model import Event, Plan
+from medgr2_api.cycle import Cycle
+from medgr2_api.stages import StageName
+from medgr2_api.status import AttemptState, Phase, StageStatus
+
+from ..plan.model import Event
 from .executor import Listener
 
 _MARKS: dict[AttemptState, tuple[str, str]] = {
@@ -43,7 +44,6 @@ class PlainView(Listener):
         self.console = console
         self._started = time.monotonic()
         self._last: dict[str, float] = {}
-        self._summary = ""
 
     def __enter__(self) -> PlainView:
         return self
@@ -57,8 +57,8 @@ class PlainView(Listener):
     def on_notice(self, text: str) -> None:
         self._line(text)
 
-    def on_plan(self, cycle: Cycle, made: Plan) -> None:
-        for stage in made.status.stages:
+    def on_plan(self, cycle: Cycle) -> None:
+        for stage in cycle.status.stages:
             progress = stage.progress
             if stage.state is not AttemptState.RUNNING or progress is None or not progress.total:
                 continue
@@ -99,7 +99,7 @@ class LiveView(Listener):
     def on_notice(self, text: str) -> None:
         self._live.console.print(Text(text, style="dim"))
 
-    def on_plan(self, cycle: Cycle, made: Plan) -> None:
+    def on_plan(self, cycle: Cycle) -> None:
         self._cycle = cycle
 
     def _render(self) -> RenderableType:

@@ -9,6 +9,7 @@ from medgr2_jobs import vlm
 from medgr2_jobs.errors import ConfigError, DataError
 from medgr2_jobs.policy import grpo, sft
 from medgr2_jobs.policy.grpo import EpochSampler, checkpoint_unit, total_steps
+from medgr2_jobs.training import trainer_options
 from policy_world import World
 from trl import GRPOConfig
 
@@ -66,6 +67,19 @@ def test_grpo_refuses_a_batch_larger_than_the_data(world: World) -> None:
     """TRL drops incomplete batches: it would train on nothing."""
     with pytest.raises(DataError, match="48 distinct prompts, and one generation batch takes 64"):
         grpo.run(world.context(world.grpo({"per_device_train_batch_size": 256})))
+
+
+def test_a_whole_number_stays_a_float_where_the_library_wants_one() -> None:
+    given = {"temperature": 4.0, "max_steps": 3.0, "top_k": 5, "max_grad_norm": "1e0", "use_vllm": False}
+    found = trainer_options(GRPOConfig, given, "policy.grpo.trainer")
+    assert found == {"temperature": 4.0, "max_steps": 3, "top_k": 5, "max_grad_norm": 1.0, "use_vllm": False}
+    assert {name: type(value) for name, value in found.items()} == {
+        "temperature": float,
+        "max_steps": int,
+        "top_k": int,
+        "max_grad_norm": float,
+        "use_vllm": bool,
+    }
 
 
 def config(**changes: Any) -> GRPOConfig:

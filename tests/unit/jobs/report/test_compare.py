@@ -86,12 +86,14 @@ def test_paired_difference_of_four_questions() -> None:
 
 def test_paired_intervals_cover_the_truth() -> None:
     random = np.random.default_rng(3)
-    images = [str(n // 4) for n in range(240)]
-    covered = 0
+    images = [str(n // 6) for n in range(360)]
+    covered = ignoring_images = 0
     for trial in range(200):
-        hard = np.repeat(random.beta(2, 2, size=60), 4)
-        a = random.random(240) < hard * 0.8
-        b = random.random(240) < hard
+        b_rate = np.repeat(random.choice([0.2, 1.0], size=60), 6)  # b gains on some images and loses on others
+        a, b = random.random(360) < 0.5, random.random(360) < b_rate
         _, low, high = compare.paired_difference(a, b, images, seed=trial)
-        covered += low <= 0.1 <= high  # mean of hard is 0.5
+        covered += low <= 0.1 <= high
+        _, low, high = compare.paired_difference(a, b, [str(n) for n in range(360)], seed=trial)
+        ignoring_images += low <= 0.1 <= high
     assert 0.90 <= covered / 200 <= 0.985
+    assert ignoring_images / 200 < 0.87

@@ -1,0 +1,99 @@
+"""Stages in processes of their own, for the contract's tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from medgr2_api import workspace
+from medgr2_api.stages import (
+    REQUEST_ENV,
+    RESULT_MAX_BYTES,
+    RESULT_PATH_ENV,
+    ArtifactRef,
+    CycleRef,
+    StageName,
+    StageRequest,
+    StageResult,
+)
+from medgr2_jobs.context import WORKSPACE_ENV
+
+SCRIPT = Path(__file__).with_name("fake_stages.py")
+HASH = "c0ffee"
+PARAMETERS = {"seed": 1, "shards": 1, "answerFormat": "Letter"}
+
+
+def request(**fields: Any) -> StageRequest:
+    """A request for the fake stage."""
+    fields = {
+        "cycle": CycleRef(name="test", uid="uid-1"),
+        "iteration": 1,
+        "stage": StageName.SCORE,
+        "input_hash": HASH,
+        "parameters": PARAMETERS,
+        **fields,
+    }
+    return StageRequest(**fields)
+
+
+def start(root: Path, asked: StageRequest | str, *arguments: str) -> subprocess.Popen[str]:
+    """Starts `fake_stages.py` with a request, or with a text in its place."""
+    text = asked if isinstance(asked, str) else json.dumps(asked.dump())
+    environment = {
+        **os.environ,
+        REQUEST_ENV: text,
+        WORKSPACE_ENV: str(root),
+        RESULT_PATH_ENV: str(root.parent / "result.json"),
+    }
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], root: Path) -> tuple[int, StageResult, str]:
+    """Waits for its end: exit code, result (exit code -1: none was left) and output."""
+    output, _ = process.communicate(timeout=60)
+    path = root.parent / "result.json"
+    text = path.read_text() if path.exists() else '{"exitCode": -1}'
+    assert len(text.encode()) <= RESULT_MAX_BYTES
+    path.unlink(missing_ok=True)
+    return process.returncode, StageResult.model_validate_json(text), output
+
+
+def run(root: Path, asked: StageRequest | str, *arguments: str) -> tuple[int, StageResult, str]:
+    """Starts a stage and waits for its end."""
+    return finish(start(root, asked, *arguments), root)
+
+
+def until(path: Path, process: subprocess.Popen[str]) -> None:
+    """Waits for a file that the process makes."""
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def artifact(root: Path) -> Path:
+    """Where the fake stage publishes."""
+    return root / workspace.artifact(StageName.SCORE, HASH)
+
+
+def ref(result: StageResult) -> ArtifactRef:
+    """The reference to what it published."""
+    path = str(workspace.artifact(StageName.SCORE, HASH))
+    return ArtifactRef(stage=StageName.SCORE, iteration=1, path=path, output_digest=result.output_digest)
+
+
+def names(folder: Path) -> set[str]:
+    """What is in a folder."""
+    return {path.name for path in folder.iterdir()}

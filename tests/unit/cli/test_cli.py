@@ -1,0 +1,110 @@
+"""The command line: what it imports, what it refuses, what it shows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from medgr2_operator.cli.app import app
+from medgr2_operator.cli.loading import parse_stage
+
+ROOT = Path(__file__).parents[3]
+QUICKSTART = ROOT / "examples" / "quickstart.yaml"
+runner = CliRunner(env={"COLUMNS": "200"})
+
+
+def invoke(*arguments: object) -> tuple[int, str]:
+    result = runner.invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["medgr2_operator.cli.app", "medgr2_operator.cli.run", "medgr2_operator.cli.inspect", "medgr2_operator.local.view"],
+)
+def test_no_command_needs_what_only_stages_need(module: str) -> None:
+    heavy = ["torch", "transformers", "trl", "pyarrow", "numpy", "kopf", "kubernetes", "medgr2_jobs"]
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_imports_neither_models_nor_the_view() -> None:
+    code = (
+        "import sys; sys.argv = ['medgr2', '--help']\n"
+        "from medgr2_operator.cli.app import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print([name for name in ('pydantic', 'yaml', 'rich.live') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
+def test_examples_are_valid(path: Path) -> None:
+    assert invoke("validate", path) == (0, f"{path}: {path.stem} is valid\n")
+
+
+def test_unknown_field_is_named_with_its_line_and_the_nearest_right_one(tmp_path: Path) -> None:
+    path = tmp_path / "cycle.yaml"
+    path.write_text(QUICKSTART.read_text().replace("  iterations: 2", "  iteration: 2"))
+    code, output = invoke("validate", path)
+    assert code == 2
+    line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "iteration: 2" in text)
+    assert f"{path}" in output
+    assert f"line {line}" in output or f":{line}" in output
+    assert "did you mean 'iterations'" in output
+
+
+def test_unsupported_parts_are_refused_with_what_to_use_instead(tmp_path: Path) -> None:
+    path = tmp_path / "cycle.yaml"
+    path.write_text(QUICKSTART.read_text() + "  curation: {nearDuplicates: {imageHamming: 4}}\n")
+    code, output = invoke("validate", path)
+    assert code == 2
+    assert "curation.nearDuplicates" in output
+    assert "leave it out" in output
+
+
+@pytest.mark.parametrize("uri", ["../elsewhere", "a/../../b", "/etc"])
+def test_paths_that_leave_the_workspace_are_refused(tmp_path: Path, uri: str) -> None:
+    path = tmp_path / "cycle.yaml"
+    path.write_text(
+        QUICKSTART.read_text().replace(
+            "{name: phantoms, format: Phantom, phantom: {images: 150, questionsPerImage: 4}}",
+            f"{{name: phantoms, format: OmniMedVQA, uri: {uri}}}",
+        )
+    )
+    code, output = invoke("validate", path)
+    assert code == 2
+    assert "data.benchmarks[0].uri" in output
+
+
+def test_plan_shows_values_with_their_origin_and_all_stages(tmp_path: Path) -> None:
+    code, output = invoke("plan", QUICKSTART, "--workspace", tmp_path)
+    assert code == 0
+    assert "policy.grpo.numGenerations" in output
+    assert "preset Tiny" in output
+    assert "spec" in output
+    for stage in ("prepare@0", "reward@0", "generate@1", "grpo@2", "report@2"):
+        assert stage in output
+    assert "0 are already there" in output
+
+
+def test_compare_names_the_cycles_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "cycles" / "known" / "report").mkdir(parents=True)
+    code, output = invoke("compare", "known", "other", "--workspace", tmp_path)
+    assert code == 2
+    assert "no report of other" in output
+    assert "known" in output
+
+
+def test_restart_from_is_read_or_refused() -> None:
+    assert parse_stage("grpo@2", 3) == ("grpo", 2)
+    with pytest.raises(ValueError, match="STAGE@ITERATION"):
+        parse_stage("grop@2", 3)
+    with pytest.raises(ValueError, match="3 iterations"):
+        parse_stage("grpo@4", 3)
