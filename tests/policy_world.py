@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from medgr2_api import workspace
 from medgr2_api.cycle import AnswerFormat
 from medgr2_api.models import Grades, RewardHead

@@ -295,6 +295,8 @@ class GRPO(Model):
     """Weight of the KL term (TRL's beta)."""
     learning_rate: Positive | None = None
     """Peak learning rate."""
+    num_epochs: Positive | None = None
+    """Passes over the prompts."""
     lora: LoRA | None = None
     """Adapters; absent: full fine-tuning."""
     trainer: FreeForm = {}

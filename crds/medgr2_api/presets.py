@@ -64,6 +64,7 @@ _DEFAULT: dict[str, Any] = {
     "policy.grpo.numGenerations": 8,
     "policy.grpo.klCoefficient": 0.001,
     "policy.grpo.learningRate": 1e-6,
+    "policy.grpo.numEpochs": 1,
     "policy.grpo.lora": {"rank": 0},
     "policy.preferences.prompts": 4096,
     "policy.preferences.samplesPerPrompt": 8,

@@ -134,7 +134,6 @@ OWNED_TRAINER_OPTIONS: dict[str, str] = {
     "disable_tqdm": _LOGS,
     "log_completions_hub_repo": _HUB,
     "save_strategy": _CHECKPOINTS,
-    "save_steps": _CHECKPOINTS,
     "save_total_limit": _CHECKPOINTS,
     "save_only_model": _CHECKPOINTS,
     "save_on_each_node": _CHECKPOINTS,
@@ -174,6 +173,14 @@ OWNED_TRAINER_OPTIONS: dict[str, str] = {
     "assistant_only_loss": "the loss is always on the answer only",
     "chat_template_path": "training and evaluation share one prompt",
     "trust_remote_code": "code from a model repository is never run",
+    "model_init_kwargs": "models are named in the spec",
+    "train_sampling_strategy": _BATCHES,
+    "packing_strategy": "TRL cannot pack images",
+    "eval_packing": "TRL cannot pack images",
+    "pad_to_multiple_of": _BATCHES,
+    "dataset_num_proc": _BATCHES,
+    "eos_token": "the model's own tokens are used",
+    "pad_token": "the model's own tokens are used",
 }
 TRAINERS = (
     "rewardModel.training.trainer",
@@ -181,8 +188,6 @@ TRAINERS = (
     "policy.sft.trainer",
     "policy.grpo.trainer",
 )
-#: GRPO has no `numEpochs` of its own, so its length is set in its trainer.
-_GRPO_OWN = ("policy.grpo.trainer", "num_train_epochs")
 
 
 def unsupported(spec: CycleSpec, local: bool = False) -> list[Problem]:
@@ -203,7 +208,7 @@ def unsupported(spec: CycleSpec, local: bool = False) -> list[Problem]:
     for trainer in TRAINERS:
         for path, options in _values(document, trainer):
             for option in options:
-                if option in OWNED_TRAINER_OPTIONS and (trainer, option) != _GRPO_OWN:
+                if option in OWNED_TRAINER_OPTIONS:
                     reason = OWNED_TRAINER_OPTIONS[option]
                     problems.append(Problem(f"spec.{path}.{option}", f"not to be set here: {reason}"))
     return problems

@@ -53,6 +53,7 @@ class StageContext(Generic[P]):
         self.stop = stop or threading.Event()
         """Set by SIGTERM: write a checkpoint and raise `Checkpointed`."""
         self._progress_written = 0.0
+        self._silent = False
         self._phase: tuple[str, int, float] | None = None  # its name, first step and when that was
         self._readers: dict[str, ArtifactReader] = {}
 
@@ -83,6 +84,8 @@ class StageContext(Generic[P]):
 
         A progress file that cannot be written is no reason to fail.
         """
+        if self._silent:
+            return
         now = time.monotonic()
         if self._phase is None or self._phase[0] != phase or step < self._phase[1]:
             self._phase = (phase, step, now)
@@ -98,6 +101,10 @@ class StageContext(Generic[P]):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_text(json.dumps(state.dump()))
             temporary.replace(path)
+
+    def silence(self) -> None:
+        """No more progress from this process: it works beside the one that reports (`side.py`)."""
+        self._silent = True
 
     def check_stop(self, step: int = -1) -> None:
         """Raises Checkpointed when asked to stop; call where nothing would be lost."""

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from medgr2_api.base import normalise
-from medgr2_api.models import LoRA
 from peft import LoraConfig
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from medgr2_api.base import normalise
+from medgr2_api.models import LoRA
+from medgr2_api.support import OWNED_TRAINER_OPTIONS
 
 from .context import StageContext
 from .errors import Checkpointed, ConfigError
@@ -23,54 +25,11 @@ _COMPLETE = "medgr2-complete"
 #: A `kill -9` costs at most this fraction of a run (an n-th of its steps).
 CHECKPOINTS_PER_RUN = 5
 
-#: Options that the contract owns, and the field of the spec that sets them (empty: none does).
-OWNED: dict[str, str] = {
-    "output_dir": "",
-    "overwrite_output_dir": "",
-    "seed": "spec.seed",
-    "data_seed": "spec.seed",
-    "learning_rate": "learningRate",
-    "num_train_epochs": "numEpochs",
-    "num_generations": "numGenerations",
-    "beta": "klCoefficient",
-    "reward_weights": "rewards",
-    "report_to": "",
-    "save_strategy": "",
-    "save_total_limit": "",
-    "save_only_model": "",
-    "save_safetensors": "",
-    "resume_from_checkpoint": "",
-    "enable_jit_checkpoint": "",
-    "logging_steps": "",
-    "logging_strategy": "",
-    "disable_tqdm": "",
-    "max_length": "",
-    "remove_unused_columns": "",
-    "label_names": "",
-    "push_to_hub": "",
-    "hub_model_id": "",
-    "hub_token": "",
-    "hub_strategy": "",
-    "hub_private_repo": "",
-    "hub_always_push": "",
-    "hub_revision": "",
-    "log_completions_hub_repo": "",
-    "trust_remote_code": "",
-    "model_init_kwargs": "",
-    "ignore_data_skip": "",
-    "do_eval": "",
-    "load_best_model_at_end": "",
-    "use_cpu": "",
-    "eval_strategy": "",
-    "deepspeed": "stages[].deepspeed",
-}
-
 
 def trainer_options(
     config: type[TrainingArguments],
     options: Mapping[str, Any],
     field: str,
-    owned: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Checks a `trainer:` block before anything is loaded.
 
@@ -78,17 +37,14 @@ def trainer_options(
         config: TrainingArguments, trl.SFTConfig or trl.GRPOConfig.
         options: the user's block.
         field: where it stands in the spec, for the message.
-        owned: what this stage owns beside `OWNED`, in the same form.
 
     Raises:
         ConfigError: an option the library does not have (with the nearest that it has), or that the contract owns.
     """
     known = {item.name: str(item.type) for item in dataclasses.fields(config) if item.init}
-    ours = {**OWNED, **(owned or {})}
     for name in options:
-        if name in ours:
-            instead = f"; set {ours[name]} instead" if ours[name] else "; remove it"
-            raise ConfigError(f"{field}.{name}: belongs to MedGR2's own contract{instead}")
+        if name in OWNED_TRAINER_OPTIONS:
+            raise ConfigError(f"{field}.{name}: not to be set here: {OWNED_TRAINER_OPTIONS[name]}")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -108,7 +64,6 @@ def trainer_arguments(
     *,
     field: str,
     total_steps: int | None = None,
-    owned: Mapping[str, str] | None = None,
     **ours: Any,
 ) -> Any:
     """Builds the arguments of a trainer: ours, then the user's checked options.
@@ -119,7 +74,6 @@ def trainer_arguments(
         options: the user's `trainer:` block.
         field: where it stands in the spec.
         total_steps: optimizer steps of the whole run, when known: places the checkpoints.
-        owned: what this stage owns beside `OWNED`.
         ours: settings that the stage owns.
 
     Raises:
@@ -143,7 +97,7 @@ def trainer_arguments(
         "bf16": not cpu,
         "dataloader_pin_memory": not cpu,
         **ours,
-        **trainer_options(config, options, field, owned),
+        **trainer_options(config, options, field),
     }
     known = {item.name for item in dataclasses.fields(config)}
     if "activation_checkpointing" in known:

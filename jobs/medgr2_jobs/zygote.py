@@ -15,7 +15,6 @@ checkpoint; when the zygote dies, the kernel asks them.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
@@ -26,6 +25,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from .side import die_with_parent
 
 PRELOAD = (
     "numpy",
@@ -41,7 +42,6 @@ PRELOAD = (
     "medgr2_jobs.stage",
 )
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _GRACE_SECONDS = 60.0
 
 
@@ -111,7 +111,7 @@ class Zygote:
     def _child(self, order: dict[str, Any], parent: int) -> int:
         """In the child: own session, own log, default signals, then the stage."""
         os.setsid()
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        die_with_parent(signal.SIGTERM)
         if os.getppid() != parent:  # the zygote died between fork and prctl
             return 128 + signal.SIGTERM
         signal.set_wakeup_fd(-1)

@@ -86,7 +86,8 @@ def test_adapters_are_merged(world: World) -> None:
     start = vlm.load_model(world.context(world.sft()).input("prepare").folder_of("models/policy")).state_dict()
     after = vlm.load_model(found.folder_of("model")).state_dict()
     changed = {name for name, value in after.items() if not torch.equal(value, start[name])}
-    assert changed and all("language_model.layers" in name for name in changed)
+    assert changed
+    assert all("language_model.layers" in name for name in changed)
 
 
 def test_sft_goes_on_from_the_previous_policy_on_request(world: World) -> None:
@@ -97,7 +98,8 @@ def test_sft_goes_on_from_the_previous_policy_on_request(world: World) -> None:
         update={"input_hash": "b" * 64, "inputs": {**request.inputs, "policy": world.refs["policy"]}}
     )
     second = world.run(request)
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     assert first.digest != second.digest
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
@@ -53,14 +54,15 @@ def publish(ctx: StageContext[PrepareParameters]) -> dict[str, float]:
     Returns:
         Counters: the loss of the built-in model's pre-training, if it was built.
     """
+    named = dict(zip(("policy", "reward"), _bases(ctx.parameters), strict=True))
+    tiny = {name: tiny_settings(name, field) for field, name in named.values() if name.startswith(BUILTIN)}
+    folders = {name: ctx.work / "tiny" / str(index) for index, name in enumerate(tiny)}
+    losses = _build_all(ctx, tiny, folders)
     counters: dict[str, float] = {}
-    built: dict[str, Path] = {}
-    for role, (field, name) in zip(("policy", "reward"), _bases(ctx.parameters), strict=True):
-        if name.startswith(BUILTIN):
-            if name not in built:
-                built[name] = ctx.work / "tiny" / str(len(built))
-                counters[f"{role}_pretrain_loss"] = _build_tiny(ctx, tiny_settings(name, field), built[name])
-            ctx.writer.take(f"models/{role}", built[name])
+    for role, (field, name) in named.items():
+        if name in folders:
+            ctx.writer.take(f"models/{role}", folders[name])
+            counters[f"{role}_pretrain_loss"] = losses[name]
         else:
             _take(ctx, f"models/{role}", _folder(ctx.root, name, field))
     if ctx.parameters.reward_checkpoint is not None:
@@ -108,6 +110,31 @@ def _bases(parameters: PrepareParameters) -> list[tuple[str, str]]:
         ("policy.baseModel", parameters.policy_base_model),
         ("rewardModel.baseModel", parameters.reward_base_model),
     ]
+
+
+def _build_all(
+    ctx: StageContext[PrepareParameters], tiny: dict[str, dict[str, Any]], folders: dict[str, Path]
+) -> dict[str, float]:
+    """Builds the built-in models, the first here and the others beside it: each uses one core.
+
+    Returns:
+        Loss by model name.
+    """
+    if not tiny:
+        return {}
+    from ..side import Side
+
+    def build(name: str) -> float:
+        return _build_tiny(ctx, tiny[name], folders[name])
+
+    first, *others = tiny
+    sides = {name: Side(ctx, f"the pre-training of {name}", partial(build, name)) for name in others}
+    try:
+        losses = {first: build(first)}
+        return losses | {name: side.result(ctx) for name, side in sides.items()}
+    finally:
+        for side in sides.values():
+            side.stop()
 
 
 def _build_tiny(ctx: StageContext[PrepareParameters], settings: dict[str, Any], folder: Path) -> float:

@@ -83,6 +83,7 @@ def run(ctx: Context) -> Outcome:
         raise DataError(_nothing_to_train(sources, leaked, counts))
     graded = _grades(ctx, items)
     counters = _write(ctx, sources, benchmarks, assigned, items, graded, found)
+    ctx.images.sync()
     return Outcome(counters={**counters, **basemodels.publish(ctx)})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+
 from medgr2_api.cycle import AnswerFormat
 from medgr2_api.models import PromptSource
 
@@ -39,11 +39,6 @@ class Prompt:
     """The trusted answer (seed gold, or a candidate the filter kept); None: there is none."""
     gold: bool = False
     """The answer is the seed's."""
-
-
-def prompt_id(image_sha256: str, text: str) -> str:
-    """Names a prompt by its content."""
-    return hashlib.sha256(f"{image_sha256}\n{text}".encode()).hexdigest()[:16]
 
 
 def sft_rows(training: Records, answer_format: AnswerFormat) -> list[tuple[str, Row]]:
@@ -148,7 +143,7 @@ def grpo_prompts(
 
     def identify(record: dict[str, Any]) -> str:
         text = answers.prompt(record["question"], record["options"], answer_format)
-        return prompt_id(record["image_sha256"], text)
+        return answers.prompt_id(record["image_sha256"], text)
 
     for record in training:
         name = identify(record)

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from medgr2_api.models import RewardTermType
-from medgr2_api.parameters import GRPOParameters
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
+
+from medgr2_api.models import RewardTermType
+from medgr2_api.parameters import GRPOParameters
 
 from .. import vlm
 from ..context import Outcome, StageContext
@@ -39,7 +40,6 @@ from .model import ExactResume, sampling_stop_list, save
 from .rewards import PolicyReward, Rollouts, Scorer, check_terms, summary
 
 FIELD = "policy.grpo.trainer"
-OWNED = {"num_train_epochs": "max_steps"}  # the spec has no epochs for GRPO
 
 
 class EpochSampler(RepeatSampler):  # type: ignore[misc]
@@ -79,20 +79,17 @@ def run(ctx: StageContext[GRPOParameters]) -> Outcome:
     grpo = ctx.parameters.grpo
     terms = grpo.rewards or []
     check_terms(terms, ctx.has_input("reward"), "policy.grpo.rewards")
-    options = trainer_options(GRPOConfig, grpo.trainer, FIELD, OWNED)
+    options = trainer_options(GRPOConfig, grpo.trainer, FIELD)
     args = trainer_arguments(
         GRPOConfig,
         ctx,
         options,
         field=FIELD,
-        owned=OWNED,
-        **{
-            "per_device_train_batch_size": grpo.num_generations,  # one group, unless the user says more
-            "num_train_epochs": 1,
-            "learning_rate": grpo.learning_rate,
-            "num_generations": grpo.num_generations,
-            "beta": grpo.kl_coefficient,
-        },
+        per_device_train_batch_size=grpo.num_generations,  # one group, unless the user says more
+        num_train_epochs=grpo.num_epochs,
+        learning_rate=grpo.learning_rate,
+        num_generations=grpo.num_generations,
+        beta=grpo.kl_coefficient,
     )
     check_batches(args)
     training = ctx.input("curate").rows("training")

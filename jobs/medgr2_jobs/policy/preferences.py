@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from medgr2_api.models import Grades
 from medgr2_api.parameters import PreferencesParameters
 
@@ -25,7 +26,7 @@ from ..context import Outcome, StageContext
 from ..errors import DataError
 from ..store import atomic
 from ..vlm import Encoder, Row
-from .dataset import Records, prompt_id
+from .dataset import Records
 
 _BATCH = 128  # samples per batch and part
 _HELD_OUT = 8  # every n-th prompt comes from the validation split, for R's promotion gates
@@ -171,7 +172,7 @@ def _sample_part(
     rows: list[dict[str, Any]] = []
     drawn: Counter[str] = Counter()
     for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        name = prompt_id(prompt["image_sha256"], text)
+        name = answers.prompt_id(prompt["image_sha256"], text)
         samples = Counter(said[index * wanted.samples_per_prompt : (index + 1) * wanted.samples_per_prompt])
         for sample, times in samples.items():  # in the order of their first appearance
             rows.append(_row(prompt, name, sample, parameters.grades))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from medgr2_api.models import Normalization, RewardTerm, RewardTermType
 
 from .. import answers

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import math
 
+from trl import SFTConfig, SFTTrainer
+
 from medgr2_api.models import InitFrom
 from medgr2_api.parameters import SFTParameters
-from trl import SFTConfig, SFTTrainer
 
 from .. import vlm
 from ..context import Outcome, StageContext
@@ -19,27 +20,6 @@ from .dataset import CompletionCollator, sft_dataset, sft_rows
 from .model import ExactResume, save
 
 FIELD = "policy.sft.trainer"
-
-#: Options that say which tokens are supervised and how rows are packed: the collator's business.
-OWNED = {
-    name: ""
-    for name in (
-        "packing",
-        "packing_strategy",
-        "eval_packing",
-        "padding_free",
-        "completion_only_loss",
-        "assistant_only_loss",
-        "truncation_mode",
-        "pad_to_multiple_of",
-        "dataset_kwargs",
-        "dataset_text_field",
-        "dataset_num_proc",
-        "chat_template_path",
-        "eos_token",
-        "pad_token",
-    )
-}
 
 
 class PolicyTrainer(ExactResume, SFTTrainer):  # type: ignore[misc]
@@ -55,13 +35,12 @@ def run(ctx: StageContext[SFTParameters]) -> Outcome:
         Checkpointed: asked to stop.
     """
     parameters = ctx.parameters
-    options = trainer_options(SFTConfig, parameters.training.trainer, FIELD, OWNED)
+    options = trainer_options(SFTConfig, parameters.training.trainer, FIELD)
     args = trainer_arguments(
         SFTConfig,
         ctx,
         options,
         field=FIELD,
-        owned=OWNED,
         learning_rate=parameters.training.learning_rate,
         num_train_epochs=parameters.training.num_epochs,
         max_length=None,  # TRL's default of 1024 may cut the answer off and then trains on nothing, at loss 0

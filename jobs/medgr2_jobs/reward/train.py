@@ -60,8 +60,7 @@ def fit(
         replay: graded rows to mix in (DECISIONS 6).
         replay_fraction: their share of every batch.
         training: how to learn.
-        retrain: whether `retrain_trainer` applies; it may also set `learning_rate` and `num_train_epochs`, because a
-            retraining is shorter and gentler than the first training.
+        retrain: whether `retrain_trainer` applies: a retraining is shorter than the first training.
 
     Returns:
         The log: step, loss, learning rate.
@@ -74,24 +73,21 @@ def fit(
     if not rows:
         raise DataError("no rows to train the reward model on; look at the tables of stages prepare and preferences")
     options: dict[str, Any] = dict(training.trainer)
-    changes = dict(training.retrain_trainer) if retrain else {}
-    learning_rate = changes.pop("learning_rate", training.learning_rate)
-    epochs = changes.pop("num_train_epochs", training.num_epochs)
-    options |= changes
+    if retrain:
+        options |= training.retrain_trainer
     arguments = trainer_arguments(
         TrainingArguments,
         ctx,
         options,
-        field="rewardModel.training.retrainTrainer" if changes else "rewardModel.training.trainer",
-        owned={"train_sampling_strategy": ""},
-        learning_rate=learning_rate,
+        field="rewardModel.training.retrainTrainer" if retrain else "rewardModel.training.trainer",
+        learning_rate=training.learning_rate,
         num_train_epochs=1,  # of the whole run's rows
         remove_unused_columns=False,
         label_names=["targets"],
     )
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     share = replay_fraction if replay else 0.0
-    wanted = max(1, round(epochs * len(rows) / (1 - share)))
+    wanted = max(1, round((training.num_epochs or 1) * len(rows) / (1 - share)))
     length = arguments.max_steps * batch if arguments.max_steps > 0 else wanted
     place_checkpoints(arguments, math.ceil(length / batch), spread="save_steps" not in options)
     model.add_adapters(lora_config(training.lora, task_type=None))

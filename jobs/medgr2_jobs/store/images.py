@@ -54,6 +54,10 @@ class ImageStore:
             raise CorruptArtifact(f"{sha256[:80]!r}: not the name of an image; the table that holds it is damaged")
         return self.root / workspace.image(sha256)
 
+    def sync(self) -> None:
+        """Makes all images that were added durable; call before publishing what names them."""
+        atomic.sync_all()
+
     def add_file(self, path: Path, max_pixels: int) -> StoredImage:
         """Reads a picture file and stores it.
 
@@ -84,7 +88,7 @@ class ImageStore:
         return self.add(upright, max_pixels)
 
     def add(self, image: Image.Image, max_pixels: int) -> StoredImage:
-        """Stores a picture as RGB, scaled down to at most `max_pixels`."""
+        """Stores a picture as RGB, scaled down to at most `max_pixels`; on the disk for good after `sync`."""
         image = image.convert("RGB")
         pixels = image.width * image.height
         if pixels > max_pixels:
@@ -98,7 +102,7 @@ class ImageStore:
         sha256 = hashlib.sha256(data).hexdigest()
         path = self.path(sha256)
         if not path.is_file() or path.read_bytes() != data:  # a damaged one is repaired
-            with atomic.atomic_file(path) as stream:
+            with atomic.atomic_file(path, durable=False) as stream:
                 stream.write(data)
         return StoredImage(sha256, clean.width, clean.height)
 

@@ -177,8 +177,20 @@ def _order_only(spec: CycleSpec, key: StageKey, nodes: dict[StageKey, Node]) -> 
 
 def _everything_to_report(nodes: dict[StageKey, Node]) -> tuple[Input, ...]:
     """Metrics of every checkpoint so far, and what the tables are made of."""
-    told = (StageName.EVALUATE, StageName.CURATE, StageName.REWARD, StageName.SCORE, StageName.GRPO, StageName.SFT)
-    return tuple(Input(f"{key.name}-{key.iteration}", (key,)) for name in told for key in nodes if key.name is name)
+    told = (
+        StageName.EVALUATE,
+        StageName.GENERATE,
+        StageName.CURATE,
+        StageName.REWARD,
+        StageName.SCORE,
+        StageName.GRPO,
+        StageName.SFT,
+    )
+    prepare = StageKey(0, StageName.PREPARE)
+    return (
+        *((Input("prepare", (prepare,)),) if prepare in nodes else ()),
+        *(Input(f"{key.name}-{key.iteration}", (key,)) for name in told for key in nodes if key.name is name),
+    )
 
 
 def _stages_in(spec: CycleSpec) -> frozenset[StageName]:

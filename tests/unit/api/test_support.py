@@ -96,10 +96,11 @@ def test_refusals_name_the_field_to_use() -> None:
     assert problem.message == "not to be set here: use spec.policy.grpo.klCoefficient"
 
 
-def test_the_length_of_grpo_is_set_in_its_trainer() -> None:
-    epochs = {"num_train_epochs": 2}
-    assert _paths({"policy.grpo.trainer": epochs}) == []
-    assert _paths({"policy.sft.trainer": epochs}) == ["spec.policy.sft.trainer.num_train_epochs"]
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_the_length_of_a_training_has_a_field_of_its_own(stage: str) -> None:
+    trainer = f"policy.{stage}.trainer"
+    assert _paths({trainer: {"num_train_epochs": 2}}) == [f"spec.{trainer}.num_train_epochs"]
+    assert _paths({trainer: {"max_steps": 2}, f"policy.{stage}.numEpochs": 2}) == []
 
 
 def test_fields_named_as_the_way_out_exist() -> None:

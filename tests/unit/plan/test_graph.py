@@ -81,9 +81,13 @@ def test_edges(stage: str, expected: dict[str, str]) -> None:
 
 def test_report_reads_everything_so_far() -> None:
     found = roles(graph_of(), "report@2")
+    assert found.pop("prepare") == "prepare@0"
     assert found == {
         f"{name}-{t}": f"{name}@{t}"
-        for name, first in (("evaluate", 0), ("reward", 0), ("curate", 1), ("score", 1), ("grpo", 1), ("sft", 1))
+        for name, first in (
+            *(("evaluate", 0), ("reward", 0), ("generate", 1), ("curate", 1)),
+            *(("score", 1), ("grpo", 1), ("sft", 1)),
+        )
         for t in range(first, 3)
     }
     assert not any("@2" in source for source in roles(graph_of(), "report@1").values())

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
 from medgr2_api.models import PromptSource
 from medgr2_jobs import answers, vlm
 from medgr2_jobs.errors import DataError
 from medgr2_jobs.policy.dataset import CompletionCollator, grpo_dataset, grpo_prompts, sft_dataset, sft_rows
 from medgr2_jobs.vlm import Encoder, Row
 from policy_world import FORMAT, World
-from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 
 @pytest.fixture(scope="module")

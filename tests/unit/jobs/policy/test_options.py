@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from trl import GRPOConfig
+
 from medgr2_jobs import vlm
 from medgr2_jobs.errors import ConfigError, DataError
 from medgr2_jobs.policy import grpo, sft
 from medgr2_jobs.policy.grpo import EpochSampler, checkpoint_unit, total_steps
 from medgr2_jobs.training import trainer_options
 from policy_world import World
-from trl import GRPOConfig
 
 
 @pytest.fixture(autouse=True)
@@ -27,12 +28,12 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     ("trainer", "said"),
     [
         ({"warmup_step": 3}, "policy.sft.trainer.warmup_step: SFTConfig has no such option; did you mean"),
-        ({"max_length": 1024}, "max_length: belongs to MedGR2's own contract; remove it"),
-        ({"learning_rate": 1.0}, "set learningRate instead"),
-        ({"num_train_epochs": 3}, "set numEpochs instead"),
-        ({"packing": True}, "packing: belongs to"),
-        ({"completion_only_loss": False}, "completion_only_loss: belongs to"),
-        ({"model_init_kwargs": {"trust_remote_code": True}}, "model_init_kwargs: belongs to"),
+        ({"max_length": 1024}, "max_length: not to be set here: examples are never cut"),
+        ({"learning_rate": 1.0}, "use 'learningRate' beside 'trainer'"),
+        ({"num_train_epochs": 3}, "use 'numEpochs' beside 'trainer'"),
+        ({"packing": True}, "packing: not to be set here"),
+        ({"completion_only_loss": False}, "completion_only_loss: not to be set here"),
+        ({"model_init_kwargs": {"trust_remote_code": True}}, "model_init_kwargs: not to be set here"),
         ({"max_steps": "many"}, "max_steps: 'many' is not a whole number"),
         ({"lr_scheduler_type": "sideways"}, "SFTConfig refuses these settings"),
     ],
@@ -47,13 +48,13 @@ def test_sft_refuses(world: World, trainer: dict[str, Any], said: str) -> None:
     ("trainer", "changes", "said"),
     [
         ({"lerning_rate": 1}, {}, "did you mean 'learning_rate'?"),
-        ({"num_generations": 2}, {}, "set numGenerations instead"),
-        ({"beta": 0.1}, {}, "set klCoefficient instead"),
-        ({"reward_weights": [1, 2]}, {}, "set rewards instead"),
-        ({"num_train_epochs": 2}, {}, "set max_steps instead"),
+        ({"num_generations": 2}, {}, "use spec.policy.grpo.numGenerations"),
+        ({"beta": 0.1}, {}, "use spec.policy.grpo.klCoefficient"),
+        ({"reward_weights": [1, 2]}, {}, "use spec.policy.grpo.rewards"),
+        ({"num_train_epochs": 2}, {}, "use 'numEpochs' beside 'trainer'"),
         ({"per_device_train_batch_size": 6}, {}, "generation_batch_size (6) must be divisible by num_generations (4)"),
         ({"auto_find_batch_size": True}, {}, "auto_find_batch_size is not supported"),
-        ({"log_completions_hub_repo": "a/b"}, {}, "log_completions_hub_repo: belongs to"),
+        ({"log_completions_hub_repo": "a/b"}, {}, "log_completions_hub_repo: not to be set here"),
         ({}, {"roles": ("prepare", "curate", "sft", "candidates")}, "trains no reward model"),
     ],
 )

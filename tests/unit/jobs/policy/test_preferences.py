@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from medgr2_jobs.errors import DataError
 from medgr2_jobs.policy.preferences import choose_prompts, contradicts, grade
 

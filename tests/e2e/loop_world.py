@@ -1,0 +1,93 @@
+"""A whole real cycle, small enough for a test: every stage through the real libraries, a few steps each."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_STEPS = {"per_device_train_batch_size": 8, "save_steps": 2}
+
+CYCLE: dict[str, Any] = {
+    "apiVersion": "medgr2.io/v1alpha1",
+    "kind": "MedGR2Cycle",
+    "metadata": {"name": "loop"},
+    "spec": {
+        "preset": "Tiny",
+        "iterations": 1,
+        "workspace": {"persistentVolumeClaim": {"claimName": "x"}},
+        "data": {
+            "sources": [
+                {"name": "seed", "format": "Phantom", "phantom": {"images": 16}},
+                {"name": "pool", "format": "Phantom", "role": "Images", "phantom": {"images": 16}},
+            ],
+            "split": {"validationFraction": 0.5},
+            "benchmarks": [{"name": "phantoms", "format": "Phantom", "phantom": {"images": 8}}],
+        },
+        "generator": {"scripted": {}, "candidates": 48, "questionsPerImage": 3},
+        "curation": {"selection": {"strategy": "TopK", "k": 24}},
+        "rewardModel": {
+            "baseModel": "builtin://tiny-qwen2.5-vl?captions=answers&steps=12&images=32",
+            "training": {"trainer": {"max_steps": 8, **_STEPS}, "retrainTrainer": {"max_steps": 4}},
+        },
+        "policy": {
+            "baseModel": "builtin://tiny-qwen2.5-vl?steps=12&images=32",
+            "sft": {"trainer": {"max_steps": 8, **_STEPS}},
+            "grpo": {
+                "numGenerations": 4,
+                "trainer": {"max_steps": 4, "per_device_train_batch_size": 16, "save_steps": 1},
+            },
+            "preferences": {"prompts": 16, "samplesPerPrompt": 2},
+        },
+        "failurePolicy": {"maxRetries": 20, "backoffSeconds": 0.05, "maxBackoffSeconds": 0.1},
+        "stages": [{"name": "generate", "shards": 2}, {"name": "score", "shards": 2}],
+    },
+}
+
+
+class Loop:
+    """A workspace with the small cycle in it."""
+
+    def __init__(self, root: Path, document: dict[str, Any] | None = None) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self.root = root
+        self.workspace = root / "ws"
+        self.file = root / "cycle.yaml"
+        self.write(document or CYCLE)
+
+    def write(self, document: dict[str, Any]) -> None:
+        """The cycle to run next."""
+        self.name = document["metadata"]["name"]
+        self.file.write_text(yaml.safe_dump(document))
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Starts `medgr2 run`."""
+        command = [sys.executable, "-m", "medgr2_operator.cli.app", "run", str(self.file), "--plain"]
+        return subprocess.Popen(
+            [*command, "--workspace", str(self.workspace), *arguments],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """Runs it to its end."""
+        process = self.start(*arguments)
+        output, _ = process.communicate(timeout=600)
+        return process.returncode, output
+
+    def status(self) -> dict[str, Any]:
+        """The stored status."""
+        path = self.workspace / "cycles" / self.name / "state.json"
+        status: dict[str, Any] = json.loads(path.read_text())["status"]
+        return status
+
+    def digests(self) -> dict[str, str]:
+        """Output digest of every stage."""
+        return {f"{s['name']}@{s['iteration']}": s["outputDigest"] for s in self.status()["stages"]}

@@ -1,0 +1,108 @@
+"""The real loop, small: complete, reproducible, and unimpressed by `kill -9`."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.loop_world import Loop
+
+pytestmark = pytest.mark.slow
+
+STAGES = {"prepare@0", "reward@0", "evaluate@0"} | {
+    f"{name}@1"
+    for name in ("generate", "score", "curate", "sft", "grpo", "preferences", "reward", "evaluate", "report")
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Loop:
+    loop = Loop(tmp_path_factory.mktemp("loop"))
+    code, output = loop.run()
+    assert code == 0, output
+    assert "accuracy on test phantoms" in output
+    assert "report.md" in output
+    return loop
+
+
+def test_every_stage_publishes_and_the_report_can_be_read(undisturbed: Loop) -> None:
+    assert set(undisturbed.digests()) == STAGES
+    assert all(undisturbed.digests().values())
+    report = undisturbed.workspace / "cycles" / "loop" / "report"
+    rows = json.loads((report / "results.json").read_text())
+    keys = {
+        "cycle", "iteration", "checkpoint", "split", "benchmark", "condition", "scoring", "slice", "metric",
+        "value", "low", "high", "n",
+    }  # fmt: skip
+    assert all(set(row) == keys for row in rows)
+    assert {row["checkpoint"] for row in rows} == {"base", "sft", "grpo"}
+    conditions = {"real", "blank", "shuffled", "options_only", "option_prior", "chance"}
+    assert {row["condition"] for row in rows} == conditions
+    assert {row["scoring"] for row in rows} >= {"option_logprob", "greedy"}
+    assert {row["split"] for row in rows} == {"validation", "test"}
+    text = (report / "report.md").read_text()
+    assert "precision" in text.lower(), "the scripted generator's truth is known, so the filter's precision is"
+    for figure in (report / "figures").glob("*.png"):
+        assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_same_seed_same_bytes_although_everything_is_killed(undisturbed: Loop, tmp_path: Path) -> None:
+    """Each stage is killed once at a random moment of its life, the run itself several times."""
+    loop = Loop(tmp_path)
+    rng = random.Random(11)
+    pending = {name: rng.random() * 2.0 for name in STAGES}
+    killed_stages: set[str] = set()
+    killed_runs = 0
+    for _ in range(12):
+        process = loop.start()
+        deadline = time.monotonic() + (16 + rng.random() * 14 if killed_runs < 3 else 600)
+        while process.poll() is None and time.monotonic() < deadline:
+            for pid, name, age in _stages(process.pid):
+                if name in pending and age >= pending[name]:
+                    os.kill(pid, signal.SIGKILL)
+                    killed_stages.add(name)
+                    del pending[name]
+            time.sleep(0.02)
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.communicate()
+        killed_runs += 1
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    assert killed_runs == 3
+    assert {"prepare@0", "reward@0", "sft@1", "grpo@1"} <= killed_stages
+    assert loop.digests() == undisturbed.digests()
+
+
+def _stages(run: int) -> list[tuple[int, str, float]]:
+    """(pid, stage, age in seconds) of the stages below a run: children of its zygote, named by their log."""
+    found = []
+    for zygote in _children(run):
+        for pid in _children(zygote):
+            try:
+                log = Path(os.readlink(f"/proc/{pid}/fd/1")).stem
+                started = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
+            except (OSError, IndexError):
+                continue
+            age = time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+            iteration, name = log.split("-")[:2] if log.startswith("i0") else ("", "")
+            if name:
+                found.append((pid, f"{name}@{int(iteration[1:])}", age))
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += [int(word) for word in task.read_text().split()]
+        except OSError:
+            continue
+    return found
