@@ -74,7 +74,7 @@ def test_paths_that_leave_the_workspace_are_refused(tmp_path: Path, uri: str) ->
     path = tmp_path / "cycle.yaml"
     path.write_text(
         QUICKSTART.read_text().replace(
-            "{name: phantoms, format: Phantom, phantom: {images: 150, questionsPerImage: 4}}",
+            "{name: phantoms, format: Phantom, phantom: {images: 110, questionsPerImage: 4}}",
             f"{{name: phantoms, format: OmniMedVQA, uri: {uri}}}",
         )
     )
