@@ -77,3 +77,7 @@ def version() -> None:
 def main() -> None:
     """Entry point of the `medgr2` command."""
     app()
+
+
+if __name__ == "__main__":
+    main()
