@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 WORKSPACE ?= .medgr2
 STAMP := $(VENV)/.installed
 NAME ?=
+TEST_PROCESSES ?= 2
 
 .PHONY: demo test lint bench crds setup clean help
 
@@ -18,7 +19,7 @@ demo: $(STAMP)  ## Run the quickstart loop and its raw-answers ablation, then co
 	$(BIN)/medgr2 compare quickstart quickstart-raw --workspace $(WORKSPACE)
 
 test: $(STAMP)  ## Run all tests.
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## Check style, types, and which package may import which.
 	$(BIN)/ruff check .

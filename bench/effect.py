@@ -193,7 +193,7 @@ def _tell(results: dict[int, dict[str, Any]], minutes: float) -> int:
 
 
 def _pair(seed: int, right: dict[str, Any], first: str, second: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both arms item by item, the one to subtract first, and each item's cluster: its image, apart from other seeds'."""
+    """Both arms item by item, the one to subtract first, and each item's cluster: its image within its seed."""
     images = np.char.add(f"{seed}/", right[first][1].astype(str))
     return right[second][0], right[first][0], images
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench import models
+from bench import _models as models
 from medgr2_api.models import Grades, RewardHead
 from medgr2_jobs import vlm
 from medgr2_jobs.reward import scorer

@@ -246,3 +246,19 @@ def test_iterations_may_be_raised_after_the_end_but_not_lowered(space: Workspace
 
 def _logs(space: Workspace) -> str:
     return "\n".join(path.read_text() for path in (space.root / "ws").glob("cycles/*/logs/*.log"))
+
+
+def test_a_pause_waits_for_approval(space: Workspace) -> None:
+    paused = json.loads(json.dumps(CYCLE))
+    paused["spec"] |= {"iterations": 1, "pauseBefore": ["sft"]}
+    space.write(paused)
+    code, output = space.run()
+    assert code == 0
+    assert "sft@1" in output
+    assert "spec.approved" in output
+    assert not [entry for entry in space.ledger("start") if entry["stage"] == "sft@1"]
+    paused["spec"]["approved"] = [{"iteration": 1, "stage": "sft"}]
+    space.write(paused)
+    code, output = space.run()
+    assert code == 0, output
+    assert space.state()["status"]["phase"] == "Complete"

@@ -89,7 +89,8 @@ def _explain(executor: Executor, phase: Phase) -> int:
                 print(f"{stage.name}@{stage.iteration} failed: {stage.reason}: {stage.message}", file=sys.stderr)
                 print(f"  log: {log}", file=sys.stderr)
         return executor.failure_exit_code or ExitCode.ERROR
-    for condition in status.conditions:
-        if condition.status == "True" and condition.type == "Suspended":
-            print(f"{phase}: {condition.reason}: {condition.message}", file=sys.stderr)
+    progressing = next((condition for condition in status.conditions if condition.type == "Progressing"), None)
+    print(f"{phase}: {progressing.message if progressing else status.summary}", file=sys.stderr)
+    if phase is Phase.PAUSED:
+        print("look at what is there, then list the stage in spec.approved and run again", file=sys.stderr)
     return ExitCode.OK

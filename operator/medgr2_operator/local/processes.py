@@ -146,7 +146,10 @@ class Processes:
             self._events.put(None)
 
     def _obituary(self) -> str:
-        code = self._zygote.poll()
+        try:
+            code: int | None = self._zygote.wait(timeout=5)
+        except subprocess.TimeoutExpired:  # it closed its output and lives on
+            code = None
         tail = self.log.read_text(errors="replace").strip().splitlines()[-3:]
         ended = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
         return f"the stage server ended ({ended}); its last words are in {self.log}: {' / '.join(tail)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.unit.plan.world import make_spec
+from tests.unit.plan.specs import make_spec
 
 from medgr2_api.presets import resolve
 from medgr2_api.stages import StageName

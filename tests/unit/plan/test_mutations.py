@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.unit.plan.world import Broken, run_schedule
+from tests.unit.plan.invariants import Broken
+from tests.unit.plan.schedule import run_schedule
 
 from medgr2_api.status import AttemptState, CycleStatus
 from medgr2_operator.plan import attempt, compact, graph, ledger, machine, restart, standing, start, view

@@ -1,6 +1,6 @@
 """The planner against random schedules: crashes, lost Jobs, lagging caches, edits, restarts, clocks that jump.
 
-What must hold is checked by the world after every single action (see `Broken` there): nothing is created twice, no two
+What must hold is checked after every single action (see `invariants`): nothing is created twice, no two
 writers of one stage, no stage before its inputs, ends are for ever, results are stored before Jobs are deleted, every
 run ends, the status stays small, and planning is pure.
 """
@@ -11,10 +11,13 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
-from tests.unit.plan.world import ACTIONS, SPECS, World, run_schedule, spec_of
+from tests.unit.plan.moves import ACTIONS, BY_NAME
+from tests.unit.plan.schedule import run_schedule, settle
+from tests.unit.plan.specs import SPECS, spec_of
+from tests.unit.plan.world import World
 
 NUMBERS = st.integers(0, 255)
-MOVES = st.sampled_from([name for name, weight in ACTIONS.items() for _ in range(weight)])
+MOVES = st.sampled_from([move.__name__ for move, weight in ACTIONS.items() for _ in range(weight)])
 
 
 class Schedules(RuleBasedStateMachine):
@@ -26,11 +29,11 @@ class Schedules(RuleBasedStateMachine):
 
     @rule(name=MOVES, a=NUMBERS, b=NUMBERS)
     def move(self, name: str, a: int, b: int) -> None:
-        getattr(self.world, name)(a, b)
+        BY_NAME[name](self.world, a, b)
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
-            self.world.settle()
+            settle(self.world)
 
 
 def _explore(examples: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -159,19 +158,3 @@ def test_the_item_set_and_the_plain_bootstrap_agree_and_are_seeded() -> None:
 def test_no_values_is_an_error() -> None:
     with pytest.raises(ValueError, match="no values"):
         metrics.cluster_mean([], [], seed=0)
-
-
-def test_a_whole_table_takes_seconds_not_minutes() -> None:
-    items = many(3200)
-    random = np.random.default_rng(8)
-    rows = []
-    for condition in ("real", "blank", "shuffled", "options_only"):
-        for scoring in ("greedy", "option_logprob"):
-            picks = random.integers(4, size=3200).tolist()
-            rows += [
-                {**prediction(entry, pick, scoring), "condition": condition}
-                for entry, pick in zip(items, picks, strict=True)
-            ]
-    started = time.process_time()
-    metrics.result_rows(metrics.ItemSet(items), rows, HEAD, seed=1, chance=True)
-    assert time.process_time() - started < 5

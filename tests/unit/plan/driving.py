@@ -5,11 +5,18 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from tests.unit.plan.world import ENDED, SimJob, World, make_spec
+from tests.unit.plan import moves
+from tests.unit.plan.objects import ENDED, SimJob
+from tests.unit.plan.specs import make_spec
+from tests.unit.plan.world import World
 
+from medgr2_api.scheduling import RestartFrom
 from medgr2_api.stages import StageName, StageResult
 from medgr2_api.status import AttemptState, Condition, StageStatus
 from medgr2_operator.plan.model import JobState, Plan
+
+#: What a stage of four GPUs has in the spec.
+GPU = {"resources": {"limits": {"nvidia.com/gpu": 4}}}
 
 
 def world(**changes: Any) -> World:
@@ -42,24 +49,24 @@ def condition(w: World, kind: str) -> Condition:
 
 def run(w: World, found: SimJob) -> SimJob:
     """Lets a queued Job run, and the planner see it."""
-    w.admit([j for j in w.jobs.values() if j.state is JobState.QUEUED and not j.deleting].index(found), 0)
+    moves.admit(w, [j for j in w.jobs.values() if j.state is JobState.QUEUED and not j.deleting].index(found), 0)
     w.reconcile()
     return found
 
 
 def succeed(w: World, found: SimJob, *, readable: bool = True, **result: Any) -> None:
     """A Job succeeds."""
-    told = w._publish(found).model_copy(update=result)
+    told = w.publish(found).model_copy(update=result)
     found.started = found.started or w.now
-    w._finish(found, 0, "", told if readable else None)
-    w._release(found, linger=False)
+    w.finish(found, 0, "", told if readable else None)
+    w.release(found, linger=False)
 
 
 def fail(w: World, found: SimJob, code: int | None, reason: str = "", **result: Any) -> None:
     """A Job fails."""
     told = StageResult(exit_code=code, **result) if code is not None else None
-    w._finish(found, code, reason, told)
-    w._release(found, linger=False)
+    w.finish(found, code, reason, told)
+    w.release(found, linger=False)
 
 
 def until(w: World, name: str, iteration: int = 1) -> SimJob:
@@ -96,3 +103,13 @@ def live(w: World) -> set[str]:
     """Stages with an attempt that has not ended."""
     active = (AttemptState.PENDING, AttemptState.RUNNING, AttemptState.TERMINATING)
     return {f"{r.name}@{r.iteration}" for r in w.status.stages if r.attempt and r.state in active}
+
+
+def edit(w: World, **changes: Any) -> None:
+    """Somebody edits the spec."""
+    w.set_spec(changes)
+
+
+def restart(w: World, stage: str, iteration: int, token: str) -> None:
+    """Somebody wants a stage again."""
+    edit(w, restart_from=RestartFrom(iteration=iteration, stage=StageName(stage), token=token))
