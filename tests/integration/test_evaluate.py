@@ -140,10 +140,3 @@ def test_a_stop_keeps_finished_parts_and_the_next_attempt_goes_on(
     reference = ArtifactReader(root, run_stage(root, undisturbed))
     for name in ("predictions.parquet", "results.json"):
         assert (again.writer.folder / name).read_bytes() == reference.file(name).read_bytes()
-
-
-def test_the_report_names_prompts_as_grpo_does() -> None:
-    from medgr2_jobs import answers
-    from medgr2_jobs.policy.dataset import prompt_id
-
-    assert answers.prompt_id("ab", "What ?") == prompt_id("ab", "What ?")

@@ -86,7 +86,7 @@ def run(ctx: StageContext[GRPOParameters]) -> Outcome:
         options,
         field=FIELD,
         per_device_train_batch_size=grpo.num_generations,  # one group, unless the user says more
-        num_train_epochs=grpo.num_epochs,
+        num_train_epochs=grpo.num_epochs or 1,
         learning_rate=grpo.learning_rate,
         num_generations=grpo.num_generations,
         beta=grpo.kl_coefficient,
