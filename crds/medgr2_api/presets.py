@@ -114,8 +114,14 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "rewardModel.training.retrainTrainer": {"max_steps": 90},
         "curation.selection.threshold": 2.0,
         "policy.sft.lora": {"rank": 0},
-        "policy.sft.learningRate": 1e-3,
-        "policy.sft.trainer": {"max_steps": 270, "loss_type": "nll", **_SMALL_BATCHES},
+        "policy.sft.learningRate": 1.5e-3,
+        "policy.sft.trainer": {"max_steps": 400, "loss_type": "nll", **_SMALL_BATCHES},
+        # After SFT the policy is sure of itself: a higher temperature makes it try other answers. The trusted answers
+        # weigh as much as R, whose errors would otherwise unlearn what SFT knows (docs/measurements.md).
+        "policy.grpo.rewards": [
+            {"type": "RewardModel", "weight": 0.5, "normalization": "MinMax"},
+            {"type": "AnswerMatch", "weight": 0.5},
+        ],
         "policy.grpo.klCoefficient": 0.0,
         "policy.grpo.seedFraction": 0.33,
         "policy.grpo.learningRate": 5e-4,
@@ -124,6 +130,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
             "per_device_train_batch_size": 256,
             "gradient_accumulation_steps": 1,
             "max_completion_length": 18,
+            "temperature": 1.3,
             "scale_rewards": "batch",
             "lr_scheduler_type": "constant_with_warmup",
             "warmup_steps": 3,

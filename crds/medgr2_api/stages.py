@@ -156,7 +156,7 @@ class StageResult(Model):
     metrics: Figures = Field(default_factory=dict)
     """A few headline figures."""
     usage: Figures = Field(default_factory=dict)
-    """Money and time: `generatorUSD`, `wallSeconds`, `gpuSeconds`."""
+    """Money and time: `generatorUSD`, `wallSeconds`, `cpuSeconds`, `gpuSeconds`."""
 
     def to_termination_message(self) -> str:
         """The JSON text, cut (message first, then metrics, then usage) until it fits `RESULT_MAX_BYTES`."""

@@ -25,10 +25,11 @@ from pydantic import ValidationError
 
 from medgr2_api import workspace
 from medgr2_api.parameters import CODE_VERSION, parameters_model
-from medgr2_api.stages import REQUEST_ENV, RESULT_PATH_ENV, ExitCode, StageName, StageRequest, StageResult
+from medgr2_api.stages import REQUEST_ENV, RESULT_PATH_ENV, ExitCode, Shard, StageName, StageRequest, StageResult
 
 from .context import WORKSPACE_ENV, Outcome, StageContext
 from .errors import Checkpointed, ConfigError, CorruptArtifact, DiskFull, StageError, TemporaryError
+from .serve import served
 from .store import atomic, fence, manifest
 from .store.artifact import ArtifactWriter
 
@@ -49,6 +50,9 @@ MODULES: dict[StageName, str] = {
 #: What may become part of a path: no separators, no hidden names.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 
+#: Set by Kubernetes in the pods of an Indexed Job.
+INDEX_ENV = "JOB_COMPLETION_INDEX"
+
 _PACKAGES = ("medgr2", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "pyarrow", "pillow", "numpy")
 
 
@@ -64,10 +68,21 @@ def main() -> int:
         request = StageRequest.model_validate_json(text)
     except ValidationError as error:
         return _refuse(f"{REQUEST_ENV} is not a stage request: {error}")
-    code = execute(request, Path(os.environ.get(WORKSPACE_ENV, "/workspace")), stop)
+    root = Path(os.environ.get(WORKSPACE_ENV, "/workspace"))
+    request = _shard_of_pod(request)
+    with served(request, root):
+        code = execute(request, root, stop)
     # Python takes its handlers away before it ends: another SIGTERM then would spoil the exit code.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return code
+
+
+def _shard_of_pod(request: StageRequest) -> StageRequest:
+    """The pods of an Indexed Job share one request; each takes its own part by its index."""
+    index = os.environ.get(INDEX_ENV)
+    if request.shard.count == 1 or index is None:
+        return request
+    return request.model_copy(update={"shard": Shard(index=int(index), count=request.shard.count)})
 
 
 def execute(request: StageRequest, root: Path, stop: threading.Event | None = None) -> int:
@@ -154,11 +169,12 @@ def _run(request: StageRequest, root: Path, stop: threading.Event) -> StageResul
     run: Callable[[StageContext[Any]], Outcome] = importlib.import_module(MODULES[request.stage]).run
     fence.raise_fence(root, request)
     _seed_everything(context.parameters.seed, request.threads)
-    started = time.monotonic()
+    wall, cpu = time.monotonic(), _cpu_seconds()
     try:
         context.writer.open()
         outcome = run(context)
-        return _publish(context, outcome, folder, time.monotonic() - started)
+        spent = {"wallSeconds": time.monotonic() - wall, "cpuSeconds": _cpu_seconds() - cpu}
+        return _publish(context, outcome, folder, {name: round(seconds, 3) for name, seconds in spent.items()})
     except BaseException:
         if not _stands(context.writer, folder):
             context.writer.discard()
@@ -186,7 +202,12 @@ def _context(request: StageRequest, root: Path, stop: threading.Event) -> StageC
     return StageContext(request, parameters, root, stop=stop)
 
 
-def _publish(context: StageContext[Any], outcome: Outcome, folder: Path, seconds: float) -> StageResult:
+def _cpu_seconds() -> float:
+    """Processor time of this process and its ended children: unlike wall time, the same on a busy machine."""
+    return sum(os.times()[:4])
+
+
+def _publish(context: StageContext[Any], outcome: Outcome, folder: Path, spent: dict[str, float]) -> StageResult:
     """The commit: parts durable, fence still ours, then the manifest."""
     request, writer = context.request, context.writer
     with atomic.disk_errors(writer.folder):
@@ -205,7 +226,7 @@ def _publish(context: StageContext[Any], outcome: Outcome, folder: Path, seconds
         parameters=request.parameters,
         counters=outcome.counters,
         promoted=outcome.promoted,
-        usage={"wallSeconds": round(seconds, 3), **outcome.usage},
+        usage={**spent, **outcome.usage},
         packages=_packages(),
     )
     standing = manifest.commit(folder, ours, writer.work)

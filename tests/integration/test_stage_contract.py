@@ -52,6 +52,7 @@ def test_success_publishes_and_says_so(published: tuple[Path, StageResult]) -> N
     assert result.metrics == {"rows": 100}  # what is not finite is left out
     assert result.usage["gpuSeconds"] == 1.5
     assert result.usage["wallSeconds"] > 0
+    assert result.usage["cpuSeconds"] > 0
     reader = ArtifactReader(root, ref(result))
     assert len(reader.rows("scores")) == 100
     assert sorted(path.name for path in reader.folder_of("model").iterdir()) == [f"part-{n}.bin" for n in range(8)]

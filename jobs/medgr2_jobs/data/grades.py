@@ -8,7 +8,7 @@
 | irrelevant | -6 | wrongAnswer | a wrong answer with a rationale for it |
 | irrelevant | -6 | rationaleAgainstAnswer | the right rationale, a wrong answer |
 | irrelevant | -6 | otherRationale | another question's rationale, a wrong answer |
-| imageMismatch | -6 | otherImage, otherModality | the original response beside another image |
+| imageMismatch | -6 | otherImage, otherModality | the item's response beside another image |
 
 Works for any data: an item without rationale gets a neutral sentence that names the option.
 """
@@ -34,8 +34,9 @@ HELDOUT = "heldout"
 
 #: Of the mixed wrong rows: how many contradict themselves, how many talk of something else (the rest is left out).
 _AGAINST, _OTHER = 0.4, 0.2
-#: How often a wrong answer comes in other words, so that synonyms alone do not mark a text as right.
-_PARAPHRASED_WRONG = 0.15
+#: How often a wrong row comes in other words: as often as a right one (original and perturbed), so that the wording
+#: gives no grade away. GRPO finds such a shortcut at once: with 0.15 the policy learnt to paraphrase, not to answer.
+_PARAPHRASED_WRONG = 0.5
 
 Item = dict[str, Any]
 """A row of table `items`."""
@@ -81,7 +82,9 @@ def rows(
     for item in items:
         rng = random.Random(f"grades/{seed}/{item['item_id']}")
         made = [*_texts(item, mismatches, pool, rng)]
-        made += [(IMAGE_MISMATCH, why, _original(item), shown) for why, shown in pool.images(item, mismatches, rng)]
+        for why, shown in pool.images(item, mismatches, rng):
+            text = _Text(_in_other_words(rationale_for(item), item, rng), item["answer_index"])
+            made.append((IMAGE_MISMATCH, why, text, shown))
         for number, (grade, perturbation, text, shown) in enumerate(made):
             yield {
                 "sample_id": f"{item['item_id']}#{number}",
@@ -99,8 +102,11 @@ def rows(
             }
 
 
-def _original(item: Item) -> _Text:
-    return _Text(rationale_for(item), item["answer_index"])
+def _in_other_words(text: str, item: Item, rng: random.Random) -> str:
+    """A wrong row's rationale, paraphrased as often as a right row's."""
+    if rng.random() >= _PARAPHRASED_WRONG:
+        return text
+    return wording.paraphrase(text, rng, keep=tuple(item["options"])) or text
 
 
 def _texts(item: Item, mismatches: int, pool: _Pool, rng: random.Random) -> Iterator[tuple[str, str, _Text, Item]]:
@@ -120,13 +126,11 @@ def _texts(item: Item, mismatches: int, pool: _Pool, rng: random.Random) -> Iter
         yield IRRELEVANT, "otherRationale", _Text(pool.other_rationale(item, rng), wrong[0]), item
     for number in range(mismatches):
         index = wrong[number % len(wrong)]
-        believed = pool.rationale_of_wrong(item, index, rng)
-        if rng.random() < _PARAPHRASED_WRONG:
-            believed = wording.paraphrase(believed, rng, keep=options) or believed
+        believed = _in_other_words(pool.rationale_of_wrong(item, index, rng), item, rng)
         yield IRRELEVANT, "wrongAnswer", _Text(believed, index), item
         drawn = rng.random()
         if drawn < _AGAINST:
-            yield IRRELEVANT, "rationaleAgainstAnswer", _Text(right, index), item
+            yield IRRELEVANT, "rationaleAgainstAnswer", _Text(_in_other_words(right, item, rng), index), item
         elif drawn < _AGAINST + _OTHER:
             yield IRRELEVANT, "otherRationale", _Text(pool.other_rationale(item, rng), index), item
 

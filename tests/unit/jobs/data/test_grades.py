@@ -41,6 +41,18 @@ def make(items: list[dict[str, Any]], mismatches: int = 1, seed: int = 0, **opti
     return list(grades.rows(items, grades=Grades(), mismatches=mismatches, answer_format=FORMAT, seed=seed, **options))
 
 
+def test_the_wording_gives_no_grade_away() -> None:
+    """R would learn it, and GRPO would find it: a policy that paraphrases instead of answering."""
+    spoken = Counter()
+    for row in make(phantom_items(200), mismatches=3):
+        if row["perturbation"] not in ("phraseDeletion", "otherRationale"):
+            said = row["response"].split("<think>")[1].split("</think>")[0]
+            spoken[row["target"] > 0, phantoms.paraphrase(said) is None] += 1
+    for right in (True, False):
+        paraphrased, plain = spoken[right, True], spoken[right, False]
+        assert paraphrased / (paraphrased + plain) == pytest.approx(0.5, abs=0.05), f"right: {right}"
+
+
 def test_each_grade_is_what_it_says() -> None:
     items = {item["item_id"]: item for item in phantom_items()}
     rows = make(list(items.values()))
