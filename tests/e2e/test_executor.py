@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,9 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
+
+from medgr2_operator.cli.app import app
 
 RUN = [sys.executable, str(Path(__file__).with_name("fake_run.py"))]
 
@@ -167,6 +172,24 @@ def test_kill_9_of_the_zygote(space: Workspace, undisturbed: Workspace) -> None:
     assert space.digests() == undisturbed.digests()
 
 
+def test_nothing_is_started_beside_what_a_killed_run_or_zygote_left_behind(space: Workspace) -> None:
+    process = space.start(step=3)  # time enough to start a second writer, if nobody waited
+    for attempts in (1, 2):
+        while len(space.ledger("start")) < attempts:
+            assert process.poll() is None
+            time.sleep(0.05)
+        if attempts == 1:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            os.kill(int(children[0]), signal.SIGKILL)
+    assert "Resource temporarily unavailable" not in _logs(space)
+    process.kill()
+    process.communicate()
+    code, output = space.run()
+    assert code == 0, output
+    assert f"waiting for the stages that run {process.pid} left behind" in output
+    assert "Resource temporarily unavailable" not in _logs(space)
+
+
 def test_interrupt_checkpoints_and_the_same_command_goes_on(space: Workspace, undisturbed: Workspace) -> None:
     process = space.start(step=0.05)
     while not space.ledger():
@@ -200,6 +223,9 @@ def test_a_permanent_failure_ends_the_run_with_its_message(space: Workspace) -> 
     code, output = space.run()
     assert code == 65, output
     assert "row 7, field question: is empty" in output.replace("\n", "")
+    log = re.search(r"log: (\S+curate\S+\.log)", output)
+    assert log is not None
+    assert "row 7" in Path(log[1]).read_text()
     assert space.state()["status"]["phase"] == "Failed"
     assert not [entry for entry in space.ledger("start") if entry["stage"] == "sft@1"]
 
@@ -227,6 +253,9 @@ def test_restart_from_reruns_exactly_that_and_what_depends_on_it(space: Workspac
     assert code == 0, output
     ran = sorted(entry["stage"] for entry in space.ledger()[before:])
     assert ran == ["evaluate@2", "grpo@2", "preferences@2", "report@2", "reward@2", "sft@2"]
+    assert space.run("--restart-from", "sft@2")[0] == 0
+    again = sorted(entry["stage"] for entry in space.ledger()[before + len(ran) :])
+    assert again == ran, "the same once more is a new wish"
 
 
 def test_iterations_may_be_raised_after_the_end_but_not_lowered(space: Workspace) -> None:
@@ -242,6 +271,57 @@ def test_iterations_may_be_raised_after_the_end_but_not_lowered(space: Workspace
     code, output = space.run()
     assert code == 2
     assert "iterations may only grow" in output
+
+
+def _plan(space: Workspace, workspace: Path) -> dict[str, str]:
+    """What `medgr2 plan` says would happen, by stage; and its last line under ''."""
+    found = CliRunner(env={"COLUMNS": "300"}).invoke(app, ["plan", str(space.file), "--workspace", str(workspace)])
+    assert found.exit_code == 0, found.output
+    rows = [re.split(r"\s{2,}", line.strip()) for line in found.output.splitlines() if "@" in line]
+    said = {row[0]: next(cell for cell in row[1:] if cell.startswith(("done", "runs", "reused"))) for row in rows}
+    return {**said, "": found.output.splitlines()[-1]}
+
+
+def test_plan_foretells_what_a_run_would_do(space: Workspace, undisturbed: Workspace) -> None:
+    root = space.root / "ws"
+    shutil.copytree(undisturbed.root / "ws", root, symlinks=True)
+    said = _plan(space, root)
+    assert set(said) == EXPECTED | {""}
+    assert {said[name] for name in EXPECTED} == {"done in this cycle"}
+    assert said[""].startswith(f"0 stages would run, {len(EXPECTED)} are already there")
+
+    other = json.loads(json.dumps(CYCLE))
+    other["metadata"]["name"] = "other"
+    other["spec"]["policy"]["grpo"] = {"klCoefficient": 0.5}
+    space.write(other)
+    said = _plan(space, root)
+    assert said["sft@1"] == "reused: made by loop, iteration 1"
+    assert said["grpo@1"] == "runs: nothing with these parameters and inputs is in the workspace"
+    assert said["evaluate@1"] == "runs: its input grpo (grpo@1) is not there yet"
+    would_run = {name for name, what in said.items() if what.startswith("runs")}
+    code, output = space.run()
+    assert code == 0, output
+    assert {entry["stage"] for entry in space.ledger() if entry not in undisturbed.ledger()} == would_run
+
+
+def test_plan_takes_a_stage_for_done_only_with_all_its_shards_and_the_model_that_was_promoted(
+    space: Workspace, undisturbed: Workspace
+) -> None:
+    root = space.root / "ws"
+    shutil.copytree(undisturbed.root / "ws", root, symlinks=True)
+    path = root / "cycles" / "loop" / "state.json"
+    state = json.loads(path.read_text())
+    stages = state["status"]["stages"]
+    first = {stage["name"]: stage for stage in stages if stage["iteration"] == 1}
+    first["reward"]["promoted"] = False
+    state["status"]["stages"] = [stage for stage in stages if stage["iteration"] < 2 and stage["name"] != "generate"]
+    path.write_text(json.dumps(state))
+    said = _plan(space, root)
+    assert said["generate@1"].startswith("reused")
+    assert said["generate@2"].startswith("reused")
+    assert said["score@2"] == "runs: nothing with these parameters and inputs is in the workspace"
+    (root / "artifacts" / "generate" / first["generate"]["inputHash"] / "shard-001" / "manifest.json").unlink()
+    assert _plan(space, root)["generate@1"].startswith("runs")
 
 
 def _logs(space: Workspace) -> str:

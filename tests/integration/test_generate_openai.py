@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -248,7 +249,7 @@ def test_unreachable(root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.
         assert stage.execute(asked(root, url, candidates=40), root) == 75
     output = capfd.readouterr().err
     assert url in output
-    assert "16 questions in a row" in output  # it did not ask all 40
+    assert re.search(r"1[6-9] questions in a row", output)  # it did not ask all 40; four are in flight at once
 
 
 def test_most_questions_fail_and_the_rest_is_kept(root: Path, server: ChatServer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,36 @@ def test_few_bad_records_are_set_aside(desk: Desk) -> None:
     assert len(prepared.rows("items")) == 49
 
 
+def test_as_many_bad_records_as_allowed_are_set_aside_in_benchmarks_too(desk: Desk) -> None:
+    right = desk.records("bench")[2]["gt_answer"]
+    for row in (1, 2):
+        desk.change(row, "bench", gt_answer="Unicorn")
+    desk.refused(65, "data.benchmarks[bench]: 2 of 10", data={"maxBadFraction": 0.1})
+    desk.change(2, "bench", gt_answer=right)
+    prepared = desk.tables(data={"maxBadFraction": 0.1})  # one of ten
+    assert [row["source"] for row in prepared.rows("quarantine")] == ["bench"]
+
+
+def test_images_are_scaled_and_kept_from_others_as_the_spec_says(desk: Desk) -> None:
+    """An image of two sources may leave the cluster only where both allow it."""
+    source = desk.data["sources"][0]
+    records = desk.records()[:4]  # of two images
+    (desk.root / "seed" / "some.json").write_text(json.dumps(records))
+    pool = {"name": "pool", "role": "Images", "uri": "seed/some.json", "allowExternal": False}
+    desk.data["sources"] = [{**source, "allowExternal": True}, {**source, **pool}]
+    rows = desk.tables(data={"maxPixels": 784}).rows("images")
+    assert [row["allow_external"] for row in rows if row["split"] != "test"].count(False) == 2
+    assert {row["width"] * row["height"] for row in rows} == {784}
+
+
+def test_asked_to_stop_it_stops(desk: Desk) -> None:
+    stop = threading.Event()
+    stop.set()
+    asked = stage_request(StageName.PREPARE, 0, prepare_parameters(data=desk.data))
+    assert execute(asked, desk.root, stop) == 85
+    assert len(list(desk.root.glob("images/*/*.png"))) <= 1, "it looks while it reads, not when all is read"
+
+
 def test_missing_image(desk: Desk) -> None:
     (desk.root / "seed/images/000004.png").unlink()
     desk.refused(
@@ -253,6 +284,21 @@ def test_leaked_images_fail_the_stage(desk: Desk) -> None:
     copy_bench_images(desk, 2)
     desk.data["benchmarks"][0]["onLeak"] = "Fail"
     desk.refused(65, "benchmark 'bench'", "2 image(s)", "seed/images/000000.png", "onLeak: Drop")
+
+
+def test_leaks_of_image_pools_and_of_every_benchmark_are_dropped(desk: Desk) -> None:
+    phantoms.write(desk.root / "second", dataset="second", seed=3, images=3, questions_per_image=1)
+    desk.data["sources"].append(
+        {"name": "pool", "format": "OmniMedVQA", "role": "Images", "uri": "second/questions.json"}
+    )
+    desk.data["benchmarks"].append({"name": "second", "format": "OmniMedVQA", "uri": "second/questions.json"})
+    copy_bench_images(desk, 1)
+    prepared = desk.tables()
+    assert prepared.manifest.counters["leaked_images"] == 4
+    rows = prepared.rows("images")
+    assert {row["source"] for row in rows} == {"seed", "bench", "second"}, "the pool has nothing of its own"
+    assert sum(row["split"] == "test" for row in rows) == 8
+    assert all((row["source"] == "seed") == (row["split"] != "test") for row in rows)
 
 
 def test_nothing_left_to_train_on(desk: Desk) -> None:

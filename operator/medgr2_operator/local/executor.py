@@ -13,13 +13,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from medgr2_api import workspace
-from medgr2_api.artifacts import combined_digest
 from medgr2_api.cycle import Cycle
 from medgr2_api.stages import REQUEST_ENV, RESULT_PATH_ENV, ExitCode, Progress, Shard, StageResult
 from medgr2_api.status import AttemptState, Phase
 
 from ..plan.machine import plan
 from ..plan.model import AttemptKey, Event, JobCreate, JobDelete, JobState, Observed, ObservedJob, ObservedPod, Plan
+from ..plan.outcome import combine, worst
 from .processes import ZYGOTE_COMMAND, Exited, Processes, ZygoteDied
 from .state import StateFile
 
@@ -166,22 +166,24 @@ class Executor:
         results = {name: self._result(name) for name in shards}
         bad = [name for name in shards if codes[name] != ExitCode.OK]
         if bad:
-            # a permanent failure outranks the checkpoints it provoked in the other shards
-            worst = min(bad, key=lambda name: codes[name] in (ExitCode.CHECKPOINTED, 128 + signal.SIGTERM))
+            failed = bad[worst([codes[name] for name in bad])]
+            result = results[failed]
+            if codes[failed] != ExitCode.CHECKPOINTED:
+                self.failure_exit_code = codes[failed]
             return replace(
                 job,
                 state=JobState.FAILED,
-                exit_code=codes[worst],
+                exit_code=codes[failed],
                 finished=finished,
-                result=results[worst],
-                message=results[worst].message if results[worst] else "",  # type: ignore[union-attr]
+                result=result,
+                message=result.message if result else "",
             )
         return replace(
             job,
             state=JobState.SUCCEEDED,
             exit_code=0,
             finished=finished,
-            result=_combine([results[name] for name in shards]),
+            result=combine([results[name] for name in shards]),
         )
 
     def _left_behind(self) -> list[ObservedJob]:
@@ -263,8 +265,6 @@ class Executor:
                 attempt.exit_codes[exited.name] = exited.exit_code
                 if not attempt.alive:
                     attempt.finished = self.now()
-                if exited.exit_code not in (ExitCode.OK, ExitCode.CHECKPOINTED):
-                    self.failure_exit_code = exited.exit_code
 
     def _bury(self, error: ZygoteDied) -> None:
         """The zygote was killed. The kernel asked its stages to checkpoint: wait for them, then start another."""
@@ -323,21 +323,3 @@ class Executor:
         if self._leaving:
             return True
         return made.status.phase in (Phase.COMPLETE, Phase.FAILED, Phase.SUSPENDED, Phase.PAUSED) and not made.deletes
-
-
-def _combine(results: Sequence[StageResult | None]) -> StageResult | None:
-    """One result for all shards; None when one of them could not be read."""
-    read = [result for result in results if result is not None]
-    if len(read) < len(results):
-        return None
-    first = read[0]
-    if len(read) == 1:
-        return first
-    usage = {key: sum(result.usage.get(key, 0.0) for result in read) for key in first.usage}
-    return first.model_copy(
-        update={
-            "output_digest": combined_digest([result.output_digest for result in read]),
-            "reused": all(result.reused for result in read),
-            "usage": usage,
-        }
-    )

@@ -76,7 +76,9 @@ def _waits(look: Look) -> None:
     )
     deadline = look.spec.stage(look.key.name).pending_deadline_seconds or look.spec.pending_deadline_seconds
     left = deadline - seconds_between(record.pending_since, look.ledger.now)
-    if left <= 0:
+    if look.job.stuck:
+        stop(look.ledger, look.key, Stop.SIDECAR, look.job.stuck)
+    elif left <= 0:
         stop(look.ledger, look.key, Stop.PENDING_DEADLINE, f"not scheduled in {deadline} s: {cause or 'cause unknown'}")
     else:
         look.ledger.wake_in(left)
@@ -108,6 +110,9 @@ def _runs(look: Look) -> None:
         ledger.event("Started", f"{look.key}: attempt {look.record.attempt} runs", look.key)
     if job.progress is not None:
         ledger.change(look.key, progress=_shortened(job.progress))
+    if job.stuck:
+        stop(ledger, look.key, Stop.SIDECAR, job.stuck)
+        return
     limit = look.spec.stage(look.key.name).timeout_seconds
     if limit is not None:
         record = ledger.records[look.key]

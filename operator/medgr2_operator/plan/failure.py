@@ -31,18 +31,28 @@ class Stop(StrEnum):
     CYCLE_FAILED = "CycleFailed"
     TIMEOUT = "TimeoutExceeded"
     PENDING_DEADLINE = "PendingDeadlineExceeded"
+    SIDECAR = "SidecarCrashLoop"
+    """A sidecar does not stay up, so the stage would wait for ever."""
     VANISHED = "JobVanished"
     """Nobody asked: the Job is gone, its pods are still there."""
+
+
+class Loss(StrEnum):
+    """An executor's words for what an exit code does not tell."""
+
+    OUT_OF_MEMORY = "OOMKilled"
+    DISRUPTION = "DisruptionTarget"
+    """Evicted, preempted, its node lost or drained."""
+    RENDEZVOUS = "RendezvousTimeout"
+    """The pods of one training did not find each other."""
 
 
 #: Stops that have nothing to do with the attempt itself.
 _FOR_THE_CYCLE = frozenset({Stop.SUSPENDED, Stop.BUDGET_EXCEEDED, Stop.CYCLE_FAILED})
 #: The program's own fault, although the code looks like a kill.
-_APPLICATION_REASONS = frozenset({"OOMKilled", "SidecarCrashLoop"})
-#: The executor's words for a loss that the program has no part in.
-_INFRASTRUCTURE_REASONS = frozenset(
-    {"DisruptionTarget", "NodeLost", "Evicted", "Preempted", "RendezvousTimeout", Stop.VANISHED}
-)
+_APPLICATION_REASONS = frozenset({Loss.OUT_OF_MEMORY, Stop.SIDECAR})
+#: A loss that the program has no part in.
+_INFRASTRUCTURE_REASONS = frozenset({Loss.DISRUPTION, Loss.RENDEZVOUS, Stop.VANISHED})
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class ObservedJob:
     """False: a stranger's Job that has our name; never adopted, never deleted."""
     exit_code: int | None = None
     reason: str = ""
-    """The executor's word for the failure: OOMKilled, DisruptionTarget, DeadlineExceeded, SidecarCrashLoop, …"""
+    """The executor's word for the failure (`failure.Loss`); empty: the exit code says it all."""
     message: str = ""
     result: StageResult | None = None
     """The stage's own words; None when nothing could be read."""
@@ -68,6 +68,8 @@ class ObservedJob:
     pending_reason: str = ""
     """Why it is not scheduled: QuotaExhausted, Unschedulable, ImagePull, UnboundVolume; empty: not known."""
     pending_message: str = ""
+    stuck: str = ""
+    """Why it will never end by itself (a sidecar that does not stay up): the planner stops it."""
     progress: Progress | None = None
 
 

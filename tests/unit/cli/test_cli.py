@@ -94,6 +94,53 @@ def test_plan_shows_values_with_their_origin_and_all_stages(tmp_path: Path) -> N
     assert "0 are already there" in output
 
 
+def test_plan_says_of_each_value_who_set_it(tmp_path: Path) -> None:
+    path = tmp_path / "cycle.yaml"
+    path.write_text(QUICKSTART.read_text().replace("initFrom: Previous}", "sft: {lora: {rank: 8}}}"))
+    _, output = invoke("plan", path, "--workspace", tmp_path)
+    rows = [line.split() for line in output.splitlines()]
+    origin = {row[0]: " ".join(row[2:]) for row in rows if len(row) > 2}
+    assert origin["iterations"] == "spec"
+    assert origin["data.split.validationFraction"] == "spec"
+    assert origin["data.split.testFraction"] == "default"
+    assert origin["policy.sft.learningRate"] == "preset Tiny"
+    assert origin["policy.grpo.numGenerations"] == "preset Default"
+    assert origin["policy.sft.lora.rank"] == "spec"
+    assert origin["policy.sft.lora.alpha"] == "derived"
+
+
+def test_what_one_computer_cannot_run_is_refused_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("medgr2_operator.cli.run.Executor")  # it must not come to that
+    path = tmp_path / "cycle.yaml"
+    path.write_text(QUICKSTART.read_text() + "  stages: [{name: sft, numNodes: 2}]\n")
+    assert invoke("validate", path)[0] == 0, "a cluster can"
+    code, output = invoke("run", path, "--workspace", tmp_path / "ws")
+    assert code == 2
+    assert "stages[0].numNodes" in output
+    assert "set 1" in output
+    assert not (tmp_path / "ws").exists()
+
+
+@pytest.mark.parametrize(("asked", "last"), [([], "two"), (["--json"], "--json")])
+def test_compare_passes_on_what_is_asked_and_how_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str], last: str
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "cycles" / name / "report").mkdir(parents=True)
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 65)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert invoke("compare", "one", "two", "--workspace", tmp_path, *asked)[0] == 65
+    assert commands[0][3:6] == [str(tmp_path), "one", "two"]
+    assert commands[0][-1] == last
+
+
 def test_compare_names_the_cycles_that_are_there(tmp_path: Path) -> None:
     (tmp_path / "cycles" / "known" / "report").mkdir(parents=True)
     code, output = invoke("compare", "known", "other", "--workspace", tmp_path)

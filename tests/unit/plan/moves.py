@@ -32,7 +32,7 @@ FAILURES: tuple[tuple[int | None, str, bool], ...] = (
     (143, "", False),
     (1, "DisruptionTarget", False),
     (85, "DisruptionTarget", True),
-    (None, "NodeLost", False),
+    (None, "RendezvousTimeout", False),
     (None, "", False),
     (1, "RendezvousTimeout", False),
     (65, "", False),

@@ -33,7 +33,7 @@ P, A, C, I = FailureClass  # noqa: E741
         (Ending(143), I),
         (Ending(1, "DisruptionTarget"), I),
         (Ending(75, "DisruptionTarget"), I),
-        (Ending(None, "NodeLost"), I),
+        (Ending(None, "RendezvousTimeout"), I),
         (Ending(1, "RendezvousTimeout"), I),
         (Ending(reason="JobVanished"), I),
         (Ending(stop=Stop.VANISHED, reason=Stop.VANISHED), I),
@@ -60,7 +60,7 @@ def test_every_row_decides_something() -> None:
     endings = [
         Ending(code, reason, stop, progressed)
         for code in (None, 1, 2, 65, 85, 143)
-        for reason in ("", "OOMKilled", "NodeLost")
+        for reason in ("", "OOMKilled", "RendezvousTimeout")
         for stop in ("", *Stop)
         for progressed in (False, True)
     ]

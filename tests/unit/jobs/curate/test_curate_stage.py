@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests import jobs_world as world
 
 from medgr2_api.stages import ArtifactRef, StageName
 from medgr2_jobs import stage
+from medgr2_jobs.curate import overlap
 
 OPTIONS = ["CT", "MRI", "OCT", "Fundus"]
 
@@ -53,7 +55,7 @@ class World:
     def curate(
         self,
         candidates: list[dict[str, Any]] | None,
-        scores: dict[str, float] | None = None,
+        scores: dict[str, float | None] | None = None,
         *,
         iteration: int = 1,
         previous: ArtifactRef | None = None,
@@ -195,6 +197,34 @@ def test_best_of_equal_candidates_stays(made: World) -> None:
     candidates = [candidate(name, made.free[0]) for name in ("low", "high", "mid")]
     found = made.reasons(candidates, {"low": 1.0, "high": 9.0, "mid": 5.0}, **threshold(3.0))
     assert found == {"low": ["duplicate", "below_threshold"], "high": [], "mid": ["duplicate"]}
+
+
+def test_a_broken_candidate_stands_for_no_good_one(made: World) -> None:
+    candidates = [candidate("broken", made.free[0], outcome="refused"), candidate("good", made.free[0])]
+    assert made.reasons(candidates, **ALL) == {"broken": ["outcome:refused"], "good": []}
+
+
+def test_a_score_that_is_no_number_is_no_score(made: World) -> None:
+    scores = {"none": None, "nan": math.nan, "infinite": math.inf, "good": 1.0}
+    candidates = [candidate(name, image) for name, image in zip(scores, made.free, strict=False)]
+    for selection in ({"strategy": "TopK", "k": 4}, {"strategy": "Threshold", "threshold": 0.0}):
+        found = made.reasons(candidates, scores, selection=selection)
+        assert found == {"none": ["not_scored"], "nan": ["not_scored"], "infinite": ["not_scored"], "good": []}
+
+
+def test_the_seed_is_written_in_the_answer_format_of_prepare(made: World) -> None:
+    parameters = {"answerFormat": "OptionText"}
+    made.prepare = world.publish(made.root, StageName.PREPARE, made.tables, parameters=parameters)
+    code, found = made.curate([], {}, **ALL)
+    assert code == 0
+    for row in found.rows("training"):
+        assert row["response"].endswith(f"<answer>{row['options'][row['answer_index']]}</answer>")
+
+
+def test_either_table_of_prepare_holds_an_image_out() -> None:
+    images = [{"image_sha256": "a", "split": "train"}, {"image_sha256": "b", "split": "test"}]
+    items = [{"image_sha256": "a", "split": "test"}, {"image_sha256": "c", "split": "validation"}]
+    assert overlap.held_out(images, items) == {"benchmark_image": {"a", "b"}, "validation_image": {"c"}}
 
 
 def test_without_scores(made: World, capfd: pytest.CaptureFixture[str]) -> None:

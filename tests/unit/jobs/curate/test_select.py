@@ -21,7 +21,7 @@ def batch(**changes: Any) -> Batch:
     return Batch(**fields)
 
 
-def graded(*rows: tuple[float, float]) -> list[dict[str, Any]]:
+def graded(*rows: tuple[float, float | None]) -> list[dict[str, Any]]:
     return [
         {"sample_id": str(n), "grade": "", "target": target, "score": score} for n, (target, score) in enumerate(rows)
     ]
@@ -110,7 +110,7 @@ def test_fitted_precision_needs_good_rows() -> None:
     chosen = Selection(strategy="FittedPrecision", precision=0.9)
     with pytest.raises(ConfigError, match="no input 'reward'"):
         select(chosen, batch())
-    for rows in ([], graded((0, 1), (-6, 2)), graded((10, math.nan))):
+    for rows in ([], graded((0, 1), (-6, 2)), graded((10, math.nan), (6, None))):
         with pytest.raises(DataError, match="validationFraction"):
             select(chosen, batch(calibration=rows))
 

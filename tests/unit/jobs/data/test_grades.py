@@ -104,6 +104,37 @@ def test_seeded() -> None:
     assert make(items) != make(items, seed=1)
 
 
+def test_an_image_of_which_the_same_answer_is_known_is_never_the_wrong_one() -> None:
+    def item(name: str, image: str, gold: str, **changes: Any) -> dict[str, Any]:
+        (some,) = phantom_items(1, per_image=1)
+        options = ["cyst", "mass", "nodule"]
+        fields = {"item_id": name, "image_sha256": image, "question_type": "finding", "modality": "CT", **changes}
+        return {**some, **fields, "options": options, "answer_index": options.index(gold)}
+
+    items = [
+        item("asked", "a", "cyst"),
+        item("both-1", "b", "mass"),
+        item("both-2", "b", "cyst"),  # this image shows both
+        item("same", "c", "cyst"),
+        item("other", "d", "nodule"),
+        item("unknown", "e", "mass", question_type="count"),  # nothing is known of its finding
+    ]
+    rows = [row for seed in range(20) for row in make(items, 4, seed) if row["item_id"] == "asked"]
+    assert {row["image_sha256"] for row in rows} == {"a", "d", "e"}
+
+
+def test_a_question_that_the_modality_answers_is_shown_beside_another_modality() -> None:
+    (some,) = phantom_items(1, per_image=1)
+    fields = {**some, "question_type": "Diagnosis", "options": ["CT", "MRI"]}
+    shown = {name: {**fields, "image_sha256": name, "item_id": name} for name in "abcd"}
+    for name, modality in (("a", "CT"), ("b", "CT"), ("c", "MRI"), ("d", "MRI")):
+        shown[name] |= {"modality": modality, "answer_index": int(modality == "MRI")}
+    shown["b"] |= {"question_type": "Anatomy"}  # of b and d we only know the modality
+    shown["d"] |= {"question_type": "Anatomy"}
+    rows = [row for seed in range(20) for row in make(list(shown.values()), 4, seed) if row["item_id"] == "a"]
+    assert {row["image_sha256"] for row in rows if row["grade"] == "imageMismatch"} == {"c", "d"}
+
+
 def test_data_without_rationales() -> None:
     items = phantom_items(20, rationale=False)
     rows = make(items)

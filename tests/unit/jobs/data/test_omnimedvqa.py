@@ -59,6 +59,12 @@ def test_a_good_record(tmp_path: Path) -> None:
     assert record.rationale == "Round and dark."
 
 
+def test_the_gold_answer_is_the_option_that_is_written_alike(tmp_path: Path) -> None:
+    (record,) = read(tmp_path, [good(option_A="cyst", option_B="CYST", gt_answer="CYST")])
+    assert isinstance(record, Record)
+    assert record.answer_index == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "field", "reason"),
     [

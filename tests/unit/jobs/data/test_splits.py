@@ -41,6 +41,12 @@ def test_few_images_still_train(count: int) -> None:
     assert list(found.values()).count("validation") == (count > 1)
 
 
+@pytest.mark.parametrize(("count", "shares"), [(2, [1, 0, 1]), (3, [2, 0, 1]), (10, [5, 4, 1])])
+def test_one_image_is_left_to_train_on(count: int, shares: list[int]) -> None:
+    found = splits.assign([images(count)], Split(validation_fraction=0.4, test_fraction=0.5), 1)
+    assert [list(found.values()).count(name) for name in ("test", "validation", "train")] == shares
+
+
 def test_leaks_are_counted_or_refused() -> None:
     a, b = images(10), images(4) + images(4, "other")
     names = {sha256: f"seed/{index}.png" for index, sha256 in enumerate(a)}

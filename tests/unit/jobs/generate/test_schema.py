@@ -96,6 +96,15 @@ def test_response_format_is_strict() -> None:
     assert "Length" not in json.dumps(found)
 
 
+def test_the_hash_of_a_prompt_covers_the_template_and_what_it_includes(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashes = {prompting.load(Paradigm.DIRECT).sha256}
+    for name, other in (("_SHARED", "direct.jinja"), ("_FILES", dict.fromkeys(Paradigm, "step_by_step.jinja"))):
+        with monkeypatch.context() as patch:
+            patch.setattr(prompting, name, other)
+            hashes.add(prompting.load.__wrapped__(Paradigm.DIRECT).sha256)
+    assert len(hashes) == 3
+
+
 def test_prompts() -> None:
     prompts = [prompting.load(paradigm) for paradigm in Paradigm]
     assert len({prompt.sha256 for prompt in prompts}) == 3

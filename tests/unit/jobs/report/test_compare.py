@@ -84,6 +84,16 @@ def test_paired_difference_of_four_questions() -> None:
         compare.paired_difference([1], [1, 0], ["a", "b"], seed=1)
 
 
+def test_questions_about_one_image_are_drawn_together() -> None:
+    """Twenty images with six questions each, all of them gained or none."""
+    before = {str(n): (False, f"image-{n // 6}") for n in range(120)}
+    after = {name: (int(name) // 6 % 2 == 0, image) for name, (_, image) in before.items()}
+    found = compare.difference(before, after, "before")
+    assert found is not None
+    assert (found.value, found.n) == (0.5, 120)
+    assert found.high - found.low > 0.3, "a 120-question interval would be less than 0.2 wide"
+
+
 def test_paired_intervals_cover_the_truth() -> None:
     random = np.random.default_rng(3)
     images = [str(n // 6) for n in range(360)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from medgr2_api import workspace
 from medgr2_api.stages import ArtifactRef, CycleRef, Shard, StageName, StageRequest
 from medgr2_jobs.context import SECRETS_ENV, StageContext
-from medgr2_jobs.errors import ConfigError, CorruptArtifact, Fenced
+from medgr2_jobs.errors import ConfigError, CorruptArtifact, DiskFull, Fenced
 from medgr2_jobs.store import atomic, fence, manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
 from medgr2_jobs.store.paths import inside
@@ -106,6 +107,28 @@ def test_writer_refuses_names_outside(tmp_path: Path) -> None:
         writer.path("../x")
 
 
+def test_what_changed_after_publishing_is_not_handed_out(tmp_path: Path) -> None:
+    ref = publish(tmp_path, request(), {"model/a.bin": b"a", "notes.txt": b"n", "scores.parquet": b"p"})
+    for path in (tmp_path / ref.path).glob("a1-*/**/*.*"):
+        path.write_bytes(b"?")  # same size
+    reader = ArtifactReader(tmp_path, ref)
+    for name, read in (
+        ("notes.txt", lambda: reader.file("notes.txt")),
+        ("a.bin", lambda: reader.folder_of("model")),
+        ("scores.parquet", lambda: reader.table("scores")),
+    ):
+        with pytest.raises(CorruptArtifact, match=rf"{name}: sha256 differs"):
+            read()
+
+
+def test_manifest_of_another_version_is_told_apart_from_a_damaged_one(tmp_path: Path) -> None:
+    folder = tmp_path / publish(tmp_path, request(), {"a": b"a"}).path
+    path = folder / workspace.MANIFEST
+    path.write_text(path.read_text().replace('"schemaVersion": 1', '"schemaVersion": 2, "news": 1'))
+    with pytest.raises(CorruptArtifact, match="schema version 2, this version reads 1"):
+        manifest.load(folder)
+
+
 def test_unlisted_file_in_a_model_folder(tmp_path: Path) -> None:
     reader = ArtifactReader(tmp_path, publish(tmp_path, request(), {"model/a.bin": b"a"}))
     stranger = reader.folder_of("model") / "adapter_config.json"
@@ -184,6 +207,22 @@ def test_commit_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "m").read_text() == "first"
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path, number: int) -> None:
+    path = tmp_path / "m"
+    atomic.write_text(path, "old")
+
+    def write() -> None:
+        with atomic.atomic_file(path) as stream:
+            stream.write(b"half")
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(DiskFull, match=r"m: .*free some space"):
+        write()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_clean_takes_only_its_own(tmp_path: Path) -> None:
     base = tmp_path / workspace.artifact("sft", "abc")
     for attempt, uid in ((1, "u1"), (2, "u1"), (9, "u1"), (1, "u2")):
@@ -209,6 +248,15 @@ def test_fence(tmp_path: Path) -> None:
     fence.check(tmp_path, request(attempt=1, cycle=CycleRef(name="c", uid="made-anew")))
     fence.check(tmp_path, request(attempt=1, shard=Shard(index=1, count=2)))
     fence.check(tmp_path, request(attempt=1, iteration=2))
+
+
+def test_a_fence_that_was_cut_off_is_no_fence(tmp_path: Path) -> None:
+    fence.raise_fence(tmp_path, request(attempt=3))
+    (path,) = (tmp_path / "cycles" / "c" / "fences").iterdir()
+    path.write_text(path.read_text()[:10])
+    fence.raise_fence(tmp_path, request(attempt=2))
+    with pytest.raises(Fenced, match="attempt 2"):
+        fence.check(tmp_path, request(attempt=1))
 
 
 def test_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

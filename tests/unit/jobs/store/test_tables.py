@@ -40,6 +40,15 @@ def test_same_rows_same_bytes(tmp_path: Path) -> None:
     assert len(written) == 1
 
 
+def test_the_pieces_of_a_large_table_do_not_show(tmp_path: Path) -> None:
+    names = [f"t{number}".ljust(60, str(number % 7)) for number in range(30_000)]  # more than one page of parquet
+    whole = pa.table({"triplet_id": names, "score": [number / 3 for number in range(30_000)]})
+    pieces = pa.concat_tables([whole.slice(start, 700) for start in range(0, 30_000, 700)])
+    for name, table in (("whole", whole), ("pieces", pieces)):
+        tables.write(tmp_path / name, "scores", table)
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "pieces").read_bytes()
+
+
 rows_strategy = st.lists(
     st.fixed_dictionaries(
         {

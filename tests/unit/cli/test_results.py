@@ -1,0 +1,52 @@
+"""The table that ends a run: one row per checkpoint, the image's worth beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medgr2_operator.cli.results import print_results
+
+
+def row(checkpoint: str, iteration: int, value: float, **changes: Any) -> dict[str, Any]:
+    return {
+        "cycle": "c", "iteration": iteration, "checkpoint": checkpoint, "split": "test", "benchmark": "bench",
+        "condition": "real", "scoring": "option_logprob", "slice": "all", "metric": "microAccuracy",
+        "value": value, "low": value - 0.05, "high": value + 0.05, "n": 240, **changes,
+    }  # fmt: skip
+
+
+def test_headline_figures_in_the_order_of_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    rows = [
+        row("grpo", 1, 0.7),
+        row("sft", 1, 0.6),
+        row("base", 0, 0.3),
+        row("base", 0, 0.25, condition="chance"),
+        row("sft", 1, 0.41, condition="blank"),
+        row("sft", 1, 0.99, scoring="greedy"),
+        row("sft", 1, 0.98, slice="modality=CT"),
+        row("sft", 1, 0.97, metric="macroAccuracy"),
+        row("base", 0, 0.5, split="validation", benchmark="", n=60),
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    print_results(tmp_path)
+    output = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in output.splitlines() if line.strip()]
+    assert lines.index("base 0.500 [.450, .550]") < lines.index("base 0.300 [.250, .350] 0.250")
+    names = [line.split()[0] for line in lines if "[." in line]
+    assert names == ["base", "base", "sft@1", "grpo@1"]
+    assert "sft@1 0.600 [.550, .650] 0.410" in lines
+    assert "accuracy on test bench, n = 240, 95 % intervals by image" in " ".join(output.split())
+    assert not [text for text in ("0.99", "0.98", "0.97") if text in output]
+    assert f"report: {tmp_path / 'report.md'}" in output
+
+
+def test_a_cycle_without_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_results(tmp_path)
+    assert "makes no report" in capsys.readouterr().out

@@ -1,0 +1,93 @@
+"""A stage's own port, and the part of a pod in a sharded Job."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from medgr2_api import workspace
+from medgr2_api.stages import CycleRef, Progress, Shard, StageName, StageRequest
+from medgr2_jobs import stage
+from medgr2_jobs.serve import PORT_ENV, served
+
+REQUEST = StageRequest(
+    cycle=CycleRef(name="loop", uid="u"), iteration=2, stage=StageName.GRPO, input_hash="h", parameters={}
+)
+FILE = workspace.progress("loop", "i002-grpo-a1-s0")
+
+
+def get(port: int | None, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, ""
+
+
+def tell(root: Path, **fields: object) -> None:
+    (root / FILE).parent.mkdir(parents=True, exist_ok=True)
+    (root / FILE).write_text(json.dumps(Progress(**fields).dump()))
+
+
+@pytest.fixture
+def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(PORT_ENV, "0")
+    with served(REQUEST, tmp_path) as found:
+        yield found
+
+
+def test_progress_is_what_the_stage_last_said(port: int, tmp_path: Path) -> None:
+    assert json.loads(get(port, "/progress")[1])["phase"] == "starting"
+    tell(tmp_path, phase="grpo", step=3, total=9, eta_seconds=12.5, metrics={"reward": 0.5})
+    assert Progress.model_validate_json(get(port, "/progress")[1]).step == 3
+    assert get(port, "/elsewhere")[0] == 404
+
+
+def test_metrics_are_prometheus(port: int, tmp_path: Path) -> None:
+    tell(tmp_path, phase="grpo", step=3, total=9, metrics={"reward": 0.5, "kl": 0.1})
+    families = {family.name: family for family in text_string_to_metric_families(get(port, "/metrics")[1])}
+    labels = {"cycle": "loop", "stage": "grpo", "iteration": "2"}
+    [step] = families["medgr2_stage_step"].samples
+    assert (step.labels, step.value) == (labels, 3)
+    figures = {sample.labels["figure"]: sample.value for sample in families["medgr2_stage_figure"].samples}
+    assert figures == {"reward": 0.5, "kl": 0.1}
+
+
+def test_a_torn_file_is_no_failure(port: int, tmp_path: Path) -> None:
+    tell(tmp_path, step=1)
+    (tmp_path / FILE).write_text('{"step": ')
+    assert get(port, "/progress")[0] == 200
+
+
+def test_what_an_earlier_attempt_said_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell(tmp_path, phase="old", step=8, total=9)
+    monkeypatch.setenv(PORT_ENV, "0")
+    with served(REQUEST, tmp_path) as found:
+        assert json.loads(get(found, "/progress")[1])["phase"] == "starting"
+
+
+def test_no_port_is_opened_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PORT_ENV, raising=False)
+    with served(REQUEST, tmp_path) as found:
+        assert found is None
+
+
+def test_a_port_in_use_costs_sight_not_work(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv(PORT_ENV, str(port))
+    with served(REQUEST, tmp_path) as found:
+        assert found is None
+    assert f"port {port}" in capsys.readouterr().out
+
+
+def test_a_pod_takes_its_part_from_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(stage.INDEX_ENV, "3")
+    sharded = REQUEST.model_copy(update={"shard": Shard(index=0, count=4)})
+    assert stage._shard_of_pod(sharded).shard == Shard(index=3, count=4)
+    assert stage._shard_of_pod(REQUEST).shard == Shard(), "of torchrun's pods the index is a rank"
+    monkeypatch.delenv(stage.INDEX_ENV)
+    assert stage._shard_of_pod(sharded).shard == Shard(index=0, count=4)

@@ -1,0 +1,181 @@
+"""What the executor tells its stages, and what it makes of how they end."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tests.unit.local.theatre import Theatre, failed, ok, stage, whole
+
+from medgr2_api import workspace
+from medgr2_api.cycle import Cycle
+from medgr2_api.stages import Progress, StageName, StageRequest, StageResult
+from medgr2_api.status import Phase, StageStatus
+from medgr2_operator.local import executor
+from medgr2_operator.local.executor import Executor, Listener
+
+
+def record(made: Executor, name: StageName) -> StageStatus:
+    return next(found for found in made.cycle.status.stages if found.name is name and found.iteration == 1)
+
+
+def test_stages_are_told_their_shard_their_threads_and_where_secrets_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, theatre = stage(tmp_path, monkeypatch, ok, threads=3, secrets=tmp_path / "secrets")
+    assert made.run() is Phase.COMPLETE
+    asked = [request for request in theatre.requests.values() if request.stage is StageName.GENERATE]
+    assert [(request.shard.index, request.shard.count) for request in asked] == [(0, 2), (1, 2)]
+    assert {request.threads for request in theatre.requests.values()} == {3}
+    for environment in theatre.environments.values():
+        assert environment["MEDGR2_WORKSPACE"] == str(tmp_path)
+        assert environment["MEDGR2_SECRETS_DIR"] == str(tmp_path / "secrets")
+
+
+def test_shards_count_as_one_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, theatre = stage(tmp_path, monkeypatch, lambda request: ok(request, usage={"generatorUSD": 1.5}))
+    assert made.run() is Phase.COMPLETE
+    together = whole(StageName.GENERATE, 1, 2)
+    assert record(made, StageName.GENERATE).output_digest == together
+    (score,) = (request for request in theatre.requests.values() if request.stage is StageName.SCORE)
+    assert score.inputs["candidates"].output_digest == together
+    assert made.cycle.status.usage.generator_usd == 1.5 * len(theatre.requests)
+
+
+def test_a_permanent_failure_outranks_the_checkpoint_of_another_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def play(request: StageRequest) -> StageResult:
+        if request.stage is not StageName.GENERATE or request.attempt > 1:
+            return ok(request)
+        if request.shard.index == 0:
+            return failed(request, 85, "Checkpointed")
+        return failed(request, 65, "DataError", "row 7: is empty")
+
+    made, _ = stage(tmp_path, monkeypatch, play)
+    assert made.run() is Phase.FAILED
+    assert record(made, StageName.GENERATE).message == "row 7: is empty"
+    assert made.failure_exit_code == 65
+
+
+def test_a_shard_without_a_readable_result_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def play(request: StageRequest) -> StageResult | None:
+        lost = request.stage is StageName.GENERATE and request.shard.index == 1 and not request.collect
+        return None if lost else ok(request)
+
+    made, theatre = stage(tmp_path, monkeypatch, play)
+    begin = theatre.start
+
+    def start(name: str, env: dict[str, str], log: Path) -> None:
+        begin(name, env, log)
+        if play(theatre.requests[name]) is None:
+            theatre.end(name, 0, '{"exitCode"')
+
+    monkeypatch.setattr(theatre, "start", start)
+    assert made.run() is Phase.COMPLETE
+    assert any(request.collect for request in theatre.requests.values())
+    assert record(made, StageName.GENERATE).output_digest == whole(StageName.GENERATE, 1, 2)
+
+
+class Impatient(Listener):
+    """Interrupts as soon as a stage runs, and `again` when it was asked to stop."""
+
+    def __init__(self, *, again: bool) -> None:
+        self.again = again
+        self.executor: Executor | None = None
+        self.theatre: Theatre | None = None
+        self.interrupts = 0
+
+    def tick(self) -> None:
+        assert self.executor is not None
+        assert self.theatre is not None
+        asked = bool(self.theatre.signals)
+        if self.executor.attempts and (self.interrupts == 0 or (self.interrupts == 1 and self.again and asked)):
+            self.interrupts += 1
+            self.executor.leave()
+
+
+def deaf(theatre: Theatre) -> None:
+    """The stages do not hear SIGTERM."""
+
+    def hear(name: str, number: int) -> None:
+        theatre.signals.append((name, number))
+        if number == signal.SIGKILL:
+            theatre.end(name, 137)
+
+    theatre.signal = hear  # type: ignore[method-assign]
+
+
+def test_the_second_interrupt_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = Impatient(again=True)
+    made, theatre = stage(tmp_path, monkeypatch, lambda request: None, listener)
+    listener.executor, listener.theatre = made, theatre
+    deaf(theatre)
+    began = time.monotonic()
+    made.run()
+    assert time.monotonic() - began < 100, "it did not wait for the end of the grace period, which is five minutes"
+    assert [number for _, number in theatre.signals] == [signal.SIGTERM, signal.SIGKILL]
+
+
+def test_a_stage_that_does_not_stop_is_killed_after_the_grace_period(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = Impatient(again=False)
+    made, theatre = stage(tmp_path, monkeypatch, lambda request: None, listener)
+    listener.executor, listener.theatre = made, theatre
+    deaf(theatre)
+    # a minute passes at every look at the clock; after a day and a half there is no more time
+    clock = iter(range(0, 2000 * 60, 60))
+    monkeypatch.setattr(executor, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    made.run()
+    assert [number for _, number in theatre.signals][:1] == [signal.SIGTERM]
+    assert theatre.signals[-1][1] == signal.SIGKILL
+
+
+@pytest.mark.parametrize("code", [0, 65])
+def test_what_a_killed_run_left_behind_is_taken_and_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def killed(request: StageRequest) -> StageResult:
+        raise KeyboardInterrupt
+
+    made, theatre = stage(tmp_path, monkeypatch, killed)
+    with pytest.raises(KeyboardInterrupt):
+        made.run()
+    ((name, request),) = theatre.requests.items()
+    left = failed(request, 65, "DataError", "row 7: is empty") if code else ok(request)
+    theatre.end(name, code, left.to_termination_message())
+
+    made, theatre = stage(tmp_path, monkeypatch, ok)
+    assert made.run() is (Phase.FAILED if code else Phase.COMPLETE)
+    assert StageName.PREPARE not in {request.stage for request in theatre.requests.values()}
+    assert made.failure_exit_code == code
+
+
+def test_progress_is_that_of_the_slowest_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Progress] = []
+
+    class Watching(Listener):
+        def on_plan(self, cycle: Cycle) -> None:
+            shown = [found.progress for found in cycle.status.stages if found.progress is not None]
+            seen.extend(shown)
+            if shown:
+                for name, request in theatre.requests.items():
+                    if request.stage is StageName.GENERATE:
+                        theatre.end(name, 0, ok(request).to_termination_message())
+
+    def play(request: StageRequest) -> StageResult | None:
+        if request.stage is not StageName.GENERATE:
+            return ok(request)
+        name = workspace.attempt_name(1, request.stage, "", request.attempt, request.shard.index)
+        path = tmp_path / workspace.progress("played", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(Progress(phase="ask", step=9 - 4 * request.shard.index, total=10).model_dump_json())
+        return None
+
+    made, theatre = stage(tmp_path, monkeypatch, play, Watching())
+    assert made.run() is Phase.COMPLETE
+    assert seen[0].step == 5

@@ -1,0 +1,63 @@
+"""What a person sees of a run."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+from tests.unit.local.theatre import DOCUMENT
+
+from medgr2_api.cycle import Cycle
+from medgr2_api.stages import Progress, StageName
+from medgr2_api.status import AttemptState, CycleStatus, Phase, StageStatus
+from medgr2_operator.local import view
+from medgr2_operator.plan.model import Event
+
+
+def running(step: int) -> Cycle:
+    stages = [
+        StageStatus(iteration=0, name=StageName.PREPARE, state=AttemptState.SUCCEEDED, reused=True),
+        StageStatus(
+            iteration=1,
+            name=StageName.SFT,
+            state=AttemptState.RUNNING,
+            progress=Progress(phase="train", step=step, total=40, eta_seconds=75, metrics={"loss": 0.51239}),
+        ),
+    ]
+    status = CycleStatus(phase=Phase.RUNNING, iteration=1, stages=stages)
+    return Cycle.model_validate(DOCUMENT).model_copy(update={"status": status})
+
+
+def console() -> tuple[Console, io.StringIO]:
+    written = io.StringIO()
+    return Console(file=written, width=120), written
+
+
+def test_plain_lines_say_what_happens_and_now_and_then_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(view, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    shown, written = console()
+    plain = view.PlainView(shown)
+    plain.on_event(Event("Warning", "Failed", "sft@1: [row 7] is empty"))
+    plain.on_notice("stopping")
+    for step in range(30):
+        now[0] += 1
+        plain.on_plan(running(step))
+    assert written.getvalue().splitlines() == [
+        "0:00  Failed: sft@1: [row 7] is empty",
+        "0:00  stopping",
+        "0:11  sft@1 train 10/40  loss 0.512",
+        "0:21  sft@1 train 20/40  loss 0.512",
+    ]
+
+
+def test_the_live_picture_shows_every_stage_and_what_runs() -> None:
+    shown, written = console()
+    shown.print(view.render(running(12), 61))
+    text = written.getvalue()
+    for part in ("played", "Running", "1:01", "✔ prepare (reused)", "▶ sft"):
+        assert part in text
+    for part in ("sft@1", "12/40", "ETA 1:15", "train", "loss 0.512"):
+        assert part in text
