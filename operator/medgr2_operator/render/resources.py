@@ -1,0 +1,48 @@
+"""CPU, memory and GPUs of the containers."""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from .errors import RenderError
+
+#: Suffixes of a quantity that make sense for CPUs.
+_SCALES = {"n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"), "k": Decimal(1000)}
+
+
+def has_accelerators(resources: dict[str, Any]) -> bool:
+    """Whether a container with these resources has devices: extended resources, or claims to devices."""
+    names = {name for part in ("requests", "limits") for name in resources.get(part) or {}}
+    return bool(resources.get("claims")) or any("/" in name for name in names)
+
+
+def with_requests(resources: dict[str, Any], cpu: str, memory: str) -> dict[str, Any]:
+    """The resources, with requests for what is not mentioned. Who asks for GPUs knows what goes with them."""
+    if has_accelerators(resources):
+        return resources
+    limits = resources.get("limits") or {}
+    # a limit without a request is a request of the same size
+    ours = {name: amount for name, amount in (("cpu", cpu), ("memory", memory)) if name not in limits}
+    requests = {**ours, **(resources.get("requests") or {})}
+    return {**resources, **({"requests": requests} if requests else {})}
+
+
+def threads(resources: dict[str, Any], processes: int, path: str) -> int:
+    """CPU threads of each of the container's processes: whole CPUs of its limit, else of its request, shared out."""
+    for part in ("limits", "requests"):
+        amount = (resources.get(part) or {}).get("cpu")
+        if amount is not None:
+            return max(1, int(_cpus(str(amount), f"{path}.resources.{part}.cpu")) // processes)
+    return 1
+
+
+def _cpus(text: str, path: str) -> Decimal:
+    digits, scale = (text[:-1], _SCALES[text[-1]]) if text[-1:] in _SCALES else (text, Decimal(1))
+    try:
+        number = Decimal(digits)
+    except InvalidOperation:
+        number = Decimal("nan")
+    if not number.is_finite() or number < 0:
+        raise RenderError(path, f"{text!r} is not a number of CPUs, such as 2 or 500m")
+    return number * scale

@@ -1,0 +1,170 @@
+"""The operator's process: health endpoints, then the Lease, then watches, queue and workers.
+
+Ends with 0 when asked (SIGTERM), with 1 when the Lease is lost or something breaks: Kubernetes starts it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from ..kube.client import CYCLES, ApiError, Client, connect
+from ..kube.events import Recorder
+from ..kube.lease import Lease, LeaseLostError
+from . import handlers, health, logs
+from .keys import CycleKey
+from .metrics import Metrics
+from .progress import Poller
+from .queue import WorkQueue
+from .reconcile import Reconciler
+from .settings import Settings, SettingsError, from_environment
+
+_log = logging.getLogger(__name__)
+
+
+async def operate(
+    settings: Settings, stop: asyncio.Event, told_port: Callable[[int], None] = lambda port: None
+) -> None:
+    """Runs until `stop`.
+
+    Args:
+        settings: the configuration.
+        stop: ends it in good order: no new work, the Lease given up.
+        told_port: is told where the health endpoints are.
+
+    Raises:
+        LeaseLostError: another replica may be leading.
+    """
+    registry, state = CollectorRegistry(), health.Health()
+    queue: WorkQueue[CycleKey] = WorkQueue()
+    metrics = Metrics(registry, queue)
+    async with AsyncExitStack() as stack:
+        port = await stack.enter_async_context(health.serve(state, registry, settings.port))
+        told_port(port())
+        client = await stack.enter_async_context(connect(settings.kubeconfig, watch=metrics.on_request))
+        await _reach(client, settings, state, stop)
+        if stop.is_set():
+            return
+        lease = Lease(client, settings.namespace, settings.lease_name, settings.identity)
+        if settings.leader_election:
+            if not await _until(stop, lease.acquire()):
+                return
+            stack.push_async_callback(lease.release)
+        metrics.leader.set(1)
+        render = settings.render()
+        poller = Poller(queue, render.progress_port)
+        reconcile = Reconciler(client, render, Recorder(client), poller, metrics)
+        await _lead(settings, stop, queue, reconcile, poller, client, lease)
+
+
+async def _lead(
+    settings: Settings,
+    stop: asyncio.Event,
+    queue: WorkQueue[CycleKey],
+    reconcile: Reconciler,
+    poller: Poller,
+    client: Client,
+    lease: Lease,
+) -> None:
+    """Everything that only the leader does; ends when any part of it does."""
+
+    async def work(key: CycleKey) -> float | None:
+        with structlog.contextvars.bound_contextvars(namespace=key.namespace, cycle=key.name):
+            return await reconcile(key)
+
+    watching = asyncio.Event()
+    parts = {
+        asyncio.create_task(stop.wait(), name="stop"),
+        asyncio.create_task(handlers.watch(queue, settings.watched, watching), name="watch"),
+        asyncio.create_task(queue.run(work, settings.workers), name="queue"),
+        asyncio.create_task(_resync(client, queue, settings), name="resync"),
+        asyncio.create_task(poller.run(), name="progress"),
+    }
+    if settings.leader_election:
+        parts.add(asyncio.create_task(lease.hold(), name="lease"))
+    done, rest = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+    watching.set()
+    for task in rest:
+        if task.get_name() != "watch":
+            task.cancel()
+    await asyncio.wait(rest, timeout=10)
+    for task in done:
+        task.result()  # raises what ended it
+        if task.get_name() not in ("stop", "watch"):  # kopf hears SIGTERM, too, and then ends in good order
+            raise RuntimeError(f"{task.get_name()} ended by itself")
+
+
+async def _resync(client: Client, queue: WorkQueue[CycleKey], settings: Settings) -> None:
+    """Looks at every cycle now and then: a watch may die in silence."""
+    while True:
+        for namespace in settings.watched or (None,):
+            try:
+                for found in await client.list(CYCLES, namespace):
+                    queue.add(CycleKey(found["metadata"]["namespace"], found["metadata"]["name"]))
+            except ApiError as error:
+                _log.warning("resync: %s", error)
+        await asyncio.sleep(settings.resync_seconds)
+
+
+async def _reach(client: Client, settings: Settings, state: health.Health, stop: asyncio.Event) -> None:
+    """Waits until the API server serves our kind of object."""
+    while not stop.is_set():
+        try:
+            for namespace in settings.watched or (None,):
+                await client.list(CYCLES, namespace)
+            state.ready = True
+            return
+        except ApiError as error:
+            _log.warning("waiting for the API server: %s", error)
+            await _until(stop, asyncio.sleep(2))
+
+
+async def _until(stop: asyncio.Event, work: object) -> bool:
+    """Waits for `work`, or for `stop`; False: it was stopped first."""
+    tasks = {asyncio.ensure_future(work), asyncio.create_task(stop.wait())}  # type: ignore[call-overload]
+    done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in rest:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    for task in done:
+        task.result()
+    return not stop.is_set()
+
+
+def main() -> int:
+    """Entry point of the operator's container."""
+    try:
+        settings = from_environment()
+    except SettingsError as error:
+        print(f"medgr2-operator: {error}", file=sys.stderr)
+        return 78
+    logs.configure(settings.log_level)
+    if settings.kubeconfig is not None:
+        os.environ["KUBECONFIG"] = str(settings.kubeconfig)  # where kopf looks
+
+    async def run() -> int:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        try:
+            await operate(settings, stop, lambda port: _log.info("health endpoints on port %d", port))
+        except LeaseLostError as error:
+            _log.error("%s; ending", error)
+            return 1
+        return 0
+
+    return asyncio.run(run())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""The work queue: each key once, one worker per key at a time, errors tried again with growing delays.
+
+As client-go's: a key that is added while a worker has it is worked on once more afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+_log = logging.getLogger(__name__)
+K = TypeVar("K")
+
+BASE_DELAY, MAX_DELAY = 0.2, 120.0  # seconds
+
+
+@dataclass
+class Figures:
+    """What the queue has done; the names are those of client-go's workqueue metrics."""
+
+    adds: int = 0
+    retries: int = 0
+    queue_seconds: list[float] = field(default_factory=list)
+    """Waits of keys since the last `drain`."""
+    work_seconds: list[tuple[float, str]] = field(default_factory=list)
+    """Work on keys since the last `drain`, with its outcome: success, requeue_after or error."""
+
+
+class WorkQueue(Generic[K]):
+    """Keys to work on, now or later."""
+
+    def __init__(self, jitter: Callable[[], float] = random.random) -> None:
+        self.figures = Figures()
+        self._ready: asyncio.Queue[K] = asyncio.Queue()
+        self._since: dict[K, float] = {}
+        """Keys that wait, since when."""
+        self._working: set[K] = set()
+        self._again: set[K] = set()
+        self._failures: dict[K, int] = {}
+        self._later: list[tuple[float, int, K]] = []
+        self._due: dict[K, float] = {}
+        """The one delayed add of each key that counts."""
+        self._numbers = itertools.count()
+        self._wake = asyncio.Event()
+        self._jitter = jitter
+
+    def add(self, key: K) -> None:
+        """Work on this as soon as possible."""
+        if key in self._working:
+            self._again.add(key)
+        elif key not in self._since:
+            self.figures.adds += 1
+            self._since[key] = time.monotonic()
+            self._ready.put_nowait(key)
+
+    def add_after(self, key: K, seconds: float) -> None:
+        """Work on this in `seconds`, unless an earlier time is set already."""
+        due = time.monotonic() + max(0.0, seconds)
+        if due < self._due.get(key, float("inf")):
+            self._due[key] = due
+            heapq.heappush(self._later, (due, next(self._numbers), key))
+            self._wake.set()
+
+    @property
+    def depth(self) -> int:
+        """Keys that wait for a worker."""
+        return len(self._since)
+
+    @property
+    def oldest_seconds(self) -> float:
+        """How long the key at the head has waited."""
+        return time.monotonic() - min(self._since.values()) if self._since else 0.0
+
+    @property
+    def unfinished(self) -> int:
+        """Keys that a worker has."""
+        return len(self._working)
+
+    async def run(self, work: Callable[[K], Awaitable[float | None]], workers: int) -> None:
+        """Works for ever.
+
+        Args:
+            work: does what a key needs; returns the seconds after which it wants to see the key again.
+            workers: keys at the same time.
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._promote())
+            for _ in range(workers):
+                group.create_task(self._worker(work))
+
+    async def _worker(self, work: Callable[[K], Awaitable[float | None]]) -> None:
+        while True:
+            key = await self._ready.get()
+            began = time.monotonic()
+            self.figures.queue_seconds.append(began - self._since.pop(key))
+            self._working.add(key)
+            self._due.pop(key, None)  # it is looked at now; the work says when to look again
+            outcome = "error"
+            try:
+                after = await work(key)
+                self._failures.pop(key, None)
+                outcome = "success"
+                if after is not None:
+                    outcome = "requeue_after"
+                    self.add_after(key, after)
+            except Exception as error:
+                failures = self._failures[key] = self._failures.get(key, 0) + 1
+                delay = min(MAX_DELAY, BASE_DELAY * 2 ** min(failures - 1, 16)) * (0.5 + self._jitter())
+                self.figures.retries += 1
+                _log.warning("%s: failed %d times, next try in %.1f s: %s", key, failures, delay, error, exc_info=True)
+                self.add_after(key, delay)
+            finally:
+                self._working.discard(key)
+                self.figures.work_seconds.append((time.monotonic() - began, outcome))
+                if key in self._again:
+                    self._again.discard(key)
+                    self.add(key)
+
+    async def _promote(self) -> None:
+        """Moves keys whose time has come to the ready ones."""
+        while True:
+            self._wake.clear()
+            while self._later and self._later[0][0] <= time.monotonic():
+                due, _, key = heapq.heappop(self._later)
+                if self._due.get(key) == due:
+                    del self._due[key]
+                    self.add(key)
+            wait = self._later[0][0] - time.monotonic() if self._later else None
+            try:
+                await asyncio.wait_for(self._wake.wait(), wait)
+            except TimeoutError:
+                continue

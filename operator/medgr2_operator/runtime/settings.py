@@ -1,0 +1,68 @@
+"""What the operator is told: environment variables `MEDGR2_OPERATOR_*`, set by the chart."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..render.settings import RenderSettings
+
+PREFIX = "MEDGR2_OPERATOR_"
+
+
+class SettingsError(Exception):
+    """A variable has a value that cannot be."""
+
+
+class Settings(BaseModel):
+    """The operator's configuration."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: str = "ghcr.io/medgr2/jobs:0.1.0"
+    """Image of the stages, where a cycle names none."""
+    image_pull_policy: str = "IfNotPresent"
+    namespaces: str = ""
+    """Namespaces to watch, separated by commas; empty: all."""
+    namespace: str = "default"
+    """Where the Lease lies: the operator's own namespace."""
+    identity: str = Field(default_factory=socket.gethostname)
+    """Ours among the replicas: the pod's name."""
+    kubeconfig: Path | None = None
+    """Outside a cluster."""
+    leader_election: bool = True
+    lease_name: str = "medgr2-operator"
+    workers: int = Field(default=8, ge=1, le=256)
+    """Cycles worked on at the same time."""
+    resync_seconds: float = Field(default=300.0, gt=0)
+    """Every cycle is looked at again after this, whatever the watches say."""
+    port: int = Field(default=8080, ge=0, le=65535)
+    """Of /healthz, /readyz and /metrics."""
+    log_level: str = "INFO"
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """Namespaces to watch; empty: all."""
+        return tuple(name.strip() for name in self.namespaces.split(",") if name.strip())
+
+    def render(self) -> RenderSettings:
+        """What rendering needs of it."""
+        return RenderSettings(image=self.image, image_pull_policy=self.image_pull_policy)
+
+
+def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Reads the settings.
+
+    Raises:
+        SettingsError: an unknown variable, or a value that cannot be.
+    """
+    given = {name.removeprefix(PREFIX).lower(): text for name, text in environment.items() if name.startswith(PREFIX)}
+    try:
+        return Settings.model_validate(given)
+    except ValidationError as error:
+        told = "; ".join(f"{PREFIX}{str(d['loc'][0]).upper()}: {d['msg']}" for d in error.errors())
+        raise SettingsError(told) from error

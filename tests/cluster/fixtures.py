@@ -1,0 +1,120 @@
+"""pytest fixtures that give a test a real cluster. `conftest.py` beside the tests imports them.
+
+There is one cluster per test run, shared by pytest-xdist's workers (see `shared.py`), and a namespace per test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import yaml
+
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.kwok import Kwok
+from tests.cluster.shared import SharedCluster
+
+CRD = Path(__file__).parents[2] / "crds" / "medgr2.io_medgr2cycles.yaml"
+NAMESPACE_SECONDS = 60.0
+#: Longest name of a test within a namespace's name.
+NAME_LENGTH = 40
+Document = dict[str, Any]
+Value = TypeVar("Value")
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[SharedCluster]:
+    """This process's use of the run's cluster."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
+    cluster = SharedCluster(f"test-{run}")
+    cluster.join()
+    yield cluster
+    cluster.leave()
+
+
+@pytest.fixture(scope="session")
+def control_plane(shared_cluster: SharedCluster) -> ControlPlane:
+    """Level 1: the API server and its controllers. Pods only run once somebody asked for `kwok_cluster`."""
+    return shared_cluster.control_plane
+
+
+@pytest.fixture(scope="session")
+def kwok_cluster(shared_cluster: SharedCluster) -> Kwok:
+    """Level 2: the same cluster, with nodes on which pods pretend to run."""
+    return shared_cluster.kwok()
+
+
+@pytest.fixture
+def namespace(control_plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A fresh namespace, deleted after the test (its content goes in the background)."""
+    with fresh_namespace(control_plane, request.node.name.removeprefix("test_")) as name:
+        yield name
+
+
+@contextmanager
+def fresh_namespace(control_plane: ControlPlane, title: str) -> Iterator[str]:
+    """A namespace with this title in its name, ready for pods."""
+    words = re.sub("[^a-z0-9]+", "-", title.lower())[:NAME_LENGTH].strip("-")
+    name = f"{words}-{os.urandom(3).hex()}"
+    control_plane.kubectl("create", "namespace", name)
+    eventually(
+        lambda: "default" in control_plane.kubectl("get", "serviceaccounts", "-n", name, "-o", "name"),
+        f"the default ServiceAccount of {name}",
+        NAMESPACE_SECONDS,
+    )
+    yield name
+    control_plane.kubectl("delete", "namespace", name, "--wait=false")
+
+
+class Kubectl:
+    """kubectl in one namespace, as admin."""
+
+    def __init__(self, control_plane: ControlPlane, namespace: str) -> None:
+        self._control_plane = control_plane
+        self._namespace = namespace
+
+    def __call__(self, *arguments: str, stdin: str | None = None) -> str:
+        """What it prints."""
+        return self._control_plane.kubectl("-n", self._namespace, *arguments, stdin=stdin)
+
+    def get(self, *arguments: str) -> Document:
+        """An object, or a list of them."""
+        found: Document = json.loads(self("get", *arguments, "-o", "json"))
+        return found
+
+    def apply(self, *documents: Document) -> None:
+        self("apply", "-f", "-", stdin=yaml.safe_dump_all(documents))
+
+
+@pytest.fixture
+def kubectl(control_plane: ControlPlane, namespace: str) -> Kubectl:
+    """kubectl in the test's namespace."""
+    return Kubectl(control_plane, namespace)
+
+
+@pytest.fixture(scope="session")
+def crd(control_plane: ControlPlane) -> str:
+    """The name of our CRD, which is served from now on."""
+    control_plane.kubectl("apply", "--server-side", "-f", str(CRD))
+    name = str(yaml.safe_load(CRD.read_text())["metadata"]["name"])
+    control_plane.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=30s")
+    return name
+
+
+def eventually(check: Callable[[], Value | None], what: str, seconds: float = 60.0) -> Value:
+    """The first true value of `check`; a failure that names `what` when there is none in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = check()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds:.0f} s: {what}")
+        time.sleep(0.1)

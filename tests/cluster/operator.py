@@ -1,0 +1,91 @@
+"""The operator as a process beside the test cluster, as its container would run it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.cluster.control_plane import ControlPlane, free_ports
+
+STOP_SECONDS = 30
+
+
+class Operator:
+    """One replica. Kill it, stop it, start it again."""
+
+    def __init__(self, control_plane: ControlPlane, folder: Path, namespace: str, name: str = "operator-0") -> None:
+        self.namespace, self.name = namespace, name
+        self.log = folder / f"{name}.log"
+        self.port = free_ports(1)[0]
+        self._kubeconfig = control_plane.user_kubeconfig(name, ["system:masters"])
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, **settings: str) -> Operator:
+        """Starts it; watches its own namespace only, so that tests do not meet."""
+        given = {
+            "kubeconfig": str(self._kubeconfig),
+            "namespaces": self.namespace,
+            "namespace": self.namespace,
+            "identity": self.name,
+            "image": "localhost/stage:test",
+            "port": str(self.port),
+            **settings,
+        }
+        environment: Mapping[str, str] = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("MEDGR2_")},
+            **{f"MEDGR2_OPERATOR_{key.upper()}": value for key, value in given.items()},
+        }
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "medgr2_operator.runtime.main"],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return self
+
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def kill(self) -> None:
+        """As a node that loses its power."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """As a rollout; its exit code."""
+        return self._end(signal.SIGTERM)
+
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and text of one of its endpoints; status 0: nobody answers."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def _end(self, number: int) -> int:
+        if self._process is None:
+            return 0
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+        try:
+            return self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise

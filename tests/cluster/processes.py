@@ -1,0 +1,138 @@
+"""Processes that belong to a run folder: started with a log, recorded by pid, stopped by that record only.
+
+A record also says when the process started, so that a pid that the kernel gave to somebody else in the meantime is
+never touched. Whoever finds the folder later (another process, the next run after a crash) can stop them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+
+TAIL_LINES = 25
+#: Start times are counted from the boot, whose own time may move by about this much when the clock is set, in seconds.
+CLOCK_DRIFT = 2.0
+
+
+class ProcessError(RuntimeError):
+    """A component did not come up; the message ends with the end of its log."""
+
+
+def identity(pid: int) -> dict[str, Any] | None:
+    """What tells this process from a later one of the same pid; None when there is none."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return {"pid": pid, "created": process.create_time()}
+    except psutil.Error:
+        return None
+
+
+def is_alive(record: Mapping[str, Any]) -> bool:
+    """Whether the recorded process still runs, and not another one under its pid."""
+    found = identity(int(record["pid"]))
+    return found is not None and abs(found["created"] - record["created"]) < CLOCK_DRIFT
+
+
+class Processes:
+    """The processes of one run folder, in the order of their start."""
+
+    def __init__(self, folder: Path) -> None:
+        self._pids = folder / "pids"
+        self._logs = folder / "logs"
+
+    def start(self, name: str, command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> None:
+        """Starts a process in a session of its own, so that Ctrl-C reaches it only through us."""
+        for folder in (self._pids, self._logs):
+            folder.mkdir(parents=True, exist_ok=True)
+        with self.log(name).open("ab") as log:
+            process = subprocess.Popen(
+                [str(part) for part in command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **(env or {})},
+            )
+        process.returncode = 0  # psutil reaps it; Popen need not warn that it still runs
+        found = identity(process.pid) or {"pid": process.pid, "created": time.time()}  # it may have ended already
+        record = {**found, "program": str(command[0])}
+        temporary = self._pids / f".{name}"
+        temporary.write_text(json.dumps(record))
+        temporary.replace(self._pids / f"{name}.json")
+
+    def log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
+
+    def tail(self, name: str) -> str:
+        """The last lines of a process's log."""
+        if not self.log(name).exists():
+            return "(no log)"
+        return "\n".join(self.log(name).read_text(errors="replace").splitlines()[-TAIL_LINES:])
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """What was started, oldest first."""
+        found = {path.stem: json.loads(path.read_text()) for path in self._pids.glob("*.json")}
+        return dict(sorted(found.items(), key=lambda item: item[1]["created"]))
+
+    def alive(self, name: str) -> bool:
+        record = self.records().get(name)
+        return record is not None and is_alive(record)
+
+    def wait(self, name: str, ready: Callable[[], bool], seconds: float) -> None:
+        """Polls until `ready`; fails at once when the process ends, and at the deadline.
+
+        Raises:
+            ProcessError: it did not become ready.
+        """
+        deadline = time.monotonic() + seconds
+        while not ready():
+            if not self.alive(name):
+                raise ProcessError(f"{name} ended while it started; the end of {self.log(name)}:\n{self.tail(name)}")
+            if time.monotonic() > deadline:
+                raise ProcessError(
+                    f"{name} was not ready after {seconds:.0f} s; the end of {self.log(name)}:\n{self.tail(name)}"
+                )
+            time.sleep(0.05)
+
+    def stop(self, *names: str, seconds: float = 10) -> None:
+        """Ends these processes, or all, the youngest first: SIGTERM, and after `seconds` SIGKILL."""
+        records = self.records()
+        for name in names or tuple(reversed(records)):
+            record = records.get(name)
+            if record is None:
+                continue
+            if is_alive(record):
+                self._end(psutil.Process(record["pid"]), seconds)
+            else:
+                self._reap(record["pid"])
+            (self._pids / f"{name}.json").unlink(missing_ok=True)
+
+    @staticmethod
+    def _end(process: psutil.Process, seconds: float) -> None:
+        for signal, patience in ((process.terminate, seconds), (process.kill, 10.0)):
+            try:
+                signal()
+                process.wait(patience)
+                return
+            except psutil.NoSuchProcess:
+                return
+            except psutil.TimeoutExpired:
+                continue
+        raise ProcessError(f"{process} survived SIGKILL")
+
+    @staticmethod
+    def _reap(pid: int) -> None:
+        """Takes the exit status of a child of ours that ended by itself."""
+        try:
+            os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            return

@@ -1,0 +1,158 @@
+"""A namespace with a volume claim, an operator that watches it, and words for what tests do there."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.fixtures import Document, Kubectl, eventually
+from tests.cluster.kwok import behaviour
+from tests.cluster.operator import Operator
+
+QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
+ENDED = ("Succeeded", "Failed")
+
+
+class World:
+    """One test's part of the cluster."""
+
+    def __init__(self, control_plane: ControlPlane, kubectl: Kubectl, namespace: str, folder: Path) -> None:
+        self.control_plane, self.kubectl, self.namespace, self.folder = control_plane, kubectl, namespace, folder
+        self.operators: list[Operator] = []
+        self.operator = self.replica("operator-0")
+
+    def replica(self, name: str) -> Operator:
+        """Another replica, not started."""
+        self.operators.append(Operator(self.control_plane, self.folder, self.namespace, name))
+        return self.operators[-1]
+
+    def make_claim(self) -> None:
+        """A volume of the namespace's own, and the quickstart's claim on it."""
+        common = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
+        volume = {**common, "capacity": {"storage": "1Gi"}, "hostPath": {"path": "/nowhere"}}
+        claim = {**common, "resources": {"requests": {"storage": "1Gi"}}, "volumeName": self.namespace}
+        self.kubectl.apply(
+            {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": self.namespace}, "spec": volume},
+            {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "medgr2-data"}, "spec": claim},
+        )
+
+    def close(self) -> None:
+        """Ends the operators; the namespace goes by itself."""
+        for operator in self.operators:
+            operator.kill()
+        self.kubectl("delete", "pv", self.namespace, "--wait=false", "--ignore-not-found")
+
+    # -- the cycle -----------------------------------------------------------------------------------------------------
+
+    def apply(
+        self,
+        name: str = "loop",
+        annotations: dict[str, str] | None = None,
+        annotations_of: dict[str, dict[str, str]] | None = None,
+        **changes: Any,
+    ) -> None:
+        """A quickstart of one round. All pods behave as `annotations` say, a stage's as `annotations_of` says."""
+        document = yaml.safe_load(QUICKSTART.read_text())
+        document["metadata"]["name"] = name
+        spec = {**document["spec"], "iterations": 1, "failurePolicy": {"backoffSeconds": 0}, **changes}
+        template = spec.get("template", {})
+        patches = [_annotate(annotations or behaviour()), *template.get("patches", [])]
+        spec["template"] = {**template, "patches": patches}
+        spec["stages"] = [
+            *spec.get("stages", []),
+            *({"name": stage, "patches": [_annotate(found)]} for stage, found in (annotations_of or {}).items()),
+        ]
+        self.kubectl.apply({**document, "spec": spec})
+
+    def patch(self, change: Document, name: str = "loop") -> None:
+        self.kubectl("patch", "medgr2cycle", name, "--type=merge", "-p", json.dumps(change))
+
+    def cycle(self, name: str = "loop") -> Document:
+        return self.kubectl.get("medgr2cycle", name)
+
+    def condition(self, kind: str, name: str = "loop") -> Document:
+        """A condition; empty when the cycle has none of that kind."""
+        conditions = self.cycle(name).get("status", {}).get("conditions", [])
+        return next((found for found in conditions if found["type"] == kind), {})
+
+    def wait(self, kind: str, name: str = "loop", seconds: float = 180) -> Document:
+        """The condition, once it is true; shows status and log when it does not come."""
+
+        def holds() -> Document | None:
+            found = self.condition(kind, name)
+            return found if found.get("status") == "True" else None
+
+        try:
+            return dict(eventually(holds, f"condition {kind} of {name}", seconds))
+        except BaseException:
+            print(json.dumps(self.cycle(name).get("status"), indent=1)[-6000:])
+            print(self.operator.log.read_text()[-6000:])
+            raise
+
+    def stage(self, stage: str, iteration: int = 1, name: str = "loop") -> Document:
+        """A stage's record; empty before it has one."""
+        stages = self.cycle(name).get("status", {}).get("stages", [])
+        return next((s for s in stages if (s["name"], s["iteration"]) == (stage, iteration)), {})
+
+    def running(self, stage: str, iteration: int = 1) -> Document:
+        """The stage's record, once it runs."""
+
+        def record() -> Document | None:
+            found = self.stage(stage, iteration)
+            return found if found.get("state") == "Running" else None
+
+        return dict(eventually(record, f"{stage}@{iteration} runs", 120))
+
+    # -- what is there -------------------------------------------------------------------------------------------------
+
+    def find(self, kind: str, name: str) -> Document | None:
+        """An object; None when there is none."""
+        found = self.kubectl("get", kind, name, "-o", "json", "--ignore-not-found")
+        return json.loads(found) if found.strip() else None
+
+    def created_jobs(self) -> list[str]:
+        """Names of all Jobs that were ever created here, one entry per creation."""
+        return self.control_plane.audit.created("jobs", self.namespace)
+
+    def live_pods(self) -> list[str]:
+        """Names of pods that have not ended."""
+        pods = self.kubectl.get("pods")["items"]
+        return [pod["metadata"]["name"] for pod in pods if pod["status"].get("phase") not in ENDED]
+
+    def events(self) -> list[tuple[str, str]]:
+        """Reason and message of the operator's events."""
+        events = self.kubectl.get("events")["items"]
+        return [(e["reason"], e["message"]) for e in events if e.get("reportingComponent") == "medgr2-operator"]
+
+    def first_job_name(self, name: str = "loop") -> str:
+        """The name that the first Job of a cycle will have."""
+        from medgr2_api.stages import StageName
+        from medgr2_operator.plan.model import AttemptKey
+        from medgr2_operator.plan.names import job_name
+
+        return job_name(name, self.cycle(name)["metadata"]["uid"], AttemptKey(0, StageName.PREPARE, "", 1))
+
+    def stranger(self, name: str) -> None:
+        """Somebody else's Job of that name, which never ends."""
+        container = {"name": "main", "image": "x"}
+        template = {
+            "metadata": {"annotations": behaviour(run="forever")},
+            "spec": {"restartPolicy": "Never", "containers": [container]},
+        }
+        metadata = {"name": name, "labels": {"whose": "not-yours"}}
+        self.kubectl.apply(
+            {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": {"template": template}}
+        )
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds)
+
+
+def _annotate(annotations: dict[str, str]) -> Document:
+    return {"op": "add", "path": "/spec/template/metadata/annotations", "value": annotations}

@@ -1,0 +1,122 @@
+"""Names and labels: valid for every legal cycle, and the way back to the attempt."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.render import kubernetes_rules as rules
+from tests.unit.render.cases import CASES, SETTINGS, UID, Case
+
+from medgr2_api.cycle import Cycle, Metadata
+from medgr2_api.stages import StageName
+from medgr2_operator.plan.model import AttemptKey
+from medgr2_operator.render import labels
+from medgr2_operator.render.claim import claim, claim_name
+from medgr2_operator.render.job import job
+from medgr2_operator.render.torchrun import service_name
+
+NAMES = st.from_regex(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True) | st.just("c" * 63)
+TOKENS = st.just("") | st.from_regex(r"[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?", fullmatch=True)
+KEYS = st.builds(AttemptKey, st.integers(0, 20), st.sampled_from(StageName), TOKENS, st.integers(1, 10_000))
+_STAGES = ("reward", "sft", "grpo", "distill")
+
+
+@settings(deadline=None)
+@given(
+    NAMES,
+    st.sampled_from(["prepare", "reward", "sft", "grpo", "preferences", "evaluate"]),
+    TOKENS,
+    st.integers(0, 20),
+    st.integers(1, 10_000),
+    st.sampled_from([{"numNodes": 1000}, {"shards": 1000}, {}]),
+)
+def test_objects_have_legal_names_and_labels(
+    name: str, stage: str, token: str, iteration: int, attempt: int, size: dict[str, Any]
+) -> None:
+    case = Case(
+        StageName(stage), {"stages": [{"name": stage, **size}]}, {}, name, iteration, token=token, attempt=attempt
+    )
+    *services, made = job(case.cycle(), case.create(), SETTINGS)
+    assert rules.job_violations(made) == []
+    for service in services:
+        assert _is_dns_label(service["metadata"]["name"])
+        pod = made["spec"]["template"]
+        assert pod["spec"]["subdomain"] == service["metadata"]["name"]
+        assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+        variables = {v["name"]: v.get("value") for v in pod["spec"]["containers"][0]["env"]}
+        host, _, port = variables["MEDGR2_RDZV_ENDPOINT"].rpartition(":")
+        assert port == str(service["spec"]["ports"][0]["port"])
+        assert host == f"{made['metadata']['name']}-0.{service['metadata']['name']}.ml.svc"
+        assert all(_is_dns_label(part) for part in host.split("."))
+
+
+@settings(deadline=None)
+@given(NAMES)
+def test_claims_have_legal_names(name: str) -> None:
+    case = Case(StageName.PREPARE, CASES["volume-claim-template"].spec, {}, name)
+    made = claim(case.cycle())
+    assert made is not None
+    assert made["metadata"]["name"] == claim_name(case.cycle())
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", made["metadata"]["name"])
+    assert len(made["metadata"]["name"]) <= 253
+
+
+@settings(deadline=None)
+@given(NAMES, KEYS)
+def test_labels_lead_back_to_the_attempt(name: str, key: AttemptKey) -> None:
+    assert labels.attempt_key(labels.of_attempt(_cycle(name), key)) == key
+
+
+@settings(deadline=None)
+@given(KEYS, KEYS)
+def test_labels_tell_attempts_apart(one: AttemptKey, other: AttemptKey) -> None:
+    assert (labels.of_attempt(_cycle(), one) == labels.of_attempt(_cycle(), other)) == (one == other)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_jobs_and_pods_lead_back_to_the_attempt(case: Case) -> None:
+    made = job(case.cycle(), case.create(), SETTINGS, case.single_node)[-1]
+    for metadata in (made["metadata"], made["spec"]["template"]["metadata"]):
+        assert labels.attempt_key(metadata["labels"]) == case.create().key
+
+
+@pytest.mark.parametrize(
+    ("label", "value"),
+    [
+        (labels.ITERATION, None),
+        (labels.ITERATION, "01"),
+        (labels.ITERATION, "-1"),
+        (labels.ITERATION, "two"),
+        (labels.ITERATION, "²"),
+        (labels.STAGE, None),
+        (labels.STAGE, "dance"),
+        (labels.TOKEN, None),
+        (labels.ATTEMPT, None),
+        (labels.ATTEMPT, "0"),
+        (labels.ATTEMPT, ""),
+    ],
+)
+def test_strangers_labels_name_no_attempt(label: str, value: str | None) -> None:
+    found = labels.of_attempt(_cycle(), AttemptKey(1, StageName.SFT, "", 1)) | {label: value or ""}
+    if value is None:
+        del found[label]
+    assert labels.attempt_key(found) is None
+
+
+def test_services_differ_by_stage_and_by_cycle() -> None:
+    long = "c" * 63
+    cycles = [_cycle(long), _cycle(long, "another"), _cycle("c" * 62, "third")]
+    names = {service_name(cycle, StageName(stage)) for cycle in cycles for stage in _STAGES}
+    assert len(names) == len(cycles) * len(_STAGES)
+
+
+def _is_dns_label(text: str) -> bool:
+    return len(text) <= 63 and rules.DNS_LABEL.fullmatch(text) is not None
+
+
+def _cycle(name: str = "omnimed", uid: str = UID) -> Cycle:
+    return Cycle.model_construct(metadata=Metadata(name=name, namespace="ml", uid=uid))

@@ -1,0 +1,181 @@
+"""The user's patches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.render.cases import SETTINGS, Case
+
+from medgr2_api.stages import StageName
+from medgr2_operator.render import labels
+from medgr2_operator.render.errors import RenderError
+from medgr2_operator.render.job import job
+
+FINE = {"op": "add", "path": "/metadata/annotations", "value": {"a": "b"}}
+POD = "/spec/template/spec"
+POINTERS = (
+    "",
+    "/",
+    "/metadata",
+    "/metadata/name",
+    "/metadata/labels",
+    "/metadata/labels/medgr2.io~1stage",
+    "/metadata/labels/team",
+    "/metadata/ownerReferences/0/uid",
+    "/spec/template",
+    "/spec/template/metadata/labels",
+    f"{POD}/containers/0/env/0",
+    f"{POD}/containers/-",
+    f"{POD}/containers/9",
+    f"{POD}/volumes",
+    "metadata",
+    "/~2",
+    5,
+    None,
+)
+VALUES = st.sampled_from([None, 1, "x", [], {}, {"labels": {}}, [{"name": "main"}]])
+
+
+def made(template: list[Any], stage: list[Any] | None = None) -> dict[str, Any]:
+    """A Job with patches."""
+    spec = {"template": {"patches": template}, "stages": [{"name": "sft", "patches": stage or []}]}
+    case = Case(StageName.SFT, spec)
+    return job(case.cycle(), case.create(), SETTINGS)[-1]
+
+
+def identity(manifest: Any) -> list[Any]:
+    """By what the operator knows a Job."""
+    metadata, pod = manifest["metadata"], manifest["spec"]["template"]["metadata"]
+    ours = list(labels.of_attempt(Case(StageName.SFT).cycle(), Case(StageName.SFT).create().key))
+    return [
+        manifest["apiVersion"],
+        manifest["kind"],
+        {name: metadata.get(name) for name in ("name", "namespace", "ownerReferences", "generateName")},
+        [(metadata["labels"][name], pod["labels"][name]) for name in ours],
+    ]
+
+
+def test_a_stages_patches_come_after_the_templates() -> None:
+    manifest = made(
+        [{"op": "add", "path": f"{POD}/schedulerName", "value": "first"}],
+        [{"op": "replace", "path": f"{POD}/schedulerName", "value": "second"}],
+    )
+    assert manifest["spec"]["template"]["spec"]["schedulerName"] == "second"
+
+
+def test_patches_are_the_last_word() -> None:
+    manifest = made([{"op": "replace", "path": f"{POD}/securityContext/runAsUser", "value": 7}])
+    assert manifest["spec"]["template"]["spec"]["securityContext"]["runAsUser"] == 7
+
+
+def test_a_patch_of_what_a_patch_added_leaves_the_spec_alone() -> None:
+    added = {"op": "add", "path": "/metadata/annotations", "value": {}}
+    changed = {"op": "add", "path": "/metadata/annotations/a", "value": "b"}
+    case = Case(StageName.SFT, {"template": {"patches": [added, changed]}})
+    cycle = case.cycle()
+    assert job(cycle, case.create(), SETTINGS)[-1]["metadata"]["annotations"] == {"a": "b"}
+    assert cycle.spec.template.patches[0]["value"] == {}
+
+
+def test_further_labels_are_welcome() -> None:
+    manifest = made([{"op": "add", "path": "/metadata/labels/team", "value": "imaging"}])
+    assert manifest["metadata"]["labels"]["team"] == "imaging"
+    assert "team" not in manifest["spec"]["template"]["metadata"]["labels"]
+
+
+def test_a_patch_of_one_container_leaves_the_other_alone() -> None:
+    case = Case(
+        StageName.GENERATE,
+        {
+            "generator": {"vllm": {"model": "m"}},
+            "template": {
+                "env": [{"name": "A", "value": "1"}],
+                "patches": [{"op": "replace", "path": f"{POD}/initContainers/0/env/4/value", "value": "2"}],
+            },
+        },
+    )
+    cycle = case.cycle()
+    spec = job(cycle, case.create(), SETTINGS)[-1]["spec"]["template"]["spec"]
+    assert spec["initContainers"][0]["env"][-1] == {"name": "A", "value": "2"}
+    assert spec["containers"][0]["env"][-1] == {"name": "A", "value": "1"}
+    assert cycle.spec.template.env == [{"name": "A", "value": "1"}]
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        {"op": "replace", "path": "/metadata/name", "value": "other"},
+        {"op": "replace", "path": "/metadata/namespace", "value": "other"},
+        {"op": "add", "path": "/metadata/generateName", "value": "other-"},
+        {"op": "remove", "path": "/metadata/ownerReferences"},
+        {"op": "add", "path": "/metadata/ownerReferences/-", "value": {}},
+        {"op": "replace", "path": "/metadata/ownerReferences/0/uid", "value": "other"},
+        {"op": "replace", "path": "/kind", "value": "Pod"},
+        {"op": "replace", "path": "/apiVersion", "value": "batch/v2"},
+        {"op": "replace", "path": "/metadata/labels", "value": {}},
+        {"op": "move", "from": "/metadata/labels/medgr2.io~1token", "path": "/metadata/labels/token"},
+        {"op": "replace", "path": "", "value": {}},
+        {"op": "replace", "path": "", "value": None},
+        *(
+            {"op": op, "path": f"{at}/labels/{label.replace('/', '~1')}", "value": "x"}
+            for op in ("replace", "remove")
+            for at in ("/metadata", "/spec/template/metadata")
+            for label in labels.of_attempt(Case(StageName.SFT).cycle(), Case(StageName.SFT).create().key)
+        ),
+    ],
+    ids=lambda operation: f"{operation['op']} {operation['path']}",
+)
+def test_what_the_operator_knows_a_job_by_stays(operation: dict[str, Any]) -> None:
+    with pytest.raises(RenderError, match=r"^spec\.stages\[sft\]\.patches\[1\]: must not change ") as caught:
+        made([FINE], [FINE, operation])
+    assert caught.value.path == "spec.stages[sft].patches[1]"
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        {},
+        {"op": "frob", "path": "/spec"},
+        {"op": "add", "path": "/spec"},
+        {"op": "add", "path": "spec", "value": 1},
+        {"op": "remove", "path": "/spec/nothing"},
+        {"op": "add", "path": "/spec/nothing/deeper", "value": 1},
+        {"op": "replace", "path": f"{POD}/containers/7/image", "value": "x"},
+        {"op": "test", "path": "/kind", "value": "Pod"},
+        {"op": "move", "from": "/spec/nothing", "path": "/spec/suspend"},
+    ],
+    ids=str,
+)
+def test_a_patch_that_does_not_apply_is_named(operation: dict[str, Any]) -> None:
+    with pytest.raises(RenderError, match=r"^spec\.template\.patches\[1\]: does not apply: ") as caught:
+        made([FINE, operation])
+    assert len(str(caught.value)) < 300
+    assert "{" not in str(caught.value)  # no part of the Job
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "op": st.sampled_from(["add", "remove", "replace", "move", "copy", "test", "x", 1]),
+                "path": st.sampled_from(POINTERS),
+                "from": st.sampled_from(POINTERS),
+                "value": VALUES,
+            },
+        ),
+        max_size=3,
+    )
+)
+def test_whatever_the_patch_the_job_is_known_or_the_patch_is_refused(operations: list[dict[str, Any]]) -> None:
+    before = identity(made([]))
+    try:
+        after = made(operations)
+    except RenderError as error:
+        assert error.path.startswith("spec.template.patches[")  # noqa: PT017
+    else:
+        assert identity(after) == before

@@ -1,0 +1,229 @@
+"""What the planner is told of Jobs and pods, from JSON as the API server writes it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from medgr2_api.stages import StageName, StageResult
+from medgr2_operator.plan.model import AttemptKey, JobState, ObservedJob
+from medgr2_operator.runtime import observe
+
+UID = "cycle-uid"
+KEY = AttemptKey(1, StageName.SFT, "", 2)
+LABELS = {
+    "medgr2.io/iteration": "1",
+    "medgr2.io/stage": "sft",
+    "medgr2.io/token": "",
+    "medgr2.io/attempt": "2",
+}
+END = "2026-01-01T00:10:00Z"
+
+
+def owner(uid: str) -> list[dict[str, Any]]:
+    return [{"uid": uid, "controller": True}]
+
+
+def job(*conditions: dict[str, str], **spec: Any) -> dict[str, Any]:
+    return {
+        "metadata": {"name": "j", "uid": "job-uid", "labels": LABELS, "ownerReferences": owner(UID)},
+        "spec": spec,
+        "status": {"conditions": [{"status": "True", "lastTransitionTime": END, **found} for found in conditions]},
+    }
+
+
+def pod(phase: str = "Running", state: dict[str, Any] | None = None, index: int = 0, **status: Any) -> dict[str, Any]:
+    main = {"name": "main", "state": state or {}}
+    return {
+        "metadata": {
+            "name": f"p{index}",
+            "labels": LABELS,
+            "ownerReferences": owner("job-uid"),
+            "annotations": {"batch.kubernetes.io/job-completion-index": str(index)},
+        },
+        "status": {"phase": phase, "containerStatuses": [main], **status},
+    }
+
+
+def ended(code: int, *, message: str = "", reason: str = "", at: str = END) -> dict[str, Any]:
+    return {"terminated": {"exitCode": code, "message": message, "reason": reason, "finishedAt": at, "startedAt": at}}
+
+
+def said(**fields: Any) -> str:
+    return StageResult(**{"exit_code": 0, "output_digest": "d" * 64, **fields}).to_termination_message()
+
+
+def seen(manifest: dict[str, Any], *pods: dict[str, Any], quota: dict[str, str] | None = None) -> ObservedJob:
+    [found] = observe.jobs([manifest], pods, UID, quota)
+    assert found.key == KEY
+    return found
+
+
+COMPLETE, FAILED = {"type": "Complete"}, {"type": "Failed"}
+
+
+def test_a_success_brings_its_result() -> None:
+    found = seen(job(COMPLETE), pod("Succeeded", ended(0, message=said(metrics={"loss": 1.0}))))
+    assert (found.state, found.exit_code, found.owned) == (JobState.SUCCEEDED, 0, True)
+    assert found.result is not None
+    assert found.result.metrics == {"loss": 1.0}
+    assert found.finished == datetime(2026, 1, 1, 0, 10, tzinfo=UTC)
+
+
+def test_a_success_whose_pod_is_gone_has_no_result() -> None:
+    found = seen(job(COMPLETE))
+    assert (found.state, found.result, found.finished) == (
+        JobState.SUCCEEDED,
+        None,
+        datetime(2026, 1, 1, 0, 10, tzinfo=UTC),
+    )
+
+
+def test_shards_count_only_together() -> None:
+    sharded = {"completionMode": "Indexed", "completions": 2, "backoffLimitPerIndex": 0}
+    parts = [pod("Succeeded", ended(0, message=said(output_digest=str(i) * 64)), index=i) for i in range(2)]
+    assert seen(job(COMPLETE, **sharded), parts[0]).result is None
+    whole = seen(job(COMPLETE, **sharded), *reversed(parts)).result
+    assert whole is not None
+    assert whole == seen(job(COMPLETE, **sharded), *parts).result, "the order of the pods says nothing"
+    assert whole.output_digest not in ("0" * 64, "1" * 64)
+
+
+def test_of_a_training_over_nodes_rank_0_speaks() -> None:
+    nodes = {"completionMode": "Indexed", "completions": 2, "backoffLimit": 0}
+    parts = [pod("Succeeded", ended(0, message=said(output_digest=str(i) * 64)), index=i) for i in range(2)]
+    result = seen(job(COMPLETE, **nodes), *parts).result
+    assert result is not None
+    assert result.output_digest == "0" * 64
+
+
+@pytest.mark.parametrize("code", [1, 65, 75, 78, 85, 137, 143])
+def test_a_failure_brings_code_and_words(code: int) -> None:
+    found = seen(job(FAILED), pod("Failed", ended(code, message=said(exit_code=code, message="because"))))
+    assert (found.state, found.exit_code, found.reason, found.message) == (JobState.FAILED, code, "", "because")
+
+
+def test_last_words_that_are_no_result_are_told() -> None:
+    found = seen(job(FAILED), pod("Failed", ended(1, message="Traceback: boom")))
+    assert (found.result, found.message) == (None, "Traceback: boom")
+
+
+def test_out_of_memory_has_its_own_word() -> None:
+    assert seen(job(FAILED), pod("Failed", ended(137, reason="OOMKilled"))).reason == "OOMKilled"
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]},
+        {"reason": "Evicted", "message": "The node was low on resource: memory."},
+        {"reason": "NodeLost"},
+    ],
+)
+def test_a_disruption_outranks_the_exit_code(status: dict[str, Any]) -> None:
+    found = seen(job(FAILED), pod("Failed", ended(137), **status))
+    assert found.reason == "DisruptionTarget"
+    assert found.message
+
+
+def test_a_pod_that_left_in_good_order_was_not_disrupted() -> None:
+    status = {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}]}
+    found = seen(job(FAILED), pod("Failed", ended(85, message=said(exit_code=85, checkpoint_step=7)), **status))
+    assert (found.exit_code, found.reason) == (85, "")
+    assert found.result is not None
+    assert found.result.checkpoint_step == 7
+
+
+def test_of_many_failures_the_one_that_explains_it_is_told() -> None:
+    pods = [
+        pod("Failed", ended(85, at="2026-01-01T00:01:00Z"), 0),
+        pod("Failed", ended(75, at="2026-01-01T00:03:00Z"), 1),
+        pod("Failed", ended(65, at="2026-01-01T00:02:00Z"), 2),
+    ]
+    assert seen(job(FAILED), *pods).exit_code == 65
+
+
+def test_without_pods_the_jobs_condition_tells() -> None:
+    message = "Container main for pod ns/p failed with exit code 78 matching FailJob rule at index 0"
+    assert seen(job({**FAILED, "message": message})).exit_code == 78
+    message = "Pod ns/p has condition DisruptionTarget matching FailJob rule at index 1"
+    found = seen(job({**FAILED, "message": message}))
+    assert (found.exit_code, found.reason) == (None, "DisruptionTarget")
+
+
+def test_running_since_the_first_container() -> None:
+    early, late = ({"running": {"startedAt": f"2026-01-01T00:0{minute}:00Z"}} for minute in (1, 5))
+    found = seen(job(), pod(state=late), pod(state=early, index=1))
+    assert (found.state, found.started) == (JobState.RUNNING, datetime(2026, 1, 1, 0, 1, tzinfo=UTC))
+
+
+def waiting(reason: str) -> dict[str, Any]:
+    return {"waiting": {"reason": reason, "message": "no such image"}}
+
+
+def unscheduled(message: str) -> dict[str, Any]:
+    return {"conditions": [{"type": "PodScheduled", "status": "False", "message": message}]}
+
+
+@pytest.mark.parametrize(
+    ("reason", "one"),
+    [
+        ("ImagePull", pod("Pending", waiting("ImagePullBackOff"))),
+        ("ContainerConfig", pod("Pending", waiting("CreateContainerConfigError"))),
+        ("Unschedulable", pod("Pending", None, 0, **unscheduled("0/2 nodes: insufficient nvidia.com/gpu"))),
+        ("UnboundVolume", pod("Pending", None, 0, **unscheduled("pod has unbound immediate PersistentVolumeClaims"))),
+        ("", pod("Pending", waiting("ContainerCreating"))),
+    ],
+)
+def test_why_it_waits(reason: str, one: dict[str, Any]) -> None:
+    found = seen(job(), one)
+    assert (found.state, found.pending_reason) == (JobState.QUEUED, reason)
+    assert bool(found.pending_message) == bool(reason)
+
+
+def test_a_queue_tells_why() -> None:
+    found = seen(job(suspend=True), quota={"job-uid": "insufficient unused quota for nvidia.com/gpu"})
+    assert found.pending_reason == "QuotaExhausted"
+    assert "insufficient" in found.pending_message
+    assert seen(job(suspend=True)).pending_reason == "Queued"
+
+
+def test_a_sidecar_that_does_not_stay_up_is_told() -> None:
+    def sidecar(restarts: int) -> dict[str, Any]:
+        last = {"terminated": {"exitCode": 1, "message": "CUDA error"}}
+        return {"name": "vllm", "restartCount": restarts, "ready": False, "lastState": last}
+
+    assert seen(job(), pod("Pending", initContainerStatuses=[sidecar(2)])).stuck == ""
+    assert "vllm restarted 3 times: CUDA error" in seen(job(), pod("Pending", initContainerStatuses=[sidecar(3)])).stuck
+
+
+def test_strangers_are_told_apart() -> None:
+    manifest = job()
+    manifest["metadata"]["ownerReferences"] = owner("another")
+    assert not seen(manifest).owned
+
+
+def test_only_living_pods_may_write() -> None:
+    going = pod(index=3)
+    going["metadata"]["deletionTimestamp"] = END
+    found = list(observe.live_pods([pod("Succeeded"), pod("Failed"), pod("Pending", index=1), going]))
+    assert [(p.name, p.terminating) for p in found] == [("p1", False), ("p3", True)]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "state", "lost"),
+    [(0.5, {"running": {}}, False), (2, {"running": {}}, True), (2, ended(137), False)],
+)
+def test_a_pod_whose_kubelet_is_silent_is_lost(minutes: float, state: dict[str, Any], lost: bool) -> None:
+    going = pod(state=state)
+    going["metadata"]["deletionTimestamp"] = END
+    now = datetime(2026, 1, 1, 0, 10, tzinfo=UTC) + timedelta(minutes=minutes)
+    assert bool(list(observe.overdue_pods([going, pod()], now))) is lost
+
+
+def test_objects_of_others_are_passed_over() -> None:
+    stranger = {"metadata": {"name": "x", "uid": "x", "labels": {"app": "x"}}, "spec": {}, "status": {}}
+    assert list(observe.jobs([stranger], [stranger], UID)) == []
+    assert list(observe.live_pods([stranger])) == []
