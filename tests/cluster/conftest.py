@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tests.cluster.fixtures import control_plane, crd, kubectl, kwok_cluster, namespace, shared_cluster
+from tests.cluster.world import world
 
-__all__ = ["control_plane", "crd", "kubectl", "kwok_cluster", "namespace", "shared_cluster"]
+__all__ = ["control_plane", "crd", "kubectl", "kwok_cluster", "namespace", "shared_cluster", "world"]

@@ -6,8 +6,10 @@ never touched. Whoever finds the folder later (another process, the next run aft
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +19,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 
 TAIL_LINES = 25
+KILL_SECONDS = 30.0
 #: Start times are counted from the boot, whose own time may move by about this much when the clock is set, in seconds.
 CLOCK_DRIFT = 2.0
 
@@ -62,7 +65,7 @@ class Processes:
                 start_new_session=True,
                 env={**os.environ, **(env or {})},
             )
-        process.returncode = 0  # psutil reaps it; Popen need not warn that it still runs
+        process.returncode = 0  # `stop` reaps it; Popen need not warn that it still runs
         found = identity(process.pid) or {"pid": process.pid, "created": time.time()}  # it may have ended already
         record = {**found, "program": str(command[0])}
         temporary = self._pids / f".{name}"
@@ -104,35 +107,33 @@ class Processes:
             time.sleep(0.05)
 
     def stop(self, *names: str, seconds: float = 10) -> None:
-        """Ends these processes, or all, the youngest first: SIGTERM, and after `seconds` SIGKILL."""
+        """Ends these processes, or all, the youngest first: SIGTERM, and after `seconds` SIGKILL.
+
+        Raises:
+            ProcessError: some survived; the others are gone.
+        """
         records = self.records()
+        survivors = []
         for name in names or tuple(reversed(records)):
-            record = records.get(name)
-            if record is None:
+            if name not in records:
                 continue
-            if is_alive(record):
-                self._end(psutil.Process(record["pid"]), seconds)
+            if _end(records[name], seconds):
+                (self._pids / f"{name}.json").unlink(missing_ok=True)
             else:
-                self._reap(record["pid"])
-            (self._pids / f"{name}.json").unlink(missing_ok=True)
+                survivors.append(name)
+        if survivors:
+            raise ProcessError(f"survived SIGKILL: {', '.join(survivors)}")
 
-    @staticmethod
-    def _end(process: psutil.Process, seconds: float) -> None:
-        for signal, patience in ((process.terminate, seconds), (process.kill, 10.0)):
-            try:
-                signal()
-                process.wait(patience)
-                return
-            except psutil.NoSuchProcess:
-                return
-            except psutil.TimeoutExpired:
-                continue
-        raise ProcessError(f"{process} survived SIGKILL")
 
-    @staticmethod
-    def _reap(pid: int) -> None:
-        """Takes the exit status of a child of ours that ended by itself."""
-        try:
-            os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:
-            return
+def _end(record: Mapping[str, Any], seconds: float) -> bool:
+    """Whether it is gone. A process that only waits to be reaped by a parent other than us is."""
+    for number, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, KILL_SECONDS)):
+        if is_alive(record):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(record["pid"], number)
+        deadline = time.monotonic() + patience
+        while is_alive(record) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(record["pid"], os.WNOHANG)
+    return not is_alive(record)

@@ -138,6 +138,23 @@ def test_what_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     assert not psutil.pid_exists(record["pid"])
 
 
+def test_what_another_living_process_started_is_stopped(tmp_path: Path) -> None:
+    """It stays a zombie until its parent reaps it: one worker starts the shared cluster, another may stop it."""
+    start = "import pathlib, sys; from tests.cluster.processes import Processes as P; "
+    start += "P(pathlib.Path(sys.argv[1])).start('etcd', ['sleep', '600']); print('started', flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", start, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "started\n"
+        (record,) = Processes(tmp_path).records().values()
+        Processes(tmp_path).stop()
+        assert not is_alive(record)
+        assert psutil.Process(record["pid"]).status() == psutil.STATUS_ZOMBIE
+        assert Processes(tmp_path).records() == {}
+
+
 def test_a_pid_that_belongs_to_somebody_else_is_left_alone(tmp_path: Path) -> None:
     stranger = subprocess.Popen(["sleep", "60"])
     try:

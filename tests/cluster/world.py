@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kubernetes.client
+import pytest
 import yaml
 
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Document, Kubectl, eventually
-from tests.cluster.kwok import behaviour
+from tests.cluster.kwok import Kwok, behaviour
 from tests.cluster.operator import Operator
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
@@ -24,6 +27,9 @@ class World:
     def __init__(self, control_plane: ControlPlane, kubectl: Kubectl, namespace: str, folder: Path) -> None:
         self.control_plane, self.kubectl, self.namespace, self.folder = control_plane, kubectl, namespace, folder
         self.operators: list[Operator] = []
+        # asked ten times a second while a test waits: a kubectl each time would be most of a test's work
+        self._objects = kubernetes.client.CustomObjectsApi(control_plane.client())
+        self._core = kubernetes.client.CoreV1Api(control_plane.client())
         self.operator = self.replica("operator-0")
 
     def replica(self, name: str) -> Operator:
@@ -73,7 +79,10 @@ class World:
         self.kubectl("patch", "medgr2cycle", name, "--type=merge", "-p", json.dumps(change))
 
     def cycle(self, name: str = "loop") -> Document:
-        return self.kubectl.get("medgr2cycle", name)
+        found: Document = self._objects.get_namespaced_custom_object(
+            "medgr2.io", "v1alpha1", self.namespace, "medgr2cycles", name
+        )
+        return found
 
     def condition(self, kind: str, name: str = "loop") -> Document:
         """A condition; empty when the cycle has none of that kind."""
@@ -121,8 +130,8 @@ class World:
 
     def live_pods(self) -> list[str]:
         """Names of pods that have not ended."""
-        pods = self.kubectl.get("pods")["items"]
-        return [pod["metadata"]["name"] for pod in pods if pod["status"].get("phase") not in ENDED]
+        pods = self._core.list_namespaced_pod(self.namespace).items
+        return [pod.metadata.name for pod in pods if pod.status.phase not in ENDED]
 
     def events(self) -> list[tuple[str, str]]:
         """Reason and message of the operator's events."""
@@ -152,6 +161,17 @@ class World:
     @staticmethod
     def sleep(seconds: float) -> None:
         time.sleep(seconds)
+
+
+@pytest.fixture
+def world(
+    control_plane: ControlPlane, kwok_cluster: Kwok, crd: str, kubectl: Kubectl, namespace: str, tmp_path: Path
+) -> Iterator[World]:
+    """The test's namespace with a claim; the operator is not started yet."""
+    made = World(control_plane, kubectl, namespace, tmp_path)
+    made.make_claim()
+    yield made
+    made.close()
 
 
 def _annotate(annotations: dict[str, str]) -> Document:

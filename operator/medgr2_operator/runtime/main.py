@@ -96,10 +96,13 @@ async def _lead(
         if task.get_name() != "watch":
             task.cancel()
     await asyncio.wait(rest, timeout=10)
-    for task in done:
-        task.result()  # raises what ended it
-        if task.get_name() not in ("stop", "watch"):  # kopf hears SIGTERM, too, and then ends in good order
-            raise RuntimeError(f"{task.get_name()} ended by itself")
+    ended = {task.get_name(): task for task in done}
+    if "watch" in ended:  # kopf hears SIGTERM, too; when it ends it also cancels tasks of ours
+        ended["watch"].result()
+    elif "stop" not in ended:
+        for name, task in ended.items():
+            task.result()  # raises what ended it
+            raise RuntimeError(f"{name} ended by itself")
 
 
 async def _resync(client: Client, queue: WorkQueue[CycleKey], settings: Settings) -> None:

@@ -1,0 +1,108 @@
+"""Each failure class, provoked on simulated nodes: what it counts against, and what people are told."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cluster.fixtures import eventually
+from tests.cluster.kwok import behaviour
+from tests.cluster.world import World
+
+
+@pytest.mark.parametrize(
+    ("ends", "counts", "why"),
+    [
+        (behaviour(attempt=1, exit_code=1), (1, 0), "application"),
+        (behaviour(attempt=1, exit_code=75), (1, 0), "application"),
+        (behaviour(attempt=1, exit_code=137, reason="OOMKilled"), (1, 0), "OOMKilled"),
+        (behaviour(attempt=1, exit_code=85, checkpoint_step=5), (0, 0), "progress"),
+        (behaviour(attempt=1, exit_code=85), (0, 1), "no progress"),
+        (behaviour(attempt=1, exit_code=143), (0, 1), "SIGTERM"),
+        (behaviour(attempt=1, exit_code=137, pod_reason="Evicted"), (0, 1), "eviction"),
+    ],
+)
+def test_a_failure_counts_where_it_belongs_and_the_stage_starts_again(
+    world: World, ends: dict[str, str], counts: tuple[int, int], why: str
+) -> None:
+    world.operator.start()
+    world.apply(annotations_of={"sft": ends}, failurePolicy={"backoffSeconds": 0})
+    world.wait("Complete")
+    stage = world.stage("sft")
+    assert stage["attempt"] == 2
+    assert (stage.get("retries", 0), stage.get("infraRestarts", 0)) == counts
+
+
+@pytest.mark.parametrize("code", [2, 64, 65, 78])
+def test_what_cannot_be_mended_fails_the_cycle_at_once(world: World, code: int) -> None:
+    world.operator.start()
+    result = {"exit_code": code, "message": "items.jsonl, row 3: no answer", "reason": "DataError"}
+    world.apply(annotations_of={"prepare": behaviour(exit_code=code, result=result)})
+    failed = world.wait("Failed")
+    assert "prepare@0" in failed["message"]
+    assert "row 3: no answer" in failed["message"]
+    assert len(world.created_jobs()) == 1
+
+
+def test_a_sidecar_that_does_not_stay_up_is_the_programs_fault(world: World) -> None:
+    world.operator.start()
+    sidecar = {"name": "server", "image": "x", "restartPolicy": "Always"}
+    world.apply(
+        annotations_of={"sft": behaviour(attempt=1, sidecar_restarts=3, run="forever", term_exit_code=143)},
+        template={"patches": [{"op": "add", "path": "/spec/template/spec/initContainers", "value": [sidecar]}]},
+    )
+    world.wait("Complete")
+    assert (world.stage("sft")["attempt"], world.stage("sft").get("retries")) == (2, 1)
+
+
+def test_tries_are_used_up(world: World) -> None:
+    world.operator.start()
+    world.apply(
+        annotations_of={"prepare": behaviour(exit_code=1)}, failurePolicy={"maxRetries": 2, "backoffSeconds": 0}
+    )
+    world.wait("Failed")
+    assert world.stage("prepare", 0)["attempt"] == 3
+
+
+def test_a_deleted_job_has_no_second_writer(world: World) -> None:
+    """The pod of a Job that somebody deleted still checkpoints: the next attempt waits for its end."""
+    world.operator.start()
+    world.apply(annotations_of={"sft": behaviour(attempt=1, run="forever", term_delay_ms=4000, term_exit_code=85)})
+    name = world.running("sft")["jobName"]
+    world.kubectl("delete", "job", name, "--wait=false")
+    eventually(lambda: world.stage("sft").get("state") == "Terminating", "its loss is seen")
+    while world.live_pods():
+        assert world.stage("sft")["attempt"] == 1
+    world.wait("Complete")
+    assert world.stage("sft")["attempt"] == 2
+
+
+def test_a_deleted_pod_is_infrastructure(world: World) -> None:
+    world.operator.start()
+    world.apply(annotations_of={"sft": behaviour(attempt=1, run="forever", term_exit_code=143)})
+    world.running("sft")
+    world.kubectl("delete", "pod", *world.live_pods(), "--wait=false")
+    world.wait("Complete")
+    assert (world.stage("sft")["attempt"], world.stage("sft").get("infraRestarts")) == (2, 1)
+
+
+def test_an_image_that_cannot_be_pulled_is_told(world: World) -> None:
+    world.operator.start()
+    world.apply(annotations_of={"prepare": behaviour(waiting="ImagePullBackOff")})
+    eventually(lambda: world.condition("Progressing").get("reason") == "ImagePull", "the cause", 60)
+    assert "prepare@0" in world.condition("Progressing")["message"]
+
+
+def test_a_stage_that_fits_nowhere_is_told(world: World) -> None:
+    world.operator.start()
+    world.apply(stages=[{"name": "sft", "resources": {"limits": {"nvidia.com/gpu": 5000}}}])
+    eventually(lambda: world.condition("Progressing").get("reason") == "Unschedulable", "the cause", 90)
+    assert "nvidia.com/gpu" in world.condition("Progressing")["message"]
+
+
+def test_a_success_whose_pod_was_gone_is_read_from_its_manifest(world: World) -> None:
+    """The collecting attempt is a CPU pod, never a second run."""
+    world.operator.start()
+    world.apply(annotations_of={"sft": behaviour(attempt=1, message="gone")})
+    world.wait("Complete")
+    stage = world.stage("sft")
+    assert (stage["attempt"], stage.get("retries", 0), stage["collect"]) == (2, 0, True)
