@@ -31,18 +31,26 @@ class ProcessError(RuntimeError):
 def identity(pid: int) -> dict[str, Any] | None:
     """What tells this process from a later one of the same pid; None when there is none."""
     try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        return {"pid": pid, "created": process.create_time()}
+        return {"pid": pid, "created": psutil.Process(pid).create_time()}
     except psutil.Error:
         return None
 
 
 def is_alive(record: Mapping[str, Any]) -> bool:
     """Whether the recorded process still runs, and not another one under its pid."""
-    found = identity(int(record["pid"]))
+    return _exists(record) and not _is_zombie(record["pid"])
+
+
+def _exists(record: Mapping[str, Any]) -> bool:
+    found = identity(record["pid"])
     return found is not None and abs(found["created"] - record["created"]) < CLOCK_DRIFT
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return True
 
 
 class Processes:
@@ -126,14 +134,24 @@ class Processes:
 
 
 def _end(record: Mapping[str, Any], seconds: float) -> bool:
-    """Whether it is gone. A process that only waits to be reaped by a parent other than us is."""
+    """Whether it is gone."""
     for number, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, KILL_SECONDS)):
         if is_alive(record):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(record["pid"], number)
         deadline = time.monotonic() + patience
-        while is_alive(record) and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            if _is_gone(record):
+                return True
             time.sleep(0.02)
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(record["pid"], os.WNOHANG)
-    return not is_alive(record)
+    return False
+
+
+def _is_gone(record: Mapping[str, Any]) -> bool:
+    """Our own child is gone when it is reaped; somebody else's also when it only waits for that."""
+    if not _exists(record):
+        return True
+    try:
+        return os.waitpid(record["pid"], os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        return not is_alive(record)
