@@ -13,7 +13,7 @@ import yaml
 from kubernetes.client import ApiException, CustomObjectsApi
 
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.fixtures import Kubectl, fresh_namespace
+from tests.cluster.fixtures import Kubectl, eventually, fresh_namespace
 from tests.unit.api.documents import HERE, changed
 
 pytestmark = pytest.mark.cluster
@@ -50,7 +50,11 @@ class Cycles:
 def test_the_crd_is_served(control_plane: ControlPlane, crd: str) -> None:
     assert crd == "medgr2cycles.medgr2.io"
     assert "medgr2cycles" in control_plane.kubectl("api-resources", "--api-group=medgr2.io", "-o", "name")
-    assert "iterations" in control_plane.kubectl("explain", "medgr2cycles.spec")
+    # the API server adds a CRD to its OpenAPI documents some time after it is established
+    explained = eventually(
+        lambda: "iterations" in control_plane.kubectl("explain", "medgr2cycles.spec", check=False), "kubectl explain"
+    )
+    assert explained
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
