@@ -18,6 +18,7 @@ async def during(queue: WorkQueue[str], work: Work, until: Callable[[], bool], w
     async with asyncio.timeout(20):
         while not until():
             await asyncio.sleep(0.01)
+    assert not task.done(), "the queue ended by itself"
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
