@@ -36,6 +36,7 @@ from ..training import (
     trainer_options,
 )
 from .dataset import grpo_dataset, grpo_prompts, with_seed_share
+from .head import score_supervised_only
 from .model import ExactResume, sampling_stop_list, save
 from .rewards import PolicyReward, Rollouts, Scorer, check_terms, summary
 
@@ -107,6 +108,7 @@ def run(ctx: StageContext[GRPOParameters]) -> Outcome:
     processor = vlm.load_processor(source, padding_side="left")
     model = vlm.load_model(source, train=True)
     args.generation_kwargs = _generation_options(args, sampling_stop_list(processor, model))
+    score_supervised_only()
     rollouts = Rollouts()
     if checkpoint := latest_checkpoint(ctx.work):
         rollouts.load(checkpoint)

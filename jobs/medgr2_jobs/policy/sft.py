@@ -17,6 +17,7 @@ from .. import vlm
 from ..context import Outcome, StageContext
 from ..training import StageCallback, lora_config, place_checkpoints, train, trainer_arguments, trainer_options
 from .dataset import CompletionCollator, sft_dataset, sft_rows
+from .head import score_supervised_only
 from .model import ExactResume, save
 
 FIELD = "policy.sft.trainer"
@@ -58,6 +59,7 @@ def run(ctx: StageContext[SFTParameters]) -> Outcome:
     collator = CompletionCollator(vlm.Encoder(processor, ctx.images))
     collator.check(rows)
 
+    score_supervised_only()
     callback = StageCallback(ctx, "sft", ("loss", "mean_token_accuracy"))
     trainer = PolicyTrainer(
         model=vlm.load_model(source, train=True),
