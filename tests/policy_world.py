@@ -18,9 +18,9 @@ from medgr2_api import workspace
 from medgr2_api.cycle import AnswerFormat
 from medgr2_api.models import Grades, RewardHead
 from medgr2_api.parameters import parameters_model
-from medgr2_api.stages import REQUEST_ENV, ArtifactRef, CycleRef, StageName, StageRequest
+from medgr2_api.stages import REQUEST_ENV, WORKSPACE_ENV, ArtifactRef, CycleRef, StageName, StageRequest
 from medgr2_jobs import answers, training
-from medgr2_jobs.context import WORKSPACE_ENV, StageContext
+from medgr2_jobs.context import StageContext
 from medgr2_jobs.data import phantoms
 from medgr2_jobs.reward.model import RewardModel
 from medgr2_jobs.stage import execute, main

@@ -76,14 +76,18 @@ class Budget(Model):
     """Suspend (go on after the budget was raised) or Fail."""
 
 
+#: A name that becomes the value of a label; what else a label asks for, rendering checks.
+LabelValue = Annotated[str, Field(max_length=63)]
+
+
 class Queueing(Model):
     """Kueue. Absent: plain scheduling."""
 
-    queue_name: Annotated[str, Field(max_length=253)]
+    queue_name: LabelValue
     """LocalQueue of the stages."""
-    workload_priority_class_name: str = ""
+    workload_priority_class_name: LabelValue = ""
     """Priority of stages that have not started."""
-    in_flight_priority_class_name: str = ""
+    in_flight_priority_class_name: LabelValue = ""
     """Priority of attempts that go on from a checkpoint."""
 
 
@@ -155,7 +159,7 @@ class StageSettings(Model):
     """Longest run of one attempt."""
     pending_deadline_seconds: Annotated[int | None, Field(ge=1)] = None
     """Longest wait to be scheduled; default: the cycle's."""
-    queue_name: str | None = None
+    queue_name: LabelValue | None = None
     """LocalQueue of this stage; default: the cycle's."""
     image: str | None = None
     """Container image of this stage."""

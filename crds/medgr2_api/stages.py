@@ -11,8 +11,34 @@ from .base import ApiEnum, Figures, FiniteOrNone, Model
 
 #: The termination message of a pod holds 4 KiB for all containers; ours stays at half of it.
 RESULT_MAX_BYTES = 2048
+
+# The environment of a stage's process: the operator and `medgr2 run` set it, the jobs read it.
 REQUEST_ENV = "MEDGR2_STAGE_REQUEST"
+"""The `StageRequest`, as JSON."""
 RESULT_PATH_ENV = "MEDGR2_RESULT_PATH"
+"""Where to leave the `StageResult`."""
+WORKSPACE_ENV = "MEDGR2_WORKSPACE"
+"""The folder that all stages share."""
+SECRETS_ENV = "MEDGR2_SECRETS_DIR"
+"""Secrets, as `<name>/<key>` below it."""
+PROGRESS_PORT_ENV = "MEDGR2_PROGRESS_PORT"
+"""Port of `/progress` and `/metrics`; not set: none."""
+VLLM_BASE_URL_ENV = "MEDGR2_VLLM_BASE_URL"
+"""Where the vLLM beside the stage answers."""
+NUM_NODES_ENV = "MEDGR2_NUM_NODES"
+"""Pods of one torchrun."""
+NUM_PROC_PER_NODE_ENV = "MEDGR2_NUM_PROC_PER_NODE"
+"""Processes in each of them."""
+RDZV_ENDPOINT_ENV = "MEDGR2_RDZV_ENDPOINT"
+"""`host:port` of the pod with index 0, where they find each other."""
+RDZV_ID_ENV = "MEDGR2_RDZV_ID"
+"""Name of the attempt: processes of another one cannot join."""
+RDZV_TIMEOUT_ENV = "MEDGR2_RDZV_TIMEOUT"
+"""Seconds to wait for the other pods; not set: 600."""
+DEEPSPEED_ENV = "MEDGR2_DEEPSPEED"
+"""Zero2 or Zero3; not set: plain data parallelism."""
+INDEX_ENV = "JOB_COMPLETION_INDEX"
+"""Set by the Job controller in every pod of an Indexed Job: the shard, or torchrun's node rank."""
 
 
 class StageName(ApiEnum):
@@ -49,8 +75,12 @@ class ExitCode(IntEnum):
     CHECKPOINTED = 85
     """Asked to stop; a checkpoint is on the volume and the next attempt goes on from it."""
     SIGTERM = 143
-    """Ended by SIGTERM before a checkpoint could be written."""
+    """Ended from outside: by SIGTERM before a checkpoint could be written, or because another process of the same
+    training ended or never came."""
 
+
+#: Stages that can run in several processes: the trainings. Others are divided into shards, or run alone.
+DISTRIBUTED_STAGES = frozenset({StageName.REWARD, StageName.SFT, StageName.GRPO})
 
 PERMANENT_EXIT_CODES = frozenset({ExitCode.USAGE, ExitCode.USAGE_SYSEXITS, ExitCode.DATA_ERROR, ExitCode.CONFIG})
 

@@ -13,6 +13,8 @@ from typing import Any
 from .cycle import CycleSpec
 from .data import DataFormat, SplitBy
 from .problems import Problem
+from .scheduling import DeepSpeed
+from .stages import DISTRIBUTED_STAGES, StageName
 
 READABLE_FORMATS = frozenset({DataFormat.OMNIMEDVQA, DataFormat.PHANTOM})
 TINY_MODEL = "builtin://tiny-qwen2.5-vl"
@@ -62,7 +64,8 @@ GAPS: tuple[Gap, ...] = (
     Gap(
         "generator.vllm",
         lambda v: True,
-        "a vLLM beside the stage is not supported yet: run `vllm serve` yourself and name it in openAI.baseURL",
+        "a vLLM beside the stage needs Kubernetes: run `vllm serve` yourself and name it in openAI.baseURL",
+        local=True,
     ),
     Gap("generator.distillation", lambda v: True, "distilling the generator is not supported yet: leave it out"),
     Gap(
@@ -81,21 +84,22 @@ GAPS: tuple[Gap, ...] = (
     Gap("rewardModel.baseModel", _remote_model, _MODEL),
     Gap("rewardModel.checkpoint", _remote_model, _MODEL),
     Gap(
+        "stages[]",
+        lambda v: (
+            v["name"] not in DISTRIBUTED_STAGES and (v["numNodes"] * v["numProcPerNode"] > 1 or v.get("deepspeed"))
+        ),
+        "only reward, sft and grpo run in several processes: set 1 for numNodes and numProcPerNode, without deepspeed"
+        " (generate, score and evaluate have shards)",
+    ),
+    Gap(
+        "stages[]",
+        lambda v: v["name"] == StageName.REWARD and v.get("deepspeed") == DeepSpeed.ZERO3,
+        "the reward model cannot be shared out by Zero3: use Zero2",
+    ),
+    Gap(
         "stages[].numNodes",
         lambda v: v > 1,
         "training over several nodes needs Kubernetes: `medgr2 run` has one computer; set 1",
-        local=True,
-    ),
-    Gap(
-        "stages[].numProcPerNode",
-        lambda v: v > 1,
-        "training in several processes is not supported by `medgr2 run` yet: set 1",
-        local=True,
-    ),
-    Gap(
-        "stages[].deepspeed",
-        lambda v: True,
-        "DeepSpeed needs training in several processes, which `medgr2 run` does not support yet: leave it out",
         local=True,
     ),
 )

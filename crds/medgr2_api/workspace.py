@@ -7,6 +7,7 @@
     manifest.json                     the commit point
     a<attempt>…/                      the parts one attempt wrote
     work/<cycle uid>/                 checkpoints of an unfinished run
+  cache/huggingface/                  models that a stage or a vLLM beside one fetched from the hub (on a cluster)
   cycles/<cycle>/                     one cycle's view
     state.json, run.lock, report/, logs/, fences/, progress/, results/, iterations/
 ```

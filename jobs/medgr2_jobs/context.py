@@ -14,16 +14,15 @@ from typing import Generic, TypeVar
 
 from medgr2_api import workspace
 from medgr2_api.parameters import StageParameters
-from medgr2_api.stages import Progress, StageRequest
+from medgr2_api.stages import SECRETS_ENV, Progress, StageRequest
 
+from .distributed.ranks import Ranks
 from .errors import Checkpointed, ConfigError
 from .store.artifact import ArtifactReader, ArtifactWriter
 from .store.images import ImageStore
 
 P = TypeVar("P", bound=StageParameters)
 
-WORKSPACE_ENV = "MEDGR2_WORKSPACE"
-SECRETS_ENV = "MEDGR2_SECRETS_DIR"
 _PROGRESS_INTERVAL = 0.5  # seconds between writes of the progress file
 
 
@@ -43,7 +42,13 @@ class StageContext(Generic[P]):
     """Everything a stage's `run(ctx)` needs."""
 
     def __init__(
-        self, request: StageRequest, parameters: P, root: Path, *, stop: threading.Event | None = None
+        self,
+        request: StageRequest,
+        parameters: P,
+        root: Path,
+        *,
+        stop: threading.Event | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.request = request
         self.parameters = parameters
@@ -52,8 +57,10 @@ class StageContext(Generic[P]):
         self.writer = ArtifactWriter(root, request)
         self.stop = stop or threading.Event()
         """Set by SIGTERM: write a checkpoint and raise `Checkpointed`."""
+        self.ranks = ranks or Ranks()
+        """The processes of this training. Only the main one writes parts; the others return an empty `Outcome`."""
         self._progress_written = 0.0
-        self._silent = False
+        self._silent = not self.ranks.main
         self._phase: tuple[str, int, float] | None = None  # its name, first step and when that was
         self._readers: dict[str, ArtifactReader] = {}
 

@@ -50,6 +50,24 @@ class Fenced(StageError):
     exit_code = ExitCode.TEMPORARY
 
 
+class Terminated(StageError):
+    """Asked to stop, and there was no time for a checkpoint, or nothing to put into one (exit 143)."""
+
+    exit_code = ExitCode.SIGTERM
+
+
+class PeerLost(StageError):
+    """Another process of the same training ended (exit 143): that one's end explains what happened."""
+
+    exit_code = ExitCode.SIGTERM
+
+
+class RendezvousTimeout(StageError):
+    """The other nodes of a training did not come (exit 143)."""
+
+    exit_code = ExitCode.SIGTERM
+
+
 class Checkpointed(StageError):
     """Asked to stop, and the checkpoint is on the volume (exit 85)."""
 

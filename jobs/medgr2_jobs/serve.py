@@ -1,25 +1,51 @@
 """A stage's own port: `/progress` for the operator, `/metrics` for Prometheus.
 
 Both tell what the stage last wrote into its progress file; the port is open only where the operator asks for one.
+Figures have stable names in `/metrics`; one that `FIGURES` does not know shows in `/progress` only.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
 from pydantic import ValidationError
 
 from medgr2_api import workspace
-from medgr2_api.stages import Progress, StageRequest
+from medgr2_api.stages import PROGRESS_PORT_ENV, Progress, StageRequest
 
-PORT_ENV = "MEDGR2_PROGRESS_PORT"
+#: Figure of `Progress.metrics` → metric and help. Those whose name ends in `_total` are counters.
+FIGURES = {
+    "loss": ("medgr2_stage_loss", "Loss of the last logged step"),
+    "reward": ("medgr2_stage_reward", "Mean reward of the last logged step"),
+    "kl": ("medgr2_stage_kl_divergence", "Mean KL divergence from the reference policy in the last logged step"),
+    "mean_token_accuracy": ("medgr2_stage_token_accuracy_ratio", "Accuracy on the answers' tokens, last logged step"),
+    "tokens": ("medgr2_stage_tokens_total", "Tokens of all processes since training began or, in stage sft, resumed"),
+    "tokens_per_second": ("medgr2_stage_tokens_per_second", "Tokens of all processes per second, last logged steps"),
+    "step_seconds": ("medgr2_stage_step_duration_seconds", "Duration of an optimizer step, last logged steps"),
+    "failed": ("medgr2_stage_failed_requests_total", "Requests to the generator that got no usable answer"),
+}
+_LABELS = ("cycle", "stage", "iteration")
+
+#: Figure of `Progress.metrics` → metric and help. Those whose name ends in `_total` are counters.
+FIGURES = {
+    "loss": ("medgr2_stage_loss", "Loss of the last logged step"),
+    "reward": ("medgr2_stage_reward", "Mean reward of the last logged step"),
+    "kl": ("medgr2_stage_kl_divergence", "Mean KL divergence from the reference policy in the last logged step"),
+    "mean_token_accuracy": ("medgr2_stage_token_accuracy_ratio", "Accuracy on the answers' tokens, last logged step"),
+    "tokens": ("medgr2_stage_tokens_total", "Tokens of all processes since training began or, in stage sft, resumed"),
+    "tokens_per_second": ("medgr2_stage_tokens_per_second", "Tokens of all processes per second, last logged steps"),
+    "step_seconds": ("medgr2_stage_step_duration_seconds", "Duration of an optimizer step, last logged steps"),
+    "failed": ("medgr2_stage_failed_requests_total", "Requests to the generator that got no usable answer"),
+}
+_LABELS = ("cycle", "stage", "iteration")
 
 
 @contextmanager
@@ -28,7 +54,7 @@ def served(request: StageRequest, root: Path) -> Iterator[int | None]:
 
     A port that cannot be opened is no reason to fail: it costs sight, not work.
     """
-    wanted = os.environ.get(PORT_ENV)
+    wanted = os.environ.get(PROGRESS_PORT_ENV)
     if not wanted:
         yield None
         return
@@ -36,7 +62,7 @@ def served(request: StageRequest, root: Path) -> Iterator[int | None]:
     path = root / workspace.progress(request.cycle.name, name)
     path.unlink(missing_ok=True)  # what an attempt of the same name said before
     try:
-        server = ThreadingHTTPServer(("", int(wanted)), _handler(path, request))
+        server = ThreadingHTTPServer(("", int(wanted)), handler(path, request))
     except OSError as error:
         print(f"port {wanted} for /progress and /metrics cannot be opened: {error}")
         yield None
@@ -49,14 +75,16 @@ def served(request: StageRequest, root: Path) -> Iterator[int | None]:
         server.server_close()
 
 
-def _handler(path: Path, request: StageRequest) -> type[BaseHTTPRequestHandler]:
+def handler(path: Path, request: StageRequest) -> type[BaseHTTPRequestHandler]:
+    """What answers for the stage whose progress file this is."""
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            progress = _read(path)
+            progress, told = _read(path)
             if self.path == "/progress":
                 self._answer("application/json", progress.model_dump_json(by_alias=True, exclude_none=True).encode())
             elif self.path == "/metrics":
-                self._answer(CONTENT_TYPE_LATEST, _metrics(progress, request))
+                self._answer(CONTENT_TYPE_LATEST, generate_latest(StageMetrics(request, progress, told)))
             else:
                 self.send_error(404)
 
@@ -73,24 +101,35 @@ def _handler(path: Path, request: StageRequest) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _read(path: Path) -> Progress:
+def _read(path: Path) -> tuple[Progress, float]:
+    """What the stage last said, and when (seconds since the epoch; 0: nothing yet)."""
     try:
-        return Progress.model_validate_json(path.read_text())
+        return Progress.model_validate_json(path.read_text()), path.stat().st_mtime
     except (OSError, ValidationError):
-        return Progress(phase="starting")
+        return Progress(phase="starting"), 0.0
 
 
-def _metrics(progress: Progress, request: StageRequest) -> bytes:
-    """The latest figures as gauges; Prometheus itself adds pod and namespace."""
-    registry, names = CollectorRegistry(), ["cycle", "stage", "iteration"]
-    labels = [request.cycle.name, str(request.stage), str(request.iteration)]
-    step = Gauge("medgr2_stage_step", "Units of work done", names, registry=registry)
-    total = Gauge("medgr2_stage_steps_planned", "Units of work in all; 0: not known", names, registry=registry)
-    figure = Gauge(
-        "medgr2_stage_figure", "Latest figures of the stage: loss, reward, …", [*names, "figure"], registry=registry
-    )
-    step.labels(*labels).set(progress.step)
-    total.labels(*labels).set(progress.total)
-    for name, value in progress.metrics.items():
-        figure.labels(*labels, name).set(value)
-    return generate_latest(registry)
+class StageMetrics(Collector):
+    """What a stage said of itself, as metrics. Prometheus itself adds pod and namespace."""
+
+    def __init__(self, request: StageRequest, progress: Progress, told: float) -> None:
+        self._labels = [request.cycle.name, str(request.stage), str(request.iteration)]
+        self._progress, self._told = progress, told
+
+    def collect(self) -> Iterable[Metric]:
+        progress = self._progress
+        yield self._metric("medgr2_stage_steps", "Units of work done", progress.step)
+        yield self._metric("medgr2_stage_steps_planned", "Units of work in all; 0: not known", progress.total)
+        yield self._metric(
+            "medgr2_stage_progress_timestamp_seconds", "When the stage last said how far it is; 0: never", self._told
+        )
+        if progress.eta_seconds is not None:
+            yield self._metric("medgr2_stage_eta_seconds", "Estimated time to the end", progress.eta_seconds)
+        for figure, value in progress.metrics.items():
+            if figure in FIGURES:
+                yield self._metric(*FIGURES[figure], value)
+
+    def _metric(self, name: str, told: str, value: float) -> Metric:
+        family = (CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily)(name, told, labels=_LABELS)
+        family.add_metric(self._labels, value)
+        return family

@@ -1,7 +1,7 @@
 """The one contract that every stage keeps: read the request, run, publish, leave a result and an exit code.
 
-Run as `python -m medgr2_jobs.stage` with the request in `MEDGR2_STAGE_REQUEST`; `zygote.py` calls `execute` in a
-forked process.
+Run as `python -m medgr2_jobs.stage` with the request in `MEDGR2_STAGE_REQUEST`; `zygote.py` calls `main` in a forked
+process. Where a training has several processes, torchrun starts them (`distributed/launch.py`); each calls `work`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,22 @@ from pydantic import ValidationError
 
 from medgr2_api import workspace
 from medgr2_api.parameters import CODE_VERSION, parameters_model
-from medgr2_api.stages import REQUEST_ENV, RESULT_PATH_ENV, ExitCode, Shard, StageName, StageRequest, StageResult
+from medgr2_api.stages import (
+    INDEX_ENV,
+    REQUEST_ENV,
+    RESULT_PATH_ENV,
+    WORKSPACE_ENV,
+    ExitCode,
+    Shard,
+    StageName,
+    StageRequest,
+    StageResult,
+)
 
-from .context import WORKSPACE_ENV, Outcome, StageContext
+from .context import Outcome, StageContext
+from .distributed.launch import launch
+from .distributed.ranks import Ranks
+from .distributed.world import World
 from .errors import Checkpointed, ConfigError, CorruptArtifact, DiskFull, StageError, TemporaryError
 from .serve import served
 from .store import atomic, fence, manifest
@@ -49,9 +62,6 @@ MODULES: dict[StageName, str] = {
 
 #: What may become part of a path: no separators, no hidden names.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
-
-#: Set by Kubernetes in the pods of an Indexed Job.
-INDEX_ENV = "JOB_COMPLETION_INDEX"
 
 _PACKAGES = ("medgr2", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "pyarrow", "pillow", "numpy")
 
@@ -93,7 +103,8 @@ def execute(request: StageRequest, root: Path, stop: threading.Event | None = No
         root: the workspace.
         stop: set from outside to ask for a checkpoint.
     """
-    result = _guarded(request, root, stop or threading.Event())
+    told = stop or threading.Event()
+    result = guarded(request, root, lambda: _run(request, root, told))
     _leave(result)
     if result.exit_code not in (ExitCode.OK, ExitCode.CHECKPOINTED):
         print(f"{request.stage}@{request.iteration}: {result.reason}: {result.message}", file=sys.stderr)
@@ -122,11 +133,11 @@ def _leave(result: StageResult) -> None:
         print(f"could not leave the result at {path}: {error}", file=sys.stderr)
 
 
-def _guarded(request: StageRequest, root: Path, stop: threading.Event) -> StageResult:
-    """The stage's result, whatever happens inside."""
+def guarded(request: StageRequest, root: Path, attempt: Callable[[], StageResult]) -> StageResult:
+    """The result of an attempt, whatever happens inside."""
     failed = StageResult(exit_code=ExitCode.ERROR, input_hash=request.input_hash)
     try:
-        return _run(request, root, stop)
+        return attempt()
     except Checkpointed as error:
         return failed.model_copy(
             update={
@@ -148,6 +159,7 @@ def _guarded(request: StageRequest, root: Path, stop: threading.Event) -> StageR
 
 
 def _run(request: StageRequest, root: Path, stop: threading.Event) -> StageResult:
+    """What is published already, or the work, in this process or in several."""
     _check_names(request)
     if not root.is_dir():
         raise ConfigError(f"{root}: no such folder; mount the workspace there, or set {WORKSPACE_ENV}")
@@ -164,19 +176,28 @@ def _run(request: StageRequest, root: Path, stop: threading.Event) -> StageResul
         return _result(published, reused=not request.collect)
     if request.collect:
         raise TemporaryError(f"{folder}: nothing was published here; the stage has to run again")
+    world = World.of()
+    return launch(request, world, stop) if world.needs_torchrun else work(request, root, stop, Ranks())
 
-    context = _context(request, root, stop)
+
+def work(request: StageRequest, root: Path, stop: threading.Event, ranks: Ranks) -> StageResult:
+    """Runs the stage's code and publishes. Of several processes the main one publishes; all return its result."""
+    context = _context(request, root, stop, ranks)
     run: Callable[[StageContext[Any]], Outcome] = importlib.import_module(MODULES[request.stage]).run
-    fence.raise_fence(root, request)
+    if ranks.main:
+        fence.raise_fence(root, request)
     _seed_everything(context.parameters.seed, request.threads)
     wall, cpu = time.monotonic(), _cpu_seconds()
     try:
-        context.writer.open()
+        if ranks.main:
+            context.writer.open()
+        ranks.barrier()
         outcome = run(context)
         spent = {"wallSeconds": time.monotonic() - wall, "cpuSeconds": _cpu_seconds() - cpu}
-        return _publish(context, outcome, folder, {name: round(seconds, 3) for name, seconds in spent.items()})
+        spent = {name: round(seconds, 3) for name, seconds in spent.items()}
+        return ranks.share(_publish(context, outcome, spent) if ranks.main else None)
     except BaseException:
-        if not _stands(context.writer, folder):
+        if ranks.main and not _stands(context.writer):
             context.writer.discard()
         raise
 
@@ -192,14 +213,14 @@ def _check_names(request: StageRequest) -> None:
         raise ConfigError(f"shard {request.shard.index} of {request.shard.count}: there is no such shard")
 
 
-def _context(request: StageRequest, root: Path, stop: threading.Event) -> StageContext[Any]:
+def _context(request: StageRequest, root: Path, stop: threading.Event, ranks: Ranks) -> StageContext[Any]:
     if request.stage not in MODULES:
         raise ConfigError(f"this version has no stage {request.stage}")
     try:
         parameters = parameters_model(request.stage).model_validate(request.parameters)
     except ValidationError as error:
         raise ConfigError(f"parameters of stage {request.stage}: {error}") from error
-    return StageContext(request, parameters, root, stop=stop)
+    return StageContext(request, parameters, root, stop=stop, ranks=ranks)
 
 
 def _cpu_seconds() -> float:
@@ -207,9 +228,9 @@ def _cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def _publish(context: StageContext[Any], outcome: Outcome, folder: Path, spent: dict[str, float]) -> StageResult:
+def _publish(context: StageContext[Any], outcome: Outcome, spent: dict[str, float]) -> StageResult:
     """The commit: parts durable, fence still ours, then the manifest."""
-    request, writer = context.request, context.writer
+    request, writer, folder = context.request, context.writer, context.writer.base
     with atomic.disk_errors(writer.folder):
         atomic.fsync_tree(writer.folder)
         parts = writer.parts()
@@ -237,10 +258,10 @@ def _publish(context: StageContext[Any], outcome: Outcome, folder: Path, spent: 
     return _result(standing).model_copy(update={"usage": ours.usage})  # what we spent, whoever was first
 
 
-def _stands(writer: ArtifactWriter, folder: Path) -> bool:
+def _stands(writer: ArtifactWriter) -> bool:
     """Whether what this attempt wrote is published: an error after the commit must not take the parts away."""
     try:
-        published = manifest.load(folder)
+        published = manifest.load(writer.base)
     except StageError:
         return False
     return published is not None and any(part.path.startswith(f"{writer.attempt}/") for part in published.parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from medgr2_api.models import LoRA
 from medgr2_api.support import OWNED_TRAINER_OPTIONS
 
 from .context import StageContext
+from .distributed import zero
 from .errors import Checkpointed, ConfigError
 from .store import atomic
 
 _COMPLETE = "medgr2-complete"
+#: Where a trainer's log counts the tokens of all processes: TRL's own count, else the one of transformers.
+_TOKENS = ("num_tokens", "num_input_tokens_seen")
 #: A `kill -9` costs at most this fraction of a run (an n-th of its steps).
 CHECKPOINTS_PER_RUN = 5
 
@@ -96,6 +100,7 @@ def trainer_arguments(
         "use_cpu": cpu,
         "bf16": not cpu,
         "dataloader_pin_memory": not cpu,
+        "deepspeed": zero.config(),
         **ours,
         **trainer_options(config, options, field),
     }
@@ -137,19 +142,25 @@ def place_checkpoints(args: TrainingArguments, total_steps: int, *, spread: bool
     args.save_steps = max(1, math.ceil(wanted / every)) * every
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; half-written ones (a kill, a full disk) are passed over."""
-    found = [
-        (int(path.name.rsplit("-", 1)[1]), path) for path in folder.glob("checkpoint-*") if (path / _COMPLETE).is_file()
-    ]
+def latest_checkpoint(folder: Path, layout: str = "") -> Path | None:
+    """The newest checkpoint that can be gone on from; half-written ones (a kill, a full disk) are passed over, and so
+    are those of another number of processes: they divide the data and the optimizer up differently."""
+    found = [(int(path.name.rsplit("-", 1)[1]), path) for path in folder.glob("checkpoint-*") if _usable(path, layout)]
     return max(found)[1] if found else None
 
 
-def remove_torn_checkpoints(folder: Path) -> None:
-    """Removes half-written checkpoints: transformers would count them among those it keeps, and drop a whole one."""
+def remove_torn_checkpoints(folder: Path, layout: str = "") -> None:
+    """Removes the others: transformers would count them among those it keeps, and drop a usable one."""
     for path in folder.glob("checkpoint-*"):
-        if not (path / _COMPLETE).is_file():
+        if not _usable(path, layout):
+            print(f"{path}: not complete, or of another number of processes; removed", flush=True)
             atomic.remove_tree(path)
+
+
+def _usable(checkpoint: Path, layout: str) -> bool:
+    """Whether it was written to its end, by as many processes (`Ranks.layout`)."""
+    mark = checkpoint / _COMPLETE
+    return mark.is_file() and mark.read_text() == layout
 
 
 class StageCallback(TrainerCallback):  # type: ignore[misc]
@@ -178,9 +189,12 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         self.every = every
         self.extra = extra
         self.stopped_at: int | None = None
+        self._figures: dict[str, float] = {}
+        self._logged: tuple[float, int, float | None] | None = None  # when, at which step, tokens by then
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.context.stop.is_set() and state.global_step < state.max_steps and state.global_step % self.every == 0:
+        asked = self.context.ranks.any(self.context.stop.is_set())  # all stop at the same step, or none
+        if asked and state.global_step < state.max_steps and state.global_step % self.every == 0:
             control.should_save = True
             control.should_training_stop = True
             self.stopped_at = state.global_step
@@ -193,15 +207,34 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        metrics = {key: float(value) for key, value in (logs or {}).items() if key in self.shown and value is not None}
-        self.context.progress(self.phase, state.global_step, state.max_steps, **metrics)
+        logs = logs or {}
+        shown = {key: float(logs[key]) for key in self.shown if logs.get(key) is not None}
+        self._figures |= {**shown, **self._speed(state.global_step, logs)}  # the last log of all has none of them
+        self.context.progress(self.phase, state.global_step, state.max_steps, **self._figures)
+
+    def _speed(self, step: int, logs: Mapping[str, Any]) -> dict[str, float]:
+        """Tokens so far, and how fast the steps since the last log were; nothing that is not logged anyway is asked."""
+        now, tokens = time.monotonic(), next((float(logs[key]) for key in _TOKENS if key in logs), None)
+        before, self._logged = self._logged, (now, step, tokens)
+        found = {} if tokens is None else {"tokens": tokens}
+        if before is not None and step > before[1] and now > before[0]:
+            seconds = now - before[0]
+            found["step_seconds"] = seconds / (step - before[1])
+            if tokens is not None and before[2] is not None:
+                found["tokens_per_second"] = (tokens - before[2]) / seconds
+        return found
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
-        if self.extra is not None:
+        ranks = self.context.ranks
+        if self.extra is not None and ranks.main:
             self.extra(folder)
+        ranks.barrier()  # each process has written its part of the checkpoint
         atomic.fsync_tree(folder)
-        atomic.write_text(folder / _COMPLETE, "")
+        ranks.barrier()
+        if ranks.main:
+            atomic.write_text(folder / _COMPLETE, ranks.layout)
+        ranks.barrier()  # the first process that ends takes those beside it along
 
     def raise_if_stopped(self) -> None:
         """After `trainer.train()`: raises Checkpointed when SIGTERM ended it early."""
@@ -220,8 +253,11 @@ def train(trainer: Trainer, callback: StageCallback) -> None:
         Checkpointed: SIGTERM came, and the checkpoint is on the volume.
     """
     trainer.remove_callback(PrinterCallback)  # the log goes into `log.json`, not to stdout
-    folder = callback.context.work
-    remove_torn_checkpoints(folder)
-    checkpoint = latest_checkpoint(folder)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    folder, ranks = callback.context.work, callback.context.ranks
+    checkpoint = None
+    if ranks.main:
+        remove_torn_checkpoints(folder, ranks.layout)
+        checkpoint = latest_checkpoint(folder, ranks.layout)
+    found = ranks.share(str(checkpoint or ""))
+    trainer.train(resume_from_checkpoint=found or None)
     callback.raise_if_stopped()

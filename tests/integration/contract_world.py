@@ -15,13 +15,13 @@ from medgr2_api.stages import (
     REQUEST_ENV,
     RESULT_MAX_BYTES,
     RESULT_PATH_ENV,
+    WORKSPACE_ENV,
     ArtifactRef,
     CycleRef,
     StageName,
     StageRequest,
     StageResult,
 )
-from medgr2_jobs.context import WORKSPACE_ENV
 
 SCRIPT = Path(__file__).with_name("fake_stages.py")
 HASH = "c0ffee"

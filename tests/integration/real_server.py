@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_BUILD = """
+#: Makes a tiny random model in the folder that is its argument.
+BUILD = """
 import sys
 from medgr2_jobs.tiny import model, tokenizer
 processor = tokenizer.processor()
@@ -28,7 +29,7 @@ def transformers_serve(scratch: Path) -> Iterator[tuple[str, str]]:
     """Builds the model and starts the server; address, and the model's name (to this server: its folder)."""
     folder = scratch / "tiny"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", _BUILD, str(folder)], env=environment, check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", BUILD, str(folder)], env=environment, check=True, timeout=300)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

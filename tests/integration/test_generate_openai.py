@@ -22,9 +22,8 @@ from tests import jobs_world as world
 from tests.integration.chat_server import TRIPLET, Answer, ChatServer, retry, serving
 from tests.integration.real_server import transformers_serve
 
-from medgr2_api.stages import REQUEST_ENV, Shard, StageName, StageRequest
+from medgr2_api.stages import REQUEST_ENV, SECRETS_ENV, VLLM_BASE_URL_ENV, WORKSPACE_ENV, Shard, StageName, StageRequest
 from medgr2_jobs import stage
-from medgr2_jobs.context import SECRETS_ENV, WORKSPACE_ENV
 from medgr2_jobs.generate import openai_client
 from medgr2_jobs.store.images import ImageStore
 
@@ -366,6 +365,20 @@ def test_real_server(root: Path, real: tuple[str, str]) -> None:
     assert found.manifest.counters["ok"] == 0
     assert found.manifest.counters["candidates"] == 10
     print(outcomes(rows), found.manifest.usage)
+
+
+@pytest.mark.slow
+def test_a_server_beside_the_stage(root: Path, real: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`generator.vllm`: the operator says where it answers; no key, no address in the spec."""
+    url, model = real
+    monkeypatch.setenv(VLLM_BASE_URL_ENV, url)
+    provider = {"kind": "vllm", "model": model, "concurrency": 2}
+    request = asked(root, "", candidates=4, provider=provider, sampling={"maxTokens": 24})
+    rows = world.run(root, request).rows("candidates")
+    assert len(rows) == 4
+    assert set(outcomes(rows)) <= {"invalid_json", "truncated"}
+    assert {row["generator"] for row in rows} == {model}
+    assert all(row["output_tokens"] for row in rows)
 
 
 @pytest.mark.slow

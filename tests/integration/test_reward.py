@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 from tests.fixtures import artifact_ref, prepare_parameters, prepared_workspace, run_stage, stage_request
 
-from medgr2_api.stages import REQUEST_ENV, ArtifactRef, ExitCode, Shard, StageName, StageRequest
+from medgr2_api.stages import REQUEST_ENV, WORKSPACE_ENV, ArtifactRef, ExitCode, Shard, StageName, StageRequest
 from medgr2_jobs import stage, training
-from medgr2_jobs.context import WORKSPACE_ENV
 from medgr2_jobs.reward import score as score_stage
 from medgr2_jobs.reward.model import RewardModel
 from medgr2_jobs.stage import execute

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 from tests.integration.contract_world import request
 
-from medgr2_api.stages import REQUEST_ENV, RESULT_PATH_ENV, StageResult
-from medgr2_jobs.context import WORKSPACE_ENV
+from medgr2_api.stages import REQUEST_ENV, RESULT_PATH_ENV, WORKSPACE_ENV, StageResult
 
 COMMAND = [sys.executable, str(Path(__file__).parents[1] / "e2e" / "fake_zygote.py")]
 

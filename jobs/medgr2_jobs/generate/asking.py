@@ -8,11 +8,11 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
-from medgr2_api.parameters import GenerateParameters
+from medgr2_api.parameters import GenerateParameters, Provider
 
 from .. import answers
 from ..context import StageContext
-from ..errors import Checkpointed, ConfigError, TemporaryError
+from ..errors import Checkpointed, TemporaryError
 from . import plan, prompting, schema
 from .journal import Journal
 from .openai_client import Client, Reply
@@ -24,30 +24,34 @@ _MAX_FAILED = 0.5  # share of rows without an answer above which the provider co
 _ROW_KEY = ("triplet_id", "image_sha256")
 
 
-def ask_all(ctx: StageContext[GenerateParameters], tasks: Sequence[Task]) -> list[dict[str, Any]]:
+def ask_all(ctx: StageContext[GenerateParameters], provider: Provider, tasks: Sequence[Task]) -> list[dict[str, Any]]:
     """The rows of table `candidates`, in the order of `tasks`; every task has one, whatever came of it.
+
+    Args:
+        ctx: the stage's.
+        provider: whom to ask; it has an address.
+        tasks: what to ask.
 
     Raises:
         Checkpointed: asked to stop; finished rows are in the journal.
         ConfigError: the server refuses the key or the model.
         TemporaryError: the server cannot be reached, or most questions got no answer.
     """
-    provider = ctx.parameters.provider
     secret = provider.api_key_secret_ref
     key = ctx.secret(secret.name, secret.key) if secret else None
-    if not provider.base_url or not provider.model:
-        raise ConfigError("generator.openAI: baseURL and model must be given")
-    return asyncio.run(_Asking(ctx, tasks, key).run())
+    return asyncio.run(_Asking(ctx, provider, tasks, key).run())
 
 
 class _Asking:
     """One run over the tasks that the journal does not have yet."""
 
-    def __init__(self, ctx: StageContext[GenerateParameters], tasks: Sequence[Task], key: str | None) -> None:
+    def __init__(
+        self, ctx: StageContext[GenerateParameters], provider: Provider, tasks: Sequence[Task], key: str | None
+    ) -> None:
         self.ctx = ctx
         self.parameters = ctx.parameters
         self.tasks = tasks
-        self.provider = ctx.parameters.provider
+        self.provider = provider
         self._key = key
         self.rows: dict[str, dict[str, Any]] = {}
         self.pending: deque[Task] = deque()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from medgr2_api.parameters import GenerateParameters
+from medgr2_api.parameters import GenerateParameters, Provider
+from medgr2_api.stages import VLLM_BASE_URL_ENV
 
 from ..context import Outcome, StageContext
 from ..errors import ConfigError, DataError
 from . import plan, schema
 from .plan import Task
 
-_SCRIPTED, _OPENAI = "scripted", "openAI"
+_SCRIPTED, _OPENAI, _VLLM = "scripted", "openAI", "vllm"
 #: Rows between two progress notes of the scripted generator.
 _BLOCK = 256
 
@@ -23,14 +25,28 @@ def run(ctx: StageContext[GenerateParameters]) -> Outcome:
     kind = ctx.parameters.provider.kind
     if kind == _SCRIPTED:
         rows = _scripted(ctx)
-    elif kind == _OPENAI:
-        from . import asking  # the only provider that needs the openai package
+    elif kind in (_OPENAI, _VLLM):
+        from . import asking  # the only providers that need the openai package
 
-        rows = asking.ask_all(ctx, _tasks(ctx, ctx.parameters.question_types))
+        rows = asking.ask_all(ctx, _server(ctx.parameters.provider), _tasks(ctx, ctx.parameters.question_types))
     else:
-        raise ConfigError(f"generator {kind!r}: this version has {_SCRIPTED} and {_OPENAI}")
+        raise ConfigError(f"generator {kind!r}: this version has {_SCRIPTED}, {_OPENAI} and {_VLLM}")
     ctx.writer.table("candidates", rows)
     return Outcome(counters=_counters(rows))
+
+
+def _server(provider: Provider) -> Provider:
+    """The provider with the address that it answers at: of a vLLM beside the stage, the operator tells."""
+    if provider.kind == _VLLM:
+        provider = provider.model_copy(update={"base_url": os.environ.get(VLLM_BASE_URL_ENV, "")})
+        if not provider.base_url:
+            raise ConfigError(
+                f"generator.vllm: {VLLM_BASE_URL_ENV} is not set, so there is no vLLM beside this stage; "
+                "without Kubernetes run `vllm serve` yourself and name it in generator.openAI.baseURL"
+            )
+    if not provider.base_url or not provider.model:
+        raise ConfigError(f"generator.{provider.kind}: its address and its model must be given")
+    return provider
 
 
 def _tasks(

@@ -23,6 +23,7 @@ from medgr2_api.parameters import GRPOParameters
 
 from .. import vlm
 from ..context import Outcome, StageContext
+from ..distributed import zero
 from ..errors import ConfigError, DataError
 from ..reward.model import RewardModel
 from ..reward.scorer import score
@@ -37,7 +38,7 @@ from ..training import (
 )
 from .dataset import grpo_dataset, grpo_prompts, with_seed_share
 from .head import score_supervised_only
-from .model import ExactResume, sampling_stop_list, save
+from .model import ExactResume, sampling_stop_list, save, trained
 from .rewards import PolicyReward, Rollouts, Scorer, check_terms, summary
 
 FIELD = "policy.grpo.trainer"
@@ -109,11 +110,13 @@ def run(ctx: StageContext[GRPOParameters]) -> Outcome:
     model = vlm.load_model(source, train=True)
     args.generation_kwargs = _generation_options(args, sampling_stop_list(processor, model))
     score_supervised_only()
-    rollouts = Rollouts()
-    if checkpoint := latest_checkpoint(ctx.work):
+    lora, rollouts = lora_config(grpo.lora), Rollouts()
+    if ctx.ranks.main and (checkpoint := latest_checkpoint(ctx.work, ctx.ranks.layout)):
         rollouts.load(checkpoint)
     wants_r = any(term.type is RewardTermType.REWARD_MODEL for term in terms)
-    reward = PolicyReward(terms, grpo.num_generations, _scorer(ctx) if wants_r else None, rollouts)
+    with zero.whole(args):
+        scorer = _scorer(ctx) if wants_r else None
+    reward = PolicyReward(terms, grpo.num_generations, scorer, rollouts)
     callback = StageCallback(ctx, "grpo", ("reward", "loss", "kl"), every=every, extra=rollouts.save)
     trainer = PolicyTrainer(
         model=model,
@@ -121,12 +124,15 @@ def run(ctx: StageContext[GRPOParameters]) -> Outcome:
         args=args,
         train_dataset=grpo_dataset(prompts, ctx.images),
         processing_class=processor,
-        peft_config=lora_config(grpo.lora),
+        peft_config=lora,
         callbacks=[callback],
     )
     train(trainer, callback)
 
-    save(trainer.accelerator.unwrap_model(trainer.model), source, ctx.writer.path("model"))
+    model = trained(trainer, source, lora)
+    if not ctx.ranks.main:
+        return Outcome()
+    save(model, source, ctx.writer.path("model"))
     ctx.writer.table("rollouts", rollouts.rows)
     history = trainer.state.log_history
     ctx.writer.path("log.json", digested=False).write_text(json.dumps(history, indent=1))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GenerationConfig, Trainer
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from .. import vlm
+from ..distributed import zero
 
 
 class ExactResume(Trainer):  # type: ignore[misc]
@@ -26,6 +28,29 @@ class ExactResume(Trainer):  # type: ignore[misc]
             return
         saved = type(model).from_pretrained(resume_from_checkpoint, local_files_only=True, dtype=model.dtype)
         model.load_state_dict(saved.state_dict(), strict=True)
+
+
+def trained(trainer: Trainer, source: Path, lora: LoraConfig | None) -> Any:
+    """The model that was trained, with whole weights. All processes of a training must call this.
+
+    Args:
+        trainer: after training.
+        source: the folder that its model was loaded from.
+        lora: the adapters that were trained.
+
+    Returns:
+        The model, unwrapped; where the processes share the weights out (Zero3), only the main one gets it.
+    """
+    if not is_deepspeed_zero3_enabled():
+        return trainer.accelerator.unwrap_model(trainer.model)
+    weights = trainer.accelerator.get_state_dict(trainer.deepspeed)
+    if not trainer.is_world_process_zero():
+        return None
+    with zero.whole(trainer.args):
+        model = vlm.load_model(source, train=True)
+        model = get_peft_model(model, lora) if lora else model
+    model.load_state_dict(weights, strict=True)
+    return model
 
 
 def save(model: Any, source: Path, folder: Path) -> None:

@@ -52,7 +52,8 @@ def check_terms(terms: Sequence[RewardTerm], has_reward: bool, field_name: str) 
 
 @dataclass
 class Rollouts:
-    """One group of completions from each of some steps, carried along in the checkpoints."""
+    """One group of completions from each of some steps, carried along in the checkpoints. Of several processes the main
+    one's count: a group is never divided among them."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
 

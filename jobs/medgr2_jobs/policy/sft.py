@@ -18,7 +18,7 @@ from ..context import Outcome, StageContext
 from ..training import StageCallback, lora_config, place_checkpoints, train, trainer_arguments, trainer_options
 from .dataset import CompletionCollator, sft_dataset, sft_rows
 from .head import score_supervised_only
-from .model import ExactResume, save
+from .model import ExactResume, save, trained
 
 FIELD = "policy.sft.trainer"
 
@@ -59,6 +59,7 @@ def run(ctx: StageContext[SFTParameters]) -> Outcome:
     collator = CompletionCollator(vlm.Encoder(processor, ctx.images))
     collator.check(rows)
 
+    lora = lora_config(parameters.training.lora)
     score_supervised_only()
     callback = StageCallback(ctx, "sft", ("loss", "mean_token_accuracy"))
     trainer = PolicyTrainer(
@@ -67,12 +68,17 @@ def run(ctx: StageContext[SFTParameters]) -> Outcome:
         data_collator=collator,
         train_dataset=sft_dataset(rows),
         processing_class=processor,
-        peft_config=lora_config(parameters.training.lora),
+        peft_config=lora,
         callbacks=[callback],
     )
+    if ctx.ranks.count > 1:  # the mean over all tokens of a step, not over the processes' means
+        trainer.model_accepts_loss_kwargs = True
     train(trainer, callback)
 
-    save(trainer.accelerator.unwrap_model(trainer.model), source, ctx.writer.path("model"))
+    model = trained(trainer, source, lora)
+    if not ctx.ranks.main:
+        return Outcome()
+    save(model, source, ctx.writer.path("model"))
     history = trainer.state.log_history
     ctx.writer.path("log.json", digested=False).write_text(json.dumps(history, indent=1))
     losses = [entry["loss"] for entry in history if "loss" in entry]

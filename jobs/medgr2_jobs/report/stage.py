@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from medgr2_api.cycle import AnswerFormat
 from medgr2_api.parameters import ReportParameters
 
-from .. import answers
 from ..context import Outcome, StageContext
 from ..errors import ConfigError
+from ..lineage import lineage_rows
 from . import figures, text
 from .tables import Facts, Row, gather, sets, to_csv, truth_of
 
@@ -38,7 +36,7 @@ def run(ctx: StageContext[ReportParameters]) -> Outcome:
     for name, rows in tables.items():
         if rows:
             ctx.writer.path(f"tables/{name}.csv").write_text(to_csv(rows))
-    lineage = lineage_rows(ctx)
+    lineage = lineage_rows(ctx, ctx.parameters.iteration)
     if lineage:
         ctx.writer.table("lineage_report", lineage)
     drawn = _draw(ctx, facts)
@@ -75,42 +73,3 @@ def _log(ctx: StageContext[ReportParameters], iteration: int) -> Sequence[Row]:
     reader = ctx.input(f"grpo-{iteration}")
     found: list[Row] = json.loads(reader.file("log.json").read_text()) if reader.has("log.json") else []
     return found
-
-
-def lineage_rows(ctx: StageContext[ReportParameters]) -> list[dict[str, Any]]:
-    """Every candidate so far, and which checkpoints learnt from it.
-
-    `sft@t` has seen what is in D_gen of iteration t. `grpo@t` starts from it, and has also seen the candidates whose
-    questions were prompts of its rollouts (of a rejected one the question and the image, not the answer).
-    """
-    newest: list[Row] = []
-    seen: dict[str, list[str]] = {}
-    for t in range(ctx.parameters.iteration + 1):
-        if not ctx.has_input(f"curate-{t}"):
-            continue
-        curate = ctx.input(f"curate-{t}")
-        newest = curate.rows("lineage")  # holds those of the iterations before
-        learnt = set(curate.table("training").column("row_id").to_pylist())
-        if ctx.has_input(f"sft-{t}"):
-            for name in learnt:
-                seen.setdefault(name, []).append(f"sft@{t}")
-        if ctx.has_input(f"grpo-{t}"):
-            for name in learnt | _prompted(ctx, t):
-                seen.setdefault(name, []).append(f"grpo@{t}")
-    return [{**row, "seen_by": seen.get(row["triplet_id"], [])} for row in newest]
-
-
-def _prompted(ctx: StageContext[ReportParameters], iteration: int) -> set[str]:
-    """Candidates of an iteration whose questions GRPO sampled from; empty when that cannot be known."""
-    grpo = ctx.input(f"grpo-{iteration}")
-    role = f"generate-{iteration}"
-    if not ctx.has_input(role) or not grpo.has("rollouts.parquet"):
-        return set()
-    prompts = set(grpo.table("rollouts").column("prompt_id").to_pylist())
-    answer_format = AnswerFormat(grpo.manifest.parameters["answerFormat"])
-    return {
-        row["triplet_id"]
-        for row in ctx.input(role).rows("candidates")
-        if answers.prompt_id(row["image_sha256"], answers.prompt(row["question"], row["options"], answer_format))
-        in prompts
-    }

@@ -58,7 +58,7 @@ def run(ctx: StageContext[RewardParameters]) -> Outcome:
     encoder = vlm.Encoder(vlm.load_processor(folder), ctx.images)
     held = {"grades": heldout, "preferences": _split(preferences, HELDOUT)}
 
-    before = _measure(ctx, model, encoder, held, "measure old")[0] if parameters.retrain else None
+    before = _measure(ctx, model, encoder, held, "measure old")[0] if parameters.retrain and ctx.ranks.main else None
     log: list[dict[str, float]] = []
     if not imported:
         log = fit(
@@ -71,6 +71,8 @@ def run(ctx: StageContext[RewardParameters]) -> Outcome:
             training=parameters.training,
             retrain=parameters.retrain,
         )
+    if not ctx.ranks.main:
+        return Outcome()
     metrics, scores = _measure(ctx, model, encoder, held, "measure")
     verdict = gate(metrics["grades"], before["grades"] if before else None, parameters.promotion)
     _publish(ctx, folder if imported else None, model, encoder)

@@ -84,6 +84,7 @@ def fit(
         num_train_epochs=1,  # of the whole run's rows
         remove_unused_columns=False,
         label_names=["targets"],
+        include_num_input_tokens_seen="non_padding",  # for tokens per second; TRL's trainers count by themselves
     )
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     share = replay_fraction if replay else 0.0

@@ -14,7 +14,19 @@ from pydantic import ValidationError
 
 from medgr2_api import workspace
 from medgr2_api.cycle import Cycle
-from medgr2_api.stages import REQUEST_ENV, RESULT_PATH_ENV, ExitCode, Progress, Shard, StageResult
+from medgr2_api.stages import (
+    DEEPSPEED_ENV,
+    NUM_PROC_PER_NODE_ENV,
+    REQUEST_ENV,
+    RESULT_PATH_ENV,
+    SECRETS_ENV,
+    WORKSPACE_ENV,
+    ExitCode,
+    Progress,
+    Shard,
+    StageName,
+    StageResult,
+)
 from medgr2_api.status import AttemptState, Phase
 
 from ..plan.machine import plan
@@ -223,11 +235,19 @@ class Executor:
             env = {
                 REQUEST_ENV: request.model_dump_json(by_alias=True, exclude_none=True),
                 RESULT_PATH_ENV: str(self._result_path(name)),
-                "MEDGR2_WORKSPACE": str(self.root),
-                "MEDGR2_SECRETS_DIR": str(self.secrets.resolve()) if self.secrets else "",
+                WORKSPACE_ENV: str(self.root),
+                SECRETS_ENV: str(self.secrets.resolve()) if self.secrets else "",
             }
+            if not request.collect:
+                env |= self._several(create.key.name)
             assert self._processes is not None
             self._processes.start(name, env, self.root / workspace.log(self.cycle.metadata.name, name))
+
+    def _several(self, stage: StageName) -> dict[str, str]:
+        """What a training in several processes is told."""
+        settings = self.cycle.spec.stage(stage)
+        count = {NUM_PROC_PER_NODE_ENV: str(settings.num_proc_per_node)} if settings.num_proc_per_node > 1 else {}
+        return {**count, **({DEEPSPEED_ENV: str(settings.deepspeed)} if settings.deepspeed else {})}
 
     def _delete(self, delete: JobDelete) -> None:
         attempt = self.attempts.get(delete.key)

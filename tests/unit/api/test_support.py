@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.unit.api.documents import spec_with
 
+from medgr2_api.stages import StageName
 from medgr2_api.support import GAPS, OWNED_TRAINER_OPTIONS, TRAINERS, unsupported
 
 TINY = "builtin://tiny-qwen2.5-vl"
@@ -44,7 +45,6 @@ def test_what_is_supported_passes() -> None:
             {"generator": {"gemini": {"model": "g", "apiKeySecretRef": {"name": "s", "key": "k"}}}},
             "spec.generator.gemini",
         ),
-        ({"generator": {"vllm": {"model": "g"}}}, "spec.generator.vllm"),
         (
             {"generator": SUPPORTED["generator"] | {"distillation": {"baseModel": "m"}}},
             "spec.generator.distillation",
@@ -63,11 +63,31 @@ def test_gaps(values: dict[str, Any], path: str) -> None:
     assert _paths(values) == [path]
 
 
-@pytest.mark.parametrize("setting", [{"numNodes": 2}, {"numProcPerNode": 8}, {"deepspeed": "Zero3"}])
-def test_several_processes_are_a_gap_of_the_local_runner_only(setting: dict[str, Any]) -> None:
-    stages = {"stages": [{"name": "grpo", **setting}]}
-    assert _paths(stages) == []
-    assert _paths(stages, local=True) == [f"spec.stages[0].{next(iter(setting))}"]
+@pytest.mark.parametrize(
+    ("values", "path"),
+    [
+        ({"stages": [{"name": "grpo", "numNodes": 2, "numProcPerNode": 8}]}, "spec.stages[0].numNodes"),
+        ({"generator": {"vllm": {"model": "g"}}}, "spec.generator.vllm"),
+    ],
+)
+def test_what_needs_a_cluster_is_refused_by_the_local_runner_only(values: dict[str, Any], path: str) -> None:
+    cluster = {"queueing": {"queueName": "q"}, "workspace": {"persistentVolumeClaim": {"claimName": "c"}}}
+    assert _paths(cluster | values) == []
+    assert _paths(cluster | values, local=True) == [path]
+
+
+@pytest.mark.parametrize("setting", [{"numNodes": 2}, {"numProcPerNode": 8}, {"deepspeed": "Zero2"}])
+def test_only_trainings_run_in_several_processes(setting: dict[str, Any]) -> None:
+    for name in StageName:
+        found = _paths({"stages": [{"name": name, **setting}]})
+        assert found == (
+            [] if name in ("reward", "sft", "grpo") else ["spec.stages[0]"] * (2 if name == "distill" else 1)
+        )
+
+
+def test_the_reward_model_is_not_shared_out() -> None:
+    assert _paths({"stages": [{"name": "reward", "deepspeed": "Zero3"}]}) == ["spec.stages[0]"]
+    assert _paths({"stages": [{"name": "grpo", "deepspeed": "Zero3"}]}, local=True) == []
 
 
 def test_settings_of_the_built_in_model_are_part_of_its_name() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -11,9 +12,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from medgr2_api import workspace
-from medgr2_api.stages import CycleRef, Progress, Shard, StageName, StageRequest
+from medgr2_api.stages import PROGRESS_PORT_ENV, CycleRef, Progress, Shard, StageName, StageRequest
 from medgr2_jobs import stage
-from medgr2_jobs.serve import PORT_ENV, served
+from medgr2_jobs.serve import FIGURES, served
 
 REQUEST = StageRequest(
     cycle=CycleRef(name="loop", uid="u"), iteration=2, stage=StageName.GRPO, input_hash="h", parameters={}
@@ -36,7 +37,7 @@ def tell(root: Path, **fields: object) -> None:
 
 @pytest.fixture
 def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(PORT_ENV, "0")
+    monkeypatch.setenv(PROGRESS_PORT_ENV, "0")
     with served(REQUEST, tmp_path) as found:
         yield found
 
@@ -49,13 +50,30 @@ def test_progress_is_what_the_stage_last_said(port: int, tmp_path: Path) -> None
 
 
 def test_metrics_are_prometheus(port: int, tmp_path: Path) -> None:
-    tell(tmp_path, phase="grpo", step=3, total=9, metrics={"reward": 0.5, "kl": 0.1})
+    before = time.time()
+    figures = dict.fromkeys(FIGURES, 0.5)
+    tell(tmp_path, phase="grpo", step=3, total=9, eta_seconds=12.5, metrics={**figures, "a figure of no use": 1.0})
     families = {family.name: family for family in text_string_to_metric_families(get(port, "/metrics")[1])}
     labels = {"cycle": "loop", "stage": "grpo", "iteration": "2"}
-    [step] = families["medgr2_stage_step"].samples
-    assert (step.labels, step.value) == (labels, 3)
-    figures = {sample.labels["figure"]: sample.value for sample in families["medgr2_stage_figure"].samples}
-    assert figures == {"reward": 0.5, "kl": 0.1}
+    values = {}
+    for family in families.values():
+        [sample] = family.samples
+        assert sample.labels == labels
+        values[sample.name] = sample.value
+    assert values.pop("medgr2_stage_progress_timestamp_seconds") >= before - 1
+    assert values == {
+        "medgr2_stage_steps": 3,
+        "medgr2_stage_steps_planned": 9,
+        "medgr2_stage_eta_seconds": 12.5,
+        **{name: 0.5 for name, _ in FIGURES.values()},
+    }
+    assert {families["medgr2_stage_tokens"].type, families["medgr2_stage_loss"].type} == {"counter", "gauge"}
+
+
+def test_a_stage_that_said_nothing_yet_has_metrics(port: int) -> None:
+    text = get(port, "/metrics")[1]
+    assert 'medgr2_stage_progress_timestamp_seconds{cycle="loop",iteration="2",stage="grpo"} 0.0' in text
+    assert "medgr2_stage_loss" not in text
 
 
 def test_a_torn_file_is_no_failure(port: int, tmp_path: Path) -> None:
@@ -66,19 +84,19 @@ def test_a_torn_file_is_no_failure(port: int, tmp_path: Path) -> None:
 
 def test_what_an_earlier_attempt_said_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tell(tmp_path, phase="old", step=8, total=9)
-    monkeypatch.setenv(PORT_ENV, "0")
+    monkeypatch.setenv(PROGRESS_PORT_ENV, "0")
     with served(REQUEST, tmp_path) as found:
         assert json.loads(get(found, "/progress")[1])["phase"] == "starting"
 
 
 def test_no_port_is_opened_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(PORT_ENV, raising=False)
+    monkeypatch.delenv(PROGRESS_PORT_ENV, raising=False)
     with served(REQUEST, tmp_path) as found:
         assert found is None
 
 
 def test_a_port_in_use_costs_sight_not_work(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setenv(PORT_ENV, str(port))
+    monkeypatch.setenv(PROGRESS_PORT_ENV, str(port))
     with served(REQUEST, tmp_path) as found:
         assert found is None
     assert f"port {port}" in capsys.readouterr().out

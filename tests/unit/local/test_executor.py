@@ -12,6 +12,7 @@ from tests.unit.local.theatre import Theatre, failed, ok, stage, whole
 
 from medgr2_api import workspace
 from medgr2_api.cycle import Cycle
+from medgr2_api.scheduling import DeepSpeed, StageSettings
 from medgr2_api.stages import Progress, StageName, StageRequest, StageResult
 from medgr2_api.status import Phase, StageStatus
 from medgr2_operator.local import executor
@@ -33,6 +34,17 @@ def test_stages_are_told_their_shard_their_threads_and_where_secrets_are(
     for environment in theatre.environments.values():
         assert environment["MEDGR2_WORKSPACE"] == str(tmp_path)
         assert environment["MEDGR2_SECRETS_DIR"] == str(tmp_path / "secrets")
+
+
+def test_trainings_are_told_their_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, theatre = stage(tmp_path, monkeypatch, ok)
+    several = StageSettings(name=StageName.SFT, num_proc_per_node=2, deepspeed=DeepSpeed.ZERO2)
+    spec = made.cycle.spec.model_copy(update={"stages": [*made.cycle.spec.stages, several]})
+    made.cycle = made.cycle.model_copy(update={"spec": spec})
+    assert made.run() is Phase.COMPLETE
+    for name, environment in theatre.environments.items():
+        told = (environment.get("MEDGR2_NUM_PROC_PER_NODE"), environment.get("MEDGR2_DEEPSPEED"))
+        assert told == (("2", "Zero2") if theatre.requests[name].stage is StageName.SFT else (None, None))
 
 
 def test_shards_count_as_one_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from medgr2_api import workspace
-from medgr2_api.stages import ArtifactRef, CycleRef, Shard, StageName, StageRequest
-from medgr2_jobs.context import SECRETS_ENV, StageContext
+from medgr2_api.stages import SECRETS_ENV, ArtifactRef, CycleRef, Shard, StageName, StageRequest
+from medgr2_jobs.context import StageContext
 from medgr2_jobs.errors import ConfigError, CorruptArtifact, DiskFull, Fenced
 from medgr2_jobs.store import atomic, fence, manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
