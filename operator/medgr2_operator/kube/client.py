@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 from aiolimiter import AsyncLimiter
@@ -22,7 +22,8 @@ Manifest = dict[str, Any]
 #: Seconds until a request is given up; far below the Lease's duration.
 REQUEST_TIMEOUT = 15.0
 #: Objects of one page of a list.
-PAGE = 500
+PAGE = 100
+_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class ConflictError(ApiError):
 
 _ERRORS: dict[int, type[ApiError]] = {404: NotFoundError, 409: ConflictError}
 
-Watch = Callable[[str, str, str, float], None]
-"""Told of every request: verb, resource, HTTP status ("0" without an answer), seconds."""
+Watch = Callable[[str, str, int, float], None]
+"""Told of every request: HTTP method, server's host, status (0: no answer), seconds."""
 
 
 class Client:
@@ -89,9 +90,9 @@ class Client:
         self,
         api: kubernetes_client.ApiClient,
         *,
-        requests_per_second: float = 50,
-        burst: float = 100,
-        watch: Watch = lambda verb, resource, status, seconds: None,
+        requests_per_second: float = 200,
+        burst: float = 400,
+        watch: Watch = lambda method, host, status, seconds: None,
     ) -> None:
         """
         Args:
@@ -100,9 +101,11 @@ class Client:
             burst: how many requests may come at once.
             watch: is told of every request.
         """
-        self._api = api
+        self.api = api
+        """Only for what plain requests cannot do (`streams.py`)."""
         self._limit = AsyncLimiter(burst, burst / requests_per_second)
         self._watch = watch
+        self._host = urlsplit(api.configuration.host).netloc
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> Manifest:
         """One object.
@@ -111,17 +114,34 @@ class Client:
             NotFoundError: there is none.
             ApiError: any other failure.
         """
-        return await self._request("GET", resource, resource.path(namespace, name))
+        return await self._request("GET", resource.path(namespace, name))
 
     async def list(
-        self, resource: Resource, namespace: str | None = None, *, labels: str = "", fields: str = ""
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        labels: str = "",
+        fields: str = "",
+        metadata_only: bool = False,
+        keep: Callable[[Manifest], Manifest] = lambda found: found,
     ) -> list[Manifest]:
-        """All objects that match the selectors, page by page; items carry no kind and apiVersion."""
+        """All objects that match the selectors, page by page; items carry no kind and apiVersion.
+
+        Args:
+            resource: what to list.
+            namespace: where; None: everywhere.
+            labels: a label selector.
+            fields: a field selector.
+            metadata_only: nothing else of the objects is sent.
+            keep: what of an object is kept, once it is read: there may be many.
+        """
         items: list[Manifest] = []
         query = {"limit": str(PAGE), "labelSelector": labels, "fieldSelector": fields}
+        headers = {"Accept": _METADATA_ONLY} if metadata_only else {}
         while True:
-            page = await self._request("GET", resource, resource.path(namespace), query=query, verb="LIST")
-            items += page.get("items", [])
+            page = await self._request("GET", resource.path(namespace), query=query, headers=headers)
+            items += map(keep, page.get("items") or ())  # null, where only metadata is sent
             query["continue"] = page.get("metadata", {}).get("continue", "")
             if not query["continue"]:
                 return items
@@ -134,7 +154,7 @@ class Client:
             ApiError: any other failure.
         """
         path = resource.path(manifest["metadata"].get("namespace"))
-        return await self._request("POST", resource, path, body=manifest)
+        return await self._request("POST", path, body=manifest)
 
     async def replace_status(self, resource: Resource, manifest: Manifest) -> Manifest:
         """Writes an object's status; its resourceVersion has to be the present one.
@@ -145,18 +165,31 @@ class Client:
         """
         metadata = manifest["metadata"]
         path = resource.path(metadata.get("namespace"), metadata["name"], "status")
-        return await self._request("PUT", resource, path, body=manifest)
+        return await self._request("PUT", path, body=manifest)
 
     async def replace(self, resource: Resource, manifest: Manifest) -> Manifest:
         """Writes an object; its resourceVersion has to be the present one."""
         metadata = manifest["metadata"]
         path = resource.path(metadata.get("namespace"), metadata["name"])
-        return await self._request("PUT", resource, path, body=manifest)
+        return await self._request("PUT", path, body=manifest)
 
     async def patch(self, resource: Resource, name: str, namespace: str | None, patch: Manifest) -> Manifest:
         """Changes some fields (JSON merge patch)."""
         headers = {"Content-Type": "application/merge-patch+json"}
-        return await self._request("PATCH", resource, resource.path(namespace, name), body=patch, headers=headers)
+        return await self._request("PATCH", resource.path(namespace, name), body=patch, headers=headers)
+
+    async def json_patch(
+        self, resource: Resource, name: str, namespace: str | None, operations: Sequence[Manifest]
+    ) -> Manifest:
+        """Changes an object by RFC 6902.
+
+        Raises:
+            ConflictError: an operation gave a resourceVersion that is not the present one.
+            ApiError: any other failure.
+        """
+        headers = {"Content-Type": "application/json-patch+json"}
+        path = resource.path(namespace, name)
+        return await self._request("PATCH", path, body=list(operations), headers=headers)
 
     async def delete(
         self, resource: Resource, name: str, namespace: str | None, *, uid: str = "", grace_seconds: int | None = None
@@ -180,35 +213,33 @@ class Client:
         if grace_seconds is not None:
             options["gracePeriodSeconds"] = grace_seconds
         try:
-            await self._request("DELETE", resource, resource.path(namespace, name), body=options)
+            await self._request("DELETE", resource.path(namespace, name), body=options)
         except NotFoundError:
             return
 
     async def proxy(self, pod: str, namespace: str, port: int, path: str, *, timeout: float = 5.0) -> str:
         """What a pod answers on a port, through the API server."""
         where = PODS.path(namespace, f"{pod}:{port}", "proxy") + path
-        return await self._text("GET", PODS, where, verb="PROXY", timeout=timeout)
+        return await self._text("GET", where, timeout=timeout)
 
-    async def _request(self, method: str, resource: Resource, path: str, **options: Any) -> Manifest:
-        answer: Manifest = json.loads(await self._text(method, resource, path, **options))
+    async def _request(self, method: str, path: str, **options: Any) -> Manifest:
+        answer: Manifest = json.loads(await self._text(method, path, **options))
         return answer
 
     async def _text(
         self,
         method: str,
-        resource: Resource,
         path: str,
         *,
         query: Mapping[str, str] | None = None,
-        body: Manifest | None = None,
+        body: Manifest | Sequence[Manifest] | None = None,
         headers: Mapping[str, str] | None = None,
-        verb: str = "",
         timeout: float = REQUEST_TIMEOUT,
     ) -> str:
         async with self._limit:
             began, status = time.monotonic(), 0
             try:
-                _, url, header_params, payload, _ = await self._api.param_serialize(
+                _, url, header_params, payload, _ = await self.api.param_serialize(
                     method,
                     path,
                     query_params=[(key, value) for key, value in (query or {}).items() if value],
@@ -216,20 +247,25 @@ class Client:
                     body=body,
                     auth_settings=["BearerToken"],
                 )
-                answer = await self._api.call_api(method, url, header_params, payload, _request_timeout=timeout)
+                answer = await self.api.call_api(method, url, header_params, payload, _request_timeout=timeout)
                 status = answer.status
                 data: bytes = await answer.read()  # type: ignore[no-untyped-call]
             except (TimeoutError, aiohttp.ClientError, OSError) as error:
-                raise ApiError(f"{method} {path}: no answer ({type(error).__name__}: {error})") from error
+                raise no_answer(method, path, error) from error
             finally:
-                self._watch(verb or method, resource.plural, str(status), time.monotonic() - began)
+                self._watch(method, self._host, status, time.monotonic() - began)
         text = data.decode("utf-8", "replace")
         if status >= 400:
-            raise _refusal(method, path, status, text)
+            raise refusal(method, path, status, text)
         return text
 
 
-def _refusal(method: str, path: str, status: int, text: str) -> ApiError:
+def no_answer(method: str, path: str, error: Exception) -> ApiError:
+    """The error of a request that came to nothing."""
+    return ApiError(f"{method} {path}: no answer ({type(error).__name__}: {error})")
+
+
+def refusal(method: str, path: str, status: int, text: str) -> ApiError:
     """The error of a refused request, in the server's own words."""
     try:
         told = json.loads(text)
@@ -243,7 +279,7 @@ def _refusal(method: str, path: str, status: int, text: str) -> ApiError:
 async def connect(
     kubeconfig: Path | None = None,
     context: str | None = None,
-    watch: Watch = lambda verb, resource, status, seconds: None,
+    watch: Watch = lambda method, host, status, seconds: None,
 ) -> AsyncIterator[Client]:
     """A client for the cluster we run in, or for a kubeconfig; closed at the end."""
     configuration = kubernetes_client.Configuration()

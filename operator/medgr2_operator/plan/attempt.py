@@ -35,8 +35,6 @@ def follow(ledger: Ledger, view: View, spec: CycleSpec) -> None:
         key, sight, job = stage_of(record), view.sight(record), view.job(record)
         if job is not None:
             record = ledger.change(key, job_uid=job.uid)
-        if sight is Sight.UNCLEAR:
-            ledger.wants_fresh = True
         _NEXT[record.state, sight](Look(ledger, spec, key, record, job))
 
 
@@ -98,7 +96,7 @@ def _runs(look: Look) -> None:
     assert job is not None
     if look.record.state is AttemptState.PENDING:
         started = min(job.started or ledger.now, ledger.now)
-        ledger.change(
+        record = ledger.change(
             look.key,
             state=AttemptState.RUNNING,
             start_time=look.record.start_time or started,
@@ -107,12 +105,15 @@ def _runs(look: Look) -> None:
             reason="",
             message="",
         )
-        ledger.event("Started", f"{look.key}: attempt {look.record.attempt} runs", look.key)
+        resumes = record.checkpoint_step >= 0 and not record.collect
+        since = f", from step {record.checkpoint_step}" if resumes else ""
+        ledger.event("Started", f"{look.key}: attempt {record.attempt} runs{since}", look.key)
     if job.progress is not None:
         ledger.change(look.key, progress=_shortened(job.progress))
-    if job.stuck:
-        stop(ledger, look.key, Stop.SIDECAR, job.stuck)
-        return
+    for reason, why in ((Stop.SIDECAR, job.stuck), (Stop.NODE_LOST, job.lost)):
+        if why:
+            stop(ledger, look.key, reason, why)
+            return
     limit = look.spec.stage(look.key.name).timeout_seconds
     if limit is not None:
         record = ledger.records[look.key]
@@ -183,7 +184,8 @@ def _failed(look: Look) -> None:
     progressed = _checkpoint(job.result) > look.record.checkpoint_step
     verdict = classify(Ending(code, job.reason, stopped, progressed))
     said = job.result.message if job.result else ""
-    reason = stopped or job.reason or (job.result.reason if job.result else "") or f"ExitCode{code}"
+    unsaid = "PodGone" if code is None else f"ExitCode{code}"
+    reason = stopped or job.reason or (job.result.reason if job.result else "") or unsaid
     message = said or job.message or (look.record.message if stopped else "")
     _end(look, AttemptState.GONE if stopped else AttemptState.FAILED, verdict, reason, message)
 
@@ -267,21 +269,18 @@ def _again(look: Look) -> Look:
 
 _NEXT: dict[tuple[AttemptState, Sight], Callable[[Look], None]] = {
     (AttemptState.PENDING, Sight.ABSENT): _absent,
-    (AttemptState.PENDING, Sight.UNCLEAR): _stay,
     (AttemptState.PENDING, Sight.LINGERING): _lingers,
     (AttemptState.PENDING, Sight.QUEUED): _waits,
     (AttemptState.PENDING, Sight.RUNNING): _runs,
     (AttemptState.PENDING, Sight.SUCCEEDED): _succeeded,
     (AttemptState.PENDING, Sight.FAILED): _failed,
     (AttemptState.RUNNING, Sight.ABSENT): _absent,
-    (AttemptState.RUNNING, Sight.UNCLEAR): _stay,
     (AttemptState.RUNNING, Sight.LINGERING): _lingers,
     (AttemptState.RUNNING, Sight.QUEUED): _requeued,
     (AttemptState.RUNNING, Sight.RUNNING): _runs,
     (AttemptState.RUNNING, Sight.SUCCEEDED): _succeeded,
     (AttemptState.RUNNING, Sight.FAILED): _failed,
     (AttemptState.TERMINATING, Sight.ABSENT): _gone,
-    (AttemptState.TERMINATING, Sight.UNCLEAR): _stay,
     (AttemptState.TERMINATING, Sight.LINGERING): _stay,
     (AttemptState.TERMINATING, Sight.QUEUED): _stay,
     (AttemptState.TERMINATING, Sight.RUNNING): _stay,

@@ -33,6 +33,8 @@ class Stop(StrEnum):
     PENDING_DEADLINE = "PendingDeadlineExceeded"
     SIDECAR = "SidecarCrashLoop"
     """A sidecar does not stay up, so the stage would wait for ever."""
+    NODE_LOST = "NodeLost"
+    """A pod should have ended long ago, and its node does not say that it has."""
     VANISHED = "JobVanished"
     """Nobody asked: the Job is gone, its pods are still there."""
 
@@ -52,7 +54,7 @@ _FOR_THE_CYCLE = frozenset({Stop.SUSPENDED, Stop.BUDGET_EXCEEDED, Stop.CYCLE_FAI
 #: The program's own fault, although the code looks like a kill.
 _APPLICATION_REASONS = frozenset({Loss.OUT_OF_MEMORY, Stop.SIDECAR})
 #: A loss that the program has no part in.
-_INFRASTRUCTURE_REASONS = frozenset({Loss.DISRUPTION, Loss.RENDEZVOUS, Stop.VANISHED})
+_INFRASTRUCTURE_REASONS = frozenset({Loss.DISRUPTION, Loss.RENDEZVOUS, Stop.NODE_LOST, Stop.VANISHED})
 
 
 @dataclass(frozen=True)

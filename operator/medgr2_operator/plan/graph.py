@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from medgr2_api.cycle import CycleSpec
 from medgr2_api.models import InitFrom, RewardTermType, SelectionStrategy
@@ -85,15 +85,43 @@ class Graph:
         return frozenset(reached)
 
 
-def build(spec: CycleSpec, iterations: int) -> Graph:
-    """The graph of a resolved spec over `iterations` iterations."""
-    on = _stages_in(spec)
+@dataclass(frozen=True)
+class Shape:
+    """All that the graph depends on. Few cycles differ in it, so they share their graphs."""
+
+    stages: frozenset[StageName]
+    """Those that are switched on, less those whose only reader is off."""
+    first_reward: bool
+    """Something uses R⁽⁰⁾; where retraining is off, it is the R of every iteration."""
+    grpo_reads_reward: bool
+    curate_reads_reward: bool
+    sft_reads_policy: bool
+    """SFT goes on from the policy of the iteration before."""
+    may_stop_early: bool
+
+    @classmethod
+    def of(cls, spec: CycleSpec) -> Shape:
+        """The shape of a resolved spec."""
+        stages = _stages_in(spec)
+        return cls(
+            stages=stages,
+            first_reward={StageName.SCORE, StageName.GENERATE} <= stages or _learning_reads_reward(spec, stages),
+            grpo_reads_reward=_grpo_reads_reward(spec),
+            curate_reads_reward=spec.curation.selection.strategy is SelectionStrategy.FITTED_PRECISION,
+            sft_reads_policy=spec.policy.init_from is InitFrom.PREVIOUS,
+            may_stop_early=spec.early_stopping is not None,
+        )
+
+
+@lru_cache(maxsize=32)
+def build(shape: Shape, iterations: int) -> Graph:
+    """The graph over `iterations` iterations."""
     nodes: dict[StageKey, Node] = {}
     for t in range(iterations + 1):
-        table = _inputs(spec, t)
+        table = _inputs(shape, t)
         for name in _EVERY if t else _ONCE:
             key = StageKey(t, name)
-            if not (_reward_is_read(spec, on) if key == _FIRST_REWARD else name in on):
+            if not (shape.first_reward if key == _FIRST_REWARD else name in shape.stages):
                 continue
             if name is StageName.REPORT:
                 nodes[key] = Node(key, _everything_to_report(nodes))
@@ -106,11 +134,11 @@ def build(spec: CycleSpec, iterations: int) -> Graph:
             )
             missing = {item.role for item in wanted if item.required} - {item.role for item in present}
             if not missing:
-                nodes[key] = Node(key, present, _order_only(spec, key, nodes))
+                nodes[key] = Node(key, present, _order_only(shape, key, nodes))
     return Graph(nodes)
 
 
-def _inputs(spec: CycleSpec, t: int) -> dict[StageName, tuple[Input, ...]]:
+def _inputs(shape: Shape, t: int) -> dict[StageName, tuple[Input, ...]]:
     """What each stage of iteration `t` reads: the edges of Algorithm 1, by role."""
 
     def made_by(role: str, name: StageName, iteration: int = t, *, required: bool = True) -> Input:
@@ -129,8 +157,6 @@ def _inputs(spec: CycleSpec, t: int) -> dict[StageName, tuple[Input, ...]]:
     sft = made_by("sft", StageName.SFT)
     generator = newest_model("generator", StageName.DISTILL, required=False)
     reward = newest_model("reward", StageName.REWARD)
-    fitted = spec.curation.selection.strategy is SelectionStrategy.FITTED_PRECISION
-    previous_policy = spec.policy.init_from is InitFrom.PREVIOUS
 
     if t == 0:
         return {
@@ -146,19 +172,19 @@ def _inputs(spec: CycleSpec, t: int) -> dict[StageName, tuple[Input, ...]]:
             replace(candidates, required=False),
             made_by("scores", StageName.SCORE, required=False),
             made_by("previous", StageName.CURATE, t - 1, required=False),
-            *((replace(reward, required=False),) if fitted else ()),
+            *((replace(reward, required=False),) if shape.curate_reads_reward else ()),
         ),
         StageName.SFT: (
             prepare,
             curate,
-            *((policy_of(t - 1, required=False),) if previous_policy else ()),
+            *((policy_of(t - 1, required=False),) if shape.sft_reads_policy else ()),
         ),
         StageName.GRPO: (
             prepare,
             curate,
             sft,
             replace(candidates, required=False),
-            *((reward,) if _grpo_reads_reward(spec) else ()),
+            *((reward,) if shape.grpo_reads_reward else ()),
         ),
         StageName.PREFERENCES: (prepare, curate, policy_of(t, required=True)),
         StageName.REWARD: (prepare, made_by("preferences", StageName.PREFERENCES), reward),
@@ -167,11 +193,11 @@ def _inputs(spec: CycleSpec, t: int) -> dict[StageName, tuple[Input, ...]]:
     }
 
 
-def _order_only(spec: CycleSpec, key: StageKey, nodes: dict[StageKey, Node]) -> tuple[StageKey, ...]:
+def _order_only(shape: Shape, key: StageKey, nodes: dict[StageKey, Node]) -> tuple[StageKey, ...]:
     """Generation runs at most one iteration ahead, and not past an evaluation that may stop the loop."""
     if key.name is not StageName.GENERATE or key.iteration == 1:
         return ()
-    names = [StageName.CURATE, *((StageName.EVALUATE,) if spec.early_stopping is not None else ())]
+    names = [StageName.CURATE, *((StageName.EVALUATE,) if shape.may_stop_early else ())]
     return tuple(before for name in names if (before := StageKey(key.iteration - 1, name)) in nodes)
 
 
@@ -206,11 +232,6 @@ def _stages_in(spec: CycleSpec) -> frozenset[StageName]:
     if not chosen_by_score and not _learning_reads_reward(spec, on):
         on.discard(StageName.SCORE)
     return frozenset(on)
-
-
-def _reward_is_read(spec: CycleSpec, on: frozenset[StageName]) -> bool:
-    """Whether anything uses R⁽⁰⁾; where retraining is off, it is the R of every iteration."""
-    return {StageName.SCORE, StageName.GENERATE} <= on or _learning_reads_reward(spec, on)
 
 
 def _learning_reads_reward(spec: CycleSpec, on: frozenset[StageName] | set[StageName]) -> bool:

@@ -43,7 +43,6 @@ class Ledger:
     events: list[Event] = field(default_factory=list)
     wake: float | None = None
     """Seconds until the earliest moment at which time alone changes the plan."""
-    wants_fresh: bool = False
 
     @classmethod
     def open(cls, status: CycleStatus, now: datetime) -> Ledger:

@@ -42,13 +42,13 @@ def plan(cycle: Cycle, observed: Observed, now: datetime) -> Plan:
 
     follow(ledger, view, cycle.spec)
     if cycle.metadata.deletion_timestamp is not None:
-        return _answer(ledger, view, _recorded(cycle, ledger))
+        return _answer(ledger, _recorded(cycle, ledger))
 
     graph = known.graph(iterations(cycle, ledger))
     tokens, restarted = restart(ledger, cycle.spec, graph, list(cycle.status.restart_tokens))
     if _ended(cycle) and not restarted:
         status = _recorded(cycle, ledger, restart_tokens=tokens, observed_generation=cycle.metadata.generation)
-        return _answer(ledger, view, status, _deletes(ledger, view))
+        return _answer(ledger, status, _deletes(ledger, view))
 
     graph = known.graph(iterations(cycle, ledger))  # a restart may have taken back what stopped the loop early
     standing, starts = decide(cycle, known, graph, ledger, observed), Starts()
@@ -60,7 +60,7 @@ def plan(cycle: Cycle, observed: Observed, now: datetime) -> Plan:
         starts = start(cycle, known, graph, ledger, view)
 
     status = _status(cycle, graph, ledger, standing, starts, tokens)
-    return _answer(ledger, view, status, _deletes(ledger, view), starts)
+    return _answer(ledger, status, _deletes(ledger, view), starts)
 
 
 def _ended(cycle: Cycle) -> bool:
@@ -82,7 +82,7 @@ def _why_delete(job: ObservedJob, ledger: Ledger, view: View) -> str:
         if record.state is AttemptState.TERMINATING:
             return "" if ended else record.reason
         # an end is for ever: what is seen alive after it has no one who would read its result
-        return "Superseded" if record.state not in ACTIVE and not ended and view.fresh else ""
+        return "Superseded" if record.state not in ACTIVE and not ended else ""
     if not ended:
         return "Superseded"
     # its result goes with it, so the status that knows the next attempt has to be stored first
@@ -126,7 +126,7 @@ def _recorded(cycle: Cycle, ledger: Ledger, **changes: Any) -> CycleStatus:
 
 
 def _answer(
-    ledger: Ledger, view: View, status: CycleStatus, deletes: tuple[JobDelete, ...] = (), starts: Starts | None = None
+    ledger: Ledger, status: CycleStatus, deletes: tuple[JobDelete, ...] = (), starts: Starts | None = None
 ) -> Plan:
     return Plan(
         status=status,
@@ -134,5 +134,4 @@ def _answer(
         creates=tuple(starts.creates) if starts is not None else (),
         events=tuple(ledger.events),
         requeue_after=ledger.wake,
-        needs_fresh=ledger.wants_fresh and not view.fresh,
     )

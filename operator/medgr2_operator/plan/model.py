@@ -47,7 +47,7 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True)
 class ObservedJob:
-    """One Job of this cycle, seen now (perhaps stale)."""
+    """One Job of this cycle, as it was when it was read."""
 
     key: AttemptKey
     name: str
@@ -70,6 +70,8 @@ class ObservedJob:
     pending_message: str = ""
     stuck: str = ""
     """Why it will never end by itself (a sidecar that does not stay up): the planner stops it."""
+    lost: str = ""
+    """Why nothing more will be heard of it (its node is silent): the planner ends it."""
     progress: Progress | None = None
 
 
@@ -84,15 +86,15 @@ class ObservedPod:
 
 @dataclass(frozen=True)
 class Observed:
-    """The world as an executor sees it. Level-triggered: only what is, never what happened."""
+    """The world as an executor sees it. Level-triggered: only what is, never what happened.
+
+    Read after the cycle, pods after Jobs, none of it from a cache: what is not there is taken for vanished.
+    """
 
     jobs: tuple[ObservedJob, ...] = ()
     pods: tuple[ObservedPod, ...] = ()
     workspace_ready: bool = True
     workspace_message: str = ""
-    fresh: bool = True
-    """Read after the cycle was read, pods after Jobs. False: from a cache that may lag; then the planner records what
-    is certain (an end is an end), but starts nothing and takes nothing for vanished: there, absence proves nothing."""
 
 
 @dataclass(frozen=True)
@@ -143,5 +145,3 @@ class Plan:
     events: tuple[Event, ...] = ()
     requeue_after: float | None = None
     """Seconds until the planner wants to look again without being woken; None: only when something changes."""
-    needs_fresh: bool = False
-    """The observation came from a cache, and a fresh one would let the planner do more: read again, call it again."""

@@ -51,8 +51,6 @@ def start(cycle: Cycle, known: Resolved, graph: Graph, ledger: Ledger, view: Vie
             continue  # the end of a stage, or of a pod, wakes the planner
         elif record is not None and not ledger.stored(key):
             ledger.wake_in(0)  # first store how the last attempt ended
-        elif not view.fresh:
-            ledger.wants_fresh = True
         else:
             free -= not _intended(record)
             _attempt(cycle, known, node, ledger, view, starts)
@@ -115,8 +113,6 @@ def _attempt(cycle: Cycle, known: Resolved, node: Node, ledger: Ledger, view: Vi
     )
     resumes = same and not record.collect and (record.run_seconds > 0 or record.checkpoint_step >= 0)
     starts.creates.append(JobCreate(attempt, name, request, settings.shards, resumes))
-    if not _intended(record):
-        ledger.event("Starting", f"{key}: attempt {attempt.attempt}" + (", from its checkpoint" * resumes), key)
     ledger.put(
         record.model_copy(
             update={

@@ -20,8 +20,6 @@ class Sight(Enum):
 
     ABSENT = auto()
     """No Job, no pod."""
-    UNCLEAR = auto()
-    """Nothing in a cache that may lag."""
     LINGERING = auto()
     """No Job, but a pod that is still alive."""
     QUEUED = auto()
@@ -42,7 +40,6 @@ class View:
     """Jobs by attempt, live pods by stage, strangers by name."""
 
     def __init__(self, observed: Observed) -> None:
-        self.fresh = observed.fresh
         self.jobs: dict[AttemptKey, ObservedJob] = {job.key: job for job in observed.jobs if job.owned}
         self.strangers = {job.name for job in observed.jobs if not job.owned}
         self._live: dict[StageKey, list[AttemptKey]] = defaultdict(list)
@@ -63,8 +60,6 @@ class View:
         job = self.job(record)
         if job is not None:
             return _SIGHT[job.state]
-        if not self.fresh:
-            return Sight.UNCLEAR
         return Sight.LINGERING if attempt_of(record) in self._pods else Sight.ABSENT
 
     def alive(self, stage: StageKey) -> bool:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from medgr2_api.stages import REQUEST_ENV, RESULT_PATH_ENV, Shard
+from medgr2_api.stages import (
+    DEEPSPEED_ENV,
+    INDEX_ENV,
+    PROGRESS_PORT_ENV,
+    REQUEST_ENV,
+    RESULT_PATH_ENV,
+    SECRETS_ENV,
+    VLLM_BASE_URL_ENV,
+    WORKSPACE_ENV,
+    Shard,
+)
 
 from . import torchrun
 from .attempt import Attempt
 from .errors import RenderError
 from .volumes import HF_HOME, SCRATCH, SECRETS_DIR, WORKSPACE
-
-WORKSPACE_ENV = "MEDGR2_WORKSPACE"
-SECRETS_ENV = "MEDGR2_SECRETS_DIR"
-PROGRESS_PORT_ENV = "MEDGR2_PROGRESS_PORT"
-DEEPSPEED_ENV = "MEDGR2_DEEPSPEED"
-VLLM_BASE_URL_ENV = "MEDGR2_VLLM_BASE_URL"
-#: Set by the Job controller in every pod of an Indexed Job: the shard, or torchrun's node rank.
-INDEX_ENV = "JOB_COMPLETION_INDEX"
 
 RESULT_PATH = "/dev/termination-log"
 

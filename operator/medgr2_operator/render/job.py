@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.stages import PERMANENT_EXIT_CODES
+from medgr2_api.stages import PERMANENT_EXIT_CODES, ExitCode
 
 from ..plan.model import JobCreate
 from . import labels, pod, torchrun
@@ -93,14 +93,17 @@ def _failure_rules(attempt: Attempt) -> list[dict[str, Any]]:
 
     - Bad configuration or data ends the whole Job: the stage fails.
     - A disruption is not ignored, for then the Job would replace the pod behind our back and our budget.
-    - Any other failure has a rule too, because a rule puts pod and exit code into the Job's condition.
+    - Any other failure has a rule too, because a rule puts pod and exit code into the Job's condition. Not so the codes
+      of a pod that was asked to stop: they fail the Job without a rule (no pod is replaced), but with one also when a
+      queue stopped the pod, for then only rules count.
 
     The last two end one shard only; a training over several nodes ends as a whole.
     """
     action = "FailIndex" if attempt.shards > 1 else "FailJob"
     permanent = sorted(int(code) for code in PERMANENT_EXIT_CODES)  # the API server wants them in order
+    asked = [int(code) for code in (ExitCode.OK, ExitCode.CHECKPOINTED, ExitCode.SIGTERM)]
     return [
         {"action": "FailJob", "onExitCodes": {"containerName": pod.MAIN, "operator": "In", "values": permanent}},
         {"action": action, "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        {"action": action, "onExitCodes": {"containerName": pod.MAIN, "operator": "NotIn", "values": [0]}},
+        {"action": action, "onExitCodes": {"containerName": pod.MAIN, "operator": "NotIn", "values": asked}},
     ]

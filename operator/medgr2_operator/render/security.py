@@ -8,8 +8,12 @@ from .attempt import Attempt
 
 
 def of_pod(attempt: Attempt) -> dict[str, Any]:
+    """Of an attempt's pod."""
+    return with_users(attempt.settings.user_id, attempt.template.security_context)
+
+
+def with_users(user: int, own: dict[str, Any]) -> dict[str, Any]:
     """The restricted defaults with the user's words over them; `null` takes one away (OpenShift picks users itself)."""
-    user = attempt.settings.user_id
     defaults: dict[str, Any] = {
         "runAsNonRoot": True,
         "runAsUser": user,
@@ -18,7 +22,7 @@ def of_pod(attempt: Attempt) -> dict[str, Any]:
         "fsGroupChangePolicy": "OnRootMismatch",  # else every pod's start walks through all files of the volume
         "seccompProfile": {"type": "RuntimeDefault"},
     }
-    merged = {**defaults, **attempt.template.security_context}
+    merged = {**defaults, **own}
     return {name: value for name, value in merged.items() if value is not None}
 
 

@@ -6,17 +6,13 @@ import hashlib
 from typing import Any
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.stages import StageName
+from medgr2_api.stages import NUM_NODES_ENV, NUM_PROC_PER_NODE_ENV, RDZV_ENDPOINT_ENV, RDZV_ID_ENV, StageName
 
 from . import labels
 from .attempt import Attempt
 from .metadata import owned
 
 PORT = 29500
-NUM_NODES_ENV = "MEDGR2_NUM_NODES"
-NUM_PROC_PER_NODE_ENV = "MEDGR2_NUM_PROC_PER_NODE"
-RDZV_ENDPOINT_ENV = "MEDGR2_RDZV_ENDPOINT"
-RDZV_ID_ENV = "MEDGR2_RDZV_ID"
 
 _MAX_LENGTH = 63
 

@@ -12,22 +12,29 @@ import kopf
 from ..kube.client import CYCLES, JOBS
 from ..render import labels
 from .keys import CycleKey
+from .news import News
 from .queue import WorkQueue
 
 
 def registry(queue: WorkQueue[CycleKey]) -> kopf.OperatorRegistry:
     """Handlers that feed the queue; registered nowhere else, so that tests can have several."""
-    made = kopf.OperatorRegistry()
+    made, news = kopf.OperatorRegistry(), News()
 
     @kopf.on.event(CYCLES.group, CYCLES.version, CYCLES.plural, registry=made)
-    async def on_cycle(namespace: str | None, name: str | None, **_: Any) -> None:
-        queue.add(CycleKey(namespace or "", name or ""))
+    async def on_cycle(type: str | None, body: Mapping[str, Any], **_: Any) -> None:
+        look(body, body["metadata"]["name"], news.of_cycle(type, body))
 
     @kopf.on.event(JOBS.group, JOBS.version, JOBS.plural, registry=made)
-    async def on_job(namespace: str | None, meta: Mapping[str, Any], **_: Any) -> None:
-        cycle = (meta.get("labels") or {}).get(labels.CYCLE)
-        if cycle:
-            queue.add(CycleKey(namespace or "", cycle))
+    async def on_job(type: str | None, body: Mapping[str, Any], **_: Any) -> None:
+        if cycle := (body["metadata"].get("labels") or {}).get(labels.CYCLE):
+            look(body, cycle, news.of_job(type, body))
+
+    def look(body: Mapping[str, Any], cycle: str, wait: float | None) -> None:
+        key = CycleKey(body["metadata"]["namespace"], cycle)
+        if wait is not None and wait > 0:
+            queue.add_after(key, wait)
+        elif wait is not None:
+            queue.add(key)
 
     @kopf.on.login(registry=made)
     async def login(**options: Any) -> kopf.ConnectionInfo | None:
@@ -40,6 +47,9 @@ def registry(queue: WorkQueue[CycleKey]) -> kopf.OperatorRegistry:
         # by the API server: other people's Jobs never reach us
         settings.watching.label_selectors[JOBS.group, JOBS.plural] = f"{labels.MANAGED_BY}={labels.MANAGER}"
         settings.scanning.disabled = True  # the resources are known; no rights on CRDs and namespaces are needed
+        # what is listed and watched stays in memory until the worker of its object has ended
+        settings.watching.chunk_size = 50
+        settings.queueing.idle_timeout = 0.2
         settings.watching.server_timeout = 300
         settings.watching.client_timeout = 310
         settings.watching.connect_timeout = 30

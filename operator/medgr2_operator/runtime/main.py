@@ -45,11 +45,11 @@ async def operate(
     """
     registry, state = CollectorRegistry(), health.Health()
     queue: WorkQueue[CycleKey] = WorkQueue()
-    metrics = Metrics(registry, queue)
+    metrics = Metrics(registry, queue, settings)
     async with AsyncExitStack() as stack:
         port = await stack.enter_async_context(health.serve(state, registry, settings.port))
         told_port(port())
-        client = await stack.enter_async_context(connect(settings.kubeconfig, watch=metrics.on_request))
+        client = await stack.enter_async_context(connect(settings.kubeconfig, watch=metrics.controller.on_request))
         await _reach(client, settings, state, stop)
         if stop.is_set():
             return
@@ -58,11 +58,11 @@ async def operate(
             if not await _until(stop, lease.acquire()):
                 return
             stack.push_async_callback(lease.release)
-        metrics.leader.set(1)
+        metrics.controller.leader.set(1)
         render = settings.render()
         poller = Poller(queue, render.progress_port)
         reconcile = Reconciler(client, render, Recorder(client), poller, metrics)
-        await _lead(settings, stop, queue, reconcile, poller, client, lease)
+        await _lead(settings, stop, queue, reconcile, poller, client, lease, metrics)
 
 
 async def _lead(
@@ -73,6 +73,7 @@ async def _lead(
     poller: Poller,
     client: Client,
     lease: Lease,
+    metrics: Metrics,
 ) -> None:
     """Everything that only the leader does; ends when any part of it does."""
 
@@ -85,7 +86,7 @@ async def _lead(
         asyncio.create_task(stop.wait(), name="stop"),
         asyncio.create_task(handlers.watch(queue, settings.watched, watching), name="watch"),
         asyncio.create_task(queue.run(work, settings.workers), name="queue"),
-        asyncio.create_task(_resync(client, queue, settings), name="resync"),
+        asyncio.create_task(_resync(client, queue, settings, metrics.resynced), name="resync"),
         asyncio.create_task(poller.run(), name="progress"),
     }
     if settings.leader_election:
@@ -105,15 +106,19 @@ async def _lead(
             raise RuntimeError(f"{name} ended by itself")
 
 
-async def _resync(client: Client, queue: WorkQueue[CycleKey], settings: Settings) -> None:
+async def _resync(client: Client, queue: WorkQueue[CycleKey], settings: Settings, done: Callable[[], None]) -> None:
     """Looks at every cycle now and then: a watch may die in silence."""
     while True:
+        complete = True
         for namespace in settings.watched or (None,):
             try:
-                for found in await client.list(CYCLES, namespace):
+                for found in await client.list(CYCLES, namespace, metadata_only=True):
                     queue.add(CycleKey(found["metadata"]["namespace"], found["metadata"]["name"]))
             except ApiError as error:
+                complete = False
                 _log.warning("resync: %s", error)
+        if complete:
+            done()
         await asyncio.sleep(settings.resync_seconds)
 
 
@@ -122,7 +127,7 @@ async def _reach(client: Client, settings: Settings, state: health.Health, stop:
     while not stop.is_set():
         try:
             for namespace in settings.watched or (None,):
-                await client.list(CYCLES, namespace)
+                await client.list(CYCLES, namespace, metadata_only=True)
             state.ready = True
             return
         except ApiError as error:

@@ -1,177 +1,274 @@
-"""What the operator exports to Prometheus.
+"""What the operator exports to Prometheus, beside what every controller does (`controller_metrics.py`).
 
-Labels are bounded: no metric but the per-cycle gauges names a cycle, and those go with their cycle.
+Labels are bounded: their values are words of ours, stages and iterations. Only the metrics of single cycles
+(`medgr2_cycle_*`) name a cycle and its namespace, and they go when the cycle does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import platform
+from collections import Counter as Tally
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import product
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.status import AttemptState, CycleStatus, Phase
+from medgr2_api.stages import StageName
+from medgr2_api.status import AttemptState, CycleStatus, Phase, StageStatus
 
-from ..plan.ledger import attempt_of
+from ..plan.failure import FailureClass
+from ..plan.ledger import ACTIVE, attempt_of, stage_of
 from ..plan.model import Plan
+from .controller_metrics import ControllerMetrics
 from .keys import CycleKey
 from .queue import WorkQueue
 from .reconcile import Listener
+from .settings import Settings
 
-_ENDED = {AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.GONE}
-_CONTROLLER = "medgr2cycle"
-_SECONDS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 48 * 3600)
-_FAST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+#: What becomes of an attempt: it succeeded, a result was there already, its result could not be read, `restartFrom`
+#: took it back, or one of the planner's classes of failures.
+OUTCOMES = ("Succeeded", "Reused", "ResultUnreadable", "Restarted", *map(str, FailureClass))
+
+_RUNS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 48 * 3600)
+_LATENCIES = (0.5, 1, 1.5, 2, 5, 10, 30, 60, 300)
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series beside each counter that nobody reads
 
 
 class Metrics(Listener):
     """All metrics of one process."""
 
-    def __init__(self, registry: CollectorRegistry, queue: WorkQueue[CycleKey]) -> None:
-        self.leader = Gauge("medgr2_operator_leader", "1 on the replica that reconciles", registry=registry)
-        self._attempts = Counter(
-            "medgr2_stage_attempts", "Attempts that ended, by outcome", ["stage", "outcome"], registry=registry
+    def __init__(self, registry: CollectorRegistry, queue: WorkQueue[CycleKey], settings: Settings) -> None:
+        build = Gauge(
+            "medgr2_operator_build_info", "1; what runs here", ["version", "python_version"], registry=registry
         )
+        build.labels(version("medgr2"), platform.python_version()).set(1)
+        self._attempts = Counter(
+            "medgr2_stage_attempts_total", "Attempts that ended, by outcome", ["stage", "outcome"], registry=registry
+        )
+        for stage, outcome in product(StageName, OUTCOMES):  # so that `increase()` sees the first of a kind
+            self._attempts.labels(stage, outcome)
         self._durations = Histogram(
             "medgr2_stage_attempt_duration_seconds",
-            "Running time of attempts that ended",
+            "Running time of attempts that ended, without the time a queue took from them",
             ["stage", "outcome"],
-            buckets=_SECONDS,
+            buckets=_RUNS,
             registry=registry,
         )
         self._waits = Histogram(
             "medgr2_stage_queue_wait_seconds",
-            "Time from an attempt's creation to its first running pod",
+            "Time for which attempts waited to be scheduled, from their creation, or from when a queue took their "
+            "quota back, to their first running pod",
             ["stage"],
-            buckets=_SECONDS,
+            buckets=_RUNS,
             registry=registry,
         )
         self._latency = Histogram(
             "medgr2_transition_latency_seconds",
-            "Time from the end of a stage to the creation of the next",
-            buckets=_FAST,
+            "Time from the end of an attempt to the creation of the Jobs that its end made possible "
+            "(Kubernetes tells ends in whole seconds, so up to one second too much)",
+            buckets=_LATENCIES,
             registry=registry,
         )
         self._gpu = Counter(
-            "medgr2_gpu_seconds", "GPU-seconds of attempts, by what became of them", ["use"], registry=registry
+            "medgr2_gpu_seconds_total", "GPUs times seconds of attempts, booked when they end", registry=registry
         )
-        self._requests = Counter(
-            "rest_client_requests", "Requests to the API server", ["method", "resource", "code"], registry=registry
-        )
-        self._request_seconds = Histogram(
-            "rest_client_request_duration_seconds",
-            "Duration of requests to the API server",
-            ["verb"],
-            buckets=_FAST,
+        self._wasted = Counter(
+            "medgr2_gpu_wasted_seconds_total",
+            "Of medgr2_gpu_seconds_total, what was lost with attempts that did not end well; the rest was useful",
             registry=registry,
         )
+        self._resync = Gauge(
+            "medgr2_operator_last_resync_timestamp_seconds",
+            "When all cycles were last listed and looked at again, whatever the watches say; 0 on a standby",
+            registry=registry,
+        )
+        self.controller = ControllerMetrics(registry, queue, settings)
         self._cycles = Cycles()
         registry.register(self._cycles)
-        registry.register(Queue(queue))
+        ProcessCollector(registry=registry)
+        self._ends: dict[CycleKey, datetime] = {}
+        """Ends of attempts after which nothing was created yet."""
 
-    def on_request(self, verb: str, resource: str, status: str, seconds: float) -> None:
-        """Of the client: after each request."""
-        self._requests.labels(verb, resource, status).inc()
-        self._request_seconds.labels(verb).observe(seconds)
+    def resynced(self) -> None:
+        """Every cycle was listed and is in the queue."""
+        self._resync.set_to_current_time()
 
-    def on_plan(self, key: CycleKey, cycle: Cycle, made: Plan) -> None:
-        before = {attempt_of(stage): stage for stage in cycle.status.stages}
-        moved = [(old, stage) for stage in made.status.stages if (old := before.get(attempt_of(stage))) is not None]
-        ends = []
-        for old, stage in moved:
-            if old.state not in _ENDED and stage.state in _ENDED:
-                outcome = stage.state if stage.state is AttemptState.SUCCEEDED else stage.reason or stage.state
-                self._attempts.labels(stage.name, outcome).inc()
-                self._durations.labels(stage.name, outcome).observe(stage.attempt_seconds)
-                ends += [stage.completion_time] if stage.completion_time else []
-            if old.start_time is None and stage.start_time and old.pending_since:
-                self._waits.labels(stage.name).observe(_between(old.pending_since, stage.start_time))
-        if ends and made.creates:
-            self._latency.observe(_between(max(ends), datetime.now(UTC)))
-        spent, usage = cycle.status.usage, made.status.usage
-        wasted = max(0.0, usage.wasted_gpu_seconds - spent.wasted_gpu_seconds)
-        self._gpu.labels("wasted").inc(wasted)
-        self._gpu.labels("useful").inc(max(0.0, usage.gpu_seconds - spent.gpu_seconds - wasted))
-        self._cycles.standing[key] = made.status
+    def on_stored(self, cycle: Cycle, made: Plan) -> None:
+        key = _key(cycle)
+        before, after = cycle.status, made.status
+        for old, new in _moves(before, after):
+            self._moved(key, old, new)
+        self._gpu.inc(max(0.0, after.usage.gpu_seconds - before.usage.gpu_seconds))
+        self._wasted.inc(max(0.0, after.usage.wasted_gpu_seconds - before.usage.wasted_gpu_seconds))
+        self._cycles.tell(key, after, cycle.spec.iterations)
+
+    def _moved(self, key: CycleKey, old: StageStatus, new: StageStatus | None) -> None:
+        """Counts what happened to an attempt: it ran, or ended, or `restartFrom` took it back (no new record)."""
+        stage = old.name
+        started = new and (new.running_since or (new.start_time if old.start_time is None else None))
+        if old.pending_since is not None and started:
+            self._waits.labels(stage).observe(_between(old.pending_since, started))
+        if new is None or new.state not in ACTIVE:
+            outcome = _outcome(old, new)
+            self._attempts.labels(stage, outcome).inc()
+            if new is not None:
+                self._durations.labels(stage, outcome).observe(new.attempt_seconds)
+                if new.completion_time is not None:
+                    self._ends[key] = max(self._ends.get(key, new.completion_time), new.completion_time)
+
+    def on_done(self, cycle: Cycle, made: Plan) -> None:
+        key = _key(cycle)
+        self._cycles.tell(key, made.status, cycle.spec.iterations)
+        ended = self._ends.pop(key, None)
+        if ended is not None and made.creates:
+            self._latency.observe(_between(ended, datetime.now(UTC)))
+
+    def on_refused(self, key: CycleKey) -> None:
+        self._cycles.refuse(key)
 
     def on_gone(self, key: CycleKey) -> None:
-        self._cycles.standing.pop(key, None)
+        self._ends.pop(key, None)
+        self._cycles.forget(key)
+
+
+def _key(cycle: Cycle) -> CycleKey:
+    return CycleKey(cycle.metadata.namespace, cycle.metadata.name)
+
+
+def _moves(before: CycleStatus, after: CycleStatus) -> Iterator[tuple[StageStatus, StageStatus | None]]:
+    """Attempts that had not ended, before and after; None: their stage was started anew."""
+    now = {stage_of(record): record for record in after.stages}
+    for old in before.stages:
+        if old.attempt and old.state in ACTIVE:
+            new = now.get(stage_of(old))
+            yield old, new if new is not None and attempt_of(new) == attempt_of(old) else None
+
+
+def _outcome(old: StageStatus, new: StageStatus | None) -> str:
+    """Which of `OUTCOMES` it is. Never the record's reason: that may be a word of the user's code."""
+    if new is None:
+        return "Restarted"
+    if new.state is AttemptState.SUCCEEDED:
+        return "Reused" if new.reused else "Succeeded"
+    if new.collect and not old.collect:
+        return "ResultUnreadable"
+    if new.retries > old.retries:
+        return FailureClass.APPLICATION
+    if new.infra_restarts > old.infra_restarts:
+        return FailureClass.INFRASTRUCTURE
+    return FailureClass.PERMANENT if new.given_up else FailureClass.CHECKPOINTED
 
 
 def _between(start: datetime, end: datetime) -> float:
     return max(0.0, (end - start).total_seconds())
 
 
+Told = tuple[str, tuple[str, ...], float]
+"""A sample: name of the metric, values of its labels behind namespace and cycle, value."""
+
+#: Metrics of a cycle: help and labels. Those whose name ends in `_total` are counters.
+_OF_A_CYCLE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "medgr2_cycle_phase": ("1 for the phase that the cycle is in", ("phase",)),
+    "medgr2_cycle_invalid": ("1 if the cycle cannot be run as it is written", ()),
+    "medgr2_cycle_iteration": ("Newest iteration that has started", ()),
+    "medgr2_cycle_iterations_planned": ("Iterations that the spec asks for", ()),
+    "medgr2_cycle_score_ratio": ("Validation score: macro accuracy, 0..1", ("checkpoint", "iteration")),
+    "medgr2_cycle_best_score_ratio": ("Best validation score so far", ()),
+    "medgr2_cycle_stage_state": ("1 for the state that an unfinished stage is in", ("stage", "iteration", "state")),
+    "medgr2_cycle_stage_pending_since_timestamp_seconds": (
+        "Since when a stage waits to be scheduled, and why",
+        ("stage", "iteration", "reason"),
+    ),
+    "medgr2_cycle_stage_progress_ratio": ("Progress of a running stage, 0..1", ("stage", "iteration")),
+    "medgr2_cycle_gpu_seconds_total": ("GPUs times seconds of the cycle's attempts, booked when they end", ()),
+    "medgr2_cycle_gpu_wasted_seconds_total": ("Of these, lost with attempts that did not end well", ()),
+    "medgr2_cycle_generator_usd_total": ("US dollars paid to the generator's provider", ()),
+    "medgr2_cycle_retries_total": ("Attempts lost to errors of the application or the infrastructure", ("cause",)),
+    "medgr2_cycle_reused_stages_total": ("Stages whose result was already there", ()),
+}
+
+
+def _samples(status: CycleStatus, iterations: int) -> Iterator[Told]:
+    """What a status says, in samples: these are kept, for statuses are large."""
+    yield "medgr2_cycle_phase", (status.phase,), 1
+    yield "medgr2_cycle_iteration", (), status.iteration
+    yield "medgr2_cycle_iterations_planned", (), iterations
+    for score in status.scores:
+        yield "medgr2_cycle_score_ratio", (score.checkpoint, str(score.iteration)), score.macro_accuracy
+    if status.best is not None:
+        yield "medgr2_cycle_best_score_ratio", (), status.best.macro_accuracy
+    for record in status.stages:
+        where = (str(record.name), str(record.iteration))
+        if not record.attempt or record.state not in ACTIVE:
+            continue
+        yield "medgr2_cycle_stage_state", (*where, record.state), 1
+        if record.pending_since is not None:
+            since = record.pending_since.timestamp()
+            yield "medgr2_cycle_stage_pending_since_timestamp_seconds", (*where, record.reason or "Unknown"), since
+        if record.state is AttemptState.RUNNING and record.progress and record.progress.total > 0:
+            yield "medgr2_cycle_stage_progress_ratio", where, record.progress.step / record.progress.total
+    usage = status.usage
+    yield "medgr2_cycle_gpu_seconds_total", (), usage.gpu_seconds
+    yield "medgr2_cycle_gpu_wasted_seconds_total", (), usage.wasted_gpu_seconds
+    yield "medgr2_cycle_generator_usd_total", (), usage.generator_usd
+    yield "medgr2_cycle_retries_total", ("Application",), usage.app_retries
+    yield "medgr2_cycle_retries_total", ("Infrastructure",), usage.infra_restarts
+    yield "medgr2_cycle_reused_stages_total", (), usage.reused_stages
+
+
 class Cycles(Collector):
-    """Gauges of each cycle, read from the last status: gone when the object is."""
+    """Metrics of each cycle, from its last status, and of all cycles together: gone when the object is."""
 
     def __init__(self) -> None:
-        self.standing: dict[CycleKey, CycleStatus] = {}
+        self._told: dict[CycleKey, list[Told]] = {}
 
-    def collect(self) -> Iterable[Metric]:
+    def tell(self, key: CycleKey, status: CycleStatus, iterations: int) -> None:
+        """Replaces what is known of a cycle."""
+        self._told[key] = list(_samples(status, iterations))
+
+    def refuse(self, key: CycleKey) -> None:
+        """Its spec cannot be run; what runs of an earlier one goes on."""
+        standing: list[Told] = self._told.get(key, [("medgr2_cycle_phase", (str(Phase.PENDING),), 1)])
+        invalid: Told = ("medgr2_cycle_invalid", (), 1)
+        self._told[key] = [*(sample for sample in standing if sample != invalid), invalid]
+
+    def forget(self, key: CycleKey) -> None:
+        """There is no such cycle any more."""
+        self._told.pop(key, None)
+
+    def describe(self) -> list[Metric]:
+        """The metrics without samples."""
         phases = GaugeMetricFamily("medgr2_cycles", "Cycles by phase", labels=["phase"])
-        names = ["namespace", "cycle"]
-        iteration = GaugeMetricFamily("medgr2_cycle_iteration", "Newest iteration that has started", labels=names)
-        score = GaugeMetricFamily(
-            "medgr2_cycle_score_ratio", "Newest validation score (macro accuracy)", labels=[*names, "checkpoint"]
-        )
-        progress = GaugeMetricFamily(
-            "medgr2_cycle_stage_progress_ratio", "Progress of running stages", labels=[*names, "stage"]
-        )
-        standing = dict(self.standing)
-        for phase in Phase:
-            phases.add_metric([phase], sum(status.phase is phase for status in standing.values()))
-        for key, status in sorted(standing.items()):
-            labels = [key.namespace, key.name]
-            iteration.add_metric(labels, status.iteration)
-            for checkpoint, value in {found.checkpoint: found.macro_accuracy for found in status.scores}.items():
-                score.add_metric([*labels, checkpoint], value)
-            for stage in status.stages:
-                if stage.state is AttemptState.RUNNING and stage.progress and stage.progress.total > 0:
-                    done = stage.progress.step / stage.progress.total
-                    progress.add_metric([*labels, f"{stage.name}@{stage.iteration}"], done)
-        return [phases, iteration, score, progress]
-
-
-class Queue(Collector):
-    """The work queue under the names of client-go and controller-runtime, which dashboards know."""
-
-    def __init__(self, queue: WorkQueue[CycleKey]) -> None:
-        self._queue = queue
-        registry = CollectorRegistry()
-        self._inner = registry
-        self._waited = Histogram(
-            "workqueue_queue_duration_seconds", "Wait in the queue", ["name"], buckets=_FAST, registry=registry
-        ).labels(_CONTROLLER)
-        self._worked = Histogram(
-            "workqueue_work_duration_seconds", "Work on an item", ["name"], buckets=_FAST, registry=registry
-        ).labels(_CONTROLLER)
-        self._reconciled = Counter(
-            "controller_runtime_reconcile", "Reconciliations", ["controller", "result"], registry=registry
-        )
-        self._adds = Counter("workqueue_adds", "Adds", ["name"], registry=registry).labels(_CONTROLLER)
-        self._retries = Counter("workqueue_retries", "Retries", ["name"], registry=registry).labels(_CONTROLLER)
-        self._depth = Gauge("workqueue_depth", "Items that wait", ["name"], registry=registry).labels(_CONTROLLER)
-        self._oldest = Gauge(
-            "workqueue_oldest_item_seconds", "Wait of the oldest item", ["name"], registry=registry
-        ).labels(_CONTROLLER)
+        stages = GaugeMetricFamily("medgr2_stages_active", "Unfinished stages by state", labels=["stage", "state"])
+        return [phases, stages, *_families().values()]
 
     def collect(self) -> Iterable[Metric]:
-        figures = self._queue.figures
-        waits, figures.queue_seconds = figures.queue_seconds, []
-        works, figures.work_seconds = figures.work_seconds, []
-        adds, figures.adds = figures.adds, 0
-        retries, figures.retries = figures.retries, 0
-        for wait in waits:
-            self._waited.observe(wait)
-        for seconds, result in works:
-            self._worked.observe(seconds)
-            self._reconciled.labels(_CONTROLLER, result).inc()
-        self._adds.inc(adds)
-        self._retries.inc(retries)
-        self._depth.set(self._queue.depth)
-        self._oldest.set(self._queue.oldest_seconds)
-        return list(self._inner.collect())
+        phases, stages, *_ = self.describe()
+        families, tally = _families(), Tally[tuple[str, ...]]()
+        for key, told in sorted(self._told.copy().items()):
+            for name, labels, value in told:
+                families[name].add_metric([key.namespace, key.name, *labels], value)
+                if name == "medgr2_cycle_phase":
+                    tally[labels] += 1
+                elif name == "medgr2_cycle_stage_state":
+                    tally[labels[0], labels[2]] += 1
+        for phase in Phase:
+            phases.add_sample("medgr2_cycles", {"phase": phase}, tally[phase,])
+        for stage, state in product(StageName, sorted(ACTIVE)):
+            stages.add_sample("medgr2_stages_active", {"stage": stage, "state": state}, tally[stage, state])
+        return [phases, stages, *families.values()]
+
+
+def _families() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:
+    return {
+        name: (CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily)(
+            name, told, labels=["namespace", "cycle", *labels]
+        )
+        for name, (told, labels) in _OF_A_CYCLE.items()
+    }

@@ -21,6 +21,7 @@ from ..render.pod import MAIN
 
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _FINISHED = ("Succeeded", "Failed")
+_SPEC = ("suspend", "completions", "backoffLimitPerIndex", "nodeName")
 #: Restarts of a sidecar after which it is taken for broken.
 SIDECAR_RESTARTS = 3
 #: How long after its grace a pod counts as lost.
@@ -34,6 +35,16 @@ _WAITING = {
 }
 #: What podFailurePolicy writes into the Job's condition.
 _CONDITION_MESSAGE = re.compile(r"failed with exit code (\d+)")
+
+
+def needed(manifest: Manifest) -> Manifest:
+    """What is read of a Job or pod: a tenth of it. A long cycle has hundreds."""
+    metadata, spec = manifest["metadata"], manifest.get("spec") or {}
+    return {
+        "metadata": {name: value for name, value in metadata.items() if name != "managedFields"},
+        "spec": {name: spec[name] for name in _SPEC if name in spec},
+        "status": manifest.get("status") or {},
+    }
 
 
 def key_of(manifest: Manifest) -> AttemptKey | None:
@@ -51,7 +62,7 @@ def live_pods(pods: Iterable[Manifest]) -> Iterator[ObservedPod]:
     """Pods that may still write."""
     for pod in pods:
         key = key_of(pod)
-        if key is not None and pod.get("status", {}).get("phase") not in _FINISHED:
+        if key is not None and _alive(pod):
             metadata = pod["metadata"]
             yield ObservedPod(metadata["name"], key, "deletionTimestamp" in metadata)
 
@@ -62,10 +73,18 @@ def overdue_pods(pods: Iterable[Manifest], now: datetime) -> Iterator[Manifest]:
     A kubelet that is well kills a container when its grace is over, and says so. (The node itself is not asked: an
     operator for one namespace has no right to.)
     """
-    for pod in pods:
-        deadline = _time(pod["metadata"].get("deletionTimestamp"))  # when the grace ends
-        if deadline and now > deadline + LOST_AFTER and "running" in _main(pod):
-            yield pod
+    return (pod for pod in pods if (left := _seconds_to_lost(pod, now)) is not None and left <= 0)
+
+
+def next_overdue(pods: Iterable[Manifest], now: datetime) -> float | None:
+    """Seconds until the next pod is overdue, should its kubelet stay silent; None: none is asked to end."""
+    lefts = (_seconds_to_lost(pod, now) for pod in pods)
+    return min((left for left in lefts if left is not None and left > 0), default=None)
+
+
+def _seconds_to_lost(pod: Manifest, now: datetime) -> float | None:
+    ends = _time(pod["metadata"].get("deletionTimestamp"))  # when the grace is over
+    return (ends + LOST_AFTER - now).total_seconds() if ends and "running" in _main(pod) else None
 
 
 @dataclass(frozen=True)
@@ -87,7 +106,11 @@ def running_pods(pods: Iterable[Manifest]) -> list[Running]:
 
 
 def jobs(
-    manifests: Iterable[Manifest], pods: Iterable[Manifest], cycle_uid: str, quota: Mapping[str, str] | None = None
+    manifests: Iterable[Manifest],
+    pods: Sequence[Manifest],
+    cycle_uid: str,
+    now: datetime,
+    quota: Mapping[str, str] | None = None,
 ) -> Iterator[ObservedJob]:
     """Jobs with what their pods tell.
 
@@ -95,28 +118,32 @@ def jobs(
         manifests: the Jobs.
         pods: all pods of the cycle, finished ones included.
         cycle_uid: whose Jobs are ours.
+        now: the time, with its zone.
         quota: by uid of a Job, why its queue holds it back.
     """
     by_job: dict[str, list[Manifest]] = defaultdict(list)
     for pod in pods:
         by_job[owner_uid(pod)].append(pod)
+    lost = {owner_uid(pod): _silence(pod) for pod in overdue_pods(pods, now)}
     for manifest in manifests:
         key = key_of(manifest)
         if key is not None:
             uid = manifest["metadata"]["uid"]
             seen = _job(manifest, key, by_job[uid], (quota or {}).get(uid, ""))
-            yield replace(seen, owned=owner_uid(manifest) == cycle_uid)
+            yield replace(seen, owned=owner_uid(manifest) == cycle_uid, lost=lost.get(uid, ""))
 
 
 def _job(manifest: Manifest, key: AttemptKey, pods: Sequence[Manifest], quota: str) -> ObservedJob:
     metadata = manifest["metadata"]
+    # a queue that stopped a Job leaves pods for a moment that have ended: they run no more
+    at_work = [pod for pod in pods if _alive(pod)] if manifest["spec"].get("suspend") else pods
     job = ObservedJob(
         key=key,
         name=metadata["name"],
         uid=metadata["uid"],
         state=JobState.QUEUED,
         deleting="deletionTimestamp" in metadata,
-        started=min(filter(None, map(_started, pods)), default=None),
+        started=min(filter(None, map(_started, at_work)), default=None),
         stuck=next(filter(None, map(_broken_sidecar, pods)), ""),
     )
     conditions = manifest.get("status", {}).get("conditions") or ()
@@ -171,10 +198,11 @@ def _explained(job: ObservedJob, pod: Manifest) -> ObservedJob:
     """A failure in the words of the pod that caused it."""
     end = _terminated(pod)
     result = _result(end)
+    words = {str(end.get("reason")), result.reason if result else ""}
     return replace(
         job,
         exit_code=_exit_code(pod),
-        reason=Loss.OUT_OF_MEMORY if end.get("reason") == "OOMKilled" else "",
+        reason=next((word for word in (Loss.OUT_OF_MEMORY, Loss.RENDEZVOUS) if word in words), ""),
         message=result.message if result else str(end.get("message") or pod["status"].get("message", "")),
         result=result,
         finished=_time(end.get("finishedAt")) or job.finished,
@@ -182,6 +210,10 @@ def _explained(job: ObservedJob, pod: Manifest) -> ObservedJob:
 
 
 # -- pods --------------------------------------------------------------------------------------------------------------
+
+
+def _alive(pod: Manifest) -> bool:
+    return pod.get("status", {}).get("phase") not in _FINISHED
 
 
 def _main(pod: Manifest) -> Manifest:
@@ -230,6 +262,11 @@ def _disruption(pod: Manifest) -> str:
     if status.get("reason") in _TAKEN_AWAY:  # the kubelet ended the pod, whatever its containers say
         return f"{status['reason']}: {status.get('message', '')}"
     return ""
+
+
+def _silence(pod: Manifest) -> str:
+    name, node = pod["metadata"]["name"], pod.get("spec", {}).get("nodeName", "")
+    return f"pod {name} should have ended at {pod['metadata']['deletionTimestamp']}, and node {node} is silent"
 
 
 def _broken_sidecar(pod: Manifest) -> str:

@@ -12,8 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 _log = logging.getLogger(__name__)
 K = TypeVar("K")
@@ -21,27 +20,36 @@ K = TypeVar("K")
 BASE_DELAY, MAX_DELAY = 0.2, 120.0  # seconds
 
 
-@dataclass
-class Figures:
-    """What the queue has done; the names are those of client-go's workqueue metrics."""
+Outcome = Literal["success", "requeue_after", "error"]
+"""controller-runtime's words for what came of the work on a key."""
 
-    adds: int = 0
-    retries: int = 0
-    queue_seconds: list[float] = field(default_factory=list)
-    """Waits of keys since the last `drain`."""
-    work_seconds: list[tuple[float, str]] = field(default_factory=list)
-    """Work on keys since the last `drain`, with its outcome: success, requeue_after or error."""
+
+class Watch:
+    """What metrics are told."""
+
+    def added(self) -> None:
+        """A key waits for a worker."""
+
+    def taken(self, waited: float) -> None:
+        """A worker has a key that waited so many seconds."""
+
+    def done(self, seconds: float, outcome: Outcome) -> None:
+        """The work on a key ended after so many seconds."""
+
+    def retried(self) -> None:
+        """A key whose work failed will be worked on again."""
 
 
 class WorkQueue(Generic[K]):
     """Keys to work on, now or later."""
 
     def __init__(self, jitter: Callable[[], float] = random.random) -> None:
-        self.figures = Figures()
+        self.watch = Watch()
         self._ready: asyncio.Queue[K] = asyncio.Queue()
         self._since: dict[K, float] = {}
         """Keys that wait, since when."""
-        self._working: set[K] = set()
+        self._working: dict[K, float] = {}
+        """Keys that workers have, since when."""
         self._again: set[K] = set()
         self._failures: dict[K, int] = {}
         self._later: list[tuple[float, int, K]] = []
@@ -56,9 +64,9 @@ class WorkQueue(Generic[K]):
         if key in self._working:
             self._again.add(key)
         elif key not in self._since:
-            self.figures.adds += 1
             self._since[key] = time.monotonic()
             self._ready.put_nowait(key)
+            self.watch.added()
 
     def add_after(self, key: K, seconds: float) -> None:
         """Work on this in `seconds`, unless an earlier time is set already."""
@@ -74,14 +82,15 @@ class WorkQueue(Generic[K]):
         return len(self._since)
 
     @property
-    def oldest_seconds(self) -> float:
-        """How long the key at the head has waited."""
-        return time.monotonic() - min(self._since.values()) if self._since else 0.0
-
-    @property
     def unfinished(self) -> int:
         """Keys that a worker has."""
         return len(self._working)
+
+    @property
+    def working_seconds(self) -> list[float]:
+        """For how long workers have had the keys they have."""
+        now = time.monotonic()
+        return [now - since for since in list(self._working.values())]  # asked by another thread, so from a copy
 
     async def run(self, work: Callable[[K], Awaitable[float | None]], workers: int) -> None:
         """Works for ever.
@@ -99,10 +108,10 @@ class WorkQueue(Generic[K]):
         while True:
             key = await self._ready.get()
             began = time.monotonic()
-            self.figures.queue_seconds.append(began - self._since.pop(key))
-            self._working.add(key)
+            self.watch.taken(began - self._since.pop(key))
+            self._working[key] = began
             self._due.pop(key, None)  # it is looked at now; the work says when to look again
-            outcome = "error"
+            outcome: Outcome = "error"
             try:
                 after = await work(key)
                 self._failures.pop(key, None)
@@ -113,12 +122,12 @@ class WorkQueue(Generic[K]):
             except Exception as error:
                 failures = self._failures[key] = self._failures.get(key, 0) + 1
                 delay = min(MAX_DELAY, BASE_DELAY * 2 ** min(failures - 1, 16)) * (0.5 + self._jitter())
-                self.figures.retries += 1
+                self.watch.retried()
                 _log.warning("%s: failed %d times, next try in %.1f s: %s", key, failures, delay, error, exc_info=True)
                 self.add_after(key, delay)
             finally:
-                self._working.discard(key)
-                self.figures.work_seconds.append((time.monotonic() - began, outcome))
+                del self._working[key]
+                self.watch.done(time.monotonic() - began, outcome)
                 if key in self._again:
                     self._again.discard(key)
                     self.add(key)

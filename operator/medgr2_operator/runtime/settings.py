@@ -36,7 +36,7 @@ class Settings(BaseModel):
     """Outside a cluster."""
     leader_election: bool = True
     lease_name: str = "medgr2-operator"
-    workers: int = Field(default=8, ge=1, le=256)
+    workers: int = Field(default=16, ge=1, le=256)
     """Cycles worked on at the same time."""
     resync_seconds: float = Field(default=300.0, gt=0)
     """Every cycle is looked at again after this, whatever the watches say."""

@@ -16,7 +16,7 @@ from tests.unit.plan.world import World
 
 from medgr2_api.scheduling import RestartFrom, StageRef
 from medgr2_api.stages import StageName, StageResult
-from medgr2_operator.plan.model import AttemptKey, JobState, Observed
+from medgr2_operator.plan.model import AttemptKey, JobState
 from medgr2_operator.plan.names import job_name
 
 Move = Callable[[World, int, int], None]
@@ -56,22 +56,14 @@ def reconcile_crash(w: World, a: int, b: int) -> None:
     """The operator dies after any single action."""
     made = w.make_plan(w.cycle(), w.observe())
     w.apply(made, w.version, crash_after=a % (2 + len(made.deletes) + len(made.creates)))
-
-
-def reconcile_cached(w: World, a: int, b: int) -> None:
-    """Jobs and pods from caches that lag, each by its own time."""
-    jobs = w.old_jobs[a % len(w.old_jobs)] if w.old_jobs else w.jobs_now()
-    pods = w.old_pods[b % len(w.old_pods)] if w.old_pods else w.pods_now()
-    w.apply(w.make_plan(w.cycle(), Observed(jobs, pods, fresh=False)), w.version)
+    w.uids.clear()
 
 
 def reconcile_slow(w: World, a: int, b: int) -> None:
-    """The world goes on between reading and applying."""
+    """The world goes on between any two readings, and before the plan is applied."""
     version, cycle = w.version, w.cycle()
-    jobs = w.jobs_now()
-    _something(w, a)
-    pods = w.pods_now()
-    made = w.make_plan(cycle, Observed(jobs, pods))
+    _something(w, a // 3 + b)
+    made = w.make_plan(cycle, w.observe(cycle, lambda: (_something(w, a), _something(w, a // 5 + b))))
     _something(w, b)
     w.apply(made, version)
 
@@ -80,7 +72,7 @@ def reconcile_old_cycle(w: World, a: int, b: int) -> None:
     """A planner that read the cycle long ago, and the world just now; its status write has to conflict."""
     if w.old_cycles:
         version, cycle = w.old_cycles[a % len(w.old_cycles)]
-        w.apply(w.make_plan(cycle, w.observe()), version)
+        w.apply(w.make_plan(cycle, w.observe(cycle)), version)
 
 
 # -- the world's own moves ---------------------------------------------------------------------------------------------
@@ -95,7 +87,6 @@ def admit(w: World, a: int, b: int) -> None:
         w.counter += 1
         pod = SimPod(f"{job.name}-{w.counter}", job)
         w.pods[pod.name] = pod
-        w.remember()
 
 
 def requeue(w: World, a: int, b: int) -> None:
@@ -111,7 +102,6 @@ def advance(w: World, a: int, b: int) -> None:
     job = _pick(w, a, lambda job: job.state is JobState.RUNNING)
     if job is not None:
         job.step += b % 50
-        w.remember()
 
 
 def succeed(w: World, a: int, b: int) -> None:
@@ -171,7 +161,6 @@ def end_pod(w: World, a: int, b: int) -> None:
         if b % 4 == 0 and pod.job.state is JobState.RUNNING:
             w.publish(pod.job)
         del w.pods[pod.name]
-        w.remember()
 
 
 def pass_time(w: World, a: int, b: int) -> None:
@@ -221,7 +210,6 @@ def stranger(w: World, a: int, b: int) -> None:
         taken = job_name(w.cycle().metadata.name, "uid-1", AttemptKey(iteration, name, "", 1 + b % 2))
         if taken not in w.jobs:
             w.strangers.add(taken)
-    w.remember()
 
 
 # -- small things ------------------------------------------------------------------------------------------------------
@@ -241,8 +229,7 @@ def _pick(w: World, a: int, wanted: Any) -> SimJob | None:
 ACTIONS: dict[Move, int] = {
     reconcile: 30,
     reconcile_crash: 12,
-    reconcile_cached: 8,
-    reconcile_slow: 8,
+    reconcile_slow: 16,
     reconcile_old_cycle: 3,
     admit: 22,
     succeed: 18,

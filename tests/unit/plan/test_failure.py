@@ -37,6 +37,7 @@ P, A, C, I = FailureClass  # noqa: E741
         (Ending(1, "RendezvousTimeout"), I),
         (Ending(reason="JobVanished"), I),
         (Ending(stop=Stop.VANISHED, reason=Stop.VANISHED), I),
+        (Ending(stop=Stop.NODE_LOST, reason=Stop.NODE_LOST), I),
         (Ending(None), I),
         # what the planner asked for
         *[

@@ -9,13 +9,13 @@ from tests.unit.plan.specs import make_spec
 
 from medgr2_api.presets import resolve
 from medgr2_api.stages import StageName
-from medgr2_operator.plan.graph import Graph, build
+from medgr2_operator.plan.graph import Graph, Shape, build
 from medgr2_operator.plan.model import StageKey
 
 
 def graph_of(iterations: int = 2, off: tuple[str, ...] = (), **changes: Any) -> Graph:
     stages = [{"name": name, "enabled": False} for name in off]
-    return build(resolve(make_spec(stages=stages, **changes)), iterations)
+    return build(Shape.of(resolve(make_spec(stages=stages, **changes))), iterations)
 
 
 def key(text: str) -> StageKey:

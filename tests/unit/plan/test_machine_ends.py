@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tests.unit.plan import moves
 from tests.unit.plan.driving import (
@@ -21,6 +23,7 @@ from tests.unit.plan.driving import (
 )
 
 from medgr2_api.status import AttemptState, Phase
+from medgr2_operator.plan.machine import plan
 from medgr2_operator.plan.model import AttemptKey
 
 
@@ -179,6 +182,18 @@ def test_pending_deadline_names_the_cause() -> None:
     reconcile(w, 2)
     assert condition(w, "Failed").status == "True"
     assert "QuotaExhausted" in condition(w, "Failed").message
+
+
+@pytest.mark.parametrize(("seen", "reason"), [("stuck", "SidecarCrashLoop"), ("lost", "NodeLost")])
+def test_what_will_not_end_by_itself_is_ended(seen: str, reason: str) -> None:
+    w = world()
+    first = run(w, until(w, "sft"))
+    observed = w.observe()
+    jobs = tuple(replace(j, **{seen: "why"}) if j.name == first.name else j for j in observed.jobs)
+    made = plan(w.cycle(), replace(observed, jobs=jobs), w.now)
+    assert [(delete.name, delete.reason) for delete in made.deletes] == [(first.name, reason)]
+    (sft,) = (found for found in made.status.stages if found.name == "sft")
+    assert (sft.state, sft.message) == (AttemptState.TERMINATING, "why")
 
 
 def test_a_queue_that_takes_its_quota_back() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tests.unit.plan import moves
 from tests.unit.plan.driving import GPU, condition, job, live, reconcile, record, run, succeed, until, wait, world
 
@@ -64,25 +62,6 @@ def test_nothing_starts_beside_a_live_pod() -> None:
     wait(w, 60)
     reconcile(w)
     assert job(w, "sft").key.attempt == 2
-
-
-def test_a_cache_that_lags_starts_nothing_and_buries_nothing() -> None:
-    w = world()
-    run(w, until(w, "sft"))
-    made = plan(w.cycle(), Observed(fresh=False), w.now)
-    assert not made.creates
-    assert made.needs_fresh
-    assert [r.state for r in made.status.stages] == [r.state for r in w.status.stages]
-
-
-def test_a_cache_is_good_enough_for_an_end() -> None:
-    w = world()
-    found = run(w, until(w, "sft"))
-    succeed(w, found)
-    made = plan(w.cycle(), replace(w.observe(), fresh=False), w.now)
-    assert next(r for r in made.status.stages if r.name == "sft").state is AttemptState.SUCCEEDED
-    assert made.needs_fresh
-    assert not made.creates
 
 
 def test_generate_and_training_run_side_by_side_up_to_the_limit() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -38,6 +39,7 @@ from medgr2_operator.plan.model import (
     ObservedPod,
     Plan,
 )
+from medgr2_operator.plan.scope import oldest_iteration
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -59,21 +61,34 @@ class World:
     strangers: set[str] = field(default_factory=set)
     published: dict[tuple[str, str], str] = field(default_factory=dict)
     history: History = field(default_factory=History)
+    uids: dict[str, str] = field(default_factory=dict)
+    """What the executor remembers of Jobs that it created, until it dies."""
     counter: int = 0
     plans: int = 0
-    old_jobs: deque[tuple[ObservedJob, ...]] = field(default_factory=lambda: deque(maxlen=6))
-    old_pods: deque[tuple[ObservedPod, ...]] = field(default_factory=lambda: deque(maxlen=6))
     old_cycles: deque[tuple[int, Cycle]] = field(default_factory=lambda: deque(maxlen=6))
 
     # -- what an executor does -----------------------------------------------------------------------------------------
 
     def cycle(self) -> Cycle:
-        """The object as read now."""
-        return Cycle.model_construct(metadata=metadata(self.generation), spec=self.spec, status=self.status)
+        """The object as read now, with uids that no status has told yet."""
+        stages = [
+            stage.model_copy(update={"job_uid": stage.job_uid or self.uids.get(stage.job_name, "")})
+            for stage in self.status.stages
+        ]
+        status = self.status.model_copy(update={"stages": stages})
+        return Cycle.model_construct(metadata=metadata(self.generation), spec=self.spec, status=status)
 
-    def observe(self) -> Observed:
-        """Jobs and pods as they are."""
-        return Observed(self.jobs_now(), self.pods_now())
+    def observe(self, cycle: Cycle | None = None, meanwhile: Callable[[], object] = lambda: None) -> Observed:
+        """Jobs, then pods, as an executor reads them that has read the cycle before: none that are too old to matter.
+
+        Args:
+            cycle: as it was read; None: as it is.
+            meanwhile: what happens between the two.
+        """
+        oldest = oldest_iteration(cycle or self.cycle())
+        jobs = tuple(job for job in self.jobs_now() if job.key.iteration >= oldest or not job.owned)
+        meanwhile()
+        return Observed(jobs, tuple(pod for pod in self.pods_now() if pod.key.iteration >= oldest))
 
     def make_plan(self, cycle: Cycle, observed: Observed) -> Plan:
         """Asks the planner; twice now and then, which must not matter."""
@@ -105,7 +120,7 @@ class World:
     def _write(self, status: CycleStatus, version: int) -> bool:
         if self.check_conflicts and version != self.version:
             return False
-        if status != self.status:
+        if status != self.cycle().status:
             self.old_cycles.append((self.version, self.cycle()))
             self.history.check_status(status)
             self.status = status
@@ -118,12 +133,10 @@ class World:
             return
         if job.state in ENDED:
             del self.jobs[job.name]
-            self.remember()
             return
         job.deleting = True
         for pod in self._pods_of(job):
             pod.terminating = True
-        self.remember()
 
     def _create(self, create: JobCreate) -> None:
         if create.name in self.jobs or create.name in self.strangers:
@@ -137,8 +150,8 @@ class World:
         one_writer(create.key, self.pods.values())
         self.counter += 1
         self.history.note_create(create.key)
-        self.jobs[create.name] = SimJob(create.key, create.name, f"uid-{self.counter}", create.request)
-        self.remember()
+        self.uids[create.name] = f"uid-{self.counter}"
+        self.jobs[create.name] = SimJob(create.key, create.name, self.uids[create.name], create.request)
 
     # -- what can happen to it -----------------------------------------------------------------------------------------
 
@@ -160,7 +173,6 @@ class World:
             pod.terminating = True
             if not linger:
                 del self.pods[pod.name]
-        self.remember()
 
     def publish(self, job: SimJob) -> StageResult:
         """Publishes, or finds what is published already."""
@@ -193,12 +205,6 @@ class World:
             self.release(job, linger=False)
         for pod in [pod for pod in self.pods.values() if pod.terminating or pod.job.name not in self.jobs]:
             del self.pods[pod.name]
-        self.remember()
-
-    def remember(self) -> None:
-        """What a cache may still show later."""
-        self.old_jobs.append(self.jobs_now())
-        self.old_pods.append(self.pods_now())
 
     # -- what a reader sees --------------------------------------------------------------------------------------------
 

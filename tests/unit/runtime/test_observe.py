@@ -20,6 +20,7 @@ LABELS = {
     "medgr2.io/attempt": "2",
 }
 END = "2026-01-01T00:10:00Z"
+NOW = datetime(2026, 1, 1, 0, 12, tzinfo=UTC)
 
 
 def owner(uid: str) -> list[dict[str, Any]]:
@@ -56,7 +57,7 @@ def said(**fields: Any) -> str:
 
 
 def seen(manifest: dict[str, Any], *pods: dict[str, Any], quota: dict[str, str] | None = None) -> ObservedJob:
-    [found] = observe.jobs([manifest], pods, UID, quota)
+    [found] = observe.jobs([observe.needed(manifest)], list(map(observe.needed, pods)), UID, NOW, quota)
     assert found.key == KEY
     return found
 
@@ -190,6 +191,13 @@ def test_a_queue_tells_why() -> None:
     assert seen(job(suspend=True)).pending_reason == "Queued"
 
 
+def test_what_a_queue_has_stopped_waits_when_its_pods_have_ended() -> None:
+    queued = job(suspend=True)
+    assert seen(queued, pod("Running", {"running": {"startedAt": END}})).state is JobState.RUNNING
+    assert seen(queued, pod("Failed", ended(85))).state is JobState.QUEUED
+    assert seen(job(), pod("Failed", ended(85))).state is JobState.RUNNING, "its Job will tell"
+
+
 def test_a_sidecar_that_does_not_stay_up_is_told() -> None:
     def sidecar(restarts: int) -> dict[str, Any]:
         last = {"terminated": {"exitCode": 1, "message": "CUDA error"}}
@@ -212,6 +220,11 @@ def test_only_living_pods_may_write() -> None:
     assert [(p.name, p.terminating) for p in found] == [("p1", False), ("p3", True)]
 
 
+def test_pods_that_did_not_find_each_other_say_so() -> None:
+    state = ended(1, message=said(exit_code=1, output_digest="", reason="RendezvousTimeout"))
+    assert seen(job(FAILED), pod("Failed", state)).reason == "RendezvousTimeout"
+
+
 @pytest.mark.parametrize(
     ("minutes", "state", "lost"),
     [(0.5, {"running": {}}, False), (2, {"running": {}}, True), (2, ended(137), False)],
@@ -221,9 +234,19 @@ def test_a_pod_whose_kubelet_is_silent_is_lost(minutes: float, state: dict[str, 
     going["metadata"]["deletionTimestamp"] = END
     now = datetime(2026, 1, 1, 0, 10, tzinfo=UTC) + timedelta(minutes=minutes)
     assert bool(list(observe.overdue_pods([going, pod()], now))) is lost
+    waits = 30.0 if not lost and "running" in state else None
+    assert observe.next_overdue([going, pod()], now) == waits
+
+
+def test_the_job_of_a_silent_nodes_pod_is_lost() -> None:
+    going = pod(state={"running": {"startedAt": END}})
+    going["metadata"]["deletionTimestamp"], going["spec"] = END, {"nodeName": "n"}
+    found = seen(job(), going)
+    assert (found.state, found.lost) == (JobState.RUNNING, f"pod p0 should have ended at {END}, and node n is silent")
+    assert seen(job(), pod(state={"running": {"startedAt": END}})).lost == ""
 
 
 def test_objects_of_others_are_passed_over() -> None:
     stranger = {"metadata": {"name": "x", "uid": "x", "labels": {"app": "x"}}, "spec": {}, "status": {}}
-    assert list(observe.jobs([stranger], [stranger], UID)) == []
+    assert list(observe.jobs([stranger], [stranger], UID, NOW)) == []
     assert list(observe.live_pods([stranger])) == []

@@ -1,0 +1,56 @@
+"""Which cluster and namespace a person means, as kubectl finds it out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import yaml
+from kubernetes.aio import client as kubernetes_client
+from kubernetes.aio import config as kubernetes_config
+
+from .client import Client
+
+_IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
+
+class KubeconfigError(Exception):
+    """There is no cluster to talk to, or the kubeconfig does not say how."""
+
+
+@asynccontextmanager
+async def connect(kubeconfig: str = "", context: str = "") -> AsyncIterator[tuple[Client, str]]:
+    """A client, and the namespace to work in unless another is given.
+
+    Args:
+        kubeconfig: a file; empty: $KUBECONFIG, ~/.kube/config, and inside a pod its ServiceAccount.
+        context: of the kubeconfig; empty: the current one.
+
+    Raises:
+        KubeconfigError: there is none, or it cannot be read.
+    """
+    configuration = kubernetes_client.Configuration()
+    configuration.retries = None
+    namespace = await _configure(configuration, kubeconfig, context)
+    async with kubernetes_client.ApiClient(configuration) as api:
+        yield Client(api), namespace
+
+
+async def _configure(configuration: kubernetes_client.Configuration, kubeconfig: str, context: str) -> str:
+    """Fills in server and credentials; returns the namespace."""
+    paths = kubeconfig or os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+    found = [path for path in paths.split(os.pathsep) if path and Path(path).expanduser().is_file()]
+    try:
+        if not found and not kubeconfig and not context and _IN_POD.is_dir():
+            kubernetes_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+            return (_IN_POD / "namespace").read_text().strip()
+        if not found:
+            raise KubeconfigError(f"no kubeconfig at {paths}: set KUBECONFIG, or give --kubeconfig")
+        loader = await kubernetes_config.load_kube_config(  # type: ignore[no-untyped-call]
+            os.pathsep.join(found), context or None, client_configuration=configuration, persist_config=False
+        )
+    except (kubernetes_config.ConfigException, OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise KubeconfigError(f"{paths}: {error}") from error
+    return str((loader.current_context.get("context") or {}).get("namespace") or "default")
