@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .cluster import cluster
+
 app = typer.Typer(
     name="medgr2",
     help="A closed, self-improving training loop for medical vision-language models.",
@@ -72,6 +74,9 @@ def version() -> None:
     from importlib.metadata import version as installed
 
     typer.echo(f"medgr2 {installed('medgr2')}")
+
+
+app.add_typer(cluster)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from medgr2_operator.cli.app import app
@@ -46,7 +47,8 @@ def test_help_imports_neither_models_nor_the_view() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
 def test_examples_are_valid(path: Path) -> None:
-    assert invoke("validate", path) == (0, f"{path}: {path.stem} is valid\n")
+    name = yaml.safe_load(path.read_text())["metadata"]["name"]
+    assert invoke("validate", path) == (0, f"{path}: {name} is valid\n")
 
 
 def test_unknown_field_is_named_with_its_line_and_the_nearest_right_one(tmp_path: Path) -> None:

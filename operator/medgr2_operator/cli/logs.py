@@ -1,0 +1,275 @@
+"""`medgr2 logs`: what a stage prints, of all of its pods, and with -f over all of its attempts."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from medgr2_api import workspace
+from medgr2_api.stages import ExitCode
+from medgr2_api.status import AttemptState, Phase, StageStatus
+
+from ..kube.client import PODS, ApiError, Manifest, NotFoundError
+from ..kube.pods import why_waiting
+from ..kube.streams import BrokenStreamError, log
+from ..plan.model import AttemptKey
+from ..render import labels
+from ..render.pod import MAIN
+from .connection import Cluster
+from .errors import CommandError, parse_stage
+
+_POLL = 1.0  # seconds
+_INDEX = "batch.kubernetes.io/job-completion-index"
+_STAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)")
+_AT_WORK = (AttemptState.PENDING, AttemptState.RUNNING, AttemptState.TERMINATING)
+_ENDED = (Phase.COMPLETE, Phase.FAILED)
+
+ReadVolume = Callable[[Sequence[str]], Awaitable[dict[str, bytes]]]
+"""The content of those of these files that are on the cycle's volume."""
+
+
+async def show(
+    cluster: Cluster, name: str, stage: str, attempt: int, follow: bool, read_volume: ReadVolume | None
+) -> int:
+    """Prints the log of the running or last attempt.
+
+    Args:
+        cluster: where.
+        name: of the cycle.
+        stage: `grpo@2`, `grpo` (its newest iteration), or empty: what runs now, else what ran last.
+        attempt: a number; 0: the newest.
+        follow: go on until the stage ends, over all of its attempts.
+        read_volume: for the log of an attempt whose pods are gone; None: leave the volume alone.
+    """
+    cycle = await cluster.cycle(name)
+    chosen = choose(cycle, stage, attempt)
+    stages = [_StageLog(cluster, cycle, key, several=len(chosen) > 1) for key in chosen]
+    await asyncio.gather(*(one.follow() for one in stages) if follow else (one.show() for one in stages))
+    for one in stages:
+        if not one.shown:
+            await one.look_on_volume(read_volume)
+    return ExitCode.OK
+
+
+def choose(cycle: Manifest, stage: str, attempt: int = 0) -> list[AttemptKey]:
+    """Whose log is meant.
+
+    Raises:
+        CommandError: nothing has run that fits.
+    """
+    name = cycle["metadata"]["name"]
+    ran = [record for record in _records(cycle) if record.attempt]
+    if not ran:
+        raise CommandError(f"{name}: no stage has run yet")
+    if not stage:
+        running = [record for record in ran if record.state in _AT_WORK]
+        fitting = running or [max(ran, key=lambda record: (str(record.completion_time or ""), record.iteration))]
+    else:
+        wanted, iteration = parse_stage(stage)
+        of_stage = [record for record in ran if record.name == wanted]
+        newest = max((record.iteration for record in of_stage), default=None)
+        fitting = [record for record in of_stage if record.iteration == (newest if iteration is None else iteration)]
+        if not fitting:
+            there = ", ".join(f"{record.name}@{record.iteration}" for record in ran)
+            raise CommandError(f"{name}: {stage} has not run; there is {there}")
+    for record in fitting:
+        if attempt > record.attempt:
+            raise CommandError(f"{name}: {record.name}@{record.iteration} has had {record.attempt} attempts so far")
+    return [AttemptKey(r.iteration, r.name, r.token, attempt or r.attempt) for r in fitting]
+
+
+def _records(cycle: Manifest) -> list[StageStatus]:
+    """Stages of the status; of an old iteration only what is left of them."""
+    known = set(StageStatus.model_fields) | {field.alias for field in StageStatus.model_fields.values()}
+    stages = cycle.get("status", {}).get("stages") or ()
+    return [StageStatus.model_validate({k: v for k, v in stage.items() if k in known}) for stage in stages]
+
+
+@dataclass
+class _StageLog:
+    """One stage's log."""
+
+    cluster: Cluster
+    cycle: Manifest
+    key: AttemptKey
+    several: bool
+    """Others are printed, too: say before each line whose it is."""
+    shown: set[str] = field(default_factory=set)
+    """Uids of the pods whose log was, or is being, printed."""
+    _told: str = ""
+
+    async def show(self) -> None:
+        """Prints what the attempt's pods have written so far."""
+        for pod in await self._pods():
+            if labels.attempt_key(pod["metadata"]["labels"]) == self.key:
+                await self._printer(pod).run(follow=False)
+
+    async def follow(self) -> None:
+        """Prints what its pods write until the stage has ended; those of new attempts are found by themselves."""
+        pods = await self._pods()
+        earlier = {p["metadata"]["uid"] for p in pods if labels.attempt_key(p["metadata"]["labels"]) != self.key}
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            while True:
+                record = await self._record()  # before the pods: what has ended then makes no new ones
+                pods = [pod for pod in await self._pods() if pod["metadata"]["uid"] not in earlier | self.shown]
+                tasks += [asyncio.create_task(self._printer(p).run(follow=True)) for p in pods if _has_begun(p)]
+                for task in tasks:
+                    if task.done():
+                        task.result()  # raises what went wrong
+                if all(task.done() for task in tasks):
+                    if self._has_ended(record):
+                        return
+                    self._tell(record, pods)
+                await asyncio.sleep(_POLL)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def look_on_volume(self, read_volume: ReadVolume | None) -> None:
+        """Prints the log that is on the volume.
+
+        Raises:
+            CommandError: it is not there.
+        """
+        cycle, key = self.cycle["metadata"]["name"], self.key
+        _say(f"{self._name}, attempt {key.attempt}: its pods are gone")
+        stages: list[Manifest] = self.cycle["spec"].get("stages") or []
+        shards = next((stage.get("shards") or 1 for stage in stages if stage["name"] == key.name), 1)
+        paths = [
+            str(workspace.log(cycle, workspace.attempt_name(key.iteration, key.name, key.token, key.attempt, shard)))
+            for shard in range(shards)
+        ]
+        found = await read_volume(paths) if read_volume else {}
+        for content in found.values():
+            _write(content)
+        if not found:
+            record = await self._record()
+            said = f"; the stage is {record.state}: {record.message}" if record and record.message else ""
+            where = ", and the volume has no log of it" if read_volume else ""
+            raise CommandError(
+                f"{self._name}, attempt {key.attempt}: the log went with its pods{where}{said}", ExitCode.ERROR
+            )
+
+    def _printer(self, pod: Manifest) -> _Printer:
+        self.shown.add(pod["metadata"]["uid"])
+        index = (pod["metadata"].get("annotations") or {}).get(_INDEX)
+        mark = f"{self._name}#{index} | " if index is not None else f"{self._name} | " if self.several else ""
+        return _Printer(self.cluster, pod, mark.encode())
+
+    async def _pods(self) -> list[Manifest]:
+        """Pods of all attempts of the stage, in the order of their index."""
+        selector = {
+            labels.CYCLE_UID: self.cycle["metadata"]["uid"],
+            labels.ITERATION: self.key.iteration,
+            labels.STAGE: self.key.name,
+        }
+        text = ",".join(f"{key}={value}" for key, value in selector.items())
+        pods = await self.cluster.client.list(PODS, self.cluster.namespace, labels=text)
+        return sorted(pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
+
+    async def _record(self) -> StageStatus | None:
+        """The stage in the present status."""
+        self.cycle = await self.cluster.cycle(self.cycle["metadata"]["name"])
+        mine = (self.key.iteration, self.key.name)
+        return next((found for found in _records(self.cycle) if (found.iteration, found.name) == mine), None)
+
+    def _has_ended(self, record: StageStatus | None) -> bool:
+        """Whether nothing more can come; says how it ended."""
+        over = self.cycle.get("status", {}).get("phase") in _ENDED
+        if record is None or not (over or record.state is AttemptState.SUCCEEDED or record.given_up):
+            return over
+        _say(f"{self._name}: {record.state}{f': {record.message}' if record.message else ''}")
+        return True
+
+    def _tell(self, record: StageStatus | None, pods: Iterable[Manifest]) -> None:
+        """Says what is waited for, once."""
+        causes = (cause for pod in pods if (cause := why_waiting(pod)))
+        suspended = "the cycle is suspended" if self.cycle["spec"].get("suspend") else ""
+        reason = f"{record.reason} {record.message}".strip() if record else ""
+        text = next(causes, "") or suspended or reason
+        if text and text != self._told:
+            _say(f"{self._name} waits: {text}")
+            self._told = text
+
+    @property
+    def _name(self) -> str:
+        return f"{self.key.name}@{self.key.iteration}"
+
+
+class _Printer:
+    """One pod's log. A connection that breaks is taken up where it broke."""
+
+    def __init__(self, cluster: Cluster, pod: Manifest, mark: bytes) -> None:
+        self._cluster, self._mark = cluster, mark
+        self._pod = str(pod["metadata"]["name"])
+        self._last = b""  # time of the last line that was printed
+        self._told = ""
+
+    async def run(self, *, follow: bool) -> None:
+        """Prints what there is; with `follow` until the pod has ended, whatever becomes of the connection."""
+        while True:
+            try:
+                await self._print(follow)
+                whole = True
+            except NotFoundError:  # deleted with its Job
+                return
+            except ApiError as error:
+                passing = isinstance(error, BrokenStreamError) or error.status == 0 or error.status >= 500
+                if not follow or not passing:
+                    raise
+                self._tell(error)
+                whole = False
+            if not follow or (whole and await self._has_ended()):
+                return
+            await asyncio.sleep(_POLL)
+
+    async def _has_ended(self) -> bool:
+        """Whether the pod writes nothing any more: a stream may also end because its server did."""
+        try:
+            pod = await self._cluster.client.get(PODS, self._pod, self._cluster.namespace)
+        except NotFoundError:
+            return True
+        return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+
+    def _tell(self, error: ApiError) -> None:
+        """Says what is wrong, once."""
+        if str(error) != self._told:
+            self._told = str(error)
+            _say(f"{error}; trying again")
+
+    async def _print(self, follow: bool) -> None:
+        printed, since = self._last, ""
+        if found := _STAMP.fullmatch(printed):
+            since = (found[1] + found[2]).decode()  # whole seconds: what was printed of this one comes again
+        try:
+            async for line in log(
+                self._cluster.client, self._pod, self._cluster.namespace, MAIN, follow=follow, since=since
+            ):
+                stamp, _, text = line.partition(b" ")
+                if not _STAMP.fullmatch(stamp):  # the kubelet's own words
+                    _write(self._mark + line + b"\n")
+                elif stamp > printed:
+                    self._last = stamp
+                    _write(self._mark + text + b"\n")
+        except ApiError as error:
+            if error.status != 400:
+                raise
+            _say(f"{self._pod} has written nothing yet: {error}")  # its container has not started
+
+
+def _has_begun(pod: Manifest) -> bool:
+    """Whether it has, or had, a log."""
+    return pod.get("status", {}).get("phase") in ("Running", "Succeeded", "Failed")
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

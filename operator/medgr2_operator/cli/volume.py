@@ -1,0 +1,197 @@
+"""Reading a cycle's volume on a cluster, through a pod that lives as long as the command: `medgr2 cp` and `report`."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medgr2_api import workspace
+from medgr2_api.base import relative_path
+from medgr2_api.stages import ExitCode
+
+from ..kube.client import JOBS, Client, Manifest
+from ..kube.pods import PodNotRunningError, running
+from ..kube.streams import execute
+from ..render import labels
+from ..render.pod import MAIN
+from ..render.reader import READER, reader
+from ..render.settings import RenderSettings
+from .connection import Cluster, parsed
+from .errors import CommandError
+from .unpack import BadArchiveError, Unpacker
+
+#: Longest life of the pod, in seconds: the end of a copy that takes longer, or of one whose command was killed.
+LIFETIME = 6 * 3600
+_NAME_LENGTH = 50  # of a cycle, within the pod's name
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A cycle's workspace, through a pod that has it mounted."""
+
+    client: Client
+    namespace: str
+    pod: str
+    image: str
+
+    async def run(self, module: str, *arguments: str, stdout: Callable[[bytes], object]) -> str:
+        """Runs a module of medgr2_jobs; returns what it wrote to stderr.
+
+        Raises:
+            CommandError: it failed; the message is its own.
+            ApiError: the connection broke.
+        """
+        command = ["python", "-m", f"medgr2_jobs.{module}", *arguments]
+        ended = await execute(self.client, self.pod, self.namespace, READER, command, stdout)
+        if ended.exit_code == 0:
+            return ended.stderr
+        said = (ended.stderr.strip().splitlines() or [f"exit code {ended.exit_code}"])[-1]
+        if "No module named" in said:
+            said = f"image {self.image} is not one of this version's stages ({said}); give another with --image"
+        known = ended.exit_code in set(ExitCode)
+        raise CommandError(said, ended.exit_code if known else ExitCode.ERROR)
+
+    async def fetch(self, path: str, target: Path, *, replace: bool = False) -> dict[str, Any]:
+        """Copies a file or folder; it is there as a whole, or not at all.
+
+        Args:
+            path: relative to the workspace.
+            target: what it will be called.
+            replace: what is there already.
+
+        Returns:
+            what was copied: `bytes`, `files`, `left_out`, `left_out_count`.
+
+        Raises:
+            CommandError: it is not there, or may not be copied.
+            ApiError: the connection broke.
+        """
+        try:
+            with Unpacker(target) as unpacker:
+                told = await self.run("export", path, stdout=unpacker.write)
+                summary: dict[str, Any] = json.loads(told.strip().splitlines()[-1])
+                unpacker.finish(summary["sha256"], replace=replace)
+                return summary
+        except BadArchiveError as error:
+            raise CommandError(f"{path}: {error}", ExitCode.TEMPORARY) from error
+        except FileExistsError as error:
+            raise CommandError(f"{error}; --force replaces it") from error
+        except (OSError, ValueError, IndexError, KeyError) as error:
+            raise CommandError(f"{path}: {error}", ExitCode.ERROR) from error
+
+
+@asynccontextmanager
+async def opened(cluster: Cluster, name: str, image: str, wait: float) -> AsyncIterator[Volume]:
+    """The volume of a cycle, for as long as the block lasts.
+
+    Args:
+        cluster: where.
+        name: of the cycle.
+        image: of the pod; empty: the stages'.
+        wait: seconds for the pod to start.
+
+    Raises:
+        CommandError: no such cycle, or the pod does not start.
+        ApiError: the API server refuses the pod.
+    """
+    stored = await cluster.cycle(name)
+    cycle = parsed(stored)
+    image = image or cycle.spec.template.image or await _image_of_stages(cluster, stored)
+    pod_name = f"{name[:_NAME_LENGTH].rstrip('-')}-read-{secrets.token_hex(4)}"
+    manifest = reader(cycle, pod_name, image, LIFETIME, RenderSettings(image=image))
+    try:
+        async with running(cluster.client, manifest, wait) as pod:
+            yield Volume(cluster.client, cluster.namespace, pod, image)
+    except PodNotRunningError as error:
+        raise CommandError(str(error), ExitCode.TEMPORARY) from error
+
+
+async def _image_of_stages(cluster: Cluster, stored: Manifest) -> str:
+    """Of the newest Job: the operator's default is only known to the operator."""
+    selector = f"{labels.CYCLE_UID}={stored['metadata']['uid']}"
+    jobs = await cluster.client.list(JOBS, cluster.namespace, labels=selector)
+    if not jobs:
+        raise CommandError(f"{stored['metadata']['name']}: no stage has run yet, so its image is not known: --image")
+    newest = max(jobs, key=lambda job: str(job["metadata"]["creationTimestamp"]))
+    containers = newest["spec"]["template"]["spec"]["containers"]
+    return str(next(container["image"] for container in containers if container["name"] == MAIN))
+
+
+async def copy(cluster: Cluster, source: str, target: Path, image: str, wait: float, force: bool) -> int:
+    """`medgr2 cp CYCLE:PATH TARGET`."""
+    name, colon, path = source.partition(":")
+    if not colon or not name:
+        raise CommandError(f"{source!r}: expected CYCLE:PATH, such as loop:cycles/loop/report")
+    path = _checked(path)
+    final = _final(target, Path(path).name or name, force)
+    async with opened(cluster, name, image, wait) as volume:
+        told = await volume.fetch(path, final, replace=force)
+    print(f"{final}: {told['files']} files, {told['bytes']} bytes")
+    _say_left_out(told)
+    return ExitCode.OK
+
+
+async def report(cluster: Cluster, name: str, target: Path, image: str, wait: float, force: bool) -> int:
+    """`medgr2 report CYCLE`: fetches the newest report."""
+    final = _final(target, f"{name}-report", force)
+    async with opened(cluster, name, image, wait) as volume:
+        await volume.fetch(str(workspace.report(name)), final, replace=force)
+    print(f"report: {final / 'report.md'}")
+    return ExitCode.OK
+
+
+async def story(cluster: Cluster, name: str, triplet: str, image: str, wait: float) -> bytes:
+    """A candidate's story as JSON."""
+    pieces: list[bytes] = []
+    async with opened(cluster, name, image, wait) as volume:
+        await volume.run("lineage", name, triplet, stdout=pieces.append)
+    return b"".join(pieces)
+
+
+async def files(cluster: Cluster, name: str, paths: Sequence[str], image: str, wait: float) -> dict[str, bytes]:
+    """The content of those of these files that are there."""
+    found: dict[str, bytes] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        async with opened(cluster, name, image, wait) as volume:
+            for number, path in enumerate(paths):
+                place = Path(folder, str(number))
+                try:
+                    await volume.fetch(path, place)
+                except CommandError as error:
+                    if error.code != ExitCode.USAGE:
+                        raise
+                else:
+                    found[path] = place.read_bytes()
+    return found
+
+
+def _checked(path: str) -> str:
+    """The path, which must stay inside the workspace; empty and `.` are all of it."""
+    try:
+        return relative_path(path.rstrip("/") or ".")
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+
+
+def _final(target: Path, name: str, force: bool) -> Path:
+    """As with cp: into a folder that is there under its own name, else under the name given."""
+    final = target / name if target.is_dir() else target
+    if not final.parent.is_dir():
+        raise CommandError(f"{final.parent}: no such folder")
+    if final.exists() and not force:
+        raise CommandError(f"{final} is there already; --force replaces it")
+    return final
+
+
+def _say_left_out(told: dict[str, Any]) -> None:
+    if told["left_out_count"]:
+        names = ", ".join(told["left_out"])
+        more = " and more" if told["left_out_count"] > len(told["left_out"]) else ""
+        print(f"left out {told['left_out_count']} links that lead elsewhere: {names}{more}", file=sys.stderr)
