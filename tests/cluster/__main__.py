@@ -1,6 +1,7 @@
 """A cluster for developers, kept until `down`.
 
-python -m tests.cluster up [--level control-plane|kwok]
+python -m tests.cluster build [--level …]     # what the tests of this level need, built beforehand
+python -m tests.cluster up [--level control-plane|kwok|node]
 python -m tests.cluster down
 """
 
@@ -9,25 +10,28 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
-from tests.cluster import tools
+from tests.cluster import images, system, tools
 from tests.cluster.processes import ProcessError
 from tests.cluster.shared import KeptCluster
 
-LEVELS = ("control-plane", "kwok")
+LEVELS = ("control-plane", "kwok", "node")
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.cluster", description="A Kubernetes cluster on loopback.")
     commands = parser.add_subparsers(dest="command", required=True)
-    up = commands.add_parser("up", help="start a cluster, or say where it is")
-    up.add_argument("--level", choices=LEVELS, default="kwok")
+    for name, told in (("up", "start a cluster, or say where it is"), ("build", "build what tests need")):
+        commands.add_parser(name, help=told).add_argument("--level", choices=LEVELS, default="kwok")
     commands.add_parser("down", help="stop it and remove everything it left")
     asked = parser.parse_args(arguments)
     cluster = KeptCluster()
     if asked.command == "down":
         print("stopped" if cluster.down() else "there was none")
         return 0
+    if asked.command == "build":
+        return _build(asked.level)
     try:
         tools.ensure(tools.LEVELS[asked.level], _report)
         started = time.monotonic()
@@ -39,6 +43,32 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"export KUBECONFIG={control_plane.kubeconfig}")
     print(f"export PATH={tools.path_of('kubectl').parent}:$PATH")
     return 0
+
+
+def _build(level: str) -> int:
+    """Programs and images at the same time: the ones need the processor, the others the network."""
+    wanted = tools.LEVELS["all"] if level == "node" else tools.WITHOUT_NODE
+    try:
+        with ThreadPoolExecutor(1) as beside:
+            others = beside.submit(_build_images) if level == "node" else None
+            tools.ensure(wanted, _report)
+            if others:
+                others.result()
+    except (tools.ToolError, ProcessError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _build_images() -> None:
+    if found := system.obstacle():
+        raise tools.ToolError(found)
+    if installed := system.install():
+        print(f"installed {', '.join(installed)}", file=sys.stderr, flush=True)
+    for image in images.ALL:
+        started = time.monotonic()
+        reference = images.build(image)
+        _report(f"{reference} ({images.size(reference)})", time.monotonic() - started)
 
 
 def _report(built: str, seconds: float) -> None:

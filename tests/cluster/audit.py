@@ -51,6 +51,8 @@ class Event:
     name: str
     code: int
     dry_run: bool
+    decision: str
+    """Of the authorizer: allow or forbid. (A 403 may also come from admission.)"""
     raw: dict[str, Any]
 
     @property
@@ -95,5 +97,6 @@ def _event(raw: dict[str, Any]) -> Event:
         name=ref.get("name", ""),
         code=raw.get("responseStatus", {}).get("code", 0),
         dry_run="dryRun=" in raw["requestURI"],
+        decision=raw.get("annotations", {}).get("authorization.k8s.io/decision", ""),
         raw=raw,
     )

@@ -65,6 +65,8 @@ class _State:
     port: int
     token: str
     ports: dict[str, int] = field(default_factory=dict)
+    address: str = LOOPBACK
+    """Where the API server listens."""
 
 
 class ControlPlane:
@@ -91,7 +93,7 @@ class ControlPlane:
 
     @property
     def server(self) -> str:
-        return f"https://{LOOPBACK}:{self._state.port}"
+        return f"https://{self._state.address}:{self._state.port}"
 
     @property
     def ca(self) -> Path:
@@ -143,6 +145,12 @@ class ControlPlane:
         path = self.folder / f"serviceaccount-{namespace}-{name}.kubeconfig"
         return self._write_kubeconfig(path, {"token": token}, namespace)
 
+    def serving_certificate(self, name: str) -> Path:
+        """A folder with the certificate of a server on loopback, as webhook servers read it: tls.crt and tls.key."""
+        self._file(name).mkdir(exist_ok=True)
+        self._authority.issue(f"{name}/tls", name, hosts=[LOOPBACK])
+        return self._file(name)
+
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -179,7 +187,7 @@ class ControlPlane:
     def _prepare(self) -> None:
         names = ("etcd", "etcd-peer", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
         ports = dict(zip(names, free_ports(len(names)), strict=True))
-        state = _State(ports["kube-apiserver"], secrets.token_hex(16), ports)
+        state = _State(ports["kube-apiserver"], secrets.token_hex(16), ports, self.settings.bind_address)
         self._write("state.json", json.dumps(asdict(state)))
         self._authority.create()
         self._authority.key_pair("service-accounts")
@@ -280,7 +288,8 @@ class ControlPlane:
     def _answers(self, name: str, path: str) -> bool:
         state = self._state
         context = ssl.create_default_context(cafile=str(self.ca))
-        return _get(f"https://{LOOPBACK}:{state.ports[name]}{path}", state.token, context) == 200
+        address = state.address if name == "kube-apiserver" else LOOPBACK
+        return _get(f"https://{address}:{state.ports[name]}{path}", state.token, context) == 200
 
     def _file(self, name: str) -> Path:
         return self._authority.path(name)

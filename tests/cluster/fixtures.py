@@ -17,8 +17,11 @@ from typing import Any, TypeVar
 import pytest
 import yaml
 
+from tests.cluster import images, system
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.kueue import Kueue
 from tests.cluster.kwok import Kwok
+from tests.cluster.node import NODE_SETTINGS, Node
 from tests.cluster.shared import SharedCluster
 
 CRD = Path(__file__).parents[2] / "crds" / "medgr2.io_medgr2cycles.yaml"
@@ -49,6 +52,37 @@ def control_plane(shared_cluster: SharedCluster) -> ControlPlane:
 def kwok_cluster(shared_cluster: SharedCluster) -> Kwok:
     """Level 2: the same cluster, with nodes on which pods pretend to run."""
     return shared_cluster.kwok()
+
+
+@pytest.fixture(scope="session")
+def node_cluster() -> Iterator[Node]:
+    """Level 3: a cluster of its own, with one real node. Tests that need it are left out where none can run."""
+    if found := system.obstacle():
+        pytest.skip(found)
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
+    cluster = SharedCluster(f"node-{run}", NODE_SETTINGS)
+    system.install()
+    cluster.join()
+    yield cluster.node()
+    cluster.leave()
+
+
+@pytest.fixture(scope="session")
+def stage_image(node_cluster: Node) -> str:
+    """The image of the stages, on the node."""
+    return node_cluster.import_image(images.JOBS)
+
+
+@pytest.fixture(scope="session")
+def operator_image(node_cluster: Node) -> str:
+    """The operator's image, on the node."""
+    return node_cluster.import_image(images.OPERATOR)
+
+
+@pytest.fixture(scope="session")
+def kueue(shared_cluster: SharedCluster) -> Kueue:
+    """Kueue in that cluster, for the namespaces that ask for it."""
+    return shared_cluster.kueue()
 
 
 @pytest.fixture
@@ -102,7 +136,12 @@ def kubectl(control_plane: ControlPlane, namespace: str) -> Kubectl:
 @pytest.fixture(scope="session")
 def crd(control_plane: ControlPlane) -> str:
     """The name of our CRD, which is served from now on."""
-    control_plane.kubectl("apply", "--server-side", "-f", str(CRD))
+    return serve_crd(control_plane)
+
+
+def serve_crd(control_plane: ControlPlane) -> str:
+    """Has a cluster serve our CRD; gives its name."""
+    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
     name = str(yaml.safe_load(CRD.read_text())["metadata"]["name"])
     control_plane.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=30s")
     return name

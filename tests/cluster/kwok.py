@@ -41,6 +41,8 @@ from tests.cluster.kwok_stages import MANAGED, PREFIX, stages
 
 POD_NETWORK = "127.64.0.0/16"
 GPUS = 1000
+#: Key of the taint of a node that a test added for itself; the value is the node's name.
+OWN_NODE = "kwok.medgr2.io/own"
 NODES = ("kwok-0", "kwok-1")
 START_SECONDS = 180.0
 #: As a kubelet has it; kwok renews four times as often.
@@ -70,6 +72,17 @@ def behaviour(attempt: int | None = None, **values: Any) -> dict[str, str]:
     return annotations
 
 
+def tolerates(node: str) -> dict[str, str]:
+    """The toleration of a pod that may go to a node which a test added."""
+    return {"key": OWN_NODE, "value": node, "effect": "NoSchedule"}
+
+
+def ending_now() -> list[str]:
+    """Annotations that let a pod end which was made to run for ever, in its first attempt or in all."""
+    once = {**behaviour(run="once"), **behaviour(attempt=1, run="once")}
+    return [f"{key}={value}" for key, value in once.items()]
+
+
 class Kwok:
     """Simulated nodes in a running control plane; ends with it."""
 
@@ -92,7 +105,7 @@ class Kwok:
         ]
         self.control_plane.processes.start("kwok", command)
         for name in nodes:
-            self.add_node(name)
+            self._create_node(name)
         self.control_plane.processes.wait("kwok", lambda: all(self.is_ready(name) for name in nodes), START_SECONDS)
 
     def running(self) -> bool:
@@ -104,12 +117,19 @@ class Kwok:
     # -- nodes ---------------------------------------------------------------------------------------------------------
 
     def add_node(self, name: str, labels: Mapping[str, str] | None = None) -> None:
+        """A node for the pods that tolerate it (`tolerates`), and for no other test's."""
+        self._create_node(name, labels, [tolerates(name)])
+
+    def _create_node(
+        self, name: str, labels: Mapping[str, str] | None = None, taints: Sequence[Mapping[str, str]] = ()
+    ) -> None:
         metadata = {
             "name": name,
             "annotations": {"kwok.x-k8s.io/node": "fake"},
             "labels": {MANAGED: "true", "kubernetes.io/hostname": name, **(labels or {})},
         }
-        self._core.create_node({"apiVersion": "v1", "kind": "Node", "metadata": metadata})
+        spec = {"taints": list(taints)}
+        self._core.create_node({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": spec})
 
     def remove_node(self, name: str) -> None:
         self._core.delete_node(name)
@@ -141,10 +161,15 @@ class Kwok:
         """The node is back; returns when it is ready and takes pods again."""
         self._core.patch_node(name, {"metadata": {"labels": {MANAGED: "true"}}})
         deadline = time.monotonic() + seconds
-        while not self.is_ready(name) or self._core.read_node(name).spec.taints:
+        while not self.is_ready(name) or self._is_tainted(name):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"node {name} did not come back within {seconds:.0f} s")
             time.sleep(0.1)
+
+    def _is_tainted(self, name: str) -> bool:
+        """Whether Kubernetes keeps pods away from it."""
+        taints = self._core.read_node(name).spec.taints or []
+        return any(taint.key.startswith("node.kubernetes.io/") for taint in taints)
 
     @property
     def _core(self) -> Any:  # its types know neither documents nor that what the server sends is there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tests.cluster.control_plane import ControlPlane, free_ports
 
@@ -23,7 +25,7 @@ class Operator:
         self.log = folder / f"{name}.log"
         self.port = free_ports(1)[0]
         self._kubeconfig = control_plane.user_kubeconfig(name, ["system:masters"])
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | _Fork | None = None
 
     def start(self, **settings: str) -> Operator:
         """Starts it; watches its own namespace only, so that tests do not meet."""
@@ -40,15 +42,18 @@ class Operator:
             **{key: value for key, value in os.environ.items() if not key.startswith("MEDGR2_")},
             **{f"MEDGR2_OPERATOR_{key.upper()}": value for key, value in given.items()},
         }
+        self._process = self._launch(environment)
+        return self
+
+    def _launch(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes] | _Fork:
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-m", "medgr2_operator.runtime.main"],
                 env=environment,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-        return self
 
     @property
     def pid(self) -> int:
@@ -89,3 +94,52 @@ class Operator:
             self._process.kill()
             self._process.wait()
             raise
+
+
+class ForkedOperator(Operator):
+    """The same, forked from a process that has imported everything: for a test that starts very many."""
+
+    def _launch(self, environment: Mapping[str, str]) -> _Fork:
+        return _Fork(environment, self.log)
+
+
+class _Fork:
+    """A forked operator, with the words of `subprocess.Popen`."""
+
+    _context = multiprocessing.get_context("forkserver")
+
+    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+        self._context.set_forkserver_preload(["pytest", "medgr2_operator.runtime.main"])
+        self._process: Any = self._context.Process(target=_operate, args=(dict(environment), log))
+        self._process.start()
+        self.pid: int = self._process.pid
+
+    def poll(self) -> int | None:
+        code: int | None = self._process.exitcode
+        return code
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        code = self.poll()
+        if code is None:
+            raise subprocess.TimeoutExpired("operator", timeout or 0)
+        return code
+
+
+def _operate(environment: dict[str, str], log: Path) -> None:
+    """In the fork: what the command does."""
+    from medgr2_operator.runtime.main import main
+
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.exit(main())

@@ -15,10 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.cluster import tools
-from tests.cluster.control_plane import ControlPlane
+from tests.cluster import storage, tools
+from tests.cluster.control_plane import ControlPlane, Settings
+from tests.cluster.kueue import Kueue
 from tests.cluster.kwok import Kwok
-from tests.cluster.processes import identity, is_alive
+from tests.cluster.node import NODE_SETTINGS, Bridge, Node
+from tests.cluster.processes import ProcessError, identity, is_alive
 
 
 def clusters() -> Path:
@@ -37,17 +39,17 @@ def locked() -> Iterator[None]:
 class SharedCluster:
     """This process's use of a cluster."""
 
-    def __init__(self, name: str) -> None:
-        self.control_plane = ControlPlane(clusters() / name)
-        self._kwok = Kwok(self.control_plane)
+    def __init__(self, name: str, settings: Settings | None = None) -> None:
+        self.control_plane = ControlPlane(clusters() / name, settings)
+        self._kwok, self._kueue = Kwok(self.control_plane), Kueue(self.control_plane)
+        self._node = Node(self.control_plane)
 
     def join(self) -> ControlPlane:
         """Starts the cluster unless somebody did."""
         with locked():
             remove_leftovers()
             if not self.control_plane.healthy():
-                self.control_plane.stop()
-                self.control_plane.start()
+                _start(self.control_plane)
             self._users().mkdir(exist_ok=True)
             (self._users() / f"{os.getpid()}.json").write_text(json.dumps(identity(os.getpid())))
         return self.control_plane
@@ -59,12 +61,27 @@ class SharedCluster:
                 self._kwok.start()
         return self._kwok
 
+    def node(self) -> Node:
+        """Adds the real node unless somebody did; join first, with `NODE_SETTINGS`."""
+        with locked():
+            if not self._node.running():
+                self._node.start()
+                storage.start(self._node)
+        return self._node
+
+    def kueue(self) -> Kueue:
+        """Adds Kueue unless somebody did; join first."""
+        with locked():
+            if not self._kueue.running():
+                self._kueue.start()
+        return self._kueue
+
     def leave(self) -> None:
         """Stops the cluster if nobody else uses it."""
         with locked():
             (self._users() / f"{os.getpid()}.json").unlink(missing_ok=True)
             if not _live_users(self.control_plane.folder):
-                self.control_plane.stop()
+                _stop(self.control_plane)
 
     def _users(self) -> Path:
         return self.control_plane.folder / "users"
@@ -74,25 +91,29 @@ class KeptCluster:
     """A developer's cluster: stays until `down`."""
 
     def __init__(self, name: str = "dev") -> None:
-        self.control_plane = ControlPlane(clusters() / name)
+        self._folder = clusters() / name
 
     def up(self, level: str) -> ControlPlane:
+        control_plane = ControlPlane(self._folder, NODE_SETTINGS if level == "node" else None)
         with locked():
             remove_leftovers()
-            if not self.control_plane.healthy():
-                self.control_plane.stop()
-                self.control_plane.start()
-                (self.control_plane.folder / "keep").touch()
-            kwok = Kwok(self.control_plane)
-            if level == "kwok" and not kwok.running():
+            if not control_plane.healthy():
+                _start(control_plane)
+                (self._folder / "keep").touch()
+            elif (level == "node") != (self._folder / Bridge.STATE).exists():
+                raise ProcessError("a cluster of another level runs: end it first (make cluster-down)")
+            if level == "kwok" and not (kwok := Kwok(control_plane)).running():
                 kwok.start()
-        return self.control_plane
+            if level == "node" and not (node := Node(control_plane)).running():
+                node.start()
+                storage.start(node)
+        return control_plane
 
     def down(self) -> bool:
         """Whether there was anything."""
         with locked():
-            found = self.control_plane.folder.exists()
-            self.control_plane.stop()
+            found = self._folder.exists()
+            _stop(ControlPlane(self._folder))
         return found
 
 
@@ -101,9 +122,32 @@ def remove_leftovers() -> list[str]:
     removed = []
     for folder in sorted(path for path in clusters().iterdir() if path.is_dir()):
         if not (folder / "keep").exists() and not _live_users(folder):
-            ControlPlane(folder).stop()
+            _stop(ControlPlane(folder))
             removed.append(folder.name)
     return removed
+
+
+def _start(control_plane: ControlPlane) -> None:
+    """Starts a control plane anew, on the pods' bridge if its settings say so."""
+    _stop(control_plane)
+    if control_plane.settings.bind_address == NODE_SETTINGS.bind_address:
+        for folder in clusters().iterdir():
+            if folder.is_dir() and (folder / Bridge.STATE).exists():
+                raise ProcessError(
+                    f"cluster {folder.name} has this computer's node; end it first (`make cluster-down`)"
+                )
+        Bridge(control_plane.folder).up()
+    control_plane.start()
+
+
+def _stop(control_plane: ControlPlane) -> None:
+    """Stops whatever of a cluster there is."""
+    folder = control_plane.folder
+    if (folder / Bridge.STATE).exists():
+        Node(control_plane).stop()
+        control_plane.processes.stop()
+        Bridge(folder).down()
+    control_plane.stop()
 
 
 def _live_users(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ import pytest
 from medgr2_api.stages import REQUEST_ENV, CycleRef, StageName, StageRequest, StageResult
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Kubectl, eventually
-from tests.cluster.kwok import GPUS, Kwok, behaviour
+from tests.cluster.kwok import GPUS, Kwok, behaviour, tolerates
 
 pytestmark = pytest.mark.cluster
 
@@ -244,7 +244,8 @@ def test_a_node_that_nobody_hears_of(kwok_cluster: Kwok, pods: Pods, kubectl: Ku
     try:
         eventually(lambda: kwok_cluster.is_ready("kwok-lost"), "the node is ready")
         annotations = behaviour(run="forever", term_delay_ms=0)
-        kubectl.apply(pod("lost", annotations=annotations, nodeSelector={"kubernetes.io/hostname": "kwok-lost"}))
+        where = {"nodeSelector": {"kubernetes.io/hostname": "kwok-lost"}, "tolerations": [tolerates("kwok-lost")]}
+        kubectl.apply(pod("lost", annotations=annotations, **where))
         pods.phase("lost", "Running")
         kwok_cluster.unreachable("kwok-lost")
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
+
+import pytest
 
 from tests.cluster.fixtures import eventually
 from tests.cluster.kwok import behaviour
@@ -88,13 +91,21 @@ def test_a_strangers_job_survives(world: World) -> None:
     world.wait("Complete")
 
 
-def test_a_cycle_that_cannot_be_rendered_is_told(world: World) -> None:
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"template": {"patches": [{"op": "remove", "path": "/spec/nothing"}]}}, "spec.template.patches[1]"),
+        ({"curation": {"balance": {"by": ["modality"], "maxShare": 0.5}}}, "spec.curation.balance"),
+    ],
+    ids=["cannot be rendered", "not supported yet"],
+)
+def test_a_cycle_that_cannot_be_run_is_told(world: World, changes: dict[str, Any], path: str) -> None:
     world.operator.start()
-    world.apply(template={"patches": [{"op": "remove", "path": "/spec/nothing"}]})
+    world.apply(**changes)
     found = eventually(
         lambda: c if (c := world.condition("Progressing")).get("reason") == "InvalidSpec" else None, "it is told"
     )
-    assert "spec.template.patches[1]" in found["message"]
+    assert path in found["message"]
     assert world.created_jobs() == []
 
 

@@ -30,8 +30,9 @@ def test_another_version_or_recipe_gets_another_folder() -> None:
         tools.Module("example.org/tool", "v1.0.0", commands).key,
         tools.Module("example.org/tool", "v1.0.1", commands).key,
         tools.Module("example.org/tool", "v1.0.0", commands, ("main.version=1",)).key,
+        tools.Module("example.org/tool", "v1.0.0", commands, manifests="config").key,
     }
-    assert len(keys) == 3
+    assert len(keys) == 4
     assert tools.path_of("kubectl").parent.name.startswith(f"kubernetes-{tools.KUBERNETES_VERSION}-")
     assert tools.path_of("etcd").parent.name.startswith("etcd-v")
 
@@ -86,6 +87,23 @@ def test_a_failed_build_shows_the_end_of_its_log(
     with pytest.raises(tools.ToolError, match=r"^kwok: `go build` failed with 1; .*\n(.*\n)*undefined: x$"):
         tools.ensure(["kwok"])
     assert tools.missing(["kwok"]) == ["kwok"]
+
+
+def test_manifests_are_kept_beside_the_program(
+    empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crds = tmp_path / "module" / "config" / "components" / "crd"
+    crds.mkdir(parents=True)
+    for name in ("queues.yaml", "doc.go"):
+        (crds / name).write_text(name)
+    go = tmp_path / "bin" / "go"
+    go.parent.mkdir()
+    told = f'{{"Dir": "{tmp_path / "module"}"}}'
+    go.write_text(f"#!/bin/sh\ncase \"$1 $2\" in 'mod download') echo '{told}';; build*) touch \"$6\";; esac\n")
+    go.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{go.parent}:/usr/bin:/bin")
+    assert tools.ensure(["kueue"])["kueue"].exists()
+    assert [path.name for path in tools.manifests_of("kueue").rglob("*.*")] == ["queues.yaml"]
 
 
 def test_the_command_line_fails_with_the_message() -> None:

@@ -40,6 +40,10 @@ class Module:
     """Variables the linker sets, so that a program knows its version: `package.name=value`."""
     staging: str = ""
     """Version of the modules that this one replaces by folders of its own (only Kubernetes does that)."""
+    tags: str = ""
+    """Build tags: parts that are left out."""
+    manifests: str = ""
+    """A folder of the module whose YAML files are kept beside the programs."""
 
     @property
     def ldflags(self) -> str:
@@ -49,6 +53,8 @@ class Module:
     def key(self) -> str:
         """Name of the folder of the built programs; another recipe gets another folder."""
         recipe = [self.path, self.version, self.ldflags, self.staging, platform.system(), platform.machine()]
+        recipe += [self.tags] if self.tags else []
+        recipe += [self.manifests] if self.manifests else []
         digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
         name = next(iter(self.commands)) if len(self.commands) == 1 else self.path.split("/")[-1]
         return f"{name}-{self.version}-{digest}"
@@ -94,20 +100,29 @@ MODULES = (
     ),
     Module("github.com/yannh/kubeconform", "v0.8.0", {"kubeconform": "cmd/kubeconform"}, ("main.version=v0.8.0",)),
     Module("github.com/coredns/coredns", "v1.12.4", {"coredns": ""}),
-    Module("sigs.k8s.io/kueue", "v0.10.1", {"kueue": "cmd/kueue"}),
-    Module("sigs.k8s.io/jobset", "v0.10.1", {"jobset": ""}),
+    Module("sigs.k8s.io/kueue", "v0.10.1", {"kueue": "cmd/kueue"}, manifests="config/components"),
     Module("github.com/rancher/local-path-provisioner", "v0.0.30", {"local-path-provisioner": ""}),
     Module("github.com/norwoodj/helm-docs", "v1.14.2", {"helm-docs": "cmd/helm-docs"}),
+    Module(
+        "github.com/prometheus/prometheus",
+        "v0.313.5",
+        {"prometheus": "cmd/prometheus", "promtool": "cmd/promtool"},
+        ("github.com/prometheus/common/version.Version=3.13.5",),
+        tags="remove_all_sd",  # without the clients of two dozen clouds
+    ),
 )
 
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
-#: Level → the programs it runs. What a single test needs beside them (helm, kueue, …), it asks for by name.
+_NODE = ("kubelet", "kube-proxy", "coredns", "local-path-provisioner")
+#: Level → the programs it runs; `all`: and those that single tests ask for by name.
 LEVELS: dict[str, tuple[str, ...]] = {
     "control-plane": CONTROL_PLANE,
     "kwok": (*CONTROL_PLANE, "kwok"),
-    "node": (*CONTROL_PLANE, "kubelet", "kube-proxy", "coredns"),
+    "node": (*CONTROL_PLANE, *_NODE),
     "all": tuple(name for module in MODULES for name in module.commands),
 }
+#: What the tests use without a real node.
+WITHOUT_NODE = tuple(name for name in LEVELS["all"] if name not in _NODE)
 
 Report = Callable[[str, float], None]
 """Told of each build: the programs' names and the seconds it took."""
@@ -145,6 +160,11 @@ def path_of(name: str) -> Path:
     return cache() / "tools" / module_of(name).key / name
 
 
+def manifests_of(name: str) -> Path:
+    """Where the YAML files of a program's module are, once it is built."""
+    return path_of(name).parent / module_of(name).manifests
+
+
 def missing(names: Iterable[str]) -> list[str]:
     return [name for name in names if not path_of(name).exists()]
 
@@ -179,10 +199,21 @@ def _build(module: Module, programs: list[str]) -> None:
         build.run("mod", "edit", *(f"-replace={path}={path}@{module.staging}" for path in local))
     packages = module.packages(programs)
     build.run("get", "-tool", *(f"{package}@{module.version}" for package in packages))
+    if module.manifests:
+        downloaded = json.loads(build.run("mod", "download", "-json", f"{module.path}@{module.version}"))
+        _copy_yaml(Path(downloaded["Dir"]), module.manifests, folder)
     for program, package in zip(programs, packages, strict=True):
-        build.run("build", "-trimpath", "-ldflags", module.ldflags, "-o", program, package)
+        build.run("build", "-trimpath", "-tags", module.tags, "-ldflags", module.ldflags, "-o", program, package)
         os.replace(work / program, folder / program)
     shutil.rmtree(work)
+
+
+def _copy_yaml(module: Path, part: str, folder: Path) -> None:
+    """Files alone, with rights of our own: Go keeps its modules in folders that their owner cannot empty."""
+    for source in (module / part).rglob("*.yaml"):
+        target = folder / source.relative_to(module)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
 
 
 @dataclass(frozen=True)

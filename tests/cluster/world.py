@@ -14,11 +14,14 @@ import yaml
 
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Document, Kubectl, eventually
-from tests.cluster.kwok import Kwok, behaviour
+from tests.cluster.kwok import Kwok, behaviour, ending_now
 from tests.cluster.operator import Operator
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 ENDED = ("Succeeded", "Failed")
+#: A finalizer that keeps a pod which has ended, and the patch of a Job whose pods are kept so.
+HELD = "medgr2.io/test"
+HOLD = {"op": "add", "path": "/spec/template/metadata/finalizers", "value": [HELD]}
 
 
 class World:
@@ -32,9 +35,9 @@ class World:
         self._core = kubernetes.client.CoreV1Api(control_plane.client())
         self.operator = self.replica("operator-0")
 
-    def replica(self, name: str) -> Operator:
+    def replica(self, name: str, kind: type[Operator] = Operator) -> Operator:
         """Another replica, not started."""
-        self.operators.append(Operator(self.control_plane, self.folder, self.namespace, name))
+        self.operators.append(kind(self.control_plane, self.folder, self.namespace, name))
         return self.operators[-1]
 
     def make_claim(self) -> None:
@@ -69,10 +72,11 @@ class World:
         template = spec.get("template", {})
         patches = [_annotate(annotations or behaviour()), *template.get("patches", [])]
         spec["template"] = {**template, "patches": patches}
-        spec["stages"] = [
-            *spec.get("stages", []),
-            *({"name": stage, "patches": [_annotate(found)]} for stage, found in (annotations_of or {}).items()),
-        ]
+        stages = {stage["name"]: stage for stage in spec.get("stages", [])}
+        for name_, found in (annotations_of or {}).items():
+            stage = stages.setdefault(name_, {"name": name_})
+            stages[name_] = {**stage, "patches": [_annotate(found), *stage.get("patches", [])]}
+        spec["stages"] = list(stages.values())
         self.kubectl.apply({**document, "spec": spec})
 
     def patch(self, change: Document, name: str = "loop") -> None:
@@ -108,14 +112,29 @@ class World:
         stages = self.cycle(name).get("status", {}).get("stages", [])
         return next((s for s in stages if (s["name"], s["iteration"]) == (stage, iteration)), {})
 
-    def running(self, stage: str, iteration: int = 1) -> Document:
+    def running(self, stage: str, iteration: int = 1, name: str = "loop") -> Document:
         """The stage's record, once it runs."""
+        return self.reaches("Running", stage, iteration, name)
+
+    def reaches(self, state: str, stage: str, iteration: int = 1, name: str = "loop") -> Document:
+        """The stage's record, once it is in this state."""
 
         def record() -> Document | None:
-            found = self.stage(stage, iteration)
-            return found if found.get("state") == "Running" else None
+            found = self.stage(stage, iteration, name)
+            return found if found.get("state") == state else None
 
-        return dict(eventually(record, f"{stage}@{iteration} runs", 120))
+        return dict(eventually(record, f"{stage}@{iteration} of {name} is {state}", 120))
+
+    def finish(self, stage: str, name: str = "loop") -> None:
+        """Lets the pods of a stage end that run for ever."""
+        selector = f"medgr2.io/cycle={name},medgr2.io/stage={stage}"
+        self.kubectl("annotate", "pods", "-l", selector, "--overwrite", *ending_now())
+
+    def release(self, pod: str) -> None:
+        """Lets a held pod go, now or when it ends."""
+        finalizers = self.kubectl.get("pod", pod)["metadata"].get("finalizers", [])
+        change = {"metadata": {"finalizers": [name for name in finalizers if name != HELD]}}
+        self.kubectl("patch", "pod", pod, "--type=merge", "-p", json.dumps(change))
 
     # -- what is there -------------------------------------------------------------------------------------------------
 
@@ -128,15 +147,20 @@ class World:
         """Names of all Jobs that were ever created here, one entry per creation."""
         return self.control_plane.audit.created("jobs", self.namespace)
 
-    def live_pods(self) -> list[str]:
+    def live_pods(self, selector: str = "") -> list[str]:
         """Names of pods that have not ended."""
-        pods = self._core.list_namespaced_pod(self.namespace).items
+        pods = self._core.list_namespaced_pod(self.namespace, label_selector=selector).items
         return [pod.metadata.name for pod in pods if pod.status.phase not in ENDED]
 
     def events(self) -> list[tuple[str, str]]:
         """Reason and message of the operator's events."""
         events = self.kubectl.get("events")["items"]
         return [(e["reason"], e["message"]) for e in events if e.get("reportingComponent") == "medgr2-operator"]
+
+    def evict(self, pod: str) -> None:
+        """As a drain of its node does."""
+        body = kubernetes.client.V1Eviction(metadata={"name": pod, "namespace": self.namespace})
+        self._core.create_namespaced_pod_eviction(pod, self.namespace, body)
 
     def first_job_name(self, name: str = "loop") -> str:
         """The name that the first Job of a cycle will have."""

@@ -1,0 +1,62 @@
+"""What the real node takes from Debian: a container runtime, and what builds images.
+
+python -m tests.cluster.system        # installs what is missing (root), or says what keeps the node from running
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+#: Program → the package that has it.
+PACKAGES = {
+    "containerd": "containerd",
+    "runc": "runc",
+    "iptables": "iptables",
+    "ip": "iproute2",
+    "buildah": "buildah",
+    "debootstrap": "debootstrap",
+    "busybox": "busybox-static",
+    "/usr/lib/cni/bridge": "containernetworking-plugins",
+}
+_APT_LOCK = Path("/var/lock/medgr2-apt.lock")
+
+
+def missing() -> list[str]:
+    """Packages that are not installed."""
+    return sorted(package for program, package in PACKAGES.items() if not shutil.which(program))
+
+
+LEVEL_ENV = "MEDGR2_TEST_LEVEL"
+
+
+def obstacle() -> str:
+    """Why no real node can run here, in a sentence; empty: one can (once the packages are installed)."""
+    if os.environ.get(LEVEL_ENV, "node") != "node":
+        return f"a node was not wanted ({LEVEL_ENV}={os.environ[LEVEL_ENV]})"
+    if sys.platform != "linux":
+        return "a node needs Linux"
+    if os.geteuid() != 0:
+        return "a node needs root (containerd, network namespaces)"
+    if missing() and not shutil.which("apt-get"):
+        return f"a node needs {', '.join(missing())}, and there is no apt-get to install them"
+    return ""
+
+
+def install() -> list[str]:
+    """Installs what is missing; returns what was."""
+    if not missing():
+        return []
+    with _APT_LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        wanted = missing()
+        if wanted:
+            # a package that starts its service on installation would not do so in a container either
+            quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+            for command in (["update", "-qq"], ["install", "-qq", "-y", "--no-install-recommends", *wanted]):
+                subprocess.run(["apt-get", *command], env=quiet, check=True, stdout=subprocess.DEVNULL)
+    return wanted

@@ -1,0 +1,306 @@
+"""The commands that read logs and the volume, over the API server's own streams.
+
+kwok can stand in for a kubelet's server: it reads a log file as a kubelet does, and runs a command on this computer
+where a kubelet would run it in a container. What it cannot show is in `test_cli_node.py`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes.client
+import pytest
+import yaml
+
+from medgr2_api.stages import StageName
+from tests.cluster import tools
+from tests.cluster.commands import Medgr2
+from tests.cluster.control_plane import ControlPlane, free_ports
+from tests.cluster.fixtures import Document, eventually
+from tests.cluster.kwok import LEASE_SECONDS, POD_NETWORK, behaviour
+from tests.cluster.kwok_stages import stages
+from tests.cluster.processes import Processes
+from tests.cluster.world import World
+from tests.fake_artifacts import publish
+
+ROOT = Path(__file__).parents[2]
+READY_SECONDS = 120.0
+_API = {"apiVersion": "kwok.x-k8s.io/v1alpha1"}
+_NO_READER = {"key": '.metadata.labels["app.kubernetes.io/component"]', "operator": "NotIn", "values": ["reader"]}
+
+
+class StreamingNode:
+    """A node of its own whose kubelet port is kwok's; only pods that ask for it run there."""
+
+    def __init__(self, control_plane: ControlPlane, folder: Path) -> None:
+        self._control_plane, self._folder = control_plane, folder
+        self.name = f"streams-{os.urandom(3).hex()}"
+        self.log, self.workspace = folder / "main.log", folder / "workspace"
+        self._port = free_ports(1)[0]
+        self._processes = Processes(folder / "kwok")
+        self._core: Any = kubernetes.client.CoreV1Api(control_plane.client())
+
+    @property
+    def template(self) -> Document:
+        """For `spec.template`: every pod of the cycle runs here, the reading one too."""
+        return {
+            "image": "localhost/stage:test",
+            "nodeSelector": {"kubernetes.io/hostname": self.name},
+            "tolerations": [{"key": "medgr2.io/test", "operator": "Exists"}],
+        }
+
+    def create(self) -> None:
+        self.log.touch()
+        self.workspace.mkdir()
+        metadata = {
+            "name": self.name,
+            "annotations": {"kwok.x-k8s.io/node": "fake"},
+            "labels": {"kubernetes.io/hostname": self.name},
+        }
+        taint = {"key": "medgr2.io/test", "value": self.name, "effect": "NoSchedule"}
+        self._core.create_node({"metadata": metadata, "spec": {"taints": [taint]}})
+        self.start()
+        endpoint = {"daemonEndpoints": {"kubeletEndpoint": {"Port": self._port}}}
+        self._core.patch_node_status(self.name, {"status": endpoint})
+
+    def start(self) -> None:
+        config = self._folder / "kwok.yaml"
+        config.write_text(yaml.safe_dump_all(self._config(), width=10_000))
+        pki = self._control_plane.folder / "pki"
+        command: list[str | Path] = [
+            tools.path_of("kwok"),
+            f"--kubeconfig={self._control_plane.user_kubeconfig(self.name, ['system:masters'])}",
+            f"--config={config}",
+            f"--manage-single-node={self.name}",
+            f"--node-name={self.name}",
+            "--node-ip=127.0.0.1",
+            f"--node-port={self._port}",
+            f"--server-address=127.0.0.1:{self._port}",
+            f"--tls-cert-file={pki / 'server.crt'}",
+            f"--tls-private-key-file={pki / 'server.key'}",
+            f"--node-lease-duration-seconds={LEASE_SECONDS}",
+            f"--cidr={POD_NETWORK}",
+        ]
+        # where a container's image has its programs
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self._processes.start("kwok", command, {"PATH": path})
+        self._processes.wait("kwok", self._is_ready, READY_SECONDS)
+
+    def stop(self) -> None:
+        """As a kubelet that is restarted: the pods go on."""
+        self._processes.stop("kwok")
+
+    def remove(self) -> None:
+        self.stop()
+        self._core.delete_node(self.name)
+
+    def write(self, *lines: str) -> None:
+        """The containers print these lines."""
+        with self.log.open("a") as file:
+            for line in lines:
+                now = datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "000Z")
+                file.write(f"{now} stdout F {line}\n")
+                time.sleep(0.001)  # two lines of one microsecond would be one to whoever asks by time
+
+    def _is_ready(self) -> bool:
+        conditions = self._core.read_node(self.name).status.conditions or []
+        return any(condition.type == "Ready" and condition.status == "True" for condition in conditions)
+
+    def _config(self) -> Iterator[Document]:
+        for stage in stages():
+            if stage["metadata"]["name"] == "pod-end":  # a reading pod only ends when it is deleted
+                stage["spec"]["selector"]["matchExpressions"].append(_NO_READER)
+            yield stage
+        environment = {
+            "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("crds", "jobs")),
+            "MEDGR2_WORKSPACE": str(self.workspace),
+        }
+        envs = [{"name": key, "value": value} for key, value in environment.items()]
+        local = {"workDir": str(self.workspace), "envs": envs}
+        yield {**_API, "kind": "ClusterExec", "metadata": {"name": "all"}, "spec": {"execs": [{"local": local}]}}
+        logs = [{"logsFile": str(self.log), "follow": True}]
+        yield {**_API, "kind": "ClusterLogs", "metadata": {"name": "all"}, "spec": {"logs": logs}}
+
+
+@pytest.fixture
+def node(world: World, tmp_path: Path) -> Iterator[StreamingNode]:
+    made = StreamingNode(world.control_plane, tmp_path)
+    try:
+        made.create()
+        yield made
+    finally:
+        made.remove()
+
+
+@pytest.fixture
+def medgr2(world: World) -> Medgr2:
+    return Medgr2(world)
+
+
+class Printed:
+    """What a command that goes on has printed."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process, self._text = process, b""
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+
+    def __call__(self) -> list[str]:
+        assert self._process.stdout is not None
+        self._text += self._process.stdout.read() or b""
+        return self._text.decode().splitlines()
+
+
+# -- logs --------------------------------------------------------------------------------------------------------------
+
+
+def test_logs_of_all_pods(world: World, node: StreamingNode, medgr2: Medgr2) -> None:
+    world.operator.start()
+    forever = behaviour(run="forever", term_exit_code=143)
+    patch = {"op": "add", "path": "/spec/template/metadata/annotations", "value": forever}
+    world.apply(stages=[{"name": "generate", "shards": 2, "patches": [patch]}], template=node.template)
+    node.write("loading", "résumé 100 %", "")
+    world.running("generate")
+    shown = medgr2("logs", "loop").splitlines()
+    assert sorted(shown) == sorted(
+        f"generate@1#{index} | {line}" for index in (0, 1) for line in ("loading", "résumé 100 %", "")
+    )
+    assert medgr2("logs", "loop", "prepare").splitlines() == ["loading", "résumé 100 %", ""]
+    beyond = medgr2.run("logs", "loop", "generate@1", "--attempt", "2")
+    assert (beyond.code, beyond.err) == (2, "loop: generate@1 has had 1 attempts so far\n")
+
+
+def test_logs_go_on_over_a_broken_connection_without_a_line_lost_or_doubled(
+    world: World, node: StreamingNode, medgr2: Medgr2
+) -> None:
+    world.operator.start()
+    world.apply(annotations_of={"prepare": behaviour(run="forever", term_exit_code=143)}, template=node.template)
+    world.running("prepare", 0)
+    node.write("one")
+    following = medgr2.start("logs", "loop", "-f")
+    printed = Printed(following)
+    eventually(lambda: printed() == ["one"], "what was there")
+    node.write("two", "three")
+    eventually(lambda: printed() == ["one", "two", "three"], "what came")
+    node.stop()
+    node.write("four")
+    node.start()
+    node.write("five")
+    eventually(lambda: "five" in printed(), "what came meanwhile and after")
+    words = "context cancelled"  # kwok's own, at its end: they come through as they are
+    assert [line for line in printed() if line != words] == ["one", "two", "three", "four", "five"]
+    following.send_signal(signal.SIGINT)
+    assert following.wait(30) == 130
+
+
+def test_logs_follow_a_stage_into_its_next_attempt(world: World, node: StreamingNode, medgr2: Medgr2) -> None:
+    world.operator.start()
+    world.apply(
+        annotations_of={"prepare": behaviour(exit_code=75, run="forever", term_exit_code=143)},
+        failurePolicy={"backoffSeconds": 0},
+        template=node.template,
+    )
+    world.running("prepare", 0)
+    node.write("at work")
+    following = medgr2.start("logs", "loop", "prepare", "-f")
+    printed = Printed(following)
+    eventually(lambda: printed() == ["at work"], "the first attempt")
+    world.kubectl("delete", "pod", *world.live_pods(), "--wait=false")
+    eventually(lambda: world.stage("prepare", 0).get("attempt") == 2, "the second attempt")
+    eventually(lambda: printed() == ["at work"] * 2, "the second attempt's log")  # the pods share one file
+    following.send_signal(signal.SIGTERM)
+    assert following.wait(30) == 143
+
+
+def test_logs_whose_pods_are_gone_come_from_the_volume(world: World, node: StreamingNode, medgr2: Medgr2) -> None:
+    world.operator.start()
+    world.apply(template=node.template)
+    world.wait("Complete")
+    world.kubectl("delete", "jobs", "--all")
+    eventually(lambda: not world.live_pods() and not world.kubectl.get("pods")["items"], "no pod is left")
+    path = node.workspace / "cycles/loop/logs/i001-grpo-a1-s0.log"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"reward 0.7\n\xff\xfe\n")
+    process = medgr2.start("logs", "loop", "grpo")
+    assert process.communicate(timeout=120)[0] == b"reward 0.7\n\xff\xfe\n"
+    told = medgr2.run("logs", "loop", "sft", "--no-volume")
+    assert told.code == 1
+    assert told.err.splitlines()[0] == "sft@1, attempt 1: its pods are gone"
+    assert "the log went with its pods" in told.err
+
+
+# -- the volume --------------------------------------------------------------------------------------------------------
+
+
+def test_copy_and_report(world: World, node: StreamingNode, medgr2: Medgr2, tmp_path: Path) -> None:
+    world.apply(template=node.template)
+    made = node.workspace / "artifacts/report/abc/a1"
+    (made / "figures").mkdir(parents=True)
+    (made / "report.md").write_text("# 0.871\n")
+    content = os.urandom(1 << 20) + bytes(range(256)) * 20_000
+    (made / "figures/accuracy.png").write_bytes(content)
+    (made / "elsewhere").symlink_to("/etc")
+    link = node.workspace / "cycles/loop/report"
+    link.parent.mkdir(parents=True)
+    link.symlink_to("../../artifacts/report/abc/a1")
+    here = tmp_path / "here"
+    here.mkdir()
+
+    assert medgr2("report", "loop", here) == f"report: {here}/loop-report/report.md\n"
+    assert (here / "loop-report/figures/accuracy.png").read_bytes() == content
+    again = medgr2.run("report", "loop", here)
+    assert (again.code, again.err) == (2, f"{here}/loop-report is there already; --force replaces it\n")
+    (made / "report.md").write_text("# 0.885\n")
+    medgr2("report", "loop", here, "--force")
+    assert (here / "loop-report/report.md").read_text() == "# 0.885\n"
+
+    copied = medgr2.run("cp", "loop:cycles/loop/report", here / "mine")
+    assert re.fullmatch(rf"{here}/mine: 2 files, \d+ bytes\n", copied.out)
+    assert copied.err == "left out 1 links that lead elsewhere: elsewhere\n"
+    medgr2("cp", "loop:cycles/loop/report/report.md", here)
+    assert sorted(path.name for path in here.iterdir()) == ["loop-report", "mine", "report.md"]
+    assert world.control_plane.audit.created("pods", world.namespace)
+    eventually(lambda: not world.kubectl.get("pods")["items"], "no pod is left")
+
+
+def test_what_cannot_be_copied_leaves_nothing(
+    world: World, node: StreamingNode, medgr2: Medgr2, tmp_path: Path
+) -> None:
+    world.apply(template=node.template)
+    (node.workspace / "outside").symlink_to("/etc")
+    here = tmp_path / "here"
+    here.mkdir()
+    for path in ("outside", "outside/passwd", "nothing"):
+        done = medgr2.run("cp", f"loop:{path}", here)
+        assert done.code != 0
+        assert done.out == ""
+    big = node.workspace / "big"
+    big.write_bytes(os.urandom(1 << 20) * 256)
+    process = medgr2.start("cp", "loop:big", here)
+    eventually(lambda: any(here.iterdir()), "it begins")
+    node.stop()  # the kubelet goes away in the middle
+    assert process.wait(120) == 75
+    assert list(here.iterdir()) == []
+    node.start()
+    eventually(lambda: not world.kubectl.get("pods")["items"], "no pod is left")
+
+
+def test_lineage(world: World, node: StreamingNode, medgr2: Medgr2) -> None:
+    world.apply(template=node.template)
+    row = {"triplet_id": "t001-000000-00", "iteration": 1, "image_sha256": "ab" * 32, "modality": "CT",
+           "question_type": "finding", "question": "Was ist das für eins?", "options": ["a", "b"], "answer_index": 1,
+           "rationale": "", "response": "", "paradigm": "Direct", "template_sha256": "f" * 64, "generator": "g",
+           "outcome": "ok", "attempts": 1, "input_tokens": 0, "output_tokens": 0, "usd": 0.0}  # fmt: skip
+    publish(node.workspace, StageName.GENERATE, 1, tables={"candidates": [row]}, cycle="loop")
+    told = medgr2("lineage", "loop", "t001-000000-00")
+    assert "Was ist das für eins?" in told
+    assert "decision   none so far" in told
