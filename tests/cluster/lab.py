@@ -66,7 +66,8 @@ class Lab:
         except BaseException:
             print(json.dumps(self.status(name), indent=1)[-6000:])
             for pod in self.pods():
-                print(f"--- {pod}", self.kubectl("logs", pod, "--all-containers", "--tail=20"), sep="\n")
+                log = ("-n", self.namespace, "logs", pod, "--all-containers", "--tail=20")
+                print(f"--- {pod}", self.node.control_plane.kubectl(*log, check=False), sep="\n")
             raise
 
     def stage(self, name: str, stage: str, iteration: int = 1) -> Document:
