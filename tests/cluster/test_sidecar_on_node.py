@@ -30,6 +30,8 @@ CANDIDATES = 6
 def test_a_model_server_starts_before_the_stage_and_ends_with_it(lab: Lab, stage_image: str) -> None:
     folder = lab.volume("models")
     subprocess.run([sys.executable, "-c", BUILD, str(folder / "models" / "tiny")], check=True, timeout=300)
+    for file in (folder / "models" / "tiny").iterdir():
+        file.chmod(0o644)  # safetensors writes 0600, and the pod is another user
     for name in with_dependencies(SERVING):
         copy_distribution(name, folder / "serving")
     document = copy.deepcopy(CYCLE)
