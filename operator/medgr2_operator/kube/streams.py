@@ -91,7 +91,7 @@ async def execute(
     """
     path = PODS.path(namespace, pod, "exec")
     query = [("container", container), ("stdout", "true"), ("stderr", "true"), *(("command", part) for part in command)]
-    stderr, outcome = b"", b""
+    stderr, outcome, began = b"", b"", False
     try:
         async with await _websocket(client, path, query) as socket:
             async for message in socket:
@@ -99,6 +99,7 @@ async def execute(
                     continue
                 channel, data = message.data[0], message.data[1:]
                 if channel == _STDOUT:
+                    began = True
                     stdout(data)
                 elif channel == _STDERR:
                     stderr = (stderr + data)[-_KEPT_STDERR:]
@@ -110,7 +111,12 @@ async def execute(
     text = stderr.decode("utf-8", "replace")
     if not outcome:
         raise BrokenStreamError(f"the connection to pod {pod} ended before {command[0]} did: {broken or 'closed'}")
-    return Ended(_exit_code(outcome, f"pod {pod}", text), text)
+    try:
+        return Ended(_exit_code(outcome, f"pod {pod}", text), text)
+    except ApiError as error:
+        if began:  # it ran, and its container was taken away
+            raise BrokenStreamError(str(error)) from error
+        raise
 
 
 def _exit_code(outcome: bytes, where: str, stderr: str) -> int:
