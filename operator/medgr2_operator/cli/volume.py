@@ -56,7 +56,8 @@ class Volume:
         if "No module named" in said:
             said = f"image {self.image} is not one of this version's stages ({said}); give another with --image"
         known = ended.exit_code in set(ExitCode)
-        raise CommandError(said, ended.exit_code if known else ExitCode.ERROR)
+        killed = ended.exit_code > 128  # with its pod: nothing is wrong with what was asked
+        raise CommandError(said, ExitCode.TEMPORARY if killed else ended.exit_code if known else ExitCode.ERROR)
 
     async def fetch(self, path: str, target: Path, *, replace: bool = False) -> dict[str, Any]:
         """Copies a file or folder; it is there as a whole, or not at all.
