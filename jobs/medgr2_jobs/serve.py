@@ -34,19 +34,6 @@ FIGURES = {
 }
 _LABELS = ("cycle", "stage", "iteration")
 
-#: Figure of `Progress.metrics` → metric and help. Those whose name ends in `_total` are counters.
-FIGURES = {
-    "loss": ("medgr2_stage_loss", "Loss of the last logged step"),
-    "reward": ("medgr2_stage_reward", "Mean reward of the last logged step"),
-    "kl": ("medgr2_stage_kl_divergence", "Mean KL divergence from the reference policy in the last logged step"),
-    "mean_token_accuracy": ("medgr2_stage_token_accuracy_ratio", "Accuracy on the answers' tokens, last logged step"),
-    "tokens": ("medgr2_stage_tokens_total", "Tokens of all processes since training began or, in stage sft, resumed"),
-    "tokens_per_second": ("medgr2_stage_tokens_per_second", "Tokens of all processes per second, last logged steps"),
-    "step_seconds": ("medgr2_stage_step_duration_seconds", "Duration of an optimizer step, last logged steps"),
-    "failed": ("medgr2_stage_failed_requests_total", "Requests to the generator that got no usable answer"),
-}
-_LABELS = ("cycle", "stage", "iteration")
-
 
 @contextmanager
 def served(request: StageRequest, root: Path) -> Iterator[int | None]:
