@@ -171,7 +171,7 @@ class Retention(Model):
     when_deleted: WhenDeleted = WhenDeleted.RETAIN
     """What becomes of a claim made from volumeClaimTemplate when the cycle is deleted."""
     keep_iterations: Annotated[int, Field(ge=1, le=20)] = 2
-    """Newest iterations whose checkpoints stay; what status.models and status.best name is never removed."""
+    """Newest iterations whose checkpoints are to stay. Not acted on by this version: nothing is ever removed."""
 
 
 class Workspace(Model):
