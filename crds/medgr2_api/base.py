@@ -171,7 +171,7 @@ def _harmless(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _cel_text(text: str) -> str:
+def cel_text(text: str) -> str:
     """A CEL string literal."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
@@ -180,12 +180,13 @@ _ANY_OBJECT: dict[str, Any] = {"type": "object", "x-kubernetes-preserve-unknown-
 _NO_KEY_MESSAGE = "looks like it holds an API key: put it into a Secret and refer to that"
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
 RelativePath = Annotated[
     str,
     Field(max_length=512),
     AfterValidator(relative_path),
     Rule(
-        f"!self.matches({_cel_text(_UNSAFE_PATH)})",
+        f"!self.matches({cel_text(_UNSAFE_PATH)})",
         "must be a path relative to the workspace, without '..' and backslashes",
     ),
 ]
@@ -212,18 +213,18 @@ EnvVar = Annotated[
         }
     ),
     Rule(
-        f"!has(self.value) || self.value == '' || !self.name.matches({_cel_text(_SECRET_NAME)})",
+        f"!has(self.value) || self.value == '' || !self.name.matches({cel_text(_SECRET_NAME)})",
         "must not hold a secret in 'value': use valueFrom.secretKeyRef",
         _no_secret_value,
     ),
-    Rule(f"!has(self.value) || !self.value.matches({_cel_text(LITERAL_KEY)})", _NO_KEY_MESSAGE),
+    Rule(f"!has(self.value) || !self.value.matches({cel_text(LITERAL_KEY)})", _NO_KEY_MESSAGE),
 ]
 """A container's environment variable; what is secret comes from a Secret."""
 DNSLabel = Annotated[
     str,
     Field(min_length=1, max_length=63),
     Rule(
-        f"self.matches({_cel_text(_DNS_LABEL)})",
+        f"self.matches({cel_text(_DNS_LABEL)})",
         "must be an RFC 1035 label: lower-case letters, digits and '-', starting with a letter",
         lambda name: re.fullmatch(_DNS_LABEL, name) is not None,
     ),
@@ -232,7 +233,7 @@ HttpURL = Annotated[
     str,
     Field(max_length=2048),
     Rule(
-        f"self.matches({_cel_text(_HTTP_URL)})",
+        f"self.matches({cel_text(_HTTP_URL)})",
         "must be an http(s) address without user, password, query or fragment",
         lambda url: re.fullmatch(_HTTP_URL, url) is not None,
     ),
@@ -240,7 +241,7 @@ HttpURL = Annotated[
 Argument = Annotated[
     str,
     Field(max_length=1024),
-    Rule(f"!self.matches({_cel_text(LITERAL_KEY)})", _NO_KEY_MESSAGE, no_literal_key),
+    Rule(f"!self.matches({cel_text(LITERAL_KEY)})", _NO_KEY_MESSAGE, no_literal_key),
     Rule("!self.startsWith('--api-key')", "must not set an API key", lambda text: not text.startswith("--api-key")),
 ]
 """A command line argument."""

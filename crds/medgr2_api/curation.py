@@ -53,7 +53,7 @@ class Selection(Model):
 
 
 class NearDuplicates(Model):
-    """When two triplets count as the same."""
+    """When two triplets count as the same (DECISIONS 8)."""
 
     image_hamming: Annotated[int, Field(ge=0, le=64)] = 4
     """Most bits in which the perceptual hashes of the two images may differ."""
@@ -70,6 +70,15 @@ class Balance(Model):
     """Largest share of one group."""
 
 
+class Review(Model):
+    """An expert's decisions on the kept triplets of an iteration."""
+
+    iteration: Annotated[int, Field(ge=1, le=20)]
+    """Which iteration."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """Which review: it lies in the workspace as reviews/<sha256>.jsonl (`medgr2 decisions import` puts it there)."""
+
+
 class Curation(Model):
     """From scored candidates to training data."""
 
@@ -78,8 +87,8 @@ class Curation(Model):
     allow_overlap: bool = False
     """Keep candidates that are already in the training set (paper: allow_overlap). Benchmarks are always kept out."""
     near_duplicates: NearDuplicates | None = None
-    """Drop near-duplicates; absent: only exact ones."""
+    """Drop near-duplicates too, within the batch and of the training set; absent: only exact ones."""
     reject_guessable: bool | None = None
-    """Drop what the options alone give away."""
+    """Drop what the options alone give away: an option prior fitted on the training set answers it."""
     balance: Balance | None = None
     """Cap the share of a group; absent: no cap."""

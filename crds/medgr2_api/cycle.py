@@ -7,9 +7,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from .base import ApiEnum, DNSLabel, Model
-from .curation import Curation
+from .curation import Curation, Review
 from .data import Data, DataFormat, Workspace
-from .models import Evaluation, Generator, Policy, RewardModel
+from .generator import Generator
+from .models import Evaluation, Policy, RewardModel
 from .rules import Keyed, Rule
 from .scheduling import (
     Budget,
@@ -57,6 +58,16 @@ class CycleSpec(Model):
             "restartFrom.iteration is beyond iterations",
             lambda s: s.restart_from is None or s.restart_from.iteration <= s.iterations,
         ),
+        Rule(
+            "!has(self.budget) || !has(self.budget.generatorUSD) || has(self.generator.prices)"
+            " || (!has(self.generator.gemini) && !has(self.generator.openAI))",
+            "budget.generatorUSD needs generator.prices: without them nobody knows what a question costs",
+            lambda s: (
+                s.budget.generator_usd is None
+                or s.generator.prices is not None
+                or (s.generator.gemini is None and s.generator.openai is None)
+            ),
+        ),
     )
 
     preset: Preset = Preset.DEFAULT
@@ -69,6 +80,9 @@ class CycleSpec(Model):
     """Stages that wait, in every iteration, until they are listed in `approved`."""
     approved: Annotated[list[StageRef], Field(max_length=220)] = []
     """What was paused and may go on; `medgr2 approve` appends here."""
+    reviews: Annotated[list[Review], Field(max_length=20), Keyed(("iteration",))] = []
+    """Experts' decisions on kept triplets; `medgr2 decisions import` adds them. A stage curate that has finished takes
+    notice by restartFrom."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 17
     """Seed of everything random."""
     answer_format: AnswerFormat | None = None

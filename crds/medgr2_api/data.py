@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from .base import ApiEnum, DNSLabel, KubernetesObject, Model, RelativePath
+from .base import ApiEnum, DNSLabel, HttpURL, KubernetesObject, Model, RelativePath
+from .references import URI, SecretKeyRef
 from .rules import Keyed, Rule
 
 
@@ -19,6 +20,10 @@ class DataFormat(ApiEnum):
     DICOM = "DICOM"
     IMAGE_FOLDER = "ImageFolder"
     PHANTOM = "Phantom"
+
+
+#: Formats that hold images only, and often patients: no gold answers, and not sent to outside providers by default.
+IMAGES_ONLY = frozenset({DataFormat.DICOM, DataFormat.IMAGE_FOLDER})
 
 
 class SourceRole(ApiEnum):
@@ -50,6 +55,38 @@ class WhenDeleted(ApiEnum):
     DELETE = "Delete"
 
 
+class MMMU(Model):
+    """What to take of a MMMU export (parquet files as published, a folder per subject)."""
+
+    subjects: Annotated[list[Annotated[str, Field(max_length=64)]], Field(min_length=1, max_length=64), Keyed()] = [
+        "Basic_Medical_Science",
+        "Clinical_Medicine",
+        "Diagnostics_and_Laboratory_Medicine",
+        "Pharmacy",
+        "Public_Health",
+    ]
+    """Subjects; default: the five of Health & Medicine."""
+    split: Literal["dev", "validation", "test"] = "validation"
+    """Which of its splits; `test` has no answers."""
+
+
+class BurnedInText(ApiEnum):
+    """What to do with an image that seems to have text in its pixels, which may name a patient."""
+
+    QUARANTINE = "Quarantine"
+    TRUST_FLAG = "TrustFlag"
+
+
+class DICOM(Model):
+    """How DICOM files become images."""
+
+    max_frames: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Frames taken of a multi-frame file, evenly spaced; 1: the middle one."""
+    burned_in_text: BurnedInText = BurnedInText.QUARANTINE
+    """Quarantine: what the file declares as annotated, and what looks as if it had text in it, is set aside. TrustFlag:
+    only what the file declares."""
+
+
 class Phantom(Model):
     """Synthetic images drawn by code: no patient, no licence, known truth. For trials and tests."""
 
@@ -70,45 +107,77 @@ _FORMAT_RULES = (
         "'uri' is needed, but not with format Phantom: phantoms are drawn, not read",
         lambda s: (s.format is DataFormat.PHANTOM) != bool(s.uri),
     ),
+    Rule(
+        "!has(self.mmmu) || self.format == 'MMMU'",
+        "'mmmu' goes with format MMMU",
+        lambda s: s.mmmu is None or s.format is DataFormat.MMMU,
+    ),
+)
+_DICOM_RULE = Rule(
+    "!has(self.dicom) || self.format == 'DICOM'",
+    "'dicom' goes with format DICOM",
+    lambda s: s.dicom is None or s.format is DataFormat.DICOM,
+)
+_ANSWERS_RULE = Rule(
+    "!(self.format in ['DICOM', 'ImageFolder'])",
+    "a benchmark needs questions with answers, which DICOM and ImageFolder have not",
+    lambda s: s.format not in IMAGES_ONLY,
 )
 
 
 class DataSource(Model):
     """One set of images, with or without questions and answers."""
 
-    rules: ClassVar[tuple[Rule, ...]] = _FORMAT_RULES
+    rules: ClassVar[tuple[Rule, ...]] = (*_FORMAT_RULES, _DICOM_RULE)
 
     name: DNSLabel
     """Name of the source in tables and reports."""
     format: DataFormat
     """File format of the source."""
-    uri: RelativePath = ""
-    """Where it lies: a path on the volume. Phantom sources have none."""
-    images: RelativePath = ""
-    """Folder that the image paths of the records are relative to; empty: the folder of the records."""
+    uri: URI = ""
+    """Where it lies: a path on the volume, or hf://org/name@revision, s3://bucket/key, file:///path, which prepare
+    fetches once and pins. Phantom sources have none."""
+    images: URI = ""
+    """Folder that the image paths of the records are relative to, as `uri`; empty: the folder of the records."""
+    modality: Annotated[str, Field(max_length=64)] = ""
+    """Modality of images about which the data says nothing, such as X-Ray."""
+    mmmu: MMMU | None = None
+    """What to take of a MMMU export."""
     role: SourceRole | None = None
     """Seed: its questions and answers are gold, its images also feed the generator. Images: only its images are
     used. Default: Seed for formats that carry answers, Images for DICOM and ImageFolder."""
     allow_external: bool | None = None
     """Whether these images may be sent to a provider outside the cluster. Default: false for DICOM and ImageFolder,
     true otherwise."""
+    dicom: DICOM | None = None
+    """How to read DICOM files."""
     phantom: Phantom | None = None
     """How to draw a Phantom source."""
+
+    @property
+    def may_leave(self) -> bool:
+        """Whether its images may be sent to a provider outside the house."""
+        return self.format not in IMAGES_ONLY if self.allow_external is None else self.allow_external
 
 
 class Benchmark(Model):
     """A test set. Never trained on, never used to choose anything."""
 
-    rules: ClassVar[tuple[Rule, ...]] = _FORMAT_RULES
+    rules: ClassVar[tuple[Rule, ...]] = (*_FORMAT_RULES, _ANSWERS_RULE)
 
     name: DNSLabel
     """Name of the benchmark in tables and reports."""
     format: DataFormat
     """File format of the benchmark."""
-    uri: RelativePath = ""
-    """Where it lies: a path on the volume. Phantom benchmarks have none."""
-    images: RelativePath = ""
-    """Folder that the image paths of the records are relative to; empty: the folder of the records."""
+    uri: URI = ""
+    """Where it lies: a path on the volume, or hf://org/name@revision, s3://bucket/key, file:///path, which prepare
+    fetches once and pins. Phantom benchmarks have none."""
+    images: URI = ""
+    """Folder that the image paths of the records are relative to, as `uri`; empty: the folder of the records."""
+    modality: Annotated[str, Field(max_length=64)] = ""
+    """Modality of images about which the data says nothing, such as X-Ray."""
+    mmmu: MMMU | None = None
+    """What to take of a MMMU export."""
     on_leak: OnLeak = OnLeak.DROP
     """What to do when a training image is also in this benchmark: Drop it from training and say how many, or Fail."""
     phantom: Phantom | None = None
@@ -128,11 +197,44 @@ class Split(Model):
     )
 
     by: SplitBy = SplitBy.IMAGE
-    """The unit that is never divided: all questions of one Image, of one Patient, or of one Source stay together."""
+    """The unit that is never divided: all questions of one Image; all images of one Patient (every image needs an
+    id); or all of one Source, which is what the records call their dataset, else the file that they stand in."""
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share held out for every choice (thresholds, early stopping, best checkpoint)."""
     test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share held out as a further test set named after the source."""
+
+
+class S3(Model):
+    """How to reach an S3-compatible store; without the two references: anonymously."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.accessKeyIDSecretRef) == has(self.secretAccessKeySecretRef)",
+            "accessKeyIDSecretRef and secretAccessKeySecretRef go together",
+            lambda s: (s.access_key_id_secret_ref is None) == (s.secret_access_key_secret_ref is None),
+        ),
+    )
+
+    endpoint_url: Annotated[HttpURL | None, Field(alias="endpointURL")] = None
+    """Address of the store; absent: Amazon's."""
+    region: Annotated[str, Field(max_length=64)] = ""
+    """Region of the buckets; empty: the store's default."""
+    access_key_id_secret_ref: Annotated[SecretKeyRef | None, Field(alias="accessKeyIDSecretRef")] = None
+    """Where the access key's id lies."""
+    secret_access_key_secret_ref: SecretKeyRef | None = None
+    """Where the secret access key lies."""
+
+
+class Fetch(Model):
+    """How prepare gets what is not on the volume. Says how to reach it, not what it is: not part of any hash."""
+
+    hub_token_secret_ref: SecretKeyRef | None = None
+    """Where the token for the Hugging Face hub lies; absent: public repositories only."""
+    hub_endpoint: HttpURL | None = None
+    """Address of a mirror of the hub; absent: huggingface.co."""
+    s3: S3 = S3()
+    """How to reach s3:// URIs."""
 
 
 class Data(Model):
@@ -152,6 +254,8 @@ class Data(Model):
     """How unsplit sources are divided."""
     benchmarks: Annotated[list[Benchmark], Field(max_length=32), Keyed(("name",))] = []
     """Test sets; images found in them are taken out of training."""
+    fetch: Fetch = Fetch()
+    """How to reach what prepare has to fetch, models included."""
     max_pixels: Annotated[int, Field(ge=784, le=16_777_216)] = 401_408
     """Larger images are scaled down to this many pixels, once, by prepare."""
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01

@@ -1,148 +1,19 @@
-"""The parts of a cycle's spec that name models and how they learn: generator, reward model, policy.
+"""The parts of a cycle's spec that name models and how they learn: reward model and policy.
 
 A field whose value a preset owns is optional and has no default here: `presets.py` fills it in.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field
 
-from .base import ApiEnum, Argument, Fraction, FreeForm, HttpURL, Model, RelativePath
+from .base import ApiEnum, Fraction, FreeForm, Model, Positive
 from .curation import Curation as Curation
 from .curation import SelectionStrategy as SelectionStrategy
-from .rules import Keyed, Rule
-
-ModelName = Annotated[str, Field(min_length=1, max_length=512)]
-Positive = Annotated[float, Field(gt=0)]
-
-
-class SecretKeyRef(Model):
-    """One key of a Secret in the cycle's namespace (locally: a file `<secrets-dir>/<name>/<key>`)."""
-
-    name: Annotated[str, Field(min_length=1, max_length=253)]
-    """Name of the Secret."""
-    key: Annotated[str, Field(min_length=1, max_length=253)]
-    """Key inside the Secret."""
-
-
-class Gemini(Model):
-    """Google's Gemini API."""
-
-    model: ModelName
-    """Model id; `medgr2 doctor` asks the provider whether it exists."""
-    api_key_secret_ref: SecretKeyRef
-    """Where the API key lies. Never write the key itself here."""
-
-
-class OpenAI(Model):
-    """Any server that speaks OpenAI's chat completions with images, such as vLLM."""
-
-    model: ModelName
-    """Model id as the server names it."""
-    base_url: Annotated[HttpURL, Field(alias="baseURL")]
-    """Address of the API, such as http://vllm.models.svc:8000/v1; without user, password or query."""
-    api_key_secret_ref: SecretKeyRef | None = None
-    """Where the API key lies; absent: the server asks for none."""
-
-
-class VLLM(Model):
-    """A `vllm serve` that runs beside each generate pod and gets its GPUs."""
-
-    model: ModelName
-    """Model to serve."""
-    image: str = ""
-    """Container image; empty: the operator's default."""
-    args: Annotated[list[Argument], Field(max_length=128)] = []
-    """Further arguments of `vllm serve`."""
-
-
-class Scripted(Model):
-    """A generator made of code, for phantom images only: its errors are known exactly."""
-
-    error_rate: Annotated[Fraction | None, Field()] = None
-    """How often a systematic confusion strikes the values that the script confuses."""
-    blind_spots: Annotated[Fraction | None, Field()] = None
-    """Share of the values of each attribute that the script never gets right."""
-    irrelevant_rate: Annotated[Fraction | None, Field()] = None
-    """Share of candidates whose rationale is about something else."""
-    incoherent_rate: Annotated[Fraction | None, Field()] = None
-    """Share of candidates whose rationale has lost words."""
-
-
-class Paradigm(ApiEnum):
-    """Prompting paradigms of the paper."""
-
-    DIRECT = "Direct"
-    STEP_BY_STEP = "StepByStep"
-    META_COGNITIVE = "MetaCognitive"
-
-
-class WeightedParadigm(Model):
-    """A prompting paradigm and its share."""
-
-    name: Paradigm
-    """Which paradigm."""
-    weight: Positive = 1.0
-    """Share relative to the others."""
-
-
-class Sampling(Model):
-    """How the generator samples."""
-
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    """Sampling temperature; 0: greedy."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Nucleus sampling."""
-    max_tokens: Annotated[int, Field(ge=1)] = 1024
-    """Longest answer, in tokens."""
-
-
-class Distillation(Model):
-    """Fine-tune an open generator on the kept triplets. Absent: off."""
-
-    base_model: ModelName
-    """Model to fine-tune."""
-    min_acceptance_delta: float = -0.02
-    """The new generator replaces the old one only if its acceptance on a fixed probe set changes by at least this."""
-
-
-class Generator(Model):
-    """Who proposes question, answer and rationale. Exactly one of gemini, openAI, vllm, scripted."""
-
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "[has(self.gemini), has(self.openAI), has(self.vllm), has(self.scripted)].exists_one(given, given)",
-            "exactly one of gemini, openAI, vllm and scripted must be given",
-            lambda g: [g.gemini, g.openai, g.vllm, g.scripted].count(None) == 3,
-        ),
-    )
-
-    gemini: Gemini | None = None
-    """Use Google's Gemini API."""
-    openai: Annotated[OpenAI | None, Field(alias="openAI")] = None
-    """Use an OpenAI-compatible server."""
-    vllm: VLLM | None = None
-    """Run vLLM beside the stage."""
-    scripted: Scripted | None = None
-    """Use the scripted generator (phantom sources only)."""
-    paradigms: Annotated[list[WeightedParadigm], Field(min_length=1, max_length=3), Keyed(("name",))] | None = None
-    """Which prompting paradigms, and how often."""
-    question_types: Annotated[list[Annotated[str, Field(max_length=64)]] | None, Field(min_length=1, max_length=32)] = (
-        None
-    )
-    """Kinds of question to ask for."""
-    candidates: Annotated[int | None, Field(ge=0)] = None
-    """Candidates per iteration."""
-    questions_per_image: Annotated[int | None, Field(ge=1, le=64)] = None
-    """Questions per image."""
-    sampling: Sampling = Sampling()
-    """How the generator samples."""
-    concurrency: Annotated[int | None, Field(ge=1, le=4096)] = None
-    """Requests in flight at most."""
-    distillation: Distillation | None = None
-    """Fine-tune the generator on what was kept."""
+from .references import ModelURI
+from .rules import Keyed
 
 
 class LoRA(Model):
@@ -209,10 +80,11 @@ class RewardTraining(Model):
 class RewardModel(Model):
     """R: scores a triplet in [-6, 10]."""
 
-    base_model: ModelName
-    """Model to start from: a folder on the volume, or builtin://tiny-qwen2.5-vl."""
-    checkpoint: RelativePath | None = None
-    """Bring your own R⁽⁰⁾: folder on the volume; the first training is then left out."""
+    base_model: ModelURI
+    """Model to start from: a folder on the volume, an id of the Hugging Face hub (fetched and pinned by prepare), a URI
+    (hf://org/name@revision, s3://…, file:///…), or builtin://tiny-qwen2.5-vl."""
+    checkpoint: ModelURI | None = None
+    """Bring your own R⁽⁰⁾: as `baseModel`, with the head beside it; the first training is then left out."""
     head: RewardHead | None = None
     """What the scalar head sees."""
     grades: Grades = Grades()
@@ -319,8 +191,9 @@ class Preferences(Model):
 class Policy(Model):
     """π: the model the user wants."""
 
-    base_model: ModelName
-    """Model to start from: a folder on the volume, or builtin://tiny-qwen2.5-vl."""
+    base_model: ModelURI
+    """Model to start from: a folder on the volume, an id of the Hugging Face hub (fetched and pinned by prepare), a URI
+    (hf://org/name@revision, s3://…, file:///…), or builtin://tiny-qwen2.5-vl."""
     init_from: InitFrom = InitFrom.BASE
     """Where each iteration's SFT starts: the base model, or the previous iteration's policy."""
     sft: Training = Training()

@@ -12,6 +12,7 @@ from .base import FreeForm, Model, sha256_of
 from .curation import Curation
 from .cycle import AnswerFormat, CycleSpec
 from .data import Data
+from .generator import Prices, RateLimit, Sampling, Scripted, WeightedParadigm
 from .models import (
     GRPO,
     Control,
@@ -21,18 +22,16 @@ from .models import (
     Promotion,
     RewardHead,
     RewardTraining,
-    Sampling,
-    Scripted,
-    SecretKeyRef,
     Training,
-    WeightedParadigm,
 )
+from .references import SecretKeyRef
 from .stages import StageName
 
 #: Raised when a stage's code changes what it would publish for the same parameters and inputs.
 CODE_VERSION: dict[StageName, int] = {
     **dict.fromkeys(StageName, 1),
     StageName.PREPARE: 2,  # D_grade: wrong rows are paraphrased as often as right ones
+    StageName.CURATE: 2,  # near-duplicates, near images of benchmarks, guessable items, balance, reviews
     StageName.SFT: 2,  # on a CPU the LM head scores the answers only: other rounding
     StageName.GRPO: 2,  # the same
 }
@@ -105,7 +104,13 @@ class Provider(Model):
     api_key_secret_ref: SecretKeyRef | None = None
     """Where the API key lies."""
     concurrency: int = 1
-    """Requests in flight at most."""
+    """Requests in flight at most, in each shard."""
+    external: bool = False
+    """Images without `allowExternal` are not sent to it."""
+    prices: Prices | None = None
+    """What it charges."""
+    rate_limit: RateLimit = RateLimit()
+    """What it allows, over all shards."""
 
 
 class GenerateParameters(StageParameters):
@@ -145,6 +150,8 @@ class CurateParameters(StageParameters):
 
     curation: Curation
     """Selection, overlap and balance."""
+    review: str = ""
+    """sha256 of an expert's decisions on this iteration's triplets; empty: none."""
 
 
 class SFTParameters(StageParameters):
@@ -231,35 +238,39 @@ def input_hash(stage: StageName, parameters: StageParameters, inputs: dict[str, 
         64 hex digits.
     """
     hashed = parameters.dump()
-    for field in ("baseUrl", "apiKeySecretRef", "concurrency"):
-        hashed.get("provider", {}).pop(field, None)
+    for part, fields in _NOT_HASHED.items():
+        for field in fields:
+            hashed.get(part, {}).pop(field, None)
     return sha256_of(
         {"stage": stage, "code": CODE_VERSION[stage], "parameters": hashed, "inputs": inputs, "token": token}
     )
+
+
+#: How something is reached, and how fast: changing it must not repeat paid work.
+_NOT_HASHED = {
+    "provider": ("baseUrl", "apiKeySecretRef", "concurrency", "prices", "rateLimit"),
+    "data": ("fetch",),
+}
 
 
 def _provider(spec: CycleSpec) -> dict[str, Any]:
     generator = spec.generator
     if generator.scripted is not None:
         return {"kind": "scripted", "scripted": generator.scripted.dump(), "concurrency": 1}
-    if generator.openai is not None:
-        secret = generator.openai.api_key_secret_ref
-        return {
-            "kind": "openAI",
-            "model": generator.openai.model,
-            "base_url": generator.openai.base_url,
-            "api_key_secret_ref": secret.dump() if secret else None,
-            "concurrency": generator.concurrency,
-        }
-    if generator.gemini is not None:
-        return {
-            "kind": "gemini",
-            "model": generator.gemini.model,
-            "api_key_secret_ref": generator.gemini.api_key_secret_ref.dump(),
-            "concurrency": generator.concurrency,
-        }
-    assert generator.vllm is not None
-    return {"kind": "vllm", "model": generator.vllm.model, "concurrency": generator.concurrency}
+    asked = generator.openai or generator.gemini or generator.vllm
+    assert asked is not None
+    kind = {"OpenAI": "openAI", "Gemini": "gemini", "VLLM": "vllm"}[type(asked).__name__]
+    secret = getattr(asked, "api_key_secret_ref", None)
+    return {
+        "kind": kind,
+        "model": asked.model,
+        "base_url": getattr(asked, "base_url", None) or "",
+        "api_key_secret_ref": secret.dump() if secret else None,
+        "concurrency": generator.concurrency,
+        "external": generator.external,
+        "prices": generator.prices.dump() if generator.prices else None,
+        "rate_limit": generator.rate_limit.dump(),
+    }
 
 
 _BUILDERS: dict[StageName, Any] = {
@@ -295,7 +306,10 @@ _BUILDERS: dict[StageName, Any] = {
         "shards": s.stage(StageName.GENERATE).shards,
     },
     StageName.SCORE: lambda s, t: {"shards": s.stage(StageName.SCORE).shards, "answer_format": s.answer_format},
-    StageName.CURATE: lambda s, t: {"curation": s.curation.dump()},
+    StageName.CURATE: lambda s, t: {
+        "curation": s.curation.dump(),
+        "review": next((review.sha256 for review in s.reviews if review.iteration == t), ""),
+    },
     StageName.SFT: lambda s, t: {
         "init_from": s.policy.init_from,
         "training": s.policy.sft.dump(),

@@ -2,7 +2,7 @@
 
 Each preset is a table from the field's path in the spec to its value; every preset stands on `Default`. Free-form
 `trainer` options are merged key by key, the user's word last. A few values follow from others: those of a source from
-its format, LoRA's alpha from its rank.
+its format, LoRA's alpha from its rank, whether a server is outside the house from its address.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from typing import Any
 from .base import normalise
 from .curation import SelectionStrategy
 from .cycle import CycleSpec, Preset
-from .data import DataFormat, SourceRole
+from .data import IMAGES_ONLY, SourceRole
+from .generator import is_external
 
 TRAINER_FIELDS = frozenset({"trainer", "retrainTrainer"})
-#: Formats that hold images only, and often patients: no gold answers, and not sent to outside providers by default.
-IMAGES_ONLY = frozenset({DataFormat.DICOM, DataFormat.IMAGE_FOLDER})
 
 _SELECTION = "curation.selection"
 _USED_BY: dict[str, tuple[SelectionStrategy, ...]] = {
@@ -193,6 +192,9 @@ def _derive(document: dict[str, Any]) -> dict[str, Origin]:
         role = SourceRole.IMAGES if images_only else SourceRole.SEED
         derived.append((f"data.sources[{index}]", source, "role", str(role)))
         derived.append((f"data.sources[{index}]", source, "allowExternal", not images_only))
+    server = document["generator"].get("openAI")
+    if server is not None:
+        derived.append(("generator.openAI", server, "external", is_external(server["baseURL"])))
     for parent in ("rewardModel.training", "policy.sft", "policy.grpo"):
         lora = (_descend(document, parent.split(".")) or {}).get("lora")
         if lora and lora["rank"]:

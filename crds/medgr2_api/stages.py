@@ -85,6 +85,10 @@ DISTRIBUTED_STAGES = frozenset({StageName.REWARD, StageName.SFT, StageName.GRPO}
 PERMANENT_EXIT_CODES = frozenset({ExitCode.USAGE, ExitCode.USAGE_SYSEXITS, ExitCode.DATA_ERROR, ExitCode.CONFIG})
 
 
+#: `StageResult.reason` of a generate stage that has to stop because the next question might pass the budget.
+BUDGET_SPENT = "BudgetSpent"
+
+
 class Progress(Model):
     """What a running stage says of itself; written to the progress file and served on `/progress`."""
 
@@ -155,7 +159,8 @@ class StageRequest(Model):
     shard: Shard = Shard()
     """The part of the stage that this process does."""
     generator_budget_usd: Annotated[float | None, Field(alias="generatorBudgetUSD")] = None
-    """What this attempt may spend at the provider; null: no limit."""
+    """What the whole cycle may spend at the provider; null: no limit. What was spent is read from the ledgers on the
+    volume (`workspace.spend`), which survive what a status does not learn of; a shard keeps to its share."""
     grace_seconds: float = 300
     """Seconds between SIGTERM and SIGKILL."""
     collect: bool = False
@@ -186,7 +191,8 @@ class StageResult(Model):
     metrics: Figures = Field(default_factory=dict)
     """A few headline figures."""
     usage: Figures = Field(default_factory=dict)
-    """Money and time: `generatorUSD`, `wallSeconds`, `cpuSeconds`, `gpuSeconds`."""
+    """Money and time: `wallSeconds`, `cpuSeconds`, `gpuSeconds` of this attempt; `generatorUSD` of all attempts at this
+    artifact so far."""
 
     def to_termination_message(self) -> str:
         """The JSON text, cut (message first, then metrics, then usage) until it fits `RESULT_MAX_BYTES`."""

@@ -96,6 +96,10 @@ class StageStatus(Model):
     """No new attempt at all: the failure is permanent, or the tries are used up. The cycle fails."""
     gpus: int = 0
     """GPUs of the newest attempt."""
+    generator_usd: Annotated[float, Field(alias="generatorUSD")] = 0.0
+    """What it paid to the generator's provider, as far as it was told, over all attempts."""
+    generator_budget_usd: Annotated[float | None, Field(alias="generatorBudgetUSD")] = None
+    """The cycle's budget when the newest attempt was made."""
     attempt_seconds: float = 0.0
     """Seconds run by the newest attempt, less the stretch that is running now."""
     running_since: datetime | None = None

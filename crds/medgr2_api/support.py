@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .cycle import CycleSpec
-from .data import DataFormat, SplitBy
 from .problems import Problem
 from .scheduling import DeepSpeed
 from .stages import DISTRIBUTED_STAGES, StageName
 
-READABLE_FORMATS = frozenset({DataFormat.OMNIMEDVQA, DataFormat.PHANTOM})
 TINY_MODEL = "builtin://tiny-qwen2.5-vl"
 
 
@@ -34,33 +32,13 @@ class Gap:
     """Missing only in `medgr2 run`."""
 
 
-def _remote_model(name: str) -> bool:
-    if name.partition("?")[0] == TINY_MODEL:
-        return False
-    return "://" in name or name.startswith(("/", "~")) or ".." in name.split("/")
+def _unknown_builtin(name: str) -> bool:
+    return name.startswith("builtin://") and name.partition("?")[0] != TINY_MODEL
 
 
-_MODEL = (
-    f"{{value!r}} cannot be fetched yet: copy the model into a folder of the workspace and give that folder's path"
-    f" (relative), or use {TINY_MODEL}"
-)
-_FORMAT = (
-    "format {value} cannot be read yet: convert it to OmniMedVQA's JSON (question, gt_answer, option_A…D, image_path),"
-    " or use Phantom for a trial"
-)
-_URI = "{value!r} cannot be fetched yet: copy the data into the workspace and give the path there"
+_BUILTIN = f"there is no built-in model {{value!r}}: use {TINY_MODEL}, a folder of the workspace, or an id of the hub"
 
 GAPS: tuple[Gap, ...] = (
-    Gap("data.sources[].format", lambda v: v not in READABLE_FORMATS, _FORMAT),
-    Gap("data.benchmarks[].format", lambda v: v not in READABLE_FORMATS, _FORMAT),
-    Gap("data.sources[].uri", lambda v: "://" in v, _URI),
-    Gap("data.benchmarks[].uri", lambda v: "://" in v, _URI),
-    Gap("data.split.by", lambda v: v != SplitBy.IMAGE, "splitting by {value} is not there yet: use Image"),
-    Gap(
-        "generator.gemini",
-        lambda v: True,
-        "Gemini is not supported yet: use generator.openAI with a server that speaks OpenAI's API",
-    ),
     Gap(
         "generator.vllm",
         lambda v: True,
@@ -73,16 +51,13 @@ GAPS: tuple[Gap, ...] = (
         lambda v: v["name"] == "distill" and v["enabled"],
         "the stage distill is not there yet: leave it out, or set enabled: false",
     ),
+    Gap("policy.baseModel", _unknown_builtin, _BUILTIN),
+    Gap("rewardModel.baseModel", _unknown_builtin, _BUILTIN),
     Gap(
-        "curation.nearDuplicates",
-        lambda v: True,
-        "near-duplicates are not recognised yet: leave it out; exact ones are dropped always",
+        "rewardModel.checkpoint",
+        lambda v: v.startswith("builtin://"),
+        "a checkpoint is no built-in model: leave it out",
     ),
-    Gap("curation.rejectGuessable", bool, "guessable candidates are not recognised yet: leave it out, or set false"),
-    Gap("curation.balance", lambda v: True, "balancing is not supported yet: leave it out"),
-    Gap("policy.baseModel", _remote_model, _MODEL),
-    Gap("rewardModel.baseModel", _remote_model, _MODEL),
-    Gap("rewardModel.checkpoint", _remote_model, _MODEL),
     Gap(
         "stages[]",
         lambda v: (
@@ -102,6 +77,11 @@ GAPS: tuple[Gap, ...] = (
         "training over several nodes needs Kubernetes: `medgr2 run` has one computer; set 1",
         local=True,
     ),
+)
+
+_NOTHING_MAY_LEAVE = (
+    "the generator is outside, and no image may leave the house: set allowExternal: true for a source that may (DICOM"
+    " and ImageFolder may not unless you say so), or use a server of your own (vllm, or openAI with external: false)"
 )
 
 _FOLDERS = "the stage decides where it writes"
@@ -209,6 +189,8 @@ def unsupported(spec: CycleSpec, local: bool = False) -> list[Problem]:
         for path, value in _values(document, gap.path)
         if gap.missing(value)
     ]
+    if spec.generator.external and not any(source.may_leave for source in spec.data.sources):
+        problems.append(Problem("spec.data.sources", _NOTHING_MAY_LEAVE))
     for trainer in TRAINERS:
         for path, options in _values(document, trainer):
             for option in options:

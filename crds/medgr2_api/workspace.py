@@ -8,8 +8,11 @@
     a<attempt>…/                      the parts one attempt wrote
     work/<cycle uid>/                 checkpoints of an unfinished run
   cache/huggingface/                  models that a stage or a vLLM beside one fetched from the hub (on a cluster)
+  inputs/<key>/                       data and models that prepare fetched, pinned; may be copied from another site
+  reviews/<sha256>.jsonl              experts' decisions on kept triplets
   cycles/<cycle>/                     one cycle's view
     state.json, run.lock, report/, logs/, fences/, progress/, results/, iterations/
+    spend/<cycle uid>/                what was reserved and paid at the generator's provider
 ```
 """
 
@@ -73,6 +76,21 @@ def result(cycle_name: str, attempt: str) -> PurePosixPath:
 def iteration_link(cycle_name: str, iteration: int, stage: StageName | str) -> PurePosixPath:
     """Link from a cycle's iteration to the artifact it used."""
     return cycle(cycle_name) / "iterations" / f"i{iteration:03d}" / str(stage)
+
+
+def fetched(key: str) -> PurePosixPath:
+    """Where something that prepare fetched lies; the key says what it is."""
+    return PurePosixPath("inputs", key)
+
+
+def review(sha256: str) -> PurePosixPath:
+    """An expert's decisions."""
+    return PurePosixPath("reviews", f"{sha256}.jsonl")
+
+
+def spend(cycle_name: str, uid: str) -> PurePosixPath:
+    """Folder of a cycle's ledgers, one file per artifact and shard. They stay when the artifact is published."""
+    return cycle(cycle_name) / "spend" / uid
 
 
 def report(cycle_name: str) -> PurePosixPath:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 import time
 from dataclasses import dataclass, field
@@ -14,8 +13,9 @@ from typing import Generic, TypeVar
 
 from medgr2_api import workspace
 from medgr2_api.parameters import StageParameters
-from medgr2_api.stages import SECRETS_ENV, Progress, StageRequest
+from medgr2_api.stages import Progress, StageRequest
 
+from . import secret
 from .distributed.ranks import Ranks
 from .errors import Checkpointed, ConfigError
 from .store.artifact import ArtifactReader, ArtifactWriter
@@ -124,20 +124,7 @@ class StageContext(Generic[P]):
         Raises:
             ConfigError: it is not there, or empty.
         """
-        folder = os.environ.get(SECRETS_ENV, "/var/run/secrets/medgr2.io")
-        if {name, key} & {"", ".", ".."} or "/" in name + key:
-            raise ConfigError(f"secret {name!r}, key {key!r}: not names of a secret and its key")
-        path = Path(folder) / name / key
-        try:
-            value = path.read_text().strip()
-        except (OSError, UnicodeDecodeError):
-            value = ""
-        if not value:
-            raise ConfigError(
-                f"secret {name!r} has no key {key!r} (looked for text in {path}); "
-                "on a cluster create the Secret, locally pass --secrets-dir"
-            )
-        return value
+        return secret.read(name, key)
 
     @cached_property
     def _progress_path(self) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import openai
 from openai.types.chat import ChatCompletion
 
-from medgr2_api.models import Sampling
+from medgr2_api.generator import Sampling
 
 from ..errors import ConfigError
 from . import schema

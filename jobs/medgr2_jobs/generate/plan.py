@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medgr2_api.models import Paradigm, WeightedParadigm
+from medgr2_api.generator import Paradigm, WeightedParadigm
 from medgr2_api.stages import Shard
 
 from ..data.splits import TRAIN

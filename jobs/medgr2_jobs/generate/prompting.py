@@ -9,7 +9,7 @@ from importlib import resources
 
 from jinja2 import DictLoader, Environment, StrictUndefined, Template
 
-from medgr2_api.models import Paradigm
+from medgr2_api.generator import Paradigm
 
 from .schema import OPTION_COUNT
 

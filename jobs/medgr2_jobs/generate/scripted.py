@@ -12,7 +12,7 @@ import random
 from typing import Any
 
 from medgr2_api.cycle import AnswerFormat
-from medgr2_api.models import Scripted
+from medgr2_api.generator import Scripted
 
 from .. import answers
 from ..data import phantoms, wording

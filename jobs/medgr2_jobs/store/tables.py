@@ -26,19 +26,20 @@ _QUESTION = {
 #: table → (version, columns)
 SCHEMAS: dict[str, tuple[int, dict[str, pa.DataType]]] = {
     # prepare
-    "images": (1, {"image_sha256": _TEXT, "width": _INT, "height": _INT, "modality": _TEXT, "source": _TEXT,
-                   "source_path": _TEXT, "split": _TEXT, "allow_external": _BOOL}),
+    "images": (2, {"image_sha256": _TEXT, "width": _INT, "height": _INT, "modality": _TEXT, "source": _TEXT,
+                   "source_path": _TEXT, "split": _TEXT, "allow_external": _BOOL, "dataset": _TEXT, "patient": _TEXT,
+                   "phash": _TEXT}),
     "items": (1, {"item_id": _TEXT, "source": _TEXT, "split": _TEXT, "benchmark": _TEXT, **_QUESTION,
                   "answer_index": _INT, "rationale": _TEXT}),
-    "grades": (1, {"sample_id": _TEXT, "item_id": _TEXT, "split": _TEXT, **_QUESTION, "response": _TEXT,
-                   "grade": _TEXT, "target": _FLOAT, "perturbation": _TEXT}),
+    "grades": (2, {"sample_id": _TEXT, "item_id": _TEXT, "source": _TEXT, "split": _TEXT, **_QUESTION,
+                   "response": _TEXT, "grade": _TEXT, "target": _FLOAT, "perturbation": _TEXT, "seed": _INT}),
     "phantoms": (1, {"image_sha256": _TEXT, "modality": _TEXT, "finding": _TEXT, "location": _TEXT, "count": _TEXT}),
     "quarantine": (1, {"source": _TEXT, "record": _TEXT, "field": _TEXT, "reason": _TEXT}),
     # generate; `truth` is the scripted generator's own knowledge: only the report reads it
-    "candidates": (1, {"triplet_id": _TEXT, "iteration": _INT, **_QUESTION, "answer_index": _INT, "rationale": _TEXT,
+    "candidates": (2, {"triplet_id": _TEXT, "iteration": _INT, **_QUESTION, "answer_index": _INT, "rationale": _TEXT,
                        "response": _TEXT, "paradigm": _TEXT, "template_sha256": _TEXT, "generator": _TEXT,
-                       "outcome": _TEXT, "attempts": _INT, "input_tokens": _INT, "output_tokens": _INT,
-                       "usd": _FLOAT}),
+                       "outcome": _TEXT, "error": _TEXT, "attempts": _INT, "input_tokens": _INT,
+                       "output_tokens": _INT, "thinking_tokens": _INT, "usd": _FLOAT}),
     "truth": (1, {"triplet_id": _TEXT, "kind": _TEXT, "correct": _BOOL}),
     # reward: held-out grades and what R says of them
     "calibration": (1, {"sample_id": _TEXT, "grade": _TEXT, "target": _FLOAT, "score": _FLOAT}),

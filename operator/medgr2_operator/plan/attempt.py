@@ -182,10 +182,11 @@ def _failed(look: Look) -> None:
     code = job.exit_code if job.exit_code is not None else (job.result.exit_code if job.result else None)
     stopped = look.record.reason if look.record.state is AttemptState.TERMINATING else ""
     progressed = _checkpoint(job.result) > look.record.checkpoint_step
-    verdict = classify(Ending(code, job.reason, stopped, progressed))
+    word = job.reason or (job.result.reason if job.result else "")
+    verdict = classify(Ending(code, word, stopped, progressed))
     said = job.result.message if job.result else ""
     unsaid = "PodGone" if code is None else f"ExitCode{code}"
-    reason = stopped or job.reason or (job.result.reason if job.result else "") or unsaid
+    reason = stopped or word or unsaid
     message = said or job.message or (look.record.message if stopped else "")
     _end(look, AttemptState.GONE if stopped else AttemptState.FAILED, verdict, reason, message)
 
@@ -246,7 +247,10 @@ def _book(look: Look, job: ObservedJob | None) -> float:
     ran = ledger.end_stretch(look.key, job.finished if job else None)
     # an attempt that failed may leave no account; then what it last said of itself is the best there is
     told = (job.result.usage if job and job.result else {}, record.progress.metrics if record.progress else {})
-    ledger.count(generator_usd=max(0.0, *(figures.get("generatorUSD", 0.0) for figures in told)))
+    # the stage tells what all its attempts have paid: only what is new is added
+    paid = max(record.generator_usd, *(figures.get("generatorUSD", 0.0) for figures in told))
+    ledger.count(generator_usd=paid - record.generator_usd)
+    ledger.change(look.key, generator_usd=paid)
     return ran
 
 

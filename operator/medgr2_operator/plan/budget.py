@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from medgr2_api.cycle import CycleSpec
-from medgr2_api.stages import StageName
-from medgr2_api.status import CycleStatus
+from medgr2_api.stages import BUDGET_SPENT, StageName
+from medgr2_api.status import CycleStatus, StageStatus
 
 from .graph import Graph
 from .ledger import Ledger, seconds_between
 
 _SECONDS_PER_HOUR = 3600.0
-#: Processes that share what is left do not all use up their shares; a remainder this small buys no further attempt.
-_SPENT = 0.99
 
 
 def exceeded(spec: CycleSpec, ledger: Ledger, graph: Graph) -> str:
@@ -31,18 +29,17 @@ def exceeded(spec: CycleSpec, ledger: Ledger, graph: Graph) -> str:
         node.key.name is StageName.GENERATE and not ledger.done(node.key) for node in graph
     ):
         spent = ledger.usage.generator_usd
-        if spent >= _SPENT * budget.generator_usd:
+        told = any(_said_spent(record, budget.generator_usd) for record in ledger.records.values())
+        if told or spent >= budget.generator_usd:
             return f"budget.generatorUSD: {spent:.2f} of {budget.generator_usd:g} spent"
     return ""
 
 
-def generator_share(spec: CycleSpec, ledger: Ledger, shards: int) -> float | None:
-    """What one process of a new generate attempt may spend: what is left, split over all that may spend at once."""
-    if spec.budget.generator_usd is None:
-        return None
-    left = max(0.0, spec.budget.generator_usd - ledger.usage.generator_usd)
-    others = sum(1 for record in ledger.active() if record.name is StageName.GENERATE and record.job_uid)
-    return left / ((others + 1) * shards)
+def _said_spent(record: StageStatus, budget: float) -> bool:
+    """Whether the stage stopped because its next question might have passed this budget. It reads the ledgers on the
+    volume, so it knows better than the status; what is left may be less than one question costs."""
+    spent = record.name is StageName.GENERATE and record.reason == BUDGET_SPENT
+    return spent and (record.generator_budget_usd or 0.0) >= budget
 
 
 def active_seconds(status: CycleStatus, ledger: Ledger) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from medgr2_api.scheduling import FailurePolicy
-from medgr2_api.stages import PERMANENT_EXIT_CODES, ExitCode
+from medgr2_api.stages import BUDGET_SPENT, PERMANENT_EXIT_CODES, ExitCode
 
 
 class FailureClass(StrEnum):
@@ -64,7 +64,7 @@ class Ending:
     exit_code: int | None = None
     """None: nothing could be read."""
     reason: str = ""
-    """The executor's word."""
+    """The executor's word, else the stage's."""
     stop: str = ""
     """The planner's reason to end it; empty: nobody asked."""
     progressed: bool = False
@@ -89,6 +89,11 @@ ROWS: tuple[Row, ...] = (
     Row(
         "stopped for the cycle's sake",
         lambda e: e.stop in _FOR_THE_CYCLE,
+        FailureClass.CHECKPOINTED,
+    ),
+    Row(
+        "the budget is spent",
+        lambda e: e.reason == BUDGET_SPENT,
         FailureClass.CHECKPOINTED,
     ),
     Row(

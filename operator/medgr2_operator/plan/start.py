@@ -9,7 +9,6 @@ from medgr2_api.cycle import Cycle
 from medgr2_api.stages import ArtifactRef, CycleRef, StageName, StageRequest
 from medgr2_api.status import AttemptState, StageStatus
 
-from .budget import generator_share
 from .graph import Graph, Node
 from .ledger import ACTIVE, Ledger, stage_of
 from .model import AttemptKey, JobCreate, StageKey
@@ -47,7 +46,7 @@ def start(cycle: Cycle, known: Resolved, graph: Graph, ledger: Ledger, view: Vie
         elif (wait := _backoff_left(cycle, ledger, record)) > 0:
             ledger.wake_in(wait)
             starts.backing_off.append(key)
-        elif (free <= 0 and not _intended(record)) or view.alive(key):
+        elif (free <= 0 and not _intended(record)) or view.alive(key) or _spends_elsewhere(cycle, key, view):
             continue  # the end of a stage, or of a pod, wakes the planner
         elif record is not None and not ledger.stored(key):
             ledger.wake_in(0)  # first store how the last attempt ended
@@ -62,6 +61,15 @@ def _lacks_attempt(record: StageStatus | None) -> bool:
     if record is None or record.attempt == 0 or _intended(record):
         return True
     return record.state not in ACTIVE and record.state is not AttemptState.SUCCEEDED and not record.given_up
+
+
+def _spends_elsewhere(cycle: Cycle, key: StageKey, view: View) -> bool:
+    """Whether a pod of another iteration may still pay from the budget: what it leaves is known when it has ended."""
+    return (
+        key.name is StageName.GENERATE
+        and cycle.spec.budget.generator_usd is not None
+        and any(alive.name is StageName.GENERATE and alive != key for alive in view.alive_stages())
+    )
 
 
 def _intended(record: StageStatus | None) -> bool:
@@ -88,6 +96,7 @@ def _attempt(cycle: Cycle, known: Resolved, node: Node, ledger: Ledger, view: Vi
         return
 
     settings = cycle.spec.stage(key.name)
+    budget = cycle.spec.budget.generator_usd if key.name is StageName.GENERATE else None
     inputs = _inputs(node, ledger)
     digests = {role: ref.output_digest for role, ref in inputs.items()}
     # a collecting attempt looks where the successful one published, whatever the spec says by now
@@ -105,9 +114,7 @@ def _attempt(cycle: Cycle, known: Resolved, node: Node, ledger: Ledger, view: Vi
         input_hash=publishes,
         parameters=known.parameters(key.name, key.iteration),
         inputs=inputs,
-        generator_budget_usd=(
-            generator_share(cycle.spec, ledger, settings.shards) if key.name is StageName.GENERATE else None
-        ),
+        generator_budget_usd=budget,
         grace_seconds=cycle.spec.template.termination_grace_period_seconds,
         collect=record.collect,
     )
@@ -124,6 +131,7 @@ def _attempt(cycle: Cycle, known: Resolved, node: Node, ledger: Ledger, view: Vi
                 "gpus": 0 if record.collect else settings.gpus() * settings.shards,
                 "checkpoint_step": record.checkpoint_step if same else -1,
                 "attempt_seconds": 0.0,
+                "generator_budget_usd": budget,
                 "pending_since": record.pending_since or ledger.now,
                 "start_time": None,
                 "completion_time": None,

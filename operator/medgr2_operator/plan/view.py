@@ -66,6 +66,10 @@ class View:
         """Whether any attempt of a stage, under whatever token, may still write."""
         return bool(self._live.get(stage))
 
+    def alive_stages(self) -> list[StageKey]:
+        """Stages of which an attempt may still write."""
+        return [stage for stage, live in self._live.items() if live]
+
     def newest_attempt(self, stage: StageKey, token: str) -> int:
         """The highest attempt number in sight; 0: none. Guards against a status restored from a backup."""
         return self._numbers.get((stage, token), 0)

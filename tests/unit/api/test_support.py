@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.unit.api.documents import spec_with
 
+from medgr2_api.generator import is_external
 from medgr2_api.stages import StageName
 from medgr2_api.support import GAPS, OWNED_TRAINER_OPTIONS, TRAINERS, unsupported
 
@@ -30,33 +31,14 @@ def test_what_is_supported_passes() -> None:
 @pytest.mark.parametrize(
     ("values", "path"),
     [
-        ({"data.sources": [{"name": "a", "format": "DICOM", "uri": "x"}]}, "spec.data.sources[0].format"),
-        ({"data.benchmarks": [{"name": "a", "format": "MMMU", "uri": "x"}]}, "spec.data.benchmarks[0].format"),
-        (
-            {"data.sources": [{"name": "a", "format": "OmniMedVQA", "uri": "hf://a/b@c"}]},
-            "spec.data.sources[0].uri",
-        ),
-        (
-            {"data.benchmarks": [{"name": "a", "format": "OmniMedVQA", "uri": "s3://b/c"}]},
-            "spec.data.benchmarks[0].uri",
-        ),
-        ({"data.split": {"by": "Patient"}}, "spec.data.split.by"),
-        (
-            {"generator": {"gemini": {"model": "g", "apiKeySecretRef": {"name": "s", "key": "k"}}}},
-            "spec.generator.gemini",
-        ),
         (
             {"generator": SUPPORTED["generator"] | {"distillation": {"baseModel": "m"}}},
             "spec.generator.distillation",
         ),
         ({"stages": [{"name": "sft"}, {"name": "distill"}]}, "spec.stages[1]"),
-        ({"curation.nearDuplicates": {}}, "spec.curation.nearDuplicates"),
-        ({"curation.rejectGuessable": True}, "spec.curation.rejectGuessable"),
-        ({"curation.balance": {"by": ["modality"], "maxShare": 0.5}}, "spec.curation.balance"),
-        ({"policy": {"baseModel": "hf://Qwen/Qwen2.5-VL-3B-Instruct"}}, "spec.policy.baseModel"),
-        ({"policy": {"baseModel": "/models/qwen"}}, "spec.policy.baseModel"),
         ({"rewardModel": {"baseModel": "builtin://another"}}, "spec.rewardModel.baseModel"),
-        ({"rewardModel": {"baseModel": TINY, "checkpoint": "s3://bucket/r"}}, "spec.rewardModel.checkpoint"),
+        ({"policy": {"baseModel": "builtin://another"}}, "spec.policy.baseModel"),
+        ({"rewardModel": {"baseModel": TINY, "checkpoint": TINY}}, "spec.rewardModel.checkpoint"),
     ],
 )
 def test_gaps(values: dict[str, Any], path: str) -> None:
@@ -99,8 +81,59 @@ def test_messages_say_what_to_do() -> None:
         message = gap.message.format(value="x")
         assert "{" not in message
         assert any(word in message for word in ("use", "leave it out", "set 1", "run `vllm", "copy")), message
-    (problem,) = unsupported(spec_with(SUPPORTED | {"data.split": {"by": "Patient"}}))
-    assert problem.message == "splitting by Patient is not there yet: use Image"
+
+
+GEMINI = {"generator": {"gemini": {"model": "g", "apiKeySecretRef": {"name": "s", "key": "k"}}}}
+SCANS = {"name": "scans", "format": "DICOM", "uri": "scans"}
+PICTURES = {"name": "pictures", "format": "OmniMedVQA", "uri": "pictures"}
+
+
+@pytest.mark.parametrize(
+    ("generator", "sources", "refused"),
+    [
+        (GEMINI, [SCANS], True),
+        (GEMINI, [{**SCANS, "format": "ImageFolder"}], True),
+        (GEMINI, [{**PICTURES, "allowExternal": False}], True),
+        (GEMINI, [SCANS, PICTURES], False),
+        (GEMINI, [{**SCANS, "allowExternal": True}], False),
+        ({"generator": {"openAI": {"model": "m", "baseURL": "https://api.openai.com/v1"}}}, [SCANS], True),
+        ({"generator": {"openAI": {"model": "m", "baseURL": "http://vllm.models.svc:8000/v1"}}}, [SCANS], False),
+        (
+            {"generator": {"openAI": {"model": "m", "baseURL": "https://gpu.hospital.org/v1", "external": False}}},
+            [SCANS],
+            False,
+        ),
+        ({"generator": {"openAI": {"model": "m", "baseURL": "http://localhost/v1", "external": True}}}, [SCANS], True),
+        ({"generator": {"vllm": {"model": "m"}}}, [SCANS], False),
+    ],
+)
+def test_images_that_may_not_leave_are_not_asked_about_outside(
+    generator: dict[str, Any], sources: list[dict[str, Any]], refused: bool
+) -> None:
+    found = _paths(generator | {"data.sources": sources})
+    assert found == ["spec.data.sources"] * refused
+
+
+@pytest.mark.parametrize(
+    ("address", "external"),
+    [
+        ("http://localhost:8000/v1", False),
+        ("http://127.0.0.1:8000", False),
+        ("http://[::1]:8000", False),
+        ("http://10.1.2.3/v1", False),
+        ("http://192.168.0.7/v1", False),
+        ("http://vllm:8000/v1", False),
+        ("http://vllm.models.svc:8000/v1", False),
+        ("http://vllm.models.svc.cluster.local./v1", False),
+        ("http://gpu.hospital.internal/v1", False),
+        ("https://api.openai.com/v1", True),
+        ("https://svc.example.com/v1", True),
+        ("http://8.8.8.8/v1", True),
+        ("http://[2001:4860:4860::8888]/v1", True),
+    ],
+)
+def test_what_is_outside_is_told_by_the_address(address: str, external: bool) -> None:
+    assert is_external(address) is external
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)

@@ -35,6 +35,7 @@ FAILURES: tuple[tuple[int | None, str, bool], ...] = (
     (None, "RendezvousTimeout", False),
     (None, "", False),
     (1, "RendezvousTimeout", False),
+    (75, "BudgetSpent", True),
     (65, "", False),
     (2, "", False),
     (64, "", False),

@@ -57,7 +57,10 @@ def make_spec(**changes: Any) -> CycleSpec:
         "iterations": 2,
         "workspace": {"persistentVolumeClaim": {"claimName": "data"}},
         "data": {"sources": [{"name": "seed", "format": "VQAJsonl", "uri": "data/seed"}]},
-        "generator": {"openAI": {"model": "m", "baseURL": "http://m:8000/v1"}},
+        "generator": {
+            "openAI": {"model": "m", "baseURL": "http://m:8000/v1"},
+            "prices": {"inputUSDPerMillionTokens": 1, "outputUSDPerMillionTokens": 4},
+        },
         "rewardModel": {"baseModel": "models/r"},
     }
     document |= changes

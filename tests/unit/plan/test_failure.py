@@ -61,7 +61,7 @@ def test_every_row_decides_something() -> None:
     endings = [
         Ending(code, reason, stop, progressed)
         for code in (None, 1, 2, 65, 85, 143)
-        for reason in ("", "OOMKilled", "RendezvousTimeout")
+        for reason in ("", "OOMKilled", "RendezvousTimeout", "BudgetSpent")
         for stop in ("", *Stop)
         for progressed in (False, True)
     ]

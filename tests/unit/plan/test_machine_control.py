@@ -13,15 +13,17 @@ from tests.unit.plan.driving import (
     live,
     reconcile,
     record,
+    restart,
     run,
     succeed,
     until,
     wait,
     world,
 )
+from tests.unit.plan.world import World
 
 from medgr2_api.scheduling import StageRef
-from medgr2_api.stages import StageName
+from medgr2_api.stages import StageName, StageResult
 from medgr2_api.status import AttemptState, Phase
 from medgr2_operator.plan.machine import plan
 from medgr2_operator.plan.model import JobState
@@ -131,9 +133,65 @@ def test_a_spent_money_budget_stops_nothing_that_is_free() -> None:
     assert w.status.usage.generator_usd == 0.5
 
 
-def test_each_shard_gets_its_share_of_the_money() -> None:
+def test_generate_is_told_the_whole_budget_and_nobody_else_is() -> None:
     w = world(iterations=2, budget={"generatorUSD": 4.5}, stages=[{"name": "generate", "shards": 2}])
-    assert until(w, "generate", 1).request.generator_budget_usd == pytest.approx(2.25)
+    assert until(w, "generate", 1).request.generator_budget_usd == 4.5
     succeed(w, job(w, "generate", 1))
     assert until(w, "sft", 1).request.generator_budget_usd is None
-    assert until(w, "generate", 2).request.generator_budget_usd == pytest.approx(2.0)
+    assert until(w, "generate", 2).request.generator_budget_usd == 4.5
+
+
+def test_what_all_attempts_paid_is_counted_once() -> None:
+    w = world(budget={"generatorUSD": 4.5})
+    for total in (0.2, 0.2, 0.7):
+        found = run(w, until(w, "generate", 1))
+        w.finish(found, 1, "", StageResult(exit_code=1, usage={"generatorUSD": total}))
+        w.release(found, linger=False)
+        reconcile(w)
+        assert w.status.usage.generator_usd == pytest.approx(total)
+        wait(w, 600)
+    succeed(w, until(w, "generate", 1))
+    reconcile(w)
+    assert w.status.usage.generator_usd == pytest.approx(0.7), "its own account, 0.5, is less than it told before"
+
+
+def _spend_all(w: World) -> None:
+    found = run(w, until(w, "generate", 1))
+    told = StageResult(exit_code=75, reason="BudgetSpent", message="4.4 of 4.5", usage={"generatorUSD": 4.4})
+    w.finish(found, 75, "", told)
+    w.release(found, linger=False)
+    reconcile(w)
+    w.obey()
+    reconcile(w)
+
+
+def test_a_stage_that_cannot_pay_its_next_question_suspends_the_cycle_until_the_budget_is_raised() -> None:
+    w = world(budget={"generatorUSD": 4.5})
+    _spend_all(w)
+    assert condition(w, "Suspended").reason == "BudgetExceeded"
+    assert "4.40 of 4.5" in condition(w, "Suspended").message
+    assert w.status.usage.app_retries == w.status.usage.infra_restarts == 0
+    wait(w, 3600)
+    assert not reconcile(w).creates
+    edit(w, budget=w.spec.budget.model_copy(update={"generator_usd": 9}))
+    (made,) = reconcile(w).creates
+    assert (made.key.attempt, made.request.generator_budget_usd) == (2, 9)
+
+
+def test_a_stage_that_cannot_pay_its_next_question_fails_the_cycle_when_asked_to() -> None:
+    w = world(budget={"generatorUSD": 4.5, "onExceeded": "Fail"})
+    _spend_all(w)
+    assert condition(w, "Failed").reason == "BudgetExceeded"
+
+
+def test_while_a_pod_may_still_pay_no_other_iteration_asks() -> None:
+    for budget, waits in (({"generatorUSD": 4.5}, True), ({}, False)):
+        w = world(iterations=2, budget=budget)
+        found = run(w, until(w, "generate", 2))
+        restart(w, "generate", 1, "again")
+        reconcile(w, 2)
+        again = [job for job in w.jobs.values() if job.key.token == "again"]
+        assert bool(again) is not waits
+        succeed(w, found)
+        reconcile(w, 2)
+        assert ("again", 1) in {(job.key.token, job.key.iteration) for job in w.jobs.values()}

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from medgr2_api.models import Scripted
+from medgr2_api.generator import Scripted
 from medgr2_jobs import answers
 from medgr2_jobs.data import phantoms
 from medgr2_jobs.generate import scripted

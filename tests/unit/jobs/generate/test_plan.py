@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medgr2_api.models import Paradigm, WeightedParadigm
+from medgr2_api.generator import Paradigm, WeightedParadigm
 from medgr2_api.stages import Shard
 from medgr2_jobs.generate import plan
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medgr2_api.models import Paradigm
+from medgr2_api.generator import Paradigm
 from medgr2_jobs.generate import prompting, schema
 
 GOOD: dict[str, Any] = {

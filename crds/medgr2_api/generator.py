@@ -1,0 +1,188 @@
+"""The `generator` part of a cycle's spec: who proposes question, answer and rationale, and what that may cost.
+
+A field whose value a preset owns is optional and has no default here: `presets.py` fills it in.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, ClassVar
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from .base import ApiEnum, Argument, Fraction, HttpURL, Model, Positive
+from .references import ModelURI, SecretKeyRef
+from .rules import Keyed, Rule
+
+ModelName = Annotated[str, Field(min_length=1, max_length=512)]
+
+
+class Gemini(Model):
+    """Google's Gemini API."""
+
+    model: ModelName
+    """Model id; `medgr2 doctor` asks the provider whether it exists."""
+    api_key_secret_ref: SecretKeyRef
+    """Where the API key lies. Never write the key itself here."""
+    base_url: Annotated[HttpURL | None, Field(alias="baseURL")] = None
+    """Address of a proxy that speaks Gemini's API; absent: Google's own. Images leave the house either way."""
+
+
+class OpenAI(Model):
+    """Any server that speaks OpenAI's chat completions with images, such as vLLM."""
+
+    model: ModelName
+    """Model id as the server names it."""
+    base_url: Annotated[HttpURL, Field(alias="baseURL")]
+    """Address of the API, such as http://vllm.models.svc:8000/v1; without user, password or query."""
+    api_key_secret_ref: SecretKeyRef | None = None
+    """Where the API key lies; absent: the server asks for none."""
+    external: bool | None = None
+    """Whether the server is outside the house, so that images without `allowExternal` are not sent to it. Default:
+    false for loopback, private addresses, single names, and names that end in .svc, .local, .internal or .lan; else
+    true."""
+
+
+class VLLM(Model):
+    """A `vllm serve` that runs beside each generate pod and gets its GPUs."""
+
+    model: ModelName
+    """Model to serve."""
+    image: str = ""
+    """Container image; empty: the operator's default."""
+    args: Annotated[list[Argument], Field(max_length=128)] = []
+    """Further arguments of `vllm serve`."""
+
+
+class Scripted(Model):
+    """A generator made of code, for phantom images only: its errors are known exactly."""
+
+    error_rate: Annotated[Fraction | None, Field()] = None
+    """How often a systematic confusion strikes the values that the script confuses."""
+    blind_spots: Annotated[Fraction | None, Field()] = None
+    """Share of the values of each attribute that the script never gets right."""
+    irrelevant_rate: Annotated[Fraction | None, Field()] = None
+    """Share of candidates whose rationale is about something else."""
+    incoherent_rate: Annotated[Fraction | None, Field()] = None
+    """Share of candidates whose rationale has lost words."""
+
+
+class Paradigm(ApiEnum):
+    """Prompting paradigms of the paper."""
+
+    DIRECT = "Direct"
+    STEP_BY_STEP = "StepByStep"
+    META_COGNITIVE = "MetaCognitive"
+
+
+class WeightedParadigm(Model):
+    """A prompting paradigm and its share."""
+
+    name: Paradigm
+    """Which paradigm."""
+    weight: Positive = 1.0
+    """Share relative to the others."""
+
+
+class Sampling(Model):
+    """How the generator samples."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """Sampling temperature; 0: greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Nucleus sampling."""
+    max_tokens: Annotated[int, Field(ge=1)] = 1024
+    """Longest answer, in tokens."""
+
+
+class Prices(Model):
+    """What the provider charges. Thinking counts as output."""
+
+    input_usd: Annotated[float, Field(ge=0, alias="inputUSDPerMillionTokens")]
+    """US dollars for a million tokens of prompt and image."""
+    output_usd: Annotated[float, Field(ge=0, alias="outputUSDPerMillionTokens")]
+    """US dollars for a million tokens of answer."""
+    max_image_tokens: Annotated[int, Field(ge=1)] = 2500
+    """Most tokens that the provider counts for an image: what a request may cost is reserved before it is sent."""
+
+
+class RateLimit(Model):
+    """What the provider allows, over all shards together."""
+
+    requests_per_minute: Annotated[float | None, Field(gt=0)] = None
+    """Requests a minute; absent: no limit of ours."""
+    tokens_per_minute: Annotated[float | None, Field(gt=0)] = None
+    """Tokens a minute, in and out; absent: no limit of ours."""
+
+
+class Distillation(Model):
+    """Fine-tune an open generator on the kept triplets. Absent: off."""
+
+    base_model: ModelURI
+    """Model to fine-tune."""
+    min_acceptance_delta: float = -0.02
+    """The new generator replaces the old one only if its acceptance on a fixed probe set changes by at least this."""
+
+
+class Generator(Model):
+    """Who proposes question, answer and rationale. Exactly one of gemini, openAI, vllm, scripted."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "[has(self.gemini), has(self.openAI), has(self.vllm), has(self.scripted)].exists_one(given, given)",
+            "exactly one of gemini, openAI, vllm and scripted must be given",
+            lambda g: [g.gemini, g.openai, g.vllm, g.scripted].count(None) == 3,
+        ),
+    )
+
+    gemini: Gemini | None = None
+    """Use Google's Gemini API."""
+    openai: Annotated[OpenAI | None, Field(alias="openAI")] = None
+    """Use an OpenAI-compatible server."""
+    vllm: VLLM | None = None
+    """Run vLLM beside the stage."""
+    scripted: Scripted | None = None
+    """Use the scripted generator (phantom sources only)."""
+    paradigms: Annotated[list[WeightedParadigm], Field(min_length=1, max_length=3), Keyed(("name",))] | None = None
+    """Which prompting paradigms, and how often."""
+    question_types: Annotated[list[Annotated[str, Field(max_length=64)]] | None, Field(min_length=1, max_length=32)] = (
+        None
+    )
+    """Kinds of question to ask for."""
+    candidates: Annotated[int | None, Field(ge=0)] = None
+    """Candidates per iteration."""
+    questions_per_image: Annotated[int | None, Field(ge=1, le=64)] = None
+    """Questions per image."""
+    sampling: Sampling = Sampling()
+    """How the generator samples."""
+    concurrency: Annotated[int | None, Field(ge=1, le=4096)] = None
+    """Requests in flight at most, in each shard; fewer while the provider says that it has enough."""
+    prices: Prices | None = None
+    """What the provider charges; needed for `budget.generatorUSD`."""
+    rate_limit: RateLimit = RateLimit()
+    """What the provider allows."""
+    distillation: Distillation | None = None
+    """Fine-tune the generator on what was kept."""
+
+    @property
+    def external(self) -> bool:
+        """Whether images that go to it leave the house."""
+        if self.openai is not None:
+            given = self.openai.external
+            return is_external(self.openai.base_url) if given is None else given
+        return self.gemini is not None
+
+
+def is_external(base_url: str) -> bool:
+    """Whether a server at this address is outside the cluster, or the house, as far as its name tells."""
+    host = (urlsplit(base_url).hostname or "").rstrip(".")
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        inside = "." not in host or host.endswith(_INSIDE)
+        return not inside
+    return address.is_global
+
+
+_INSIDE = (".svc", ".svc.cluster.local", ".local", ".localhost", ".internal", ".lan")
