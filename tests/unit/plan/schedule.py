@@ -42,7 +42,8 @@ def settle(w: World) -> None:
     w.set_spec({"suspend": False, "approved": approved, "budget": type(w.spec.budget)()})
     for _ in range(MAX_ROUNDS):
         made = w.reconcile()
-        if w.status.completion_time is not None and not made.deletes:
+        going = any(job.deleting for job in w.jobs.values())  # the planner has asked; the world has not obeyed yet
+        if w.status.completion_time is not None and not made.deletes and not going:
             break
         _kindly(w)
     else:
