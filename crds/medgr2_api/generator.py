@@ -6,8 +6,8 @@ A field whose value a preset owns is optional and has no default here: `presets.
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated, ClassVar
-from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -176,7 +176,8 @@ class Generator(Model):
 
 def is_external(base_url: str) -> bool:
     """Whether a server at this address is outside the cluster, or the house, as far as its name tells."""
-    host = (urlsplit(base_url).hostname or "").rstrip(".")
+    found = _HOST.match(base_url)
+    host = (found[1] or found[2] if found else "").lower().rstrip(".")
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -185,4 +186,6 @@ def is_external(base_url: str) -> bool:
     return address.is_global
 
 
+#: Host of an http(s) address: an IPv6 address in brackets, or a name.
+_HOST = re.compile(r"https?://(?:\[([^\]]+)\]|([^/:]+))")
 _INSIDE = (".svc", ".svc.cluster.local", ".local", ".localhost", ".internal", ".lan")

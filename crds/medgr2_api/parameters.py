@@ -30,10 +30,12 @@ from .stages import StageName
 #: Raised when a stage's code changes what it would publish for the same parameters and inputs.
 CODE_VERSION: dict[StageName, int] = {
     **dict.fromkeys(StageName, 1),
-    StageName.PREPARE: 2,  # D_grade: wrong rows are paraphrased as often as right ones
+    StageName.PREPARE: 3,  # images and grades say more; real texts get flipped findings
+    StageName.GENERATE: 2,  # prompts with priors; repair; reasons and costs in every row
     StageName.CURATE: 2,  # near-duplicates, near images of benchmarks, guessable items, balance, reviews
     StageName.SFT: 2,  # on a CPU the LM head scores the answers only: other rounding
     StageName.GRPO: 2,  # the same
+    StageName.REPORT: 2,  # the funnel
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from typing import Annotated
-from urllib.parse import unquote
 
 from pydantic import AfterValidator, Field
 
@@ -25,6 +24,7 @@ _MESSAGE = (
     "must be a path relative to the workspace, or hf://org/name@revision, s3://bucket/key or file:///path; "
     "without '..' and backslashes"
 )
+_ESCAPED = re.compile(r"%([0-9A-Fa-f]{2})")  # a revision may be refs%2Fpr%2F1
 _HUB_ID = re.compile(rf"{_REPOSITORY}/{_REPOSITORY}")
 _HF = re.compile(rf"hf://(datasets/)?({_REPOSITORY}/{_REPOSITORY})(?:@([^/]+))?(?:/(.*))?")
 
@@ -43,7 +43,8 @@ def hub_parts(uri: str) -> tuple[str, str, str]:
     found = _HF.fullmatch(uri)
     if found is None:
         raise ValueError(f"{uri!r}: not of the form hf://org/name@revision")
-    return found[2], unquote(found[3] or ""), (found[4] or "").strip("/")
+    revision = _ESCAPED.sub(lambda hexadecimal: chr(int(hexadecimal[1], 16)), found[3] or "")
+    return found[2], revision, (found[4] or "").strip("/")
 
 
 def looks_like_hub_id(name: str) -> bool:

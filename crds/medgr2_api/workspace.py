@@ -18,6 +18,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import PurePosixPath
 
 from .stages import StageName
@@ -86,6 +87,11 @@ def fetched(key: str) -> PurePosixPath:
 def review(sha256: str) -> PurePosixPath:
     """An expert's decisions."""
     return PurePosixPath("reviews", f"{sha256}.jsonl")
+
+
+def local_uid(cycle_name: str) -> str:
+    """The uid of a cycle that no API server gave one: the same in every run, so that what was paid stays known."""
+    return hashlib.sha256(f"local/{cycle_name}".encode()).hexdigest()[:32]
 
 
 def spend(cycle_name: str, uid: str) -> PurePosixPath:

@@ -49,6 +49,7 @@ class StageContext(Generic[P]):
         *,
         stop: threading.Event | None = None,
         ranks: Ranks | None = None,
+        usage: dict[str, float] | None = None,
     ) -> None:
         self.request = request
         self.parameters = parameters
@@ -59,6 +60,8 @@ class StageContext(Generic[P]):
         """Set by SIGTERM: write a checkpoint and raise `Checkpointed`."""
         self.ranks = ranks or Ranks()
         """The processes of this training. Only the main one writes parts; the others return an empty `Outcome`."""
+        self.usage: dict[str, float] = {} if usage is None else usage
+        """Money spent so far, by name: reported however this attempt ends."""
         self._progress_written = 0.0
         self._silent = not self.ranks.main
         self._phase: tuple[str, int, float] | None = None  # its name, first step and when that was

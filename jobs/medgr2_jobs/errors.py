@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medgr2_api.stages import ExitCode
+from medgr2_api.stages import BUDGET_SPENT, ExitCode
 
 
 class StageError(Exception):
@@ -42,6 +42,15 @@ class TemporaryError(StageError):
 
 class DiskFull(TemporaryError):
     """No space or quota left (exit 75): the message names the path and what to do."""
+
+
+class BudgetSpent(TemporaryError):
+    """The next question might pass `budget.generatorUSD` (exit 75): it goes on when the budget is raised."""
+
+    @property
+    def reason(self) -> str:
+        """The word by which the planner knows it."""
+        return BUDGET_SPENT
 
 
 class Fenced(StageError):

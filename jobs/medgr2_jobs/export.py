@@ -45,7 +45,7 @@ class Exported:
     left_out_count: int = 0
 
 
-class _Counted:
+class Counted:
     """A stream to write to, which keeps the checksum of what went through."""
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -78,7 +78,7 @@ def export(root: Path, path: str, stream: BinaryIO) -> Exported:
     found = inside(root, path, "path").resolve()
     if not found.is_file() and not found.is_dir():
         raise NotThere(f"{path}: no such file or folder; {_beside(root, path)}")
-    counted, told = _Counted(stream), Exported()
+    counted, told = Counted(stream), Exported()
     with tarfile.open(fileobj=counted, mode="w|", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[arg-type]
         for item, name in _walk(found, told):
             _add(archive, item, name, told)

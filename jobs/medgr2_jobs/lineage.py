@@ -178,6 +178,8 @@ def story(root: Path, cycle: str, triplet: str) -> Row:
         "answer": _answer(known),
         "rationale": known.get("rationale"),
         "outcome": known.get("outcome"),
+        "error": known.get("error") or None,
+        "cost": _cost(known),
         "score": score,
         "scoredBy": _reward(made, scored_by),
         "keep": told["keep"] if told else None,
@@ -196,6 +198,17 @@ def _score(made: CycleArtifacts, iteration: int, triplet: str) -> float | None:
     role = f"score-{iteration}"
     found = _rows(made.input(role), "scores", triplet) if made.has_input(role) else []
     return found[0]["score"] if found else None
+
+
+def _cost(row: Row) -> Row:
+    """What asking for it took; null where nobody counted."""
+    return {
+        "attempts": row.get("attempts"),
+        "inputTokens": row.get("input_tokens"),
+        "outputTokens": row.get("output_tokens"),
+        "thinkingTokens": row.get("thinking_tokens"),
+        "usd": row.get("usd"),
+    }
 
 
 def _answer(row: Row) -> str | None:

@@ -104,7 +104,8 @@ def execute(request: StageRequest, root: Path, stop: threading.Event | None = No
         stop: set from outside to ask for a checkpoint.
     """
     told = stop or threading.Event()
-    result = guarded(request, root, lambda: _run(request, root, told))
+    usage: dict[str, float] = {}
+    result = guarded(request, root, lambda: _run(request, root, told, usage), usage)
     _leave(result)
     if result.exit_code not in (ExitCode.OK, ExitCode.CHECKPOINTED):
         print(f"{request.stage}@{request.iteration}: {result.reason}: {result.message}", file=sys.stderr)
@@ -133,8 +134,24 @@ def _leave(result: StageResult) -> None:
         print(f"could not leave the result at {path}: {error}", file=sys.stderr)
 
 
-def guarded(request: StageRequest, root: Path, attempt: Callable[[], StageResult]) -> StageResult:
-    """The result of an attempt, whatever happens inside."""
+def guarded(
+    request: StageRequest, root: Path, attempt: Callable[[], StageResult], usage: dict[str, float] | None = None
+) -> StageResult:
+    """The result of an attempt, whatever happens inside.
+
+    Args:
+        request: what the attempt was asked.
+        root: the workspace.
+        attempt: does the work.
+        usage: what the attempt puts its costs into while it goes on: they are told also when it fails.
+    """
+    result = _ended(request, root, attempt)
+    if usage and result.exit_code != ExitCode.OK:
+        result = result.model_copy(update={"usage": {**result.usage, **usage}})
+    return result
+
+
+def _ended(request: StageRequest, root: Path, attempt: Callable[[], StageResult]) -> StageResult:
     failed = StageResult(exit_code=ExitCode.ERROR, input_hash=request.input_hash)
     try:
         return attempt()
@@ -158,7 +175,7 @@ def guarded(request: StageRequest, root: Path, attempt: Callable[[], StageResult
         return failed.model_copy(update={"reason": type(error).__name__, "message": message})
 
 
-def _run(request: StageRequest, root: Path, stop: threading.Event) -> StageResult:
+def _run(request: StageRequest, root: Path, stop: threading.Event, usage: dict[str, float]) -> StageResult:
     """What is published already, or the work, in this process or in several."""
     _check_names(request)
     if not root.is_dir():
@@ -173,16 +190,18 @@ def _run(request: StageRequest, root: Path, stop: threading.Event) -> StageResul
         manifest.verify(folder, published)
         ArtifactWriter(root, request).clean(published)
         _link(request, root, folder, published)
-        return _result(published, reused=not request.collect)
+        return _result(published, reused=not request.collect, paid=_paid_before(request, root, published))
     if request.collect:
         raise TemporaryError(f"{folder}: nothing was published here; the stage has to run again")
     world = World.of()
-    return launch(request, world, stop) if world.needs_torchrun else work(request, root, stop, Ranks())
+    return launch(request, world, stop) if world.needs_torchrun else work(request, root, stop, Ranks(), usage)
 
 
-def work(request: StageRequest, root: Path, stop: threading.Event, ranks: Ranks) -> StageResult:
+def work(
+    request: StageRequest, root: Path, stop: threading.Event, ranks: Ranks, usage: dict[str, float] | None = None
+) -> StageResult:
     """Runs the stage's code and publishes. Of several processes the main one publishes; all return its result."""
-    context = _context(request, root, stop, ranks)
+    context = _context(request, root, stop, ranks, usage)
     run: Callable[[StageContext[Any]], Outcome] = importlib.import_module(MODULES[request.stage]).run
     if ranks.main:
         fence.raise_fence(root, request)
@@ -213,14 +232,16 @@ def _check_names(request: StageRequest) -> None:
         raise ConfigError(f"shard {request.shard.index} of {request.shard.count}: there is no such shard")
 
 
-def _context(request: StageRequest, root: Path, stop: threading.Event, ranks: Ranks) -> StageContext[Any]:
+def _context(
+    request: StageRequest, root: Path, stop: threading.Event, ranks: Ranks, usage: dict[str, float] | None
+) -> StageContext[Any]:
     if request.stage not in MODULES:
         raise ConfigError(f"this version has no stage {request.stage}")
     try:
         parameters = parameters_model(request.stage).model_validate(request.parameters)
     except ValidationError as error:
         raise ConfigError(f"parameters of stage {request.stage}: {error}") from error
-    return StageContext(request, parameters, root, stop=stop, ranks=ranks)
+    return StageContext(request, parameters, root, stop=stop, ranks=ranks, usage=usage)
 
 
 def _cpu_seconds() -> float:
@@ -247,7 +268,7 @@ def _publish(context: StageContext[Any], outcome: Outcome, spent: dict[str, floa
         parameters=request.parameters,
         counters=outcome.counters,
         promoted=outcome.promoted,
-        usage={**spent, **outcome.usage},
+        usage={**spent, **context.usage, **outcome.usage},
         packages=_packages(),
     )
     standing = manifest.commit(folder, ours, writer.work)
@@ -287,7 +308,14 @@ def _link(request: StageRequest, root: Path, folder: Path, published: manifest.M
             print(f"could not link {name} to {target}: {error}", file=sys.stderr)
 
 
-def _result(published: manifest.Manifest, *, reused: bool = False) -> StageResult:
+def _paid_before(request: StageRequest, root: Path, published: manifest.Manifest) -> dict[str, float]:
+    """What an earlier attempt of this very cycle paid for the artifact: its result may never have been read."""
+    usd, spend = published.usage.get("generatorUSD"), root / workspace.spend(request.cycle.name, request.cycle.uid)
+    ours = usd is not None and any(spend.glob(f"{request.input_hash}-*"))
+    return {"generatorUSD": usd} if ours and usd else {}
+
+
+def _result(published: manifest.Manifest, *, reused: bool = False, paid: dict[str, float] | None = None) -> StageResult:
     return StageResult(
         exit_code=ExitCode.OK,
         reason="Reused" if reused else "Succeeded",
@@ -296,7 +324,7 @@ def _result(published: manifest.Manifest, *, reused: bool = False) -> StageResul
         reused=reused,
         promoted=published.promoted,
         metrics=published.counters,
-        usage={} if reused else published.usage,
+        usage=(paid or {}) if reused else published.usage,
     )
 
 

@@ -1,4 +1,4 @@
-"""What the real node takes from Debian: a container runtime, and what builds images.
+"""What the tests take from Debian: the real node's container runtime, what builds images, and WordNet.
 
 python -m tests.cluster.system        # installs what is missing (root), or says what keeps the node from running
 """
@@ -22,13 +22,16 @@ PACKAGES = {
     "debootstrap": "debootstrap",
     "busybox": "busybox-static",
     "/usr/lib/cni/bridge": "containernetworking-plugins",
+    "/usr/share/wordnet/data.noun": "wordnet-base",  # no program, and no part of the node: the words of D_grade
 }
 _APT_LOCK = Path("/var/lock/medgr2-apt.lock")
 
 
 def missing() -> list[str]:
     """Packages that are not installed."""
-    return sorted(package for program, package in PACKAGES.items() if not shutil.which(program))
+    return sorted(
+        package for program, package in PACKAGES.items() if not (shutil.which(program) or Path(program).is_file())
+    )
 
 
 LEVEL_ENV = "MEDGR2_TEST_LEVEL"

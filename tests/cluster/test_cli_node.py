@@ -187,6 +187,30 @@ def test_the_reading_pod_can_only_read(volume: Volume) -> None:
     assert asyncio.run(tries()) == [0, 1, 1, 1]
 
 
+def test_the_writing_pod_can_write_to_one_folder_only(volume: Volume) -> None:
+    """And is given what it reads, with an exit code of its own."""
+
+    async def tries() -> list[int]:
+        programs = (
+            "open('/workspace/reviews/mine', 'wb').write(__import__('sys').stdin.buffer.read(70000))",
+            "assert open('/workspace/reviews/mine', 'rb').read() == bytes(range(250)) * 280",
+            "open('/workspace/mine', 'w')",
+            "open('/workspace/cycles/mine', 'w')",
+            "raise SystemExit(65)",
+        )
+        data = bytes(range(250)) * 280
+        async with (
+            connect(str(volume.control_plane.kubeconfig)) as (client, _),
+            opened(Cluster(client, volume.namespace), "loop", "", START_SECONDS, "reviews") as at,
+        ):
+            return [
+                (await execute(client, at.pod, at.namespace, READER, ["python", "-c", program], print, data)).exit_code
+                for program in programs
+            ]
+
+    assert asyncio.run(tries()) == [0, 0, 1, 1, 65]
+
+
 def test_logs_follow_over_two_attempts_to_the_end(volume: Volume, medgr2: Medgr2) -> None:
     program = "import time\nfor n in range(3): print('{} step', n); time.sleep(1)"
     volume.tell(state="Running")

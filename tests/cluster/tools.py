@@ -110,6 +110,7 @@ MODULES = (
         ("github.com/prometheus/common/version.Version=3.13.5",),
         tags="remove_all_sd",  # without the clients of two dozen clouds
     ),
+    Module("github.com/versity/versitygw", "v1.8.0", {"versitygw": "cmd/versitygw"}),
 )
 
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")

@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
 import socket
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,15 +18,13 @@ import pytest
 from PIL import Image
 from tests import jobs_world as world
 from tests.integration.chat_server import TRIPLET, Answer, ChatServer, retry, serving
+from tests.integration.generate_world import KEY, TYPES, asked, outcomes, prepare_root, start
 from tests.integration.real_server import transformers_serve
 
-from medgr2_api.stages import REQUEST_ENV, SECRETS_ENV, VLLM_BASE_URL_ENV, WORKSPACE_ENV, Shard, StageName, StageRequest
+from medgr2_api.stages import VLLM_BASE_URL_ENV, Shard
 from medgr2_jobs import stage
-from medgr2_jobs.generate import openai_client
+from medgr2_jobs.generate import exchange
 from medgr2_jobs.store.images import ImageStore
-
-KEY = "sk-secret-of-the-tests"
-TYPES = ["Diagnosis", "Anatomy", "Modality"]
 
 
 @pytest.fixture
@@ -39,57 +35,7 @@ def server() -> Iterator[ChatServer]:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "workspace"
-    folder.mkdir()
-    secret = tmp_path / "secrets" / "provider" / "key"
-    secret.parent.mkdir(parents=True)
-    secret.write_text(KEY + "\n")
-    monkeypatch.setenv(SECRETS_ENV, str(tmp_path / "secrets"))
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-somebody-else")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    return folder
-
-
-def asked(root: Path, url: str, *, candidates: int = 12, **changes: Any) -> StageRequest:
-    """A request for `candidates` questions, two per image."""
-    provider = {
-        "kind": "openAI",
-        "model": changes.pop("model", "some/vlm"),
-        "baseUrl": url,
-        "concurrency": changes.pop("concurrency", 4),
-        "apiKeySecretRef": {"name": "provider", "key": changes.pop("key", "key")},
-    }
-    fields = {name: changes.pop(name) for name in ("shard", "attempt") if name in changes}
-    parameters = {
-        "seed": 5,
-        "iteration": 1,
-        "provider": provider,
-        "paradigms": [{"name": "Direct"}, {"name": "StepByStep"}, {"name": "MetaCognitive"}],
-        "questionTypes": TYPES,
-        "candidates": candidates,
-        "questionsPerImage": 2,
-        "sampling": {"temperature": 0.5, "topP": 0.9, "maxTokens": 300},
-        "answerFormat": "Letter",
-        "shards": 1,
-        **changes,
-    }
-    prepare = world.publish(root, StageName.PREPARE, world.phantom_tables(root, {"train": 8, "test": 2}))
-    return world.request(StageName.GENERATE, 1, parameters, {"prepare": prepare}, **fields)
-
-
-def start(root: Path, request: StageRequest) -> subprocess.Popen[str]:
-    environment = {**os.environ, REQUEST_ENV: json.dumps(request.dump()), WORKSPACE_ENV: str(root)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "medgr2_jobs.stage"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def outcomes(rows: list[dict[str, Any]]) -> Counter[str]:
-    return Counter(row["outcome"] for row in rows)
+    return prepare_root(tmp_path, monkeypatch)
 
 
 # -- what is asked, what becomes of the answers ------------------------------------------------------------------------
@@ -139,18 +85,18 @@ def test_nothing_is_lost(root: Path, server: ChatServer) -> None:
     answers = [
         ("ok", Answer()),
         ("invalid_json", Answer("Let me think about it.")),
-        ("invalid_json", Answer("")),
-        ("invalid_json", Answer(None)),
+        ("empty", Answer("")),
+        ("empty", Answer(None)),
         ("schema", Answer("{}")),
         ("wrong_option_count", Answer(json.dumps({**TRIPLET, "options": ["cyst", "mass"]}))),
         ("answer_not_in_options", Answer(json.dumps({**TRIPLET, "answer_text": "tumour"}))),
         ("truncated", Answer('{"question": "Wh', finish_reason="length")),
         ("refused", Answer(None, refusal="I cannot describe people.")),
         ("refused", Answer("", finish_reason="content_filter")),
-        ("http_error", Answer(status=400, body='{"error": {"message": "bad image"}}')),
-        ("http_error", Answer(body="<html>hello</html>", headers={"content-type": "text/html"})),
-        ("http_error", Answer(body='{"choices": []}')),
-        ("http_error", Answer(body="{no json")),
+        ("rejected", Answer(status=400, body='{"error": {"message": "bad image"}}')),
+        ("unreadable", Answer(body="<html>hello</html>", headers={"content-type": "text/html"})),
+        ("unreadable", Answer(body='{"choices": []}')),
+        ("unreadable", Answer(body="{no json")),
     ]
     by_seed: dict[int, tuple[str, Answer]] = {}
 
@@ -167,6 +113,9 @@ def test_nothing_is_lost(root: Path, server: ChatServer) -> None:
         assert bool(row["response"]) == bool(row["question"]) == bool(row["options"]) == good
         assert (row["answer_index"] is not None) == good
         assert row["template_sha256"]
+        assert bool(row["error"]) != good
+        repaired = row["outcome"] in ("invalid_json", "schema", "wrong_option_count", "answer_not_in_options")
+        assert row["attempts"] == 1 + repaired, row
     counters = found.manifest.counters
     assert {name: counters[name] for name in expected} == expected
 
@@ -241,7 +190,7 @@ def test_missing_secret(root: Path, server: ChatServer, capfd: pytest.CaptureFix
 
 
 def test_unreachable(root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(openai_client, "MAX_RETRIES", 1)
+    monkeypatch.setattr(exchange, "ATTEMPTS", 2)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
@@ -263,7 +212,7 @@ def test_most_questions_fail_and_the_rest_is_kept(root: Path, server: ChatServer
 
     server.answer = answer
     assert stage.execute(asked(root, server.url), root) == 75
-    assert server.ledger.asked.total() == 7 * (openai_client.MAX_RETRIES + 1) + 5
+    assert server.ledger.asked.total() == 7 * exchange.ATTEMPTS + 5
     broken = False
     server.ledger.asked.clear()
     rows = world.run(root, asked(root, server.url, attempt=2)).rows("candidates")
@@ -283,7 +232,7 @@ def test_some_failures_are_rows(root: Path, server: ChatServer) -> None:
     server.answer = answer
     rows = world.run(root, asked(root, server.url)).rows("candidates")
     assert outcomes(rows) == {"ok": 6, "http_error": 6}
-    assert {row["attempts"] for row in rows if row["outcome"] == "http_error"} == {openai_client.MAX_RETRIES + 1}
+    assert {row["attempts"] for row in rows if row["outcome"] == "http_error"} == {exchange.ATTEMPTS}
 
 
 # -- interruptions -----------------------------------------------------------------------------------------------------
@@ -358,10 +307,9 @@ def test_real_server(root: Path, real: tuple[str, str]) -> None:
     found = world.run(root, request)
     rows = found.rows("candidates")
     assert len(rows) == 10
-    assert set(outcomes(rows)) <= {"invalid_json", "truncated"}
-    assert outcomes(rows)["invalid_json"] > 5
-    assert {row["attempts"] for row in rows} == {1}
-    assert all(row["input_tokens"] > 4 and 0 < row["output_tokens"] <= 24 for row in rows)
+    assert set(outcomes(rows)) <= {"invalid_json", "truncated", "empty"}
+    assert {row["attempts"] for row in rows} == {1, 2}, "some are sent back, those that were cut off are not"
+    assert all(row["input_tokens"] > 4 and 0 < row["output_tokens"] <= 24 * row["attempts"] for row in rows)
     assert found.manifest.counters["ok"] == 0
     assert found.manifest.counters["candidates"] == 10
     print(outcomes(rows), found.manifest.usage)
@@ -376,7 +324,7 @@ def test_a_server_beside_the_stage(root: Path, real: tuple[str, str], monkeypatc
     request = asked(root, "", candidates=4, provider=provider, sampling={"maxTokens": 24})
     rows = world.run(root, request).rows("candidates")
     assert len(rows) == 4
-    assert set(outcomes(rows)) <= {"invalid_json", "truncated"}
+    assert set(outcomes(rows)) <= {"invalid_json", "truncated", "empty"}
     assert {row["generator"] for row in rows} == {model}
     assert all(row["output_tokens"] for row in rows)
 

@@ -1,11 +1,10 @@
-"""How the kept candidates are chosen: one function per strategy, in one table."""
+"""Which candidates a strategy lets through, and in which order it prefers them: one function each, in one table."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +25,6 @@ class Batch:
 
     ids: Sequence[str]
     """Candidates with a usable answer."""
-    eligible: AbstractSet[str]
-    """Those of them that nothing else rules out: k counts these."""
     scores: Mapping[str, float]
     calibration: Sequence[Mapping[str, Any]] | None
     """Held-out graded rows with R's scores: `target`, `score`."""
@@ -38,10 +35,12 @@ class Batch:
 class Selected:
     """A strategy's choice."""
 
-    passed: AbstractSet[str]
-    """Ids that the strategy would keep; what is not eligible falls out elsewhere."""
+    passed: Sequence[str]
+    """Ids that the strategy would keep, those it prefers first."""
     reason: str = ""
     """Why the others are not kept."""
+    limit: int | None = None
+    """How many to keep at most; None: all of them."""
     counters: dict[str, float] = field(default_factory=dict)
 
 
@@ -93,8 +92,13 @@ def _between(lower: float, upper: float) -> float:
     return middle if middle < upper else lower
 
 
+def _best_first(names: Sequence[str], batch: Batch) -> list[str]:
+    """The best scored first, ties by id."""
+    return sorted(names, key=lambda name: (-batch.scores.get(name, -math.inf), name))
+
+
 def _all(_: Selection, batch: Batch) -> Selected:
-    return Selected(set(batch.ids))
+    return Selected(_best_first(batch.ids, batch))
 
 
 def _threshold(selection: Selection, batch: Batch) -> Selected:
@@ -124,36 +128,26 @@ def _fitted_precision(selection: Selection, batch: Batch) -> Selected:
 
 
 def _above(threshold: float, batch: Batch, counters: dict[str, float]) -> Selected:
-    passed = {name for name in batch.ids if batch.scores.get(name, -math.inf) > threshold}
-    return Selected(passed, "below_threshold", {"threshold": threshold, **counters})
+    passed = [name for name in batch.ids if batch.scores.get(name, -math.inf) > threshold]
+    return Selected(_best_first(passed, batch), "below_threshold", counters={"threshold": threshold, **counters})
 
 
 def _top_k(selection: Selection, batch: Batch) -> Selected:
     scored = [name for name in batch.ids if name in batch.scores]
-    passed = _first_k(selection, batch, sorted(scored, key=lambda name: (-batch.scores[name], name)))
-    lowest = min((batch.scores[name] for name in passed & batch.eligible), default=None)
-    return Selected(passed, "not_in_top_k", {} if lowest is None else {"lowest_kept_score": lowest})
+    return Selected(_best_first(scored, batch), "not_in_top_k", _k(selection))
 
 
 def _random_k(selection: Selection, batch: Batch) -> Selected:
     def lot(name: str) -> bytes:
         return hashlib.sha256(f"random-k/{batch.seed}/{name}".encode()).digest()
 
-    return Selected(_first_k(selection, batch, sorted(batch.ids, key=lot)), "not_in_random_k")
+    return Selected(sorted(batch.ids, key=lot), "not_in_random_k", _k(selection))
 
 
-def _first_k(selection: Selection, batch: Batch, order: Sequence[str]) -> AbstractSet[str]:
-    """As far down the order as it takes to have k that are eligible."""
+def _k(selection: Selection) -> int:
     if selection.k is None:
         raise ConfigError(f"curation.selection.k must be given for strategy {selection.strategy}")
-    passed: set[str] = set()
-    count = 0
-    for name in order:
-        if count == selection.k:
-            break
-        passed.add(name)
-        count += name in batch.eligible
-    return passed
+    return selection.k
 
 
 STRATEGIES: dict[SelectionStrategy, Callable[[Selection, Batch], Selected]] = {

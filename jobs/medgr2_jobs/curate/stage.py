@@ -15,54 +15,53 @@ from ..context import Outcome, StageContext
 from ..data import grades
 from ..data.splits import TRAIN
 from ..errors import ConfigError
-from ..generate.schema import OK
-from . import overlap
-from .select import NOT_SCORED, WITHOUT_SCORES, Batch, Selected, select
+from ..review import verdicts
+from . import letters, rules
+from .choose import Chosen, choose
+from .rules import Facts, Reasons, Rows
+from .select import WITHOUT_SCORES, Batch
 
-Rows = list[dict[str, Any]]
 SEED, GENERATED = "seed", "generated"
+VETOED = "vetoed"
 _QUESTION = ("image_sha256", "modality", "question_type", "question", "options", "answer_index")
 
 
 def run(ctx: StageContext[CurateParameters]) -> Outcome:
     """Writes `decisions` (a row per candidate), `training` (D_gen) and `lineage` (all candidates so far)."""
-    curation = ctx.parameters.curation
-    _check(curation)
-    candidates = ctx.input("candidates").rows("candidates") if ctx.has_input("candidates") else []
-    scores = _scores(ctx, curation)
-    images, items = ctx.input("prepare").rows("images"), ctx.input("prepare").rows("items")
-    known = _known(ctx, items)
-    taken = set() if curation.allow_overlap else {overlap.key(row) for row in known}
-
-    reasons = _hard_reasons(candidates, scores, overlap.held_out(images, items), taken)
-    chosen = select(curation.selection, _batch(ctx, candidates, scores, reasons))
-    for row in candidates:
-        name = row["triplet_id"]
-        if row["outcome"] != OK:
-            continue
-        if curation.selection.strategy not in WITHOUT_SCORES and name not in scores:
-            reasons[name].append(NOT_SCORED)
-        elif name not in chosen.passed:
-            reasons[name].append(chosen.reason)
-    kept = [row for row in candidates if not reasons[row["triplet_id"]]]
-    decisions = [_decision(row["triplet_id"], scores, reasons) for row in candidates]
-    training = known + [_training_row(row, scores) for row in kept]
+    facts = _facts(ctx)
+    reviewed = verdicts.load(ctx.root, ctx.parameters.review, facts.candidates) if ctx.parameters.review else []
+    reasons = rules.ruled_out(facts)
+    by_name = {row["triplet_id"]: row for row in facts.candidates}
+    chosen = choose(facts.curation, _batch(ctx, facts), {name for name, found in reasons.items() if not found}, by_name)
+    for name, found in chosen.reasons.items():
+        reasons[name] += found
+    for verdict in reviewed:
+        reasons[verdict.triplet_id] += [VETOED] * verdict.veto
+    kept = [row for row in facts.candidates if not reasons[row["triplet_id"]]]
+    decisions = [_decision(row["triplet_id"], facts, reasons) for row in facts.candidates]
+    fresh = [_training_row(row, facts) for row in kept]
+    counters = _counters(facts, reasons, chosen, len(kept))
+    if facts.curation.reject_guessable:
+        counters |= _deal(ctx, fresh, kept)
+    if reviewed:
+        counters["reviewed"] = len(reviewed)
     ctx.writer.table("decisions", decisions)
-    ctx.writer.table("training", training)
-    ctx.writer.table("lineage", _lineage(ctx, candidates, decisions))
-    return Outcome(counters=_counters(candidates, kept, training, reasons, chosen))
+    ctx.writer.table("training", facts.known + fresh)
+    ctx.writer.table("lineage", _lineage(ctx, facts.candidates, decisions))
+    return Outcome(counters=counters)
 
 
-def _check(curation: Curation) -> None:
-    """Refuses what this version does not do: ignoring it would keep what the user wants dropped."""
-    asked = {
-        "nearDuplicates": curation.near_duplicates is not None,
-        "rejectGuessable": bool(curation.reject_guessable),
-        "balance": curation.balance is not None,
-    }
-    for name, wanted in asked.items():
-        if wanted:
-            raise ConfigError(f"curation.{name}: not in this version; remove it")
+def _facts(ctx: StageContext[CurateParameters]) -> Facts:
+    curation = ctx.parameters.curation
+    items = ctx.input("prepare").rows("items")
+    return Facts(
+        candidates=ctx.input("candidates").rows("candidates") if ctx.has_input("candidates") else [],
+        scores=_scores(ctx, curation),
+        known=_known(ctx, items),
+        images=ctx.input("prepare").rows("images"),
+        items=items,
+        curation=curation,
+    )
 
 
 def _scores(ctx: StageContext[CurateParameters], curation: Curation) -> dict[str, float]:
@@ -91,8 +90,7 @@ def _known(ctx: StageContext[CurateParameters], items: Rows) -> Rows:
         return ctx.input("previous").rows("training")
     if ctx.request.iteration > 1:
         raise ConfigError(f"curate of iteration {ctx.request.iteration} was given no input 'previous'")
-    written = ctx.input("prepare").manifest.parameters.get("answerFormat", AnswerFormat.LETTER)
-    answer_format = AnswerFormat(written)
+    answer_format = _answer_format(ctx)
     return [
         {
             "row_id": item["item_id"],
@@ -108,48 +106,41 @@ def _known(ctx: StageContext[CurateParameters], items: Rows) -> Rows:
     ]
 
 
-def _hard_reasons(
-    candidates: Rows, scores: dict[str, float], held_out: dict[str, set[str]], taken: set[overlap.Key]
-) -> dict[str, list[str]]:
-    """What rules a candidate out whatever the strategy, by triplet id."""
-    doubles = overlap.duplicates((row for row in candidates if row["outcome"] == OK), scores)
-    reasons: dict[str, list[str]] = {}
-    for row in candidates:
-        found = reasons[row["triplet_id"]] = []
-        if row["outcome"] != OK:
-            found.append(f"outcome:{row['outcome']}")
-        found += [reason for reason, images in held_out.items() if row["image_sha256"] in images]
-        if row["outcome"] == OK:
-            found += [overlap.DUPLICATE] * (row["triplet_id"] in doubles)
-            found += [overlap.OVERLAP] * (overlap.key(row) in taken)
-    return reasons
+def _answer_format(ctx: StageContext[CurateParameters]) -> AnswerFormat:
+    return AnswerFormat(ctx.input("prepare").manifest.parameters.get("answerFormat", AnswerFormat.LETTER))
 
 
-def _batch(
-    ctx: StageContext[CurateParameters], candidates: Rows, scores: dict[str, float], reasons: dict[str, list[str]]
-) -> Batch:
+def _batch(ctx: StageContext[CurateParameters], facts: Facts) -> Batch:
     return Batch(
-        ids=[row["triplet_id"] for row in candidates if row["outcome"] == OK],
-        eligible={name for name, found in reasons.items() if not found},
-        scores=scores,
+        ids=[row["triplet_id"] for row in facts.usable],
+        scores=facts.scores,
         calibration=ctx.input("reward").rows("calibration") if ctx.has_input("reward") else None,
         seed=ctx.parameters.seed,
     )
 
 
-def _decision(name: str, scores: dict[str, float], reasons: dict[str, list[str]]) -> dict[str, Any]:
-    return {"triplet_id": name, "keep": not reasons[name], "score": scores.get(name), "reasons": reasons[name]}
+def _decision(name: str, facts: Facts, reasons: Reasons) -> dict[str, Any]:
+    return {"triplet_id": name, "keep": not reasons[name], "score": facts.scores.get(name), "reasons": reasons[name]}
 
 
-def _training_row(row: dict[str, Any], scores: dict[str, float]) -> dict[str, Any]:
+def _training_row(row: dict[str, Any], facts: Facts) -> dict[str, Any]:
     return {
         "row_id": row["triplet_id"],
         "origin": GENERATED,
         "iteration": row["iteration"],
         **{name: row[name] for name in _QUESTION},
         "response": row["response"],
-        "score": scores.get(row["triplet_id"]),
+        "score": facts.scores.get(row["triplet_id"]),
     }
+
+
+def _deal(ctx: StageContext[CurateParameters], fresh: Rows, kept: Rows) -> dict[str, float]:
+    """Deals the options of what was kept anew, in place; returns counters."""
+    moved = 0
+    for training, row in zip(fresh, kept, strict=True):
+        training |= letters.deal(row, _answer_format(ctx), ctx.parameters.seed)
+        moved += training["options"] != row["options"]
+    return {"letters_dealt": moved}
 
 
 def _lineage(ctx: StageContext[CurateParameters], candidates: Rows, decisions: Rows) -> Rows:
@@ -164,19 +155,18 @@ def _lineage(ctx: StageContext[CurateParameters], candidates: Rows, decisions: R
     ]
 
 
-def _counters(
-    candidates: Rows, kept: Rows, training: Rows, reasons: dict[str, list[str]], chosen: Selected
-) -> dict[str, float]:
+def _counters(facts: Facts, reasons: Reasons, chosen: Chosen, kept: int) -> dict[str, float]:
     """Headline figures. A candidate with several reasons counts under each."""
-    usable = sum(row["outcome"] == OK for row in candidates)
     dropped = Counter(
-        "outcome" if reason.startswith("outcome:") else reason for row in reasons.values() for reason in row
+        rules.OUTCOME if reason.startswith(f"{rules.OUTCOME}:") else reason
+        for found in reasons.values()
+        for reason in found
     )
     return {
-        "candidates": len(candidates),
-        "ok": usable,
-        "kept": len(kept),
-        "training_rows": len(training),
+        "candidates": len(facts.candidates),
+        "ok": len(facts.usable),
+        "kept": kept,
+        "training_rows": len(facts.known) + kept,
         **chosen.counters,
         **{f"dropped_{reason}": count for reason, count in sorted(dropped.items())},
     }

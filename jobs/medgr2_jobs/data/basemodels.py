@@ -1,4 +1,4 @@
-"""The models that a cycle starts from: checked and taken from the volume, or built in.
+"""The models that a cycle starts from: fetched where they lie elsewhere, checked, and taken; or built in.
 
 Nothing here imports torch, unless the built-in model has to be made.
 """
@@ -14,36 +14,39 @@ from urllib.parse import parse_qsl
 
 from medgr2_api.parameters import PrepareParameters
 
+from .. import fetch
 from ..context import StageContext
 from ..errors import ConfigError
+from ..fetch import BUILTIN
+from ..fetch.pinned import MODEL_SUFFIXES
 from ..store.paths import inside
 
 if TYPE_CHECKING:
     from ..tiny.pretrain import Settings
 
-BUILTIN = "builtin://"
 TINY = "builtin://tiny-qwen2.5-vl"
 #: Same as `vlm.SUPPORTED`, which cannot be had without importing torch.
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
-#: What is taken from a model folder: data, never code and never pickles.
-_TAKEN = frozenset({".json", ".safetensors", ".txt", ".jinja", ".model", ".tiktoken"})
 _HEAD = "head.safetensors"
 
 
-def check(root: Path, parameters: PrepareParameters) -> None:
-    """Checks every model that the cycle names, before any work is done.
+def check(ctx: StageContext[PrepareParameters]) -> None:
+    """Fetches and checks every model that the cycle names, before any work is done.
 
     Raises:
         ConfigError: a model is not there, is no model, or is of a family that is not supported.
+        StageError: it cannot be fetched; see `fetch.local`.
     """
-    for field, name in _bases(parameters):
+    bases = _bases(ctx.parameters)
+    for field, name in bases:
         if name.startswith(BUILTIN):
             tiny_settings(name, field)
-        else:
-            _check_model(_folder(root, name, field), field)
-    if parameters.reward_checkpoint is not None:
-        _check_reward_checkpoint(root, parameters.reward_checkpoint)
+    for field, name in bases:
+        if not name.startswith(BUILTIN):
+            _check_model(_folder(ctx, name, field), field)
+    if ctx.parameters.reward_checkpoint is not None:
+        _check_reward_checkpoint(ctx, ctx.parameters.reward_checkpoint)
 
 
 def publish(ctx: StageContext[PrepareParameters]) -> dict[str, float]:
@@ -64,9 +67,9 @@ def publish(ctx: StageContext[PrepareParameters]) -> dict[str, float]:
             ctx.writer.take(f"models/{role}", folders[name])
             counters[f"{role}_pretrain_loss"] = losses[name]
         else:
-            _take(ctx, f"models/{role}", _folder(ctx.root, name, field))
+            _take(ctx, f"models/{role}", _folder(ctx, name, field))
     if ctx.parameters.reward_checkpoint is not None:
-        folder = _folder(ctx.root, ctx.parameters.reward_checkpoint, "rewardModel.checkpoint")
+        folder = _folder(ctx, ctx.parameters.reward_checkpoint, "rewardModel.checkpoint")
         _take(ctx, "models/reward-checkpoint", folder)
     return counters
 
@@ -144,14 +147,11 @@ def _build_tiny(ctx: StageContext[PrepareParameters], settings: dict[str, Any], 
     return pretrain.build(ctx, chosen, ctx.parameters.seed, ctx.parameters.answer_format, folder)
 
 
-def _folder(root: Path, name: str, field: str) -> Path:
+def _folder(ctx: StageContext[PrepareParameters], name: str, field: str) -> Path:
     """The folder on the volume that a model's name stands for."""
-    folder = inside(root, name, field)
+    folder = fetch.local(ctx, name, field, "model")
     if not folder.is_dir():
-        raise ConfigError(
-            f"{field}: {name!r} is not a folder on the volume (looked for {folder}). Models are not fetched by this "
-            f"version: copy the snapshot there, for example with `hf download {name} --local-dir {folder}`"
-        )
+        raise ConfigError(f"{field}: {name!r} is a file ({folder}); a model is a folder in Hugging Face format")
     return folder
 
 
@@ -180,9 +180,9 @@ def _check_model(folder: Path, field: str) -> None:
             raise ConfigError(f"{field}: {folder}: no {' or '.join(alternatives)}: its processor is incomplete")
 
 
-def _check_reward_checkpoint(root: Path, name: str) -> None:
+def _check_reward_checkpoint(ctx: StageContext[PrepareParameters], name: str) -> None:
     field = "rewardModel.checkpoint"
-    folder = _folder(root, name, field)
+    folder = _folder(ctx, name, field)
     head = folder / _HEAD
     if not head.is_file():
         raise ConfigError(
@@ -226,7 +226,7 @@ def _take(ctx: StageContext[PrepareParameters], name: str, folder: Path) -> None
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in relative.parts)
-        if hidden or not path.is_file() or path.suffix not in _TAKEN:
+        if hidden or not path.is_file() or path.suffix not in MODEL_SUFFIXES:
             continue
         inside(ctx.root, str(path.relative_to(ctx.root)), f"file of {name}")
         ctx.writer.take(f"{name}/{relative}", path.resolve())

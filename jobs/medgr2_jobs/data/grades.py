@@ -3,11 +3,12 @@
 | grade | target | perturbation | response |
 |---|---|---|---|
 | original | 10 | none | the item's rationale and gold answer |
-| perturbed | 6 | synonyms | the same in other words; left out when no word has a synonym |
+| perturbed | 6 | wordnet, synonyms | the same in WordNet's words, else in those of a table; left out without any |
 | incoherent | 0 | phraseDeletion | the rationale without half of its words, gold answer |
 | irrelevant | -6 | wrongAnswer | a wrong answer with a rationale for it |
 | irrelevant | -6 | rationaleAgainstAnswer | the right rationale, a wrong answer |
 | irrelevant | -6 | otherRationale | another question's rationale, a wrong answer |
+| irrelevant | -6 | flippedFinding | the item's rationale with a finding turned into its opposite, gold answer |
 | imageMismatch | -6 | otherImage, otherModality | the item's response beside another image |
 
 Works for any data: an item without rationale gets a neutral sentence that names the option.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,9 @@ from medgr2_api.cycle import AnswerFormat
 from medgr2_api.models import Grades
 
 from .. import answers
-from . import wording
+from . import flips, phantoms, wording
 from .splits import TRAIN
+from .wordnet import Lexicon
 
 ORIGINAL, PERTURBED, INCOHERENT = "original", "perturbed", "incoherent"
 IRRELEVANT, IMAGE_MISMATCH = "irrelevant", "imageMismatch"
@@ -37,6 +39,8 @@ _AGAINST, _OTHER = 0.4, 0.2
 #: How often a wrong row comes in other words: as often as a right one (original and perturbed), so that the wording
 #: gives no grade away. GRPO finds such a shortcut at once: with 0.15 the policy learnt to paraphrase, not to answer.
 _PARAPHRASED_WRONG = 0.5
+#: Answers that say nothing without their question, normalised.
+_POLAR = frozenset({"yes", "no", "true", "false"})
 
 Item = dict[str, Any]
 """A row of table `items`."""
@@ -59,19 +63,28 @@ class _Text:
 
 
 def rows(
-    items: Sequence[Item], *, grades: Grades, mismatches: int, answer_format: AnswerFormat, seed: int
+    items: Iterable[Item],
+    *,
+    pool: Sequence[Item],
+    grades: Grades,
+    mismatches: int,
+    answer_format: AnswerFormat,
+    seed: int,
+    lexicon: Lexicon | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The rows of table `grades` for items of one split, in the order of the items.
 
     Args:
-        items: rows of table `items`; other images and rationales are taken from among them.
+        items: rows of table `items`, read once.
+        pool: items of the same split, which other images and other rationales are taken from.
         grades: the targets.
         mismatches: how many wrong answers, mixed wrong rows and wrong images each item gets; at 0 it gets one row
             with another question's rationale, so that the paper's fourth grade is there.
         answer_format: how responses are written.
         seed: decides what is changed, item by item.
+        lexicon: WordNet, where it is at hand.
     """
-    pool = _Pool(items)
+    others = _Pool(pool)
     targets = {
         ORIGINAL: grades.original,
         PERTURBED: grades.perturbed,
@@ -81,14 +94,19 @@ def rows(
     }
     for item in items:
         rng = random.Random(f"grades/{seed}/{item['item_id']}")
-        made = [*_texts(item, mismatches, pool, rng)]
-        for why, shown in pool.images(item, mismatches, rng):
-            text = _Text(_in_other_words(rationale_for(item), item, rng), item["answer_index"])
-            made.append((IMAGE_MISMATCH, why, text, shown))
+        words = _Words(item, lexicon, rng)
+        made = [*_texts(item, mismatches, others, words, rng)]
+        for why, shown in others.images(item, mismatches, rng):
+            made.append((IMAGE_MISMATCH, why, _Text(words.often(rationale_for(item)), item["answer_index"]), shown))
+        # phantoms are drawn for questions that only the image answers: they have all they need of the above
+        flipped = flips.flip(item["rationale"], rng) if phantoms.paraphrase(item["rationale"]) is None else None
+        if flipped is not None and mismatches:
+            made.append((IRRELEVANT, "flippedFinding", _Text(words.often(flipped), item["answer_index"]), item))
         for number, (grade, perturbation, text, shown) in enumerate(made):
             yield {
                 "sample_id": f"{item['item_id']}#{number}",
                 "item_id": item["item_id"],
+                "source": item["source"],
                 "split": TRAIN if item["split"] == TRAIN else HELDOUT,
                 "image_sha256": shown["image_sha256"],
                 "modality": shown["modality"],
@@ -99,38 +117,59 @@ def rows(
                 "grade": grade,
                 "target": targets[grade],
                 "perturbation": perturbation,
+                "seed": seed,
             }
 
 
-def _in_other_words(text: str, item: Item, rng: random.Random) -> str:
-    """A wrong row's rationale, paraphrased as often as a right row's."""
-    if rng.random() >= _PARAPHRASED_WRONG:
-        return text
-    return wording.paraphrase(text, rng, keep=tuple(item["options"])) or text
+@dataclass(frozen=True)
+class _Words:
+    """Other words for an item's texts: WordNet's, or those of the table for a text of which it knows no word."""
+
+    item: Item
+    lexicon: Lexicon | None
+    rng: random.Random
+
+    def other(self, text: str) -> tuple[str, str] | None:
+        """(perturbation, the same in other words); None when there are none."""
+        keep = tuple(self.item["options"])
+        if self.lexicon is not None and phantoms.paraphrase(text) is None:
+            said = wording.paraphrase(text, self.rng, keep, self.lexicon.synonyms)
+            if said is not None:
+                return "wordnet", said
+        said = wording.paraphrase(text, self.rng, keep)
+        return None if said is None else ("synonyms", said)
+
+    def often(self, text: str) -> str:
+        """A wrong row's rationale, paraphrased as often as a right row's."""
+        if self.rng.random() >= _PARAPHRASED_WRONG:
+            return text
+        other = self.other(text)
+        return other[1] if other else text
 
 
-def _texts(item: Item, mismatches: int, pool: _Pool, rng: random.Random) -> Iterator[tuple[str, str, _Text, Item]]:
+def _texts(
+    item: Item, mismatches: int, pool: _Pool, words: _Words, rng: random.Random
+) -> Iterator[tuple[str, str, _Text, Item]]:
     """The rows that change the text and keep the image."""
     gold = item["answer_index"]
     right = rationale_for(item)
-    options = tuple(item["options"])
-    wrong = [index for index in range(len(options)) if index != gold]
+    wrong = [index for index in range(len(item["options"])) if index != gold]
     rng.shuffle(wrong)
 
     yield ORIGINAL, "none", _Text(right, gold), item
-    paraphrased = wording.paraphrase(right, rng, keep=options)
-    if paraphrased is not None and paraphrased != right:
-        yield PERTURBED, "synonyms", _Text(paraphrased, gold), item
+    perturbed = words.other(right)
+    if perturbed is not None and perturbed[1] != right:
+        yield PERTURBED, perturbed[0], _Text(perturbed[1], gold), item
     yield INCOHERENT, "phraseDeletion", _Text(wording.drop_phrases(right, rng), gold), item
     if mismatches == 0:
         yield IRRELEVANT, "otherRationale", _Text(pool.other_rationale(item, rng), wrong[0]), item
     for number in range(mismatches):
         index = wrong[number % len(wrong)]
-        believed = _in_other_words(pool.rationale_of_wrong(item, index, rng), item, rng)
+        believed = words.often(pool.rationale_of_wrong(item, index, rng))
         yield IRRELEVANT, "wrongAnswer", _Text(believed, index), item
         drawn = rng.random()
         if drawn < _AGAINST:
-            yield IRRELEVANT, "rationaleAgainstAnswer", _Text(_in_other_words(right, item, rng), index), item
+            yield IRRELEVANT, "rationaleAgainstAnswer", _Text(words.often(right), index), item
         elif drawn < _AGAINST + _OTHER:
             yield IRRELEVANT, "otherRationale", _Text(pool.other_rationale(item, rng), index), item
 
@@ -144,14 +183,17 @@ class _Pool:
         self._types: dict[str, list[Item]] = defaultdict(list)
         #: One item per image, by modality: enough to show it.
         self._images: dict[str, dict[str, Item]] = defaultdict(dict)
-        #: What is known of an image: its answers to questions of a type.
+        #: What is known of an image: its answers to what is asked, and to anything.
         self._known: dict[tuple[str, str], set[str]] = defaultdict(set)
+        self._named: dict[str, set[str]] = defaultdict(set)
         for item in items:
             gold = answers.normalise(item["options"][item["answer_index"]])
             self._by_answer[item["question_type"], gold].append(item)
             self._types[item["question_type"]].append(item)
             self._images[item["modality"]].setdefault(item["image_sha256"], item)
-            self._known[item["image_sha256"], item["question_type"]].add(gold)
+            self._known[item["image_sha256"], _asked(item, gold)].add(gold)
+            if gold not in _POLAR:
+                self._named[item["image_sha256"]].add(gold)
         self._shown = {modality: list(found.values()) for modality, found in self._images.items()}
 
     def rationale_of_wrong(self, item: Item, index: int, rng: random.Random) -> str:
@@ -200,6 +242,7 @@ class _Pool:
     def _choose(self, item: Item, modalities: Sequence[str], rng: random.Random, count: int) -> list[Item]:
         gold = answers.normalise(item["options"][item["answer_index"]])
         others = {answers.normalise(option) for option in item["options"]} - {gold}
+        asked = _asked(item, gold)
         certain: list[Item] = []
         unknown: list[Item] = []
         pools = [self._shown[name] for name in modalities if self._shown.get(name)]
@@ -210,12 +253,19 @@ class _Pool:
             shown = rng.choice(rng.choice(pools))
             if shown["image_sha256"] == item["image_sha256"] or shown in certain or shown in unknown:
                 continue
-            known = self._known.get((shown["image_sha256"], item["question_type"]), set())
-            if known & others and gold not in known:
+            known = self._known.get((shown["image_sha256"], asked), set())
+            if gold in known or gold in self._named[shown["image_sha256"]]:
+                continue
+            if known & others:
                 certain.append(shown)
-            elif gold not in known and not (_asks_modality(item) and shown["modality"] == item["modality"]):
+            elif not (_asks_modality(item) and shown["modality"] == item["modality"]):
                 unknown.append(shown)
         return (certain + unknown)[:count]
+
+
+def _asked(item: Item, gold: str) -> str:
+    """What the answer is an answer to: a named finding to all questions of its type, a yes to its question alone."""
+    return answers.normalise(item["question"]) if gold in _POLAR else item["question_type"]
 
 
 def _asks_modality(item: Item) -> bool:

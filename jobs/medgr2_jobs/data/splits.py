@@ -1,18 +1,20 @@
 """Dividing images into train, validation and test, and keeping benchmark images out of training.
 
-The unit is the stored image (its sha256): all questions of an image, from whatever source, stand on one side. The
-order that decides is the sha256 of seed and image, so the result depends on nothing but the seed and the images.
+The unit is the stored image (its sha256): all questions of an image, from whatever source, stand on one side. By
+Patient or by Source all images of one stay together, too; an image that two of them hold joins the two. The order that
+decides is the sha256 of seed and image, so the result depends on nothing but the seed and the images.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from medgr2_api.data import OnLeak, Split, SplitBy
+from medgr2_api.data import OnLeak, Split
 
-from ..errors import ConfigError, DataError
+from ..errors import DataError
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 _SHOWN = 5  # names in a message
@@ -27,12 +29,13 @@ class Leak:
     """sha256 of each."""
     share: float
     """… as a share of the benchmark's images: how much of the test set training would have seen."""
+    near: frozenset[str] = frozenset()
+    """Those of them that only look like one of the benchmark's: other bytes, nearly the same perceptual hash."""
 
 
-def check(split: Split) -> None:
-    """Raises ConfigError for what this version cannot do."""
-    if split.by is not SplitBy.IMAGE:
-        raise ConfigError(f"data.split.by: {split.by}: this version splits by Image only")
+def lot(name: str) -> int:
+    """A number that depends on nothing but a name: for choosing evenly, and always the same."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 def order(seed: int, images: Iterable[str]) -> list[str]:
@@ -40,7 +43,33 @@ def order(seed: int, images: Iterable[str]) -> list[str]:
     return sorted(set(images), key=lambda sha256: hashlib.sha256(f"{seed}/{sha256}".encode()).digest())
 
 
-def assign(sources: Sequence[Iterable[str]], split: Split, seed: int) -> dict[str, str]:
+def together(units: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """For each image the one that stands for all that must stay together with it.
+
+    Args:
+        units: images (sha256) of each patient, or of each source. An image may be in several, which joins them.
+    """
+    parent: dict[str, str] = {}
+
+    def root(image: str) -> str:
+        while parent[image] != image:
+            parent[image] = parent[parent[image]]
+            image = parent[image]
+        return image
+
+    for images in units.values():
+        first = ""
+        for image in images:
+            parent.setdefault(image, image)
+            first = first or image
+            low, high = sorted((root(first), root(image)))
+            parent[high] = low
+    return {image: root(image) for image in parent}
+
+
+def assign(
+    sources: Sequence[Iterable[str]], split: Split, seed: int, joined: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """The split of every image.
 
     Each source is divided by itself, so that each contributes its share; an image that two sources hold keeps the
@@ -50,19 +79,54 @@ def assign(sources: Sequence[Iterable[str]], split: Split, seed: int) -> dict[st
         sources: the images (sha256) of each source that has questions.
         split: shares of validation and test; a share above 0 gets at least one image where there are enough.
         seed: decides the order.
+        joined: as `together` gives it; an image that is not in it stands alone. Groups are dealt whole, so shares
+            are met as nearly as the groups allow: a split takes groups, none twice as large as what it lacks, until
+            it has its share; one that found none gets the smallest there is. One group is always left to train on.
     """
+    joined = joined or {}
+    members: dict[str, list[str]] = defaultdict(list)
+    for image, first in joined.items():
+        members[first].append(image)
     assigned: dict[str, str] = {}
     for images in sources:
-        new = [sha256 for sha256 in order(seed, images) if sha256 not in assigned]
-        test = _count(split.test_fraction, len(new))
-        validation = min(_count(split.validation_fraction, len(new)), max(0, len(new) - test - 1))
-        for position, sha256 in enumerate(new):
-            held = TEST if position < test else VALIDATION if position < test + validation else TRAIN
-            assigned[sha256] = held
+        groups = list(dict.fromkeys(joined.get(image, image) for image in images if image not in assigned))
+        sizes = {group: len(members.get(group, [group])) for group in groups}
+        ordered = order(seed, groups)
+        total = sum(sizes.values())
+        test = _count(split.test_fraction, total)
+        validation = min(_count(split.validation_fraction, total), max(0, total - test - 1))
+        wanted = {TEST: test, VALIDATION: validation}
+        for group, held in _deal(ordered, sizes, wanted).items():
+            for image in members.get(group, [group]):
+                assigned.setdefault(image, held)
     return assigned
 
 
-def leaks(training: set[str], benchmark: str, images: set[str], on_leak: OnLeak, names: dict[str, str]) -> Leak:
+def _deal(ordered: Sequence[str], sizes: Mapping[str, int], wanted: Mapping[str, int]) -> dict[str, str]:
+    """The split of each group, in the order of `ordered`."""
+    dealt: dict[str, str] = {}
+    for held, count in wanted.items():
+        left = [group for group in ordered if group not in dealt]
+        given = 0
+        for group in left:
+            if given >= count or len(dealt) == len(ordered) - 1:
+                break
+            if sizes[group] <= 2 * (count - given):
+                dealt[group] = held
+                given += sizes[group]
+        if count and not given and len(dealt) < len(ordered) - 1:
+            dealt[min(left, key=lambda group: sizes[group])] = held
+    return {group: dealt.get(group, TRAIN) for group in ordered}
+
+
+def leaks(
+    training: set[str],
+    benchmark: str,
+    images: set[str],
+    on_leak: OnLeak,
+    names: Mapping[str, str],
+    near: set[str] | None = None,
+) -> Leak:
     """Which training images `benchmark` also holds.
 
     Args:
@@ -71,11 +135,14 @@ def leaks(training: set[str], benchmark: str, images: set[str], on_leak: OnLeak,
         images: sha256 of its images.
         on_leak: Drop or Fail.
         names: what to call a training image in a message.
+        near: training images that look like one of the benchmark's.
 
     Raises:
         DataError: there are some and `on_leak` is Fail; the message names the first few.
     """
-    common = training & images
+    equal = training & images
+    alike = (near or set()) - equal
+    common = equal | alike
     if common and on_leak is OnLeak.FAIL:
         shown = ", ".join(sorted(names[sha256] for sha256 in common)[:_SHOWN])
         more = f" and {len(common) - _SHOWN} more" if len(common) > _SHOWN else ""
@@ -83,10 +150,10 @@ def leaks(training: set[str], benchmark: str, images: set[str], on_leak: OnLeak,
             f"benchmark {benchmark!r} (onLeak: Fail) holds {len(common)} image(s) that training has too: "
             f"{shown}{more}; remove them from the sources, or set onLeak: Drop"
         )
-    return Leak(benchmark, frozenset(common), len(common) / max(1, len(images)))
+    return Leak(benchmark, frozenset(common), len(equal) / max(1, len(images)), frozenset(alike))
 
 
-def digest(assigned: dict[str, str]) -> str:
+def digest(assigned: Mapping[str, str]) -> str:
     """sha256 over the sorted lines `<image sha256> <split>`: two runs with this hash have the same splits."""
     lines = "".join(f"{sha256} {name}\n" for sha256, name in sorted(assigned.items()))
     return hashlib.sha256(lines.encode()).hexdigest()

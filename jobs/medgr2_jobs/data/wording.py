@@ -1,14 +1,14 @@
 """Changing words: light paraphrase (grade `perturbed`) and lost phrases (grade `incoherent`).
 
-The synonyms are a small table of general words (the paper uses WordNet, which also "replaces" medical terms by words
-that mean something else). Whatever carries the meaning of a finding is never touched: laterality, negation, numbers,
-anatomy, modality.
+Synonyms are those of a small table of general words, or of whoever the caller names (`wordnet.py`, as in the paper).
+Whatever carries the meaning of a finding is never touched: laterality, negation, numbers, anatomy, modality.
 """
 
 from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable, Sequence
 
 from . import phantoms
 
@@ -72,8 +72,10 @@ _GROUPS = (
 _PROTECTED_WORDS = """
 left right upper lower bilateral unilateral ipsilateral contralateral medial lateral anterior posterior superior
 inferior proximal distal dorsal ventral central peripheral apical basal
-no not none never without absent absence negative nor neither cannot normal abnormal
-one two three four five six seven eight nine ten single double first second third many few multiple
+no not none never without with absent absence present presence negative positive nor neither cannot normal abnormal
+increased decreased thickened thinned dilated narrowed symmetric asymmetric regular irregular
+one two three four five six seven eight nine ten single double first second third many few multiple several
+numerous
 ct mri mr xray x-ray radiograph ultrasound sonography dermoscopy fundus oct microscopy histology mammography
 t1 t2 flair doppler
 lung heart liver brain kidney spleen bone skin retina eye breast chest abdomen pelvis spine thorax colon stomach
@@ -85,6 +87,9 @@ benign malignant carcinoma melanoma adenoma
 PROTECTED = frozenset(_PROTECTED_WORDS.split())
 
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
+#: "a " or "an " at the end; its group is the "a".
+_ARTICLE = re.compile(r"\b(a)n?\s$", re.IGNORECASE)
+_VOWEL = re.compile(r"(?!uni|us[eu]|eu|one)[aeiou]", re.IGNORECASE)
 
 
 def _table() -> dict[str, tuple[str, ...]]:
@@ -101,29 +106,52 @@ def _table() -> dict[str, tuple[str, ...]]:
 SYNONYMS = _table()
 
 
-def paraphrase(text: str, rng: random.Random, keep: tuple[str, ...] = ()) -> str | None:
+def of_table(word: str) -> tuple[str, ...]:
+    """The table's synonyms of a lower-case word."""
+    return SYNONYMS.get(word, ())
+
+
+def paraphrase(
+    text: str,
+    rng: random.Random,
+    keep: tuple[str, ...] = (),
+    synonyms: Callable[[str], Sequence[str]] = of_table,
+) -> str | None:
     """The same statement with up to a third of its words replaced by synonyms; None when no word has one.
 
     Args:
         text: a rationale.
         rng: chooses words and synonyms.
-        keep: phrases whose words stay, such as the options.
+        keep: phrases whose words stay and are put nowhere else, such as the options.
+        synonyms: those of a lower-case word.
     """
     known = phantoms.paraphrase(text)
     if known is not None:
         return known
     protected = PROTECTED | {word.lower() for phrase in keep for word in _WORD.findall(phrase)}
     words = list(_WORD.finditer(text))
-    places = [found for found in words if found[0].lower() in SYNONYMS and found[0].lower() not in protected]
+    others: dict[str, list[str]] = {}
+    for word in {found[0].lower() for found in words}:
+        if not {word, word.removesuffix("s"), word.removesuffix("es")} & protected:
+            others[word] = [other for other in synonyms(word) if other not in protected]
+    places = [found for found in words if others.get(found[0].lower())]
     if not places:
         return None
     chosen = rng.sample(places, min(len(places), max(1, len(words) // 3)))
     for found in sorted(chosen, key=lambda place: -place.start()):
-        other = rng.choice(SYNONYMS[found[0].lower()])
-        if found[0][0].isupper():
-            other = other.capitalize()
-        text = text[: found.start()] + other + text[found.end() :]
+        text = put(text, found, rng.choice(others[found[0].lower()]))
     return text
+
+
+def put(text: str, place: re.Match[str], other: str) -> str:
+    """The text with other words at a place, in the place's capitals; an article before it follows their first sound."""
+    before = text[: place.start()]
+    article = _ARTICLE.search(before)
+    if article and bool(_VOWEL.match(place[0])) != bool(_VOWEL.match(other)):
+        before = before[: article.end(1)] + ("n " if _VOWEL.match(other) else " ")
+    if place[0][0].isupper():
+        other = other[0].upper() + other[1:]
+    return before + other + text[place.end() :]
 
 
 def drop_phrases(text: str, rng: random.Random) -> str:

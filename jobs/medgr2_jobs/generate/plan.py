@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ class Task:
     question_type: str
 
 
-def training_images(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
+def training_images(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """sha256 → modality of the images that may be asked about.
 
     An image that is in the training split and also in another is none of them: it must not reach the training data.
@@ -40,7 +40,7 @@ def training_images(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
 
 
 def tasks(
-    images: dict[str, str],
+    images: Mapping[str, str],
     order_seed: str,
     *,
     iteration: int,

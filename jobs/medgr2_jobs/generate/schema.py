@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,9 +22,52 @@ WRONG_OPTION_COUNT = "wrong_option_count"
 DUPLICATE_OPTIONS = "duplicate_options"
 ANSWER_NOT_IN_OPTIONS = "answer_not_in_options"
 ANSWER_CONTRADICTS = "answer_contradicts"
+EMPTY = "empty"
 REFUSED = "refused"
 TRUNCATED = "truncated"
+REJECTED = "rejected"
+UNREADABLE = "unreadable"
 HTTP_ERROR = "http_error"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a question can end."""
+
+    meaning: str
+    """For people; docs/generation.md has the same words."""
+    repair: str = ""
+    """What a model that may correct itself is told; empty: nothing to correct."""
+    asked_again: bool = False
+    """Whether another attempt of the stage asks again, should this one not get to its end."""
+
+
+OUTCOMES: dict[str, Outcome] = {
+    OK: Outcome("a triplet"),
+    INVALID_JSON: Outcome("the answer has no JSON object in it", "It is not one JSON object."),
+    SCHEMA: Outcome(
+        "a field is missing, empty, too long or of another type, or has our own tags in it",
+        "A field is missing, empty, too long or of the wrong type.",
+    ),
+    WRONG_OPTION_COUNT: Outcome(
+        f"not {OPTION_COUNT} options", f'"options" must have exactly {OPTION_COUNT} strings in it.'
+    ),
+    DUPLICATE_OPTIONS: Outcome("two options say the same", "Two options say the same."),
+    ANSWER_NOT_IN_OPTIONS: Outcome(
+        "the answer is none of the options",
+        '"answer_text" must be one of the options, word for word, and "answer_letter" its letter.',
+    ),
+    ANSWER_CONTRADICTS: Outcome(
+        "letter and text of the answer are two options", '"answer_letter" and "answer_text" name different options.'
+    ),
+    EMPTY: Outcome("the provider sent no text, and no reason"),
+    REFUSED: Outcome("the provider or the model refused: a safety block, a content filter"),
+    TRUNCATED: Outcome("the answer reached `sampling.maxTokens`"),
+    REJECTED: Outcome("the provider does not take this request (HTTP 400, 413, 422)", asked_again=True),
+    UNREADABLE: Outcome("HTTP 200 whose body is not the provider's protocol", asked_again=True),
+    HTTP_ERROR: Outcome("no answer, however often it was asked", asked_again=True),
+}
+"""All outcomes. What was answered is final; what was not is asked again by the next attempt, if there is one."""
 
 _MARKUP = re.compile(r"</?(think|answer)>", re.IGNORECASE)
 _LETTER = re.compile(r"\(?([A-Z])\)?[.:)]?", re.IGNORECASE)
@@ -35,25 +80,35 @@ class Triplet(BaseModel):
     model_config = ConfigDict(
         extra="ignore",
         str_strip_whitespace=True,
-        json_schema_extra={"additionalProperties": False},
     )
 
-    question: str = Field(min_length=1, max_length=2000)
-    question_type: str = Field(max_length=200)
-    options: list[str]
-    answer_letter: str
-    answer_text: str
-    rationale: str = Field(min_length=1, max_length=8000)
-    image_findings: list[str]
-    self_check: str
+    question: str = Field(min_length=1, max_length=2000, description="the question")
+    question_type: str = Field(max_length=200, description="the type that was asked for")
+    options: list[str] = Field(description=f"{OPTION_COUNT} strings, without letters in front")
+    answer_letter: str = Field(description="A, B, C … : the position of the right option")
+    answer_text: str = Field(description="the right option, word for word")
+    rationale: str = Field(
+        min_length=1, max_length=8000, description="two to four sentences from what is seen to the answer"
+    )
+    image_findings: list[str] = Field(description="what is visible in the image and used in the rationale")
+    self_check: str = Field(description="one sentence: why the other options are wrong for this image")
 
 
+@cache
+def json_schema() -> dict[str, Any]:
+    """The schema as JSON Schema, in the few words that every provider knows: types, names, descriptions."""
+    made = Triplet.model_json_schema()
+    fields = {
+        name: {key: value for key, value in field.items() if key in ("type", "items", "description")}
+        for name, field in made["properties"].items()
+    }
+    return {"type": "object", "properties": fields, "required": made["required"]}
+
+
+@cache
 def response_format() -> dict[str, Any]:
     """OpenAI's `response_format` for this schema; a server that does not know it may ignore it."""
-    schema = Triplet.model_json_schema()
-    for field in schema["properties"].values():  # strict mode takes no lengths
-        field.pop("minLength", None)
-        field.pop("maxLength", None)
+    schema = {**json_schema(), "additionalProperties": False}  # which strict mode wants
     return {"type": "json_schema", "json_schema": {"name": "triplet", "schema": schema, "strict": True}}
 
 

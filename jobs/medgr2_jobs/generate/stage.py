@@ -2,66 +2,81 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medgr2_api.parameters import GenerateParameters, Provider
-from medgr2_api.stages import VLLM_BASE_URL_ENV
+from medgr2_api.parameters import GenerateParameters
 
 from ..context import Outcome, StageContext
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, TemporaryError
+from ..store import manifest
 from . import plan, schema
 from .plan import Task
 
-_SCRIPTED, _OPENAI, _VLLM = "scripted", "openAI", "vllm"
+_SCRIPTED = "scripted"
 #: Rows between two progress notes of the scripted generator.
 _BLOCK = 256
 
 
 def run(ctx: StageContext[GenerateParameters]) -> Outcome:
     """Writes `candidates`, and for the scripted generator `truth`."""
-    kind = ctx.parameters.provider.kind
-    if kind == _SCRIPTED:
-        rows = _scripted(ctx)
-    elif kind in (_OPENAI, _VLLM):
-        from . import asking  # the only providers that need the openai package
-
-        rows = asking.ask_all(ctx, _server(ctx.parameters.provider), _tasks(ctx, ctx.parameters.question_types))
+    if ctx.parameters.provider.kind == _SCRIPTED:
+        rows, withheld = _scripted(ctx), 0
     else:
-        raise ConfigError(f"generator {kind!r}: this version has {_SCRIPTED}, {_OPENAI} and {_VLLM}")
+        rows, withheld = asyncio.run(_asked(ctx))
     ctx.writer.table("candidates", rows)
-    return Outcome(counters=_counters(rows))
+    return Outcome(counters={**_counters(rows), "images_withheld": withheld})
 
 
-def _server(provider: Provider) -> Provider:
-    """The provider with the address that it answers at: of a vLLM beside the stage, the operator tells."""
-    if provider.kind == _VLLM:
-        provider = provider.model_copy(update={"base_url": os.environ.get(VLLM_BASE_URL_ENV, "")})
-        if not provider.base_url:
-            raise ConfigError(
-                f"generator.vllm: {VLLM_BASE_URL_ENV} is not set, so there is no vLLM beside this stage; "
-                "without Kubernetes run `vllm serve` yourself and name it in generator.openAI.baseURL"
-            )
-    if not provider.base_url or not provider.model:
-        raise ConfigError(f"generator.{provider.kind}: its address and its model must be given")
-    return provider
+async def _asked(ctx: StageContext[GenerateParameters]) -> tuple[list[dict[str, Any]], int]:
+    """Candidates of a provider, and how many images it may not see."""
+    from . import errand  # the scripted generator needs none of the providers' packages
+    from .asking import Asking
+    from .journal import Journal
+    from .leaving import admitted
+
+    request, images = ctx.request, ctx.input("prepare").rows("images")
+    account = errand.Account(request.cycle, request.input_hash, request.generator_budget_usd, request.shard)
+    journal = Journal(ctx.writer.shared, errand.holder(request.cycle, request.attempt))
+    try:
+        if manifest.load(ctx.writer.base) is not None:  # while we waited for the journal
+            raise TemporaryError(f"{ctx.writer.base}: published by another cycle just now; run again to use it")
+        async with errand.errand(ctx.root, account, ctx.parameters, images, journal, request.grace_seconds) as ready:
+            known = plan.training_images(images)
+            seen = admitted(ready.gate, known)
+            tasks = _tasks(ctx, seen, ctx.parameters.question_types)
+
+            def report(done: int, figures: dict[str, float]) -> None:
+                ctx.progress("generate", done, len(tasks), **figures)
+
+            try:
+                rows = await Asking(ready, tasks, ctx.stop, report).run()
+            finally:
+                if ready.ledger is not None:
+                    ready.ledger.release()
+                    ctx.usage["generatorUSD"] = ready.ledger.spent
+    finally:
+        await journal.close()
+    return rows, len(known) - len(seen)
 
 
 def _tasks(
-    ctx: StageContext[GenerateParameters], kinds: Sequence[str], most_per_image: int | None = None
+    ctx: StageContext[GenerateParameters],
+    images: Mapping[str, str],
+    kinds: Sequence[str],
+    most_per_image: int | None = None,
 ) -> list[Task]:
-    """This shard's tasks."""
-    parameters, prepare = ctx.parameters, ctx.input("prepare")
-    images = plan.training_images(prepare.rows("images"))
+    """This shard's tasks about these images (sha256 → modality)."""
+    parameters = ctx.parameters
     if parameters.candidates and not images:
         raise DataError("the training split has no image to ask about; see the quarantine table of stage prepare")
     if not kinds:
         raise ConfigError("generator.questionTypes: must name at least one")
     return plan.tasks(
         images,
-        prepare.digest,
+        ctx.input("prepare").digest,
         iteration=parameters.iteration,
         candidates=parameters.candidates,
         per_image=min(parameters.questions_per_image, most_per_image or parameters.questions_per_image),
@@ -83,7 +98,8 @@ def _scripted(ctx: StageContext[GenerateParameters]) -> list[dict[str, Any]]:
     phantoms = prepare.rows("phantoms") if prepare.has("phantoms.parquet") else []
     shown = {row["image_sha256"]: row for row in phantoms}
     # a phantom has one question of each kind: asking for more asks more phantoms
-    tasks = _tasks(ctx, KINDS, most_per_image=len(KINDS))
+    images = plan.training_images(prepare.rows("images"))
+    tasks = _tasks(ctx, images, KINDS, most_per_image=len(KINDS))
     rows, truth = [], []
     for number, task in enumerate(tasks):
         if task.image_sha256 not in shown:
@@ -105,6 +121,7 @@ def _scripted(ctx: StageContext[GenerateParameters]) -> list[dict[str, Any]]:
                 "template_sha256": "",
                 "generator": _SCRIPTED,
                 "outcome": schema.OK,
+                "error": "",
                 "attempts": 1,
                 "usd": 0.0,
             }
@@ -125,5 +142,6 @@ def _counters(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         "images": len({row["image_sha256"] for row in rows}),
         "input_tokens": sum(row.get("input_tokens") or 0 for row in rows),
         "output_tokens": sum(row.get("output_tokens") or 0 for row in rows),
+        "thinking_tokens": sum(row.get("thinking_tokens") or 0 for row in rows),
     }
     return counters | dict(sorted(outcomes.items()))

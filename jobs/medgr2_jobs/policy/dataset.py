@@ -129,7 +129,8 @@ def grpo_prompts(
     """The prompts GRPO samples from, identical ones merged, in the order of their first appearance.
 
     A rejected candidate's question and image are used, its answer never (DECISIONS 20). Where seed and candidates
-    disagree the seed is right; where only kept candidates disagree no answer is trusted.
+    disagree the seed is right; where only kept candidates disagree no answer is trusted. A kept candidate is asked as
+    D_gen has it: curate may have dealt its options anew.
 
     Args:
         training: D_gen: the seed and the kept candidates of this and earlier iterations.
@@ -155,8 +156,10 @@ def grpo_prompts(
         if source is PromptSource.KEPT or record["origin"] == "seed":
             asked.setdefault(name, record)
     if source is PromptSource.CANDIDATES:
-        for record in candidates:
-            if record["outcome"] == "ok":
+        learnt = {record["row_id"]: record for record in training if record["origin"] != "seed"}
+        for candidate in candidates:
+            if candidate["outcome"] == "ok":
+                record = learnt.get(candidate["triplet_id"], candidate)
                 asked.setdefault(identify(record), record)
 
     def trusted(name: str) -> int | None:

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .compare import label
+from .funnel import NAMES
 from .tables import Row, checkpoints, pick
 
 BLUE, ORANGE, GREEN, RED, PINK, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#666666"
@@ -177,6 +178,56 @@ def scores(
             axes.margins(y=0.35)
         grid[0][0].set_ylabel("candidates")
         _save(figure, path)
+
+
+def funnel(groups: Sequence[tuple[str, str, Mapping[str, int]]], whole: Mapping[str, int], path: Path) -> None:
+    """What became of the candidates: a bar per group, as shares of what was generated; how many, beside its name."""
+    panels: dict[str, list[tuple[str, Mapping[str, int]]]] = {"all candidates": [("all", whole)]}
+    for dimension, name, counts in groups:
+        panels.setdefault(f"by {NAMES[dimension]}", []).append((name, counts))
+    heights = [len(lines) + 0.8 for lines in panels.values()]
+    with plt.rc_context(_STYLE):
+        figure, grid = plt.subplots(
+            len(panels), 1, figsize=(7.4, 0.34 * sum(heights) + 1.1), sharex=True, squeeze=False, layout="constrained",
+            height_ratios=heights,
+        )  # fmt: skip
+        for axes, (title, lines) in zip(grid[:, 0], panels.items(), strict=True):
+            _funnel_panel(axes, lines)
+            axes.set_title(title)
+        grid[-1][0].set_xlabel("share of the generated, %")
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        _save(figure, path)
+
+
+def _funnel_panel(axes: Axes, lines: Sequence[tuple[str, Mapping[str, int]]]) -> None:
+    """Stacked bars: kept, and where the others were lost; the largest group on top."""
+    ends = (
+        (BLUE, "kept", "kept"),
+        (SKY, "scored, not kept", "scored"),
+        (ORANGE, "parsed, not scored", "parsed"),
+        (RED, "not parsed", "generated"),
+    )
+    left = np.zeros(len(lines))
+    total = np.array([max(1, counts["generated"]) for _, counts in lines])
+    reached = np.zeros(len(lines))
+    for colour, text, step in ends:
+        count = np.array([counts[step] for _, counts in lines], dtype=float)
+        width = 100 * np.maximum(count - reached, 0) / total
+        axes.barh(range(len(lines)), width, left=left, color=colour, label=text, height=0.72)
+        left, reached = left + width, np.maximum(reached, count)
+    for place, (_, counts) in enumerate(lines):
+        share = 100 * counts["kept"] / max(1, counts["generated"])
+        axes.annotate(f"{share:.1f}", (share, place), (4, 0), textcoords="offset points", va="center", fontsize=9,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8})  # fmt: skip
+    axes.set_yticks(range(len(lines)), [f"{_short(name)} ({counts['generated']:,})" for name, counts in lines])
+    axes.grid(visible=False, axis="y")
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+
+
+def _short(name: str, limit: int = 28) -> str:
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
 def rewards(logs: Mapping[int, Sequence[Row]], path: Path) -> bool:

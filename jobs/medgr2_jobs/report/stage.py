@@ -11,7 +11,7 @@ from medgr2_api.parameters import ReportParameters
 from ..context import Outcome, StageContext
 from ..errors import ConfigError
 from ..lineage import lineage_rows
-from . import figures, text
+from . import figures, funnel, text
 from .tables import Facts, Row, gather, sets, to_csv, truth_of
 
 
@@ -32,16 +32,21 @@ def run(ctx: StageContext[ReportParameters]) -> Outcome:
         "reward": facts.rewards,
         "grpo": facts.grpo,
         "seen_images": facts.seen,
+        "funnel": facts.funnel,
     }
     for name, rows in tables.items():
         if rows:
             ctx.writer.path(f"tables/{name}.csv").write_text(to_csv(rows))
+    counters: dict[str, float] = {"results": float(len(facts.results))}
+    if facts.funnel:
+        ctx.writer.path("funnel.json").write_text(json.dumps(facts.funnel, indent=0) + "\n")
+        counters |= funnel.totals(facts.funnel)
     lineage = lineage_rows(ctx, ctx.parameters.iteration)
     if lineage:
         ctx.writer.table("lineage_report", lineage)
     drawn = _draw(ctx, facts)
     ctx.writer.path("report.md").write_text(text.report(facts, drawn))
-    return Outcome(counters={"results": float(len(facts.results)), "figures": float(len(drawn))})
+    return Outcome(counters={**counters, "figures": float(len(drawn))})
 
 
 def _draw(ctx: StageContext[ReportParameters], facts: Facts) -> list[tuple[str, str]]:
@@ -63,6 +68,9 @@ def _draw(ctx: StageContext[ReportParameters], facts: Facts) -> list[tuple[str, 
             name = f"scores-{row['iteration']}"
             figures.scores(row["iteration"], decisions, row["threshold"], truth_of(ctx, row["iteration"]), place(name))
             drawn.append((f"figures/{name}.png", f"Scores of the candidates, iteration {row['iteration']}"))
+    if facts.funnel:
+        figures.funnel(funnel.marginals(facts.funnel), funnel.totals(facts.funnel), place("funnel"))
+        drawn.append(("figures/funnel.png", "What became of the candidates, by what was asked"))
     if figures.rewards({row["iteration"]: _log(ctx, row["iteration"]) for row in facts.grpo}, place("grpo")):
         drawn.append(("figures/grpo.png", "Reward during GRPO"))
     return drawn

@@ -7,11 +7,12 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..context import StageContext
 from ..store.artifact import ArtifactReader
+from . import funnel
 from .compare import Answers, answers_of, difference, label
 
 Row = dict[str, Any]
@@ -42,6 +43,8 @@ class Facts:
     """A row per GRPO run."""
     seen: list[Row]
     """A row per set of questions: how many of them show an image that was trained on."""
+    funnel: list[Row] = field(default_factory=list)
+    """A row per iteration, paradigm, modality and question type: candidates from generated to kept."""
 
 
 def gather(ctx: StageContext[Any]) -> Facts:
@@ -60,6 +63,7 @@ def gather(ctx: StageContext[Any]) -> Facts:
         [reward_row(t, ctx.input(f"reward-{t}")) for t in iterations if ctx.has_input(f"reward-{t}")],
         [_counters_row(t, ctx.input(f"grpo-{t}")) for t in iterations if ctx.has_input(f"grpo-{t}")],
         seen_rows(ctx, iterations, predictions),
+        funnel.rows(ctx, iterations),
     )
 
 

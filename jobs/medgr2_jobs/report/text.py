@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from . import funnel
 from .tables import CONTROLS, REFERENCES, Facts, Row
 
 _NAMES = {"blank": "blank image", "shuffled": "shuffled image", "options_only": "options only",
@@ -49,7 +50,7 @@ def report(facts: Facts, figures: Sequence[tuple[str, str]]) -> str:
     notes = reading_notes(facts)
     if notes:
         parts += ["### What the numbers say", "\n".join(f"- {note}" for note in notes)]
-    parts += _filter(facts.filters) + _reward(facts.rewards) + _grpo(facts.grpo)
+    parts += _funnel(facts.funnel) + _filter(facts.filters) + _reward(facts.rewards) + _grpo(facts.grpo)
     if figures:
         parts += ["## Figures", *(f"![{title}]({path})" for path, title in figures)]
     parts.append("All rows, with slices by modality and question type: `results.json`; the tables above: `tables/`.")
@@ -122,6 +123,29 @@ def _control_note(where: str, row: Row) -> str:
         return f"{where} {interval} lies above every control: {', '.join(below)}."
     rest = f"; it lies above {', '.join(below)}" if below else ""
     return f"{where} {interval} does not lie above {', '.join(others)}: that much is reached without the image{rest}."
+
+
+def _funnel(rows: Sequence[Row]) -> list[str]:
+    if not rows:
+        return []
+    whole = funnel.totals(rows)
+    lines = [
+        ("all", "", whole),
+        *((funnel.NAMES[name], group, counts) for name, group, counts in funnel.marginals(rows)),
+    ]
+    cells = []
+    before = ""
+    for name, group, counts in lines:
+        share = counts["kept"] / counts["generated"] if counts["generated"] else None
+        cells.append(
+            ["" if name == before else name, group, *(f"{counts[step]:,}" for step in funnel.STEPS), _percent(share)]
+        )
+        before = name
+    text = (
+        "Candidates of all iterations: asked for (generated), with an answer that is a triplet (parsed), scored by the "
+        "reward model, and kept for training. Every combination by iteration: `funnel.json`, `tables/funnel.csv`."
+    )
+    return ["## Funnel", text, table(["by", "", *funnel.STEPS, "kept, %"], cells)]
 
 
 def _filter(rows: Sequence[Row]) -> list[str]:

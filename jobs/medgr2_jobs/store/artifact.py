@@ -24,6 +24,8 @@ from .paths import inside
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from .tables import TableWriter
+
 _SHARD = re.compile(r"shard-(\d+)")
 
 
@@ -136,6 +138,8 @@ class ArtifactWriter:
         self.folder = self.base / self.attempt
         #: Checkpoints of an unfinished run; survive the attempt, removed after the commit.
         self.work = self.base / "work" / (request.cycle.uid or request.cycle.name)
+        #: What any cycle's attempt may go on from, whoever made it; removed after the commit. No cycle's uid is its name.
+        self.shared = self.base / "work" / ".shared"
         self.request = request
         self._rows: dict[str, int] = {}
         self._undigested: set[str] = set()
@@ -162,6 +166,15 @@ class ArtifactWriter:
         count = tables.write(self.path(f"{name}.parquet"), name, rows)
         self._rows[f"{name}.parquet"] = count
         return count
+
+    @contextlib.contextmanager
+    def stream(self, name: str) -> Iterator[TableWriter]:
+        """The parquet table `name`, to be written row by row."""
+        from . import tables
+
+        with tables.writer(self.path(f"{name}.parquet"), name) as writer:
+            yield writer
+        self._rows[f"{name}.parquet"] = writer.rows
 
     def take(self, name: str, source: Path) -> None:
         """Takes a file or folder that was made elsewhere on the volume (hard links where possible)."""
@@ -208,6 +221,7 @@ class ArtifactWriter:
             if path.name not in listed and number.isdecimal() and int(number) <= self.request.attempt:
                 atomic.remove_tree(path)
         atomic.remove_tree(self.work)
+        atomic.remove_tree(self.shared)
         with contextlib.suppress(OSError):  # another cycle's checkpoints are in it
             self.work.parent.rmdir()
 

@@ -11,6 +11,7 @@ import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, ImageOps
 
@@ -26,7 +27,7 @@ _NAME = re.compile(r"[0-9a-f]{64}")
 #: What Pillow's decoders raise on damaged files.
 _DAMAGED = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, struct.error, zlib.error)
 #: File system errors that are about this one path.
-_UNREADABLE = {errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP}
+UNREADABLE = {errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,16 @@ class StoredImage:
     sha256: str
     width: int
     height: int
+
+
+def shrunk(image: Image.Image, max_pixels: int) -> Image.Image:
+    """The picture, scaled down to at most `max_pixels`."""
+    pixels = image.width * image.height
+    if pixels <= max_pixels:
+        return image
+    scale = (max_pixels / pixels) ** 0.5
+    size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 class ImageStore:
@@ -59,42 +70,40 @@ class ImageStore:
         atomic.sync_all()
 
     def add_file(self, path: Path, max_pixels: int) -> StoredImage:
-        """Reads a picture file and stores it.
+        """Reads a picture file and stores it; raises what `open` raises."""
+        return self.add(self.open(path, str(path)), max_pixels)
+
+    def open(self, source: Path | BinaryIO, name: str) -> Image.Image:
+        """Reads a picture: upright, RGB.
 
         Raises:
-            DataError: missing, unreadable, truncated, or too large to be a picture; the message names the file.
+            DataError: missing, unreadable, truncated, or too large to be a picture; the message begins with `name`.
         """
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # damage, and bombs: both are looked after below
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                with Image.open(path) as image:
+                with Image.open(source) as image:
                     if image.width * image.height > MAX_SOURCE_PIXELS:
                         raise DataError(
-                            f"{path}: claims {image.width} x {image.height} pixels, more than the limit of "
+                            f"{name}: claims {image.width} x {image.height} pixels, more than the limit of "
                             f"{MAX_SOURCE_PIXELS:,}; it was not opened. Scale it down first"
                         )
                     # the orientation goes with the rest of the EXIF data: apply it first, or left becomes right
-                    upright = ImageOps.exif_transpose(image).convert("RGB")
+                    return ImageOps.exif_transpose(image).convert("RGB")
         except FileNotFoundError:
-            raise DataError(f"{path}: image file is missing") from None
+            raise DataError(f"{name}: image file is missing") from None
         except Image.DecompressionBombError as error:
-            raise DataError(f"{path}: {error}; it was not opened. Scale it down first") from error
+            raise DataError(f"{name}: {error}; it was not opened. Scale it down first") from error
         except _DAMAGED as error:
             number = error.errno if isinstance(error, OSError) else None
-            if number is not None and number not in _UNREADABLE:  # the disk's fault, not the picture's
+            if number is not None and number not in UNREADABLE:  # the disk's fault, not the picture's
                 raise
-            raise DataError(f"{path}: not a readable image ({error})") from error
-        return self.add(upright, max_pixels)
+            raise DataError(f"{name}: not a readable image ({error})") from error
 
     def add(self, image: Image.Image, max_pixels: int) -> StoredImage:
         """Stores a picture as RGB, scaled down to at most `max_pixels`; on the disk for good after `sync`."""
-        image = image.convert("RGB")
-        pixels = image.width * image.height
-        if pixels > max_pixels:
-            scale = (max_pixels / pixels) ** 0.5
-            size = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
-            image = image.resize(size, Image.Resampling.LANCZOS)
+        image = shrunk(image.convert("RGB"), max_pixels)
         clean = Image.frombytes("RGB", image.size, image.tobytes())  # pixels only: no EXIF, no profile, no text
         buffer = io.BytesIO()
         clean.save(buffer, "PNG", compress_level=6)

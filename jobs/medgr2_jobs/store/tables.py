@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +14,8 @@ from ..errors import CorruptArtifact
 from . import atomic
 
 _TEXT, _INT, _FLOAT, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+#: Rows of a row group of a table that is written as it is made.
+_BATCH_ROWS = 8192
 _TEXTS, _FLOATS = pa.list_(pa.string()), pa.list_(pa.float64())
 
 #: What every question carries, from the seed to the predictions.
@@ -93,6 +97,62 @@ def write(path: Path, name: str, rows: list[dict[str, Any]] | pa.Table) -> int:
     with atomic.atomic_file(path) as stream:
         pq.write_table(table.combine_chunks(), stream, compression="zstd")  # the bytes depend on the chunks
     return int(table.num_rows)
+
+
+class TableWriter:
+    """Writes a table row by row, a batch in memory at a time; the same rows give the same bytes."""
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self.rows = 0
+        self._name = name
+        self._schema = schema(name)
+        self._batch: list[dict[str, Any]] = []
+        self._writer = pq.ParquetWriter(stream, self._schema, compression="zstd")
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Adds a row.
+
+        Raises:
+            KeyError: it has a column that the schema does not know.
+        """
+        unknown = row.keys() - set(self._schema.names)
+        if unknown:
+            raise KeyError(f"table {self._name!r} has no column {', '.join(sorted(unknown))}")
+        self._batch.append(row)
+        self.rows += 1
+        if len(self._batch) == _BATCH_ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        """Writes what is left, and the file's end."""
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._batch:
+            self._writer.write_table(pa.Table.from_pylist(self._batch, schema=self._schema))
+            self._batch = []
+
+
+@contextmanager
+def writer(path: Path, name: str) -> Iterator[TableWriter]:
+    """A table that appears at `path` when the block ends well."""
+    with atomic.atomic_file(path) as stream:
+        made = TableWriter(stream, name)
+        try:
+            yield made
+        except BaseException:
+            with suppress(Exception):  # the file is thrown away; what went wrong is already on its way
+                made.close()
+            raise
+        made.close()
+
+
+def batches(path: Path, size: int) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a table that this process has written, `size` at a time."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=size):
+            yield batch.to_pylist()
 
 
 def read(path: Path, name: str) -> pa.Table:

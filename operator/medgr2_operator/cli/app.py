@@ -33,8 +33,16 @@ def run(
     secrets_dir: Annotated[Path | None, typer.Option(help="Folder with secrets: <secrets-dir>/<name>/<key>.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads per stage; 1 gives the same bytes every time.")] = 1,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines, also on a terminal.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only look it over: ask the generator five questions, forecast the cost.")
+    ] = False,
 ) -> None:
     """Run a cycle on this computer. Interrupt it at any moment; the same command goes on."""
+    if dry_run:
+        from .trial import DRY_RUN_QUESTIONS
+        from .trial import doctor as examine
+
+        raise typer.Exit(examine(file, workspace, secrets_dir, DRY_RUN_QUESTIONS, False))
     from .run import run_cycle
 
     raise typer.Exit(run_cycle(file, workspace, restart_from, secrets_dir, threads, plain))
@@ -66,6 +74,50 @@ def compare(
     from .inspect import compare_cycles
 
     raise typer.Exit(compare_cycles(cycles, workspace, json))
+
+
+@app.command()
+def doctor(
+    file: File,
+    workspace: Workspace = Path(".medgr2"),
+    secrets_dir: Annotated[Path | None, typer.Option(help="Folder with secrets: <secrets-dir>/<name>/<key>.")] = None,
+    questions: Annotated[
+        int, typer.Option(min=0, help="Questions to ask the generator, and to pay, to try it and to forecast the cost.")
+    ] = 3,
+    json: Annotated[bool, typer.Option("--json", help="Findings as JSON.")] = False,
+) -> None:
+    """Look a cycle over before it is run: data, models, room, splits, the generator, and what it will cost."""
+    from .trial import doctor as examine
+
+    raise typer.Exit(examine(file, workspace, secrets_dir, questions, json))
+
+
+@app.command()
+def prompt(
+    paradigm: Annotated[str, typer.Option(help="Direct, StepByStep or MetaCognitive.")] = "MetaCognitive",
+    modality: Annotated[str, typer.Option(help="Modality of the image, such as CT.")] = "",
+    question_type: Annotated[str, typer.Option(help="Kind of question, such as Diagnosis.")] = "Diagnosis",
+    provider: Annotated[
+        str, typer.Option(help="openAI, gemini or vllm: each takes the schema in other words.")
+    ] = "openAI",
+    image: Annotated[Path | None, typer.Option(help="A picture file that would go along.")] = None,
+) -> None:
+    """Show what a generator is sent about one image."""
+    from .trial import prompt as preview
+
+    raise typer.Exit(preview(paradigm, modality, question_type, provider, image))
+
+
+@app.command()
+def fetch(
+    file: File,
+    workspace: Workspace = Path(".medgr2"),
+    secrets_dir: Annotated[Path | None, typer.Option(help="Folder with secrets: <secrets-dir>/<name>/<key>.")] = None,
+) -> None:
+    """Fetch the data and models that a cycle names to WORKSPACE/inputs, also for a site without network."""
+    from .fetch import fetch_cycle
+
+    raise typer.Exit(fetch_cycle(file, workspace, secrets_dir))
 
 
 @app.command()

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from .decisions import decisions
+from .options import (
+    Context,
+    Force,
+    Image,
+    Kubeconfig,
+    Local,
+    Name,
+    Namespace,
+    PodTimeout,
+    Timeout,
+    Wait,
+    here,
+    on_cluster,
+)
 
 if TYPE_CHECKING:
     from .connection import Cluster
@@ -18,35 +34,6 @@ cluster = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Name = Annotated[str, typer.Argument(metavar="CYCLE", help="Name of a MedGR2Cycle.", show_default=False)]
-Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Default: the kubeconfig's.", show_default=False)]
-Context = Annotated[str, typer.Option(help="Context of the kubeconfig; default: the current one.", show_default=False)]
-Kubeconfig = Annotated[str, typer.Option(help="Default: $KUBECONFIG or ~/.kube/config.", show_default=False)]
-Wait = Annotated[bool, typer.Option("--wait", help="Until the operator has acted on it.")]
-Timeout = Annotated[float, typer.Option(min=1, help="Seconds to wait.")]
-Image = Annotated[
-    str, typer.Option(help="Of the pod that reads the volume; default: the cycle's stages'.", show_default=False)
-]
-PodTimeout = Annotated[float, typer.Option(min=1, help="Seconds to wait for the pod that reads the volume.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
-Local = Annotated[
-    Path | None,
-    typer.Option("--workspace", "-w", help="Look in this folder (`medgr2 run`), not on a cluster.", show_default=False),
-]
-
-
-def _run(command: Callable[[Cluster], Awaitable[int]], namespace: str, context: str, kubeconfig: str) -> None:
-    """Connects and runs; ends with the exit code."""
-    try:
-        from .connection import Where, run
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package in ("", "medgr2_api", "medgr2_operator"):
-            raise
-        typer.echo(f"commands on a cluster need {package}: pip install 'medgr2[operator]'", err=True)
-        raise typer.Exit(2) from None
-    raise typer.Exit(run(Where(namespace, context, kubeconfig), command))
 
 
 @cluster.command()
@@ -77,7 +64,7 @@ def logs(
 
         return await show(at, cycle, stage, attempt, follow, None if no_volume else read)
 
-    _run(command, namespace, context, kubeconfig)
+    on_cluster(command, namespace, context, kubeconfig)
 
 
 @cluster.command()
@@ -96,7 +83,7 @@ def suspend(
 
         return await suspend(at, cycle, wait * timeout)
 
-    _run(command, namespace, context, kubeconfig)
+    on_cluster(command, namespace, context, kubeconfig)
 
 
 @cluster.command()
@@ -115,7 +102,7 @@ def resume(
 
         return await resume(at, cycle, wait * timeout)
 
-    _run(command, namespace, context, kubeconfig)
+    on_cluster(command, namespace, context, kubeconfig)
 
 
 @cluster.command()
@@ -135,7 +122,7 @@ def restart(
 
         return await restart(at, cycle, stage, wait * timeout)
 
-    _run(command, namespace, context, kubeconfig)
+    on_cluster(command, namespace, context, kubeconfig)
 
 
 @cluster.command()
@@ -155,7 +142,7 @@ def approve(
 
         return await approve(at, cycle, stage, wait * timeout)
 
-    _run(command, namespace, context, kubeconfig)
+    on_cluster(command, namespace, context, kubeconfig)
 
 
 @cluster.command()
@@ -176,7 +163,7 @@ def cp(
 
         return await copy(at, source, target, image, pod_timeout, force)
 
-    _run(command, namespace, context, kubeconfig)
+    on_cluster(command, namespace, context, kubeconfig)
 
 
 @cluster.command()
@@ -195,14 +182,14 @@ def report(
     if workspace is not None:
         from .stories import local_report
 
-        raise typer.Exit(_here(lambda: local_report(workspace, cycle)))
+        raise typer.Exit(here(lambda: local_report(workspace, cycle)))
 
     async def command(at: Cluster) -> int:
         from .volume import report
 
         return await report(at, cycle, target, image, pod_timeout, force)
 
-    _run(command, namespace, context, kubeconfig)
+    on_cluster(command, namespace, context, kubeconfig)
 
 
 @cluster.command()
@@ -221,7 +208,7 @@ def lineage(
     if workspace is not None:
         from .stories import local_story, print_story
 
-        raise typer.Exit(_here(lambda: print_story(local_story(workspace, cycle, triplet), json)))
+        raise typer.Exit(here(lambda: print_story(local_story(workspace, cycle, triplet), json)))
 
     async def command(at: Cluster) -> int:
         from .stories import print_story
@@ -229,18 +216,10 @@ def lineage(
 
         return print_story(await story(at, cycle, triplet, image, pod_timeout), json)
 
-    _run(command, namespace, context, kubeconfig)
+    on_cluster(command, namespace, context, kubeconfig)
 
 
-def _here(command: Callable[[], int]) -> int:
-    """Runs what needs no cluster."""
-    from .errors import CommandError
-
-    try:
-        return command()
-    except CommandError as error:
-        typer.echo(str(error), err=True)
-        return error.code
+cluster.add_typer(decisions)
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""`medgr2 suspend`, `resume`, `restart` and `approve`: each changes one thing in the spec and says what it did."""
+"""`medgr2 suspend`, `resume`, `restart`, `approve`, and the end of `decisions import`.
+
+Each changes one thing in the spec and says what it did."""
 
 from __future__ import annotations
 
@@ -61,16 +63,38 @@ async def restart(cluster: Cluster, name: str, stage: str, wait: float) -> int:
         raise CommandError(f"{stage!r}: say of which iteration, such as {wanted}@2")
 
     def edit(stored: Manifest) -> _Edit:
-        cycle = parsed(stored)
-        reach, token = _reach(cycle, StageKey(iteration, wanted)), _fresh_token(cycle)
-        value = {"iteration": iteration, "stage": str(wanted), "token": token}
-        return _Edit(
-            {"op": "add", "path": "/spec/restartFrom", "value": value},
-            f"{name}: {wanted}@{iteration} and what depends on it run again, {reach} stages in all (token {token})",
-            lambda now: token in now.get("status", {}).get("restartTokens", ()),
-        )
+        return _restarting(parsed(stored), StageKey(iteration, wanted))
 
     return await _change(cluster, name, edit, wait)
+
+
+async def review(cluster: Cluster, name: str, iteration: int, sha256: str, restart: bool, wait: float) -> int:
+    """Names an expert's review in the spec, and with `restart` lets curate take notice, both in one patch.
+
+    With `wait` seconds: until the operator has begun.
+    """
+
+    def edit(stored: Manifest) -> _Edit:
+        given = [found for found in stored["spec"].get("reviews") or [] if found["iteration"] != iteration]
+        value = sorted([*given, {"iteration": iteration, "sha256": sha256}], key=lambda found: int(found["iteration"]))
+        named = {"op": "add", "path": "/spec/reviews", "value": value}
+        if not restart:
+            told = f"{name}: spec.reviews names it; `medgr2 restart {name} curate@{iteration}` lets it count"
+            return _Edit([named], told, lambda now: True)
+        again = _restarting(parsed(stored), StageKey(iteration, StageName.CURATE))
+        return _Edit([named, *again.operations], again.told, again.done)
+
+    return await _change(cluster, name, edit, wait)
+
+
+def _restarting(cycle: Cycle, start: StageKey) -> _Edit:
+    reach, token = _reach(cycle, start), _fresh_token(cycle)
+    value = {"iteration": start.iteration, "stage": str(start.name), "token": token}
+    return _Edit(
+        [{"op": "add", "path": "/spec/restartFrom", "value": value}],
+        f"{cycle.metadata.name}: {start} and what depends on it run again, {reach} stages in all (token {token})",
+        lambda now: token in now.get("status", {}).get("restartTokens", ()),
+    )
 
 
 async def approve(cluster: Cluster, name: str, stage: str, wait: float) -> int:
@@ -82,7 +106,7 @@ async def approve(cluster: Cluster, name: str, stage: str, wait: float) -> int:
         new = [ref for key in chosen if (ref := {"iteration": key.iteration, "stage": str(key.name)}) not in given]
         names = ", ".join(map(str, chosen))
         return _Edit(
-            {"op": "add", "path": "/spec/approved", "value": [*given, *new]} if new else None,
+            [{"op": "add", "path": "/spec/approved", "value": [*given, *new]}] if new else [],
             f"{name}: {names} may go on" if new else f"{name}: {names} was approved already",
             lambda now: not set(chosen) & set(_waiting(now)),
         )
@@ -94,8 +118,8 @@ async def approve(cluster: Cluster, name: str, stage: str, wait: float) -> int:
 class _Edit:
     """A change of the spec that depends on what was read."""
 
-    operation: Manifest | None
-    """RFC 6902; None: nothing is to be changed."""
+    operations: list[Manifest]
+    """RFC 6902; none: nothing is to be changed."""
     told: str
     done: Callable[[Manifest], bool]
     """Whether the operator has acted on it."""
@@ -106,11 +130,12 @@ async def _change(cluster: Cluster, name: str, edit: Callable[[Manifest], _Edit]
     for _ in range(_TRIES):
         stored = await cluster.cycle(name)
         wanted = edit(stored)
-        if wanted.operation is not None:
+        if wanted.operations:
             version = stored["metadata"]["resourceVersion"]
             unchanged = {"op": "replace", "path": "/metadata/resourceVersion", "value": version}
             try:
-                stored = await cluster.client.json_patch(CYCLES, name, cluster.namespace, [unchanged, wanted.operation])
+                operations = [unchanged, *wanted.operations]
+                stored = await cluster.client.json_patch(CYCLES, name, cluster.namespace, operations)
             except ConflictError:
                 continue
         print(wanted.told)

@@ -52,9 +52,11 @@ def _lines(story: dict[str, Any]) -> list[tuple[str, str]]:
         ("image", ", ".join(filter(None, [image.get("modality"), source, image["path"]]))),
         ("prompt", f"{prompt['paradigm']}, template {prompt['templateSha256'][:_SHOWN_DIGEST]}"),
         ("generator", story["generator"]),
+        *([("cost", cost)] if (cost := _cost(story.get("cost") or {})) else []),
     ]
     if story["outcome"] not in (None, "ok"):
-        return [*found, ("outcome", story["outcome"]), ("decision", _decision(story))]
+        outcome = ": ".join(filter(None, [story["outcome"], story.get("error")]))
+        return [*found, ("outcome", outcome), ("decision", _decision(story))]
     found.append(("question", story["question"]))
     if story["options"]:
         found.append(("options", " | ".join(story["options"])))
@@ -67,6 +69,17 @@ def _lines(story: dict[str, Any]) -> list[tuple[str, str]]:
         ("decision", _decision(story)),
         ("seen by", ", ".join(story["seenBy"]) or "no policy so far"),
     ]
+
+
+def _cost(cost: dict[str, Any]) -> str:
+    """What asking took, as far as it was counted; empty for the scripted generator, which asks nobody."""
+    if cost.get("inputTokens") is None:
+        return ""
+    tokens = f"{cost['inputTokens']} tokens in, {cost.get('outputTokens') or 0} out"
+    thought = f", {cost['thinkingTokens']} of thinking" if cost.get("thinkingTokens") else ""
+    tries = f"{cost['attempts']} requests, " if (cost.get("attempts") or 1) > 1 else ""
+    usd = f", {cost['usd']:.6f} USD" if cost.get("usd") is not None else ""
+    return f"{tries}{tokens}{thought}{usd}"
 
 
 def _score(story: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -10,7 +11,11 @@ import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from medgr2_api.stages import ExitCode
+
+from .errors import CommandError
 
 #: Name in the archive of what was asked for (`medgr2_jobs.export`).
 ROOT = "data"
@@ -19,6 +24,33 @@ _PIECE = 1 << 20
 
 class BadArchiveError(Exception):
     """The archive is not what it should be. Nothing of it stays."""
+
+
+#: What unpacking ends with when it does not succeed; `refusal` says it in words.
+UNPACKING = (BadArchiveError, OSError, ValueError, IndexError, KeyError)
+
+
+def refusal(what: str, error: Exception) -> CommandError:
+    """How a command ends when unpacking failed with one of `UNPACKING`."""
+    if isinstance(error, BadArchiveError):
+        return CommandError(f"{what}: {error}", ExitCode.TEMPORARY)
+    if isinstance(error, FileExistsError):
+        return CommandError(f"{error}; --force replaces it")
+    return CommandError(f"{what}: {error}", ExitCode.ERROR)
+
+
+def final_place(target: Path, name: str, force: bool) -> Path:
+    """As with cp: into a folder that is there under its own name, else under the name given.
+
+    Raises:
+        CommandError: its folder is not there, or it is and is not to be replaced.
+    """
+    final = target / name if target.is_dir() else target
+    if not final.parent.is_dir():
+        raise CommandError(f"{final.parent}: no such folder")
+    if final.exists() and not force:
+        raise CommandError(f"{final} is there already; --force replaces it")
+    return final
 
 
 class Unpacker:
@@ -65,6 +97,16 @@ class Unpacker:
         except BrokenPipeError:
             self._done.result()  # raises why nobody reads any more
             raise
+
+    def end(self, told: str, *, replace: bool) -> dict[str, Any]:
+        """As `finish`, with what the archive's writer said on stderr: its last line is JSON with the sha256.
+
+        Returns:
+            that summary.
+        """
+        summary: dict[str, Any] = json.loads(told.strip().splitlines()[-1])
+        self.finish(summary["sha256"], replace=replace)
+        return summary
 
     def finish(self, sha256: str, *, replace: bool) -> None:
         """Moves what was unpacked to its place.

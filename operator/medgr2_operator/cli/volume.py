@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from ..render.reader import READER, reader
 from ..render.settings import RenderSettings
 from .connection import Cluster, parsed
 from .errors import CommandError
-from .unpack import BadArchiveError, Unpacker
+from .unpack import UNPACKING, Unpacker, final_place, refusal
 
 #: Longest life of the pod, in seconds: the end of a copy that takes longer, or of one whose command was killed.
 LIFETIME = 6 * 3600
@@ -41,7 +40,7 @@ class Volume:
     pod: str
     image: str
 
-    async def run(self, module: str, *arguments: str, stdout: Callable[[bytes], object]) -> str:
+    async def run(self, module: str, *arguments: str, stdout: Callable[[bytes], object], stdin: bytes = b"") -> str:
         """Runs a module of medgr2_jobs; returns what it wrote to stderr.
 
         Raises:
@@ -49,7 +48,7 @@ class Volume:
             ApiError: the connection broke.
         """
         command = ["python", "-m", f"medgr2_jobs.{module}", *arguments]
-        ended = await execute(self.client, self.pod, self.namespace, READER, command, stdout)
+        ended = await execute(self.client, self.pod, self.namespace, READER, command, stdout, stdin)
         if ended.exit_code == 0:
             return ended.stderr
         said = (ended.stderr.strip().splitlines() or [f"exit code {ended.exit_code}"])[-1]
@@ -74,22 +73,35 @@ class Volume:
             CommandError: it is not there, or may not be copied.
             ApiError: the connection broke.
         """
+        return await self.unpack("export", path, target=target, what=path, replace=replace)
+
+    async def unpack(self, module: str, *arguments: str, target: Path, what: str, replace: bool) -> dict[str, Any]:
+        """Unpacks the archive that a module prints (as `export` does); it is there as a whole, or not at all.
+
+        Args:
+            module: of medgr2_jobs.
+            arguments: its.
+            target: what the folder or file will be called.
+            what: names it in messages.
+            replace: what is there already.
+
+        Returns:
+            The summary that the module gives.
+
+        Raises:
+            CommandError: it failed, or its archive is damaged.
+            ApiError: the connection broke.
+        """
         try:
             with Unpacker(target) as unpacker:
-                told = await self.run("export", path, stdout=unpacker.write)
-                summary: dict[str, Any] = json.loads(told.strip().splitlines()[-1])
-                unpacker.finish(summary["sha256"], replace=replace)
-                return summary
-        except BadArchiveError as error:
-            raise CommandError(f"{path}: {error}", ExitCode.TEMPORARY) from error
-        except FileExistsError as error:
-            raise CommandError(f"{error}; --force replaces it") from error
-        except (OSError, ValueError, IndexError, KeyError) as error:
-            raise CommandError(f"{path}: {error}", ExitCode.ERROR) from error
+                told = await self.run(module, *arguments, stdout=unpacker.write)
+                return unpacker.end(told, replace=replace)
+        except UNPACKING as error:
+            raise refusal(what, error) from error
 
 
 @asynccontextmanager
-async def opened(cluster: Cluster, name: str, image: str, wait: float) -> AsyncIterator[Volume]:
+async def opened(cluster: Cluster, name: str, image: str, wait: float, writable: str = "") -> AsyncIterator[Volume]:
     """The volume of a cycle, for as long as the block lasts.
 
     Args:
@@ -97,6 +109,7 @@ async def opened(cluster: Cluster, name: str, image: str, wait: float) -> AsyncI
         name: of the cycle.
         image: of the pod; empty: the stages'.
         wait: seconds for the pod to start.
+        writable: folder of the workspace that may be written to; empty: none.
 
     Raises:
         CommandError: no such cycle, or the pod does not start.
@@ -106,7 +119,7 @@ async def opened(cluster: Cluster, name: str, image: str, wait: float) -> AsyncI
     cycle = parsed(stored)
     image = image or cycle.spec.template.image or await _image_of_stages(cluster, stored)
     pod_name = f"{name[:_NAME_LENGTH].rstrip('-')}-read-{secrets.token_hex(4)}"
-    manifest = reader(cycle, pod_name, image, LIFETIME, RenderSettings(image=image))
+    manifest = reader(cycle, pod_name, image, LIFETIME, RenderSettings(image=image), writable)
     try:
         async with running(cluster.client, manifest, wait) as pod:
             yield Volume(cluster.client, cluster.namespace, pod, image)
@@ -131,7 +144,7 @@ async def copy(cluster: Cluster, source: str, target: Path, image: str, wait: fl
     if not colon or not name:
         raise CommandError(f"{source!r}: expected CYCLE:PATH, such as loop:cycles/loop/report")
     path = _checked(path)
-    final = _final(target, Path(path).name or name, force)
+    final = final_place(target, Path(path).name or name, force)
     async with opened(cluster, name, image, wait) as volume:
         told = await volume.fetch(path, final, replace=force)
     print(f"{final}: {told['files']} files, {told['bytes']} bytes")
@@ -141,7 +154,7 @@ async def copy(cluster: Cluster, source: str, target: Path, image: str, wait: fl
 
 async def report(cluster: Cluster, name: str, target: Path, image: str, wait: float, force: bool) -> int:
     """`medgr2 report CYCLE`: fetches the newest report."""
-    final = _final(target, f"{name}-report", force)
+    final = final_place(target, f"{name}-report", force)
     async with opened(cluster, name, image, wait) as volume:
         await volume.fetch(str(workspace.report(name)), final, replace=force)
     print(f"report: {final / 'report.md'}")
@@ -179,16 +192,6 @@ def _checked(path: str) -> str:
         return relative_path(path.rstrip("/") or ".")
     except ValueError as error:
         raise CommandError(str(error)) from None
-
-
-def _final(target: Path, name: str, force: bool) -> Path:
-    """As with cp: into a folder that is there under its own name, else under the name given."""
-    final = target / name if target.is_dir() else target
-    if not final.parent.is_dir():
-        raise CommandError(f"{final.parent}: no such folder")
-    if final.exists() and not force:
-        raise CommandError(f"{final} is there already; --force replaces it")
-    return final
 
 
 def _say_left_out(told: dict[str, Any]) -> None:

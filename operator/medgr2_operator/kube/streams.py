@@ -12,7 +12,8 @@ from .client import PODS, REQUEST_TIMEOUT, ApiError, Client, no_answer, refusal
 
 #: Channels of the protocol v4.channel.k8s.io: each message begins with the number of its channel.
 _PROTOCOL = "v4.channel.k8s.io"
-_STDOUT, _STDERR, _ENDED = 1, 2, 3
+_STDIN, _STDOUT, _STDERR, _ENDED = 0, 1, 2, 3
+_PIECE = 32 * 1024  # bytes of stdin in one message
 _HEARTBEAT = 30.0  # seconds; a connection that died in silence must not be waited for
 _KEPT_STDERR = 64 * 1024  # bytes, of its end
 _Query = Sequence[tuple[str, str]]
@@ -74,6 +75,7 @@ async def execute(
     container: str,
     command: Sequence[str],
     stdout: Callable[[bytes], object],
+    stdin: bytes = b"",
 ) -> Ended:
     """Runs a command in a container, to its end.
 
@@ -84,16 +86,20 @@ async def execute(
         container: which of its containers.
         command: program and arguments; there is no shell.
         stdout: is handed what the command prints, byte for byte.
+        stdin: what it is given. The protocol has no end of input: it must know how much to read.
 
     Raises:
         BrokenStreamError: the connection ended first.
         ApiError: the command could not be started.
     """
     path = PODS.path(namespace, pod, "exec")
-    query = [("container", container), ("stdout", "true"), ("stderr", "true"), *(("command", part) for part in command)]
+    streams = ["stdout", "stderr", *(["stdin"] if stdin else [])]
+    query = [("container", container), *((name, "true") for name in streams), *(("command", part) for part in command)]
     stderr, outcome, began = b"", b"", False
     try:
         async with await _websocket(client, path, query) as socket:
+            for start in range(0, len(stdin), _PIECE):
+                await socket.send_bytes(bytes([_STDIN]) + stdin[start : start + _PIECE])
             async for message in socket:
                 if message.type is not aiohttp.WSMsgType.BINARY or not message.data:
                     continue

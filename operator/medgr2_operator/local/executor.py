@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 import uuid
@@ -238,6 +239,8 @@ class Executor:
                 WORKSPACE_ENV: str(self.root),
                 SECRETS_ENV: str(self.secrets.resolve()) if self.secrets else "",
             }
+            if create.key.name is StageName.PREPARE:  # the one stage that may fetch, unless the user forbids it
+                env["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "0")
             if not request.collect:
                 env |= self._several(create.key.name)
             assert self._processes is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -66,7 +65,7 @@ def merge(wanted: Cycle, stored: Cycle | None) -> Cycle:
         StateError: the change touches something immutable.
     """
     if stored is None:
-        uid = hashlib.sha256(f"local/{wanted.metadata.name}".encode()).hexdigest()[:32]
+        uid = workspace.local_uid(wanted.metadata.name)
         return wanted.model_copy(update={"metadata": wanted.metadata.model_copy(update={"uid": uid, "generation": 1})})
     if wanted.spec.iterations < stored.spec.iterations:
         raise StateError(

@@ -1,4 +1,5 @@
-"""The pod through which people read a cycle's volume: short-lived, read-only, and without any rights."""
+"""The pod through which people look at a cycle's volume: short-lived, read-only (but for a folder, when asked), and
+without any rights."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from .volumes import SCRATCH, WORKSPACE
 READER = "reader"
 
 
-def reader(cycle: Cycle, name: str, image: str, seconds: int, settings: RenderSettings) -> dict[str, Any]:
+def reader(
+    cycle: Cycle, name: str, image: str, seconds: int, settings: RenderSettings, writable: str = ""
+) -> dict[str, Any]:
     """The pod.
 
     Args:
@@ -25,6 +28,7 @@ def reader(cycle: Cycle, name: str, image: str, seconds: int, settings: RenderSe
         image: has Python and medgr2_jobs.
         seconds: after which Kubernetes ends it, should nobody else do so.
         settings: the operator's.
+        writable: folder of the workspace that it may write to; the rest stays read-only. Empty: none.
     """
     template, sub_path = cycle.spec.template, cycle.spec.workspace.sub_path
     placement = {"nodeSelector": template.node_selector, "tolerations": template.tolerations}
@@ -65,6 +69,7 @@ def reader(cycle: Cycle, name: str, image: str, seconds: int, settings: RenderSe
                             "readOnly": True,
                             **({"subPath": sub_path} if sub_path else {}),
                         },
+                        *([_writable(sub_path, writable)] if writable else []),
                         {"name": "scratch", "mountPath": SCRATCH},
                     ],
                 }
@@ -75,6 +80,12 @@ def reader(cycle: Cycle, name: str, image: str, seconds: int, settings: RenderSe
             ],
         },
     }
+
+
+def _writable(sub_path: str, folder: str) -> dict[str, Any]:
+    """The folder over its read-only self; the kubelet makes it where it is missing."""
+    inside = f"{sub_path}/{folder}" if sub_path else folder
+    return {"name": "workspace", "mountPath": f"{WORKSPACE}/{folder}", "subPath": inside}
 
 
 def _beside_the_volume(cycle: Cycle) -> dict[str, Any]:

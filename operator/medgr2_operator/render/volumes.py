@@ -1,8 +1,11 @@
-"""What is mounted where: the workspace, scratch space, shared memory, and a secret where one is needed."""
+"""What is mounted where: the workspace, scratch space, shared memory, and secrets where they are needed."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from medgr2_api.data import Fetch
+from medgr2_api.stages import StageName
 
 from .attempt import Attempt
 from .metadata import claim_name
@@ -19,22 +22,23 @@ _SIDECAR_SCRATCH = "sidecar-scratch"
 
 def volumes(attempt: Attempt) -> list[dict[str, Any]]:
     """Volumes of the pod. None has a size limit: shared memory is bounded by the memory limits of the pod."""
-    secret = _secret(attempt)
     return [
         {"name": "workspace", "persistentVolumeClaim": {"claimName": claim_name(attempt.cycle)}},
         {"name": "scratch", "emptyDir": {}},
         {"name": "shm", "emptyDir": {"medium": "Memory"}},
         *([{"name": _SIDECAR_SCRATCH, "emptyDir": {}}] if attempt.has_sidecar else []),
-        *([_secret_volume(*secret)] if secret else []),
+        *(_secret_volume(index, name, keys) for index, (name, keys) in enumerate(_secrets(attempt).items())),
     ]
 
 
 def stage_mounts(attempt: Attempt) -> list[dict[str, Any]]:
     """Mounts of container main; `StageContext.secret` reads `<secrets>/<name>/<key>`."""
-    secret = _secret(attempt)
     return [
         *_mounts(attempt, "scratch"),
-        *([{"name": "secret", "mountPath": f"{SECRETS_DIR}/{secret[0]}", "readOnly": True}] if secret else []),
+        *(
+            {"name": _volume_name(index), "mountPath": f"{SECRETS_DIR}/{name}", "readOnly": True}
+            for index, name in enumerate(_secrets(attempt))
+        ),
     ]
 
 
@@ -52,15 +56,29 @@ def _mounts(attempt: Attempt, scratch: str) -> list[dict[str, Any]]:
     ]
 
 
-def _secret(attempt: Attempt) -> tuple[str, str] | None:
-    """Name and key of the secret that the stage reads."""
-    reference = attempt.provider.api_key_secret_ref if attempt.provider else None
-    return (reference.name, reference.key) if reference else None
+def _secrets(attempt: Attempt) -> dict[str, list[str]]:
+    """The Secrets that the stage reads, each with the keys it needs: the provider's, or those to fetch with."""
+    wanted = [attempt.provider.api_key_secret_ref if attempt.provider else None]
+    if attempt.create.key.name is StageName.PREPARE and not attempt.collects:
+        fetch = Fetch.model_validate(attempt.create.request.parameters.get("data", {}).get("fetch", {}))
+        wanted += [
+            fetch.hub_token_secret_ref,
+            fetch.s3.access_key_id_secret_ref,
+            fetch.s3.secret_access_key_secret_ref,
+        ]
+    found: dict[str, list[str]] = {}
+    for reference in wanted:
+        if reference is not None and reference.key not in found.setdefault(reference.name, []):
+            found[reference.name].append(reference.key)
+    return found
 
 
-def _secret_volume(name: str, key: str) -> dict[str, Any]:
-    """Only the one key, readable by the pod's group only."""
-    return {
-        "name": "secret",
-        "secret": {"secretName": name, "items": [{"key": key, "path": key}], "defaultMode": 0o440},
-    }
+def _volume_name(index: int) -> str:
+    """A Secret's name may be longer than a volume's."""
+    return f"secret-{index + 1}" if index else "secret"
+
+
+def _secret_volume(index: int, name: str, keys: list[str]) -> dict[str, Any]:
+    """Only those keys, readable by the pod's group only."""
+    items = [{"key": key, "path": key} for key in keys]
+    return {"name": _volume_name(index), "secret": {"secretName": name, "items": items, "defaultMode": 0o440}}

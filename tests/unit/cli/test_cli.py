@@ -64,10 +64,11 @@ def test_unknown_field_is_named_with_its_line_and_the_nearest_right_one(tmp_path
 
 def test_unsupported_parts_are_refused_with_what_to_use_instead(tmp_path: Path) -> None:
     path = tmp_path / "cycle.yaml"
-    path.write_text(QUICKSTART.read_text() + "  curation: {nearDuplicates: {imageHamming: 4}}\n")
+    asked = "{scripted: {}, distillation: {baseModel: org/name}}"
+    path.write_text(QUICKSTART.read_text().replace("generator: {scripted: {}}", f"generator: {asked}"))
     code, output = invoke("validate", path)
     assert code == 2
-    assert "curation.nearDuplicates" in output
+    assert "generator.distillation" in output
     assert "leave it out" in output
 
 

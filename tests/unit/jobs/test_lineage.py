@@ -114,6 +114,8 @@ def test_a_kept_candidate(loop: Loop) -> None:
         "answer": "mass",
         "rationale": "It is solid.",
         "outcome": "ok",
+        "error": None,
+        "cost": {"attempts": 1, "inputTokens": 0, "outputTokens": 0, "thinkingTokens": None, "usd": 0.0},
         "score": 6.5,
         "scoredBy": {"stage": "reward@0", "digest": loop.reward},
         "keep": True,

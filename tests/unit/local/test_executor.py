@@ -191,3 +191,17 @@ def test_progress_is_that_of_the_slowest_shard(tmp_path: Path, monkeypatch: pyte
     made, theatre = stage(tmp_path, monkeypatch, play, Watching())
     assert made.run() is Phase.COMPLETE
     assert seen[0].step == 5
+
+
+@pytest.mark.parametrize("users", [None, "1"])
+def test_only_prepare_may_reach_the_hub_and_only_if_the_user_lets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, users: str | None
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    if users:
+        monkeypatch.setenv("HF_HUB_OFFLINE", users)
+    made, theatre = stage(tmp_path, monkeypatch, ok)
+    made.run()
+    for name, environment in theatre.environments.items():
+        prepare = theatre.requests[name].stage is StageName.PREPARE
+        assert environment.get("HF_HUB_OFFLINE") == ((users or "0") if prepare else None)

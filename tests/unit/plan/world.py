@@ -72,7 +72,9 @@ class World:
     def cycle(self) -> Cycle:
         """The object as read now, with uids that no status has told yet."""
         stages = [
-            stage.model_copy(update={"job_uid": stage.job_uid or self.uids.get(stage.job_name, "")})
+            stage
+            if stage.job_uid or stage.job_name not in self.uids
+            else stage.model_copy(update={"job_uid": self.uids[stage.job_name]})
             for stage in self.status.stages
         ]
         status = self.status.model_copy(update={"stages": stages})

@@ -75,6 +75,18 @@ _QUEUEING = {
     "inFlightPriorityClassName": "research-high",
 }
 
+FETCH = {
+    "sources": [{"name": "seed", "format": "OmniMedVQA", "uri": "s3://bucket/seed"}],
+    "fetch": {
+        "hubTokenSecretRef": {"name": "hub", "key": "token"},
+        "s3": {
+            "endpointURL": "https://s3.example",
+            "accessKeyIDSecretRef": {"name": "store", "key": "id"},
+            "secretAccessKeySecretRef": {"name": "store", "key": "secret"},
+        },
+    },
+}
+
 CASES: dict[str, Case] = {
     "plain": Case(StageName.CURATE),
     "gpu-kueue": Case(
@@ -133,6 +145,12 @@ CASES: dict[str, Case] = {
                 "questionTypes": ["Costs $(HOME) or $$5?"],
             }
         },
+    ),
+    "fetch": Case(
+        StageName.PREPARE,
+        {"data": FETCH},
+        {"parameters": {"seed": 7, "data": FETCH}},
+        iteration=0,
     ),
     "two-nodes": Case(StageName.GRPO, {"stages": [_TWO_NODES]}),
     "vllm": Case(

@@ -156,6 +156,29 @@ def test_a_secret_is_mounted_where_it_is_needed_and_nowhere_else() -> None:
     assert "secret" not in json.dumps(pod(collecting)["volumes"])
 
 
+def test_prepare_gets_the_keys_it_fetches_with_and_no_other_stage_does() -> None:
+    spec = pod(CASES["fetch"])
+    folder = environment(CASES["fetch"])["MEDGR2_SECRETS_DIR"]
+    sources = {v["name"]: v["secret"] for v in spec["volumes"] if "secret" in v}
+    mounts = {m["mountPath"]: m for m in spec["containers"][0]["volumeMounts"] if m["name"] in sources}
+    seen = {path: [item["key"] for item in sources[m["name"]]["items"]] for path, m in mounts.items()}
+    assert seen == {f"{folder}/hub": ["token"], f"{folder}/store": ["id", "secret"]}
+    assert all(m["readOnly"] for m in mounts.values())
+    assert {source["defaultMode"] for source in sources.values()} == {0o440}
+    assert {sources[m["name"]]["secretName"] for m in mounts.values()} == {"hub", "store"}
+    for stage in set(StageName) - {StageName.PREPARE, StageName.DISTILL}:
+        assert "secretName" not in json.dumps(pod(replace(CASES["fetch"], stage=stage)))
+    collecting = replace(CASES["fetch"], request={**CASES["fetch"].request, "collect": True})
+    assert "secretName" not in json.dumps(pod(collecting))
+
+
+def test_only_prepare_may_reach_the_hub() -> None:
+    for stage in set(StageName) - {StageName.DISTILL}:
+        seen = environment(Case(stage))
+        assert seen["HF_HUB_OFFLINE"] == ("0" if stage is StageName.PREPARE else "1")
+        assert seen["HF_HOME"].startswith(seen["MEDGR2_WORKSPACE"] + "/")
+
+
 def test_the_users_variables_are_last_and_replace_defaults() -> None:
     env = [{"name": "HOME", "value": "/workspace"}, {"name": "CACHE", "value": "$(HF_HOME)/x"}]
     seen = environment(Case(StageName.SFT, {"template": {"env": env}}))

@@ -10,81 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests import jobs_world as world
+from tests.curate_world import World, candidate
 
-from medgr2_api.stages import ArtifactRef, StageName
-from medgr2_jobs import stage
-from medgr2_jobs.curate import overlap
-
-OPTIONS = ["CT", "MRI", "OCT", "Fundus"]
-
-
-def candidate(name: str, image: str, question: str = "What is it?", **changes: Any) -> dict[str, Any]:
-    return {
-        "triplet_id": name,
-        "iteration": 1,
-        "image_sha256": image,
-        "modality": "CT",
-        "question_type": "modality",
-        "question": question,
-        "options": OPTIONS,
-        "answer_index": 0,
-        "rationale": "It looks like it.",
-        "response": "<think>It looks like it.</think><answer>A</answer>",
-        "paradigm": "Direct",
-        "template_sha256": "feed",
-        "generator": "test",
-        "outcome": "ok",
-        "attempts": 1,
-        **changes,
-    }
-
-
-class World:
-    """A prepared workspace, and curate on whatever candidates a test makes up."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.tables = world.phantom_tables(root, {"train": 6, "validation": 2, "test": 2}, real=10)
-        self.prepare = world.publish(root, StageName.PREPARE, self.tables)
-        self.seed = [row for row in self.tables["items"] if row["split"] == "train"]
-        self.free = [row["image_sha256"] for row in self.tables["images"][10:]]
-
-    def image(self, split: str) -> str:
-        return next(row["image_sha256"] for row in self.tables["images"] if row["split"] == split)
-
-    def curate(
-        self,
-        candidates: list[dict[str, Any]] | None,
-        scores: dict[str, float | None] | None = None,
-        *,
-        iteration: int = 1,
-        previous: ArtifactRef | None = None,
-        calibration: list[dict[str, Any]] | None = None,
-        **curation: Any,
-    ) -> tuple[int, Any]:
-        inputs = {"prepare": self.prepare}
-        if candidates is not None:
-            tables = {"candidates": candidates}
-            inputs["candidates"] = world.publish(self.root, StageName.GENERATE, tables, iteration=iteration)
-        if scores is not None:
-            rows = [{"triplet_id": name, "score": score} for name, score in scores.items()]
-            inputs["scores"] = world.publish(
-                self.root, StageName.SCORE, {"scores": rows}, iteration=iteration, inputs={"reward": "r0"}
-            )
-        if calibration is not None:
-            inputs["reward"] = world.publish(self.root, StageName.REWARD, {"calibration": calibration})
-        if previous is not None:
-            inputs["previous"] = previous
-        parameters = {"seed": 3, "curation": curation}
-        asked = world.request(StageName.CURATE, iteration, parameters, inputs)
-        code = stage.execute(asked, self.root)
-        self.asked = asked
-        return code, world.reader(self.root, asked) if code == 0 else None
-
-    def reasons(self, *arguments: Any, **options: Any) -> dict[str, list[str]]:
-        code, found = self.curate(*arguments, **options)
-        assert code == 0
-        return {row["triplet_id"]: row["reasons"] for row in found.rows("decisions")}
+from medgr2_api.stages import StageName
+from medgr2_jobs.curate import contamination
 
 
 @pytest.fixture
@@ -224,7 +153,7 @@ def test_the_seed_is_written_in_the_answer_format_of_prepare(made: World) -> Non
 def test_either_table_of_prepare_holds_an_image_out() -> None:
     images = [{"image_sha256": "a", "split": "train"}, {"image_sha256": "b", "split": "test"}]
     items = [{"image_sha256": "a", "split": "test"}, {"image_sha256": "c", "split": "validation"}]
-    assert overlap.held_out(images, items) == {"benchmark_image": {"a", "b"}, "validation_image": {"c"}}
+    assert contamination.held_images(images, items) == {"benchmark": {"a", "b"}, "validation": {"c"}}
 
 
 def test_without_scores(made: World, capfd: pytest.CaptureFixture[str]) -> None:
@@ -273,11 +202,6 @@ def test_no_candidates_is_the_seed(made: World) -> None:
 
 def test_iteration_two_needs_the_first(made: World) -> None:
     assert made.curate([], {}, iteration=2, **threshold(3.0))[0] == 78
-
-
-@pytest.mark.parametrize("asked", [{"nearDuplicates": {}}, {"rejectGuessable": True}, {"balance": {}}])
-def test_what_is_not_there_is_refused(made: World, asked: dict[str, Any]) -> None:
-    assert made.curate([], {}, **threshold(3.0), **asked)[0] == 78
 
 
 @pytest.fixture(scope="module")

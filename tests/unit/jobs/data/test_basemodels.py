@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.fixtures import prepare_parameters
+from tests.fetch_world import context
 
-from medgr2_api.parameters import PrepareParameters
 from medgr2_jobs.data import basemodels
 from medgr2_jobs.errors import ConfigError
 
@@ -28,7 +27,7 @@ def model_folder(folder: Path, family: str = "qwen2_5_vl") -> Path:
 
 
 def check(root: Path, **overrides: str) -> None:
-    basemodels.check(root, PrepareParameters.model_validate(prepare_parameters(**overrides)))
+    basemodels.check(context(root, **overrides))
 
 
 def test_families_are_those_that_vlm_loads() -> None:
@@ -69,9 +68,20 @@ def test_a_broken_folder_is_refused(tmp_path: Path, broken, message: str) -> Non
     assert message in str(error.value)
 
 
-def test_a_hub_id_tells_to_copy(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"hf download Qwen/Qwen2.5-VL-7B-Instruct --local-dir"):
+def test_a_hub_id_is_fetched_unless_that_is_forbidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError) as error:
         check(tmp_path, policyBaseModel="Qwen/Qwen2.5-VL-7B-Instruct")
+    assert str(error.value).startswith("policy.baseModel: hf://Qwen/Qwen2.5-VL-7B-Instruct: there is no such folder")
+    assert "run `medgr2 fetch` where there is a network" in str(error.value)
+
+
+def test_a_fetched_folder_is_checked_like_any_other(tmp_path: Path) -> None:
+    (model_folder(tmp_path / "elsewhere/q") / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(ConfigError, match=r"policy.baseModel: .*model type 'llava'; supported:"):
+        check(tmp_path / "workspace", policyBaseModel=f"file://{tmp_path}/elsewhere/q")
+    with pytest.raises(ConfigError, match=r"a model is a folder in Hugging Face format"):
+        check(tmp_path / "workspace", policyBaseModel=f"file://{tmp_path}/elsewhere/q/config.json")
 
 
 @pytest.mark.parametrize("name", ["../q", "/models/q", "models/../../q", "link"])

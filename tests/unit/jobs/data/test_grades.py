@@ -24,6 +24,7 @@ def phantom_items(count: int = 60, *, rationale: bool = True, per_image: int = 4
             found.append(
                 {
                     "item_id": f"seed/{index}-{asked.kind}",
+                    "source": "seed",
                     "split": "train",
                     "image_sha256": f"{index:064x}",
                     "modality": shown.modality,
@@ -38,7 +39,8 @@ def phantom_items(count: int = 60, *, rationale: bool = True, per_image: int = 4
 
 
 def make(items: list[dict[str, Any]], mismatches: int = 1, seed: int = 0, **options: Any) -> list[dict[str, Any]]:
-    return list(grades.rows(items, grades=Grades(), mismatches=mismatches, answer_format=FORMAT, seed=seed, **options))
+    settings = {"grades": Grades(), "mismatches": mismatches, "answer_format": FORMAT, "seed": seed}
+    return list(grades.rows(items, **{"pool": items, **settings, **options}))
 
 
 def test_the_wording_gives_no_grade_away() -> None:

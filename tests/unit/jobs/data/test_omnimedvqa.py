@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from medgr2_jobs.data import omnimedvqa
-from medgr2_jobs.data.omnimedvqa import BadRecord, Record
-from medgr2_jobs.errors import ConfigError, DataError
+from medgr2_jobs.data.records import BadRecord, Place, Record
+from medgr2_jobs.errors import DataError
 from medgr2_jobs.store.images import ImageStore
 
 
@@ -36,8 +36,19 @@ def read(root: Path, records: Any, **files: str) -> list[Record | BadRecord]:
     (root / "q.json").write_text(records if isinstance(records, str) else json.dumps(records))
     if not (root / "a.png").exists():
         Image.new("RGB", (30, 20), (200, 10, 10)).save(root / "a.png")
-    return list(
-        omnimedvqa.read(root, "q.json", "", store=ImageStore(root), max_pixels=401_408, what="data.sources[s].uri")
+    return list(omnimedvqa.read(place(root, "q.json")))
+
+
+def place(root: Path, path: str, images: str = "", modality: str = "") -> Place:
+    return Place(
+        root=root,
+        path=root / path,
+        what="data.sources[s].uri",
+        store=ImageStore(root),
+        max_pixels=401_408,
+        images=root / images if images else None,
+        modality=modality,
+        salt="salt",
     )
 
 
@@ -121,7 +132,10 @@ def test_a_record_that_is_no_object(tmp_path: Path) -> None:
     [
         ('[{"a": 1},\n {"b" 2}]', "not JSON: Expecting ':' delimiter at line 2, column 7"),
         ('{"a": 1}', "must hold a JSON list of records, but holds a JSON object"),
-        ("[" * 100_000, "q.json"),
+        ("[" * 100_000, "JSON nested too deeply"),
+        ("[1] 2", "not JSON: Extra data at line 1, column 5"),
+        ('[{"a": 1}', "not JSON: Expecting ',' delimiter"),
+        ("7", "holds a JSON number"),
         ("", "not JSON"),
     ],
 )
@@ -135,25 +149,15 @@ def test_a_bad_file_is_an_error(tmp_path: Path, text: str, message: str) -> None
 def test_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(b'["\xff"]')
     with pytest.raises(DataError, match=r"x\.json: not UTF-8 text \(byte 2\)"):
-        list(omnimedvqa.read(tmp_path, "x.json", "", store=ImageStore(tmp_path), max_pixels=999, what="uri"))
+        list(omnimedvqa.read(place(tmp_path, "x.json")))
 
 
 def test_missing_folder_and_folder_without_json(tmp_path: Path) -> None:
-    store = ImageStore(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
-        list(omnimedvqa.read(tmp_path, "none", "", store=store, max_pixels=999, what="uri"))
+        list(omnimedvqa.read(place(tmp_path, "none")))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"holds no \*.json"):
-        list(omnimedvqa.read(tmp_path, "empty", "", store=store, max_pixels=999, what="uri"))
-
-
-def test_a_link_out_of_the_workspace_is_refused(tmp_path: Path) -> None:
-    root = tmp_path / "workspace"
-    root.mkdir()
-    (tmp_path / "outside.json").write_text("[]")
-    (root / "q.json").symlink_to(tmp_path / "outside.json")
-    with pytest.raises(ConfigError, match="leads out of the workspace"):
-        list(omnimedvqa.read(root, "q.json", "", store=ImageStore(root), max_pixels=999, what="uri"))
+        list(omnimedvqa.read(place(tmp_path, "empty")))
 
 
 def test_a_folder_of_files_and_another_folder_of_images(tmp_path: Path) -> None:
@@ -162,7 +166,7 @@ def test_a_folder_of_files_and_another_folder_of_images(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "pictures/a.png")
     (tmp_path / "qa/2.json").write_text(json.dumps([good(2)]))
     (tmp_path / "qa/1.json").write_text("\ufeff" + json.dumps([good(1), good(2)]))
-    found = list(omnimedvqa.read(tmp_path, "qa", "pictures", store=ImageStore(tmp_path), max_pixels=999, what="uri"))
+    found = list(omnimedvqa.read(place(tmp_path, "qa", "pictures")))
     assert [type(record) for record in found] == [Record, Record, BadRecord]
     assert "1.json[1]" in str(found[2])
 
@@ -180,3 +184,58 @@ def test_images_lose_their_exif(tmp_path: Path) -> None:
     assert plain.image == tagged.image
     assert b"Jane" in (tmp_path / "b.png").read_bytes()
     assert b"Jane" not in ImageStore(tmp_path).path(tagged.image.sha256).read_bytes()
+
+
+def test_the_published_folder_is_understood(tmp_path: Path) -> None:
+    """OmniMedVQA/QA_information/Open-access/*.json beside OmniMedVQA/Images; what needs a licence is left alone."""
+    root = tmp_path / "OmniMedVQA"
+    (root / "QA_information/Open-access").mkdir(parents=True)
+    (root / "QA_information/Restricted-access").mkdir(parents=True)
+    (root / "Images/ACRIMA").mkdir(parents=True)
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(root / "Images/ACRIMA/a.png")
+    (root / "QA_information/Open-access/ACRIMA.json").write_text(json.dumps([good(image_path="Images/ACRIMA/a.png")]))
+    (root / "QA_information/Restricted-access/X.json").write_text(json.dumps([good(2, image_path="Images/X/a.png")]))
+    (record,) = omnimedvqa.read(place(tmp_path, "OmniMedVQA"))
+    assert isinstance(record, Record)
+    assert (record.image_path, record.dataset) == ("Images/ACRIMA/a.png", "demo")
+
+
+def test_patients_are_pseudonyms(tmp_path: Path) -> None:
+    first, second, third = read(tmp_path, [good(0, patient_id="Doe"), good(1, patient_id="Doe"), good(2)])
+    assert isinstance(first, Record)
+    assert isinstance(second, Record)
+    assert isinstance(third, Record)
+    assert first.patient == second.patient != ""
+    assert "Doe" not in first.patient
+    assert third.patient == ""
+
+
+def test_the_sources_modality_is_used_where_a_record_has_none(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "q.json").write_text(json.dumps([good(0), good(1, modality_type=...)]))
+    modalities = [
+        record.modality
+        for record in omnimedvqa.read(place(tmp_path, "q.json", modality="X-Ray"))
+        if isinstance(record, Record)
+    ]
+    assert modalities == ["CT", "X-Ray"]
+
+
+def test_records_come_one_at_a_time(tmp_path: Path) -> None:
+    """The first record is there before a mistake at the end of the file is found."""
+    text = json.dumps([good(index) for index in range(3000)])[:-1] + "oops"
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "q.json").write_text(text)
+    records = omnimedvqa.read(place(tmp_path, "q.json"))
+    assert isinstance(next(records), Record)
+    with pytest.raises(DataError, match="not JSON"):
+        list(records)
+
+
+def test_a_file_that_leads_out_of_the_workspace_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "workspace"
+    (root / "data").mkdir(parents=True)
+    (tmp_path / "outside.json").write_text("[]")
+    (root / "data/q.json").symlink_to(tmp_path / "outside.json")
+    with pytest.raises(DataError, match="leads outside the workspace"):
+        list(omnimedvqa.read(place(root, "data")))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.unit.jobs.data.test_omnimedvqa import place
 
 from medgr2_jobs.data import omnimedvqa, phantoms
-from medgr2_jobs.data.omnimedvqa import Record
-from medgr2_jobs.store.images import ImageStore
+from medgr2_jobs.data.records import Record
 
 
 def test_drawing_is_deterministic_and_indices_differ() -> None:
@@ -75,9 +75,7 @@ def test_looking_up_the_options_is_near_chance() -> None:
 def test_the_loader_of_real_data_reads_them(tmp_path: Path) -> None:
     folder = tmp_path / "phantoms"
     truth = phantoms.write(folder, dataset="demo", seed=9, images=12, questions_per_image=4)
-    found = list(
-        omnimedvqa.read(tmp_path, "phantoms", "", store=ImageStore(tmp_path), max_pixels=401_408, what="source")
-    )
+    found = list(omnimedvqa.read(place(tmp_path, "phantoms")))
     assert len(found) == 48
     for record in found:
         assert isinstance(record, Record)
@@ -89,5 +87,5 @@ def test_the_loader_of_real_data_reads_them(tmp_path: Path) -> None:
 
 def test_images_without_questions_still_have_a_record(tmp_path: Path) -> None:
     phantoms.write(tmp_path / "p", dataset="demo", seed=9, images=5, questions_per_image=0)
-    found = list(omnimedvqa.read(tmp_path, "p", "", store=ImageStore(tmp_path), max_pixels=10_000, what="source"))
+    found = list(omnimedvqa.read(place(tmp_path, "p")))
     assert len(found) == 5

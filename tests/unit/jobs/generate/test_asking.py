@@ -16,8 +16,9 @@ from tests import jobs_world as world
 
 from medgr2_api.stages import StageName, StageRequest
 from medgr2_jobs import stage
-from medgr2_jobs.generate import asking
-from medgr2_jobs.generate.openai_client import Reply
+from medgr2_jobs.generate import exchange, pacing, providers
+from medgr2_jobs.generate.failures import Action, Failure
+from medgr2_jobs.generate.providers.base import Question, Reply
 
 
 def request(root: Path, candidates: int = 40, **fields: Any) -> StageRequest:
@@ -44,10 +45,13 @@ class Provider:
         self.answer = answer
         self.delay = delay
         self.seeds: list[int] = []
-        monkeypatch.setattr(asking, "Client", lambda *_: self)
+        self.repairs = False
+        monkeypatch.setattr(providers, "connect", lambda access: self)
+        monkeypatch.setattr(exchange, "ATTEMPTS", 1)
+        monkeypatch.setattr(pacing, "BACKOFF", 0.001)
 
-    async def ask(self, prompt: str, image_png: bytes, seed: int) -> Reply:
-        self.seeds.append(seed)
+    async def ask(self, question: Question) -> Reply:
+        self.seeds.append(question.seed)
         reply = self.answer(len(self.seeds) - 1)
         await asyncio.sleep(self.delay)
         return reply
@@ -57,7 +61,7 @@ class Provider:
 
 
 def no_answer(*, trouble: bool) -> Reply:
-    return Reply("http_error", error="no", trouble=trouble)
+    return Reply(failure=Failure(Action.RETRY, "no", trouble=trouble, pushback=trouble))
 
 
 def outcomes(root: Path, asked: StageRequest) -> Counter[str]:

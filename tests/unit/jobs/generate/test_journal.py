@@ -1,53 +1,101 @@
-"""The journal of paid answers: whole rows come back, a torn one is forgotten and spoils nothing after it."""
+"""Rows that were paid for: kept through kills, full disks and other processes."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from medgr2_jobs.errors import DiskFull
+from medgr2_jobs.errors import DiskFull, TemporaryError
 from medgr2_jobs.generate.journal import Journal
+from medgr2_jobs.generate.lines import Lines
+
+ROWS: list[dict[str, Any]] = [
+    {"triplet_id": name, "image_sha256": "i", "question": "größer?\nkleiner?"} for name in ("t1", "t2", "t3")
+]
 
 
-def rows_in(path: Path, *added: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is in the journal when it is opened; then rows are added, and it is closed."""
-    journal = Journal(path)
-    found = list(journal.rows)
-    for row in added:
-        journal.append(row)
-    journal.close()
-    return found
+def found(folder: Path, *added: dict[str, Any]) -> list[str]:
+    """Which rows are there when the journal is opened; then rows are added, and it is closed."""
+
+    async def scenario() -> list[str]:
+        journal = Journal(folder, "a test")
+        names = [row["triplet_id"] for row in ROWS if journal.find(row["triplet_id"], "i") == row]
+        for row in added:
+            await journal.add(row)
+        await journal.close()
+        return names
+
+    return asyncio.run(scenario())
 
 
 def test_a_line_torn_by_a_kill_spoils_nothing_that_is_written_after_it(tmp_path: Path) -> None:
-    path = tmp_path / "work" / "journal.jsonl"
-    first, second, third = ({"triplet_id": name, "question": "größer?\nkleiner?"} for name in ("t1", "t2", "t3"))
-    assert rows_in(path, first, second) == []
+    folder = tmp_path / "work"
+    assert found(folder, ROWS[0], ROWS[1]) == []
+    path = folder / "journal.jsonl"
     path.write_bytes(path.read_bytes()[:-7])
-    assert rows_in(path, third) == [first]
-    assert rows_in(path) == [first, third]
+    assert found(folder, ROWS[2]) == ["t1"]
+    assert found(folder) == ["t1", "t3"]
+
+
+def test_a_row_of_another_image_is_another_row(tmp_path: Path) -> None:
+    found(tmp_path, {**ROWS[0], "image_sha256": "j"})
+    assert found(tmp_path) == []
 
 
 def test_a_row_that_does_not_fit_on_the_disk_is_said_to_be_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "journal.jsonl"
-    journal = Journal(path)
-    whole = journal._stream
+    async def scenario() -> None:
+        written = Lines(tmp_path / "journal.jsonl", "a test")
+        written.append({"triplet_id": "t1"})
+        whole = written._stream
 
-    class Full:
-        """A disk that takes a part, as write(2) may."""
+        class Full:
+            """A disk that takes a part, as write(2) may."""
 
-        def write(self, data: bytes) -> int:
-            return whole.write(data[:9]) or 0
+            def write(self, data: bytes) -> int:
+                return whole.write(data[:9]) or 0
 
-    monkeypatch.setattr(journal, "_stream", Full())
-    with pytest.raises(DiskFull, match="free some space") as error:
-        journal.append({"triplet_id": "t1"})
-    assert isinstance(error.value.__cause__, OSError)
-    assert error.value.__cause__.errno == errno.ENOSPC
-    whole.close()
-    assert rows_in(path) == []
+            def __getattr__(self, name: str) -> Any:
+                return getattr(whole, name)
+
+        monkeypatch.setattr(written, "_stream", Full())
+        with pytest.raises(DiskFull, match="free some space") as error:
+            written.append({"triplet_id": "t2"})
+        assert isinstance(error.value.__cause__, OSError)
+        assert error.value.__cause__.errno == errno.ENOSPC
+        monkeypatch.setattr(written, "_stream", whole)
+        with pytest.raises(DiskFull):  # nothing may follow a torn line
+            written.append({"triplet_id": "t3"})
+        await written.close()
+
+    asyncio.run(scenario())
+    assert (tmp_path / "journal.jsonl").read_bytes() == b'{"triplet_id": "t1"}\n'
+
+
+def test_whoever_comes_second_is_told_who_is_at_work(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        journal = Journal(tmp_path, "attempt 1 of cycle a")
+        with pytest.raises(TemporaryError, match="attempt 1 of cycle a is at work"):
+            Journal(tmp_path, "attempt 1 of cycle b")
+        await journal.close()
+        await Journal(tmp_path, "attempt 1 of cycle b").close()
+
+    asyncio.run(scenario())
+
+
+def test_a_journal_that_its_holder_removed_is_made_anew(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        journal = Journal(tmp_path, "a")
+        (tmp_path / "journal.jsonl").unlink()
+        other = Journal(tmp_path, "b")  # published meanwhile, or not: the stage looks
+        await other.add(ROWS[0])
+        await other.close()
+        await journal.close()
+
+    asyncio.run(scenario())
+    assert found(tmp_path) == ["t1"]

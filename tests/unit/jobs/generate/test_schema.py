@@ -96,13 +96,15 @@ def test_response_format_is_strict() -> None:
     assert "Length" not in json.dumps(found)
 
 
-def test_the_hash_of_a_prompt_covers_the_template_and_what_it_includes(monkeypatch: pytest.MonkeyPatch) -> None:
-    hashes = {prompting.load(Paradigm.DIRECT).sha256}
-    for name, other in (("_SHARED", "direct.jinja"), ("_FILES", dict.fromkeys(Paradigm, "step_by_step.jinja"))):
-        with monkeypatch.context() as patch:
-            patch.setattr(prompting, name, other)
-            hashes.add(prompting.load.__wrapped__(Paradigm.DIRECT).sha256)
-    assert len(hashes) == 3
+def test_every_outcome_has_its_place_in_the_table() -> None:
+    constants = {name: value for name, value in vars(schema).items() if name.isupper() and isinstance(value, str)}
+    named = {value for name, value in constants.items() if value == name.lower()}
+    assert named == set(schema.OUTCOMES)
+    repairable = {name for name, outcome in schema.OUTCOMES.items() if outcome.repair}
+    assert repairable == {schema.judge(text)[0] for text in (
+        "prose", "{}", answer(options=[]), answer(options=["a", "a", "b", "c"]), answer(answer_text="x"),
+        answer(answer_letter="A"),
+    )}  # fmt: skip
 
 
 def test_prompts() -> None:

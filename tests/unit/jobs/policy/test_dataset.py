@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -70,6 +71,9 @@ def test_an_empty_training_set_is_refused() -> None:
         sft_rows([], FORMAT)
 
 
+NUMBERS = itertools.count()
+
+
 def record(**changes: Any) -> dict[str, Any]:
     return {
         "image_sha256": "i1",
@@ -77,6 +81,8 @@ def record(**changes: Any) -> dict[str, Any]:
         "options": ["a", "b"],
         "answer_index": 0,
         "origin": "candidate",
+        "row_id": (name := f"t{next(NUMBERS)}"),
+        "triplet_id": name,
         "outcome": "ok",
         **changes,
     }
@@ -107,6 +113,19 @@ def test_identical_prompts_are_merged_and_only_trusted_answers_kept() -> None:
         ("i2", ("b", "a"), None),
     ]
     assert len({p.prompt_id for p in prompts}) == len(prompts)
+
+
+def test_a_kept_candidate_is_asked_as_the_training_set_has_it() -> None:
+    """curate has dealt its options anew; asked in the old order it would have no trusted answer."""
+    candidate = record(image_sha256="i2", options=["b", "a"], answer_index=1)
+    kept = record(image_sha256="i2", row_id=candidate["triplet_id"], options=["a", "b"], answer_index=0)
+    rejected = record(image_sha256="i3")
+    prompts = grpo_prompts([record(origin="seed"), kept], [candidate, rejected], FORMAT, PromptSource.CANDIDATES)
+    assert [(p.image_sha256, p.options, p.answer_index) for p in prompts] == [
+        ("i1", ("a", "b"), 0),
+        ("i2", ("a", "b"), 0),
+        ("i3", ("a", "b"), None),
+    ]
 
 
 def test_source_kept_asks_the_training_set_only() -> None:

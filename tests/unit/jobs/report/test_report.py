@@ -106,7 +106,7 @@ def test_lineage_says_who_learnt_from_what(made: Path) -> None:
 
 def test_figures_are_pictures_without_date_or_version(made: Path) -> None:
     names = sorted(path.name for path in (made / "figures").glob("*.png"))
-    assert names == ["accuracy.png", "grpo.png", "modality-0.png", "scores-1.png", "scores-2.png"]
+    assert names == ["accuracy.png", "funnel.png", "grpo.png", "modality-0.png", "scores-1.png", "scores-2.png"]
     for name in names:
         with Image.open(made / "figures" / name) as image:
             assert image.width > 500

@@ -1,0 +1,83 @@
+"""How often text in the pixels of a DICOM image is found, and how often something else is taken for it.
+
+make bench NAME=burned_in
+
+Pictures: those that pydicom ships as test data, at least 64 pixels a side, each once. Those with writing of their own
+were told by eye and are listed here. Text is drawn into the others in the ways of scanners and film digitisers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pydicom
+from PIL import Image, ImageDraw, ImageFont
+
+from medgr2_api.data import DICOM, BurnedInText
+from medgr2_jobs.data import burned_in, dicom
+from medgr2_jobs.data.records import Place, Record
+from medgr2_jobs.store.images import ImageStore
+
+#: Files whose pictures hold writing, seen by eye.
+WRITTEN = ("GDCMJ2K_TextGBR", "examples_jpeg2k", "examples_palette", "examples_rgb_color", "examples_ybr_color")
+LINES = ("DOE^JANE 1961-04-23", "ID 0081547 F 62Y", "St. Mary Hospital")
+SIZES, SHADES = (12, 18, 28), (255, 200, 160)
+
+
+def pictures(root: Path) -> dict[str, Image.Image]:
+    """Name → picture, each picture once."""
+    shutil.copytree(Path(pydicom.__file__).parent / "data" / "test_files", root / "files")
+    trusting = DICOM(burned_in_text=BurnedInText.TRUST_FLAG)
+    store = ImageStore(root)
+    place = Place(
+        root=root, path=root / "files", what="files", store=store, max_pixels=2_000_000, salt="s", dicom=trusting
+    )
+    found = {}
+    for record in dicom.read(place):
+        if isinstance(record, Record) and min(record.image.width, record.image.height) >= 64:
+            found.setdefault(record.image.sha256, (record.image_path, store.load(record.image.sha256)))
+    return dict(found.values())
+
+
+def write(image: Image.Image, size: int, shade: int, corner: int) -> Image.Image:
+    """The picture with three lines of text in a corner."""
+    written = image.resize((max(256, image.width), max(256, image.height)))
+    draw, font = ImageDraw.Draw(written), ImageFont.load_default(size=size)
+    for number, line in enumerate(LINES):
+        wide = draw.textlength(line, font=font)
+        left = 6 if corner % 2 == 0 else max(6, written.width - wide - 6)
+        top = 6 + number * (size + 4) if corner < 2 else written.height - (3 - number) * (size + 4) - 6
+        box = (left - 2, top - 1, left + wide + 2, top + size + 3)
+        draw.rectangle(box, fill=(0, 0, 0))  # scanners write on black
+        draw.text((left, top), line, fill=(shade,) * 3, font=font)
+    return written
+
+
+def main() -> int:
+    """Prints the line of JSON."""
+    with tempfile.TemporaryDirectory(prefix="medgr2-bench-") as folder:
+        found = pictures(Path(folder))
+    own = {name: image for name, image in found.items() if any(word in name for word in WRITTEN)}
+    clean = {name: image for name, image in found.items() if name not in own}
+    figures: dict[str, object] = {
+        "pictures with writing of their own, found": f"{sum(map(burned_in.has_text, own.values()))} of {len(own)}",
+        "clean pictures, flagged": f"{sum(map(burned_in.has_text, clean.values()))} of {len(clean)}",
+    }
+    for shade in SHADES:
+        for size in SIZES:
+            tried = [write(image, size, shade, number % 4) for number, image in enumerate(clean.values())]
+            hits = sum(map(burned_in.has_text, tried))
+            figures[f"drawn, {size} px, grey level {shade}, found"] = f"{hits} of {len(tried)}"
+    for name, value in figures.items():
+        print(f"{name}: {value}", file=sys.stderr)
+    print(json.dumps({"name": "burned_in", "figures": figures, "n": len(found), "cores": os.cpu_count()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""What must never be trained on: images and questions of the benchmarks and of the validation split (DECISIONS 8)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import hamming
+from ..data.splits import TRAIN, VALIDATION
+from .texts import Text, text_of
+
+BENCHMARK, HELD_BACK = "benchmark", "validation"
+#: The least that counts as a near-duplicate image here, whatever curation.nearDuplicates says.
+HAMMING = 4
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def _kind(split: str) -> str | None:
+    return None if split == TRAIN else HELD_BACK if split == VALIDATION else BENCHMARK
+
+
+def held_images(images: Iterable[Mapping[str, Any]], items: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
+    """Images (sha256) that must never be trained on, by what holds them."""
+    found: dict[str, set[str]] = {BENCHMARK: set(), HELD_BACK: set()}
+    for row in (*images, *items):
+        if kind := _kind(row["split"]):
+            found[kind].add(row["image_sha256"])
+    return found
+
+
+def near_images(images: set[str], held: set[str], phashes: Mapping[str, str], limit: int) -> set[str]:
+    """Those of the images that are within `limit` bits of a held-out one, and not held out themselves."""
+    left = sorted(image for image in images - held if phashes.get(image))
+    right = sorted({phashes[image]: image for image in sorted(held) if phashes.get(image)}.values())
+    near = hamming.within(hamming.codes(left, phashes), hamming.codes(right, phashes), limit)
+    return {left[place] for place in np.flatnonzero(near)}
+
+
+def held_texts(items: Rows, phashes: Mapping[str, str], limit: int) -> dict[str, set[Text]]:
+    """Texts that give a held-out question away, by what holds it.
+
+    Question, options and answer must all agree, and the text must belong to one image: templates ("Which modality is
+    this?" with the usual options) repeat legitimately, and a model that has seen one elsewhere knows nothing about the
+    benchmark. A text is a template when the prepared items, of whatever split, ask it of images that differ in more
+    than `limit` bits. Items on images without a perceptual hash do not count: phantoms' questions are all templates.
+    """
+    asked: dict[Text, list[tuple[int, str | None]]] = defaultdict(list)
+    for item in items:
+        phash, text = phashes.get(item["image_sha256"]), text_of(item)
+        if phash and text.answer:
+            asked[text].append((int(phash, 16), _kind(item["split"])))
+    found: dict[str, set[Text]] = {BENCHMARK: set(), HELD_BACK: set()}
+    for text, places in asked.items():
+        first = places[0][0]
+        if all((first ^ phash).bit_count() <= limit for phash, _ in places):
+            for _, kind in places:
+                if kind:
+                    found[kind].add(text)
+    return found

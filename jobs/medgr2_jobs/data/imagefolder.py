@@ -1,0 +1,86 @@
+"""A folder of pictures, with an optional `metadata.csv` beside them (the Hugging Face imagefolder convention).
+
+`metadata.csv` has a column `file_name`, relative to the folder, and may have `modality`, `patient` and `dataset`.
+Pictures without a row are taken too. There are no questions: the source is for the generator.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import DataError
+from .records import Bad, BadRecord, Images, Place, Record, pseudonym
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
+METADATA = "metadata.csv"
+_COLUMNS = ("file_name", "modality", "patient", "dataset")
+
+Row = dict[str, str]
+
+
+def read(place: Place) -> Iterator[Record | BadRecord]:
+    """The pictures of a folder and its sub-folders, in the order of their names.
+
+    Raises:
+        DataError: no such folder, or a metadata.csv that is none.
+    """
+    folder = place.path
+    if not folder.is_dir():
+        raise DataError(
+            f"{place.what}: {folder} is not a folder; copy the pictures onto the volume or correct the path"
+        )
+    told = _metadata(place, folder / METADATA)
+    images = Images(place)
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if hidden or path.suffix.lower() not in SUFFIXES or path.is_dir():
+            continue
+        row = told.pop(name, {})
+        try:
+            yield _record(place, folder, name, row, images)
+        except Bad as bad:
+            yield BadRecord(name, bad.field, bad.reason)
+    for name, row in told.items():
+        yield BadRecord(f"{METADATA}[{row['line']}]", "file_name", f"{name!r} is not in the folder, or is no picture")
+
+
+def _record(place: Place, folder: Path, name: str, row: Row, images: Images) -> Record:
+    modality = row.get("modality") or place.modality
+    if not modality:
+        raise Bad("modality", f"is not in {METADATA}, and the source's own `modality` is not set in the spec")
+    return Record(
+        question_id=name,
+        image=images.get(folder, name, "file_name"),
+        image_path=name,
+        dataset=row.get("dataset") or Path(name).parent.as_posix(),
+        modality=modality,
+        patient=pseudonym(place.salt, row.get("patient", "")),
+    )
+
+
+def _metadata(place: Place, path: Path) -> dict[str, Row]:
+    """The rows of metadata.csv by file name, each with its line; none without it."""
+    if not path.is_file():
+        return {}
+    found: dict[str, Row] = {}
+    try:
+        with place.keep_inside(path).open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            columns = reader.fieldnames or []
+            unknown = [name for name in columns if name not in _COLUMNS]
+            if "file_name" not in columns or unknown:
+                wrong = f"has an unknown column {unknown[0]!r}" if unknown else "has no column file_name"
+                raise DataError(f"{place.what}: {path} {wrong}; its columns are {', '.join(_COLUMNS)}")
+            for row in reader:
+                name = (row.get("file_name") or "").strip()
+                if None in row or not name or name in found:
+                    wrong = "is there twice" if name in found else "has more fields than columns, or no file_name"
+                    raise DataError(f"{place.what}: {path}, line {reader.line_num}: {name!r} {wrong}")
+                found[name] = {key: (value or "").strip() for key, value in row.items()}
+                found[name]["line"] = str(reader.line_num)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{place.what}: {path} is not a CSV file in UTF-8 ({error})") from error
+    return found

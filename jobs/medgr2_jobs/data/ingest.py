@@ -1,0 +1,248 @@
+"""Reading the sources and benchmarks, record by record: images to the store, questions to a file, bad ones aside.
+
+Memory grows with the number of images, never with the number of questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medgr2_api.base import sha256_of
+from medgr2_api.data import DICOM, MMMU, Benchmark, DataFormat, DataSource, OnLeak, Phantom, SourceRole, SplitBy
+from medgr2_api.parameters import PrepareParameters
+
+from .. import fetch
+from ..context import StageContext
+from ..errors import DataError
+from ..store import atomic, tables
+from . import phantoms, readers
+from .phash import phash
+from .records import BadRecord, Place, Record
+
+Context = StageContext[PrepareParameters]
+SHOWN = 5  # bad records in a message
+TICK = 64  # records between two looks at the clock and at the stop signal
+_BATCH = 1024  # questions in memory when they are read back
+
+
+@dataclass
+class Seen:
+    """What is known of a stored image."""
+
+    width: int
+    height: int
+    modality: str
+    source: str
+    source_path: str
+    dataset: str
+    patient: str
+    phash: str
+    """Empty for phantoms: they are drawn alike, and the hash tells them badly apart."""
+    allow_external: bool
+
+    def row(self, sha256: str, split: str) -> dict[str, Any]:
+        """The row of table `images`."""
+        return {"image_sha256": sha256, "split": split, **self.__dict__}
+
+
+@dataclass
+class Loaded:
+    """One source or benchmark, read."""
+
+    name: str
+    where: str
+    """Where it stands in the spec, for messages."""
+    questions: bool = True
+    """Whether its questions are used, or only its images."""
+    on_leak: OnLeak | None = None
+    """Of a benchmark; None: it is a source."""
+    images: set[str] = field(default_factory=set)
+    units: dict[str, set[str]] = field(default_factory=dict)
+    """Images of each patient or dataset, where those must stay together."""
+    attributes: dict[str, phantoms.Attributes] = field(default_factory=dict)
+    """For phantoms: what each image (by its image_path) shows."""
+    items: Path | None = None
+    """Its questions, as a table `items` without splits."""
+    good: int = 0
+    bad: int = 0
+    shown: list[BadRecord] = field(default_factory=list)
+    """The first few bad ones."""
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Its questions, in their order."""
+        if self.items is not None:
+            for batch in tables.batches(self.items, _BATCH):
+                yield from batch
+
+
+class Ingest:
+    """Reads inputs one after another into one picture of all."""
+
+    def __init__(self, ctx: Context) -> None:
+        self.ctx = ctx
+        self.images: dict[str, Seen] = {}
+        self.truth: dict[str, dict[str, Any]] = {}
+        """For phantoms: what each image shows."""
+
+    def read(self, given: DataSource | Benchmark, where: str, quarantine: tables.TableWriter) -> Loaded:
+        """Reads one source or benchmark.
+
+        Raises:
+            DataError: nothing can be read, or too much is bad; the first few bad records are named.
+        """
+        loaded = Loaded(given.name, where, on_leak=given.on_leak if isinstance(given, Benchmark) else None)
+        external = True
+        if isinstance(given, DataSource):
+            loaded.questions = given.role is not SourceRole.IMAGES
+            external = given.allow_external is not False
+        place, expected = self._place(given, loaded)
+        file = self.ctx.work / "items" / f"{'source' if loaded.on_leak is None else 'benchmark'}-{given.name}.parquet"
+        with ExitStack() as stack:
+            if loaded.questions:
+                loaded.items = file
+                items = stack.enter_context(tables.writer(file, "items"))
+            for number, record in enumerate(readers.read(given.format, place)):
+                if number % TICK == 0:
+                    self.ctx.check_stop()
+                    self.ctx.progress(f"read {given.name}", number, expected)
+                if isinstance(record, BadRecord):
+                    _set_aside(loaded, record, quarantine)
+                    continue
+                loaded.good += 1
+                self._take(loaded, record, external=external, hashed=given.format is not DataFormat.PHANTOM)
+                if loaded.questions and record.answer_index is not None:
+                    items.append(_item(loaded, record))
+        _check_bad(loaded, self.ctx.parameters.data.max_bad_fraction)
+        return loaded
+
+    def _place(self, given: DataSource | Benchmark, loaded: Loaded) -> tuple[Place, int]:
+        """Where it lies by now, and how many records are expected (0: not known)."""
+        ctx, where = self.ctx, loaded.where
+        place = Place(
+            root=ctx.root,
+            path=ctx.root,
+            what=f"{where}.uri",
+            store=ctx.images,
+            max_pixels=ctx.parameters.data.max_pixels,
+            modality=given.modality,
+            salt=sha256_of({"patients": ctx.parameters.seed}),
+            mmmu=given.mmmu or MMMU(),
+            dicom=(given.dicom if isinstance(given, DataSource) else None) or DICOM(),
+        )
+        if given.format is DataFormat.PHANTOM:
+            phantom = given.phantom or Phantom()
+            loaded.questions = loaded.questions and phantom.questions_per_image > 0
+            place.path = self._draw(given.name, phantom, loaded)
+            return place, phantom.images * max(1, phantom.questions_per_image)
+        place.path = fetch.local(ctx, given.uri, f"{where}.uri")
+        if given.images:
+            place.images = fetch.local(ctx, given.images, f"{where}.images")
+            if not place.images.is_dir():
+                raise DataError(f"{where}.images: {place.images} is not a folder")
+        return place, 0
+
+    def _draw(self, name: str, phantom: Phantom, loaded: Loaded) -> Path:
+        """Draws a phantom source below the stage's work folder."""
+        ctx = self.ctx
+        folder = ctx.work / "phantoms" / name
+        atomic.remove_tree(folder)
+
+        def tick(done: int) -> None:
+            if done % TICK == 0:
+                ctx.check_stop()
+                ctx.progress(f"draw {name}", done, phantom.images)
+
+        loaded.attributes = phantoms.write(
+            folder,
+            dataset=name,
+            seed=int(sha256_of({"phantoms": name, "seed": ctx.parameters.seed})[:12], 16),
+            images=phantom.images,
+            questions_per_image=phantom.questions_per_image,
+            tick=tick,
+        )
+        return folder
+
+    def _take(self, loaded: Loaded, record: Record, *, external: bool, hashed: bool) -> None:
+        """Notes a record's image."""
+        sha256 = record.image.sha256
+        seen = self.images.get(sha256)
+        if seen is None:
+            seen = self.images[sha256] = Seen(
+                width=record.image.width,
+                height=record.image.height,
+                modality=record.modality,
+                source=loaded.name,
+                source_path=record.image_path,
+                dataset=record.dataset,
+                patient=record.patient,
+                phash=phash(self.ctx.images.load(sha256)) if hashed else "",
+                allow_external=external,
+            )
+        seen.allow_external = seen.allow_external and external  # the stricter source decides
+        loaded.images.add(sha256)
+        if loaded.on_leak is None and (unit := self._unit(loaded, record)):
+            loaded.units.setdefault(unit, set()).add(sha256)
+        if shown := loaded.attributes.get(record.image_path):
+            values = {kind: shown.value(kind) for kind in phantoms.KINDS}
+            self.truth.setdefault(sha256, {"image_sha256": sha256, **values})
+
+    def _unit(self, loaded: Loaded, record: Record) -> str:
+        """What the record's image must stay together with; empty: it stands alone.
+
+        Raises:
+            DataError: patients must stay together, and nothing says whose image it is.
+        """
+        by = self.ctx.parameters.data.split.by
+        if by is SplitBy.SOURCE:
+            return f"{loaded.name}/{record.dataset}"
+        if by is SplitBy.IMAGE:
+            return ""
+        if not record.patient and loaded.questions:
+            raise DataError(
+                f"{loaded.where}: {record.question_id!r} names no patient, and data.split.by is Patient: give every "
+                "record one (patient_id, patient, or DICOM's PatientID), or split by Image or Source"
+            )
+        return record.patient
+
+
+def _item(loaded: Loaded, record: Record) -> dict[str, Any]:
+    """A row of table `items`, without its split."""
+    return {
+        "item_id": f"{loaded.name}/{record.question_id}",
+        "source": loaded.name,
+        "image_sha256": record.image.sha256,
+        "modality": record.modality,
+        "question_type": record.question_type,
+        "question": record.question,
+        "options": list(record.options),
+        "answer_index": record.answer_index,
+        "rationale": record.rationale,
+    }
+
+
+def _set_aside(loaded: Loaded, bad: BadRecord, quarantine: tables.TableWriter) -> None:
+    loaded.bad += 1
+    if len(loaded.shown) < SHOWN:
+        loaded.shown.append(bad)
+    quarantine.append({"source": loaded.name, "record": bad.where, "field": bad.field, "reason": bad.reason})
+
+
+def _check_bad(loaded: Loaded, most: float) -> None:
+    """Raises DataError when too many of the records cannot be used, naming the first few."""
+    total = loaded.good + loaded.bad
+    if total == 0:
+        raise DataError(f"{loaded.where}: holds no records")
+    shown = "; ".join(str(bad) for bad in loaded.shown)
+    if loaded.bad > len(loaded.shown):
+        shown += f"; and {loaded.bad - len(loaded.shown)} more"
+    if loaded.bad and not loaded.good:
+        raise DataError(f"{loaded.where}: none of its {total} records can be used: {shown}")
+    if loaded.bad > most * total:
+        raise DataError(
+            f"{loaded.where}: {loaded.bad} of {total} records cannot be used, more than data.maxBadFraction "
+            f"({most:g}) allows: {shown}. Correct them, or raise data.maxBadFraction to set them aside"
+        )

@@ -1,0 +1,154 @@
+"""MMMU as it is published (Yue et al., CVPR 2024): parquet files, a folder per subject.
+
+Columns: id, question, options (a Python list, as text), image_1 … image_7 ({bytes, path}), img_type, answer (a letter),
+question_type (multiple-choice or open), subfield, explanation. Several images of a question become one picture, side by
+side and numbered, so that `<image 2>` in the question or among the options stays readable.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw, ImageFont
+
+from ..answers import LETTERS
+from ..errors import DataError
+from ..store.images import shrunk
+from .records import Bad, BadRecord, Identities, Place, Record, text
+
+_IMAGES = tuple(f"image_{number}" for number in range(1, 8))
+_BATCH = 16  # questions in memory: images ride along
+_GAP, _HEAD = 12, 28
+#: What is in the name of an image type → one of our modalities; other types keep their name.
+_MODALITIES = {"microscop": "Microscopy", "patholog": "Microscopy"}
+
+
+def read(place: Place) -> Iterator[Record | BadRecord]:
+    """Reads the chosen subjects, in the order of the spec, a few questions at a time.
+
+    Raises:
+        DataError: a subject or its split is not there, or a file is not parquet.
+    """
+    identities = Identities()
+    for subject in place.mmmu.subjects:
+        for file in _files(place, subject):
+            for row, document in enumerate(_rows(file)):
+                where = f"{subject}/{file.name}[{row}]"
+                try:
+                    record = _record(document, place, subject, where)
+                    identities.take(record.question_id, where, "id")
+                    yield record
+                except Bad as bad:
+                    yield BadRecord(where, bad.field, bad.reason)
+
+
+def _files(place: Place, subject: str) -> list[Path]:
+    folder, split = place.path / subject, place.mmmu.split
+    if "/" in subject or subject in ("", ".", ".."):
+        raise DataError(f"{place.what}: {subject!r} is no name of a subject")
+    if not folder.is_dir():
+        there = sorted(path.name for path in place.path.iterdir() if path.is_dir()) if place.path.is_dir() else []
+        raise DataError(f"{place.what}: {folder} does not exist; subjects there: {', '.join(there) or 'none'}")
+    found = sorted(folder.glob(f"{split}-*.parquet"))
+    if not found:
+        raise DataError(f"{place.what}: {folder} has no {split}-*.parquet; choose another split in `mmmu`")
+    for file in found:
+        place.keep_inside(file)
+    return found
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(batch_size=_BATCH):
+                yield from batch.to_pylist()
+    except pa.ArrowException as error:
+        raise DataError(f"{file}: not a readable parquet file ({error})") from error
+
+
+def _record(document: dict[str, Any], place: Place, subject: str, where: str) -> Record:
+    question_id = text(document, "id")
+    if document.get("question_type") != "multiple-choice":
+        raise Bad("question_type", f"{document.get('question_type')!r}: only multiple-choice questions can be scored")
+    options = _options(text(document, "options"))
+    pictures = [_picture(document[name], name, place) for name in _IMAGES if document.get(name)]
+    if not pictures:
+        raise Bad("image_1", "is missing")
+    image = pictures[0] if len(pictures) == 1 else side_by_side(pictures)
+    return Record(
+        question_id=question_id,
+        image=place.store.add(image, place.max_pixels),
+        image_path=where,
+        dataset=subject,
+        modality=_modality(document.get("img_type"), place.modality),
+        question_type=str(document.get("subfield") or subject),
+        question=text(document, "question"),
+        options=options,
+        answer_index=_answer(text(document, "answer"), options),
+        rationale=str(document.get("explanation") or "").strip(),
+    )
+
+
+def _literal(written: str, field: str) -> Any:
+    try:
+        return ast.literal_eval(written)
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise Bad(field, f"{written[:80]!r} is not a Python list ({type(error).__name__})") from error
+
+
+def _options(written: str) -> tuple[str, ...]:
+    found = _literal(written, "options")
+    if not isinstance(found, list) or len(found) < 2:
+        raise Bad("options", f"{written[:80]!r} is not a list of at least 2 options")
+    options = tuple(str(option).strip() for option in found)
+    if not all(options):
+        raise Bad("options", "one of them is empty")
+    return options
+
+
+def _answer(letter: str, options: Sequence[str]) -> int:
+    index = LETTERS.find(letter.upper()) if len(letter) == 1 else -1
+    if not 0 <= index < len(options):
+        hint = "; the test split is published without answers" if letter == "?" else ""
+        raise Bad("answer", f"{letter!r} is no letter of {len(options)} options{hint}")
+    return index
+
+
+def _modality(written: Any, default: str) -> str:
+    """Our name for a question's image type, which is a Python list written as text."""
+    types = _literal(written, "img_type") if isinstance(written, str) and written.startswith("[") else [written or ""]
+    first = str(types[0]) if types else ""
+    known = next((name for part, name in _MODALITIES.items() if part in first.lower()), "")
+    return known or default or first or "Other"
+
+
+def _picture(given: dict[str, Any], field: str, place: Place) -> Image.Image:
+    data = given.get("bytes") if isinstance(given, dict) else None
+    if not data:
+        raise Bad(field, "holds no picture")
+    try:
+        picture = place.store.open(io.BytesIO(data), field)
+    except DataError as error:
+        raise Bad(field, str(error)) from error
+    # seven small files can be seven huge pictures: each is scaled down before they are laid side by side
+    return shrunk(picture, place.max_pixels)
+
+
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """One picture of several: left to right, each under its number, on white."""
+    width = sum(picture.width for picture in pictures) + _GAP * (len(pictures) + 1)
+    height = max(picture.height for picture in pictures) + _HEAD + _GAP
+    whole = Image.new("RGB", (width, height), "white")
+    draw, font = ImageDraw.Draw(whole), ImageFont.load_default(size=_HEAD * 0.7)
+    left = _GAP
+    for number, picture in enumerate(pictures, 1):
+        draw.text((left, _HEAD * 0.1), f"<image {number}>", fill="black", font=font)
+        whole.paste(picture, (left, _HEAD))
+        left += picture.width + _GAP
+    return whole

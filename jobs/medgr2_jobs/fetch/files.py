@@ -1,0 +1,102 @@
+"""Copying from elsewhere on this computer: `file:///path`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+from medgr2_api.stages import SECRETS_ENV
+
+from ..errors import ConfigError
+from ..store import atomic
+from . import pinned
+from .order import Order, Source, Tick
+
+#: What the system shows there is no data, and may be secret.
+_NEVER = ("/proc", "/sys", "/dev", "/run", "/var/run")
+
+
+def fetch(order: Order, partial: Path, tick: Tick) -> Source:
+    """Copies a file or folder; what an interrupted copy has already (same size and time) is kept.
+
+    Raises:
+        ConfigError: it is not there, may not be read, or leads elsewhere by a link.
+        DiskFull: no space left.
+    """
+    given = Path(unquote(order.uri.removeprefix("file://")))
+    top = given.resolve()
+    _allowed(order, top)
+    if not top.exists():
+        raise ConfigError(f"{order.named}: there is no such file or folder on this computer")
+    files = partial / pinned.FILES
+    try:
+        wanted = dict(_wanted(order, top))
+        if not wanted:
+            raise ConfigError(f"{order.named}: holds nothing that can be used")
+        pinned.drop_others(files, set(wanted))
+        sizes = {name: path.stat().st_size for name, path in wanted.items()}
+        done, total = 0, sum(sizes.values())
+        for name, path in wanted.items():
+            tick(done, total)
+            _copy(path, files / name)
+            done += sizes[name]
+    except PermissionError as error:
+        raise ConfigError(f"{order.named}: {error.filename} may not be read by this user") from error
+    return Source(path=top.name if top.is_file() else "")
+
+
+def _allowed(order: Order, top: Path) -> None:
+    """Refuses what is no data, and folders that hold such places or the workspace."""
+    places = [Path(name) for name in _NEVER]
+    if os.environ.get(SECRETS_ENV):
+        places.append(Path(os.environ[SECRETS_ENV]))
+    for place in {*places, *(place.resolve() for place in places)}:
+        if top.is_relative_to(place) or place.is_relative_to(top):
+            raise ConfigError(f"{order.named}: nothing is copied from {place}")
+    root = Path(order.root).resolve()
+    if top.is_relative_to(root):
+        raise ConfigError(f"{order.named}: is in the workspace: write {str(top.relative_to(root))!r}")
+    if root.is_relative_to(top):
+        raise ConfigError(f"{order.named}: holds the workspace itself; name the folder with the data")
+
+
+def _wanted(order: Order, top: Path) -> Iterator[tuple[str, Path]]:
+    """Name in `files/` and real path of each file, sorted; links are followed only inside of what is copied."""
+    if top.is_file():
+        yield top.name, top
+        return
+    for folder, folders, names in os.walk(top, onerror=_raise):
+        folders.sort()
+        for name in folders:
+            if Path(folder, name).is_symlink():
+                raise ConfigError(f"{order.named}: {Path(folder, name)} is a link to a folder; copy what it points to")
+        for name in sorted(names):
+            path = Path(folder, name)
+            relative = path.relative_to(top).as_posix()
+            if not pinned.taken(relative, order.kind):
+                continue
+            real = path.resolve()
+            if not real.is_relative_to(top):
+                raise ConfigError(f"{order.named}: {path} is a link that leads out of it (to {real}); copy the file")
+            if not real.is_file():
+                raise ConfigError(f"{order.named}: {path} is no regular file")
+            yield relative, real
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a file with its time, by which an interrupted copy knows it again."""
+    found = source.stat()
+    if target.is_file() and (target.stat().st_size, target.stat().st_mtime_ns) == (found.st_size, found.st_mtime_ns):
+        return
+    handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)  # what was checked is what is read
+    with os.fdopen(handle, "rb") as stream, atomic.atomic_file(target) as copy:
+        shutil.copyfileobj(stream, copy, 1 << 20)
+        copy.flush()
+        os.utime(copy.fileno(), ns=(found.st_atime_ns, found.st_mtime_ns))

@@ -1,0 +1,69 @@
+"""Which images may be shown to the provider, and the one place where their bytes are read for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from medgr2_api.parameters import Provider
+
+from ..errors import ConfigError
+from ..store.images import ImageStore
+
+_GEMINI = "gemini"
+#: Images kept in memory: questions about the same one follow each other.
+_KEPT = 32
+
+
+class Gate:
+    """Lets an image through when its provider is inside the house, or every source of the image allows it to leave."""
+
+    def __init__(self, provider: Provider, images: Iterable[Mapping[str, Any]], store: ImageStore) -> None:
+        """
+        Args:
+            provider: who would see the images.
+            images: rows of prepare's table `images`.
+            store: where the bytes lie.
+        """
+        self._read = lru_cache(maxsize=_KEPT)(store.read)
+        self.external = provider.external or provider.kind == _GEMINI
+        allowed: dict[str, bool] = {}
+        for row in images:  # the same picture may come from two sources: one that says no is enough
+            sha256 = row["image_sha256"]
+            allowed[sha256] = allowed.get(sha256, True) and row["allow_external"] is True
+        self._allowed = frozenset(sha256 for sha256, given in allowed.items() if given)
+
+    def admits(self, sha256: str) -> bool:
+        """Whether the provider may see this image."""
+        return not self.external or sha256 in self._allowed
+
+    def read(self, sha256: str) -> bytes:
+        """The PNG file's bytes, to be sent.
+
+        Raises:
+            ConfigError: the image may not leave.
+            CorruptArtifact: it is missing or damaged.
+        """
+        if not self.admits(sha256):
+            raise ConfigError(
+                f"image {sha256[:12]} may not leave the house, and the provider is outside of it; it was not sent. "
+                "Set allowExternal: true for its source in data.sources, or use a provider inside"
+            )
+        return self._read(sha256)
+
+
+def admitted(gate: Gate, images: Mapping[str, str]) -> dict[str, str]:
+    """The images (sha256 → modality) that the provider may see.
+
+    Raises:
+        ConfigError: there are images, and it may see none.
+    """
+    found = {sha256: modality for sha256, modality in images.items() if gate.admits(sha256)}
+    if images and not found:
+        raise ConfigError(
+            f"none of the {len(images)} training images may leave the house, and the generator is outside of it: set "
+            "allowExternal: true for a source in data.sources, or use a provider inside (generator.vllm, or "
+            "generator.openAI with external: false)"
+        )
+    return found

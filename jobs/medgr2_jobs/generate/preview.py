@@ -1,0 +1,41 @@
+"""`python -m medgr2_jobs.generate.preview`: what a generator is sent about one image (`medgr2 prompt`)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from medgr2_api.generator import Paradigm
+from medgr2_api.stages import ExitCode
+
+from ..errors import StageError
+from ..store.images import ImageStore
+from . import prompting
+
+_KINDS = ("openAI", "gemini", "vllm")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="medgr2 prompt", description="Shows what a generator is sent.")
+    parser.add_argument("--paradigm", choices=[str(paradigm) for paradigm in Paradigm], default="MetaCognitive")
+    parser.add_argument("--modality", default="")
+    parser.add_argument("--question-type", default="Diagnosis")
+    parser.add_argument("--provider", choices=_KINDS, default=_KINDS[0])
+    parser.add_argument("--image", type=Path)
+    asked = parser.parse_args(arguments)
+    print(prompting.preview(Paradigm(asked.paradigm), asked.modality, asked.question_type, asked.provider), end="")
+    if asked.image is None:
+        return ExitCode.OK
+    try:
+        image = ImageStore(Path()).open(asked.image, str(asked.image))
+    except StageError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(f"# the image: {asked.image}, {image.width} x {image.height} pixels, sent as PNG without any metadata")
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

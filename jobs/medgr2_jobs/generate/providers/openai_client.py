@@ -1,0 +1,131 @@
+"""One question to any server that speaks OpenAI's chat completions with images."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import openai
+from openai.types import CompletionUsage
+from openai.types.chat import ChatCompletion
+
+from .. import failures, schema
+from ..pricing import Usage
+from . import http
+from .base import Access, Question, Reply, repair_text
+
+Request = dict[str, Any]
+
+
+def _rename(request: Request) -> Request:
+    return {("max_completion_tokens" if name == "max_tokens" else name): value for name, value in request.items()}
+
+
+def _without(dropped: str) -> Callable[[Request], Request]:
+    return lambda request: {name: value for name, value in request.items() if name != dropped}
+
+
+#: Parameters that not every server takes → what is sent to one that named it in a 400, from then on.
+_OPTIONAL: dict[str, Callable[[Request], Request]] = {
+    "response_format": _without("response_format"),
+    "seed": _without("seed"),
+    "max_tokens": _rename,
+}
+
+
+class OpenAIClient:
+    """A model behind an OpenAI-compatible address."""
+
+    repairs = True
+
+    def __init__(self, access: Access) -> None:
+        self.access = access
+        self._refused: dict[str, Callable[[Request], Request]] = {}
+        self._http = http.connections(access.provider.concurrency)
+        # Never the key in our own environment, which is not meant for this server.
+        self._client = openai.AsyncOpenAI(
+            base_url=access.provider.base_url, api_key=access.key or "none", max_retries=0, http_client=self._http
+        )
+
+    async def ask(self, question: Question) -> Reply:
+        """Asks about one image."""
+        request = self._request(question)
+        try:
+            # not chat.completions.create: it walks through every part of a request to translate it, and ours needs none
+            return _reply(await self._client.post("/chat/completions", cast_to=ChatCompletion, body=request))
+        except openai.APIStatusError as error:
+            return Reply(failure=self._status(error, request))
+        except (openai.APIError, ValueError) as error:
+            found = http.of_error(error) or replace(failures.UNREADABLE, error=f"not a chat completion: {error}")
+            return Reply(failure=replace(found, error=self.access.redact(found.error)))
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._client.close()
+
+    def image_part(self, question: Question) -> dict[str, Any]:
+        """The image as a part of the message; the same bytes for the same image."""
+        url = "data:image/png;base64," + base64.b64encode(question.image_png).decode()
+        return {"type": "image_url", "image_url": {"url": url}}
+
+    def _request(self, question: Question) -> Request:
+        sampling = self.access.sampling
+        content = [self.image_part(question), {"type": "text", "text": question.prompt}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if question.repair is not None:
+            messages.append({"role": "assistant", "content": question.repair.answer})
+            messages.append({"role": "user", "content": repair_text(question.repair)})
+        request: Request = {
+            "model": self.access.provider.model,
+            "messages": messages,
+            "response_format": schema.response_format(),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "seed": question.seed,
+        }
+        for change in self._refused.values():
+            request = change(request)
+        return request
+
+    def _status(self, error: openai.APIStatusError, sent: Request) -> failures.Failure:
+        text = error.response.text or error.message
+        found = failures.of_status(error.status_code, self.access.redact(text), error.response.headers)
+        if error.status_code == 400:
+            named = [name for name in _OPTIONAL if name in sent and name in text]
+            for name in named:
+                if name not in self._refused:
+                    print(
+                        f"{self.access.provider.base_url}: does not take {name}; it is left out from now on", flush=True
+                    )
+                self._refused[name] = _OPTIONAL[name]
+            if named:
+                return replace(found, action=failures.Action.RETRY, at_once=True)
+        return found
+
+
+def _reply(completion: object) -> Reply:
+    if not isinstance(completion, ChatCompletion) or not completion.choices:  # such as a proxy's HTML page
+        return Reply(failure=replace(failures.UNREADABLE, error="not a chat completion"))
+    choice, text = completion.choices[0], completion.choices[0].message.content or ""
+    outcome = schema.OK if text.strip() else schema.EMPTY
+    error = ""
+    if choice.message.refusal or choice.finish_reason == "content_filter":
+        outcome, error = schema.REFUSED, choice.message.refusal or "content_filter"
+    elif choice.finish_reason == "length":
+        outcome = schema.TRUNCATED
+    return Reply(outcome, text=text, usage=_usage(completion.usage), error=error[:300])
+
+
+def _usage(usage: CompletionUsage | None) -> Usage | None:
+    """Tokens; None where a server counts none, or not in numbers."""
+    if usage is None:
+        return None
+    asked, answered = usage.prompt_tokens, usage.completion_tokens
+    if not (isinstance(asked, int) and isinstance(answered, int) and min(asked, answered) >= 0):
+        return None
+    details = usage.completion_tokens_details
+    thinking = min((details.reasoning_tokens if details else None) or 0, answered)
+    return Usage(asked, answered - thinking, thinking)

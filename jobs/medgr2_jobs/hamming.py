@@ -1,0 +1,108 @@
+"""Perceptual hashes of many images, and which of them lie within a few bits of each other. Exact, in numpy.
+
+An image without a perceptual hash (phantoms: they are drawn alike) is close to itself only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+BITS = 64
+#: Narrower bands than this would be shared by nearly all images: then everything is compared with everything.
+_LEAST_BAND = 8
+_PAIRS = 1 << 20  # compared at once
+
+Index = NDArray[np.intp]
+Keys = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What N images are compared by."""
+
+    bits: Keys
+    """The perceptual hash; of an image without one, a hash of its name."""
+    hashed: NDArray[np.bool_]
+    """Whether it is a perceptual hash."""
+
+    def __len__(self) -> int:
+        return len(self.bits)
+
+    def take(self, index: Index) -> Codes:
+        """The codes at these places."""
+        return Codes(self.bits[index], self.hashed[index])
+
+
+def codes(images: Sequence[str], phashes: Mapping[str, str]) -> Codes:
+    """The codes of images.
+
+    Args:
+        images: sha256 of each.
+        phashes: 16 hex digits by sha256; empty or missing: the image has none.
+    """
+    found = [phashes.get(image) or "" for image in images]
+    bits = [int(phash, 16) if phash else _own(image) for image, phash in zip(images, found, strict=True)]
+    return Codes(np.array(bits, np.uint64), np.array([bool(phash) for phash in found], np.bool_))
+
+
+def _own(image: str) -> int:
+    return int.from_bytes(hashlib.sha256(image.encode()).digest()[:8], "big")
+
+
+def close(left: Codes, right: Codes, limit: int) -> NDArray[np.bool_]:
+    """Whether the images at the same place differ in at most `limit` bits."""
+    distance = np.bitwise_count(left.bits ^ right.bits)
+    both, neither = left.hashed & right.hashed, ~(left.hashed | right.hashed)
+    return (both & (distance <= limit)) | (neither & (distance == 0))
+
+
+def bands(images: Codes, limit: int) -> list[Keys]:
+    """Keys (N,) of which two close images share at least one.
+
+    Of `limit` + 1 bands, `limit` differing bits leave at least one as it is.
+    """
+    count = limit + 1
+    if BITS // count < _LEAST_BAND:
+        return [np.zeros(len(images), np.uint64)]
+    edges = [round(BITS * number / count) for number in range(count + 1)]
+    keys = []
+    for start, end in pairwise(edges):
+        band = (images.bits >> np.uint64(start)) & np.uint64((1 << (end - start)) - 1)
+        keys.append(np.where(images.hashed, band, images.bits))
+    return keys
+
+
+def join(left: Keys, right: Keys) -> Iterator[tuple[Index, Index]]:
+    """Places in `left` and `right` that hold the same key, a million pairs at a time."""
+    order = np.argsort(right, kind="stable")
+    ordered = right[order]
+    first = np.searchsorted(ordered, left, "left")
+    counts = np.searchsorted(ordered, left, "right") - first
+    rows = np.flatnonzero(counts)
+    ends = np.cumsum(counts[rows])
+    start = 0
+    while start < len(rows):
+        done = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, done + _PAIRS, "right")))
+        piece = rows[start:stop]
+        many = counts[piece]
+        within = np.arange(many.sum()) - np.repeat(np.cumsum(many) - many, many)
+        yield np.repeat(piece, many), order[np.repeat(first[piece], many) + within]
+        start = stop
+
+
+def within(images: Codes, others: Codes, limit: int) -> NDArray[np.bool_]:
+    """For each of N images whether any of `others` is close to it."""
+    found = np.zeros(len(images), np.bool_)
+    for mine, theirs in zip(bands(images, limit), bands(others, limit), strict=True):
+        open_ = np.flatnonzero(~found)
+        for left, right in join(mine[open_], theirs):
+            here = open_[left]
+            found[here[close(images.take(here), others.take(right), limit)]] = True
+    return found

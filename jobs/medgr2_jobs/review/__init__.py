@@ -1,0 +1,1 @@
+"""Experts look at kept triplets: what they are given (`bundle`), and what they decide (`verdicts`)."""

@@ -1,0 +1,86 @@
+"""`python -m medgr2_jobs.review export|import CYCLE --iteration N`: the jobs' half of `medgr2 decisions`. No torch.
+
+export: the folder for the expert as a tar archive on stdout; the last line of stderr is JSON, as with
+`medgr2_jobs.export`. import: the decisions from stdin into the workspace; prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from medgr2_api.stages import WORKSPACE_ENV, ExitCode
+
+from ..errors import ConfigError, DataError, StageError
+from ..lineage import CycleArtifacts
+from . import bundle, verdicts
+
+
+def receive(root: Path, cycle: str, iteration: int, data: bytes, name: str) -> dict[str, int | str]:
+    """Checks decisions and puts them into the workspace.
+
+    Args:
+        root: the workspace.
+        cycle: name of the cycle.
+        iteration: whose triplets were looked at.
+        data: the file.
+        name: what it is called, for its format and for messages.
+
+    Returns:
+        sha256, and how many triplets were decided, vetoed and generated.
+
+    Raises:
+        ConfigError: nothing was generated in this iteration.
+        DataError: a line is not right; nothing is written.
+        NotThere: no such cycle.
+    """
+    made, role = CycleArtifacts(root, cycle), f"generate-{iteration}"
+    if not made.has_input(role):
+        raise ConfigError(f"cycle {cycle!r}: generate@{iteration} has not finished: there is nothing to decide on")
+    candidates = made.input(role).rows("candidates")
+    found = verdicts.check(verdicts.parse(data, name), candidates, name)
+    if not found:
+        raise DataError(f"{name}: no triplet is decided: fill in veto (true or false) for those that you looked at")
+    sha256 = verdicts.save(root, found)
+    vetoed = sum(verdict.veto for verdict in found)
+    return {"sha256": sha256, "decided": len(found), "vetoed": vetoed, "candidates": len(candidates)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="medgr2 decisions")
+    parser.add_argument("command", choices=("export", "import"))
+    parser.add_argument("cycle")
+    parser.add_argument("--iteration", type=int, required=True)
+    parser.add_argument("--format", choices=bundle.FORMATS, default="jsonl")
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--name", default="stdin.jsonl", help="of the file on stdin")
+    parser.add_argument("--bytes", type=int, default=-1, help="of the file on stdin; -1: to its end")
+    parser.add_argument("--workspace", type=Path, default=Path(os.environ.get(WORKSPACE_ENV, "/workspace")))
+    given = parser.parse_args(arguments)
+    try:
+        if "/" in given.cycle or given.cycle in ("", ".", ".."):
+            raise ConfigError(f"{given.cycle!r} is not the name of a cycle")
+        if given.command == "import":
+            data = sys.stdin.buffer.read(given.bytes)
+            if 0 <= given.bytes != len(data):
+                raise DataError(f"{given.name}: {len(data)} of {given.bytes} bytes arrived; try again")
+            print(json.dumps(receive(given.workspace, given.cycle, given.iteration, data, given.name)))
+            return int(ExitCode.OK)
+        rows = bundle.triplets(given.workspace, given.cycle, given.iteration, given.all)
+        title = f"{given.cycle}, iteration {given.iteration}"
+        told = bundle.write(given.workspace, rows, given.format, title, sys.stdout.buffer)
+    except StageError as error:
+        print(error, file=sys.stderr)
+        return int(error.exit_code)
+    print(json.dumps({**asdict(told), "triplets": len(rows)}), file=sys.stderr)
+    return int(ExitCode.OK)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""The budget is never passed, nothing is paid twice, and what was paid is told however a stage ends."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests import jobs_world as world
+from tests.integration.chat_server import Answer, ChatServer, serving
+from tests.integration.generate_world import (
+    PRICES,
+    QUESTION_USD,
+    asked,
+    ledgers,
+    outcomes,
+    prepare_root,
+    start,
+)
+
+from medgr2_api.stages import RESULT_PATH_ENV, CycleRef, Shard, StageRequest, StageResult
+from medgr2_jobs import stage
+from medgr2_jobs.generate import ledger, sampling
+
+#: What one question may cost at most is below this; what it costs is QUESTION_USD.
+ROOM = 0.006
+
+
+@pytest.fixture
+def server() -> Iterator[ChatServer]:
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(RESULT_PATH_ENV, str(tmp_path / "result.json"))
+    return prepare_root(tmp_path, monkeypatch)
+
+
+def request(root: Path, server: ChatServer, budget: float | None = None, **changes: Any) -> StageRequest:
+    about = {"prices": PRICES, **changes.pop("about", {})}
+    return asked(root, server.url, about=about, generator_budget_usd=budget, **changes)
+
+
+def result(root: Path) -> StageResult:
+    return StageResult.model_validate_json((root.parent / "result.json").read_text())
+
+
+def test_without_a_budget_all_is_counted(root: Path, server: ChatServer) -> None:
+    made = request(root, server)
+    assert stage.execute(made, root) == 0
+    assert result(root).usage["generatorUSD"] == pytest.approx(12 * QUESTION_USD)
+    assert ledgers(root, made) == {f"{made.input_hash}-s0.jsonl": (pytest.approx(12 * QUESTION_USD), 0)}
+
+
+@pytest.mark.parametrize("concurrency", [1, 16])
+def test_the_budget_is_used_up_and_never_passed(
+    root: Path, server: ChatServer, concurrency: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.answer = lambda number, body: Answer(delay=0.01)
+    budget = 30 * QUESTION_USD + ROOM
+    made = request(root, server, budget, candidates=200, concurrency=concurrency)
+    assert stage.execute(made, root) == 75
+    ended = result(root)
+    assert ended.reason == "BudgetSpent"
+    charged = server.ledger.charged.total()
+    assert ended.usage["generatorUSD"] == pytest.approx(charged * QUESTION_USD)
+    assert 30 <= charged <= budget / QUESTION_USD
+    for words in (f"{charged} of 200 questions are answered and kept", "raise budget.generatorUSD"):
+        assert words in ended.message
+
+    more = made.model_copy(update={"generator_budget_usd": 1.0, "attempt": 2})
+    rows = world.run(root, more).rows("candidates")
+    assert outcomes(rows) == {"ok": 200}
+    assert set(server.ledger.asked.values()) == {1}, "what was paid for is not asked again"
+    assert result(root).usage["generatorUSD"] == pytest.approx(200 * QUESTION_USD)
+
+
+def test_a_budget_below_one_question_asks_nothing(root: Path, server: ChatServer) -> None:
+    assert stage.execute(request(root, server, QUESTION_USD), root) == 75
+    assert result(root).reason == "BudgetSpent"
+    assert "0 of 12 questions" in result(root).message
+    assert not server.ledger.requests
+
+
+def test_other_artifacts_of_the_cycle_count_and_other_cycles_do_not(root: Path, server: ChatServer) -> None:
+    for seed, cycle in ((1, world.CYCLE), (2, CycleRef(name="test", uid="uid-2"))):
+        world.run(root, request(root, server, seed=seed, cycle=cycle))
+    left = 3 * QUESTION_USD + ROOM
+    assert stage.execute(request(root, server, 12 * QUESTION_USD + left, candidates=80), root) == 75
+    charged = server.ledger.charged.total() - 24
+    assert 3 <= charged <= left / QUESTION_USD
+
+
+def test_shards_share_what_is_left(root: Path, server: ChatServer) -> None:
+    share = 10 * QUESTION_USD + ROOM
+    for index in (0, 1):
+        shard = Shard(index=index, count=2)
+        assert stage.execute(request(root, server, 2 * share, candidates=100, shards=2, shard=shard), root) == 75
+        assert 10 <= server.ledger.charged.total() / (index + 1) <= share / QUESTION_USD
+
+
+def test_a_request_that_was_in_flight_at_a_kill_stays_charged_at_its_worst_case(root: Path, server: ChatServer) -> None:
+    seen = threading.Event()
+
+    def answer(number: int, body: dict[str, Any]) -> Answer:
+        if server.ledger.asked.total() > 8:
+            seen.set()
+            return Answer(delay=30 if number == 1 else 0)
+        return Answer()
+
+    server.answer = answer
+    made = request(root, server, 1.0, candidates=12, concurrency=2)
+    process = start(root, made)
+    assert seen.wait(60)
+    process.kill()
+    process.communicate()
+    ((paid, hanging),) = ledgers(root, made).values()
+    settled = round(paid / QUESTION_USD)
+    assert settled in (7, 8), "two are in flight at a time"
+    assert QUESTION_USD < hanging <= 2 * ROOM
+    rows = world.run(root, made.model_copy(update={"attempt": 2})).rows("candidates")
+    assert outcomes(rows) == {"ok": 12}
+    assert result(root).usage["generatorUSD"] == pytest.approx(12 * QUESTION_USD + hanging)
+    assert server.ledger.asked.total() <= 12 + 2
+
+
+def test_what_was_paid_is_told_when_the_stage_fails(root: Path, server: ChatServer) -> None:
+    server.answer = lambda number, body: Answer() if server.ledger.asked.total() <= 5 else Answer(status=401, body="{}")
+    assert stage.execute(request(root, server, concurrency=1), root) == 78
+    assert result(root).usage == {"generatorUSD": pytest.approx(5 * QUESTION_USD)}
+
+
+def test_an_answer_that_does_not_fit_is_sent_back_once_and_both_are_paid(root: Path, server: ChatServer) -> None:
+    bad = Answer("Let me think.")
+    server.answer = lambda number, body: bad if number == 1 or body["seed"] % 2 else Answer()
+    made = request(root, server, 1.0)
+    rows = world.run(root, made).rows("candidates")
+    assert set(server.ledger.asked.values()) == {2}
+    assert set(outcomes(rows)) == {"ok", "invalid_json"}
+    assert {row["attempts"] for row in rows} == {2}
+    assert all(row["usd"] == pytest.approx(2 * QUESTION_USD) for row in rows)
+    assert all(row["input_tokens"] == 200 for row in rows)
+    first, second, third = next(r for r in server.ledger.requests if len(r["messages"]) == 3)["messages"]
+    assert (first["role"], second, third["role"]) == ("user", {"role": "assistant", "content": bad.content}, "user")
+    assert "not one JSON object" in third["content"]
+
+
+def test_the_budget_may_end_before_a_repair_but_the_row_is_kept(root: Path, server: ChatServer) -> None:
+    server.answer = lambda number, body: Answer("Let me think.", usage={"prompt_tokens": 5000, "completion_tokens": 9})
+    made = request(root, server, 0.0062, candidates=1, about={"prices": {**PRICES, "maxImageTokens": 2000}})
+    rows = world.run(root, made).rows("candidates")
+    assert outcomes(rows) == {"invalid_json": 1}
+    assert rows[0]["attempts"] == 1
+
+
+def test_a_provider_that_counts_more_than_the_worst_case_stops_the_stage(root: Path, server: ChatServer) -> None:
+    server.answer = lambda number, body: Answer(usage={"prompt_tokens": 90_000, "completion_tokens": 9})
+    assert stage.execute(request(root, server, 10.0, candidates=40), root) == 78
+    assert "maxImageTokens" in result(root).message
+    assert server.ledger.charged.total() <= 4
+    assert result(root).usage["generatorUSD"] == pytest.approx(server.ledger.charged.total() * 0.090018)
+
+
+def test_an_answer_without_usage_costs_its_worst_case(root: Path, server: ChatServer) -> None:
+    server.answer = lambda number, body: Answer(usage={})
+    rows = world.run(root, request(root, server, 1.0, candidates=2)).rows("candidates")
+    assert all(QUESTION_USD < row["usd"] < ROOM and row["input_tokens"] is None for row in rows)
+
+
+def test_a_budget_needs_prices(root: Path, server: ChatServer) -> None:
+    assert stage.execute(asked(root, server.url, generator_budget_usd=1.0), root) == 78
+    assert "generator.prices" in result(root).message
+    assert not server.ledger.requests
+
+
+def test_two_cycles_do_not_pay_for_the_same_questions(root: Path, server: ChatServer) -> None:
+    seen, go = threading.Event(), threading.Event()
+
+    def answer(number: int, body: dict[str, Any]) -> Answer:
+        if server.ledger.asked.total() == 9:
+            seen.set()
+        return Answer(delay=0 if go.is_set() else 0.2)
+
+    server.answer = answer
+    first = start(root, request(root, server), **{RESULT_PATH_ENV: str(root.parent / "first.json")})
+    assert seen.wait(60)
+    second = request(root, server, cycle=CycleRef(name="other", uid="uid-9"))
+    assert stage.execute(second, root) == 75
+    assert "cycle test" in result(root).message
+    assert "not asked, and paid, twice" in result(root).message
+    first.kill()  # and the other cycle goes on from what it left
+    first.communicate()
+    go.set()
+    rows = world.run(root, second.model_copy(update={"attempt": 2})).rows("candidates")
+    assert outcomes(rows) == {"ok": 12}
+    assert server.ledger.asked.total() <= 12 + 4
+    assert not list(root.rglob("journal.jsonl*"))
+    assert world.run(root, request(root, server, attempt=2)).rows("candidates") == rows
+    assert server.ledger.asked.total() <= 12 + 4
+
+
+def test_a_sample_is_paid_for_like_any_other(root: Path, server: ChatServer) -> None:
+    made = request(root, server)
+    tables = world.phantom_tables(root, {"train": 8, "test": 2})
+    parameters = stage._context(made, root, threading.Event(), stage.Ranks(), None).parameters
+    rows = sampling.sample(root, made.cycle, parameters, tables["images"], 5, 1.0)
+    assert outcomes(rows) == {"ok": 5}
+    assert len({row["image_sha256"] for row in rows}) == 5
+    train = {row["image_sha256"] for row in tables["images"] if row["split"] == "train"}
+    assert {row["image_sha256"] for row in rows} <= train
+    assert ledgers(root, made) == {"sample-s0.jsonl": (pytest.approx(5 * QUESTION_USD), 0)}
+    folder = root / "cycles" / "test" / "spend" / "uid-1"
+    assert ledger.allowance(1.0, folder, made.input_hash, 2) == pytest.approx((1 - 5 * QUESTION_USD) / 2)
+    with pytest.raises(Exception, match=r"budget\.generatorUSD"):
+        sampling.sample(root, made.cycle, parameters, tables["images"], 5, 5 * QUESTION_USD)
+    assert server.ledger.asked.total() == 5

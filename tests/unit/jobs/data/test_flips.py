@@ -1,0 +1,67 @@
+"""A flipped finding is a plausible sentence that says the opposite in one place."""
+
+from __future__ import annotations
+
+import json
+import random
+from hashlib import sha256
+
+import pytest
+from tests.unit.jobs.data.test_grades import make, phantom_items
+
+from medgr2_jobs.data import flips
+
+
+@pytest.mark.parametrize(
+    ("text", "flipped"),
+    [
+        ("A nodule in the left lung.", "A nodule in the right lung."),
+        ("Left ventricle.", "Right ventricle."),
+        ("There is no evidence of effusion.", "There is clear evidence of effusion."),
+        ("A mass without calcification.", "A mass with calcification."),
+        ("The heart is normal.", "The heart is abnormal."),
+        ("A benign lesion.", "A malignant lesion."),
+        ("Two cysts.", "One cysts."),
+        ("There is no effusion.", "There is some effusion."),
+    ],
+)
+def test_one_finding_is_turned_round(text: str, flipped: str) -> None:
+    assert flips.flip(text, random.Random(1)) == flipped
+
+
+@pytest.mark.parametrize("text", ["A round lucency.", "The right answer is B.", "", "Nodules, notably."])
+def test_what_is_no_finding_stays(text: str) -> None:
+    assert flips.flip(text, random.Random(1)) is None
+
+
+def test_one_of_several_is_chosen() -> None:
+    text = "No effusion in the left upper lobe."
+    found = {flips.flip(text, random.Random(seed)) for seed in range(40)}
+    assert found == {
+        "Some effusion in the left upper lobe.",
+        "No effusion in the right upper lobe.",
+        "No effusion in the left lower lobe.",
+    }
+
+
+def test_d_grade_has_flipped_findings_of_real_texts() -> None:
+    items = [{**item, "rationale": "A mass in the left lung."} for item in phantom_items(20)]
+    flipped = [row for row in make(items) if row["perturbation"] == "flippedFinding"]
+    assert len(flipped) == len(items)
+    for row in flipped:
+        assert (row["grade"], row["target"]) == ("irrelevant", -6.0)
+        assert "right lung" in row["response"]
+    assert not [row for row in make(items, mismatches=0) if row["perturbation"] == "flippedFinding"]
+
+
+def test_the_rows_of_phantoms_are_what_they_were() -> None:
+    """The quickstart's D_grade is tuned and measured (docs/measurements.md): it must not drift unnoticed."""
+    digest = sha256()
+    for row in make(phantom_items(60), mismatches=3):
+        kept = {name: value for name, value in row.items() if name not in ("source", "seed")}
+        digest.update(json.dumps(kept, sort_keys=True).encode())
+    assert digest.hexdigest() == "dcd8d8c6479490457a8881def51b8a4c08fd998a898161ab58d0e426f3a29075"
+
+
+def test_every_row_tells_its_source_and_seed() -> None:
+    assert {(row["source"], row["seed"]) for row in make(phantom_items(4), seed=7)} == {("seed", 7)}
