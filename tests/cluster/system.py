@@ -22,16 +22,22 @@ PACKAGES = {
     "debootstrap": "debootstrap",
     "busybox": "busybox-static",
     "/usr/lib/cni/bridge": "containernetworking-plugins",
-    "/usr/share/wordnet/data.noun": "wordnet-base",  # no program, and no part of the node: the words of D_grade
 }
+#: The words of D_grade: no program, and no part of the node.
+WORDNET = {"/usr/share/wordnet/data.noun": "wordnet-base"}
 _APT_LOCK = Path("/var/lock/medgr2-apt.lock")
 
 
-def missing() -> list[str]:
+def missing(packages: dict[str, str] = PACKAGES) -> list[str]:
     """Packages that are not installed."""
     return sorted(
-        package for program, package in PACKAGES.items() if not (shutil.which(program) or Path(program).is_file())
+        package for program, package in packages.items() if not (shutil.which(program) or Path(program).is_file())
     )
+
+
+def not_installable() -> str:
+    """Why no package can be installed here; empty: it can be tried."""
+    return "" if os.geteuid() == 0 and shutil.which("apt-get") else "only root with apt-get can install it"
 
 
 LEVEL_ENV = "MEDGR2_TEST_LEVEL"
@@ -50,13 +56,13 @@ def obstacle() -> str:
     return ""
 
 
-def install() -> list[str]:
+def install(packages: dict[str, str] = PACKAGES) -> list[str]:
     """Installs what is missing; returns what was."""
-    if not missing():
+    if not missing(packages):
         return []
     with _APT_LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        wanted = missing()
+        wanted = missing(packages)
         if wanted:
             # a package that starts its service on installation would not do so in a container either
             quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}

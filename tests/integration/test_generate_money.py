@@ -22,7 +22,7 @@ from tests.integration.generate_world import (
 
 from medgr2_api.stages import RESULT_PATH_ENV, CycleRef, Shard, StageRequest, StageResult
 from medgr2_jobs import stage
-from medgr2_jobs.generate import ledger, sampling
+from medgr2_jobs.generate import journal, ledger, sampling
 
 #: What one question may cost at most is below this; what it costs is QUESTION_USD.
 ROOM = 0.006
@@ -77,6 +77,14 @@ def test_the_budget_is_used_up_and_never_passed(
     assert outcomes(rows) == {"ok": 200}
     assert set(server.ledger.asked.values()) == {1}, "what was paid for is not asked again"
     assert result(root).usage["generatorUSD"] == pytest.approx(200 * QUESTION_USD)
+
+
+def test_questions_that_cost_their_worst_case_do_not_pass_the_budget(root: Path, server: ChatServer) -> None:
+    usage = {"prompt_tokens": 3000, "completion_tokens": 300}
+    server.answer = lambda number, body: Answer(delay=0.01, usage=usage)
+    made = request(root, server, 0.02, candidates=200, concurrency=8)
+    assert stage.execute(made, root) == 75
+    assert 0.02 - ROOM <= server.ledger.charged.total() * 0.0036 <= 0.02
 
 
 def test_a_budget_below_one_question_asks_nothing(root: Path, server: ChatServer) -> None:
@@ -201,6 +209,25 @@ def test_two_cycles_do_not_pay_for_the_same_questions(root: Path, server: ChatSe
     assert not list(root.rglob("journal.jsonl*"))
     assert world.run(root, request(root, server, attempt=2)).rows("candidates") == rows
     assert server.ledger.asked.total() <= 12 + 4
+
+
+def test_what_was_published_while_the_journal_was_awaited_is_not_asked_again(
+    root: Path, server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = request(root, server, cycle=CycleRef(name="other", uid="uid-9"))
+    honest = journal.Journal
+
+    def late(folder: Path, holder: str) -> journal.Journal:
+        monkeypatch.setattr(journal, "Journal", honest)
+        assert stage.execute(request(root, server), root) == 0
+        return honest(folder, holder)
+
+    monkeypatch.setattr(journal, "Journal", late)
+    assert stage.execute(second, root) == 75
+    assert "published by another cycle" in result(root).message
+    assert stage.execute(second.model_copy(update={"attempt": 2}), root) == 0
+    assert result(root).reused
+    assert server.ledger.asked.total() == 12
 
 
 def test_a_sample_is_paid_for_like_any_other(root: Path, server: ChatServer) -> None:

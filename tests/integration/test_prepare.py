@@ -3,73 +3,21 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
-from tests.fixtures import artifact_ref, prepare_parameters, prepared_workspace, run_stage, stage_request
+from tests.fixtures import prepare_parameters, prepared_workspace, run_stage, stage_request
+from tests.prepare_desk import Desk
 
-from medgr2_api import workspace
-from medgr2_api.stages import RESULT_PATH_ENV, StageName, StageRequest, StageResult
-from medgr2_jobs.data import phantoms, prepare
+from medgr2_api.stages import StageName
+from medgr2_jobs.data import phantoms
 from medgr2_jobs.stage import execute
 from medgr2_jobs.store.artifact import ArtifactReader
 from medgr2_jobs.store.images import ImageStore
-
-
-class Desk:
-    """A workspace with OmniMedVQA files `seed/` and `bench/` that tests spoil before they run prepare."""
-
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.root = root / "workspace"
-        self.root.mkdir()
-        self.result_path = root / "result.json"
-        monkeypatch.setenv(RESULT_PATH_ENV, str(self.result_path))
-        phantoms.write(self.root / "seed", dataset="seed", seed=1, images=20, questions_per_image=2)
-        phantoms.write(self.root / "bench", dataset="bench", seed=2, images=5, questions_per_image=2)
-        self.data: dict[str, Any] = {
-            "sources": [{"name": "seed", "format": "OmniMedVQA", "uri": "seed/questions.json"}],
-            "split": {"validationFraction": 0.2},
-            "benchmarks": [{"name": "bench", "format": "OmniMedVQA", "uri": "bench/questions.json"}],
-        }
-
-    def records(self, name: str = "seed") -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads((self.root / name / "questions.json").read_text())
-        return found
-
-    def change(self, row: int, name: str = "seed", **changes: Any) -> None:
-        records = self.records(name)
-        records[row] |= changes
-        (self.root / name / "questions.json").write_text(json.dumps(records))
-
-    def run(self, **overrides: Any) -> tuple[StageResult, StageRequest]:
-        data = {**self.data, **overrides.pop("data", {})}
-        request = stage_request(StageName.PREPARE, 0, prepare_parameters(data=data, **overrides))
-        code = execute(request, self.root)
-        result = StageResult.model_validate_json(self.result_path.read_text())
-        assert result.exit_code == code
-        return result, request
-
-    def refused(self, code: int, *fragments: str, **overrides: Any) -> None:
-        """Runs prepare; it must end with this code and a message with these fragments, and leave nothing behind."""
-        result, request = self.run(**overrides)
-        assert result.exit_code == code, result
-        for fragment in fragments:
-            assert fragment in result.message, result.message
-        assert len(result.message) <= 1024
-        folder = self.root / workspace.artifact(StageName.PREPARE, request.input_hash)
-        left = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
-        assert not [path for path in left if "work" not in path.relative_to(folder).parts], left
-
-    def tables(self, **overrides: Any) -> ArtifactReader:
-        result, request = self.run(**overrides)
-        assert result.exit_code == 0, result
-        return ArtifactReader(self.root, artifact_ref(self.root, request))
 
 
 @pytest.fixture
@@ -305,120 +253,6 @@ def test_leaks_of_image_pools_and_of_every_benchmark_are_dropped(desk: Desk) -> 
 def test_nothing_left_to_train_on(desk: Desk) -> None:
     desk.data["benchmarks"][0]["uri"] = "seed/questions.json"
     desk.refused(65, "nothing is left to train on", "20 image(s) were dropped")
-
-
-def _picture(path: Path, seed: int, *, size: int = 64) -> None:
-    """A picture of its own: coarse noise, so that perceptual hashes differ."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rng = random.Random(seed)
-    coarse = Image.frombytes("L", (6, 6), bytes(rng.randrange(256) for _ in range(36)))
-    coarse.resize((size, size), Image.Resampling.BICUBIC).save(path)
-
-
-def _lines(desk: Desk, name: str, patients: dict[int, str] | None = None, first: int = 0, count: int = 12) -> None:
-    """A VQAJsonl file with a question about each of `count` pictures."""
-    lines = []
-    for number in range(first, first + count):
-        _picture(desk.root / name / f"{number}.png", number)
-        question = {"image": f"{number}.png", "question": f"What is in {number}?", "options": ["Cyst", "Mass"]}
-        extra = {"answer": number % 2, "modality": "CT", "dataset": f"d{number % 3}"}
-        lines.append({**question, **extra, **({"patient": patients[number]} if patients else {})})
-    (desk.root / name / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
-
-
-def _jsonl(name: str, **changes: Any) -> dict[str, Any]:
-    return {"name": name, "format": "VQAJsonl", "uri": f"{name}/q.jsonl", **changes}
-
-
-def test_formats_go_through_one_door(desk: Desk) -> None:
-    _lines(desk, "lab")
-    for number in range(4):
-        _picture(desk.root / "folder" / f"x{number}.jpg", 100 + number)
-    folder = {"name": "pool", "format": "ImageFolder", "uri": "folder", "modality": "X-Ray", "role": "Images"}
-    desk.data["sources"] = [_jsonl("lab"), folder | {"allowExternal": False}]
-    prepared = desk.tables()
-    rows = prepared.rows("images")
-    assert {row["source"] for row in rows} == {"lab", "pool", "bench"}
-    assert {(row["modality"], row["allow_external"]) for row in rows if row["source"] == "pool"} == {("X-Ray", False)}
-    assert {row["source"] for row in prepared.rows("items")} == {"lab", "bench"}
-    assert all(len(row["phash"]) == 16 for row in rows)
-    assert {row["dataset"] for row in rows if row["source"] == "lab"} == {"d0", "d1", "d2"}
-    assert all(row["source"] == "lab" and row["seed"] is not None for row in prepared.rows("grades"))
-
-
-def test_phantoms_have_no_perceptual_hash(tmp_path: Path) -> None:
-    _, ref = prepared_workspace(tmp_path)
-    assert {row["phash"] for row in ArtifactReader(tmp_path, ref).rows("images")} == {""}
-
-
-def test_all_images_of_a_patient_stay_together(desk: Desk) -> None:
-    _lines(desk, "lab", patients={number: f"patient {number // 3}" for number in range(12)})
-    desk.data |= {"sources": [_jsonl("lab")], "split": {"by": "Patient", "validationFraction": 0.3}, "benchmarks": []}
-    prepared = desk.tables()
-    sides: dict[str, set[str]] = {}
-    for row in prepared.rows("images"):
-        sides.setdefault(row["patient"], set()).add(row["split"])
-    assert len(sides) == 4
-    assert all(len(found) == 1 for found in sides.values())
-    assert {side for found in sides.values() for side in found} == {"train", "validation"}
-    assert json.loads(prepared.file("splits.json").read_text())["by"] == "Patient"
-    assert not any("patient " in str(row) for row in prepared.rows("images"))
-
-
-def test_a_record_without_a_patient_is_refused_where_patients_decide(desk: Desk) -> None:
-    _lines(desk, "lab")
-    split = {"by": "Patient", "validationFraction": 0.3}
-    desk.refused(
-        65, "data.sources[lab]: 'q.jsonl[0]' names no patient", data={"sources": [_jsonl("lab")], "split": split}
-    )
-
-
-def test_all_images_of_a_dataset_stay_together(desk: Desk) -> None:
-    _lines(desk, "lab")
-    data = {"sources": [_jsonl("lab")], "split": {"by": "Source", "validationFraction": 0.3}, "benchmarks": []}
-    sides: dict[str, set[str]] = {}
-    for row in desk.tables(data=data).rows("images"):
-        sides.setdefault(row["dataset"], set()).add(row["split"])
-    assert len(sides) == 3
-    assert all(len(found) == 1 for found in sides.values())
-
-
-def test_an_image_that_looks_like_a_benchmarks_is_a_leak(desk: Desk) -> None:
-    _lines(desk, "lab")
-    _lines(desk, "exam", first=50)
-    with Image.open(desk.root / "exam/50.png") as shown:
-        shown.resize((80, 80)).save(desk.root / "lab/3.png")  # other bytes, the same picture
-    data = {"sources": [_jsonl("lab")], "benchmarks": [_jsonl("exam")]}
-    prepared = desk.tables(data=data)
-    assert prepared.manifest.counters["near_leaked_images"] == prepared.manifest.counters["leaked_images"] == 1
-    assert prepared.manifest.counters["leaked_share"] == 0, "none of the benchmark's own images would be trained on"
-    assert len([item for item in prepared.rows("items") if item["source"] == "lab"]) == 11
-    (leak,) = json.loads(prepared.file("splits.json").read_text())["leaks"]
-    assert leak["near"] == leak["images"] != []
-    assert not {row["image_sha256"] for row in prepared.rows("images")} & set(leak["near"])
-    desk.refused(65, "benchmark 'exam'", "lab/3.png", data=data | {"benchmarks": [_jsonl("exam", onLeak="Fail")]})
-
-
-def test_what_was_fetched_is_published_with_its_pin(desk: Desk) -> None:
-    _lines(desk, "lab")
-    (desk.root / "lab").rename(desk.root.parent / "elsewhere")
-    source = {**_jsonl("lab"), "uri": f"file://{desk.root.parent}/elsewhere/q.jsonl"}
-    source["images"] = f"file://{desk.root.parent}/elsewhere"
-    prepared = desk.tables(data={"sources": [source]})
-    pins = json.loads(prepared.file("inputs.json").read_text())
-    assert [pin["uri"] for pin in pins] == sorted([source["uri"], source["images"]])
-    assert all(len(pin["sha256"]) == 64 for pin in pins)
-    assert len(prepared.rows("items")) == 22
-
-
-def test_memory_holds_a_sample_of_the_items_only(monkeypatch: pytest.MonkeyPatch, desk: Desk) -> None:
-    """Other images and rationales come from a bounded pool; every item still gets its grades."""
-    whole = {row["item_id"] for row in desk.tables().rows("grades")}
-    monkeypatch.setattr(prepare, "POOL", 5)
-    rows = desk.tables(seed=5).rows("grades")
-    assert {row["item_id"] for row in rows} == whole
-    shown = {row["image_sha256"] for row in rows if row["grade"] == "imageMismatch" and row["split"] == "train"}
-    assert 1 <= len(shown) <= 5
 
 
 def test_a_models_folder_is_taken(desk: Desk, tmp_path: Path) -> None:

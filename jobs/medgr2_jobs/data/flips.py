@@ -43,11 +43,11 @@ _PRESENCE = {
     "are not": "are",
 }
 #: Numbers of findings: a plural stays one, so that the verb agrees.
-_NUMBERS = {
-    **{"two": "four", "three": "five", "four": "two", "five": "three", "six": "three"},
-    **{"2": "4", "3": "5", "4": "2", "5": "3", "6": "3"},
-    **{"multiple": "two", "several": "two", "numerous": "two"},
-}
+_NUMBERS = (
+    dict(zip(("two", "three", "four", "five", "six"), ("four", "five", "two", "three", "three"), strict=True))
+    | dict(zip("23456", "45233", strict=True))
+    | dict.fromkeys(("multiple", "several", "numerous"), "two")
+)
 _FINDINGS = (
     "abnormalities|abscesses|adenomas|aneurysms|calcifications|calculi|cavities|cysts|defects|deposits|effusions|"
     "erosions|exudates|findings|fissures|foci|fractures|granulomas|haemorrhages|hemorrhages|infarcts|infiltrates|"
@@ -60,25 +60,25 @@ def _any(words: dict[str, str]) -> str:
     return "|".join(sorted(words, key=len, reverse=True))
 
 
-#: Of what is meant by each: the pattern, and what takes the place of a match of it.
+_SIDE = (  # not "the right answer", "left to right", "a lateral view", "lower than"
+    rf"(?<![\w-])(?<!to )({_any(OPPOSITES)})(?![\w-]|\s+(?:answer|option|choice|one|diagnosis|to|than|limits|views?|"
+    r"projections?|films?|radiographs?)\b)|(?<![\w-])(?:left|right)(?=-sided)"
+)
+_DENIED = r"\bno\s+(?!sign of|longer|more|other|less|doubt|matter|one|further|because)([a-z])"
+_THERE = (
+    rf"\b(there (?:is|are))\s+(?!(?:no|not|without|also|still|{_any(_NUMBERS)}|one|many|few|[a-z]+ly)\b)(?:an?\s+)?"
+    r"(?=[a-z])"
+)
+_COUNTED = rf"\b({_any(_NUMBERS)})(?=(?:\s+[a-z-]+){{0,2}}\s+(?:{_FINDINGS})\b)"
+#: A pattern, and what takes the place of its match.
 _RULES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), other)
     for pattern, other in (
-        (  # not "the right answer", "left to right", "a lateral view", "lower than"
-            rf"(?<![\w-])(?<!to )({_any(OPPOSITES)})(?![\w-]|\s+(?:answer|option|choice|one|diagnosis|to|than|limits|"
-            rf"views?|projections?|films?|radiographs?)\b)|(?<![\w-])(?:left|right)(?=-sided)",
-            lambda found: OPPOSITES[found[0].lower()],
-        ),
-        (rf"\b({_any(_PRESENCE)})\b(?!\s+(?:only|a|an)\b)", lambda found: _PRESENCE[found[0].lower()]),
-        (r"\bno\s+(?!sign of|longer|more|other|less|doubt|matter|one|further)([a-z])", lambda found: found[1]),
-        (
-            rf"\b(there (?:is|are))\s+(?!no\b|not\b|without\b|{_any(_NUMBERS)}|one\b|many\b|few\b)(?:an?\s+)?(?=[a-z])",
-            lambda found: f"{found[1]} no ".lower(),
-        ),
-        (
-            rf"\b({_any(_NUMBERS)})(?=(?:\s+[a-z-]+){{0,2}}\s+(?:{_FINDINGS})\b)",
-            lambda found: _NUMBERS[found[0].lower()],
-        ),
+        (_SIDE, lambda found: OPPOSITES[found[0].lower()]),
+        (rf"\b({_any(_PRESENCE)})\b(?!\s+only\b)", lambda found: _PRESENCE[found[0].lower()]),
+        (_DENIED, lambda found: found[1]),
+        (_THERE, lambda found: f"{found[1]} no "),
+        (_COUNTED, lambda found: _NUMBERS[found[0].lower()]),
     )
 )
 

@@ -80,6 +80,8 @@ ct mri mr xray x-ray radiograph ultrasound sonography dermoscopy fundus oct micr
 t1 t2 flair doppler
 lung heart liver brain kidney spleen bone skin retina eye breast chest abdomen pelvis spine thorax colon stomach
 knee hip shoulder ankle wrist vessel artery vein nerve muscle lymph thyroid prostate bladder pancreas uterus ovary
+disc disk optic cup head neck body base root apex arch wall valve chamber canal cord column lobe cell tissue gland duct
+septum sinus tract joint ligament tendon cartilage meniscus rib
 nodule cyst plaque fissure mass deposit lesion tumor tumour fracture edema oedema effusion pneumonia hemorrhage
 benign malignant carcinoma melanoma adenoma
 """

@@ -12,7 +12,6 @@ import re
 import shutil
 import warnings
 from collections import Counter
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from ..errors import ConfigError
 from ..store import atomic
 
 DEBIAN = Path("/usr/share/wordnet")
+_CORPUS = "corpora/wordnet/"  # with the slash nltk looks into wordnet.zip too
 _FILES = ("data.", "index.", "cntlist.rev")
 #: Lexicographer files whose words are never replaced: anatomy, diseases and findings, places, numbers.
 _MEANINGFUL = frozenset(
@@ -160,7 +160,7 @@ def find(cache: Path, debian: Path = DEBIAN) -> Lexicon | None:
     import nltk
 
     try:
-        installed = nltk.data.find("corpora/wordnet")
+        installed = nltk.data.find(_CORPUS)
     except LookupError:
         pass
     else:
@@ -178,7 +178,7 @@ def find(cache: Path, debian: Path = DEBIAN) -> Lexicon | None:
         atomic.write_text(folder / "lexnames", _lexnames())  # last: what is there is whole
     if str(cache) not in nltk.data.path:  # nltk reads nothing outside of its paths
         nltk.data.path.append(str(cache))
-    return Lexicon(nltk.data.find("corpora/wordnet", paths=[str(cache)]))
+    return Lexicon(nltk.data.find(_CORPUS, paths=[str(cache)]))
 
 
 def _lexnames() -> str:

@@ -133,7 +133,7 @@ class Asking:
                 self._note(answered)
                 journal = self.errand.journal
                 if journal is not None and not schema.OUTCOMES[answered.outcome].asked_again:
-                    pass
+                    await journal.add(row)
                 self.rows[task.triplet_id] = row
                 self._tell(pace)
 

@@ -138,7 +138,7 @@ class ArtifactWriter:
         self.folder = self.base / self.attempt
         #: Checkpoints of an unfinished run; survive the attempt, removed after the commit.
         self.work = self.base / "work" / (request.cycle.uid or request.cycle.name)
-        #: What any cycle's attempt may go on from, whoever made it; removed after the commit. No cycle's uid is its name.
+        #: What any cycle's attempt may go on from, whoever made it; removed after the commit. No uid is called so.
         self.shared = self.base / "work" / ".shared"
         self.request = request
         self._rows: dict[str, int] = {}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from medgr2_api.cycle import AnswerFormat
 from medgr2_api.models import Grades
 from medgr2_jobs import answers
-from medgr2_jobs.data import grades, phantoms, wording
+from medgr2_jobs.data import grades, phantoms
 
 FORMAT = AnswerFormat.OPTION_TEXT
 
@@ -125,6 +125,57 @@ def test_an_image_of_which_the_same_answer_is_known_is_never_the_wrong_one() -> 
     assert {row["image_sha256"] for row in rows} == {"a", "d", "e"}
 
 
+def test_what_an_image_shows_by_another_type_of_question_is_known_too() -> None:
+    (some,) = phantom_items(1, per_image=1)
+    fields = {**some, "modality": "CT", "options": ["cyst", "mass"], "answer_index": 0}
+    items = [
+        {**fields, "item_id": "asked", "image_sha256": "a", "question_type": "diagnosis"},
+        {**fields, "item_id": "fits", "image_sha256": "b", "question_type": "finding"},
+        {**fields, "item_id": "wrong", "image_sha256": "c", "question_type": "finding", "answer_index": 1},
+    ]
+    rows = [row for seed in range(20) for row in make(items, 4, seed) if row["item_id"] == "asked"]
+    assert {row["image_sha256"] for row in rows} == {"a", "c"}
+
+
+def test_a_yes_says_something_of_its_own_question_alone() -> None:
+    (some,) = phantom_items(1, per_image=1)
+    fields = {**some, "modality": "CT", "question_type": "presence", "options": ["Yes", "No"]}
+
+    def item(image: str, question: str, index: int) -> dict[str, Any]:
+        return {**fields, "item_id": image, "image_sha256": image, "question": question, "answer_index": index}
+
+    items = [
+        item("a", "Is there a cyst?", 0),
+        item("fits", "is there a cyst", 0),
+        *(item(f"wrong-{number}", "Is there a cyst?", 1) for number in range(9)),
+        item("unknown-1", "Is there a mass?", 0),
+        item("unknown-2", "Is there a mass?", 1),
+    ]
+    rows = [row for seed in range(20) for row in make(items, 1, seed) if row["item_id"] == "a"]
+    shown = {row["image_sha256"] for row in rows if row["grade"] == "imageMismatch"}
+    assert shown <= {item["image_sha256"] for item in items if item["item_id"].startswith("wrong")}
+    assert len(shown) > 3
+    unsure = [item for item in items if not item["item_id"].startswith("wrong")]
+    rows = [row for seed in range(20) for row in make(unsure, 1, seed) if row["item_id"] == "a"]
+    shown = {row["image_sha256"] for row in rows if row["grade"] == "imageMismatch"}
+    assert shown == {"unknown-1", "unknown-2"}
+
+
+def test_rows_are_made_one_by_one() -> None:
+    """Memory must not grow with the items: they are asked for when their rows are."""
+    items = phantom_items(10)
+    asked: list[str] = []
+
+    def told() -> Iterator[dict[str, Any]]:
+        for item in items:
+            asked.append(item["item_id"])
+            yield item
+
+    made = grades.rows(told(), pool=items, grades=Grades(), mismatches=1, answer_format=FORMAT, seed=0)
+    assert next(made)["item_id"] == items[0]["item_id"]
+    assert asked == [items[0]["item_id"]]
+
+
 def test_a_question_that_the_modality_answers_is_shown_beside_another_modality() -> None:
     (some,) = phantom_items(1, per_image=1)
     fields = {**some, "question_type": "Diagnosis", "options": ["CT", "MRI"]}
@@ -157,44 +208,3 @@ def test_one_item_alone_has_no_other_image() -> None:
     rows = make(phantom_items(1, per_image=1), 2)
     assert not [row for row in rows if row["grade"] == "imageMismatch"]
     assert [row for row in rows if row["grade"] == "irrelevant"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "The left lung shows no nodule.",
-        "Two lesions are seen in the upper right lobe on MRI.",
-        "The image demonstrates a normal CT without fracture, suggesting benign disease.",
-    ],
-)
-def test_what_carries_the_meaning_is_never_replaced(text: str) -> None:
-    def meaning(words: str) -> list[str]:
-        return [word for word in words.lower().replace(",", "").replace(".", "").split() if word in wording.PROTECTED]
-
-    for seed in range(20):
-        changed = wording.paraphrase(text, random.Random(seed))
-        assert changed not in (None, text)
-        assert meaning(changed) == meaning(text)
-
-
-def test_nothing_to_replace() -> None:
-    assert wording.paraphrase("No nodule.", random.Random(0)) is None
-    assert wording.paraphrase("The image shows it.", random.Random(0), keep=("image", "shows")) is None
-
-
-def test_no_synonym_is_protected() -> None:
-    assert not wording.PROTECTED & set(wording.SYNONYMS)
-    assert not wording.PROTECTED & {word for others in wording.SYNONYMS.values() for word in others}
-
-
-@pytest.mark.parametrize("text", ["one", "one two", "The marks look like cyst.", "a b c d e f g h i j"])
-def test_phrases_get_lost(text: str) -> None:
-    for seed in range(20):
-        left = wording.drop_phrases(text, random.Random(seed)).split()
-        assert len(left) == max(0, len(text.split()) - max(2, len(text.split()) // 2))
-
-
-def test_swap_takes_whole_words() -> None:
-    assert wording.swap("Cysts and a cyst.", "cyst", "mass") == "Cysts and a mass."
-    assert wording.swap("The massive thing.", "mass", "cyst") is None
-    assert wording.swap("a\\b", "a\\b", "\\1") == "\\1"
