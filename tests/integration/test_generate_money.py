@@ -56,6 +56,19 @@ def test_without_a_budget_all_is_counted(root: Path, server: ChatServer) -> None
     assert ledgers(root, made) == {f"{made.input_hash}-s0.jsonl": (pytest.approx(12 * QUESTION_USD), 0)}
 
 
+def test_a_result_that_was_never_read_is_told_again_to_who_paid_and_to_nobody_else(
+    root: Path, server: ChatServer
+) -> None:
+    made = request(root, server)
+    assert stage.execute(made, root) == 0
+    assert stage.execute(made.model_copy(update={"attempt": 2}), root) == 0
+    assert result(root).reused
+    assert result(root).usage == {"generatorUSD": pytest.approx(12 * QUESTION_USD)}
+    other = made.cycle.model_copy(update={"name": "another", "uid": "another"})
+    assert stage.execute(made.model_copy(update={"cycle": other}), root) == 0
+    assert result(root).usage == {}
+
+
 @pytest.mark.parametrize("concurrency", [1, 16])
 def test_the_budget_is_used_up_and_never_passed(
     root: Path, server: ChatServer, concurrency: int, capfd: pytest.CaptureFixture[str]
@@ -218,8 +231,9 @@ def test_what_was_published_while_the_journal_was_awaited_is_not_asked_again(
     honest = journal.Journal
 
     def late(folder: Path, holder: str) -> journal.Journal:
+        first = start(root, request(root, server), **{RESULT_PATH_ENV: str(root.parent / "first.json")})
+        assert first.wait(60) == 0
         monkeypatch.setattr(journal, "Journal", honest)
-        assert stage.execute(request(root, server), root) == 0
         return honest(folder, holder)
 
     monkeypatch.setattr(journal, "Journal", late)

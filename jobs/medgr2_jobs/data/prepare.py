@@ -149,7 +149,8 @@ def _divide(
 
 
 class _Sample:
-    """At most `size` of the items, chosen by nothing but their ids, in the order in which they came."""
+    """At most `size` of the items, in their order. Chosen by their images: all that is known of one is there, or
+    nothing."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -157,7 +158,7 @@ class _Sample:
         self._seen = 0
 
     def add(self, row: dict[str, Any]) -> None:
-        entry = (-splits.lot(row["item_id"]), self._seen, row)
+        entry = (-splits.lot(row["image_sha256"]), self._seen, row)
         self._seen += 1
         if len(self._heap) < self.size:
             heapq.heappush(self._heap, entry)

@@ -12,7 +12,7 @@ from typing import Any
 from medgr2_api.models import LoRA
 from medgr2_api.stages import StageName
 
-from ..data import basemodels
+from ..data import basemodels, phantoms
 from .finding import Case, Finding, failed, ok, skipped
 
 #: A PNG of a photograph takes about half of its raw bytes.
@@ -78,7 +78,7 @@ def _fits(case: Case, where: str, config: dict[str, Any], processor: dict[str, A
 
 def _needed(case: Case, policy: float, reward: float) -> tuple[float, str]:
     spec = case.spec
-    images = _images(case) * spec.data.max_pixels * _BYTES_PER_PIXEL
+    images = _pixels(case) * _BYTES_PER_PIXEL
     trained = {
         StageName.SFT: (policy, spec.policy.sft.lora),
         StageName.GRPO: (policy, spec.policy.grpo.lora),
@@ -95,16 +95,17 @@ def _share(lora: LoRA | None) -> float:
     return _ADAPTER if lora is not None and lora.rank else 1.0
 
 
-def _images(case: Case) -> int:
-    """How many images there are at most, as far as files tell."""
-    count = 0
+def _pixels(case: Case) -> int:
+    """How many pixels all images have at most, as far as files tell."""
+    pixels = 0
     for given in (*case.spec.data.sources, *case.spec.data.benchmarks):
         if given.phantom is not None:
-            count += given.phantom.images
+            pixels += given.phantom.images * phantoms.SIZE**2
         elif given.uri:
             folder = case.root / (given.images or given.uri)
-            count += sum(1 for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
-    return count
+            count = sum(1 for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+            pixels += count * case.spec.data.max_pixels
+    return pixels
 
 
 def _size(case: Case, which: str) -> float | None:

@@ -51,11 +51,11 @@ def test_a_full_fine_tune_needs_room_for_its_optimizer_and_adapters_do_not(
 
 
 def test_more_images_need_more_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(0, 0, 10**9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(0, 0, 10**8))
     phantoms = {"name": "p", "format": "Phantom", "phantom": {"images": 10}}
     few = case(tmp_path, **_models(TINY), data__sources=[phantoms], data__benchmarks=[])
     many = case(
-        tmp_path, **_models(TINY), data__sources=[{**phantoms, "phantom": {"images": 10_000}}], data__benchmarks=[]
+        tmp_path, **_models(TINY), data__sources=[{**phantoms, "phantom": {"images": 100_000}}], data__benchmarks=[]
     )
     assert [finding.verdict for finding in room.disk(few)] == [Verdict.OK]
     assert [finding.verdict for finding in room.disk(many)] == [Verdict.FAILED]
