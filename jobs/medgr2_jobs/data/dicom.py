@@ -1,38 +1,33 @@
 """DICOM files as images: pixels only. No identifying tag reaches a table, a file name or a message.
 
 A folder is walked in the order of its names; DICOMDIR is left out. There are no questions: the source is for the
-generator.
+generator. Of a large file only the tags are read, and then the frames that are taken.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
+from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.multival import MultiValue
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from medgr2_api.data import BurnedInText
 
 from ..errors import DataError, StageError
 from ..store.images import MAX_SOURCE_PIXELS, UNREADABLE
-from . import burned_in, dicom_pixels
+from . import burned_in, dicom_pixels, disclosure, walking
 from .records import Bad, BadRecord, Place, Record, pseudonym
 
-#: What names a person, a visit or a place, as keywords of the standard; all UIDs of the file are added.
-IDENTIFYING = (
-    "PatientName", "PatientID", "OtherPatientIDs", "OtherPatientNames", "PatientBirthDate", "PatientBirthName",
-    "PatientMotherBirthName", "PatientAddress", "PatientTelephoneNumbers", "MilitaryRank", "PatientComments",
-    "AccessionNumber", "StudyID", "InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName", "StationName",
-    "ReferringPhysicianName", "PhysiciansOfRecord", "PerformingPhysicianName", "NameOfPhysiciansReadingStudy",
-    "OperatorsName", "RequestingPhysician", "ResponsiblePerson", "IssuerOfPatientID", "DeviceSerialNumber",
-    "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID",
-)  # fmt: skip
-_SHORTEST = 3  # characters of a value that is looked for in a path
 #: DICOM's modality → ours, which are OmniMedVQA's.
 MODALITIES = {
     "CT": "CT", "PT": "PET", "MR": "MRI", "US": "Ultrasound", "IVUS": "Ultrasound", "CR": "X-Ray", "DX": "X-Ray",
@@ -40,6 +35,45 @@ MODALITIES = {
     "IVOCT": "OCT", "OCT": "OCT", "OP": "Fundus Photography", "DMS": "Dermoscopy", "SM": "Microscopy",
     "GM": "Microscopy", "NM": "Nuclear Medicine",
 }  # fmt: skip
+#: What has pixels, but is no picture of anybody.
+_NO_PICTURES = {"SEG": "a segmentation", "RTDOSE": "a dose distribution"}
+_CODE = re.compile(r"[A-Z0-9_]{1,16}")  # what may stand in the tag Modality; anything else is not repeated
+_LARGE = 64 * 2**20  # bytes of a file that is not read as a whole
+_LEFT = 2**20  # bytes of a value that is left in a large file
+_WRITTEN = (
+    "looks as if it had text in its pixels, which may name the patient; use a cleaned copy, or set "
+    "dicom.burnedInText: TrustFlag when you know better"
+)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A file whose tags are known."""
+
+    path: Path
+    dataset: Dataset
+    large: bool
+    """Whether its pixels are still in the file."""
+    name: str
+    """What tables and messages call it."""
+    frames: list[int]
+    """Those to take."""
+
+    def picture(self, frame: int) -> Image.Image:
+        """One frame.
+
+        Raises:
+            Bad: it cannot be decoded.
+        """
+        source = self.path if self.large else self.dataset
+        try:
+            return dicom_pixels.picture(self.dataset, source, frame)
+        except Bad:
+            raise
+        except Exception as error:  # decoders are many, and so are their errors
+            syntax = getattr(getattr(self.dataset, "file_meta", None), "TransferSyntaxUID", None)
+            written = syntax.name if syntax is not None and syntax.is_transfer_syntax else "none that is known"
+            raise _damaged(error, "PixelData", f"it cannot be decoded (transfer syntax {written})") from None
 
 
 def read(place: Place) -> Iterator[Record | BadRecord]:
@@ -50,39 +84,54 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
     """
     if not place.path.exists():
         raise DataError(f"{place.what}: {place.path} does not exist; copy the data onto the volume or correct the path")
-    base = place.path if place.path.is_dir() else place.path.parent
-    files = sorted(path for path in base.rglob("*") if path.is_file()) if place.path.is_dir() else [place.path]
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its messages quote values of tags
-    for number, path in enumerate(files):
-        if path.name.upper() != "DICOMDIR":
-            yield from _file(place, base, path, number)
+    for number, (path, problem) in enumerate(walking.files(place.path)):
+        if problem:
+            yield BadRecord(f"file {number}", "-", problem)
+        elif path.name.upper() != "DICOMDIR":
+            yield from _file(place, path, number)
 
 
-def _file(place: Place, base: Path, path: Path, number: int) -> Iterator[Record | BadRecord]:
+def _file(place: Place, path: Path, number: int) -> Iterator[Record | BadRecord]:
     """The frames of one file, or why it has none. Until its tags are known its name might hold one of them."""
     name = f"file {number}"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they quote values of tags, too
-            dataset = _open(place, path)
-            name = _name(place, base, path, dataset)
+        with _quiet():
+            dataset, large = _open(place, path)
+            name = _name(place, path, dataset)
             _check(dataset)
-            for frame in dicom_pixels.frames(dataset, place.dicom.max_frames):
-                yield _frame(place, dataset, name, frame)
+            taken = dicom_pixels.frames(dataset, place.dicom.max_frames)
+            opened = _Opened(path, dataset, large, name, taken)
+            several = len(opened.frames) > 1
+            if several:  # text is often missed on a frame or two: one where it is found stands for all
+                _look_for_text(place, opened)
     except Bad as bad:
         yield BadRecord(name, bad.field, bad.reason)
+        return
     except StageError:
         raise
     except Exception as error:  # a tag is understood when it is asked for, and may turn out to be nonsense then
         bad = _damaged(error, "-", "a tag makes no sense")
         yield BadRecord(name, bad.field, bad.reason)
+        return
+    for frame in opened.frames:
+        try:
+            with _quiet():
+                record = _record(place, opened, frame)
+        except Bad as bad:
+            yield BadRecord(f"{name}#{frame}" if several else name, bad.field, bad.reason)
+        else:
+            yield record
 
 
-def _open(place: Place, path: Path) -> Dataset:
+def _open(place: Place, path: Path) -> tuple[Dataset, bool]:
+    """The tags of a file, and whether it is a large one."""
     if not path.resolve().is_relative_to(place.root.resolve()):
         raise Bad("-", "a link that leads outside the workspace")
     try:
-        return pydicom.dcmread(path)
+        deflated = read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+        large = path.stat().st_size > _LARGE and not deflated  # that has no places to come back to
+        return pydicom.dcmread(path, defer_size=_LEFT if large else None), large
     except InvalidDicomError:
         raise Bad("-", "not a DICOM file: it has no DICM marker") from None
     except Exception as error:  # a damaged file makes the parser fail in any of many ways
@@ -93,6 +142,8 @@ def _check(dataset: Dataset) -> None:
     """Refuses, before anything is decoded, what is no picture or must not be used."""
     if not any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise Bad("PixelData", "is missing: the file holds no picture")
+    if kind := _NO_PICTURES.get(str(dataset.get("Modality", "")).strip().upper()):
+        raise Bad("Modality", f"says that this is {kind}, and no picture")
     if str(dataset.get("BurnedInAnnotation", "")).strip().upper() == "YES":
         raise Bad("BurnedInAnnotation", "is YES: text in the pixels may name the patient; use a cleaned copy")
     try:
@@ -103,52 +154,46 @@ def _check(dataset: Dataset) -> None:
         raise Bad("Rows", f"claims {size:,} samples a frame; at most {MAX_SOURCE_PIXELS:,} are opened")
 
 
-def _frame(place: Place, dataset: Dataset, name: str, frame: int) -> Record:
-    try:
-        image = dicom_pixels.picture(dataset, frame)
-    except Bad:
-        raise
-    except Exception as error:  # decoders are many, and so are their errors
-        syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
-        written = getattr(syntax, "name", "none given")
-        raise _damaged(error, "PixelData", f"it cannot be decoded (transfer syntax {written})") from None
-    if place.dicom.burned_in_text is BurnedInText.QUARANTINE and burned_in.has_text(image):
-        raise Bad(
-            "PixelData",
-            "looks as if it had text in its pixels, which may name the patient; use a cleaned copy, or set "
-            "dicom.burnedInText: TrustFlag when you know better",
-        )
-    patient = str(dataset.get("PatientID", "") or "").strip()
-    study = str(dataset.get("StudyInstanceUID", "") or "").strip()
-    told = str(dataset.get("Modality", "") or "").strip().upper()
+def _look_for_text(place: Place, opened: _Opened) -> None:
+    """Sets a file of several frames aside if one of them seems to have text; a damaged one is told of later."""
+    if place.dicom.burned_in_text is not BurnedInText.QUARANTINE:
+        return
+    for frame in opened.frames:
+        try:
+            image = opened.picture(frame)
+        except Bad:
+            continue
+        if burned_in.has_text(image):
+            raise Bad("PixelData", _WRITTEN)
+
+
+def _record(place: Place, opened: _Opened, frame: int) -> Record:
+    image = opened.picture(frame)
+    alone = len(opened.frames) == 1
+    if alone and place.dicom.burned_in_text is BurnedInText.QUARANTINE and burned_in.has_text(image):
+        raise Bad("PixelData", _WRITTEN)
+    patient, study, told = (
+        str(opened.dataset.get(keyword, "") or "").strip() for keyword in ("PatientID", "StudyInstanceUID", "Modality")
+    )
+    code = told.upper() if _CODE.fullmatch(told.upper()) else ""
     return Record(
-        question_id=f"{name}#{frame}",
+        question_id=f"{opened.name}#{frame}",
         image=place.store.add(image, place.max_pixels),
-        image_path=name,
+        image_path=opened.name,
         dataset=pseudonym(place.salt, study),
-        modality=MODALITIES.get(told) or place.modality or told or "Other",
+        modality=MODALITIES.get(code) or place.modality or code or "Other",
         patient=pseudonym(place.salt, patient),
     )
 
 
-def _name(place: Place, base: Path, path: Path, dataset: Dataset) -> str:
-    """The file's path below the source's folder; a pseudonym where that holds what a tag holds."""
-    relative = path.relative_to(base).as_posix()
-    lower = relative.lower()
-    if any(value in lower for value in identifying(dataset)):
-        return f"file-{pseudonym(place.salt, relative)}"
-    return relative
-
-
-def identifying(dataset: Dataset) -> set[str]:
-    """Values of identifying tags, lower case, names in their parts; those too short to mean anything are left out."""
-    found: set[str] = set()
-    for keyword in IDENTIFYING:
-        value = dataset.get(keyword)
-        for item in value if isinstance(value, MultiValue | list) else [value]:
-            text = str(item or "").replace("^", " ").replace("=", " ").lower()
-            found |= {text.strip(), *text.split()}
-    return {text for text in found if len(text) >= _SHORTEST}
+def _name(place: Place, path: Path, dataset: Dataset) -> str:
+    """The file's path below the source's folder; a pseudonym where that holds what a tag holds, or might."""
+    relative = path.relative_to(place.path).as_posix() if path != place.path else path.name
+    try:
+        tells = disclosure.holds(relative, disclosure.identifying(dataset))
+    except Exception:  # the tag that makes no sense may be the one that is in the path
+        tells = True
+    return f"file-{pseudonym(place.salt, relative)}" if tells else relative
 
 
 def _damaged(error: Exception, field: str, what: str) -> Bad:
@@ -156,3 +201,11 @@ def _damaged(error: Exception, field: str, what: str) -> Bad:
     if isinstance(error, OSError) and error.errno is not None and error.errno not in UNREADABLE:
         raise error
     return Bad(field, f"{what}: {type(error).__name__}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings: they quote values of tags."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -5,6 +5,7 @@ DICOM PS3.3 C.7.6.3 and C.11.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,13 @@ from .records import Bad
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _PALETTE = "PALETTE COLOR"
-_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_PARTIAL_422", "YBR_ICT", "YBR_RCT")
+_COLOUR = (
+    "RGB",
+    "YBR_FULL",
+    "YBR_FULL_422",
+    "YBR_ICT",
+    "YBR_RCT",
+)  # YBR_PARTIAL is retired; pydicom leaves it as it is
 Values = NDArray[Any]
 
 
@@ -29,8 +36,9 @@ def frames(dataset: Dataset, most: int) -> list[int]:
     return [(2 * place + 1) * count // (2 * taken) for place in range(taken)]
 
 
-def picture(dataset: Dataset, frame: int) -> Image.Image:
-    """One frame as RGB, 8 bits a channel.
+def picture(dataset: Dataset, source: Dataset | Path, frame: int) -> Image.Image:
+    """One frame as RGB, 8 bits a channel. `source` has the pixels: the data set itself, or its file, of which no other
+    frame is read then.
 
     Raises:
         Bad: a photometric interpretation that nobody knows.
@@ -39,7 +47,7 @@ def picture(dataset: Dataset, frame: int) -> Image.Image:
     photometric = str(dataset.get("PhotometricInterpretation", "")).strip()
     if photometric not in (*_GREY, _PALETTE, *_COLOUR):
         raise Bad("PhotometricInterpretation", f"{photometric[:32]!r} is not understood")
-    stored = pixel_array(dataset, index=frame)  # YBR comes back as RGB
+    stored = pixel_array(source, index=frame)  # YBR comes back as RGB
     if photometric == _PALETTE:
         coloured = apply_color_lut(stored, dataset)
         return Image.fromarray(_bytes(coloured, 8 * coloured.dtype.itemsize), "RGB")
@@ -47,10 +55,24 @@ def picture(dataset: Dataset, frame: int) -> Image.Image:
         return Image.fromarray(_bytes(stored[..., :3], int(dataset.BitsStored)), "RGB")
     if stored.ndim != 2:
         raise Bad("SamplesPerPixel", f"does not go with {photometric}")
-    grey = shown(stored, dataset)
-    inverted = (photometric == "MONOCHROME1") != (str(dataset.get("PresentationLUTShape", "")) == "INVERSE")
+    grey = shown(stored, graded(dataset, frame))
+    # PresentationLUTShape repeats what MONOCHROME1 says: a radiograph has both, and is inverted once (PS3.3 C.8.11.1)
+    inverted = photometric == "MONOCHROME1" or str(dataset.get("PresentationLUTShape", "")) == "INVERSE"
     grey = 1 - grey if inverted else grey
     return Image.fromarray(np.round(grey * 255).astype(np.uint8), "L").convert("RGB")
+
+
+def graded(dataset: Dataset, frame: int) -> Dataset:
+    """What says how a frame is rescaled and windowed; of enhanced files it stands in functional groups (C.7.6.16)."""
+    found = dataset.group_dataset(0x0028)
+    found.file_meta = dataset.file_meta  # tells the byte order of look-up tables
+    shared, own = dataset.get("SharedFunctionalGroupsSequence"), dataset.get("PerFrameFunctionalGroupsSequence")
+    groups = [*(shared or [])[:1], *(own or [])[frame : frame + 1]]
+    for group in groups:
+        for keyword in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+            for item in (group.get(keyword) or [])[:1]:
+                found.update({element.tag: element for element in item})
+    return found
 
 
 def shown(stored: Values, dataset: Dataset) -> NDArray[np.float64]:
@@ -96,4 +118,4 @@ def _first(value: Any) -> float | None:
 
 def _bytes(values: Values, bits: int) -> NDArray[np.uint8]:
     """Colour values of `bits` bits as 8."""
-    return (values.astype(np.uint32) * 255 // (2**bits - 1)).clip(0, 255).astype(np.uint8)
+    return (values.astype(np.uint64) * 255 // (2**bits - 1)).clip(0, 255).astype(np.uint8)

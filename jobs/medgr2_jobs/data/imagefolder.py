@@ -1,16 +1,19 @@
 """A folder of pictures, with an optional `metadata.csv` beside them (the Hugging Face imagefolder convention).
 
 `metadata.csv` has a column `file_name`, relative to the folder, and may have `modality`, `patient` and `dataset`.
-Pictures without a row are taken too. There are no questions: the source is for the generator.
+Pictures without a row are taken too. There are no questions: the source is for the generator. A patient becomes a
+pseudonym, and so does a file name or dataset that holds the patient's.
 """
 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import DataError
+from . import disclosure, walking
 from .records import Bad, BadRecord, Images, Place, Record, pseudonym
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
@@ -33,32 +36,45 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
         )
     told = _metadata(place, folder / METADATA)
     images = Images(place)
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if hidden or path.suffix.lower() not in SUFFIXES or path.is_dir():
+    for path, problem in walking.files(folder):
+        relative = path.relative_to(folder)
+        name = relative.as_posix()
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if hidden or (path.suffix.lower() not in SUFFIXES and not path.is_dir()):
             continue
         row = told.pop(name, {})
+        shown = _shown(place, name, row)
         try:
+            if problem:
+                raise Bad("file_name", problem)
             yield _record(place, folder, name, row, images)
         except Bad as bad:
-            yield BadRecord(name, bad.field, bad.reason)
+            yield BadRecord(shown, bad.field, bad.reason.replace(str(path), shown))
     for name, row in told.items():
-        yield BadRecord(f"{METADATA}[{row['line']}]", "file_name", f"{name!r} is not in the folder, or is no picture")
+        wrong = f"{_shown(place, name, row)!r} is not in the folder, or is no picture"
+        yield BadRecord(f"{METADATA}[{row['line']}]", "file_name", wrong)
 
 
 def _record(place: Place, folder: Path, name: str, row: Row, images: Images) -> Record:
     modality = row.get("modality") or place.modality
     if not modality:
         raise Bad("modality", f"is not in {METADATA}, and the source's own `modality` is not set in the spec")
+    shown = _shown(place, name, row)
     return Record(
-        question_id=name,
+        question_id=shown,
         image=images.get(folder, name, "file_name"),
-        image_path=name,
-        dataset=row.get("dataset") or Path(name).parent.as_posix(),
+        image_path=shown,
+        dataset=_shown(place, row.get("dataset") or Path(name).parent.as_posix(), row),
         modality=modality,
         patient=pseudonym(place.salt, row.get("patient", "")),
     )
+
+
+def _shown(place: Place, name: str, row: Row) -> str:
+    """A name as tables and messages show it."""
+    patient = row.get("patient", "")
+    tells = disclosure.holds(name, {patient, *re.split(r"[\s^=,;]+", patient)})
+    return f"file-{pseudonym(place.salt, name)}" if tells else name
 
 
 def _metadata(place: Place, path: Path) -> dict[str, Row]:
@@ -75,7 +91,7 @@ def _metadata(place: Place, path: Path) -> dict[str, Row]:
                 wrong = f"has an unknown column {unknown[0]!r}" if unknown else "has no column file_name"
                 raise DataError(f"{place.what}: {path} {wrong}; its columns are {', '.join(_COLUMNS)}")
             for row in reader:
-                name = (row.get("file_name") or "").strip()
+                name = (row.get("file_name") or "").strip().removeprefix("./")
                 if None in row or not name or name in found:
                     wrong = "is there twice" if name in found else "has more fields than columns, or no file_name"
                     raise DataError(f"{place.what}: {path}, line {reader.line_num}: {name!r} {wrong}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from medgr2_api import workspace
@@ -37,6 +38,19 @@ class StoredImage:
     sha256: str
     width: int
     height: int
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of more than 8 bits, from its darkest to its brightest value; others as they are.
+
+    Pillow itself would cut such values off at 255: a 16-bit picture would be white.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.nan_to_num(np.asarray(image, np.float64), posinf=0.0, neginf=0.0)
+    low, high = values.min(), values.max()
+    share = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return Image.fromarray(np.round(share * 255).astype(np.uint8))
 
 
 def shrunk(image: Image.Image, max_pixels: int) -> Image.Image:
@@ -90,7 +104,7 @@ class ImageStore:
                             f"{MAX_SOURCE_PIXELS:,}; it was not opened. Scale it down first"
                         )
                     # the orientation goes with the rest of the EXIF data: apply it first, or left becomes right
-                    return ImageOps.exif_transpose(image).convert("RGB")
+                    return _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
         except FileNotFoundError:
             raise DataError(f"{name}: image file is missing") from None
         except Image.DecompressionBombError as error:

@@ -55,6 +55,28 @@ def test_a_picture_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     assert len(found) == 3
 
 
+def test_a_name_that_tells_the_patient_is_a_pseudonym_everywhere(tmp_path: Path) -> None:
+    metadata = "file_name,patient\n./Doe-Jane/1.png,doe jane\njane/2.png,Doe Jane\ndoe/gone.png,doe jane\n"
+    made = folder(tmp_path, "Doe-Jane/1.png", "jane/2.png", metadata=metadata)
+    (made / "jane/2.png").write_bytes(b"torn")
+    found = read(tmp_path)
+    first = found[0]
+    assert isinstance(first, Record)
+    assert first.patient
+    assert [type(record) for record in found] == [Record, BadRecord, BadRecord]
+    told = repr(found).lower()
+    assert "doe" not in told
+    assert "jane" not in told
+
+
+def test_links_to_folders_are_told_of(tmp_path: Path) -> None:
+    made = folder(tmp_path, "a.png")
+    (made / "loop").symlink_to(made)
+    good, bad = read(tmp_path)
+    assert isinstance(good, Record)
+    assert str(bad) == "loop: file_name: a link to a folder, which is not followed; copy the folder"
+
+
 def test_a_modality_is_needed(tmp_path: Path) -> None:
     folder(tmp_path, "a.png")
     (bad,) = read(tmp_path, modality="")

@@ -136,3 +136,14 @@ def test_names_cannot_lead_out(tmp_path: Path) -> None:
     store.path(sha256).symlink_to(outside)
     with pytest.raises(ConfigError, match="leads out"):
         store.load(sha256)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_pictures_of_many_greys_are_shown_from_dark_to_bright(tmp_path: Path, dtype: type) -> None:
+    values = np.array([[1000, 2000, 3000, 5000]], dtype)
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    store = ImageStore(tmp_path)
+    shown = store.load(store.add_file(tmp_path / "x.tif", LIMIT).sha256)
+    assert [shown.getpixel((x, 0)) for x in range(4)] == [(v, v, v) for v in (0, 64, 128, 255)]
+    Image.fromarray(np.full((2, 2), 7, dtype)).save(tmp_path / "flat.tif")
+    assert store.load(store.add_file(tmp_path / "flat.tif", LIMIT).sha256).getpixel((0, 0)) == (0, 0, 0)
