@@ -64,7 +64,10 @@ def test_killed_again_and_again_it_creates_every_job_once(world: World) -> None:
     print(f"{KILLS} kills, {len(names)} cycles, {len(created)} Jobs")
     assert max(Counter(created).values()) == 1
     assert {stage["attempt"] for stage in stages if "attempt" in stage} == {1}  # older iterations keep less
-    assert len(created) == len(stages)
+    # a creation whose operator was killed before the answer may have been carried out, and is logged as failed
+    standing = {job["metadata"]["name"] for job in world.kubectl.get("jobs")["items"]}
+    assert set(created) <= standing
+    assert len(standing) == len(stages)
 
 
 def test_a_standby_takes_over(world: World) -> None:
