@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import random
 import signal
 import time
@@ -97,7 +98,7 @@ def _events(
     """Takes note of one start or end, if there is any within a moment."""
     try:
         event = nursery.events.get(timeout=0.005)
-    except Exception:
+    except queue.Empty:  # nothing started or ended meanwhile
         return
     index = int(event["id"].split("-")[0][1:])
     if "pid" in event:

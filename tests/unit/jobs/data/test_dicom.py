@@ -335,7 +335,7 @@ def personal(path: Path) -> set[str]:
     for keyword in PERSONAL:
         try:
             value = dataset.get(keyword)
-        except Exception:
+        except Exception:  # a tag that pydicom cannot make sense of: damaged on purpose
             continue
         for text in value if isinstance(value, MultiValue) else [value]:
             whole = str(text or "").strip()
