@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.cluster.world import World
 
-SECONDS = 180.0
+SECONDS = 600.0
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from tests.cluster.shared import SharedCluster
 
 CRD = Path(__file__).parents[2] / "crds" / "medgr2.io_medgr2cycles.yaml"
 NAMESPACE_SECONDS = 60.0
+#: How much slower a machine with tests of real training beside these, on the same two cores, may be.
+PATIENCE = 4.0
 #: Longest name of a test within a namespace's name.
 NAME_LENGTH = 40
 Document = dict[str, Any]
@@ -143,12 +145,19 @@ def serve_crd(control_plane: ControlPlane) -> str:
     """Has a cluster serve our CRD; gives its name."""
     control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
     name = str(yaml.safe_load(CRD.read_text())["metadata"]["name"])
-    control_plane.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=30s")
+    control_plane.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=120s")
     return name
 
 
 def eventually(check: Callable[[], Value | None], what: str, seconds: float = 60.0) -> Value:
-    """The first true value of `check`; a failure that names `what` when there is none in time."""
+    """The first true value of `check`; a failure that names `what` when there is none in time.
+
+    Args:
+        check: what to ask again and again.
+        what: is waited for.
+        seconds: on a machine that does nothing else; a busy one gets `PATIENCE` times as much.
+    """
+    seconds *= PATIENCE
     deadline = time.monotonic() + seconds
     while True:
         value = check()

@@ -20,7 +20,7 @@ def install(control_plane: ControlPlane) -> None:
     for path in _files():
         control_plane.kubectl("apply", "--server-side", "-f", str(path))
     names = [f"crd/{kind}.monitoring.coreos.com" for kind in KINDS]
-    control_plane.kubectl("wait", "--for=condition=Established", *names, "--timeout=60s")
+    control_plane.kubectl("wait", "--for=condition=Established", *names, "--timeout=240s")
 
 
 def _files() -> list[Path]:

@@ -158,7 +158,7 @@ def test_a_volume_that_is_not_bound_is_told(world: World) -> None:
 
 def test_a_stage_that_is_never_scheduled_fails_with_its_cause(world: World) -> None:
     bound = "--for=jsonpath={.status.phase}=Bound"  # or that is the cause for a second
-    world.kubectl("wait", bound, "pvc/medgr2-data", "--timeout=60s")
+    world.kubectl("wait", bound, "pvc/medgr2-data", "--timeout=240s")
     world.operator.start()
     gpus = {"limits": {"nvidia.com/gpu": 5000}}
     world.apply(stages=[{"name": "prepare", "resources": gpus, "pendingDeadlineSeconds": 3}])
@@ -187,7 +187,7 @@ def test_a_success_whose_pod_is_gone_is_read_from_its_manifest(world: World) -> 
     name = world.running("sft")["jobName"]
     world.operator.kill()
     world.finish("sft")
-    world.kubectl("wait", "--for=condition=Complete", f"job/{name}", "--timeout=60s")
+    world.kubectl("wait", "--for=condition=Complete", f"job/{name}", "--timeout=240s")
     world.kubectl("delete", "pods", "-l", SFT)
     world.operator.start()
     world.wait("Complete")

@@ -209,7 +209,7 @@ def test_a_job_completes_and_is_created_once(
     control_plane: ControlPlane, pods: Pods, namespace: str, kubectl: Kubectl
 ) -> None:
     kubectl.apply(job("stage"))
-    kubectl("wait", "--for=condition=Complete", "job/stage", "--timeout=60s")
+    kubectl("wait", "--for=condition=Complete", "job/stage", "--timeout=240s")
     assert kubectl.get("job", "stage")["status"]["succeeded"] == 1
     assert control_plane.audit.created("jobs", namespace) == ["stage"]
 
@@ -218,7 +218,7 @@ def test_a_job_fails_as_its_policy_says(pods: Pods, kubectl: Kubectl) -> None:
     exits = {"containerName": "main", "operator": "In", "values": [65]}
     policy = {"rules": [{"action": "FailJob", "onExitCodes": exits}]}
     kubectl.apply(job("bad", behaviour(exit_code=65), podFailurePolicy=policy))
-    kubectl("wait", "--for=condition=Failed", "job/bad", "--timeout=60s")
+    kubectl("wait", "--for=condition=Failed", "job/bad", "--timeout=240s")
     (failed,) = [c for c in kubectl.get("job", "bad")["status"]["conditions"] if c["type"] == "Failed"]
     assert failed["reason"] == "PodFailurePolicy"
     assert "exit code 65" in failed["message"]
@@ -227,7 +227,7 @@ def test_a_job_fails_as_its_policy_says(pods: Pods, kubectl: Kubectl) -> None:
 def test_an_evicted_pod_is_a_disruption(pods: Pods, kubectl: Kubectl) -> None:
     policy = {"rules": [{"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]}
     kubectl.apply(job("evicted", behaviour(exit_code=137, pod_reason="Evicted"), podFailurePolicy=policy))
-    kubectl("wait", "--for=condition=Failed", "job/evicted", "--timeout=60s")
+    kubectl("wait", "--for=condition=Failed", "job/evicted", "--timeout=240s")
     (failed,) = [c for c in kubectl.get("job", "evicted")["status"]["conditions"] if c["type"] == "Failed"]
     assert "DisruptionTarget" in failed["message"]
 

@@ -79,7 +79,7 @@ class Loop:
     def run(self, *arguments: str) -> tuple[int, str]:
         """Runs it to its end."""
         process = self.start(*arguments)
-        output, _ = process.communicate(timeout=600)
+        output, _ = process.communicate(timeout=1800)
         return process.returncode, output
 
     def status(self) -> dict[str, Any]:

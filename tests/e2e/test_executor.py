@@ -66,7 +66,7 @@ class Workspace:
 
     def run(self, *arguments: str, step: float = 0.002) -> tuple[int, str]:
         process = self.start(*arguments, step=step)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=600)
         return process.returncode, output
 
     def ledger(self, what: str = "end") -> list[dict[str, Any]]:
@@ -154,7 +154,7 @@ def test_kill_9_of_stages_at_random_moments(space: Workspace, undisturbed: Works
                 killed += 1
             except ProcessLookupError:
                 pass
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert killed >= 3
     assert space.digests() == undisturbed.digests()
@@ -166,14 +166,14 @@ def test_kill_9_of_the_zygote(space: Workspace, undisturbed: Workspace) -> None:
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert "stage server ended (signal SIGKILL)" in output.replace("\n", " ") or "SIGKILL" in output
     assert space.digests() == undisturbed.digests()
 
 
 def test_nothing_is_started_beside_what_a_killed_run_or_zygote_left_behind(space: Workspace) -> None:
-    process = space.start(step=3)  # time enough to start a second writer, if nobody waited
+    process = space.start(step=10)  # time enough to start a second writer, if nobody waited
     for attempts in (1, 2):
         while len(space.ledger("start")) < attempts:
             assert process.poll() is None
@@ -195,7 +195,7 @@ def test_interrupt_checkpoints_and_the_same_command_goes_on(space: Workspace, un
     while not space.ledger():
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 130, output
     assert "the same command goes on" in output
     assert space.state()["status"]["phase"] == "Suspended"
@@ -211,7 +211,7 @@ def test_second_run_is_refused_with_the_pid_of_the_first(space: Workspace) -> No
         time.sleep(0.05)
     code, output = space.run()
     first.send_signal(signal.SIGINT)
-    first.communicate(timeout=60)
+    first.communicate(timeout=600)
     assert code == 2
     assert str(first.pid) in output
 

@@ -15,9 +15,9 @@ from medgr2_api import workspace
 from medgr2_api.base import relative_path
 from medgr2_api.stages import ExitCode
 
-from ..kube.client import JOBS, Client, Manifest
-from ..kube.pods import PodNotRunningError, running
-from ..kube.streams import execute
+from ..kube.client import JOBS, ApiError, Client, Manifest
+from ..kube.pods import PodNotRunningError, running, taken_away
+from ..kube.streams import BrokenStreamError, execute
 from ..render import labels
 from ..render.pod import MAIN
 from ..render.reader import READER, reader
@@ -44,11 +44,18 @@ class Volume:
         """Runs a module of medgr2_jobs; returns what it wrote to stderr.
 
         Raises:
-            CommandError: it failed; the message is its own.
+            CommandError: it failed; the message is its own. Or the pod was taken away (exit 75).
             ApiError: the connection broke.
         """
         command = ["python", "-m", f"medgr2_jobs.{module}", *arguments]
-        ended = await execute(self.client, self.pod, self.namespace, READER, command, stdout, stdin)
+        try:
+            ended = await execute(self.client, self.pod, self.namespace, READER, command, stdout, stdin)
+        except BrokenStreamError:
+            raise
+        except ApiError as error:  # it did not start: is that the image's fault, or is there no pod any more?
+            if await taken_away(self.client, self.pod, self.namespace):
+                raise CommandError(f"pod {self.pod} was taken away: {error}", ExitCode.TEMPORARY) from error
+            raise
         if ended.exit_code == 0:
             return ended.stderr
         said = (ended.stderr.strip().splitlines() or [f"exit code {ended.exit_code}"])[-1]

@@ -41,6 +41,19 @@ async def running(client: Client, manifest: Manifest, seconds: float) -> AsyncIt
         await client.delete(PODS, name, namespace, uid=pod["metadata"]["uid"])
 
 
+async def taken_away(client: Client, name: str, namespace: str) -> bool:
+    """Whether a pod that ran is gone, going or at its end.
+
+    Raises:
+        ApiError: the API server does not say.
+    """
+    try:
+        pod = await client.get(PODS, name, namespace)
+    except NotFoundError:
+        return True
+    return "deletionTimestamp" in pod["metadata"] or pod.get("status", {}).get("phase") != "Running"
+
+
 async def _until_it_runs(client: Client, name: str, namespace: str, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while True:
