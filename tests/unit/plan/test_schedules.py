@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from tests.unit.plan.moves import ACTIONS, BY_NAME
-from tests.unit.plan.schedule import run_schedule, settle
+from tests.unit.plan.schedule import settle
 from tests.unit.plan.specs import SPECS, spec_of
 from tests.unit.plan.world import World
 
@@ -57,16 +57,3 @@ def test_schedules_found_by_hypothesis() -> None:
 @pytest.mark.slow
 def test_many_schedules_found_by_hypothesis() -> None:
     _explore(1000)
-
-
-@pytest.mark.parametrize("block", range(3))
-def test_seeded_schedules(block: int) -> None:
-    for seed in range(block * 100, (block + 1) * 100):
-        run_schedule(seed)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("block", range(10))
-def test_ten_thousand_seeded_schedules(block: int) -> None:
-    for seed in range(1000 + block * 1000, 2000 + block * 1000):
-        run_schedule(seed)
