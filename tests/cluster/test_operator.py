@@ -95,9 +95,9 @@ def test_a_strangers_job_survives(world: World) -> None:
     ("changes", "path"),
     [
         ({"template": {"patches": [{"op": "remove", "path": "/spec/nothing"}]}}, "spec.template.patches[1]"),
-        ({"curation": {"balance": {"by": ["modality"], "maxShare": 0.5}}}, "spec.curation.balance"),
+        ({"policy": {"baseModel": "builtin://no-such-model"}}, "spec.policy.baseModel"),
     ],
-    ids=["cannot be rendered", "not supported yet"],
+    ids=["cannot be rendered", "not supported"],
 )
 def test_a_cycle_that_cannot_be_run_is_told(world: World, changes: dict[str, Any], path: str) -> None:
     world.operator.start()
