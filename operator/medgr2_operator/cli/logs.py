@@ -128,6 +128,7 @@ class _StageLog:
         finally:
             for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)  # while there is a connection to close
 
     async def look_on_volume(self, read_volume: ReadVolume | None) -> None:
         """Prints the log that is on the volume.
@@ -218,6 +219,9 @@ class _Printer:
             except NotFoundError:  # deleted with its Job
                 return
             except ApiError as error:
+                task = asyncio.current_task()
+                if task and task.cancelling():  # an HTTP client may take being cancelled for a connection that broke
+                    raise asyncio.CancelledError from error
                 passing = isinstance(error, BrokenStreamError) or error.status == 0 or error.status >= 500
                 if not follow or not passing:
                     raise
