@@ -46,3 +46,17 @@ class Medgr2:
         command = [sys.executable, "-m", "medgr2_operator.cli.app", *map(str, arguments), *where]
         environment = {key: value for key, value in os.environ.items() if key != "KUBECONFIG"}
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+class Printed:
+    """What a command that goes on has printed."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process, self._text = process, b""
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+
+    def __call__(self) -> list[str]:
+        assert self._process.stdout is not None
+        self._text += self._process.stdout.read() or b""
+        return self._text.decode().splitlines()

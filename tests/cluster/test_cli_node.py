@@ -23,7 +23,7 @@ from medgr2_operator.kube.kubeconfig import connect
 from medgr2_operator.kube.streams import execute
 from medgr2_operator.render import labels
 from medgr2_operator.render.reader import READER
-from tests.cluster.commands import Medgr2
+from tests.cluster.commands import Medgr2, Printed
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Kubectl, eventually, serve_crd
 from tests.cluster.node import Node
@@ -232,18 +232,17 @@ def test_logs_follow_over_two_attempts_to_the_end(volume: Volume, medgr2: Medgr2
     volume.tell(state="Running")
     volume.run_pod("sft-1", program.format("first"), volume.marks(1))
     following = medgr2.start("logs", "loop", "-f")
-    first = [following.stdout.readline()] if following.stdout else []  # or it may come too late for the first attempt
+    printed = Printed(following)
+    eventually(printed, "it follows", START_SECONDS)  # or it may come too late for the first attempt
     eventually(lambda: volume.phase("sft-1") == "Succeeded", "the first attempt ends", START_SECONDS)
     volume.tell(state="Pending", attempt=2)
     volume.run_pod("sft-2", program.format("second"), volume.marks(2))
     eventually(lambda: volume.phase("sft-2") == "Succeeded", "the second attempt ends", START_SECONDS)
     volume.tell(state="Succeeded", attempt=2)
-    out, err = following.communicate(timeout=600)
-    assert following.returncode == 0
-    assert b"".join([*first, out]).decode().splitlines() == [
-        f"{which} step {n}" for which in ("first", "second") for n in range(3)
-    ]
-    assert err.decode().splitlines()[-1] == "sft@1: Succeeded"
+    assert following.wait(600) == 0
+    assert printed() == [f"{which} step {n}" for which in ("first", "second") for n in range(3)]
+    assert following.stderr is not None
+    assert following.stderr.read().decode().splitlines()[-1] == "sft@1: Succeeded"
 
 
 def test_a_log_that_is_not_there_is_told(volume: Volume, medgr2: Medgr2) -> None:

@@ -10,7 +10,6 @@ import datetime
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ import yaml
 
 from medgr2_api.stages import StageName
 from tests.cluster import tools
-from tests.cluster.commands import Medgr2
+from tests.cluster.commands import Medgr2, Printed
 from tests.cluster.control_plane import ControlPlane, free_ports
 from tests.cluster.fixtures import Document, eventually
 from tests.cluster.kwok import LEASE_SECONDS, POD_NETWORK, behaviour
@@ -144,20 +143,6 @@ def node(world: World, tmp_path: Path) -> Iterator[StreamingNode]:
 @pytest.fixture
 def medgr2(world: World) -> Medgr2:
     return Medgr2(world)
-
-
-class Printed:
-    """What a command that goes on has printed."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process, self._text = process, b""
-        assert process.stdout is not None
-        os.set_blocking(process.stdout.fileno(), False)
-
-    def __call__(self) -> list[str]:
-        assert self._process.stdout is not None
-        self._text += self._process.stdout.read() or b""
-        return self._text.decode().splitlines()
 
 
 # -- logs --------------------------------------------------------------------------------------------------------------
