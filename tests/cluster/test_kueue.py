@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -118,7 +119,9 @@ def test_quota_taken_back_costs_nothing_and_the_attempt_goes_on(world: World, qu
     assert counts(waits) == (1, 0, 0)
     ran = waits["runSeconds"]
     assert ran > 0
-    assert f"ClusterQueue {world.namespace} is" in told(world, "QuotaExhausted")
+    # Kueue says "The ClusterQueue is stopped" of the eviction, and names the queue once it has tried to admit it again
+    message = told(world, "QuotaExhausted")
+    assert re.search(rf"ClusterQueue ({re.escape(world.namespace)} )?is (stopped|inactive)", message), message
     assert world.live_pods("medgr2.io/stage=sft") == []
     queue.go_on()
     again = world.running("sft")
