@@ -251,6 +251,14 @@ def cycle() -> str:
                 "Failed generator requests", "That got no usable answer", "reqps",
                 {f"rate(medgr2_stage_failed_requests_total{of}[$__rate_interval])": _STAGE + " {{pod}}"},
             ),
+            graph(
+                "Generator concurrency", "Requests that may be in flight: fewer after errors", "none",
+                {f"medgr2_stage_generator_concurrency{of}": _STAGE + " {{pod}}"},
+            ),
+            graph(
+                "Generator spending", "By the stages' own account", "currencyUSD",
+                {f"medgr2_stage_generator_usd_total{of}": _STAGE + " {{pod}}"},
+            ),
         ],
     }  # fmt: skip
     variables = [

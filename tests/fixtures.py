@@ -17,7 +17,7 @@ from typing import Any
 from medgr2_api import workspace
 from medgr2_api.base import canonical_json
 from medgr2_api.parameters import StageParameters, input_hash, parameters_model
-from medgr2_api.stages import ArtifactRef, CycleRef, StageName, StageRequest
+from medgr2_api.stages import ArtifactRef, CycleRef, Progress, StageName, StageRequest
 
 #: A tiny model that has seen almost nothing: loads and runs like any other, answers nonsense.
 BASE = "builtin://tiny-qwen2.5-vl?steps=4&images=32&batch=8"
@@ -120,3 +120,9 @@ def prepared_workspace(root: Path, **overrides: Any) -> tuple[StageRequest, Arti
 @cache
 def _session_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="medgr2-tests-")
+
+
+def last_said(root: Path, request: StageRequest) -> Progress:
+    """What is in a stage's progress file."""
+    name = workspace.attempt_name(request.iteration, request.stage, request.token, request.attempt, 0)
+    return Progress.model_validate_json((root / workspace.progress(request.cycle.name, name)).read_text())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests import jobs_world as world
+from tests.fixtures import last_said
 from tests.integration.chat_server import Answer, ChatServer, serving
 from tests.integration.generate_world import (
     PRICES,
@@ -23,6 +24,7 @@ from tests.integration.generate_world import (
 from medgr2_api.stages import RESULT_PATH_ENV, CycleRef, Shard, StageRequest, StageResult
 from medgr2_jobs import stage
 from medgr2_jobs.generate import journal, ledger, sampling
+from medgr2_jobs.serve import FIGURES
 
 #: What one question may cost at most is below this; what it costs is QUESTION_USD.
 ROOM = 0.006
@@ -54,6 +56,9 @@ def test_without_a_budget_all_is_counted(root: Path, server: ChatServer) -> None
     assert stage.execute(made, root) == 0
     assert result(root).usage["generatorUSD"] == pytest.approx(12 * QUESTION_USD)
     assert ledgers(root, made) == {f"{made.input_hash}-s0.jsonl": (pytest.approx(12 * QUESTION_USD), 0)}
+    said = last_said(root, made).metrics
+    assert set(said) <= set(FIGURES), "a figure without a metric"
+    assert (said["failed"], said["generatorUSD"]) == (0, pytest.approx(12 * QUESTION_USD))
 
 
 def test_a_result_that_was_never_read_is_told_again_to_who_paid_and_to_nobody_else(

@@ -11,22 +11,15 @@ import pytest
 import torch
 from prometheus_client import generate_latest
 from tests import policy_world
-from tests.fixtures import prepared_workspace, stage_request
+from tests.fixtures import last_said, prepared_workspace, stage_request
 
-from medgr2_api import workspace
-from medgr2_api.stages import Progress, StageName, StageRequest
+from medgr2_api.stages import StageName
 from medgr2_jobs import training
 from medgr2_jobs.reward import train as reward_train
 from medgr2_jobs.serve import FIGURES, StageMetrics
 from medgr2_jobs.stage import execute
 
 SPEED = {"tokens", "tokens_per_second", "step_seconds"}
-
-
-def last_said(root: Path, request: StageRequest) -> Progress:
-    """What is in a stage's progress file."""
-    name = workspace.attempt_name(request.iteration, request.stage, request.token, request.attempt, 0)
-    return Progress.model_validate_json((root / workspace.progress(request.cycle.name, name)).read_text())
 
 
 @pytest.fixture(scope="module")
