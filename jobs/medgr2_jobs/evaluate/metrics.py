@@ -1,4 +1,4 @@
-"""From predictions to figures with intervals. numpy and scipy only: the report and `compare` use this without torch."""
+"""From predictions to figures with intervals. numpy only: the report and `compare` use this without torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata  # type: ignore[import-untyped]
 
 from .. import answers
+from ..ranks import auroc
 
 RESAMPLES = 2000
 _CHUNK = 250  # resamples at a time: bounds memory at _CHUNK x clusters
@@ -160,11 +160,9 @@ class ItemSet:
         areas = []
         for _, pairs in sorted(offered.items()):
             right = np.array([is_right for _, is_right in pairs])
-            positives, negatives = int(right.sum()), int((~right).sum())
-            if min(positives, negatives) < _MIN_SUPPORT:
+            if min(right.sum(), (~right).sum()) < _MIN_SUPPORT:
                 continue
-            ranks = rankdata([probability for probability, _ in pairs])
-            areas.append((ranks[right].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+            areas.append(auroc([probability for probability, _ in pairs], right))
         return float(np.mean(areas)) if areas else None
 
 

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata, spearmanr
 
 from medgr2_api.models import Promotion
 
+from ..ranks import auroc, spearman
 from .model import SCORE_MAX, SCORE_MIN
 
 ORIGINAL, MISMATCH = "original", "imageMismatch"
@@ -45,7 +45,7 @@ def reward_metrics(
     found: dict[str, float] = {"n": float(len(rows))}
     if len(set(targets)) > 1:
         varies = len(set(scores.tolist())) > 1
-        found["spearman"] = float(spearmanr(scores, targets).statistic) if varies else 0.0
+        found["spearman"] = spearman(scores, targets) if varies else 0.0
     members: dict[Any, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
         members[row[group]].append(index)
@@ -75,13 +75,6 @@ def reward_metrics(
     if grades:
         found["mae"] = float(np.mean([found[f"mae_{grade}"] for grade in grades]))
     return found
-
-
-def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Probability that a positive scores above a negative, ties half (Mann-Whitney); both kinds must be there."""
-    ranks = rankdata(scores)
-    count = int(positive.sum())
-    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(scores) - count)))
 
 
 def _higher_first(scores: np.ndarray, pairs: Sequence[tuple[int, int]]) -> float:

@@ -219,9 +219,6 @@ class _Printer:
             except NotFoundError:  # deleted with its Job
                 return
             except ApiError as error:
-                task = asyncio.current_task()
-                if task and task.cancelling():  # an HTTP client may take being cancelled for a connection that broke
-                    raise asyncio.CancelledError from error
                 passing = isinstance(error, BrokenStreamError) or error.status == 0 or error.status >= 500
                 if not follow or not passing:
                     raise

@@ -22,7 +22,7 @@ async def running(client: Client, manifest: Manifest, seconds: float) -> AsyncIt
 
     Args:
         client: to the API server.
-        manifest: the pod.
+        manifest: the pod, by a name that nobody else takes.
         seconds: to wait for it.
 
     Returns:
@@ -32,8 +32,12 @@ async def running(client: Client, manifest: Manifest, seconds: float) -> AsyncIt
         PodNotRunningError: it does not run in time.
         ApiError: it was refused.
     """
-    pod = await client.create(PODS, manifest)
-    name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
+    name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
+    try:
+        pod = await client.create(PODS, manifest)
+    except asyncio.CancelledError:  # before the answer; the pod may be there
+        await client.delete(PODS, name, namespace)
+        raise
     try:
         await _until_it_runs(client, name, namespace, seconds)
         yield name

@@ -7,7 +7,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from medgr2_api.models import Promotion
-from medgr2_jobs.reward.metrics import auroc, gate, reward_metrics
+from medgr2_jobs.ranks import auroc
+from medgr2_jobs.reward.metrics import gate, reward_metrics
 
 PROMOTION = Promotion(min_spearman=0.5, min_pairwise_accuracy=0.7, min_image_sensitivity=0.6, max_regression=0.02)
 FINE = {"spearman": 0.9, "pairwise_accuracy": 0.9, "image_sensitivity": 0.9, "mae": 1.0}
