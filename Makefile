@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 NAME ?=
 # More than the cores that CI has: the tests of the cluster mostly wait.
 TEST_PROCESSES ?= 4
-# A file's tests stay together; files go in their order, for the cluster's come first and take longest.
+# A file's tests stay together; files go in the order of tests/conftest.py, the longest first.
 DISTRIBUTION := --dist loadfile --no-loadscope-reorder
 
 # Root can run a real node; everybody else gets simulated ones.

@@ -28,6 +28,8 @@ CRD = Path(__file__).parents[2] / "crds" / "medgr2.io_medgr2cycles.yaml"
 NAMESPACE_SECONDS = 60.0
 #: How much slower a machine with tests of real training beside these, on the same two cores, may be.
 PATIENCE = 4.0
+#: Between two questions of `eventually`, in seconds.
+LONGEST_PAUSE = 1.0
 #: Longest name of a test within a namespace's name.
 NAME_LENGTH = 40
 Document = dict[str, Any]
@@ -158,11 +160,13 @@ def eventually(check: Callable[[], Value | None], what: str, seconds: float = 60
         seconds: on a machine that does nothing else; a busy one gets `PATIENCE` times as much.
     """
     seconds *= PATIENCE
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while True:
         value = check()
         if value:
             return value
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > seconds:
             pytest.fail(f"not within {seconds:.0f} s: {what}")
-        time.sleep(0.1)
+        # A question is a process mostly (kubectl: a tenth of a second of processor time), and four tests ask at once.
+        time.sleep(min(LONGEST_PAUSE, 0.1 + 0.2 * waited))

@@ -17,8 +17,8 @@ from tests.cluster.node import Node
 from tests.cluster.shared import locked
 
 HOME = "medgr2-system"
-#: Namespaces that the operator watches, one for a test.
-LABS = ("lab-loop", "lab-pair", "lab-quickstart", "lab-sidecar")
+#: The namespace that the operator watches.
+LAB = "lab"
 _RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
 
 
@@ -79,35 +79,30 @@ class Lab:
         """Output digest of every stage, as `loop_world.Loop` has them."""
         return {f"{s['name']}@{s['iteration']}": s.get("outputDigest", "") for s in self.status(name)["stages"]}
 
-    def manifest(self, name: str, stage: str, iteration: int = 1) -> Document:
-        """What a stage published, read from the folder of this computer that is the cycle's volume."""
-        return self.manifest_in(self.folder(name), name, stage, iteration)
-
-    def folder(self, name: str) -> Path:
-        """The folder of this computer that is the volume which a cycle's template made."""
-        claim = self.kubectl.get("pvc", f"{name}-workspace")["spec"]["volumeName"]
-        (found,) = (self.node.folder / "storage" / "volumes").glob(f"{claim}_*")
-        return found
-
-    @staticmethod
-    def manifest_in(folder: Path, name: str, stage: str, iteration: int = 1) -> Document:
-        """What a stage published in a workspace."""
-        path = folder / "cycles" / name / "iterations" / f"i{iteration:03d}" / stage / "manifest.json"
-        found: Document = json.loads(path.read_text())
-        return found
-
-    def volume(self, claim: str) -> Path:
-        """A claim on a folder of this computer, and the folder: for what has to be there before the first stage."""
-        name = f"{self.namespace}-{claim}"
-        folder = self.node.folder_for(name)
-        common = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
-        volume = {**common, "capacity": {"storage": "1Gi"}, "hostPath": {"path": str(folder)}}
+    def claim(self, name: str) -> None:
+        """A claim that is bound before a pod wants it; one that is there stays as it is."""
+        if f"persistentvolumeclaim/{name}" in self.kubectl("get", "pvc", "-o", "name").split():
+            return
+        common = {"accessModes": ["ReadWriteOnce"], "storageClassName": ""}
+        source = {"hostPath": {"path": str(self.node.folder_for(name))}}
+        volume = {**common, "capacity": {"storage": "1Gi"}, **source}
         wanted = {**common, "resources": {"requests": {"storage": "1Gi"}}, "volumeName": name}
         self.kubectl.apply(
             {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": volume},
-            {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": claim}, "spec": wanted},
+            {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": wanted},
         )
-        return folder
+
+    def folder(self, claim: str) -> Path:
+        """The folder of this computer that is a claim's volume."""
+        volume = self.kubectl.get("pvc", claim)["spec"]["volumeName"]
+        spec = self.kubectl.get("pv", volume)["spec"]
+        return Path((spec.get("hostPath") or spec["local"])["path"])
+
+    def manifest(self, claim: str, cycle: str, stage: str, iteration: int = 1) -> Document:
+        """What a stage published."""
+        folder = self.folder(claim) / "cycles" / cycle / "iterations" / f"i{iteration:03d}" / stage
+        found: Document = json.loads((folder / "manifest.json").read_text())
+        return found
 
     def headless_service(self) -> Document | None:
         """The Service by which the pods of a training find each other."""
@@ -130,14 +125,14 @@ class Lab:
 def installed(
     node_cluster: Node, operator_image: str, stage_image: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Node:
-    """The node's cluster with our chart in it; it watches the labs, for other tests have cycles that nobody runs."""
+    """The node's cluster with our chart in it; it watches the lab, for other tests have cycles that nobody runs."""
     cluster = node_cluster.control_plane
     helm = Helm(tmp_path_factory.mktemp("helm"), cluster.kubeconfig)
     with locked():  # another process of this test run may want the same
-        for name in (HOME, *LABS):
+        for name in (HOME, LAB):
             cluster.kubectl("create", "namespace", name, check=False)
             cluster.kubectl("label", "namespace", name, "--overwrite", _RESTRICTED)
-        settings = {**values(operator_image, stage_image), "watchNamespaces": list(LABS)}
+        settings = {**values(operator_image, stage_image), "watchNamespaces": [LAB]}
         helm.install(HOME, "--take-ownership", values=settings)  # of the CRD, which other tests need, too
     return node_cluster
 
@@ -152,10 +147,9 @@ def values(operator_image: str, stage_image: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def lab(installed: Node, request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """The lab of a test, which says by a mark which it is: `@pytest.mark.lab("lab-loop")`."""
-    (name,) = request.node.get_closest_marker("lab").args
-    found = Lab(installed, name)
+def lab(installed: Node) -> Iterator[Lab]:
+    """The lab, empty but for what earlier tests left on its volumes."""
+    found = Lab(installed, LAB)
     yield found
     found.kubectl("delete", "medgr2cycles", "--all", "--wait=false")  # its stages would take the next test's time
 
