@@ -168,5 +168,5 @@ def eventually(check: Callable[[], Value | None], what: str, seconds: float = 60
         waited = time.monotonic() - began
         if waited > seconds:
             pytest.fail(f"not within {seconds:.0f} s: {what}")
-        # A question is a process mostly (kubectl: a tenth of a second of processor time), and four tests ask at once.
+        # A question costs processor time, in the API server too, and most as a kubectl; four tests ask at once.
         time.sleep(min(LONGEST_PAUSE, 0.1 + 0.2 * waited))
