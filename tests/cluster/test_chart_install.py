@@ -14,6 +14,7 @@ from tests.cluster.chart_world import CLAIM, CLAIM_TEMPLATE, chart_world
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import CRD, Kubectl, eventually
 from tests.cluster.helm import CHART, RELEASE, Helm, HelmError, only
+from tests.cluster.kwok import behaviour
 
 pytestmark = pytest.mark.cluster
 
@@ -41,7 +42,8 @@ def test_install_upgrade_uninstall(
     with chart_world(own_cluster, team, tmp_path, home) as world:
         world.make_volume()
         world.operator.start()
-        world.apply(workspace={"volumeClaimTemplate": CLAIM_TEMPLATE})
+        forever = {"prepare": behaviour(run="forever")}
+        world.apply(workspace={"volumeClaimTemplate": CLAIM_TEMPLATE}, annotations_of=forever)
         world.running("prepare", 0)
         holder = Kubectl(own_cluster, home).get("lease", RELEASE)["spec"]["holderIdentity"]
         assert holder == world.operator.name
@@ -56,6 +58,7 @@ def test_install_upgrade_uninstall(
         assert Kubectl(own_cluster, home).get("deployment", RELEASE)["status"]["readyReplicas"] == 3
         assert Kubectl(own_cluster, home).get("lease", RELEASE)["spec"]["holderIdentity"] == holder
 
+        world.finish("prepare")
         world.wait("Complete")
         world.deleted()
         assert world.operator.stop() == 0

@@ -83,7 +83,7 @@ def test_restart(world: World, medgr2: Medgr2) -> None:
 
 def test_approve(world: World, medgr2: Medgr2) -> None:
     world.operator.start()
-    world.apply(pauseBefore=["generate", "sft"], annotations_of={"score": behaviour(delay_ms=4000)})
+    world.apply(pauseBefore=["generate", "sft"], annotations_of={"score": behaviour(run="forever")})
     early = medgr2.run("approve", "loop", "sft")
     assert (early.code, early.err) == (
         2, "loop: no sft waits for approval now; to approve it beforehand say sft@N\n"
@@ -97,6 +97,7 @@ def test_approve(world: World, medgr2: Medgr2) -> None:
     assert (never.code, never.err) == (
         2, "loop does not wait before grpo: spec.pauseBefore has generate, sft\n"
     )  # fmt: skip
+    world.finish("score")
     world.wait("Complete")
     assert medgr2.run("approve", "loop").err == "loop: nothing waits for approval\n"
 

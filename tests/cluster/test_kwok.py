@@ -11,7 +11,7 @@ import pytest
 from medgr2_api.stages import REQUEST_ENV, CycleRef, StageName, StageRequest, StageResult
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Kubectl, eventually
-from tests.cluster.kwok import GPUS, Kwok, behaviour, tolerates
+from tests.cluster.kwok import GPUS, NODES, Kwok, behaviour, tolerates
 
 pytestmark = pytest.mark.cluster
 
@@ -97,8 +97,9 @@ def pods(kwok_cluster: Kwok, kubectl: Kubectl) -> Pods:
 
 
 def test_nodes_have_gpus(control_plane: ControlPlane, kwok_cluster: Kwok) -> None:
-    nodes = json.loads(control_plane.kubectl("get", "nodes", "-o", "json"))["items"]
-    assert len(nodes) == 2
+    # other tests may have added nodes of their own at the moment
+    nodes = json.loads(control_plane.kubectl("get", "nodes", *NODES, "-o", "json"))["items"]
+    assert len(nodes) == len(NODES)
     assert all(node["status"]["allocatable"]["nvidia.com/gpu"] == f"{GPUS // 1000}k" for node in nodes)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,11 @@ class World:
             found = self.condition(kind, name)
             return found if found.get("status") == "True" else None
 
+        return self._eventually(holds, f"condition {kind} of {name}", name, seconds)
+
+    def _eventually(self, check: Callable[[], Document | None], what: str, name: str, seconds: float) -> Document:
         try:
-            return dict(eventually(holds, f"condition {kind} of {name}", seconds))
+            return dict(eventually(check, what, seconds))
         except BaseException:
             print(json.dumps(self.cycle(name).get("status"), indent=1)[-6000:])
             print(self.operator.log.read_text()[-6000:])
@@ -117,13 +120,13 @@ class World:
         return self.reaches("Running", stage, iteration, name)
 
     def reaches(self, state: str, stage: str, iteration: int = 1, name: str = "loop") -> Document:
-        """The stage's record, once it is in this state."""
+        """The stage's record, once it is in this state; make it one that lasts, or it may be missed."""
 
         def record() -> Document | None:
             found = self.stage(stage, iteration, name)
             return found if found.get("state") == state else None
 
-        return dict(eventually(record, f"{stage}@{iteration} of {name} is {state}", 120))
+        return self._eventually(record, f"{stage}@{iteration} of {name} is {state}", name, 120)
 
     def finish(self, stage: str, name: str = "loop") -> None:
         """Lets the pods of a stage end that run for ever."""
