@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 
 import pytest
@@ -14,6 +15,17 @@ LONGEST = ("test_loop_on_node.py", "test_seeded_schedules.py", "test_distributed
 # A process that a script starts in its background ignores SIGINT, and so would all that it starts: also the commands
 # that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_sessionstart() -> None:
+    """Collecting imports torch and all else: looking for garbage among it takes time and finds none."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays, so the collector need not look at it again."""
+    gc.enable()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,7 +7,6 @@ process. Where a training has several processes, torchrun starts them (`distribu
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import random
 import re
@@ -37,6 +36,7 @@ from medgr2_api.stages import (
     StageResult,
 )
 
+from . import imports
 from .context import Outcome, StageContext
 from .distributed.launch import launch
 from .distributed.ranks import Ranks
@@ -202,7 +202,7 @@ def work(
 ) -> StageResult:
     """Runs the stage's code and publishes. Of several processes the main one publishes; all return its result."""
     context = _context(request, root, stop, ranks, usage)
-    run: Callable[[StageContext[Any]], Outcome] = importlib.import_module(MODULES[request.stage]).run
+    run: Callable[[StageContext[Any]], Outcome] = imports.load(MODULES[request.stage]).run
     if ranks.main:
         fence.raise_fence(root, request)
     _seed_everything(context.parameters.seed, request.threads)

@@ -15,8 +15,6 @@ checkpoint; when the zygote dies, the kernel asks them.
 
 from __future__ import annotations
 
-import gc
-import importlib
 import json
 import os
 import select
@@ -26,6 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from . import imports
 from .side import die_with_parent
 
 PRELOAD = (
@@ -47,12 +46,8 @@ _GRACE_SECONDS = 60.0
 
 def preload() -> None:
     """Imports everything a stage may need; starts no thread and touches no GPU, so that forking is safe."""
-    gc.disable()  # four thousand modules: looking for garbage among them takes a sixth of the time
     for name in PRELOAD:
-        importlib.import_module(name)
-    gc.enable()
-    gc.collect()
-    gc.freeze()  # keeps the collector from touching, and so copying, the shared pages
+        imports.load(name)
 
 
 class Zygote:
