@@ -107,6 +107,11 @@ def archive(image: Image, known: Collection[str]) -> Iterator[Path]:
         known: digests of what the receiver has already. They are left out: the dependencies have six gigabytes and
             seldom change.
     """
+    with _lock(), _scratch() as scratch:
+        yield _archive(image, known, scratch)
+
+
+def _archive(image: Image, known: Collection[str], scratch: Path) -> Path:
     layout = tools.cache() / "images" / image.name
     layout.mkdir(parents=True, exist_ok=True)
     _buildah("push", "--quiet", "--disable-compression", image.reference, f"oci:{layout}:{image.reference}")
@@ -120,15 +125,14 @@ def archive(image: Image, known: Collection[str]) -> Iterator[Path]:
         if f"sha256:{path.name}" not in parts:  # of an older build
             path.unlink()
     entry["annotations"]["io.containerd.image.name"] = image.reference
-    with tempfile.TemporaryDirectory(dir=layout.parent) as scratch:
-        (Path(scratch) / "index.json").write_text(json.dumps(index))
-        with tarfile.open(Path(scratch) / "image.tar", "w") as tar:
-            tar.add(layout / "oci-layout", "oci-layout")
-            tar.add(Path(scratch) / "index.json", "index.json")
-            for digest in dict.fromkeys(parts):
-                if digest not in known:
-                    tar.add(_blob(layout, digest), f"blobs/sha256/{digest.removeprefix('sha256:')}")
-        yield Path(scratch) / "image.tar"
+    (scratch / "index.json").write_text(json.dumps(index))
+    with tarfile.open(scratch / "image.tar", "w") as tar:
+        tar.add(layout / "oci-layout", "oci-layout")
+        tar.add(scratch / "index.json", "index.json")
+        for digest in dict.fromkeys(parts):
+            if digest not in known:
+                tar.add(_blob(layout, digest), f"blobs/sha256/{digest.removeprefix('sha256:')}")
+    return scratch / "image.tar"
 
 
 def _blob(layout: Path, digest: str) -> Path:
@@ -141,13 +145,13 @@ def _base() -> str:
     reference = f"localhost/medgr2-base:{RELEASE}-{digest}"
     if _exists(reference):
         return reference
-    with tempfile.TemporaryDirectory(dir=tools.cache()) as folder:
-        tree = Path(folder) / "root"
+    with _scratch() as folder:
+        tree = folder / "root"
         _run([_program("debootstrap"), "--variant=minbase", f"--include={BASE_PACKAGES}", RELEASE, str(tree)])
         shutil.rmtree(tree / "var/cache/apt", ignore_errors=True)
         shutil.rmtree(tree / "var/lib/apt/lists", ignore_errors=True)
-        (Path(folder) / "Dockerfile").write_text("FROM scratch\nCOPY root /\nENV PATH=/usr/sbin:/usr/bin:/sbin:/bin\n")
-        _buildah("build", "--isolation=chroot", f"--tag={reference}", folder)
+        (folder / "Dockerfile").write_text("FROM scratch\nCOPY root /\nENV PATH=/usr/sbin:/usr/bin:/sbin:/bin\n")
+        _buildah("build", "--isolation=chroot", f"--tag={reference}", str(folder))
     return reference
 
 
@@ -203,6 +207,18 @@ def _program(name: str) -> str:
     if not found:
         raise tools.ToolError(f"{name} is missing: run `python -m tests.cluster build --level node` as root")
     return found
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder for gigabytes, for who has the lock; what one who was killed left in it goes first."""
+    folder = tools.cache() / "images" / "scratch"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import tools
+from tests.cluster import images, tools
 
 
 @pytest.fixture
@@ -105,6 +105,17 @@ def test_manifests_are_kept_beside_the_program(
     monkeypatch.setenv("PATH", f"{go.parent}:/usr/bin:/bin")
     assert tools.ensure(["kueue"])["kueue"].exists()
     assert [path.name for path in tools.manifests_of("kueue").rglob("*.*")] == ["queues.yaml"]
+
+
+def test_what_an_interrupted_image_left_behind_goes_with_the_next(empty_cache: Path) -> None:
+    with images._scratch() as folder:
+        pass
+    folder.mkdir()
+    (folder / "image.tar").touch()
+    with images._scratch() as again:
+        assert again == folder
+        assert list(again.iterdir()) == []
+    assert not folder.exists()
 
 
 def test_the_command_line_fails_with_the_message() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 from medgr2_api.stages import Progress, StageName, StageRequest, StageResult
 from medgr2_api.status import CycleStatus
 
 
-@dataclass(frozen=True, order=True)
-class StageKey:
+# Keys are tuples: the planner looks things up by them all the time, and a dataclass's hash is Python code.
+class StageKey(NamedTuple):
     """A stage of an iteration."""
 
     iteration: int
@@ -21,8 +22,7 @@ class StageKey:
         return f"{self.name}@{self.iteration}"
 
 
-@dataclass(frozen=True, order=True)
-class AttemptKey:
+class AttemptKey(NamedTuple):
     """The identity of an attempt: nothing with the same identity is ever created twice."""
 
     iteration: int
