@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from medgr2_operator.cli.app import main
 from tests.cluster.world import World
+from tests.forked import Forked
 
 SECONDS = 600.0
 
@@ -26,6 +27,7 @@ class Medgr2:
     """The command line, by an admin in the world's namespace unless told otherwise."""
 
     def __init__(self, world: World) -> None:
+        self._folder, self._number = world.folder, itertools.count()
         self._where = [f"--kubeconfig={world.control_plane.kubeconfig}", f"--namespace={world.namespace}"]
 
     def __call__(self, *arguments: object) -> str:
@@ -40,23 +42,21 @@ class Medgr2:
         out, err = process.communicate(timeout=SECONDS)
         return Done(process.returncode, out.decode(), err.decode())
 
-    def start(self, *arguments: object, kubeconfig: Path | None = None) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: object, kubeconfig: Path | None = None) -> Forked:
         """The command while it runs."""
         where = [f"--kubeconfig={kubeconfig}"] if kubeconfig else self._where
-        command = [sys.executable, "-m", "medgr2_operator.cli.app", *map(str, arguments), *where]
         environment = {key: value for key, value in os.environ.items() if key != "KUBECONFIG"}
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        out = self._folder / f"medgr2-{next(self._number)}.out"
+        return Forked(
+            main, [*map(str, arguments), *where], environment=environment, out=out, err=out.with_suffix(".err")
+        )
 
 
 class Printed:
     """What a command that goes on has printed."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process, self._text = process, b""
-        assert process.stdout is not None
-        os.set_blocking(process.stdout.fileno(), False)
+    def __init__(self, process: Forked) -> None:
+        self._process = process
 
     def __call__(self) -> list[str]:
-        assert self._process.stdout is not None
-        self._text += self._process.stdout.read() or b""
-        return self._text.decode().splitlines()
+        return self._process.out.read_text().splitlines()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,9 +9,10 @@ import sys
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from medgr2_operator.runtime.main import main
 from tests.cluster.control_plane import ControlPlane, free_ports
+from tests.forked import Forked
 
 STOP_SECONDS = 30
 
@@ -25,7 +25,7 @@ class Operator:
         self.log = folder / f"{name}.log"
         self.port = free_ports(1)[0]
         self._kubeconfig = control_plane.user_kubeconfig(name, ["system:masters"])
-        self._process: subprocess.Popen[bytes] | _Fork | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
 
     def start(self, **settings: str) -> Operator:
         """Starts it; watches its own namespace only, so that tests do not meet."""
@@ -45,7 +45,7 @@ class Operator:
         self._process = self._launch(environment)
         return self
 
-    def _launch(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes] | _Fork:
+    def _launch(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes] | Forked:
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "medgr2_operator.runtime.main"],
@@ -97,49 +97,7 @@ class Operator:
 
 
 class ForkedOperator(Operator):
-    """The same, forked from a process that has imported everything: for a test that starts very many."""
+    """The same, forked from a process that has imported everything."""
 
-    def _launch(self, environment: Mapping[str, str]) -> _Fork:
-        return _Fork(environment, self.log)
-
-
-class _Fork:
-    """A forked operator, with the words of `subprocess.Popen`."""
-
-    _context = multiprocessing.get_context("forkserver")
-
-    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
-        self._context.set_forkserver_preload(["pytest", "medgr2_operator.runtime.main"])
-        self._process: Any = self._context.Process(target=_operate, args=(dict(environment), log))
-        self._process.start()
-        self.pid: int = self._process.pid
-
-    def poll(self) -> int | None:
-        code: int | None = self._process.exitcode
-        return code
-
-    def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def wait(self, timeout: float | None = None) -> int:
-        self._process.join(timeout)
-        code = self.poll()
-        if code is None:
-            raise subprocess.TimeoutExpired("operator", timeout or 0)
-        return code
-
-
-def _operate(environment: dict[str, str], log: Path) -> None:
-    """In the fork: what the command does."""
-    from medgr2_operator.runtime.main import main
-
-    os.setsid()
-    os.environ.clear()
-    os.environ.update(environment)
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.exit(main())
+    def _launch(self, environment: Mapping[str, str]) -> Forked:
+        return Forked(main, environment=environment, out=self.log)

@@ -11,7 +11,6 @@ import pytest
 
 from tests.cluster.fixtures import eventually
 from tests.cluster.kwok import behaviour
-from tests.cluster.operator import ForkedOperator
 from tests.cluster.world import World
 
 pytestmark = pytest.mark.cluster
@@ -31,7 +30,7 @@ TAKEOVER = timedelta(seconds=20)
 @pytest.mark.slow
 def test_killed_again_and_again_it_creates_every_job_once(world: World) -> None:
     names: list[str] = []
-    operator = world.replica("operator-1", ForkedOperator)
+    operator = world.replica("operator-1")
 
     def complete(name: str) -> bool:
         return world.condition("Complete", name).get("status") == "True"

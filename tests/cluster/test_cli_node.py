@@ -241,8 +241,7 @@ def test_logs_follow_over_two_attempts_to_the_end(volume: Volume, medgr2: Medgr2
     volume.tell(state="Succeeded", attempt=2)
     assert following.wait(600) == 0
     assert printed() == [f"{which} step {n}" for which in ("first", "second") for n in range(3)]
-    assert following.stderr is not None
-    assert following.stderr.read().decode().splitlines()[-1] == "sft@1: Succeeded"
+    assert following.err.read_text().splitlines()[-1] == "sft@1: Succeeded"
 
 
 def test_a_log_that_is_not_there_is_told(volume: Volume, medgr2: Medgr2) -> None:

@@ -9,10 +9,12 @@ import pytest
 
 from tests.cluster.fixtures import eventually
 from tests.cluster.kwok import behaviour
+from tests.cluster.operator import Operator
 from tests.cluster.world import World
 
 
 def test_a_cycle_runs_to_its_end_and_every_job_is_created_once(world: World) -> None:
+    world.operator = world.replica("program", Operator)  # as its container starts it; elsewhere it is forked
     world.operator.start()
     world.apply(iterations=2)
     world.wait("Complete")

@@ -15,7 +15,7 @@ import yaml
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Document, Kubectl, eventually
 from tests.cluster.kwok import Kwok, behaviour, ending_now
-from tests.cluster.operator import Operator
+from tests.cluster.operator import ForkedOperator, Operator
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 ENDED = ("Succeeded", "Failed")
@@ -35,7 +35,7 @@ class World:
         self._core = kubernetes.client.CoreV1Api(control_plane.client())
         self.operator = self.replica("operator-0")
 
-    def replica(self, name: str, kind: type[Operator] = Operator) -> Operator:
+    def replica(self, name: str, kind: type[Operator] = ForkedOperator) -> Operator:
         """Another replica, not started."""
         self.operators.append(kind(self.control_plane, self.folder, self.namespace, name))
         return self.operators[-1]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from tests.forked import Forked
+from tests.integration import fake_stages
 
 from medgr2_api import workspace
 from medgr2_api.stages import (
@@ -23,9 +25,9 @@ from medgr2_api.stages import (
     StageResult,
 )
 
-SCRIPT = Path(__file__).with_name("fake_stages.py")
 HASH = "c0ffee"
 PARAMETERS = {"seed": 1, "shards": 1, "answerFormat": "Letter"}
+_NUMBERS = itertools.count()
 
 
 def request(**fields: Any) -> StageRequest:
@@ -41,8 +43,8 @@ def request(**fields: Any) -> StageRequest:
     return StageRequest(**fields)
 
 
-def start(root: Path, asked: StageRequest | str, *arguments: str) -> subprocess.Popen[str]:
-    """Starts `fake_stages.py` with a request, or with a text in its place."""
+def start(root: Path, asked: StageRequest | str, *arguments: str) -> Forked:
+    """Starts a fake stage with a request, or with a text in its place."""
     text = asked if isinstance(asked, str) else json.dumps(asked.dump())
     environment = {
         **os.environ,
@@ -50,23 +52,19 @@ def start(root: Path, asked: StageRequest | str, *arguments: str) -> subprocess.
         WORKSPACE_ENV: str(root),
         RESULT_PATH_ENV: str(root.parent / "result.json"),
     }
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    out = root.parent / f"stage-{next(_NUMBERS)}.log"
+    return Forked(fake_stages.main, arguments, environment=environment, out=out)
 
 
-def finish(process: subprocess.Popen[str], root: Path) -> tuple[int, StageResult, str]:
+def finish(process: Forked, root: Path) -> tuple[int, StageResult, str]:
     """Waits for its end: exit code, result (exit code -1: none was left) and output."""
     output, _ = process.communicate(timeout=60)
     path = root.parent / "result.json"
     text = path.read_text() if path.exists() else '{"exitCode": -1}'
     assert len(text.encode()) <= RESULT_MAX_BYTES
     path.unlink(missing_ok=True)
-    return process.returncode, StageResult.model_validate_json(text), output
+    assert process.returncode is not None
+    return process.returncode, StageResult.model_validate_json(text), output.decode()
 
 
 def run(root: Path, asked: StageRequest | str, *arguments: str) -> tuple[int, StageResult, str]:
@@ -74,11 +72,11 @@ def run(root: Path, asked: StageRequest | str, *arguments: str) -> tuple[int, St
     return finish(start(root, asked, *arguments), root)
 
 
-def until(path: Path, process: subprocess.Popen[str]) -> None:
+def until(path: Path, process: Forked) -> None:
     """Waits for a file that the process makes."""
     deadline = time.monotonic() + 30
     while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.out.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

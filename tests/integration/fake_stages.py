@@ -1,4 +1,4 @@
-"""A stage for the contract's tests, run as a process of its own: `python fake_stages.py BEHAVIOUR [CRASH_POINT]`.
+"""A stage for the contract's tests, run as a process of its own with arguments BEHAVIOUR [CRASH_POINT].
 
 It stands in for stage score. CRASH_POINT names a moment of the publish sequence at which the process kills itself.
 """
@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 from medgr2_api.stages import StageName
 from medgr2_jobs import stage
@@ -112,8 +111,9 @@ def crash_at(point: str) -> None:
     setattr(owner, attribute, deadly)
 
 
-if __name__ == "__main__":
-    stage.MODULES[StageName.SCORE] = Path(__file__).stem
+def main() -> int:
+    """Entry point."""
+    stage.MODULES[StageName.SCORE] = __name__
     if len(sys.argv) > 2:
         crash_at(sys.argv[2])
-    sys.exit(stage.main())
+    return stage.main()

@@ -1,0 +1,101 @@
+"""Python programs by the hundred, forked from a process that has imported everything: each saves a second of imports.
+
+What a program is, is not changed by it: its own process, environment, arguments, output and signals.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+#: Nothing that starts threads. Pytest is what the forked process takes for its main module.
+PRELOAD = [
+    "pytest",
+    "pyarrow.parquet",
+    "medgr2_jobs.stage",
+    "medgr2_operator.runtime.main",
+    *(
+        f"medgr2_operator.cli.{name}"
+        for name in ("app", "connection", "decisions", "logs", "results", "reviewing", "steer", "stories", "volume")
+    ),
+]
+_CONTEXT = multiprocessing.get_context("forkserver")
+
+
+class Forked:
+    """A running program, with the words of `subprocess.Popen`."""
+
+    def __init__(
+        self,
+        program: Callable[[], object],
+        arguments: Sequence[str] = (),
+        *,
+        environment: Mapping[str, str],
+        out: Path,
+        err: Path | None = None,
+    ) -> None:
+        """Starts it.
+
+        Args:
+            program: an importable function; what it returns becomes the exit code, as with `sys.exit`.
+            arguments: of its command line.
+            environment: all of it.
+            out: file that its standard output is appended to.
+            err: the same for standard error; None: the same file.
+        """
+        self.out, self.err = out, err or out
+        for path in (self.out, self.err):
+            path.touch()
+        _CONTEXT.set_forkserver_preload(PRELOAD)
+        call = (program, list(arguments), dict(environment), str(self.out), str(self.err))
+        self._process: Any = _CONTEXT.Process(target=_call, args=call)
+        self._process.start()
+        self.pid: int = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """-n: signal n ended it; None: it runs."""
+        code: int | None = self._process.exitcode
+        return code
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(str(self._process), timeout or 0)
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[bytes, bytes]:
+        """What it said, once it has ended."""
+        self.wait(timeout)
+        return self.out.read_bytes(), self.err.read_bytes()
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def _call(program: Callable[[], object], arguments: list[str], environment: dict[str, str], out: str, err: str) -> None:
+    """In the fork: what a shell does."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+    sys.argv = [program.__module__, *arguments]
+    sys.exit(program())
