@@ -27,7 +27,9 @@ class Medgr2:
     """The command line, by an admin in the world's namespace unless told otherwise."""
 
     def __init__(self, world: World) -> None:
-        self._folder, self._number = world.folder, itertools.count()
+        # beside the test's own folder, which some commands fill
+        self._folder, self._number = world.folder.with_name(f"{world.folder.name}-said"), itertools.count()
+        self._folder.mkdir(exist_ok=True)
         self._where = [f"--kubeconfig={world.control_plane.kubeconfig}", f"--namespace={world.namespace}"]
 
     def __call__(self, *arguments: object) -> str:
