@@ -174,6 +174,7 @@ def namespace_of(control_plane: ControlPlane, title: str, folder: Path) -> Itera
     """A namespace with a claim."""
     with fresh_namespace(control_plane, title) as name:
         world = World(control_plane, Kubectl(control_plane, name), name, folder)
+        world.operator = world.replica("program", Operator)  # a forked one would have another's memory
         world.make_claim()
         yield world
         world.close()
