@@ -6,6 +6,7 @@ What a program is, is not changed by it: its own process, environment, arguments
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 #: Nothing that starts threads. Pytest is what the forked process takes for its main module.
 PRELOAD = [
@@ -25,7 +27,23 @@ PRELOAD = [
         for name in ("app", "connection", "decisions", "logs", "results", "reviewing", "steer", "stories", "volume")
     ),
 ]
-_CONTEXT = multiprocessing.get_context("forkserver")
+
+
+def context(preload: Sequence[str]) -> Any:
+    """Where to start processes that find these modules imported.
+
+    There is one server to fork from, and it imports only when it starts. So another list takes another server; what the
+    one before has forked must have ended, for nobody could tell how.
+    """
+    forkserver = multiprocessing.forkserver._forkserver
+    made = multiprocessing.get_context("forkserver")
+    if list(preload) != forkserver._preload_modules:
+        forkserver._stop()
+        made.set_forkserver_preload(list(preload))
+    # before 3.13 the server learns sys.path from the environment only
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(dict.fromkeys(filter(None, sys.path)))):
+        forkserver.ensure_running()
+    return made
 
 
 class Forked:
@@ -52,9 +70,8 @@ class Forked:
         self.out, self.err = out, err or out
         for path in (self.out, self.err):
             path.touch()
-        _CONTEXT.set_forkserver_preload(PRELOAD)
         call = (program, list(arguments), dict(environment), str(self.out), str(self.err))
-        self._process: Any = _CONTEXT.Process(target=_call, args=call)
+        self._process: Any = context(PRELOAD).Process(target=_call, args=call)
         self._process.start()
         self.pid: int = self._process.pid
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import random
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +27,7 @@ from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
 from medgr2_jobs.store.images import ImageStore
 from medgr2_jobs.tiny import model as tiny_model
 from medgr2_jobs.tiny import tokenizer as tiny_tokenizer
+from tests import forked
 
 FORMAT = AnswerFormat.OPTION_TEXT
 CYCLE = CycleRef(name="world", uid="0" * 8)
@@ -247,10 +246,7 @@ def disturbed(request: StageRequest, root: Path, step: int, sign: int, moment: s
 
 def in_child(world: World, request: StageRequest, step: int = 0, sign: int = 0, moment: str = "log") -> int:
     """Exit code of `disturbed` in a process of its own; -n when signal n ended it."""
-    # before 3.13 the server learns sys.path from the environment only
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, sys.path)))
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["policy_world", "medgr2_jobs.policy.sft", "medgr2_jobs.policy.grpo"])
+    server = forked.context(["policy_world", "medgr2_jobs.policy.sft", "medgr2_jobs.policy.grpo"])
     child = server.Process(target=disturbed, args=(request, world.root, step, sign, moment))
     child.start()
     child.join(180)
