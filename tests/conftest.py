@@ -10,7 +10,7 @@ import pytest
 pytest_plugins = ["tests.left_out"]
 
 #: Files that take longest, and so begin first: a file's tests run one after the other, and nothing else should be left.
-LONGEST = ("test_loop_on_node.py", "test_seeded_schedules.py", "test_distributed.py")
+LONGEST = ("test_loop_on_node.py", "test_seeded_schedules.py", "test_distributed.py", "test_policy.py")
 
 # A process that a script starts in its background ignores SIGINT, and so would all that it starts: also the commands
 # that tests interrupt.

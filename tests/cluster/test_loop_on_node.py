@@ -29,7 +29,7 @@ QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart-cluster.yaml"
 FULL_SIZE = os.environ.get("MEDGR2_TEST_FULL_SIZE") == "1"
 CLAIM = "quickstart-workspace"
 #: Long enough to be interrupted.
-GRPO_STEPS = 60
+GRPO_STEPS = 24
 STEPS, CANDIDATES = 6, 6
 #: Two pods at a time have to fit on a node of two CPUs, beside its own processes.
 LITTLE = {"requests": {"cpu": "100m", "memory": "512Mi"}}

@@ -55,7 +55,8 @@ def reconcile(w: World, a: int, b: int) -> None:
 
 def reconcile_crash(w: World, a: int, b: int) -> None:
     """The operator dies after any single action."""
-    made = w.make_plan(w.cycle(), w.observe())
+    cycle = w.cycle()
+    made = w.make_plan(cycle, w.observe(cycle))
     w.apply(made, w.version, crash_after=a % (2 + len(made.deletes) + len(made.creates)))
     w.uids.clear()
 

@@ -71,14 +71,16 @@ class World:
 
     def cycle(self) -> Cycle:
         """The object as read now, with uids that no status has told yet."""
-        stages = [
+        return Cycle.model_construct(metadata=metadata(self.generation), spec=self.spec, status=self._status_now())
+
+    def _status_now(self) -> CycleStatus:
+        told = [
             stage
             if stage.job_uid or stage.job_name not in self.uids
             else stage.model_copy(update={"job_uid": self.uids[stage.job_name]})
             for stage in self.status.stages
         ]
-        status = self.status.model_copy(update={"stages": stages})
-        return Cycle.model_construct(metadata=metadata(self.generation), spec=self.spec, status=status)
+        return self.status.model_copy(update={"stages": told})
 
     def observe(self, cycle: Cycle | None = None, meanwhile: Callable[[], object] = lambda: None) -> Observed:
         """Jobs, then pods, as an executor reads them that has read the cycle before: none that are too old to matter.
@@ -115,14 +117,15 @@ class World:
 
     def reconcile(self) -> Plan:
         """All well: read, plan, apply."""
-        made = self.make_plan(self.cycle(), self.observe())
+        cycle = self.cycle()
+        made = self.make_plan(cycle, self.observe(cycle))
         self.apply(made, self.version)
         return made
 
     def _write(self, status: CycleStatus, version: int) -> bool:
         if self.check_conflicts and version != self.version:
             return False
-        if status != self.cycle().status:
+        if status != self._status_now():
             self.old_cycles.append((self.version, self.cycle()))
             self.history.check_status(status)
             self.status = status
