@@ -7,8 +7,8 @@ WORKSPACE ?= .medgr2
 STAMP := $(VENV)/.installed
 NAME ?=
 # More than the cores that CI has: the tests of the cluster mostly wait.
-TEST_PROCESSES ?= 4
-# A file's tests stay together; files go in the order of tests/conftest.py, the longest first.
+TEST_PROCESSES ?= 5
+# A file's tests mostly stay together; tests/conftest.py says which do not, and which begin first.
 DISTRIBUTION := --dist loadfile --no-loadscope-reorder
 
 # Root can run a real node; everybody else gets simulated ones.

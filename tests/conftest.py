@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gc
 import signal
+from typing import Any
 
 import pytest
 
 pytest_plugins = ["tests.left_out"]
 
-#: Files that take longest, and so begin first: a file's tests run one after the other, and nothing else should be left.
-LONGEST = ("test_loop_on_node.py", "test_seeded_schedules.py", "test_distributed.py", "test_policy.py")
+#: Files that take longest, in this order: they begin first, or one would be left when all else is done.
+FIRST = ("test_loop_on_node.py", "test_distributed.py", "test_policy.py", "test_rbac.py", "test_kueue.py")
+#: Files whose tests share nothing and so go one by one, last, to whoever is free. All others' stay together.
+SPREAD = ("test_failures.py", "test_seeded_schedules.py")
 
 # A process that a script starts in its background ignores SIGINT, and so would all that it starts: also the commands
 # that tests interrupt.
@@ -29,5 +32,20 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Moves them to the front; all else stays in its order."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """Puts them in that order; all else stays in its own."""
+    middle = len(FIRST)
+    places = {name: place for place, name in enumerate(FIRST)} | dict.fromkeys(SPREAD, middle + 1)
+    items.sort(key=lambda item: places.get(item.path.name, middle))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What hands the tests out to processes."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return nodeid if file.endswith(SPREAD) else file
+
+    return Files(config, log)

@@ -85,7 +85,8 @@ class Lab:
             return
         common = {"accessModes": ["ReadWriteOnce"], "storageClassName": ""}
         source = {"hostPath": {"path": str(self.node.folder_for(name))}}
-        volume = {**common, "capacity": {"storage": "1Gi"}, **source}
+        reserved = {"claimRef": {"namespace": self.namespace, "name": name}}  # nobody else's claim may have it
+        volume = {**common, **reserved, "capacity": {"storage": "1Gi"}, **source}
         wanted = {**common, "resources": {"requests": {"storage": "1Gi"}}, "volumeName": name}
         self.kubectl.apply(
             {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": volume},

@@ -43,7 +43,9 @@ class World:
     def make_claim(self) -> None:
         """A volume of the namespace's own, and the quickstart's claim on it."""
         common = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
-        volume = {**common, "capacity": {"storage": "1Gi"}, "hostPath": {"path": "/nowhere"}}
+        # reserved: a volume that is free for a moment would go to any other test's claim that waits for one
+        reserved = {"claimRef": {"namespace": self.namespace, "name": "medgr2-data"}}
+        volume = {**common, **reserved, "capacity": {"storage": "1Gi"}, "hostPath": {"path": "/nowhere"}}
         claim = {**common, "resources": {"requests": {"storage": "1Gi"}}, "volumeName": self.namespace}
         self.kubectl.apply(
             {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": self.namespace}, "spec": volume},
