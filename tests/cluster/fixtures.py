@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import kubernetes.client
 import pytest
 import yaml
 
@@ -101,14 +102,15 @@ def fresh_namespace(control_plane: ControlPlane, title: str) -> Iterator[str]:
     """A namespace with this title in its name, ready for pods."""
     words = re.sub("[^a-z0-9]+", "-", title.lower())[:NAME_LENGTH].strip("-")
     name = f"{words}-{os.urandom(3).hex()}"
-    control_plane.kubectl("create", "namespace", name)
+    core = kubernetes.client.CoreV1Api(control_plane.client())  # a kubectl each time would be a tenth of a small test
+    core.create_namespace({"metadata": {"name": name}})
     eventually(
-        lambda: "default" in control_plane.kubectl("get", "serviceaccounts", "-n", name, "-o", "name"),
+        lambda: any(found.metadata.name == "default" for found in core.list_namespaced_service_account(name).items),
         f"the default ServiceAccount of {name}",
         NAMESPACE_SECONDS,
     )
     yield name
-    control_plane.kubectl("delete", "namespace", name, "--wait=false")
+    core.delete_namespace(name)
 
 
 class Kubectl:

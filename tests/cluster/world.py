@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import kubernetes.client
 import pytest
 import yaml
+from kubernetes.client.exceptions import NotFoundException
 
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Document, Kubectl, eventually
@@ -31,8 +33,8 @@ class World:
         self.control_plane, self.kubectl, self.namespace, self.folder = control_plane, kubectl, namespace, folder
         self.operators: list[Operator] = []
         # asked ten times a second while a test waits: a kubectl each time would be most of a test's work
-        self._objects = kubernetes.client.CustomObjectsApi(control_plane.client())
-        self._core = kubernetes.client.CoreV1Api(control_plane.client())
+        client = control_plane.client()
+        self._objects, self._core = kubernetes.client.CustomObjectsApi(client), kubernetes.client.CoreV1Api(client)
         self.operator = self.replica("operator-0")
 
     def replica(self, name: str, kind: type[Operator] = ForkedOperator) -> Operator:
@@ -47,16 +49,17 @@ class World:
         reserved = {"claimRef": {"namespace": self.namespace, "name": "medgr2-data"}}
         volume = {**common, **reserved, "capacity": {"storage": "1Gi"}, "hostPath": {"path": "/nowhere"}}
         claim = {**common, "resources": {"requests": {"storage": "1Gi"}}, "volumeName": self.namespace}
-        self.kubectl.apply(
-            {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": self.namespace}, "spec": volume},
-            {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "medgr2-data"}, "spec": claim},
+        self._core.create_persistent_volume({"metadata": {"name": self.namespace}, "spec": volume})
+        self._core.create_namespaced_persistent_volume_claim(
+            self.namespace, {"metadata": {"name": "medgr2-data"}, "spec": claim}
         )
 
     def close(self) -> None:
         """Ends the operators; the namespace goes by itself."""
         for operator in self.operators:
             operator.kill()
-        self.kubectl("delete", "pv", self.namespace, "--wait=false", "--ignore-not-found")
+        with contextlib.suppress(NotFoundException):
+            self._core.delete_persistent_volume(self.namespace)
 
     # -- the cycle -----------------------------------------------------------------------------------------------------
 

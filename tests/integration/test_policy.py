@@ -28,8 +28,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return policy_world.build(tmp_path_factory.mktemp("world"))
 
 
-SFT = {"max_steps": 16, "per_device_train_batch_size": 4}  # 7 steps an epoch
-GRPO = {"max_steps": 14, "per_device_train_batch_size": 32}  # 6 steps an epoch
+SFT = {"max_steps": 11, "per_device_train_batch_size": 4}  # 7 steps an epoch
+GRPO = {"max_steps": 10, "per_device_train_batch_size": 32}  # 6 steps an epoch
 
 
 def requests(world: World, kind: str, name: str, attempt: int) -> StageRequest:
@@ -53,7 +53,7 @@ def test_kills_and_sigterm_do_not_change_a_byte(world: World, kind: str) -> None
 
     seed = random.randrange(2**32)
     rng = random.Random(seed)
-    last = 16 if kind.startswith("sft") else 14
+    last = (SFT if kind.startswith("sft") else GRPO)["max_steps"]
     steps = sorted(rng.sample(range(2, last - 2), 3))
     print(f"seed {seed}: interrupted at {steps}")
     assert in_child(world, requests(world, kind, "torn", 1), steps[0], signal.SIGKILL) == -signal.SIGKILL
