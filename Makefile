@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 WORKSPACE ?= .medgr2
 STAMP := $(VENV)/.installed
 NAME ?=
+# Of each stage of the demo; with 1 the same seed gives the same bytes every time.
+THREADS ?= 2
 # More than the cores that CI has: the tests of the cluster mostly wait.
 TEST_PROCESSES ?= 5
 # A file's tests mostly stay together; tests/conftest.py says which do not, and which begin first.
@@ -20,8 +22,8 @@ help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: $(STAMP)  ## Run the quickstart loop and its raw-answers ablation, then compare them.
-	$(BIN)/medgr2 run examples/quickstart.yaml --workspace $(WORKSPACE)
-	$(BIN)/medgr2 run examples/quickstart-raw.yaml --workspace $(WORKSPACE)
+	$(BIN)/medgr2 run examples/quickstart.yaml --workspace $(WORKSPACE) --threads $(THREADS)
+	$(BIN)/medgr2 run examples/quickstart-raw.yaml --workspace $(WORKSPACE) --threads $(THREADS)
 	$(BIN)/medgr2 compare quickstart quickstart-raw --workspace $(WORKSPACE)
 
 test: $(STAMP) go  ## Run all tests; builds the test cluster's programs and images the first time.

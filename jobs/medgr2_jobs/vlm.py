@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
+from . import shortcuts
 from .errors import ConfigError
 from .store.images import ImageStore
 
@@ -73,7 +74,7 @@ def load_model(path: Path, *, train: bool = False) -> Any:
         raise ConfigError(f"{path}: its weights lack {lacking} …; the folder is incomplete")
     if model.config.model_type not in SUPPORTED:
         raise ConfigError(f"{path}: model type {model.config.model_type!r}; supported: {', '.join(SUPPORTED)}")
-    return model.to(device()).train(train)
+    return shortcuts.take(model).to(device()).train(train)
 
 
 def load_processor(path: Path, padding_side: str = "right") -> Any:

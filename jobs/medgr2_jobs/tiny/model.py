@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from .. import shortcuts
 from .tokenizer import MERGE, PATCH
 
 HIDDEN = 96
@@ -69,4 +70,4 @@ def build(tokenizer: Any, seed: int) -> Any:
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    return model
+    return shortcuts.take(model)
