@@ -14,6 +14,8 @@ pytest_plugins = ["tests.left_out"]
 FIRST = ("test_loop_on_node.py", "test_distributed.py", "test_policy.py", "test_rbac.py", "test_kueue.py")
 #: Files whose tests share nothing and so go one by one, last, to whoever is free. All others' stay together.
 SPREAD = ("test_failures.py", "test_seeded_schedules.py")
+#: Folders whose files share what takes long to make, and so stay together too.
+TOGETHER = ("tests/cluster/chart/",)
 
 # A process that a script starts in its background ignores SIGINT, and so would all that it starts: also the commands
 # that tests interrupt.
@@ -46,6 +48,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Files(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return nodeid if file.endswith(SPREAD) else file
+            together = next((folder for folder in TOGETHER if folder in file), file)
+            return nodeid if file.endswith(SPREAD) else together
 
     return Files(config, log)

@@ -6,10 +6,12 @@ import ctypes
 import multiprocessing
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .context import StageContext
 from .errors import TemporaryError
+
+if TYPE_CHECKING:
+    from .context import StageContext
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

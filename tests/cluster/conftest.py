@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tests.cluster.chart_fixtures import cluster_helm, helm, home, own_cluster, own_kwok, own_shared_cluster, team
 from tests.cluster.fixtures import (
     control_plane,
     crd,
@@ -19,11 +18,8 @@ from tests.cluster.lab import installed, lab
 from tests.cluster.world import world
 
 __all__ = [
-    "cluster_helm",
     "control_plane",
     "crd",
-    "helm",
-    "home",
     "installed",
     "kubectl",
     "kueue",
@@ -32,11 +28,7 @@ __all__ = [
     "namespace",
     "node_cluster",
     "operator_image",
-    "own_cluster",
-    "own_kwok",
-    "own_shared_cluster",
     "shared_cluster",
     "stage_image",
-    "team",
     "world",
 ]

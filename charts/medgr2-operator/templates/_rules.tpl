@@ -1,4 +1,4 @@
-{{- /* What the operator does in the namespaces of cycles; tests/cluster/test_rbac.py proves that it needs each line. */}}
+{{- /* What the operator does in the namespaces of cycles; tests/cluster/chart/test_rbac.py proves that it needs each line. */}}
 {{- define "medgr2-operator.rules" -}}
 - apiGroups: [medgr2.io]
   resources: [medgr2cycles]

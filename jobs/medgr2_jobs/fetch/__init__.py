@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from medgr2_api.parameters import PrepareParameters
 from medgr2_api.references import is_remote, looks_like_hub_id
 
-from ..context import StageContext
 from ..errors import ConfigError
 from ..store.paths import inside
 from . import pinned, process
 from .pinned import Kind
 
-Context = StageContext[PrepareParameters]
+if TYPE_CHECKING:
+    from medgr2_api.parameters import PrepareParameters
+
+    from .process import Context
+
 BUILTIN = "builtin://"
 
 #: Folders that a stage has verified, or fetched itself: a model is not read again each time it is asked for.

@@ -9,19 +9,21 @@ import select
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
-
-from medgr2_api.data import Fetch
-from medgr2_api.parameters import PrepareParameters
-from medgr2_api.references import SecretKeyRef
+from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from ..context import StageContext
 from ..errors import StageError, TemporaryError
 from .order import Order
 from .pinned import Kind
 
-Context = StageContext[PrepareParameters]
+if TYPE_CHECKING:  # a fetching process starts for each URI, and needs none of it
+    from medgr2_api.data import Fetch
+    from medgr2_api.parameters import PrepareParameters
+    from medgr2_api.references import SecretKeyRef
+
+    from ..context import StageContext
+
+    Context = StageContext[PrepareParameters]
 
 _COMMAND = (sys.executable, "-m", "medgr2_jobs.fetch.child")
 _LOOK = 0.2  # seconds between two looks at the stop signal

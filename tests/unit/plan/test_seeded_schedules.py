@@ -1,4 +1,4 @@
-"""Random schedules from seeds, many of them; those that Hypothesis looks for are in test_schedules.py.
+"""Random schedules from seeds; with those that Hypothesis looks for, in test_schedules.py, they are over 10,000.
 
 Two files, for the tests of one file run one after the other.
 """
@@ -16,7 +16,7 @@ def test_seeded_schedules(block: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", range(10))
-def test_ten_thousand_seeded_schedules(block: int) -> None:
+@pytest.mark.parametrize("block", range(9))
+def test_thousands_of_seeded_schedules(block: int) -> None:
     for seed in range(1000 + block * 1000, 2000 + block * 1000):
         run_schedule(seed)

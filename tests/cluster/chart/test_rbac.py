@@ -17,7 +17,7 @@ import pytest
 from medgr2_api.stages import Progress
 from medgr2_operator.render.settings import RenderSettings
 from tests.cluster.audit import Event
-from tests.cluster.chart_fixtures import restricted_namespace
+from tests.cluster.chart.conftest import restricted_namespace
 from tests.cluster.chart_world import CLAIM, CLAIM_TEMPLATE, ChartWorld, chart_world
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Document, eventually

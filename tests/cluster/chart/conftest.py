@@ -19,9 +19,9 @@ from tests.cluster.shared import SharedCluster
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def own_shared_cluster() -> Iterator[SharedCluster]:
-    """A cluster of the test module's own, with simulated nodes."""
+    """A cluster of these tests' own, with simulated nodes."""
     cluster = SharedCluster(f"chart-{os.getpid()}")
     cluster.join()
     cluster.kwok()
@@ -29,13 +29,13 @@ def own_shared_cluster() -> Iterator[SharedCluster]:
     cluster.leave()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def own_cluster(own_shared_cluster: SharedCluster) -> ControlPlane:
     """Its API server."""
     return own_shared_cluster.control_plane
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def own_kwok(own_shared_cluster: SharedCluster) -> Kwok:
     """Its nodes."""
     return own_shared_cluster.kwok()
