@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Many processes start from these sources: their bytecode is kept, whatever the environment says.
+export PYTHONDONTWRITEBYTECODE :=
 WORKSPACE ?= .medgr2
 STAMP := $(VENV)/.installed
 NAME ?=

@@ -24,7 +24,18 @@ PRELOAD = [
     "medgr2_operator.runtime.main",
     *(
         f"medgr2_operator.cli.{name}"
-        for name in ("app", "connection", "decisions", "logs", "results", "reviewing", "steer", "stories", "volume")
+        for name in (
+            "app",
+            "connection",
+            "decisions",
+            "logs",
+            "results",
+            "reviewing",
+            "run",
+            "steer",
+            "stories",
+            "volume",
+        )
     ),
 ]
 

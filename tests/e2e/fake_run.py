@@ -1,4 +1,4 @@
-"""`medgr2` with the fake zygote: `python fake_run.py run cycle.yaml --workspace DIR`."""
+"""`medgr2` with the fake zygote."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 from medgr2_operator.cli import app
 from medgr2_operator.local import executor
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Its entry point, as `medgr2`'s."""
     executor.Executor.__init__.__kwdefaults__["command"] = (  # type: ignore[index]
         sys.executable,
         str(Path(__file__).with_name("fake_zygote.py")),

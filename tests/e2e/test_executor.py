@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,8 +19,8 @@ import yaml
 from typer.testing import CliRunner
 
 from medgr2_operator.cli.app import app
-
-RUN = [sys.executable, str(Path(__file__).with_name("fake_run.py"))]
+from tests.e2e import fake_run
+from tests.forked import Forked
 
 CYCLE: dict[str, Any] = {
     "apiVersion": "medgr2.io/v1alpha1",
@@ -44,30 +43,38 @@ CYCLE: dict[str, Any] = {
 }
 
 
+class Run(Forked):
+    """A `medgr2 run`."""
+
+    def said(self) -> str:
+        return self.out.read_text()
+
+
 class Workspace:
     """A workspace with a cycle file, and the ledger the fake stages keep."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.runs = 0
         self.file = root / "cycle.yaml"
         self.write(CYCLE)
 
     def write(self, document: dict[str, Any]) -> None:
         self.file.write_text(yaml.safe_dump(document))
 
-    def command(self, *arguments: str) -> list[str]:
-        return [*RUN, "run", str(self.file), "--workspace", str(self.root / "ws"), "--plain", *arguments]
-
-    def start(self, *arguments: str, step: float = 0.01) -> subprocess.Popen[str]:
-        environment = {**os.environ, "FAKE_STEP_SECONDS": str(step)}
-        return subprocess.Popen(
-            self.command(*arguments), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    def start(self, *arguments: str, step: float = 0.01) -> Run:
+        command = ["run", str(self.file), "--workspace", str(self.root / "ws"), "--plain", *arguments]
+        self.runs += 1
+        return Run(
+            fake_run.main,
+            command,
+            environment={**os.environ, "FAKE_STEP_SECONDS": str(step)},
+            out=self.root / f"run-{self.runs}.log",
         )
 
     def run(self, *arguments: str, step: float = 0.002) -> tuple[int, str]:
         process = self.start(*arguments, step=step)
-        output, _ = process.communicate(timeout=600)
-        return process.returncode, output
+        return process.wait(600), process.said()
 
     def ledger(self, what: str = "end") -> list[dict[str, Any]]:
         path = self.root / "ws" / "test" / "ledger.jsonl"
@@ -125,7 +132,7 @@ def test_kill_9_of_the_run_at_random_moments(space: Workspace, undisturbed: Work
     for _ in range(60):
         process = space.start(step=0.03)  # long enough for several kills on any machine
         try:
-            process.wait(timeout=0.35 + rng.random() * 0.9)
+            process.wait(timeout=0.2 + rng.random())
             break
         except subprocess.TimeoutExpired:
             process.kill()
@@ -154,8 +161,7 @@ def test_kill_9_of_stages_at_random_moments(space: Workspace, undisturbed: Works
                 killed += 1
             except ProcessLookupError:
                 pass
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
+    assert process.wait(600) == 0, process.said()
     assert killed >= 3
     assert space.digests() == undisturbed.digests()
 
@@ -166,8 +172,8 @@ def test_kill_9_of_the_zygote(space: Workspace, undisturbed: Workspace) -> None:
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
+    assert process.wait(600) == 0, process.said()
+    output = process.said()
     assert "stage server ended (signal SIGKILL)" in output.replace("\n", " ") or "SIGKILL" in output
     assert space.digests() == undisturbed.digests()
 
@@ -183,7 +189,7 @@ def test_nothing_is_started_beside_what_a_killed_run_or_zygote_left_behind(space
             os.kill(int(children[0]), signal.SIGKILL)
     assert "Resource temporarily unavailable" not in _logs(space)
     process.kill()
-    process.communicate()
+    process.wait()
     code, output = space.run()
     assert code == 0, output
     assert f"waiting for the stages that run {process.pid} left behind" in output
@@ -195,9 +201,8 @@ def test_interrupt_checkpoints_and_the_same_command_goes_on(space: Workspace, un
     while not space.ledger():
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 130, output
-    assert "the same command goes on" in output
+    assert process.wait(600) == 130, process.said()
+    assert "the same command goes on" in process.said()
     assert space.state()["status"]["phase"] == "Suspended"
     assert "suspend" not in space.state()["spec"] or space.state()["spec"]["suspend"] is False
     code, output = space.run()
@@ -211,7 +216,7 @@ def test_second_run_is_refused_with_the_pid_of_the_first(space: Workspace) -> No
         time.sleep(0.05)
     code, output = space.run()
     first.send_signal(signal.SIGINT)
-    first.communicate(timeout=600)
+    first.wait(600)
     assert code == 2
     assert str(first.pid) in output
 
