@@ -24,9 +24,15 @@ def test_does_not(n): pytest.skip("a node needs root")
 @pytest.mark.parametrize(("strict", "code"), [("", 0), ("1", 1)])
 def test_left_out(tmp_path: Path, strict: str, code: int, processes: str) -> None:
     (tmp_path / "test_some.py").write_text(TESTS)
-    command = [sys.executable, "-m", "pytest", "-p", "tests.left_out", "-p", "no:cacheprovider", "-n", processes]
-    environment = {**os.environ, "MEDGR2_NOTHING_LEFT_OUT": strict, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, "test_some.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    options = ("-p", "xdist", "-p", "tests.left_out", "-p", "no:cacheprovider", "-n", processes)
+    environment = {
+        **os.environ,
+        "MEDGR2_NOTHING_LEFT_OUT": strict,
+        "PYTHONPATH": str(ROOT),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
+    command = [sys.executable, "-m", "pytest", *options, "test_some.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == code, done.stdout + done.stderr
     *_, before, last = done.stdout.strip().splitlines()
     assert before == "left out: 2 tests, because a node needs root"
