@@ -9,7 +9,7 @@ attention) goes the library's way.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, wraps
 from typing import Any
 
@@ -30,15 +30,21 @@ def take(model: Any) -> Any:
     Returns:
         The model.
     """
+    for owner, name, shortcut in places(model):
+        setattr(owner, name, _once(getattr(owner, name), shortcut))
+    return model
+
+
+def places(model: Any) -> Iterator[tuple[Any, str, Callable[..., Any]]]:
+    """What is replaced: class or module, attribute, shortcut. (`attribute.medgr2_original` is the library's own.)"""
     for kind in {type(part) for part in model.modules()}:
         for ending, method, shortcut in _OF_CLASSES:
             if kind.__name__.endswith(ending):
-                setattr(kind, method, _once(getattr(kind, method), shortcut))
+                yield kind, method, shortcut
     home = sys.modules[type(model).__module__]
     for name, shortcut in _OF_MODULES.items():
         if hasattr(home, name):
-            setattr(home, name, _once(getattr(home, name), shortcut))
-    return model
+            yield home, name, shortcut
 
 
 def _once(original: Callable[..., Any], shortcut: Callable[..., Any]) -> Callable[..., Any]:

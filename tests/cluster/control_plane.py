@@ -129,9 +129,21 @@ class ControlPlane:
             raise RuntimeError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout if check else done.stdout + done.stderr
 
+    def established(self, *crds: str) -> None:
+        """Waits until CRDs (words of `kubectl wait`) are served."""
+        while True:
+            try:
+                self.kubectl("wait", "--for=condition=Established", *crds, "--timeout=240s")
+                return
+            except RuntimeError as error:
+                if "accessor error" not in str(error):  # what it says of an object without any condition yet
+                    raise
+                time.sleep(0.1)
+
     def user_kubeconfig(self, user: str, groups: Sequence[str] = ()) -> Path:
-        """A kubeconfig of this user, by client certificate."""
-        file = "user-" + "".join(char if char.isalnum() else "-" for char in user)
+        """A kubeconfig of this user, by a client certificate; another process may make one of the same user now."""
+        words = "".join(char if char.isalnum() else "-" for char in user)
+        file = f"user-{words}-{secrets.token_hex(4)}"
         self._authority.issue(file, user, groups=groups)
         certificate = {
             "client-certificate": str(self._file(f"{file}.crt")),

@@ -149,7 +149,7 @@ def serve_crd(control_plane: ControlPlane) -> str:
     """Has a cluster serve our CRD; gives its name."""
     control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
     name = str(yaml.safe_load(CRD.read_text())["metadata"]["name"])
-    control_plane.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=120s")
+    control_plane.established(f"crd/{name}")
     return name
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import IO
 
 from tests.cluster import tools
 
@@ -98,23 +100,43 @@ def size(reference: str) -> str:
     return _buildah("images", "--format={{.Size}}", f"--filter=reference={reference}").strip()
 
 
-@contextmanager
-def archive(image: Image, known: Collection[str]) -> Iterator[Path]:
-    """The image as a file for containerd, in OCI's layout; removed afterwards.
+def send(image: Image, known: Collection[str], sink: IO[bytes]) -> None:
+    """Writes an image for containerd, a tar of OCI's layout.
 
     Args:
         image: built before.
         known: digests of what the receiver has already. They are left out: the dependencies have six gigabytes and
             seldom change.
+        sink: where it goes.
     """
-    with _lock(), _scratch() as scratch:
-        yield _archive(image, known, scratch)
+    with _lock():
+        layout, index, parts = _layout(image)
+        with tarfile.open(fileobj=sink, mode="w|") as tar:
+            tar.add(layout / "oci-layout", "oci-layout")
+            entry = tarfile.TarInfo("index.json")
+            entry.size = len(index)
+            tar.addfile(entry, io.BytesIO(index))
+            for digest in parts:
+                if digest not in known:
+                    tar.add(_blob(layout, digest), f"blobs/sha256/{digest.removeprefix('sha256:')}")
 
 
-def _archive(image: Image, known: Collection[str], scratch: Path) -> Path:
+def _layout(image: Image) -> tuple[Path, bytes, list[str]]:
+    """OCI's layout of an image, its index for containerd, and the digests of its parts.
+
+    Uncompressed, so that a layer has the same name as in buildah's storage and is written once: compressing the
+    dependencies anew, which `buildah push` does whatever it is told, takes minutes.
+    """
     layout = tools.cache() / "images" / image.name
     layout.mkdir(parents=True, exist_ok=True)
-    _buildah("push", "--quiet", "--disable-compression", image.reference, f"oci:{layout}:{image.reference}")
+    storage, run = _storage()
+    _run(
+        [
+            _program("skopeo"), "--insecure-policy", "copy", "--quiet", "--format=oci",
+            "--dest-oci-accept-uncompressed-layers", f"containers-storage:[overlay@{storage}+{run}]{image.reference}",
+            f"oci:{layout}:{image.reference}",
+        ]
+    )  # fmt: skip
     index = json.loads((layout / "index.json").read_text())
     (entry,) = (e for e in index["manifests"] if e["annotations"][_REF_NAME] == image.reference)
     manifest = json.loads(_blob(layout, entry["digest"]).read_text())
@@ -125,14 +147,7 @@ def _archive(image: Image, known: Collection[str], scratch: Path) -> Path:
         if f"sha256:{path.name}" not in parts:  # of an older build
             path.unlink()
     entry["annotations"]["io.containerd.image.name"] = image.reference
-    (scratch / "index.json").write_text(json.dumps(index))
-    with tarfile.open(scratch / "image.tar", "w") as tar:
-        tar.add(layout / "oci-layout", "oci-layout")
-        tar.add(scratch / "index.json", "index.json")
-        for digest in dict.fromkeys(parts):
-            if digest not in known:
-                tar.add(_blob(layout, digest), f"blobs/sha256/{digest.removeprefix('sha256:')}")
-    return scratch / "image.tar"
+    return layout, json.dumps(index).encode(), list(dict.fromkeys(parts))
 
 
 def _blob(layout: Path, digest: str) -> Path:
@@ -185,9 +200,13 @@ def _forget(name: str, keep: str) -> None:
 
 
 def _command() -> list[str]:
-    root = tools.cache() / "buildah"
-    run = Path("/run/medgr2-buildah")
+    root, run = _storage()
     return [_program("buildah"), "--storage-driver=overlay", f"--root={root}", f"--runroot={run}"]
+
+
+def _storage() -> tuple[Path, Path]:
+    """Where the images lie, and where it is noted what is mounted."""
+    return tools.cache() / "buildah", Path("/run/medgr2-buildah")
 
 
 def _buildah(*arguments: str) -> str:

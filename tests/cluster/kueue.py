@@ -40,7 +40,7 @@ class Kueue:
         manifests = tools.manifests_of("kueue")
         crds = str(manifests / "crd" / "bases")
         self.control_plane.kubectl("apply", "--server-side", "-f", crds)
-        self.control_plane.kubectl("wait", "--for=condition=Established", "-f", crds, "--timeout=240s")
+        self.control_plane.established("-f", crds)
         role = yaml.safe_load((manifests / "rbac" / "role.yaml").read_text())
         self._apply({**role, "metadata": {"name": USER}}, _binding())
         port = free_ports(1)[0]

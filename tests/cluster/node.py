@@ -94,8 +94,11 @@ class Node:
         reference = images.build(image)
         if reference not in self._ctr("images", "list", "--quiet").split():
             known = self._ctr("content", "list", "--quiet").split()
-            with images.archive(image, known) as file:
-                self._ctr("images", "import", str(file))
+            with subprocess.Popen(self._ctr_command("images", "import", "-"), stdin=subprocess.PIPE) as importing:
+                assert importing.stdin is not None
+                images.send(image, known, importing.stdin)
+            if importing.returncode:
+                raise ProcessError(f"containerd did not take {reference}")
             self._drop_others(reference)
         return reference
 
@@ -301,7 +304,10 @@ state = "{self.folder / "containerd"}"
         return path
 
     def _ctr(self, *arguments: str, check: bool = True) -> str:
-        return _run(_program("ctr"), f"--address={self.socket}", "--namespace=k8s.io", *arguments, check=check)
+        return _run(*self._ctr_command(*arguments), check=check)
+
+    def _ctr_command(self, *arguments: str) -> list[str]:
+        return [_program("ctr"), f"--address={self.socket}", "--namespace=k8s.io", *arguments]
 
     def _containerd_answers(self) -> bool:
         return self.socket.exists() and "Server:" in self._ctr("version", check=False)

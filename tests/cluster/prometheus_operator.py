@@ -19,8 +19,7 @@ def install(control_plane: ControlPlane) -> None:
     """Has the API server serve them."""
     for path in _files():
         control_plane.kubectl("apply", "--server-side", "-f", str(path))
-    names = [f"crd/{kind}.monitoring.coreos.com" for kind in KINDS]
-    control_plane.kubectl("wait", "--for=condition=Established", *names, "--timeout=240s")
+    control_plane.established(*(f"crd/{kind}.monitoring.coreos.com" for kind in KINDS))
 
 
 def _files() -> list[Path]:

@@ -19,6 +19,7 @@ PACKAGES = {
     "iptables": "iptables",
     "ip": "iproute2",
     "buildah": "buildah",
+    "skopeo": "skopeo",
     "debootstrap": "debootstrap",
     "busybox": "busybox-static",
     "/usr/lib/cni/bridge": "containernetworking-plugins",

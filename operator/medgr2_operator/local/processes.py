@@ -18,7 +18,7 @@ from pathlib import Path
 ZYGOTE_COMMAND = (sys.executable, "-m", "medgr2_jobs.zygote")
 #: Threads of OpenMP spin while they wait for each other, by default for milliseconds: two stages of two threads on two
 #: cores then take thirty times as long as they should. This many turns cost a stage that is alone nothing.
-_SPIN = {"GOMP_SPINCOUNT": "3000"}
+SPIN = {"GOMP_SPINCOUNT": "3000"}
 _SETTINGS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
@@ -53,7 +53,7 @@ class Processes:
                 stderr=stderr,
                 pass_fds=tuple(inherit),
                 start_new_session=True,  # Ctrl-C is ours to handle
-                env={**_SPIN, **os.environ, **_SETTINGS},
+                env={**SPIN, **os.environ, **_SETTINGS},
             )
         self.log = log
         self._reader = threading.Thread(target=self._read, name="zygote", daemon=True)

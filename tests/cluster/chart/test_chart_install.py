@@ -12,7 +12,7 @@ import yaml
 
 from tests.cluster.chart_world import CLAIM, CLAIM_TEMPLATE, chart_world
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.fixtures import CRD, Kubectl, eventually
+from tests.cluster.fixtures import CRD, Kubectl, eventually, serve_crd
 from tests.cluster.helm import CHART, RELEASE, Helm, HelmError, only
 from tests.cluster.kwok import behaviour
 
@@ -115,8 +115,7 @@ def test_who_owns_a_namespace_can_install_for_it(
     own_cluster: ControlPlane, tmp_path: Path, home: str, team: str, cluster_helm: Helm
 ) -> None:
     """With no right outside the operator's namespace and the watched one; only the CRD is the admin's to install."""
-    own_cluster.kubectl("apply", "--server-side", "-f", str(CRD))
-    own_cluster.kubectl("wait", "--for=condition=Established", f"crd/{CYCLES}", "--timeout=60s")
+    serve_crd(own_cluster)
     for namespace in (home, team):
         kubectl = Kubectl(own_cluster, namespace)
         rule = {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}

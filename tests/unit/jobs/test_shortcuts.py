@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,14 +57,8 @@ def long_way(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     """Takes the shortcuts back for a while."""
 
     def undo(model: Any) -> None:
-        for kind in {type(part) for part in model.modules()}:
-            for ending, method, _ in shortcuts._OF_CLASSES:
-                if kind.__name__.endswith(ending):
-                    monkeypatch.setattr(kind, method, getattr(kind, method).medgr2_original)
-        home = sys.modules[type(model).__module__]
-        for name in shortcuts._OF_MODULES:
-            if hasattr(home, name):
-                monkeypatch.setattr(home, name, getattr(home, name).medgr2_original)
+        for owner, name, _ in shortcuts.places(model):
+            monkeypatch.setattr(owner, name, getattr(owner, name).medgr2_original)
 
     return undo
 

@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from medgr2_operator.local.processes import Exited, Processes
+import pytest
+
+from medgr2_operator.local.processes import SPIN, Exited, Processes
 
 SLOW = """
 import json, subprocess, sys, time
@@ -32,3 +34,16 @@ def test_a_signal_reaches_a_stage_whose_process_is_not_known_yet(tmp_path: Path)
         ended = processes.wait(0.1)
     assert ended == [Exited("sft", 128 + signal.SIGTERM)]
     processes.close()
+
+
+@pytest.mark.parametrize(("given", "turns"), [({}, SPIN["GOMP_SPINCOUNT"]), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_threads_do_not_spin_for_long_unless_the_user_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], turns: str
+) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    program = "import os, sys; print(os.environ['GOMP_SPINCOUNT'], file=sys.stderr); sys.stdin.read()"
+    processes = Processes(tmp_path / "zygote.log", (), [sys.executable, "-c", program])
+    processes.close()
+    assert (tmp_path / "zygote.log").read_text() == f"{turns}\n"
