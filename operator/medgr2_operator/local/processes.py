@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ZYGOTE_COMMAND = (sys.executable, "-m", "medgr2_jobs.zygote")
-#: Threads of OpenMP spin while they wait for each other, by default for milliseconds: stages that run side by side, with
-#: more threads than there are cores, then take up to six times as long (docs/measurements.md). So they spin less.
+#: Threads of OpenMP spin while they wait for each other, by default for milliseconds: stages that run side by side,
+#: with more threads than there are cores, then take up to six times as long (docs/measurements.md). So they spin less.
 SPIN = {"GOMP_SPINCOUNT": "3000"}
 _SETTINGS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
