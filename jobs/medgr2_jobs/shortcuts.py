@@ -60,9 +60,12 @@ def _once(original: Callable[..., Any], shortcut: Callable[..., Any]) -> Callabl
     return replaced
 
 
-def _embed_patches(_: Callable[..., Any], module: Any, patches: torch.Tensor) -> torch.Tensor:
+def _embed_patches(original: Callable[..., Any], module: Any, patches: torch.Tensor) -> torch.Tensor:
     """Patches (N, D) → (N, H). The library's convolution has one position per patch, so it is a matrix product."""
     weight = module.proj.weight
+    if not weight.numel():  # Zero3 brings it when the layer is called
+        embedded: torch.Tensor = original(module, patches)
+        return embedded
     return functional.linear(patches.to(weight.dtype), weight.flatten(1), module.proj.bias)
 
 
@@ -184,6 +187,7 @@ def _remembered(original: Callable[..., Any], grid_thw: torch.Tensor, *args: Any
 
 
 @lru_cache(_GRIDS)
+@torch.inference_mode(False)  # a backward pass may need it later
 def _made(original: Callable[..., Any], sizes: Any, device: torch.device, args: Any, options: Any) -> Any:
     return original(torch.tensor(sizes, device=device), *args, **dict(options))
 

@@ -177,3 +177,29 @@ def test_loaded_and_built_models_take_them(monkeypatch: pytest.MonkeyPatch, tmp_
     assert len(taken) == 1
     vlm.load_model(tmp_path)
     assert len(taken) == 2
+
+
+def test_training_after_a_look_in_inference_mode(model: Any) -> None:
+    """What is remembered of a batch's layout serves a backward pass, whoever made it."""
+    shortcuts._made.cache_clear()
+    with torch.inference_mode():
+        model(**BATCHES["one size"])
+    answer(model, BATCHES["one size"])
+
+
+def test_weights_that_come_when_their_layer_is_called(model: Any) -> None:
+    """As with DeepSpeed's Zero3, where a layer's weights are elsewhere until then."""
+    layer = model.model.visual.patch_embed.proj
+    whole = layer.weight.data
+    expected = model(**BATCHES["one size"]).logits
+    layer.weight.data = torch.empty(0)
+
+    def gather(*_: Any) -> None:
+        layer.weight.data = whole
+
+    handle = layer.register_forward_pre_hook(gather)
+    try:
+        torch.testing.assert_close(model(**BATCHES["one size"]).logits, expected)
+    finally:
+        handle.remove()
+        layer.weight.data = whole
