@@ -31,7 +31,7 @@ def take(model: Any) -> Any:
         The model.
     """
     for owner, name, shortcut in places(model):
-        setattr(owner, name, _once(getattr(owner, name), shortcut))
+        setattr(owner, name, once(getattr(owner, name), shortcut))
     return model
 
 
@@ -47,7 +47,7 @@ def places(model: Any) -> Iterator[tuple[Any, str, Callable[..., Any]]]:
             yield home, name, shortcut
 
 
-def _once(original: Callable[..., Any], shortcut: Callable[..., Any]) -> Callable[..., Any]:
+def once(original: Callable[..., Any], shortcut: Callable[..., Any]) -> Callable[..., Any]:
     """The shortcut around the original; an original that already is one stays."""
     if hasattr(original, "medgr2_original"):
         return original

@@ -6,7 +6,6 @@ processor and chat template. Supports the Qwen2-VL family, whose image tokens ca
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,13 +18,13 @@ from transformers.utils import logging as transformers_logging
 
 from . import shortcuts
 from .errors import ConfigError
+from .pixels import PixelCache, Pixels
 from .store.images import ImageStore
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
 SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-_CACHE_BYTES = 512 * 2**20  # preprocessed images kept in memory
 
 
 @dataclass(frozen=True)
@@ -107,22 +106,15 @@ class Encoder:
         self.images = images
         self.image_token_id: int = self.tokenizer.convert_tokens_to_ids(processor.image_token)
         self.merge: int = processor.image_processor.merge_size**2
-        self._pixels: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
-        self._bytes = 0
+        self._pixels = PixelCache()
         self._ids = lru_cache(maxsize=65536)(self._tokenise)
 
-    def pixels(self, sha256: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def pixels(self, sha256: str) -> Pixels:
         """Patches float32 (N, D) and grid int64 (3,) of an image."""
-        if sha256 in self._pixels:
-            self._pixels.move_to_end(sha256)
-            return self._pixels[sha256]
+        if kept := self._pixels.get(sha256):
+            return kept
         found = self.processor.image_processor(images=[self.image(sha256)], return_tensors="pt")
-        value = (found["pixel_values"], found["image_grid_thw"][0])
-        self._pixels[sha256] = value
-        self._bytes += value[0].nbytes
-        while self._bytes > _CACHE_BYTES and len(self._pixels) > 1:
-            self._bytes -= self._pixels.popitem(last=False)[1][0].nbytes
-        return value
+        return self._pixels.put(sha256, (found["pixel_values"], found["image_grid_thw"][0]))
 
     def image(self, sha256: str) -> Any:
         """The picture behind a name; subclasses replace it for controls (blank, shuffled)."""

@@ -128,9 +128,9 @@ def models(graph: Graph, ledger: Ledger) -> Models:
             newest["reward"] = record
         elif key.name is StageName.DISTILL and record.promoted is not False:
             newest["generator"] = record
-    return Models(
+    return Models.model_construct(
         **{
-            kind: ModelPointer(iteration=r.iteration, stage=r.name, digest=r.output_digest)
+            kind: ModelPointer.model_construct(iteration=r.iteration, stage=r.name, digest=r.output_digest)
             for kind, r in newest.items()
         }
     )
