@@ -10,8 +10,17 @@ import pytest
 
 pytest_plugins = ["tests.left_out"]
 
-#: Files that take longest, in this order: they begin first, or one would be left when all else is done.
-FIRST = ("test_loop_on_node.py", "test_distributed.py", "test_policy.py", "test_rbac.py", "test_kueue.py")
+#: Files that take longest, in this order: they begin first, or one would be left when all else is done. Those that need
+#: the real node run beside each other, so that it can end with them.
+FIRST = (
+    "test_loop_on_node.py",
+    "test_distributed.py",
+    "test_policy.py",
+    "test_rbac.py",
+    "test_kueue.py",
+    "test_cli_node.py",
+    "test_node.py",
+)
 #: Files whose tests share nothing and so go one by one, last, to whoever is free. All others' stay together.
 SPREAD = ("test_failures.py", "test_seeded_schedules.py")
 #: Folders whose files share what takes long to make, and so stay together too.

@@ -59,9 +59,12 @@ def kwok_cluster(shared_cluster: SharedCluster) -> Kwok:
     return shared_cluster.kwok()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def node_cluster() -> Iterator[Node]:
-    """Level 3: a cluster of its own, with one real node. Tests that need it are left out where none can run."""
+    """Level 3: a cluster of its own, with one real node. Tests that need it are left out where none can run.
+
+    Gone with the last file that needs it (they run side by side, see tests/conftest.py): a node is never quite idle.
+    """
     if found := system.obstacle():
         pytest.skip(found)
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
@@ -72,13 +75,13 @@ def node_cluster() -> Iterator[Node]:
     cluster.leave()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stage_image(node_cluster: Node) -> str:
     """The image of the stages, on the node."""
     return node_cluster.import_image(images.JOBS)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def operator_image(node_cluster: Node) -> str:
     """The operator's image, on the node."""
     return node_cluster.import_image(images.OPERATOR)

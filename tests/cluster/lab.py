@@ -122,7 +122,7 @@ class Lab:
         return any((c["type"], c["status"]) == (condition, "True") for c in found)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def installed(
     node_cluster: Node, operator_image: str, stage_image: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Node:

@@ -129,10 +129,11 @@ def models(graph: Graph, ledger: Ledger) -> Models:
         elif key.name is StageName.DISTILL and record.promoted is not False:
             newest["generator"] = record
     return Models.model_construct(
+        None,
         **{
             kind: ModelPointer.model_construct(iteration=r.iteration, stage=r.name, digest=r.output_digest)
             for kind, r in newest.items()
-        }
+        },
     )
 
 
