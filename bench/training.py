@@ -7,6 +7,9 @@ alternate, and the ratio is the median over the pairs of CPU seconds. Two models
 58 M parameters in Qwen2.5-VL-3B's proportions with 448 x 448 pictures. As SFT sees them, every row of a batch has a
 picture of its own; as GRPO sees them, the completions of a prompt share one. That both ways give the same is tested
 (tests/unit/jobs/test_shortcuts.py).
+
+Then what TRL does with the pictures of a GRPO batch before that: it prepares each twice for every completion, unless
+they are kept (`medgr2_jobs.pixels`, tests/unit/jobs/test_pixels.py).
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import torch
 from PIL import Image
 
 from bench import _models as models
-from medgr2_jobs import shortcuts, vlm
+from medgr2_jobs import pixels, shortcuts, vlm
 from medgr2_jobs.data import phantoms
 from medgr2_jobs.store.images import ImageStore
 from medgr2_jobs.tiny import model as tiny_model
@@ -81,10 +84,33 @@ def pictures(root: Path, name: str, count: int) -> tuple[Any, vlm.Encoder, list[
         drawn = [phantoms.draw(phantoms.attributes(0, index), 0, index) for index in range(count)]
     else:
         models.build(folder, models.MID)
-        noise = np.random.default_rng(0)
-        drawn = [Image.fromarray(noise.integers(0, 255, (448, 448, 3), np.uint8)) for _ in range(count)]
+        drawn = noise(count, 0)
     encoder = vlm.Encoder(vlm.load_processor(folder), store)
     return vlm.load_model(folder, train=True), encoder, [store.add(picture, 10**6).sha256 for picture in drawn]
+
+
+def noise(count: int, seed: int) -> list[Image.Image]:
+    """Different pictures of 448 x 448."""
+    made = np.random.default_rng(seed)
+    return [Image.fromarray(made.integers(0, 255, (448, 448, 3), np.uint8)) for _ in range(count)]
+
+
+def preparing(root: Path, pairs: int) -> list[float]:
+    """How many times the processor time of preparing GRPO batches (64 completions of 8 prompts) not keeping takes."""
+    models.build(root / "mid", models.MID)
+    ratios = []
+    for index in range(pairs):
+        batch = [picture for picture in noise(8, index) for _ in range(8)]
+        seconds = {}
+        for kept in (True, False) if index % 2 else (False, True):
+            processor = vlm.load_processor(root / "mid")
+            prepare = (pixels.keep(processor) if kept else processor).image_processor
+            began = time.process_time()
+            for _ in range(2):
+                prepare(images=batch, return_tensors="pt")
+            seconds[kept] = time.process_time() - began
+        ratios.append(seconds[False] / seconds[True])
+    return ratios
 
 
 def main() -> None:
@@ -107,6 +133,12 @@ def main() -> None:
         figures[case] = round(float(np.median(ratios)), 3)
         figures[f"{case}, least"] = round(min(ratios), 3)
         print(f"{case}: {figures[case]}x, {rows} rows, {rows // shared} pictures, {pairs} pairs")
+    with tempfile.TemporaryDirectory() as root:
+        ratios = preparing(Path(root), pairs=5)
+    done += len(ratios)
+    figures["pictures of a GRPO batch"] = round(float(np.median(ratios)), 3)
+    figures["pictures of a GRPO batch, least"] = round(min(ratios), 3)
+    print(f"pictures of a GRPO batch: {figures['pictures of a GRPO batch']}x, {len(ratios)} pairs")
     print(json.dumps({"name": "training", "figures": figures, "n": done, "cores": os.cpu_count()}))
 
 

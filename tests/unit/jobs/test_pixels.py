@@ -91,7 +91,7 @@ def test_changing_what_was_given_changes_nothing_that_is_kept(processor: Any) ->
     torch.testing.assert_close(processor(images=picture(0), return_tensors="pt")["pixel_values"], kept)
 
 
-def test_as_lists_where_no_tensors_are_asked_for(processor: Any) -> None:
+def test_the_same_kinds_where_no_tensors_are_asked_for(processor: Any) -> None:
     expected = Processor().image_processor(images=picture(0))
     found = processor(images=picture(0))
     assert {key: type(value) for key, value in found.items()} == {key: type(value) for key, value in expected.items()}
