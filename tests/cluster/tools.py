@@ -47,6 +47,8 @@ class Module:
     """Build tags: parts that are left out."""
     manifests: str = ""
     """A folder of the module whose YAML files are kept beside the programs."""
+    main: str = ""
+    """Source of a `main` of our own for the only program, which takes from the module no more than it needs."""
 
     @property
     def ldflags(self) -> str:
@@ -58,6 +60,7 @@ class Module:
         recipe = [self.path, self.version, self.ldflags, self.staging, platform.system(), platform.machine()]
         recipe += [self.tags] if self.tags else []
         recipe += [self.manifests] if self.manifests else []
+        recipe += [self.main] if self.main else []
         digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
         name = next(iter(self.commands)) if len(self.commands) == 1 else self.path.split("/")[-1]
         return f"{name}-{self.version}-{digest}"
@@ -77,6 +80,20 @@ _KUBERNETES_COMMANDS = (
     "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet", "kube-proxy",
 )  # fmt: skip
 _MINOR = KUBERNETES_VERSION.split(".")[1]
+
+#: With the plugins that the node's Corefile names; all of them are the clients of three clouds and a tracing service.
+_COREDNS = """package main
+
+import (
+	"github.com/coredns/coredns/coremain"
+
+	_ "github.com/coredns/coredns/plugin/bind"
+	_ "github.com/coredns/coredns/plugin/cache"
+	_ "github.com/coredns/coredns/plugin/kubernetes"
+)
+
+func main() { coremain.Run() }
+"""
 
 #: Everything the tests may run, and where it comes from.
 MODULES = (
@@ -102,7 +119,7 @@ MODULES = (
         ),
     ),
     Module("github.com/yannh/kubeconform", "v0.8.0", {"kubeconform": "cmd/kubeconform"}, ("main.version=v0.8.0",)),
-    Module("github.com/coredns/coredns", "v1.12.4", {"coredns": ""}),
+    Module("github.com/coredns/coredns", "v1.12.4", {"coredns": ""}, main=_COREDNS),
     Module("sigs.k8s.io/kueue", "v0.10.1", {"kueue": "cmd/kueue"}, manifests="config/components"),
     Module("github.com/rancher/local-path-provisioner", "v0.0.30", {"local-path-provisioner": ""}),
     Module("github.com/norwoodj/helm-docs", "v1.14.2", {"helm-docs": "cmd/helm-docs"}),
@@ -213,8 +230,13 @@ def _build(module: Module, programs: list[str]) -> None:
         replaced = json.loads(build.run("mod", "edit", "-json", downloaded["GoMod"]))["Replace"]
         local = [entry["Old"]["Path"] for entry in replaced if entry["New"]["Path"].startswith("./")]
         build.run("mod", "edit", *(f"-replace={path}={path}@{module.staging}" for path in local))
-    packages = module.packages(programs)
-    build.run("get", "-tool", *(f"{package}@{module.version}" for package in packages))
+    if module.main:
+        (work / "main.go").write_text(module.main)
+        build.run("mod", "edit", f"-require={module.path}@{module.version}")
+        packages = ["."]
+    else:
+        packages = module.packages(programs)
+        build.run("get", "-tool", *(f"{package}@{module.version}" for package in packages))
     if module.manifests:
         downloaded = json.loads(build.run("mod", "download", "-json", f"{module.path}@{module.version}"))
         _copy_yaml(Path(downloaded["Dir"]), module.manifests, folder)
