@@ -33,6 +33,7 @@ class PixelCache:
         return self._kept.get(key)
 
     def put(self, key: Hashable, pixels: Pixels) -> Pixels:
+        """Keeps the pixels of a key that has none, and gives them back."""
         self._kept[key] = pixels
         self._room -= pixels[0].nbytes
         while self._room < 0 and len(self._kept) > 1:

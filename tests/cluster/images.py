@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tests.cluster import tools
 
@@ -138,7 +138,7 @@ def _layout(image: Image) -> tuple[Path, bytes, list[str]]:
         ]
     )  # fmt: skip
     index = json.loads((layout / "index.json").read_text())
-    (entry,) = (e for e in index["manifests"] if e["annotations"][_REF_NAME] == image.reference)
+    entry = _entry(index, image.reference)
     manifest = json.loads(_blob(layout, entry["digest"]).read_text())
     parts = [entry["digest"], manifest["config"]["digest"], *(layer["digest"] for layer in manifest["layers"])]
     index["manifests"] = [entry]
@@ -148,6 +148,12 @@ def _layout(image: Image) -> tuple[Path, bytes, list[str]]:
             path.unlink()
     entry["annotations"]["io.containerd.image.name"] = image.reference
     return layout, json.dumps(index).encode(), list(dict.fromkeys(parts))
+
+
+def _entry(index: dict[str, Any], reference: str) -> dict[str, Any]:
+    """The manifest of this name. (One that another build of the same name has taken it from stays there without.)"""
+    (entry,) = (e for e in index["manifests"] if e.get("annotations", {}).get(_REF_NAME) == reference)
+    return dict(entry)
 
 
 def _blob(layout: Path, digest: str) -> Path:

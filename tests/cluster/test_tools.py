@@ -148,6 +148,12 @@ def test_what_an_interrupted_image_left_behind_goes_with_the_next(empty_cache: P
     assert not folder.exists()
 
 
+def test_an_image_that_was_built_again_is_the_one_that_is_sent() -> None:
+    """What skopeo leaves of the first build: its manifest, without a name."""
+    first, second = {"digest": "sha256:1"}, {"digest": "sha256:2", "annotations": {images._REF_NAME: "localhost/x:1"}}
+    assert images._entry({"manifests": [first, second]}, "localhost/x:1") == second
+
+
 def test_the_command_line_fails_with_the_message() -> None:
     done = subprocess.run([sys.executable, "-m", "tests.cluster.tools", "kubeadm"], capture_output=True, text=True)
     assert done.returncode == 1
