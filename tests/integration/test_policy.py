@@ -170,6 +170,25 @@ def _prompt_of(line: list[int], prompt: tuple[int, ...], processor: Any) -> list
     return line[begin : begin + len(prompt)]
 
 
+def test_grpo_prepares_each_picture_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = world.grpo({"max_steps": 2, "per_device_train_batch_size": 16}, name="pictures")
+    processor = vlm.load_processor(world.context(request).input("sft").folder_of("model"))
+    kind, done = type(processor.image_processor), []
+    prepare = kind._preprocess
+
+    def counted(self: Any, images: list[Any], **options: Any) -> Any:
+        done.append((self, len(images)))
+        return prepare(self, images, **options)
+
+    monkeypatch.setattr(kind, "_preprocess", counted)
+    found = world.run(request)
+    assert found is not None
+    prompts = len(found.rows("rollouts"))
+    assert prompts
+    each = {id(one): sum(count for other, count in done if other is one) for one, _ in done}
+    assert all(count <= prompts for count in each.values()), "the policy's processor, and the reward model's"
+
+
 def test_grpo_raises_its_reward(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """R rewards short answers: after some steps they are shorter."""
     monkeypatch.setattr(
