@@ -19,7 +19,6 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
 from pathlib import PurePosixPath
 
 from .stages import StageName
@@ -34,7 +33,6 @@ def image(sha256: str) -> PurePosixPath:
     return PurePosixPath("images", sha256[:2], f"{sha256}.png")
 
 
-@lru_cache(maxsize=1024)
 def artifact(stage: StageName | str, input_hash: str) -> PurePosixPath:
     """The folder a stage publishes to."""
     return PurePosixPath("artifacts", str(stage), input_hash)

@@ -20,15 +20,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 KUBERNETES_VERSION = "v1.34.4"
 LOG_LINES_SHOWN = 15
-#: Modules built at a time: while one is fetched, another is compiled.
-_AT_ONCE = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,27 +190,15 @@ def missing(names: Iterable[str]) -> list[str]:
 def ensure(names: Iterable[str], report: Report | None = None) -> dict[str, Path]:
     """The programs' paths; what is missing is built first. Safe to call from several processes at once."""
     names = list(names)
-    modules = dict.fromkeys(module_of(name) for name in missing(names))
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        builds = [pool.submit(_ensure, module, names, report) for module in modules]
-        try:
-            for build in builds:
-                build.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    for module in dict.fromkeys(module_of(name) for name in missing(names)):
+        with _lock(cache() / "tools" / f"{module.key}.lock"):
+            wanted = [name for name in missing(names) if name in module.commands]  # another process may have built it
+            if wanted:
+                started = time.monotonic()
+                _build(module, wanted)
+                if report:
+                    report(", ".join(wanted), time.monotonic() - started)
     return {name: path_of(name) for name in names}
-
-
-def _ensure(module: Module, names: list[str], report: Report | None) -> None:
-    """Builds what is missing of a module."""
-    with _lock(cache() / "tools" / f"{module.key}.lock"):
-        wanted = [name for name in missing(names) if name in module.commands]  # another process may have built it
-        if wanted:
-            started = time.monotonic()
-            _build(module, wanted)
-            if report:
-                report(", ".join(wanted), time.monotonic() - started)
 
 
 def _build(module: Module, programs: list[str]) -> None:

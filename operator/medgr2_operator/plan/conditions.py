@@ -128,13 +128,11 @@ def models(graph: Graph, ledger: Ledger) -> Models:
             newest["reward"] = record
         elif key.name is StageName.DISTILL and record.promoted is not False:
             newest["generator"] = record
-    # not validated once more: what the records hold was checked when they were read
-    return Models.model_construct(
-        _fields_set=None,
+    return Models(
         **{
-            kind: ModelPointer.model_construct(iteration=r.iteration, stage=r.name, digest=r.output_digest)
+            kind: ModelPointer(iteration=r.iteration, stage=r.name, digest=r.output_digest)
             for kind, r in newest.items()
-        },
+        }
     )
 
 

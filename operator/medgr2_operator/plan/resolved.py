@@ -71,14 +71,14 @@ def _spec(text: str) -> CycleSpec:
     return resolve(CycleSpec.model_validate_json(text))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def _input_hash(
     text: str, cycle: str, stage: StageName, iteration: int, inputs: tuple[tuple[str, str], ...], token: str
 ) -> str:
     return input_hash(stage, _parameters(text, cycle, stage, iteration)[0], dict(inputs), token)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _parameters(text: str, cycle: str, stage: StageName, iteration: int) -> tuple[StageParameters, str]:
     parameters = stage_parameters(_spec(text), cycle, stage, iteration)
     return parameters, json.dumps(parameters.dump())
