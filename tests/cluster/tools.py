@@ -26,6 +26,8 @@ from pathlib import Path
 
 KUBERNETES_VERSION = "v1.34.4"
 LOG_LINES_SHOWN = 15
+#: The linker leaves out what debuggers need (`Module.ldflags`); the compiler takes an eighth of its time to make it.
+_FLAGS = ("-trimpath", "-gcflags=all=-dwarf=false")
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +228,7 @@ def _build(module: Module, programs: list[str]) -> None:
         downloaded = json.loads(build.run("mod", "download", "-json", f"{module.path}@{module.version}"))
         _copy_yaml(Path(downloaded["Dir"]), module.manifests, folder)
     for program, package in zip(programs, packages, strict=True):
-        build.run("build", "-trimpath", "-tags", module.tags, "-ldflags", module.ldflags, "-o", program, package)
+        build.run("build", *_FLAGS, "-tags", module.tags, "-ldflags", module.ldflags, "-o", program, package)
         os.replace(work / program, folder / program)
     shutil.rmtree(work)
 
