@@ -31,7 +31,7 @@ def run(ctx: StageContext[Any]) -> Outcome:
     fault = folder / f"fail-{name}"
     if fault.exists():
         raise DataError(f"{fault}: {fault.read_text()}")
-    with (folder / f"{name}-s{request.shard.index}.lock").open("w") as lock:
+    with (folder / f"{request.cycle.name}-{name}-s{request.shard.index}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a second writer of this stage would fail here
         _note(folder, "start", name, request.token, request.attempt)
         checkpoint = ctx.work / "step"

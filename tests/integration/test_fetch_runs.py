@@ -29,6 +29,7 @@ from medgr2_jobs.fetch import pinned
 from medgr2_jobs.stage import execute
 from medgr2_jobs.store.artifact import ArtifactReader
 from medgr2_operator.local.executor import Executor, Listener
+from medgr2_operator.local.runner import Runner
 
 
 @pytest.fixture
@@ -259,6 +260,8 @@ def test_prepare_fetches_in_a_run_whose_stage_server_is_offline(hub: HubServer, 
     server = "from medgr2_jobs import zygote; zygote.PRELOAD = ('huggingface_hub', 'medgr2_jobs.stage'); zygote.main()"
     root = tmp_path / "w"
     root.mkdir()
-    assert Executor(root, cycle, Listener(), command=(sys.executable, "-c", server)).run() is Phase.PAUSED
+    made = Executor(root, cycle, Listener())
+    Runner([made], Listener(), command=(sys.executable, "-c", server)).run()
+    assert made.phase is Phase.PAUSED
     assert [path.parent.parent.name for path in root.rglob("manifest.json")] == ["prepare"]
     assert "GET /api/models/org/model" in hub.requests

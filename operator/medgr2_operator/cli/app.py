@@ -24,7 +24,7 @@ Workspace = Annotated[Path, typer.Option("--workspace", "-w", help="Folder that 
 
 @app.command()
 def run(
-    file: File,
+    files: Annotated[list[Path], typer.Argument(metavar="CYCLE.yaml...", help="A MedGR2Cycle, or several.")],
     workspace: Workspace = Path(".medgr2"),
     restart_from: Annotated[
         str,
@@ -32,20 +32,27 @@ def run(
     ] = "",
     secrets_dir: Annotated[Path | None, typer.Option(help="Folder with secrets: <secrets-dir>/<name>/<key>.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads per stage; 1 gives the same bytes every time.")] = 1,
+    parallelism: Annotated[
+        int, typer.Option(min=0, help="How many stages run at the same time, over all cycles; 0: as many as can.")
+    ] = 0,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines, also on a terminal.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only look it over: ask the generator five questions, forecast the cost.")
     ] = False,
 ) -> None:
-    """Run a cycle on this computer. Interrupt it at any moment; the same command goes on."""
+    """Run a cycle on this computer, or several side by side: what two of them need is made once.
+
+    Interrupt it at any moment; the same command goes on.
+    """
     if dry_run:
         from .trial import DRY_RUN_QUESTIONS
         from .trial import doctor as examine
 
-        raise typer.Exit(examine(file, workspace, secrets_dir, DRY_RUN_QUESTIONS, False))
-    from .run import run_cycle
+        raise typer.Exit(max(examine(file, workspace, secrets_dir, DRY_RUN_QUESTIONS, False) for file in files))
+    from .run import Options, run_cycles
 
-    raise typer.Exit(run_cycle(file, workspace, restart_from, secrets_dir, threads, plain))
+    options = Options(restart_from, secrets_dir, threads, parallelism, plain)
+    raise typer.Exit(run_cycles(files, workspace, options))
 
 
 @app.command()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -13,31 +15,69 @@ from medgr2_api.scheduling import RestartFrom
 from medgr2_api.stages import ExitCode
 from medgr2_api.status import AttemptState, Phase
 
-from ..local.executor import Executor
+from ..local.executor import Executor, Listener
 from ..local.lock import RunLock, WorkspaceBusy
+from ..local.runner import Runner
 from ..local.state import StateError, StateFile, merge
 from ..local.view import LiveView, PlainView, make_view
 from .loading import load, parse_stage
 from .results import print_results
 
-INTERRUPTED = 128 + signal.SIGINT
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says beside the cycles."""
+
+    restart_from: str = ""
+    secrets: Path | None = None
+    threads: int = 1
+    parallelism: int = 0
+    plain: bool = False
 
 
-def run_cycle(file: Path, workspace: Path, restart_from: str, secrets: Path | None, threads: int, plain: bool) -> int:
-    """Runs the cycle to its end; returns the process's exit code."""
-    wanted = load(file, local=True)
-    workspace.mkdir(parents=True, exist_ok=True)
-    view = make_view(plain)
+def run_cycles(files: Sequence[Path], workspace: Path, options: Options) -> int:
+    """Runs the cycles side by side to their ends; returns the process's exit code, that of the first that failed."""
+    wanted = {file: load(file, local=True) for file in files}
+    view = make_view(options.plain, len(files))
     try:
+        _refuse(files, wanted, options)
+        workspace.mkdir(parents=True, exist_ok=True)
         lock = RunLock(workspace, lambda pid: view.on_notice(f"waiting for the stages that run {pid} left behind"))
         with lock:
-            state = StateFile(workspace, wanted.metadata.name)
-            cycle = merge(_with_restart(wanted, state, restart_from), state.load())
-            executor = Executor(workspace, cycle, view, inherit=(lock.fileno,), secrets=secrets, threads=threads)
-            return _run(executor, view, file)
+            executors = [_executor(workspace, file, cycle, view, options) for file, cycle in wanted.items()]
+            runner = Runner(executors, view, parallelism=options.parallelism, inherit=(lock.fileno,))
+            return _run(runner, view, files)
     except (WorkspaceBusy, StateError, ValueError) as error:
-        print(f"{file}: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return ExitCode.USAGE
+
+
+def _refuse(files: Sequence[Path], wanted: dict[Path, Cycle], options: Options) -> None:
+    """
+    Raises:
+        ValueError: these cycles cannot be run together, or not in this way.
+    """
+    if options.restart_from and len(files) > 1:
+        raise ValueError(f"--restart-from {options.restart_from}: of which cycle? Give one file")
+    owners: dict[str, Path] = {}
+    for file in files:
+        name = wanted[file].metadata.name
+        if name in owners:
+            raise ValueError(f"{file}: metadata.name: {name!r} is also the name of the cycle in {owners[name]}")
+        owners[name] = file
+
+
+def _executor(workspace: Path, file: Path, wanted: Cycle, view: Listener, options: Options) -> Executor:
+    """
+    Raises:
+        ValueError, StateError: what is wanted does not fit the cycle, or what is there.
+    """
+    state = StateFile(workspace, wanted.metadata.name)
+    try:
+        cycle = merge(_with_restart(wanted, state, options.restart_from), state.load())
+    except (StateError, ValueError) as error:
+        raise StateError(f"{file}: {error}") from error
+    return Executor(workspace, cycle, view, secrets=options.secrets, threads=options.threads)
 
 
 def _with_restart(wanted: Cycle, state: StateFile, restart_from: str) -> Cycle:
@@ -52,30 +92,40 @@ def _with_restart(wanted: Cycle, state: StateFile, restart_from: str) -> Cycle:
     return wanted.model_copy(update={"spec": spec})
 
 
-def _run(executor: Executor, view: LiveView | PlainView, file: Path) -> int:
+def _run(runner: Runner, view: LiveView | PlainView, files: Sequence[Path]) -> int:
     interrupted: list[int] = []
 
     def leave(number: int, _: FrameType | None) -> None:
         interrupted.append(number)
         if len(interrupted) == 1:
             view.on_notice("stopping: stages write their checkpoints (again: kill them)")
-        executor.leave()
+        runner.leave()
 
     previous = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with view:
-            phase = executor.run()
+            runner.run()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    folder = executor.root / names.report(executor.cycle.metadata.name)
-    if phase is Phase.COMPLETE:
-        print_results(folder)
-        return ExitCode.OK
-    if interrupted:
-        print(f"stopped; the same command goes on: medgr2 run {file} --workspace {executor.root}", file=sys.stderr)
+    stopped = bool(interrupted)
+    codes = [_tell(executor, stopped=stopped, several=len(files) > 1) for executor in runner.executors]
+    if stopped and any(executor.phase is not Phase.COMPLETE for executor in runner.executors):
+        root, command = runner.executors[0].root, " ".join(map(str, files))
+        print(f"stopped; the same command goes on: medgr2 run {command} --workspace {root}", file=sys.stderr)
         return 128 + interrupted[0]
-    return _explain(executor, phase)
+    return next((code for code in codes if code), ExitCode.OK)
+
+
+def _tell(executor: Executor, *, stopped: bool, several: bool) -> int:
+    """Says how a cycle ended; returns its exit code."""
+    name = executor.cycle.metadata.name
+    if several:
+        print(f"\n{name}: {executor.phase}", flush=True)
+    if executor.phase is Phase.COMPLETE:
+        print_results(executor.root / names.report(name))
+        return ExitCode.OK
+    return ExitCode.OK if stopped and executor.phase is not Phase.FAILED else _explain(executor, executor.phase)
 
 
 def _explain(executor: Executor, phase: Phase) -> int:

@@ -33,10 +33,9 @@ from medgr2_api.status import AttemptState, Phase
 from ..plan.machine import plan
 from ..plan.model import AttemptKey, Event, JobCreate, JobDelete, JobState, Observed, ObservedJob, ObservedPod, Plan
 from ..plan.outcome import combine, worst
-from .processes import ZYGOTE_COMMAND, Exited, Processes, ZygoteDied
+from .processes import Exited, Processes
 from .state import StateFile
 
-_TICK = 0.5  # seconds between looks at progress when nothing happens
 _UNFINISHED = (AttemptState.PENDING, AttemptState.RUNNING, AttemptState.TERMINATING)
 
 
@@ -48,7 +47,7 @@ class Attempt:
     uid: str
     started: datetime
     shards: list[str]
-    """Process names, one per shard."""
+    """Names of its logs and results, one per shard."""
     exit_codes: dict[str, int] = field(default_factory=dict)
     finished: datetime | None = None
     kill_at: float | None = None
@@ -65,8 +64,8 @@ class Listener:
     def on_plan(self, cycle: Cycle) -> None:
         """After every plan, with its status."""
 
-    def on_event(self, event: Event) -> None:
-        """A transition."""
+    def on_event(self, cycle: str, event: Event) -> None:
+        """A transition of the cycle of that name."""
 
     def on_notice(self, text: str) -> None:
         """Something the user should know once."""
@@ -76,7 +75,7 @@ class Listener:
 
 
 class Executor:
-    """Runs one cycle in one workspace until it is finished or told to leave."""
+    """One cycle of a run: what its planner wants is done by the processes that the run gives it (`runner.py`)."""
 
     def __init__(
         self,
@@ -84,8 +83,6 @@ class Executor:
         cycle: Cycle,
         listener: Listener,
         *,
-        inherit: Sequence[int] = (),
-        command: Sequence[str] = ZYGOTE_COMMAND,
         secrets: Path | None = None,
         threads: int = 1,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -99,21 +96,16 @@ class Executor:
         self.state = StateFile(self.root, cycle.metadata.name)
         self.attempts: dict[AttemptKey, Attempt] = {}
         self.failure_exit_code = 0
-        self._inherit, self._command = inherit, command
+        self.processes: Processes | None = None
+        """Where stages are started; the run sets it, and sets another when this one has died."""
+        self.done = False
+        """Whether the cycle is at its end, or (after `leave`) all its stages have checkpointed."""
         self._leaving = False
-        self._processes: Processes | None = None
 
-    def run(self) -> Phase:
-        """Until the cycle is Complete or Failed, or (after `leave`) all stages have checkpointed."""
-        self._processes = self._start_zygote()
-        try:
-            while True:
-                made = self._step()
-                if self._done(made):
-                    return made.status.phase
-                self._wait(made.requeue_after)
-        finally:
-            self._processes.close()
+    @property
+    def phase(self) -> Phase:
+        """Of the cycle, by its last plan."""
+        return self.cycle.status.phase
 
     def leave(self) -> None:
         """Checkpoint and stop; a second call kills."""
@@ -124,8 +116,15 @@ class Executor:
 
     # -- one look at the world -------------------------------------------------------------------------------------
 
-    def _step(self) -> Plan:
-        """Observe, plan, and apply in the contract's order: status, deletes, creates, events."""
+    def step(self, admits: Callable[[JobCreate], bool]) -> float | None:
+        """Observe, plan, and apply in the contract's order: status, deletes, creates, events.
+
+        Args:
+            admits: whether an attempt may start now. What may not is passed over: the planner asks for it again.
+
+        Returns:
+            Seconds until the planner wants to look again, whatever happens; None: when something has happened.
+        """
         made = plan(self._seen_cycle(), self._observe(), self.now())
         changed = made.status != self.cycle.status
         self.cycle = self.cycle.model_copy(update={"status": made.status})
@@ -134,11 +133,13 @@ class Executor:
         for delete in made.deletes:
             self._delete(delete)
         for create in made.creates:
-            self._create(create)
+            if create.key not in self.attempts and admits(create):  # there: created just before a crash of this loop
+                self._create(create)
         for event in made.events:
-            self.listener.on_event(event)
+            self.listener.on_event(self.cycle.metadata.name, event)
         self.listener.on_plan(self.cycle)
-        return made
+        self.done = self._at_end(made)
+        return made.requeue_after
 
     def _seen_cycle(self) -> Cycle:
         """Leaving is a suspension that the file does not record: the next run resumes."""
@@ -207,7 +208,7 @@ class Executor:
             if stage.state not in _UNFINISHED or stage.attempt == 0 or key in self.attempts:
                 continue
             count = max(1, self.cycle.spec.stage(stage.name).shards)
-            names = [self._process_name(key, index) for index in range(count)]
+            names = [self._shard_name(key, index) for index in range(count)]
             codes = {name: result.exit_code for name in names if (result := self._result(name))}
             if len(codes) == len(names):
                 job = ObservedJob(
@@ -223,9 +224,7 @@ class Executor:
     # -- doing -----------------------------------------------------------------------------------------------------
 
     def _create(self, create: JobCreate) -> None:
-        if create.key in self.attempts:  # already there: created just before a crash of the plan's application
-            return
-        names = [self._process_name(create.key, index) for index in range(create.shards)]
+        names = [self._shard_name(create.key, index) for index in range(create.shards)]
         attempt = Attempt(create, uuid.uuid4().hex[:12], self.now(), names)
         self.attempts[create.key] = attempt
         for index, name in enumerate(names):
@@ -243,8 +242,9 @@ class Executor:
                 env["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "0")
             if not request.collect:
                 env |= self._several(create.key.name)
-            assert self._processes is not None
-            self._processes.start(name, env, self.root / workspace.log(self.cycle.metadata.name, name))
+            assert self.processes is not None
+            log = self.root / workspace.log(self.cycle.metadata.name, name)
+            self.processes.start(self._process(name), env, log)
 
     def _several(self, stage: StageName) -> dict[str, str]:
         """What a training in several processes is told."""
@@ -261,40 +261,25 @@ class Executor:
             return
         self.attempts.pop(delete.key, None)
         for index in range(max(1, self.cycle.spec.stage(delete.key.name).shards)):
-            self._result_path(self._process_name(delete.key, index)).unlink(missing_ok=True)
+            self._result_path(self._shard_name(delete.key, index)).unlink(missing_ok=True)
 
-    def _wait(self, requeue_after: float | None) -> None:
-        """Sleeps until a stage ends or the planner wants to look again; keeps the view and the kill clock going."""
-        deadline = time.monotonic() + min(_TICK, requeue_after if requeue_after is not None else _TICK)
-        while True:
-            self.listener.tick()
-            for attempt in self.attempts.values():
-                if attempt.alive and attempt.kill_at is not None and time.monotonic() > attempt.kill_at:
-                    self._signal(attempt, signal.SIGKILL)
-            assert self._processes is not None
-            try:
-                ended = self._processes.wait(min(0.1, max(0.0, deadline - time.monotonic())))
-            except ZygoteDied as error:
-                self._bury(error)
-                return
-            for exited in ended:
-                self._note_exit(exited)
-            if ended or time.monotonic() >= deadline:
-                return
-
-    def _note_exit(self, exited: Exited) -> None:
+    def kill_overdue(self) -> None:
+        """Kills what was asked to stop and has used up its grace period."""
         for attempt in self.attempts.values():
-            if exited.name in attempt.shards:
-                attempt.exit_codes[exited.name] = exited.exit_code
-                if not attempt.alive:
-                    attempt.finished = self.now()
+            if attempt.alive and attempt.kill_at is not None and time.monotonic() > attempt.kill_at:
+                self._signal(attempt, signal.SIGKILL)
 
-    def _bury(self, error: ZygoteDied) -> None:
-        """The zygote was killed. The kernel asked its stages to checkpoint: wait for them, then start another."""
-        self.listener.on_notice(f"{error}; starting another")
-        assert self._processes is not None
-        self._processes.wait_for_orphans(self.cycle.spec.template.termination_grace_period_seconds)
-        self._processes.close()
+    def note_exit(self, exited: Exited) -> None:
+        """Takes down how a process ended, if it is one of this cycle's."""
+        for attempt in self.attempts.values():
+            for name in attempt.shards:
+                if exited.name == self._process(name):
+                    attempt.exit_codes[name] = exited.exit_code
+                    if not attempt.alive:
+                        attempt.finished = self.now()
+
+    def bury(self) -> None:
+        """The zygote died, and its stages have ended: an attempt counts by the result it left, if any."""
         for key, attempt in list(self.attempts.items()):
             for name in attempt.shards:
                 result = self._result(name)
@@ -303,21 +288,20 @@ class Executor:
             attempt.finished = attempt.finished or self.now()
             if attempt.alive:  # no word from it: to the planner it vanished
                 del self.attempts[key]
-        self._processes = self._start_zygote()
-
-    def _start_zygote(self) -> Processes:
-        log = self.root / workspace.log(self.cycle.metadata.name, "zygote")
-        return Processes(log, self._inherit, self._command)
 
     def _signal(self, attempt: Attempt, number: int) -> None:
-        assert self._processes is not None
+        assert self.processes is not None
         for name in attempt.shards:
             if name not in attempt.exit_codes:
-                self._processes.signal(name, number)
+                self.processes.signal(self._process(name), number)
 
     # -- files -----------------------------------------------------------------------------------------------------
 
-    def _process_name(self, key: AttemptKey, shard: int) -> str:
+    def _process(self, name: str) -> str:
+        """A name that no other cycle's stage has."""
+        return f"{self.cycle.metadata.name}/{name}"
+
+    def _shard_name(self, key: AttemptKey, shard: int) -> str:
         return workspace.attempt_name(key.iteration, key.name, key.token, key.attempt, shard)
 
     def _result_path(self, name: str) -> Path:
@@ -340,7 +324,7 @@ class Executor:
                 continue
         return min(found, key=lambda p: p.step / p.total if p.total else 0.0) if found else None
 
-    def _done(self, made: Plan) -> bool:
+    def _at_end(self, made: Plan) -> bool:
         if any(attempt.alive for attempt in self.attempts.values()) or made.creates:
             return False
         if self._leaving:

@@ -31,19 +31,20 @@ _ORDER = list(StageName)
 _PLAIN_INTERVAL = 10.0  # seconds between progress lines of one stage
 
 
-def make_view(plain: bool) -> PlainView | LiveView:
+def make_view(plain: bool, cycles: int = 1) -> PlainView | LiveView:
     """A live picture when stdout is a terminal and `plain` is false."""
     console = Console()
-    return LiveView(console) if console.is_terminal and not plain else PlainView(console)
+    return LiveView(console) if console.is_terminal and not plain else PlainView(console, several=cycles > 1)
 
 
 class PlainView(Listener):
-    """One line per transition, and now and then one for progress."""
+    """One line per transition, and now and then one for progress; of several cycles, each with its cycle's name."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, several: bool = False) -> None:
         self.console = console
+        self._several = several
         self._started = time.monotonic()
-        self._last: dict[str, float] = {}
+        self._last: dict[tuple[str, str, int], float] = {}
 
     def __enter__(self) -> PlainView:
         return self
@@ -51,8 +52,8 @@ class PlainView(Listener):
     def __exit__(self, *_: object) -> None:
         return
 
-    def on_event(self, event: Event) -> None:
-        self._line(f"{event.reason}: {event.message}" if event.message else event.reason)
+    def on_event(self, cycle: str, event: Event) -> None:
+        self._line(f"{event.reason}: {event.message}" if event.message else event.reason, cycle)
 
     def on_notice(self, text: str) -> None:
         self._line(text)
@@ -62,24 +63,26 @@ class PlainView(Listener):
             progress = stage.progress
             if stage.state is not AttemptState.RUNNING or progress is None or not progress.total:
                 continue
-            name = f"{stage.name}@{stage.iteration}"
+            key = (cycle.metadata.name, stage.name, stage.iteration)
             now = time.monotonic()
-            if now - self._last.setdefault(name, now) >= _PLAIN_INTERVAL:
-                self._last[name] = now
-                self._line(f"{name} {progress.phase} {progress.step}/{progress.total}{_metrics(stage)}")
+            if now - self._last.setdefault(key, now) >= _PLAIN_INTERVAL:
+                self._last[key] = now
+                done = f"{progress.phase} {progress.step}/{progress.total}{_metrics(stage)}"
+                self._line(f"{stage.name}@{stage.iteration} {done}", cycle.metadata.name)
 
-    def _line(self, text: str) -> None:
+    def _line(self, text: str, cycle: str = "") -> None:
         elapsed = time.monotonic() - self._started
-        self.console.print(f"{_clock(elapsed)}  {text}", highlight=False, markup=False, soft_wrap=True)
+        whose = f"{cycle}  " if self._several and cycle else ""
+        self.console.print(f"{_clock(elapsed)}  {whose}{text}", highlight=False, markup=False, soft_wrap=True)
         sys.stdout.flush()
 
 
 class LiveView(Listener):
-    """The graph by iteration, bars for what runs, the score so far."""
+    """Of each cycle: the graph by iteration, bars for what runs, the score so far."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._cycle: Cycle | None = None
+        self._cycles: dict[str, Cycle] = {}
         self._started = time.monotonic()
         self._live = Live(
             console=console, get_renderable=self._render, refresh_per_second=4, transient=False, redirect_stderr=False
@@ -92,20 +95,20 @@ class LiveView(Listener):
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def on_event(self, event: Event) -> None:
+    def on_event(self, cycle: str, event: Event) -> None:
         if event.type == "Warning":
-            self._live.console.print(Text(f"{event.reason}: {event.message}", style="yellow"))
+            self._live.console.print(Text(f"{cycle}: {event.reason}: {event.message}", style="yellow"))
 
     def on_notice(self, text: str) -> None:
         self._live.console.print(Text(text, style="dim"))
 
     def on_plan(self, cycle: Cycle) -> None:
-        self._cycle = cycle
+        self._cycles[cycle.metadata.name] = cycle
 
     def _render(self) -> RenderableType:
-        if self._cycle is None:
+        if not self._cycles:
             return Text("starting …", style="dim")
-        return render(self._cycle, time.monotonic() - self._started)
+        return Group(*(render(cycle, time.monotonic() - self._started) for cycle in self._cycles.values()))
 
 
 def render(cycle: Cycle, elapsed: float) -> RenderableType:

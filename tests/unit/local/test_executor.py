@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tests.unit.local.theatre import Theatre, failed, ok, stage, whole
+from tests.unit.local.theatre import Theatre, failed, ok, perform, stage, whole
 
 from medgr2_api import workspace
 from medgr2_api.cycle import Cycle
@@ -27,7 +27,7 @@ def test_stages_are_told_their_shard_their_threads_and_where_secrets_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, theatre = stage(tmp_path, monkeypatch, ok, threads=3, secrets=tmp_path / "secrets")
-    assert made.run() is Phase.COMPLETE
+    assert perform(made) is Phase.COMPLETE
     asked = [request for request in theatre.requests.values() if request.stage is StageName.GENERATE]
     assert [(request.shard.index, request.shard.count) for request in asked] == [(0, 2), (1, 2)]
     assert {request.threads for request in theatre.requests.values()} == {3}
@@ -41,7 +41,7 @@ def test_trainings_are_told_their_processes(tmp_path: Path, monkeypatch: pytest.
     several = StageSettings(name=StageName.SFT, num_proc_per_node=2, deepspeed=DeepSpeed.ZERO2)
     spec = made.cycle.spec.model_copy(update={"stages": [*made.cycle.spec.stages, several]})
     made.cycle = made.cycle.model_copy(update={"spec": spec})
-    assert made.run() is Phase.COMPLETE
+    assert perform(made) is Phase.COMPLETE
     for name, environment in theatre.environments.items():
         told = (environment.get("MEDGR2_NUM_PROC_PER_NODE"), environment.get("MEDGR2_DEEPSPEED"))
         assert told == (("2", "Zero2") if theatre.requests[name].stage is StageName.SFT else (None, None))
@@ -49,7 +49,7 @@ def test_trainings_are_told_their_processes(tmp_path: Path, monkeypatch: pytest.
 
 def test_shards_count_as_one_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, theatre = stage(tmp_path, monkeypatch, lambda request: ok(request, usage={"generatorUSD": 1.5}))
-    assert made.run() is Phase.COMPLETE
+    assert perform(made) is Phase.COMPLETE
     together = whole(StageName.GENERATE, 1, 2)
     assert record(made, StageName.GENERATE).output_digest == together
     (score,) = (request for request in theatre.requests.values() if request.stage is StageName.SCORE)
@@ -68,7 +68,7 @@ def test_a_permanent_failure_outranks_the_checkpoint_of_another_shard(
         return failed(request, 65, "DataError", "row 7: is empty")
 
     made, _ = stage(tmp_path, monkeypatch, play)
-    assert made.run() is Phase.FAILED
+    assert perform(made) is Phase.FAILED
     assert record(made, StageName.GENERATE).message == "row 7: is empty"
     assert made.failure_exit_code == 65
 
@@ -87,7 +87,7 @@ def test_a_shard_without_a_readable_result_is_collected(tmp_path: Path, monkeypa
             theatre.end(name, 0, '{"exitCode"')
 
     monkeypatch.setattr(theatre, "start", start)
-    assert made.run() is Phase.COMPLETE
+    assert perform(made) is Phase.COMPLETE
     assert any(request.collect for request in theatre.requests.values())
     assert record(made, StageName.GENERATE).output_digest == whole(StageName.GENERATE, 1, 2)
 
@@ -127,7 +127,7 @@ def test_the_second_interrupt_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     listener.executor, listener.theatre = made, theatre
     deaf(theatre)
     began = time.monotonic()
-    made.run()
+    perform(made)
     assert time.monotonic() - began < 100, "it did not wait for the end of the grace period, which is five minutes"
     assert [number for _, number in theatre.signals] == [signal.SIGTERM, signal.SIGKILL]
 
@@ -142,7 +142,7 @@ def test_a_stage_that_does_not_stop_is_killed_after_the_grace_period(
     # a minute passes at every look at the clock; after a day and a half there is no more time
     clock = iter(range(0, 2000 * 60, 60))
     monkeypatch.setattr(executor, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
-    made.run()
+    perform(made)
     assert [number for _, number in theatre.signals][:1] == [signal.SIGTERM]
     assert theatre.signals[-1][1] == signal.SIGKILL
 
@@ -156,13 +156,13 @@ def test_what_a_killed_run_left_behind_is_taken_and_not_done_again(
 
     made, theatre = stage(tmp_path, monkeypatch, killed)
     with pytest.raises(KeyboardInterrupt):
-        made.run()
+        perform(made)
     ((name, request),) = theatre.requests.items()
     left = failed(request, 65, "DataError", "row 7: is empty") if code else ok(request)
     theatre.end(name, code, left.to_termination_message())
 
     made, theatre = stage(tmp_path, monkeypatch, ok)
-    assert made.run() is (Phase.FAILED if code else Phase.COMPLETE)
+    assert perform(made) is (Phase.FAILED if code else Phase.COMPLETE)
     assert StageName.PREPARE not in {request.stage for request in theatre.requests.values()}
     assert made.failure_exit_code == code
 
@@ -189,7 +189,7 @@ def test_progress_is_that_of_the_slowest_shard(tmp_path: Path, monkeypatch: pyte
         return None
 
     made, theatre = stage(tmp_path, monkeypatch, play, Watching())
-    assert made.run() is Phase.COMPLETE
+    assert perform(made) is Phase.COMPLETE
     assert seen[0].step == 5
 
 
@@ -201,7 +201,7 @@ def test_only_prepare_may_reach_the_hub_and_only_if_the_user_lets_it(
     if users:
         monkeypatch.setenv("HF_HUB_OFFLINE", users)
     made, theatre = stage(tmp_path, monkeypatch, ok)
-    made.run()
+    perform(made)
     for name, environment in theatre.environments.items():
         prepare = theatre.requests[name].stage is StageName.PREPARE
         assert environment.get("HF_HUB_OFFLINE") == ((users or "0") if prepare else None)

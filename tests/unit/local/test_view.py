@@ -40,7 +40,7 @@ def test_plain_lines_say_what_happens_and_now_and_then_how_far_it_is(monkeypatch
     monkeypatch.setattr(view, "time", SimpleNamespace(monotonic=lambda: now[0]))
     shown, written = console()
     plain = view.PlainView(shown)
-    plain.on_event(Event("Warning", "Failed", "sft@1: [row 7] is empty"))
+    plain.on_event("played", Event("Warning", "Failed", "sft@1: [row 7] is empty"))
     plain.on_notice("stopping")
     for step in range(30):
         now[0] += 1

@@ -13,9 +13,11 @@ from medgr2_api.artifacts import combined_digest
 from medgr2_api.base import sha256_of
 from medgr2_api.cycle import Cycle
 from medgr2_api.stages import REQUEST_ENV, RESULT_PATH_ENV, StageName, StageRequest, StageResult
-from medgr2_operator.local import executor
+from medgr2_api.status import Phase
+from medgr2_operator.local import runner
 from medgr2_operator.local.executor import Executor, Listener
 from medgr2_operator.local.processes import Exited
+from medgr2_operator.local.runner import Runner
 from medgr2_operator.local.state import StateFile, merge
 
 DOCUMENT: dict[str, Any] = {
@@ -109,6 +111,12 @@ def stage(
 ) -> tuple[Executor, Theatre]:
     """An executor of the cycle in its stored state, and what it plays with."""
     theatre = Theatre(play)
-    monkeypatch.setattr(executor, "Processes", lambda *_: theatre)
+    monkeypatch.setattr(runner, "Processes", lambda *_: theatre)
     cycle = merge(Cycle.model_validate(DOCUMENT), StateFile(root, "played").load())
     return Executor(root, cycle, listener or Listener(), **options), theatre
+
+
+def perform(*made: Executor, **options: Any) -> Phase:
+    """A run of these; the phase of the first when it has ended."""
+    Runner(made, made[0].listener, **options).run()
+    return made[0].phase
