@@ -61,3 +61,39 @@ def test_the_live_picture_shows_every_stage_and_what_runs() -> None:
         assert part in text
     for part in ("sft@1", "12/40", "ETA 1:15", "train", "loss 0.512"):
         assert part in text
+
+
+def named(name: str, step: int) -> Cycle:
+    cycle = running(step)
+    return cycle.model_copy(update={"metadata": cycle.metadata.model_copy(update={"name": name})})
+
+
+def test_lines_of_several_cycles_say_whose_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(view, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    shown, written = console()
+    plain = view.PlainView(shown, several=True)
+    plain.on_event("one", Event("Normal", "Started", "sft@1: attempt 1 runs"))
+    plain.on_notice("stopping")
+    for step in (1, 2, 3):
+        plain.on_plan(named("one", step))
+        plain.on_plan(named("two", 10 * step))
+        now[0] += 6
+    assert written.getvalue().splitlines() == [
+        "0:00  one  Started: sft@1: attempt 1 runs",
+        "0:00  stopping",
+        "0:12  one  sft@1 train 3/40  loss 0.512",
+        "0:12  two  sft@1 train 30/40  loss 0.512",
+    ]
+
+
+def test_the_live_picture_shows_every_cycle() -> None:
+    shown, written = console()
+    live = view.LiveView(shown)
+    live.on_plan(named("one", 1))
+    live.on_plan(named("two", 2))
+    live.on_plan(named("one", 3))
+    shown.print(live._render())
+    text = written.getvalue()
+    assert text.index("one") < text.index("3/40") < text.index("two") < text.index("2/40")
+    assert "1/40" not in text
