@@ -36,7 +36,7 @@ from medgr2_api.stages import (
     StageResult,
 )
 
-from . import imports
+from . import imports, memory
 from .context import Outcome, StageContext
 from .distributed.launch import launch
 from .distributed.ranks import Ranks
@@ -205,7 +205,7 @@ def work(
     run: Callable[[StageContext[Any]], Outcome] = imports.load(MODULES[request.stage]).run
     if ranks.main:
         fence.raise_fence(root, request)
-    _seed_everything(context.parameters.seed, request.threads)
+    _set_up(context.parameters.seed, request.threads)
     wall, cpu = time.monotonic(), _cpu_seconds()
     try:
         if ranks.main:
@@ -328,8 +328,8 @@ def _result(published: manifest.Manifest, *, reused: bool = False, paid: dict[st
     )
 
 
-def _seed_everything(seed: int, threads: int) -> None:
-    """Seeds what is loaded; a stage that never touches torch must not pay for importing it."""
+def _set_up(seed: int, threads: int) -> None:
+    """Seeds and settings of what is loaded; a stage that never touches torch must not pay for importing it."""
     random.seed(seed)
     if "numpy" in sys.modules:
         import numpy as np
@@ -340,6 +340,7 @@ def _seed_everything(seed: int, threads: int) -> None:
 
         torch.manual_seed(seed)
         torch.set_num_threads(threads)
+        memory.keep_freed()
 
 
 def _packages() -> dict[str, str]:

@@ -18,7 +18,7 @@ from tests import jobs_world as world
 
 from medgr2_api.parameters import CODE_VERSION
 from medgr2_api.stages import RESULT_PATH_ENV, ArtifactRef, CycleRef, StageName, StageRequest, StageResult
-from medgr2_jobs import stage
+from medgr2_jobs import memory, stage
 from medgr2_jobs.context import Outcome, StageContext
 from medgr2_jobs.store.artifact import ArtifactWriter
 
@@ -128,6 +128,21 @@ def test_all_randomness_comes_from_the_seed(score: Stage) -> None:
         digests.append(score.run(dice, score.request(seed=seed)).output_digest)
         shutil.rmtree(score.root / "artifacts")
     assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_stage_that_has_torch_keeps_the_memory_it_frees(
+    score: Stage, monkeypatch: pytest.MonkeyPatch, loaded: bool
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(memory, "keep_freed", lambda: asked.append("kept"))
+    torch = SimpleNamespace(manual_seed=lambda seed: None, set_num_threads=lambda threads: None)
+    if loaded:
+        monkeypatch.setitem(sys.modules, "torch", torch)
+    else:
+        monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert score.run(write).exit_code == 0
+    assert asked == (["kept"] if loaded else [])
 
 
 def test_the_manifest_says_what_it_was_made_from_and_with(score: Stage) -> None:
