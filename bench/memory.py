@@ -3,7 +3,7 @@
     make bench NAME=memory        # about four minutes on two cores
 
 Each measurement is a process of its own: 40 training steps of the quickstart's policy, 32 rows with a picture each and
-of another length each time, one thread, after 20 to warm up. Both ways alternate; the ratio is the median of the pairs'.
+of another length each time, one thread, after 20 to warm up. Both ways alternate; the ratio is the pairs' median.
 """
 
 from __future__ import annotations
