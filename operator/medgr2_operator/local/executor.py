@@ -123,7 +123,7 @@ class Executor:
             admits: whether an attempt may start now. What may not is passed over: the planner asks for it again.
 
         Returns:
-            Seconds until the planner wants to look again, whatever happens; None: when something has happened.
+            Seconds until the planner wants to look again without being woken; None: only when something changes.
         """
         made = plan(self._seen_cycle(), self._observe(), self.now())
         changed = made.status != self.cycle.status
