@@ -10,6 +10,7 @@ Another process can use or stop the same cluster: `ControlPlane(folder)` finds w
 from __future__ import annotations
 
 import json
+import os
 import random
 import secrets
 import shutil
@@ -45,6 +46,8 @@ FIRST_SERVICE = "10.96.0.1"
 NOWHERE = "192.0.2.1"
 #: Below the ports that the kernel gives to outgoing connections, and below NodePorts.
 PORTS = range(20_000, 30_000)
+#: Processes of a test run that share them.
+WORKERS = 16
 
 
 @dataclass(frozen=True)
@@ -327,18 +330,24 @@ class ControlPlane:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on loopback that nobody listens on now."""
+    """Ports that nobody listens on now, on no address.
+
+    Who asks for one may take it much later, so each process of a test run has ports of its own. They are drawn without
+    the seed of `random`, which stages set: in any process they would be the same, one after the other.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    ours = PORTS[worker % WORKERS :: WORKERS]
 
     def candidates() -> Iterator[int]:
         while True:
-            yield random.choice(PORTS)
+            yield random.SystemRandom().choice(ours)
 
     found: list[int] = []
     with ExitStack() as held:
         for port in candidates():
             listener = held.enter_context(socket.socket())
             try:
-                listener.bind((LOOPBACK, port))
+                listener.bind(("", port))
             except OSError:
                 continue
             found.append(port)
