@@ -76,6 +76,20 @@ class Workspace:
         process = self.start(*arguments, step=step)
         return process.wait(600), process.said()
 
+    def kill_often(self, seed: int, *arguments: str) -> int:
+        """Runs it again and again, each time until a kill -9 at a random moment; how many there were before its end."""
+        rng = random.Random(seed)
+        for kills in range(30):
+            process = self.start(*arguments, step=0.03)  # long enough for several kills on any machine
+            try:
+                process.wait(timeout=0.2 + rng.random())
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            else:
+                return kills
+        return 30
+
     def ledger(self, what: str = "end") -> list[dict[str, Any]]:
         path = self.root / "ws" / "test" / "ledger.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
@@ -127,17 +141,7 @@ def test_same_command_again_does_nothing(undisturbed: Workspace) -> None:
 
 
 def test_kill_9_of_the_run_at_random_moments(space: Workspace, undisturbed: Workspace) -> None:
-    rng = random.Random(5)
-    kills = 0
-    for _ in range(60):
-        process = space.start(step=0.03)  # long enough for several kills on any machine
-        try:
-            process.wait(timeout=0.2 + rng.random())
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
+    kills = space.kill_often(5)
     code, output = space.run()
     assert code == 0, output
     assert kills >= 3
@@ -374,16 +378,7 @@ def test_two_cycles_side_by_side_make_what_both_need_once(space: Workspace, undi
 
 
 def test_kill_9_of_a_run_of_two_cycles_loses_nothing(space: Workspace, undisturbed: Workspace, other: str) -> None:
-    rng, kills = random.Random(7), 0
-    for _ in range(60):
-        process = space.start(other, step=0.03)
-        try:
-            process.wait(timeout=0.2 + rng.random())
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
+    kills = space.kill_often(7, other)
     code, output = space.run(other)
     assert code == 0, output
     assert kills >= 3
