@@ -8,8 +8,9 @@ alternate, and the ratio is the median over the pairs of CPU seconds. Two models
 picture of its own; as GRPO sees them, the completions of a prompt share one. That both ways give the same is tested
 (tests/unit/jobs/test_shortcuts.py).
 
-Then what TRL does with the pictures of a GRPO batch before that: it prepares each twice for every completion, unless
-they are kept (`medgr2_jobs.pixels`, tests/unit/jobs/test_pixels.py).
+Then what TRL does with a GRPO batch before that: it prepares every picture, and every prompt around it, twice for every
+completion, unless pictures are kept (`medgr2_jobs.pixels`, tests/unit/jobs/test_pixels.py) and prompts shared
+(`medgr2_jobs.repeats`, tests/unit/jobs/test_repeats.py).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import torch
 from PIL import Image
 
 from bench import _models as models
-from medgr2_jobs import pixels, shortcuts, vlm
+from medgr2_jobs import pixels, repeats, shortcuts, vlm
 from medgr2_jobs.data import phantoms
 from medgr2_jobs.store.images import ImageStore
 from medgr2_jobs.tiny import model as tiny_model
@@ -113,6 +114,30 @@ def preparing(root: Path, pairs: int) -> list[float]:
     return ratios
 
 
+def sharing(root: Path, pairs: int) -> list[float]:
+    """How many times the processor time of preparing the quickstart's GRPO batches (256 completions of 32 prompts,
+    pictures kept) not sharing takes."""
+    pictures(root, "tiny", 0)
+    ratios = []
+    for index in range(pairs):
+        batch = [
+            ([phantoms.draw(phantoms.attributes(index, at), index, at)], f"What does the image show? {'a cyst ' * at}")
+            for at in range(32)
+        ]
+        rows = [row for row in batch for _ in range(8)]
+        seconds = {}
+        for shared in (True, False) if index % 2 else (False, True):
+            processor = pixels.keep(vlm.load_processor(root / "tiny", padding_side="left"))
+            processor = repeats.share(processor) if shared else processor
+            images, texts = [row[0] for row in rows], [f"{processor.image_token}{row[1]}" for row in rows]
+            began = time.process_time()
+            for _ in range(2):
+                processor(images=images, text=texts, padding=True, return_tensors="pt")
+            seconds[shared] = time.process_time() - began
+        ratios.append(seconds[False] / seconds[True])
+    return ratios
+
+
 def main() -> None:
     torch.set_num_threads(1)
     figures: dict[str, float] = {}
@@ -133,12 +158,13 @@ def main() -> None:
         figures[case] = round(float(np.median(ratios)), 3)
         figures[f"{case}, least"] = round(min(ratios), 3)
         print(f"{case}: {figures[case]}x, {rows} rows, {rows // shared} pictures, {pairs} pairs")
-    with tempfile.TemporaryDirectory() as root:
-        ratios = preparing(Path(root), pairs=5)
-    done += len(ratios)
-    figures["pictures of a GRPO batch"] = round(float(np.median(ratios)), 3)
-    figures["pictures of a GRPO batch, least"] = round(min(ratios), 3)
-    print(f"pictures of a GRPO batch: {figures['pictures of a GRPO batch']}x, {len(ratios)} pairs")
+    for case, measure in (("pictures of a GRPO batch", preparing), ("prompts of a GRPO batch", sharing)):
+        with tempfile.TemporaryDirectory() as root:
+            ratios = measure(Path(root), pairs=5)
+        done += len(ratios)
+        figures[case] = round(float(np.median(ratios)), 3)
+        figures[f"{case}, least"] = round(min(ratios), 3)
+        print(f"{case}: {figures[case]}x, {len(ratios)} pairs")
     print(json.dumps({"name": "training", "figures": figures, "n": done, "cores": os.cpu_count()}))
 
 

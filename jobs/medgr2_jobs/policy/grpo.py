@@ -21,7 +21,7 @@ from trl.trainer.utils import RepeatSampler
 from medgr2_api.models import RewardTermType
 from medgr2_api.parameters import GRPOParameters
 
-from .. import pixels, vlm
+from .. import pixels, repeats, vlm
 from ..context import Outcome, StageContext
 from ..distributed import zero
 from ..errors import ConfigError, DataError
@@ -106,7 +106,7 @@ def run(ctx: StageContext[GRPOParameters]) -> Outcome:
 
     ctx.progress("load", 0, steps)
     source = ctx.input("sft").folder_of("model")
-    processor = pixels.keep(vlm.load_processor(source, padding_side="left"))
+    processor = repeats.share(pixels.keep(vlm.load_processor(source, padding_side="left")))
     model = vlm.load_model(source, train=True)
     args.generation_kwargs = _generation_options(args, sampling_stop_list(processor, model))
     score_supervised_only()
