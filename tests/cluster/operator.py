@@ -26,6 +26,7 @@ class Operator:
         self.port = free_ports(1)[0]
         self._kubeconfig = control_plane.user_kubeconfig(name, ["system:masters"])
         self._process: subprocess.Popen[bytes] | Forked | None = None
+        self._told = False
 
     def start(self, **settings: str) -> Operator:
         """Starts it; watches its own namespace only, so that tests do not meet."""
@@ -42,7 +43,7 @@ class Operator:
             **{key: value for key, value in os.environ.items() if not key.startswith("MEDGR2_")},
             **{f"MEDGR2_OPERATOR_{key.upper()}": value for key, value in given.items()},
         }
-        self._process = self._launch(environment)
+        self._process, self._told = self._launch(environment), False
         return self
 
     def _launch(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes] | Forked:
@@ -73,6 +74,10 @@ class Operator:
         """Whether the process runs."""
         return self._process is not None and self._process.poll() is None
 
+    def lost(self) -> bool:
+        """Whether it has ended though no test ended it."""
+        return self._process is not None and not self._told and not self.alive()
+
     def get(self, path: str) -> tuple[int, str]:
         """Status and text of one of its endpoints; status 0: nobody answers."""
         try:
@@ -86,6 +91,7 @@ class Operator:
     def _end(self, number: int) -> int:
         if self._process is None:
             return 0
+        self._told = True
         if self._process.poll() is None:
             self._process.send_signal(number)
         try:

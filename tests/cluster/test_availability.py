@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -101,3 +103,12 @@ def test_stopped_in_good_order_it_gives_the_lease_up(world: World) -> None:
     assert world.operator.stop() == 0, world.operator.log.read_text()[-3000:]
     lease = world.kubectl.get("lease", "medgr2-operator")
     assert not lease["spec"].get("holderIdentity")
+
+
+def test_nobody_waits_for_an_operator_that_ended_by_itself(world: World) -> None:
+    """Of the tests: a minute each in vain, at least, would cost more than the failure."""
+    world.apply()
+    world.operator.start()
+    os.kill(world.operator.pid, signal.SIGKILL)
+    with pytest.raises(pytest.fail.Exception, match="ended by itself"):
+        world.wait("Complete")

@@ -108,8 +108,14 @@ class World:
         return self._eventually(holds, f"condition {kind} of {name}", name, seconds)
 
     def _eventually(self, check: Callable[[], Document | None], what: str, name: str, seconds: float) -> Document:
+        def look() -> Document | None:
+            lost, alive = (any(map(ask, self.operators)) for ask in (Operator.lost, Operator.alive))
+            if not (found := check()) and lost and not alive:
+                pytest.fail(f"the operator has ended by itself; waiting for {what} is in vain")
+            return found
+
         try:
-            return dict(eventually(check, what, seconds))
+            return dict(eventually(look, what, seconds))
         except BaseException:
             print(json.dumps(self.cycle(name).get("status"), indent=1)[-6000:])
             print(self.operator.log.read_text()[-6000:])

@@ -8,113 +8,15 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from medgr2_operator.cli.app import app
-from tests.e2e import fake_run
-from tests.forked import Forked
-
-CYCLE: dict[str, Any] = {
-    "apiVersion": "medgr2.io/v1alpha1",
-    "kind": "MedGR2Cycle",
-    "metadata": {"name": "loop"},
-    "spec": {
-        "preset": "Tiny",
-        "iterations": 2,
-        "workspace": {"persistentVolumeClaim": {"claimName": "x"}},
-        "data": {
-            "sources": [{"name": "seed", "format": "Phantom", "phantom": {"images": 4}}],
-            "benchmarks": [{"name": "test", "format": "Phantom", "phantom": {"images": 4}}],
-        },
-        "generator": {"scripted": {}},
-        "rewardModel": {"baseModel": "builtin://tiny-qwen2.5-vl"},
-        "policy": {"baseModel": "builtin://tiny-qwen2.5-vl"},
-        "failurePolicy": {"maxRetries": 50, "maxInfraRestarts": 200, "backoffSeconds": 0.01, "maxBackoffSeconds": 0.05},
-        "stages": [{"name": "generate", "shards": 2}],
-    },
-}
-
-
-class Run(Forked):
-    """A `medgr2 run`."""
-
-    def said(self) -> str:
-        return self.out.read_text()
-
-
-class Workspace:
-    """A workspace with a cycle file, and the ledger the fake stages keep."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.runs = 0
-        self.file = root / "cycle.yaml"
-        self.write(CYCLE)
-
-    def write(self, document: dict[str, Any]) -> None:
-        self.file.write_text(yaml.safe_dump(document))
-
-    def start(self, *arguments: str, step: float = 0.01) -> Run:
-        command = ["run", str(self.file), "--workspace", str(self.root / "ws"), "--plain", *arguments]
-        self.runs += 1
-        return Run(
-            fake_run.main,
-            command,
-            environment={**os.environ, "FAKE_STEP_SECONDS": str(step)},
-            out=self.root / f"run-{self.runs}.log",
-        )
-
-    def run(self, *arguments: str, step: float = 0.002) -> tuple[int, str]:
-        process = self.start(*arguments, step=step)
-        return process.wait(600), process.said()
-
-    def kill_often(self, seed: int, *arguments: str) -> int:
-        """Runs it again and again, each time until a kill -9 at a random moment; how many there were before its end."""
-        rng = random.Random(seed)
-        for kills in range(30):
-            process = self.start(*arguments, step=0.03)  # long enough for several kills on any machine
-            try:
-                process.wait(timeout=0.2 + rng.random())
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            else:
-                return kills
-        return 30
-
-    def ledger(self, what: str = "end") -> list[dict[str, Any]]:
-        path = self.root / "ws" / "test" / "ledger.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [entry for entry in map(json.loads, lines) if entry["what"] == what]
-
-    def state(self, name: str = "loop") -> dict[str, Any]:
-        document: dict[str, Any] = json.loads((self.root / "ws" / "cycles" / name / "state.json").read_text())
-        return document
-
-    def digests(self, name: str = "loop") -> dict[str, str]:
-        return {f"{s['name']}@{s['iteration']}": s["outputDigest"] for s in self.state(name)["status"]["stages"]}
-
-
-@pytest.fixture
-def space(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    made = Workspace(tmp_path_factory.mktemp("undisturbed"))
-    code, output = made.run()
-    assert code == 0, output
-    return made
-
+from tests.e2e.run_world import CYCLE, Workspace
 
 EXPECTED = {"prepare@0", "reward@0", "evaluate@0"} | {
     f"{name}@{t}"
@@ -148,7 +50,7 @@ def test_kill_9_of_the_run_at_random_moments(space: Workspace, undisturbed: Work
     assert space.digests() == undisturbed.digests()
     counts = Counter((entry["stage"], entry["pid"]) for entry in space.ledger())
     assert set(counts.values()) == {1}
-    assert "Resource temporarily unavailable" not in _logs(space), "two writers of one stage at the same time"
+    assert "Resource temporarily unavailable" not in space.logs(), "two writers of one stage at the same time"
 
 
 def test_kill_9_of_stages_at_random_moments(space: Workspace, undisturbed: Workspace) -> None:
@@ -191,13 +93,13 @@ def test_nothing_is_started_beside_what_a_killed_run_or_zygote_left_behind(space
         if attempts == 1:
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             os.kill(int(children[0]), signal.SIGKILL)
-    assert "Resource temporarily unavailable" not in _logs(space)
+    assert "Resource temporarily unavailable" not in space.logs()
     process.kill()
     process.wait()
     code, output = space.run()
     assert code == 0, output
     assert f"waiting for the stages that run {process.pid} left behind" in output
-    assert "Resource temporarily unavailable" not in _logs(space)
+    assert "Resource temporarily unavailable" not in space.logs()
 
 
 def test_interrupt_checkpoints_and_the_same_command_goes_on(space: Workspace, undisturbed: Workspace) -> None:
@@ -333,10 +235,6 @@ def test_plan_takes_a_stage_for_done_only_with_all_its_shards_and_the_model_that
     assert _plan(space, root)["generate@1"].startswith("runs")
 
 
-def _logs(space: Workspace) -> str:
-    return "\n".join(path.read_text() for path in (space.root / "ws").glob("cycles/*/logs/*.log"))
-
-
 def test_a_pause_waits_for_approval(space: Workspace) -> None:
     paused = json.loads(json.dumps(CYCLE))
     paused["spec"] |= {"iterations": 1, "pauseBefore": ["sft"]}
@@ -351,61 +249,3 @@ def test_a_pause_waits_for_approval(space: Workspace) -> None:
     code, output = space.run()
     assert code == 0, output
     assert space.state()["status"]["phase"] == "Complete"
-
-
-@pytest.fixture
-def other(space: Workspace) -> str:
-    """The file of a second cycle, equal up to GRPO."""
-    document = json.loads(json.dumps(CYCLE))
-    document["metadata"]["name"] = "other"
-    document["spec"]["policy"]["grpo"] = {"klCoefficient": 0.5}
-    path = space.root / "other.yaml"
-    path.write_text(yaml.safe_dump(document))
-    return str(path)
-
-
-def test_two_cycles_side_by_side_make_what_both_need_once(space: Workspace, undisturbed: Workspace, other: str) -> None:
-    code, output = space.run(other)
-    assert code == 0, output
-    assert space.digests() == undisturbed.digests()
-    counts = Counter(entry["stage"] for entry in space.ledger("start"))
-    shared = {"prepare@0", "reward@0", "evaluate@0", "generate@1", "score@1", "curate@1", "sft@1", "generate@2"}
-    assert {name for name, count in counts.items() if count == (2 if name.startswith("generate") else 1)} == shared
-    assert {status for name in ("loop", "other") if (status := space.state(name)["status"]["phase"])} == {"Complete"}
-    assert space.state("other")["status"]["usage"]["reusedStages"] == len(shared)
-    assert re.search(r"^\d:\d\d  loop  Started: grpo@1", output, re.M)
-    assert re.search(r"^\d:\d\d  other  Started: grpo@1", output, re.M)
-
-
-def test_kill_9_of_a_run_of_two_cycles_loses_nothing(space: Workspace, undisturbed: Workspace, other: str) -> None:
-    kills = space.kill_often(7, other)
-    code, output = space.run(other)
-    assert code == 0, output
-    assert kills >= 3
-    assert space.digests() == undisturbed.digests()
-    assert space.state("other")["status"]["phase"] == "Complete"
-    assert "Resource temporarily unavailable" not in _logs(space), "two writers of one stage at the same time"
-
-
-def test_a_run_of_two_cycles_ends_as_the_worse_of_them(space: Workspace, other: str) -> None:
-    folder = space.root / "ws" / "test"
-    folder.mkdir(parents=True)
-    (folder / "fail-report@2").write_text("row 7 is empty")
-    loop = json.loads(json.dumps(CYCLE))
-    loop["spec"]["iterations"] = 1
-    space.write(loop)
-    code, output = space.run(other)
-    assert code == 65, output
-    assert "other: Failed" in output
-    assert "row 7 is empty" in output
-    assert space.state()["status"]["phase"] == "Complete"
-
-
-def test_cycles_that_cannot_be_told_apart_are_refused(space: Workspace, other: str) -> None:
-    code, output = space.run(str(space.file))
-    assert code == 2
-    assert "metadata.name: 'loop' is also the name of the cycle in" in output
-    code, output = space.run(other, "--restart-from", "sft@2")
-    assert code == 2
-    assert "of which cycle?" in output
-    assert not (space.root / "ws").exists()

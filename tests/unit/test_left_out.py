@@ -30,6 +30,7 @@ def test_left_out(tmp_path: Path, strict: str, code: int, processes: str) -> Non
         "MEDGR2_NOTHING_LEFT_OUT": strict,
         "PYTHONPATH": str(ROOT),
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTEST_ADDOPTS": "",  # of whoever runs these tests: their lines would come last
     }
     command = [sys.executable, "-m", "pytest", *options, "test_some.py"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -1,0 +1,22 @@
+"""Workspaces of `medgr2 run` over fake stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.run_world import Workspace
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    made = Workspace(tmp_path_factory.mktemp("undisturbed"))
+    code, output = made.run()
+    assert code == 0, output
+    return made
