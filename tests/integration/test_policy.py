@@ -189,6 +189,20 @@ def test_grpo_prepares_each_picture_once(world: World, monkeypatch: pytest.Monke
     assert all(count <= prompts for count in each.values()), "the policy's processor, and the reward model's"
 
 
+def test_grpo_prepares_a_prompt_once_for_all_its_completions(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = world.grpo({"max_steps": 2, "per_device_train_batch_size": 16}, numGenerations=4, name="prompts")
+    kind = type(vlm.load_processor(world.context(request).input("sft").folder_of("model")))
+    prepare, done = kind.create_mm_token_type_ids, []
+
+    def counted(self: Any, input_ids: list[list[int]]) -> Any:
+        done.append(len(input_ids))
+        return prepare(self, input_ids)
+
+    monkeypatch.setattr(kind, "create_mm_token_type_ids", counted)
+    assert world.run(request) is not None
+    assert done == [16 // 4] * 4, "in each step once to sample, and once for the loss"
+
+
 def test_grpo_raises_its_reward(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """R rewards short answers: after some steps they are shorter."""
     monkeypatch.setattr(
