@@ -10,18 +10,14 @@ Another process can use or stop the same cluster: `ControlPlane(folder)` finds w
 from __future__ import annotations
 
 import json
-import os
-import random
 import secrets
 import shutil
-import socket
 import ssl
 import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +30,7 @@ from tests.cluster import tools
 from tests.cluster.audit import POLICY, AuditLog
 from tests.cluster.pki import Authority
 from tests.cluster.processes import Processes
+from tests.ports import free_port
 
 #: Generous: a busy computer is slow, and a component that fails is seen at once.
 START_SECONDS = 180.0
@@ -44,10 +41,6 @@ SERVICE_NETWORK = "10.96.0.0/16"
 FIRST_SERVICE = "10.96.0.1"
 #: Reserved for documentation: the address that the API server announces when nothing but loopback reaches it.
 NOWHERE = "192.0.2.1"
-#: Below the ports that the kernel gives to outgoing connections, and below NodePorts.
-PORTS = range(20_000, 30_000)
-#: Processes of a test run that share them.
-WORKERS = 16
 
 
 @dataclass(frozen=True)
@@ -202,7 +195,7 @@ class ControlPlane:
 
     def _prepare(self) -> None:
         names = ("etcd", "etcd-peer", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
-        ports = dict(zip(names, free_ports(len(names)), strict=True))
+        ports = {name: free_port() for name in names}
         state = _State(ports["kube-apiserver"], secrets.token_hex(16), ports, self.settings.bind_address)
         self._write("state.json", json.dumps(asdict(state)))
         self._authority.create()
@@ -327,33 +320,6 @@ class ControlPlane:
         }
         self._write(path.name, json.dumps(document, indent=1))
         return path
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now, on no address.
-
-    Who asks for one may take it much later, so each process of a test run has ports of its own. They are drawn without
-    the seed of `random`, which stages set: in any process they would be the same, one after the other.
-    """
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    ours = PORTS[worker % WORKERS :: WORKERS]
-
-    def candidates() -> Iterator[int]:
-        while True:
-            yield random.SystemRandom().choice(ours)
-
-    found: list[int] = []
-    with ExitStack() as held:
-        for port in candidates():
-            listener = held.enter_context(socket.socket())
-            try:
-                listener.bind(("", port))
-            except OSError:
-                continue
-            found.append(port)
-            if len(found) == count:
-                break
-    return found
 
 
 def _get(url: str, token: str = "", context: ssl.SSLContext | None = None) -> int:

@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from tests.cluster import tools
-from tests.cluster.control_plane import LOOPBACK, ControlPlane, free_ports
+from tests.cluster.control_plane import LOOPBACK, ControlPlane
+from tests.ports import free_port
 
 START_SECONDS = 180.0
 #: Only the Jobs of namespaces with this label go through the webhooks: tests beside these need no Kueue that answers.
@@ -43,7 +44,7 @@ class Kueue:
         self.control_plane.established("-f", crds)
         role = yaml.safe_load((manifests / "rbac" / "role.yaml").read_text())
         self._apply({**role, "metadata": {"name": USER}}, _binding())
-        port = free_ports(1)[0]
+        port = free_port()
         config = self.control_plane.folder / "kueue.yaml"
         config.write_text(json.dumps(self._config(port)))
         kubeconfig = self.control_plane.user_kubeconfig(USER)

@@ -25,8 +25,9 @@ import kubernetes.client
 import psutil  # type: ignore[import-untyped]
 
 from tests.cluster import images, storage, system, tools
-from tests.cluster.control_plane import LOOPBACK, ControlPlane, Settings, free_ports
+from tests.cluster.control_plane import LOOPBACK, ControlPlane, Settings
 from tests.cluster.processes import ProcessError
+from tests.ports import free_port
 
 NAME = "node-0"
 BRIDGE = "medgr2-br0"
@@ -234,7 +235,7 @@ state = "{self.folder / "containerd"}"
         self.control_plane.kubectl("apply", "-f", "-", stdin=json.dumps(both))
 
     def _start_kubelet(self, binary: Path) -> None:
-        health = free_ports(1)[0]
+        health = free_port()
         configuration = {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
@@ -273,7 +274,7 @@ state = "{self.folder / "containerd"}"
         self._processes.start("kubelet", command)
 
     def _start_proxy(self, binary: Path) -> None:
-        metrics, health = free_ports(2)
+        metrics, health = free_port(), free_port()
         command: list[str | Path] = [
             binary,
             f"--kubeconfig={self.control_plane.user_kubeconfig('system:kube-proxy', ['system:node-proxier'])}",

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from medgr2_operator.runtime.main import main
-from tests.cluster.control_plane import ControlPlane, free_ports
+from tests.cluster.control_plane import ControlPlane
 from tests.forked import Forked
+from tests.ports import free_port
 
 STOP_SECONDS = 30
 
@@ -23,7 +24,7 @@ class Operator:
     def __init__(self, control_plane: ControlPlane, folder: Path, namespace: str, name: str = "operator-0") -> None:
         self.namespace, self.name = namespace, name
         self.log = folder / f"{name}.log"
-        self.port = free_ports(1)[0]
+        self.port = free_port()
         self._kubeconfig = control_plane.user_kubeconfig(name, ["system:masters"])
         self._process: subprocess.Popen[bytes] | Forked | None = None
         self._told = False

@@ -14,9 +14,9 @@ import yaml
 from monitoring.table import ALERTS
 
 from tests.cluster import tools
-from tests.cluster.control_plane import free_ports
 from tests.cluster.fixtures import eventually
 from tests.cluster.processes import Processes
+from tests.ports import free_port
 
 START_SECONDS = 60.0
 
@@ -40,7 +40,7 @@ class Prometheus:
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "prometheus"
         self._processes = Processes(self._folder)
-        self._port = free_ports(1)[0]
+        self._port = free_port()
 
     def start(self, *targets: Target) -> Prometheus:
         """Returns when every target was scraped once."""

@@ -23,13 +23,14 @@ import yaml
 from medgr2_api.stages import StageName
 from tests.cluster import tools
 from tests.cluster.commands import Medgr2, Printed
-from tests.cluster.control_plane import ControlPlane, free_ports
+from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Document, eventually
 from tests.cluster.kwok import LEASE_SECONDS, POD_NETWORK, behaviour
 from tests.cluster.kwok_stages import stages
 from tests.cluster.processes import Processes
 from tests.cluster.world import World
 from tests.fake_artifacts import publish
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 READY_SECONDS = 120.0
@@ -44,7 +45,7 @@ class StreamingNode:
         self._control_plane, self._folder = control_plane, folder
         self.name = f"streams-{os.urandom(3).hex()}"
         self.log, self.workspace = folder / "main.log", folder / "workspace"
-        self._port = free_ports(1)[0]
+        self._port = free_port()
         self._processes = Processes(folder / "kwok")
         self._core: Any = kubernetes.client.CoreV1Api(control_plane.client())
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import socket
 import subprocess
 import sys
 import time
@@ -15,10 +13,9 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from kubernetes.client import VersionApi
 
-from tests.cluster import control_plane as ports
 from tests.cluster import shared, tools
 from tests.cluster.audit import Event
-from tests.cluster.control_plane import ControlPlane, free_ports
+from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Kubectl, eventually
 from tests.cluster.processes import ProcessError, Processes, is_alive
 
@@ -224,36 +221,3 @@ def test_the_last_user_stops_a_shared_cluster(tmp_path: Path, monkeypatch: pytes
     theirs.leave()
     assert not is_alive(records[0])
     assert not ours.control_plane.folder.exists()
-
-
-def test_free_ports_are_different_and_free() -> None:
-    ports = free_ports(50)
-    assert len(set(ports)) == 50
-    assert all(20_000 <= port < 30_000 for port in ports)
-
-
-def test_no_two_processes_of_a_test_run_draw_the_same_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even with one seed: two operators of different tests once met on a port that stages' seeds had led both to."""
-    drawn = []
-    for worker in range(5):
-        monkeypatch.setenv("PYTEST_XDIST_WORKER", f"gw{worker}")
-        random.seed(3)
-        drawn += free_ports(50)
-    assert len(set(drawn)) == 250
-
-
-def test_the_seed_of_a_stage_does_not_choose_ports() -> None:
-    random.seed(3)
-    first = free_ports(20)
-    random.seed(3)
-    assert free_ports(20) != first
-
-
-def test_a_port_that_is_taken_on_another_address_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken, free = free_ports(2)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.2", taken))
-        monkeypatch.setattr(ports, "PORTS", [taken, free])
-        monkeypatch.setattr(ports, "WORKERS", 1)
-        monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
-        assert free_ports(1) == [free]

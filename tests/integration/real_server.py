@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.ports import free_port
 
 #: Makes a tiny random model in the folder that is its argument.
 BUILD = """
@@ -30,9 +31,7 @@ def transformers_serve(scratch: Path) -> Iterator[tuple[str, str]]:
     folder = scratch / "tiny"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", BUILD, str(folder)], env=environment, check=True, timeout=300)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = (scratch / "serve.log").open("w+")
     command = ["serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
     process = subprocess.Popen(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.cluster import tools
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from pyarrow.fs import S3FileSystem
@@ -57,9 +58,7 @@ class S3Server:
 def s3_server(folder: Path) -> Iterator[S3Server]:
     """A running server over an empty folder."""
     program = tools.ensure(["versitygw"])["versitygw"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     served, metadata = folder / "objects", folder / "metadata"
     for path in (served, metadata):
         path.mkdir(parents=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from tests.fixtures import artifact_ref, prepared_workspace, stage_request
+from tests.ports import free_port
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -87,9 +87,7 @@ class Cluster:
 
     def start(self, request: StageRequest, *, nodes: int = 2, processes: int = 1, come: int | None = None, **env: str):
         """Starts `come` of the pods (default: all)."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+        endpoint = f"127.0.0.1:{free_port()}"
         for index in range(nodes if come is None else come):
             stem = self.scratch / f"{request.attempt}-{index}"
             environment = {
