@@ -180,7 +180,7 @@ def test_the_exposition_is_clean(scene: Scene) -> None:
 def _scraped(stage: Stage) -> list[str]:
     from urllib.request import urlopen
 
-    with urlopen(f"http://{stage.address}:{STAGE_PORT}/metrics", timeout=5) as answer:
+    with urlopen(f"http://{stage.address}:{STAGE_PORT}/metrics", timeout=60) as answer:
         return list(answer.read().decode().splitlines())
 
 
