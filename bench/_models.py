@@ -17,6 +17,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from medgr2_jobs import shortcuts
+
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
             "<|video_pad|>"]  # fmt: skip
 TEMPLATE = (
@@ -82,3 +84,15 @@ def build(folder: Path, shape: dict[str, Any], *, seed: int = 0) -> None:
         Qwen2VLVideoProcessor(),
         chat_template=TEMPLATE,
     ).save_pretrained(folder)
+
+
+class Ways:
+    """The two ways through a model's classes: with `medgr2_jobs.shortcuts`, and as transformers has it."""
+
+    def __init__(self, model: Any) -> None:
+        self._places = [(owner, name, getattr(owner, name)) for owner, name, _ in shortcuts.places(model)]
+
+    def take(self, *, short: bool) -> None:
+        """Goes this way from now on."""
+        for owner, name, shortcut in self._places:
+            setattr(owner, name, shortcut if short else shortcut.medgr2_original)

@@ -1,6 +1,6 @@
 """What each step of the loop is worth: five seeds, seven arms, paired bootstrap over the benchmark's items.
 
-    make bench NAME=effect                         # five fresh seeds, about 40 minutes on two cores
+    make bench NAME=effect                         # five fresh seeds, 25 to 40 minutes on two cores
     python -m bench.effect --seeds 1 --first 900   # one seed
 
 Every arm is an ordinary cycle made from `examples/quickstart.yaml`; the arms of a seed share a workspace, so they share
@@ -166,16 +166,18 @@ def _tell(results: dict[int, dict[str, Any]], minutes: float) -> int:
     mean = {name: float(np.mean([result["right"][name][0].mean() for result in results.values()])) for name in names}
     figures: dict[str, Any] = {"accuracy": {name: round(value, 4) for name, value in mean.items()}}
 
-    columns = ["contrast", *map(str, results), "all seeds", "reading", "question"]
+    columns = ["contrast", *map(str, results), "all seeds", "seeds as the sample", "reading", "question"]
     print("\n| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for first, second, question in CONTRASTS:
         each = [_pair(seed, result["right"], first, second) for seed, result in results.items()]
         cells = [paired_difference(*pair, 0) for pair in each]
         pooled = paired_difference(*(np.concatenate(parts) for parts in zip(*each, strict=True)), 0)
         reading = "within noise" if pooled[1] <= 0 <= pooled[2] else "positive" if pooled[0] > 0 else "negative"
-        told = [f"{first} − {second}", *map(_interval, cells), _interval(pooled), reading, question]
+        of_seeds = _over_seeds([cell[0] for cell in cells])
+        told = [f"{first} − {second}", *map(_interval, [*cells, pooled, of_seeds]), reading, question]
         print("| " + " | ".join(told) + " |")
         figures[f"{first}-{second}"] = [round(float(value), 4) for value in pooled]
+        figures[f"{first}-{second} seeds as the sample"] = [round(value, 4) for value in of_seeds]
         figures[f"{first}-{second} seeds above 0"] = sum(cell[1] > 0 for cell in cells)
 
     print(
@@ -199,6 +201,20 @@ def _pair(seed: int, right: dict[str, Any], first: str, second: str) -> tuple[np
     """Both arms item by item, the one to subtract first, and each item's cluster: its image within its seed."""
     images = np.char.add(f"{seed}/", right[first][1].astype(str))
     return right[second][0], right[first][0], images
+
+
+def _over_seeds(differences: list[float]) -> tuple[float, float, float]:
+    """Their mean, and the bounds of its 95 % interval by Student's t: what other seeds would say, not other questions.
+
+    One seed says nothing of others: its bounds are those of any difference of accuracies.
+    """
+    from scipy import stats
+
+    mean, n = float(np.mean(differences)), len(differences)
+    if n == 1:
+        return mean, -1.0, 1.0
+    half = float(stats.t.ppf(0.975, n - 1) * stats.sem(differences))
+    return mean, mean - half, mean + half
 
 
 def _interval(difference: tuple[float, float, float]) -> str:

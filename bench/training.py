@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 
 from bench import _models as models
-from medgr2_jobs import pixels, repeats, shortcuts, vlm
+from medgr2_jobs import pixels, repeats, vlm
 from medgr2_jobs.data import phantoms
 from medgr2_jobs.store.images import ImageStore
 from medgr2_jobs.tiny import model as tiny_model
@@ -52,18 +52,7 @@ def step(model: Any, batch: vlm.Batch) -> None:
     (-logprobs.sum() / mask.sum()).backward()
 
 
-class Ways:
-    """The two ways through a model's classes."""
-
-    def __init__(self, model: Any) -> None:
-        self._places = [(owner, name, getattr(owner, name)) for owner, name, _ in shortcuts.places(model)]
-
-    def take(self, *, short: bool) -> None:
-        for owner, name, shortcut in self._places:
-            setattr(owner, name, shortcut if short else shortcut.medgr2_original)
-
-
-def pair(model: Any, ways: Ways, batch: vlm.Batch, *, short_first: bool) -> float:
+def pair(model: Any, ways: models.Ways, batch: vlm.Batch, *, short_first: bool) -> float:
     """How many times the processor time of the short way the long one takes."""
     seconds = {}
     for short in (short_first, not short_first):
@@ -151,7 +140,7 @@ def main() -> None:
                     for row in range(rows)
                 ]
             )
-            ways = Ways(model)
+            ways = models.Ways(model)
             pair(model, ways, batch, short_first=True)  # warm up
             ratios = [pair(model, ways, batch, short_first=bool(index % 2)) for index in range(pairs)]
         done += pairs
