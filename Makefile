@@ -53,8 +53,8 @@ bench: $(STAMP)  ## Run all benchmarks, or one: make bench NAME=scoring.
 	  OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m bench.$$name; done
 
 crds: $(STAMP)  ## Generate the CRD from the models, and the chart's copy of it.
-	$(BIN)/python -m medgr2_api.schema
-	$(BIN)/python -m medgr2_api.schema --output charts/medgr2-operator/files/medgr2.io_medgr2cycles.yaml
+	$(BIN)/python -m medgr2_api.crd
+	$(BIN)/python -m medgr2_api.crd --output charts/medgr2-operator/files/medgr2.io_medgr2cycles.yaml
 
 chart-docs: $(STAMP)  ## Generate the chart's README from its values.
 	tool=$$($(BIN)/python -m tests.cluster.tools helm-docs | tail -n1) && cd charts/medgr2-operator && \

@@ -17,7 +17,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from medgr2_jobs import shortcuts
+from medgr2_jobs.models.patches import qwen_vl
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
             "<|video_pad|>"]  # fmt: skip
@@ -87,10 +87,10 @@ def build(folder: Path, shape: dict[str, Any], *, seed: int = 0) -> None:
 
 
 class Ways:
-    """The two ways through a model's classes: with `medgr2_jobs.shortcuts`, and as transformers has it."""
+    """The two ways through a model's classes: with `medgr2_jobs.models.patches.qwen_vl`, and as transformers has it."""
 
     def __init__(self, model: Any) -> None:
-        self._places = [(owner, name, getattr(owner, name)) for owner, name, _ in shortcuts.places(model)]
+        self._places = [(owner, name, getattr(owner, name)) for owner, name, _ in qwen_vl.places(model)]
 
     def take(self, *, short: bool) -> None:
         """Goes this way from now on."""

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from aiohttp import web
-from tests.integration.chat_server import Answer, ChatServer, GeminiServer
+from tests.support.chat_server import Answer, ChatServer, GeminiServer
 
 
 async def serve(port_file: Path, seconds: float, refused: float) -> None:

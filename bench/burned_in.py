@@ -21,8 +21,8 @@ import pydicom
 from PIL import Image, ImageDraw, ImageFont
 
 from medgr2_api.data import DICOM, BurnedInText
-from medgr2_jobs.data import burned_in, dicom, phantoms
-from medgr2_jobs.data.records import Place, Record
+from medgr2_jobs.data import burned_in_text, dicom, synthetic_images
+from medgr2_jobs.data.record import Place, Record
 from medgr2_jobs.store.images import ImageStore
 
 #: Files whose pictures hold writing, seen by eye.
@@ -49,7 +49,7 @@ def pictures(root: Path) -> dict[str, Image.Image]:
 
 def drawn(root: Path) -> list[Image.Image]:
     """Phantoms: many pictures without writing."""
-    phantoms.write(root, dataset="p", seed=1, images=PHANTOMS, questions_per_image=0)
+    synthetic_images.write(root, dataset="p", seed=1, images=PHANTOMS, questions_per_image=0)
     return [Image.open(path).convert("RGB") for path in sorted(root.rglob("*.png"))]
 
 
@@ -82,13 +82,13 @@ def main() -> int:
     clean = {name: image for name, image in found.items() if name not in own}
     large = {name: enlarged(image, 2048) for name, image in clean.items()}
     started = time.process_time()
-    flagged = sum(map(burned_in.has_text, large.values()))
+    flagged = sum(map(burned_in_text.has_text, large.values()))
     each = (time.process_time() - started) / len(large)
     figures: dict[str, object] = {
-        "pictures with writing of their own, found": f"{sum(map(burned_in.has_text, own.values()))} of {len(own)}",
-        "clean pictures, flagged": f"{sum(map(burned_in.has_text, clean.values()))} of {len(clean)}",
+        "pictures with writing of their own, found": f"{sum(map(burned_in_text.has_text, own.values()))} of {len(own)}",
+        "clean pictures, flagged": f"{sum(map(burned_in_text.has_text, clean.values()))} of {len(clean)}",
         "clean large pictures, flagged": f"{flagged} of {len(large)}",
-        "phantoms, flagged": f"{sum(map(burned_in.has_text, synthetic))} of {len(synthetic)}",
+        "phantoms, flagged": f"{sum(map(burned_in_text.has_text, synthetic))} of {len(synthetic)}",
         "CPU seconds for a large picture": round(each, 2),
     }
     cases = [(clean, "drawn", SIZES, shade, box) for shade in SHADES for box in (True, False)]
@@ -96,7 +96,7 @@ def main() -> int:
         for size in sizes:
             tried = (write(image, size, shade, number % 4, box=box) for number, image in enumerate(images.values()))
             name = f"{what}, {size} px, grey level {shade}, {'on black' if box else 'on the picture'}, found"
-            figures[name] = f"{sum(map(burned_in.has_text, tried))} of {len(images)}"
+            figures[name] = f"{sum(map(burned_in_text.has_text, tried))} of {len(images)}"
     for name, value in figures.items():
         print(f"{name}: {value}", file=sys.stderr)
     print(json.dumps({"name": "burned_in", "figures": figures, "n": len(found), "cores": os.cpu_count()}))

@@ -30,9 +30,9 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from medgr2_api import workspace
-from medgr2_api.stages import ArtifactRef, CycleRef, StageName, StageRequest
-from medgr2_jobs.answers import normalise
+from medgr2_api import paths
+from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageName, StageRequest
+from medgr2_jobs.prompts.answers import normalise
 from medgr2_jobs.store import manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
 
@@ -203,7 +203,7 @@ def publish(root: Path, made: dict[str, dict[str, Rows]]) -> dict[str, ArtifactR
             stage=name, input_hash=key, code_version=1, cycle="bench", iteration=1, attempt=1, parts=writer.parts(),
             inputs={}, parameters={"answerFormat": "Letter"},
         ), writer.work)  # fmt: skip
-        path = str(workspace.artifact(name, key))
+        path = str(paths.artifact(name, key))
         inputs[role] = ArtifactRef(stage=name, iteration=1, path=path, output_digest=found.output_digest)
     return inputs
 
@@ -281,8 +281,8 @@ def main() -> None:
             parameters={"seed": 1, "curation": curation}, inputs=publish(root, made),
         )  # fmt: skip
         program = (
-            "import sys; from pathlib import Path; from medgr2_api.stages import StageRequest\n"
-            "from medgr2_jobs import stage\n"
+            "import sys; from pathlib import Path; from medgr2_api.stage_contract import StageRequest\n"
+            "from medgr2_jobs.runner import main as stage\n"
             "code = stage.execute(StageRequest.model_validate_json(sys.stdin.read()), Path(sys.argv[1]))\n"
             "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"  # ru_maxrss counts us, too
             "sys.exit(code)"
@@ -291,7 +291,7 @@ def main() -> None:
         done = subprocess.run([sys.executable, "-c", program, name], input=asked.model_dump_json(by_alias=True),
                               text=True, check=True, stdout=subprocess.PIPE)  # fmt: skip
         wall, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-        path = str(workspace.artifact(StageName.CURATE, asked.input_hash))
+        path = str(paths.artifact(StageName.CURATE, asked.input_hash))
         published = ArtifactReader(root, ArtifactRef(stage=StageName.CURATE, iteration=2, path=path, output_digest=""))
         given = {row["triplet_id"]: row["reasons"] for row in published.rows("decisions")}
     figures: dict[str, float] = {

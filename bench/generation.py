@@ -28,13 +28,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tests import jobs_world as world
-from tests.integration import kill_run
-from tests.integration.chat_server import serving
-from tests.integration.generate_world import PRICES, QUESTION_USD, asked, ledgers
-from tests.integration.nursery import nursery
+from tests.support import jobs_fixtures as world
+from tests.support import kill_run
+from tests.support.chat_server import serving
+from tests.support.generate_fixtures import PRICES, QUESTION_USD, asked, ledgers
+from tests.support.stage_server import nursery
 
-from medgr2_api.stages import REQUEST_ENV, SECRETS_ENV, WORKSPACE_ENV
+from medgr2_api.stage_contract import REQUEST_ENV, SECRETS_ENV, WORKSPACE_ENV
 from medgr2_jobs.store.images import ImageStore
 
 CONCURRENCY, SECONDS, ROUNDS, PICTURES = 64, 2.0, 30, 24
@@ -82,7 +82,7 @@ def run(root: Path, kind: str, url: str, candidates: int) -> Any:
         generator_budget_usd=1000.0,
     )
     environment = {**os.environ, REQUEST_ENV: json.dumps(made.dump()), WORKSPACE_ENV: str(root)}
-    process = subprocess.Popen([sys.executable, "-m", "medgr2_jobs.stage"], env=environment)
+    process = subprocess.Popen([sys.executable, "-m", "medgr2_jobs.runner.main"], env=environment)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0

@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
-from tests.fixtures import prepare_parameters, stage_request
+from tests.support.fixtures import prepare_parameters, stage_request
 
-from medgr2_api.stages import StageName
-from medgr2_jobs.stage import execute
+from medgr2_api.stage_contract import StageName
+from medgr2_jobs.runner.main import execute
 
 PICTURES = 2000
 SIDE = 224

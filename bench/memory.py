@@ -1,4 +1,4 @@
-"""What keeping freed memory is worth in a training step on a CPU (`medgr2_jobs.memory`).
+"""What keeping freed memory is worth in a training step on a CPU (`medgr2_jobs.runner.memory`).
 
     make bench NAME=memory        # about four minutes on two cores
 
@@ -26,8 +26,8 @@ def measure(keep: bool) -> dict[str, float]:
     import torch
 
     from bench.training import pictures, step
-    from medgr2_jobs import memory
-    from medgr2_jobs.vlm import Row
+    from medgr2_jobs.models.vlm import Row
+    from medgr2_jobs.runner import memory
 
     torch.set_num_threads(1)
     if keep:

@@ -34,17 +34,17 @@ from typing import Any
 
 import psutil
 import yaml
+from tests.cluster.cluster_lock import SharedCluster
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import CRD, Kubectl, fresh_namespace
 from tests.cluster.kwok import behaviour
 from tests.cluster.operator import Operator
-from tests.cluster.shared import SharedCluster
-from tests.cluster.world import QUICKSTART, World
+from tests.support.kwok_env import QUICKSTART, World
 
 from medgr2_api.cycle import CycleSpec
 from medgr2_operator.plan.graph import Graph
-from medgr2_operator.plan.model import StageKey
-from medgr2_operator.plan.resolved import resolved
+from medgr2_operator.plan.spec_cache import resolved
+from medgr2_operator.plan.types import StageKey
 from medgr2_operator.render import labels
 
 USER = "bench-operator"

@@ -26,12 +26,12 @@ import torch
 from PIL import Image
 
 from bench import _models as models
-from medgr2_api.models import Grades, RewardHead
-from medgr2_jobs import vlm
+from medgr2_api.training_spec import Grades, RewardHead
+from medgr2_jobs.models import vlm
+from medgr2_jobs.models.vlm import Row
 from medgr2_jobs.reward import scorer
 from medgr2_jobs.reward.model import RewardModel
 from medgr2_jobs.store.images import ImageStore
-from medgr2_jobs.vlm import Row
 
 #: questions per image → (images, repeats)
 CASES = {1: (6, 5), 5: (2, 3), 64: (1, 1)}

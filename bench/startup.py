@@ -25,7 +25,7 @@ def seconds(*command: str) -> float:
 def zygote_seconds() -> float:
     """Wall seconds until the stage server has imported everything a stage may need."""
     started = time.monotonic()
-    command = [sys.executable, "-m", "medgr2_jobs.zygote"]
+    command = [sys.executable, "-m", "medgr2_jobs.runner.forkserver"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None

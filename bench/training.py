@@ -2,15 +2,15 @@
 
     make bench NAME=training        # some minutes on two cores
 
-Forward and backward pass of one batch, one thread, with the shortcuts (`medgr2_jobs.shortcuts`) and without; both ways
-alternate, and the ratio is the median over the pairs of CPU seconds. Two models: the quickstart's, and a random one of
-58 M parameters in Qwen2.5-VL-3B's proportions with 448 x 448 pictures. As SFT sees them, every row of a batch has a
-picture of its own; as GRPO sees them, the completions of a prompt share one. That both ways give the same is tested
-(tests/unit/jobs/test_shortcuts.py).
+Forward and backward pass of one batch, one thread, with the shortcuts (`medgr2_jobs.models.patches.qwen_vl`) and
+without; both ways alternate, and the ratio is the median over the pairs of CPU seconds. Two models: the quickstart's,
+and a random one of 58 M parameters in Qwen2.5-VL-3B's proportions with 448 x 448 pictures. As SFT sees them, every row
+of a batch has a picture of its own; as GRPO sees them, the completions of a prompt share one. That both ways give the
+same is tested (tests/unit/jobs/models/patches/test_qwen_vl.py).
 
 Then what TRL does with a GRPO batch before that: it prepares every picture, and every prompt around it, twice for every
-completion, unless pictures are kept (`medgr2_jobs.pixels`, tests/unit/jobs/test_pixels.py) and prompts shared
-(`medgr2_jobs.repeats`, tests/unit/jobs/test_repeats.py).
+completion, unless pictures are kept (`medgr2_jobs.models.patches.pixel_cache`) and prompts shared
+(`medgr2_jobs.models.patches.repeated_prompts`), each with its test in tests/unit/jobs/models/patches.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ import torch
 from PIL import Image
 
 from bench import _models as models
-from medgr2_jobs import pixels, repeats, vlm
-from medgr2_jobs.data import phantoms
+from medgr2_jobs.data import synthetic_images
+from medgr2_jobs.models import vlm
+from medgr2_jobs.models.patches import pixel_cache, repeated_prompts
+from medgr2_jobs.models.tiny import model as tiny_model
+from medgr2_jobs.models.tiny import tokenizer as tiny_tokenizer
+from medgr2_jobs.models.vlm import Row
 from medgr2_jobs.store.images import ImageStore
-from medgr2_jobs.tiny import model as tiny_model
-from medgr2_jobs.tiny import tokenizer as tiny_tokenizer
-from medgr2_jobs.vlm import Row
 
 #: name → (model, rows, rows that share a picture, pairs)
 CASES = {
@@ -71,7 +72,7 @@ def pictures(root: Path, name: str, count: int) -> tuple[Any, vlm.Encoder, list[
         processor = tiny_tokenizer.processor()
         tiny_model.build(processor.tokenizer, 0).save_pretrained(folder)
         processor.save_pretrained(folder)
-        drawn = [phantoms.draw(phantoms.attributes(0, index), 0, index) for index in range(count)]
+        drawn = [synthetic_images.draw(synthetic_images.attributes(0, index), 0, index) for index in range(count)]
     else:
         models.build(folder, models.MID)
         drawn = noise(count, 0)
@@ -94,7 +95,7 @@ def preparing(root: Path, pairs: int) -> list[float]:
         seconds = {}
         for kept in (True, False) if index % 2 else (False, True):
             processor = vlm.load_processor(root / "mid")
-            prepare = (pixels.keep(processor) if kept else processor).image_processor
+            prepare = (pixel_cache.keep(processor) if kept else processor).image_processor
             began = time.process_time()
             for _ in range(2):
                 prepare(images=batch, return_tensors="pt")
@@ -110,14 +111,17 @@ def sharing(root: Path, pairs: int) -> list[float]:
     ratios = []
     for index in range(pairs):
         batch = [
-            ([phantoms.draw(phantoms.attributes(index, at), index, at)], f"What does the image show? {'a cyst ' * at}")
+            (
+                [synthetic_images.draw(synthetic_images.attributes(index, at), index, at)],
+                f"What does the image show? {'a cyst ' * at}",
+            )
             for at in range(32)
         ]
         rows = [row for row in batch for _ in range(8)]
         seconds = {}
         for shared in (True, False) if index % 2 else (False, True):
-            processor = pixels.keep(vlm.load_processor(root / "tiny", padding_side="left"))
-            processor = repeats.share(processor) if shared else processor
+            processor = pixel_cache.keep(vlm.load_processor(root / "tiny", padding_side="left"))
+            processor = repeated_prompts.share(processor) if shared else processor
             images, texts = [row[0] for row in rows], [f"{processor.image_token}{row[1]}" for row in rows]
             began = time.process_time()
             for _ in range(2):

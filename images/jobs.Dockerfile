@@ -42,4 +42,4 @@ WORKDIR /workspace
 ENV PATH=/opt/medgr2/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 65532:65532
 # pid 1: it passes SIGTERM on, and its exit code is the contract's
-ENTRYPOINT ["python", "-m", "medgr2_jobs.stage"]
+ENTRYPOINT ["python", "-m", "medgr2_jobs.runner.main"]

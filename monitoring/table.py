@@ -12,11 +12,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from medgr2_api.stages import CycleRef, Progress, StageName, StageRequest
-from medgr2_jobs.serve import FIGURES, StageMetrics
+from medgr2_api.stage_contract import CycleRef, Progress, StageName, StageRequest
+from medgr2_jobs.runner.metrics_server import FIGURES, StageMetrics
 from medgr2_operator.runtime.metrics import Metrics
-from medgr2_operator.runtime.queue import WorkQueue
 from medgr2_operator.runtime.settings import Settings
+from medgr2_operator.runtime.workqueue import WorkQueue
 
 _ROOT = Path(__file__).parents[1]
 PATH = _ROOT / "docs" / "metrics.md"

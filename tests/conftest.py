@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-pytest_plugins = ["tests.left_out"]
+pytest_plugins = ["tests.support.skip_report"]
 
 #: Files that take longest, in this order: they begin first, or one would be left when all else is done. Those that need
 #: the real node run beside each other, so that it can end with them.

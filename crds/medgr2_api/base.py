@@ -26,7 +26,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
-from .rules import Rule
+from .cel_rules import Rule
 
 #: YAML 1.1 reads `1e-4` (no dot) as text; such text among free-form options is a number that YAML misread.
 _NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")

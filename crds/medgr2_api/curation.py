@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from .base import ApiEnum, Fraction, Model
-from .rules import Keyed, Rule
+from .cel_rules import Keyed, Rule
 
 
 class SelectionStrategy(ApiEnum):

@@ -7,11 +7,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from .base import ApiEnum, DNSLabel, Model
+from .cel_rules import Keyed, Rule
 from .curation import Curation, Review
 from .data import Data, DataFormat, Workspace
 from .generator import Generator
-from .models import Evaluation, Policy, RewardModel
-from .rules import Keyed, Rule
 from .scheduling import (
     Budget,
     EarlyStopping,
@@ -22,8 +21,9 @@ from .scheduling import (
     StageRef,
     StageSettings,
 )
-from .stages import StageName
+from .stage_contract import StageName
 from .status import CycleStatus
+from .training_spec import Evaluation, Policy, RewardModel
 
 
 class Preset(ApiEnum):

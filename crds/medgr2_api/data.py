@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from .base import ApiEnum, DNSLabel, HttpURL, KubernetesObject, Model, RelativePath
-from .references import URI, SecretKeyRef
-from .rules import Keyed, Rule
+from .cel_rules import Keyed, Rule
+from .uris import URI, SecretKeyRef
 
 
 class DataFormat(ApiEnum):

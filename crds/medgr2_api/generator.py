@@ -12,8 +12,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from .base import ApiEnum, Argument, Fraction, HttpURL, Model, Positive
-from .references import ModelURI, SecretKeyRef
-from .rules import Keyed, Rule
+from .cel_rules import Keyed, Rule
+from .uris import ModelURI, SecretKeyRef
 
 ModelName = Annotated[str, Field(min_length=1, max_length=512)]
 

@@ -13,19 +13,9 @@ from .curation import Curation
 from .cycle import AnswerFormat, CycleSpec
 from .data import Data
 from .generator import Prices, RateLimit, Sampling, Scripted, WeightedParadigm
-from .models import (
-    GRPO,
-    Control,
-    Grades,
-    InitFrom,
-    Preferences,
-    Promotion,
-    RewardHead,
-    RewardTraining,
-    Training,
-)
-from .references import SecretKeyRef
-from .stages import StageName
+from .stage_contract import StageName
+from .training_spec import GRPO, Control, Grades, InitFrom, Preferences, Promotion, RewardHead, RewardTraining, Training
+from .uris import SecretKeyRef
 
 #: Raised when a stage's code changes what it would publish for the same parameters and inputs.
 CODE_VERSION: dict[StageName, int] = {

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from .base import ApiEnum, EnvVar, KubernetesObject, Model
-from .rules import Rule
-from .stages import StageName
+from .cel_rules import Rule
+from .stage_contract import StageName
 
 
 class OnExceeded(ApiEnum):

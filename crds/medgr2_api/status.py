@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from .base import ApiEnum, Model
-from .rules import Keyed
-from .stages import Progress, StageName
+from .cel_rules import Keyed
+from .stage_contract import Progress, StageName
 
 
 class Phase(ApiEnum):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medgr2_api.stages import BUDGET_SPENT, ExitCode
+from medgr2_api.stage_contract import BUDGET_SPENT, ExitCode
 
 
 class StageError(Exception):

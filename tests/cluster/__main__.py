@@ -13,8 +13,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.cluster import images, system, tools
+from tests.cluster.cluster_lock import KeptCluster
 from tests.cluster.processes import ProcessError
-from tests.cluster.shared import KeptCluster
 
 LEVELS = ("control-plane", "kwok", "node")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medgr2_operator.cli.app import main
-from tests.cluster.world import World
-from tests.forked import Forked
+from tests.support.fork_runner import Forked
+from tests.support.kwok_env import World
 
 SECONDS = 600.0
 

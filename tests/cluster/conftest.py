@@ -14,8 +14,8 @@ from tests.cluster.fixtures import (
     shared_cluster,
     stage_image,
 )
-from tests.cluster.lab import installed, lab
-from tests.cluster.world import world
+from tests.support.kwok_env import world
+from tests.support.node_env import installed, lab
 
 __all__ = [
     "control_plane",

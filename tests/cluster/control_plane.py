@@ -30,7 +30,7 @@ from tests.cluster import tools
 from tests.cluster.audit import POLICY, AuditLog
 from tests.cluster.pki import Authority
 from tests.cluster.processes import Processes
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 #: Generous: a busy computer is slow, and a component that fails is seen at once.
 START_SECONDS = 180.0

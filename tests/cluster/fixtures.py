@@ -19,11 +19,11 @@ import pytest
 import yaml
 
 from tests.cluster import images, system
+from tests.cluster.cluster_lock import SharedCluster
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.kueue import Kueue
 from tests.cluster.kwok import Kwok
 from tests.cluster.node import NODE_SETTINGS, Node
-from tests.cluster.shared import SharedCluster
 
 CRD = Path(__file__).parents[2] / "crds" / "medgr2.io_medgr2cycles.yaml"
 NAMESPACE_SECONDS = 60.0

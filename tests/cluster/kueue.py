@@ -16,7 +16,7 @@ import yaml
 
 from tests.cluster import tools
 from tests.cluster.control_plane import LOOPBACK, ControlPlane
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 START_SECONDS = 180.0
 #: Only the Jobs of namespaces with this label go through the webhooks: tests beside these need no Kueue that answers.

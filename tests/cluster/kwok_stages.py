@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from medgr2_api.stages import REQUEST_ENV
+from medgr2_api.stage_contract import REQUEST_ENV
 
 PREFIX = "kwok.medgr2.io/"
 MANAGED = f"{PREFIX}managed"

@@ -27,7 +27,7 @@ import psutil  # type: ignore[import-untyped]
 from tests.cluster import images, storage, system, tools
 from tests.cluster.control_plane import LOOPBACK, ControlPlane, Settings
 from tests.cluster.processes import ProcessError
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 NAME = "node-0"
 BRIDGE = "medgr2-br0"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from medgr2_operator.runtime.main import main
 from tests.cluster.control_plane import ControlPlane
-from tests.forked import Forked
-from tests.ports import free_port
+from tests.support.fork_runner import Forked
+from tests.support.ports import free_port
 
 STOP_SECONDS = 30
 

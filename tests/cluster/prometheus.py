@@ -16,7 +16,7 @@ from monitoring.table import ALERTS
 from tests.cluster import tools
 from tests.cluster.fixtures import eventually
 from tests.cluster.processes import Processes
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 START_SECONDS = 60.0
 

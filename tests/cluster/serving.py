@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.integration.real_server import BUILD
+from tests.support.transformers_server import BUILD
 
 #: Folder of the model within the workspace.
 MODEL = "models/tiny"

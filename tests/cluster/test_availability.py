@@ -13,7 +13,7 @@ import pytest
 
 from tests.cluster.fixtures import eventually
 from tests.cluster.kwok import behaviour
-from tests.cluster.world import World
+from tests.support.kwok_env import World
 
 pytestmark = pytest.mark.cluster
 

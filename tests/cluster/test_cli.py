@@ -17,16 +17,16 @@ import yaml
 from medgr2_api.cycle import Cycle
 from medgr2_operator.cli import connection
 from medgr2_operator.cli.connection import Cluster, Where
-from medgr2_operator.cli.steer import approve
+from medgr2_operator.cli.lifecycle import approve
 from medgr2_operator.kube.client import Resource
 from medgr2_operator.kube.kubeconfig import connect
-from medgr2_operator.render.reader import reader
 from medgr2_operator.render.settings import RenderSettings
+from medgr2_operator.render.volume_reader_pod import reader
 from tests.cluster import tools
 from tests.cluster.commands import Medgr2
 from tests.cluster.fixtures import eventually
 from tests.cluster.kwok import behaviour
-from tests.cluster.world import World
+from tests.support.kwok_env import World
 
 #: Takes its time to write a checkpoint: who does not wait for it sees a pod.
 FOREVER = behaviour(attempt=1, run="forever", term_delay_ms=4000, term_exit_code=85)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.cluster.fixtures import Document, eventually
 from tests.cluster.kwok import behaviour
-from tests.cluster.world import World
+from tests.support.kwok_env import World
 
 
 def test_columns_and_waiting_for_the_end(world: World) -> None:

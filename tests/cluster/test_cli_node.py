@@ -20,14 +20,14 @@ from medgr2_operator.cli.connection import Cluster
 from medgr2_operator.cli.errors import CommandError
 from medgr2_operator.cli.volume import opened
 from medgr2_operator.kube.kubeconfig import connect
-from medgr2_operator.kube.streams import execute
+from medgr2_operator.kube.logs_exec import execute
 from medgr2_operator.render import labels
-from medgr2_operator.render.reader import READER
+from medgr2_operator.render.volume_reader_pod import READER
 from tests.cluster.commands import Medgr2, Printed
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Kubectl, eventually, serve_crd
 from tests.cluster.node import Node
-from tests.cluster.world import QUICKSTART, World
+from tests.support.kwok_env import QUICKSTART, World
 
 START_SECONDS = 180.0
 MEBIBYTES = 64

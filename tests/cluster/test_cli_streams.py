@@ -20,7 +20,7 @@ import kubernetes.client
 import pytest
 import yaml
 
-from medgr2_api.stages import StageName
+from medgr2_api.stage_contract import StageName
 from tests.cluster import tools
 from tests.cluster.commands import Medgr2, Printed
 from tests.cluster.control_plane import ControlPlane
@@ -28,9 +28,9 @@ from tests.cluster.fixtures import Document, eventually
 from tests.cluster.kwok import LEASE_SECONDS, POD_NETWORK, behaviour
 from tests.cluster.kwok_stages import stages
 from tests.cluster.processes import Processes
-from tests.cluster.world import World
-from tests.fake_artifacts import publish
-from tests.ports import free_port
+from tests.support.fake_artifacts import publish
+from tests.support.kwok_env import World
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 READY_SECONDS = 120.0

@@ -13,7 +13,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from kubernetes.client import VersionApi
 
-from tests.cluster import shared, tools
+from tests.cluster import cluster_lock, tools
 from tests.cluster.audit import Event
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Kubectl, eventually
@@ -208,7 +208,7 @@ def test_the_last_user_stops_a_shared_cluster(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(ControlPlane, "start", start)
     monkeypatch.setattr(ControlPlane, "healthy", lambda cluster: cluster.processes.alive("etcd"))
-    ours, theirs = shared.SharedCluster("run"), shared.SharedCluster("run")
+    ours, theirs = cluster_lock.SharedCluster("run"), cluster_lock.SharedCluster("run")
     records = [cluster.join().processes.records()["etcd"] for cluster in (ours, theirs)]
     assert records[0] == records[1]  # started once
     other = subprocess.Popen(["sleep", "60"])

@@ -14,7 +14,7 @@ from kubernetes.client import ApiException, CustomObjectsApi
 
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Kubectl, eventually, fresh_namespace
-from tests.unit.api.documents import HERE, changed
+from tests.support.cycle_documents import HERE, changed
 
 pytestmark = pytest.mark.cluster
 

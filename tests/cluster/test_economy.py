@@ -6,7 +6,7 @@ from collections import Counter
 
 from tests.cluster.fixtures import eventually
 from tests.cluster.kwok import behaviour
-from tests.cluster.world import World
+from tests.support.kwok_env import World
 
 
 def test_an_attempt_takes_five_writes(world: World) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.cluster.fixtures import eventually
 from tests.cluster.kwok import behaviour
-from tests.cluster.world import HOLD, World
+from tests.support.kwok_env import HOLD, World
 
 pytestmark = pytest.mark.cluster
 

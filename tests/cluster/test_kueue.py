@@ -15,7 +15,7 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Document, eventually
 from tests.cluster.kueue import GPU, MANAGED, Kueue, Queue
 from tests.cluster.kwok import behaviour
-from tests.cluster.world import HOLD, World
+from tests.support.kwok_env import HOLD, World
 
 pytestmark = pytest.mark.cluster
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from medgr2_api.stages import REQUEST_ENV, CycleRef, StageName, StageRequest, StageResult
+from medgr2_api.stage_contract import REQUEST_ENV, CycleRef, StageName, StageRequest, StageResult
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Kubectl, eventually
 from tests.cluster.kwok import GPUS, NODES, Kwok, behaviour, tolerates

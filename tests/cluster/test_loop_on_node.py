@@ -19,8 +19,8 @@ import yaml
 
 from tests.cluster import serving
 from tests.cluster.fixtures import Document, eventually
-from tests.cluster.lab import HOME, Lab, operator_pods
-from tests.e2e.loop_world import CYCLE, Loop
+from tests.support.loop_fixtures import CYCLE, Loop
+from tests.support.node_env import HOME, Lab, operator_pods
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

@@ -19,14 +19,14 @@ import pytest
 from monitoring import queries, table
 from prometheus_client.parser import text_string_to_metric_families
 
-from medgr2_api.stages import CycleRef, Progress, StageName, StageRequest
-from medgr2_jobs.serve import FIGURES, handler
+from medgr2_api.stage_contract import CycleRef, Progress, StageName, StageRequest
+from medgr2_jobs.runner.metrics_server import FIGURES, handler
 from tests.cluster import tools
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Document, Kubectl, eventually, fresh_namespace
 from tests.cluster.kwok import Kwok, behaviour
 from tests.cluster.prometheus import Prometheus, Target
-from tests.cluster.world import World
+from tests.support.kwok_env import World
 
 STAGE_PORT = 8080  # where the operator asks every pod
 

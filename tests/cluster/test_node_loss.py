@@ -13,7 +13,7 @@ from medgr2_operator.runtime.observe import LOST_AFTER
 from tests.cluster.audit import Event
 from tests.cluster.fixtures import eventually
 from tests.cluster.kwok import Kwok, behaviour, tolerates
-from tests.cluster.world import World
+from tests.support.kwok_env import World
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

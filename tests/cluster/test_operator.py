@@ -10,7 +10,7 @@ import pytest
 from tests.cluster.fixtures import eventually
 from tests.cluster.kwok import behaviour
 from tests.cluster.operator import Operator
-from tests.cluster.world import World
+from tests.support.kwok_env import World
 
 
 def test_a_cycle_runs_to_its_end_and_every_job_is_created_once(world: World) -> None:

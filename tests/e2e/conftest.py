@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.run_world import Workspace
+from tests.support.run_fixtures import Workspace
 
 
 @pytest.fixture

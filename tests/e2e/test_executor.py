@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from medgr2_operator.cli.app import app
-from tests.e2e.run_world import CYCLE, Workspace
+from tests.support.run_fixtures import CYCLE, Workspace
 
 EXPECTED = {"prepare@0", "reward@0", "evaluate@0"} | {
     f"{name}@{t}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.loop_world import Loop
+from tests.support.loop_fixtures import Loop
 
 pytestmark = pytest.mark.slow
 

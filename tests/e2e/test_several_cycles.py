@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 import yaml
 
-from tests.e2e.run_world import CYCLE, Workspace
+from tests.support.run_fixtures import CYCLE, Workspace
 
 
 @pytest.fixture

@@ -15,13 +15,8 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.fixtures import artifact_ref, prepared_workspace, stage_request
-from tests.ports import free_port
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import policy_world
-from medgr2_api.stages import (
+from medgr2_api.stage_contract import (
     DEEPSPEED_ENV,
     INDEX_ENV,
     NUM_NODES_ENV,
@@ -37,10 +32,14 @@ from medgr2_api.stages import (
     StageRequest,
     StageResult,
 )
-from medgr2_jobs import training, vlm
+from medgr2_jobs.models import vlm
 from medgr2_jobs.reward.model import RewardModel
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
-from policy_world import World
+from medgr2_jobs.training import trainer
+from tests.support import policy_fixtures
+from tests.support.fixtures import artifact_ref, prepared_workspace, stage_request
+from tests.support.policy_fixtures import World
+from tests.support.ports import free_port
 
 SFT = {"max_steps": 40, "per_device_train_batch_size": 2, "save_steps": 4}
 _PATIENCE = 240.0  # seconds, for a busy machine
@@ -48,7 +47,7 @@ _PATIENCE = 240.0  # seconds, for a busy machine
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return policy_world.build(tmp_path_factory.mktemp("world"))
+    return policy_fixtures.build(tmp_path_factory.mktemp("world"))
 
 
 @dataclass
@@ -68,7 +67,7 @@ class Node:
         """Its processes that train."""
         try:
             children = psutil.Process(self.process.pid).children(recursive=True)
-            return [child for child in children if "medgr2_jobs.distributed.process" in child.cmdline()[1:4]]
+            return [child for child in children if "medgr2_jobs.runner.distributed.rank_main" in child.cmdline()[1:4]]
         except psutil.NoSuchProcess:
             return []
 
@@ -105,7 +104,7 @@ class Cluster:
                 **env,
             }
             with stem.with_suffix(".log").open("wb") as log:
-                command = [sys.executable, "-m", "medgr2_jobs.stage"]
+                command = [sys.executable, "-m", "medgr2_jobs.runner.main"]
                 process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
             self.nodes.append(Node(process, stem.with_suffix(".json"), stem.with_suffix(".log")))
         return self
@@ -155,7 +154,7 @@ def losses(world: World, request: StageRequest) -> list[float]:
 
 def checkpoint(world: World, request: StageRequest, layout: str = "2 DDP") -> int:
     """Step of the newest complete checkpoint of two processes; -1: none."""
-    found = training.latest_checkpoint(ArtifactWriter(world.root, request).work, layout)
+    found = trainer.latest_checkpoint(ArtifactWriter(world.root, request).work, layout)
     return int(found.name.rsplit("-", 1)[1]) if found else -1
 
 

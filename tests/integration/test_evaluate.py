@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fake_artifacts import publish
-from tests.fixtures import prepared_workspace, run_stage, stage_request
 
-from medgr2_api.stages import ArtifactRef, ExitCode, StageName, StageRequest
-from medgr2_jobs.context import StageContext
+from medgr2_api.stage_contract import ArtifactRef, ExitCode, StageName, StageRequest
 from medgr2_jobs.errors import Checkpointed
-from medgr2_jobs.evaluate import stage
-from medgr2_jobs.stage import execute
+from medgr2_jobs.runner.context import StageContext
+from medgr2_jobs.runner.main import execute
+from medgr2_jobs.stages import evaluate
 from medgr2_jobs.store.artifact import ArtifactReader
+from tests.support.fake_artifacts import publish
+from tests.support.fixtures import prepared_workspace, run_stage, stage_request
 
 ALL = ["BlankImage", "ShuffledImage", "OptionsOnly", "OptionPrior"]
 
@@ -117,7 +117,7 @@ def test_a_stop_keeps_finished_parts_and_the_next_attempt_goes_on(
     root, prepare = prepared
     request = stage_request(StageName.EVALUATE, 0, parameters(0, ["BlankImage"]), {"prepare": prepare})
     measured: list[str] = []
-    original = stage._measure
+    original = evaluate._measure
 
     def spy(ctx: Any, lazy: Any, condition: Any, questions: Any, progress: Any) -> Any:
         measured.append(condition)
@@ -125,13 +125,13 @@ def test_a_stop_keeps_finished_parts_and_the_next_attempt_goes_on(
             ctx.stop.set()
         return original(ctx, lazy, condition, questions, progress)
 
-    monkeypatch.setattr(stage, "_measure", spy)
+    monkeypatch.setattr(evaluate, "_measure", spy)
     first = context(root, request)
     with pytest.raises(Checkpointed):
-        stage.run(first)
+        evaluate.run(first)
     assert len(list(first.work.glob("*.parquet"))) == 1
     again = context(root, request.model_copy(update={"attempt": 2}))
-    stage.run(again)
+    evaluate.run(again)
     assert measured == ["real", "blank", "blank", "real", "blank"]  # the first part was not measured twice
 
     undisturbed = stage_request(

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fetch_world import context, reference, secrets
-from tests.integration.hub_server import Fault, HubServer, hub_server
-from tests.integration.hub_world import CHUNK, DATA, FILES, LOADED, WHAT, content, get, model_files, safetensors
 
-from medgr2_api.stages import SECRETS_ENV
+from medgr2_api.stage_contract import SECRETS_ENV
 from medgr2_jobs import fetch
 from medgr2_jobs.errors import Checkpointed, ConfigError, DiskFull, TemporaryError
-from medgr2_jobs.fetch import pinned
+from medgr2_jobs.fetch import pin_file
+from tests.support.fetch_fixtures import context, reference, secrets
+from tests.support.hub_fixtures import CHUNK, DATA, FILES, LOADED, WHAT, content, get, model_files, safetensors
+from tests.support.hub_server import Fault, HubServer, hub_server
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_dataset_is_fetched_whole_and_pinned(hub: HubServer, tmp_path: Path) -> None:
     folder = get(hub, tmp_path)
     assert content(folder) == FILES
-    fetched = pinned.load(folder.parent, DATA, "dataset")
+    fetched = pin_file.load(folder.parent, DATA, "dataset")
     assert fetched is not None
     assert fetched.revision == hub.repositories["dataset", "org/data"].branches["main"]
     assert [file.path for file in fetched.files] == sorted(FILES)
@@ -159,7 +159,7 @@ def test_what_cannot_be_had_is_a_matter_of_configuration(
         get(hub, tmp_path / "w", uri, **reach)
     assert str(error.value).startswith(f"{WHAT}: {uri}: ")
     assert message.format(ref="data.fetch.hubTokenSecretRef") in str(error.value)
-    assert not list((tmp_path / "w").rglob(pinned.FETCHED))
+    assert not list((tmp_path / "w").rglob(pin_file.FETCHED))
 
 
 def test_a_secret_that_is_not_there_is_named(hub: HubServer, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_stop_in_the_middle_keeps_what_is_there(hub: HubServer, tmp_path: Path
     threading.Thread(target=lambda: (hub.hanging.wait(), stop.set())).start()
     with pytest.raises(Checkpointed):
         fetch.local(context(tmp_path, {"hubEndpoint": hub.url}, stop=stop), DATA, WHAT)
-    assert not list(tmp_path.rglob(pinned.FETCHED))
+    assert not list(tmp_path.rglob(pin_file.FETCHED))
     hub.fault = lambda method, path: None
     assert content(get(hub, tmp_path)) == FILES
 
@@ -240,7 +240,7 @@ def test_a_full_disk_is_named_and_then_it_goes_on(hub: HubServer, tmp_path: Path
     try:
         with pytest.raises(DiskFull, match=rf"{root}.*free some space"):
             get(hub, root)
-        assert not list(root.rglob(pinned.FETCHED))
+        assert not list(root.rglob(pin_file.FETCHED))
         subprocess.run(["mount", "-o", "remount,size=8m", root], check=True)
         assert len(content(get(hub, root))) == len(FILES) + 1
     finally:

@@ -16,20 +16,20 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.fixtures import prepare_parameters, run_stage, stage_request
-from tests.integration.hub_server import Fault, HubServer, hub_server
-from tests.integration.hub_world import CHUNK, DATA, FILES, LOADED, content, get, model_files, safetensors
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.stages import RESULT_PATH_ENV, SECRETS_ENV, StageName, StageResult
+from medgr2_api.stage_contract import RESULT_PATH_ENV, SECRETS_ENV, StageName, StageResult
 from medgr2_api.status import Phase
-from medgr2_jobs.data import phantoms
+from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.errors import StageError
-from medgr2_jobs.fetch import pinned
-from medgr2_jobs.stage import execute
+from medgr2_jobs.fetch import pin_file
+from medgr2_jobs.runner.main import execute
 from medgr2_jobs.store.artifact import ArtifactReader
 from medgr2_operator.local.executor import Executor, Listener
 from medgr2_operator.local.runner import Runner
+from tests.support.fixtures import prepare_parameters, run_stage, stage_request
+from tests.support.hub_fixtures import CHUNK, DATA, FILES, LOADED, content, get, model_files, safetensors
+from tests.support.hub_server import Fault, HubServer, hub_server
 
 
 @pytest.fixture
@@ -80,8 +80,8 @@ def test_killed_in_the_middle_it_goes_on(hub: HubServer, tmp_path: Path) -> None
     hub.fault = lambda method, path: Fault(after=CHUNK + 1, hang=True) if path == broken else None
     root, file = tmp_path / "w", cycle_file(tmp_path, hub)
     process = subprocess.Popen(command(file, root), start_new_session=True)
-    folder = pinned.folder_of(root, "hf://org/model", "model")
-    partial = pinned.scratch_of(folder) / "partial"
+    folder = pin_file.folder_of(root, "hf://org/model", "model")
+    partial = pin_file.scratch_of(folder) / "partial"
     while not (
         len(list(partial.glob("files/*"))) == len(LOADED)
         and any(path.stat().st_size == CHUNK for path in partial.rglob("*.incomplete"))
@@ -170,7 +170,7 @@ def test_a_site_without_network_gets_the_same_digest(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.repository("org/model", model_files())
-    phantoms.write(tmp_path / "drawn", dataset="seed", seed=1, images=20, questions_per_image=2)
+    synthetic_images.write(tmp_path / "drawn", dataset="seed", seed=1, images=20, questions_per_image=2)
     hub.repository("org/seed", content(tmp_path / "drawn"), kind="dataset")
     source = {"name": "seed", "format": "OmniMedVQA", "uri": "hf://org/seed@main"}
     here, there = tmp_path / "here", tmp_path / "there"
@@ -241,7 +241,7 @@ def test_two_runs_at_the_same_time_fetch_once(hub: HubServer, tmp_path: Path) ->
     hub.release.set()
     first.join()
     second.join()
-    assert found == [pinned.folder_of(tmp_path, DATA, "dataset") / "files"] * 2
+    assert found == [pin_file.folder_of(tmp_path, DATA, "dataset") / "files"] * 2
     assert len([request for request in hub.requests if request.endswith("/api/datasets/org/data")]) == 1
 
 
@@ -257,7 +257,10 @@ def test_prepare_fetches_in_a_run_whose_stage_server_is_offline(hub: HubServer, 
     }
     document = yaml.safe_load(cycle_file(tmp_path, hub).read_text())
     cycle = Cycle.model_validate({**document, "spec": {**document["spec"], **changes}})
-    server = "from medgr2_jobs import zygote; zygote.PRELOAD = ('huggingface_hub', 'medgr2_jobs.stage'); zygote.main()"
+    server = (
+        "from medgr2_jobs.runner import forkserver;"
+        " forkserver.PRELOAD = ('huggingface_hub', 'medgr2_jobs.runner.main'); forkserver.main()"
+    )
     root = tmp_path / "w"
     root.mkdir()
     made = Executor(root, cycle, Listener())

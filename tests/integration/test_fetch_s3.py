@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fetch_world import context, reference, secrets
-from tests.integration.s3_server import ACCESS, SECRET, S3Server, s3_server
-from tests.integration.slow_proxy import slow_proxy
 
-from medgr2_api.stages import SECRETS_ENV
+from medgr2_api.stage_contract import SECRETS_ENV
 from medgr2_jobs import fetch
 from medgr2_jobs.errors import Checkpointed, ConfigError, TemporaryError
-from medgr2_jobs.fetch import pinned, s3
-from medgr2_jobs.fetch.order import Order
+from medgr2_jobs.fetch import pin_file, s3
+from medgr2_jobs.fetch.request import Order
+from tests.support.fetch_fixtures import context, reference, secrets
+from tests.support.s3_server import ACCESS, SECRET, S3Server, s3_server
+from tests.support.slow_proxy import slow_proxy
 
 WHAT = "data.sources[seed].uri"
 OBJECTS = {"questions.json": b"[]", "images/a.png": os.urandom(70_000), "images/deep/b c.png": b"b"}
@@ -62,7 +62,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_a_prefix_is_a_folder(store: S3Server, tmp_path: Path, uri: str) -> None:
     folder = get(store.url, tmp_path, uri)
     assert content(folder) == OBJECTS
-    fetched = pinned.load(folder.parent, uri, "dataset")
+    fetched = pin_file.load(folder.parent, uri, "dataset")
     assert fetched is not None
     etags = {file.path: file.etag for file in fetched.files}
     assert set(etags) == set(OBJECTS)
@@ -119,7 +119,7 @@ def test_what_cannot_be_had_is_a_matter_of_configuration(
     assert str(error.value).startswith(f"{WHAT}: {uri}: ")
     assert message in str(error.value)
     assert SECRET not in str(error.value)
-    assert not list((tmp_path / "w").rglob(pinned.FETCHED))
+    assert not list((tmp_path / "w").rglob(pin_file.FETCHED))
 
 
 class _Busy(BaseHTTPRequestHandler):
@@ -157,12 +157,12 @@ def test_killed_in_the_middle_it_goes_on(store: S3Server, tmp_path: Path) -> Non
         assert proxy.stuck.wait(60)
         process.kill()
         process.wait()
-        assert not list(tmp_path.rglob(pinned.FETCHED))
+        assert not list(tmp_path.rglob(pin_file.FETCHED))
         proxy.reset()
         folder = get(proxy.url, tmp_path, "s3://large-data")
         assert content(folder) == {"a": b"a" * 1000, "large": large}
         assert proxy.answered < 3 * chunk
-    assert not (pinned.scratch_of(folder.parent) / "partial").exists()
+    assert not (pin_file.scratch_of(folder.parent) / "partial").exists()
 
 
 def test_a_stop_in_the_middle(store: S3Server, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_stop_in_the_middle(store: S3Server, tmp_path: Path) -> None:
         threading.Thread(target=lambda: (proxy.stuck.wait(), stop.set())).start()
         with pytest.raises(Checkpointed):
             fetch.local(context(tmp_path, reach(proxy.url), stop=stop), "s3://stop-data", WHAT)
-    assert not list(tmp_path.rglob(pinned.FETCHED))
+    assert not list(tmp_path.rglob(pin_file.FETCHED))
 
 
 def test_an_object_that_was_replaced_meanwhile_is_fetched_anew(store: S3Server, tmp_path: Path) -> None:

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import jobs_world as world
-from tests.integration.chat_server import TRIPLET
-from tests.integration.fault_proxy import Fault, FaultProxy, proxying
-from tests.integration.generate_world import PRICES, asked, ledgers, outcomes, prepare_root
-from tests.integration.real_server import transformers_serve
 
-from medgr2_api.stages import VLLM_BASE_URL_ENV
-from medgr2_jobs.generate import asking, exchange, plan
+from medgr2_api.stage_contract import VLLM_BASE_URL_ENV
+from medgr2_jobs.generate import request_retry, request_scheduler, sampling_plan
 from medgr2_jobs.generate.providers import http
+from tests.support import jobs_fixtures as world
+from tests.support.chat_server import TRIPLET
+from tests.support.fault_proxy import Fault, FaultProxy, proxying
+from tests.support.generate_fixtures import PRICES, asked, ledgers, outcomes, prepare_root
+from tests.support.transformers_server import transformers_serve
 
 GOOD = Fault(content=json.dumps(TRIPLET), finish_reason="stop")
 PROSE = Fault(content="So …", finish_reason="stop")
@@ -37,7 +37,7 @@ FAULTS: dict[str, tuple[Fault, Fault, str, int]] = {
     "429 with Retry-After": (Fault(status=429, headers={"retry-after": "0.05"}), GOOD, "ok", 2),
     "500": (Fault(status=500), GOOD, "ok", 2),
     "503": (Fault(status=503), GOOD, "ok", 2),
-    "503 for ever": (Fault(status=503), Fault(status=503), "http_error", exchange.ATTEMPTS),
+    "503 for ever": (Fault(status=503), Fault(status=503), "http_error", request_retry.ATTEMPTS),
     "slow, then in time": (Fault(delay=6), GOOD, "ok", 2),
     "dropped before the body": (Fault(drop="before"), GOOD, "ok", 2),
     "dropped in the middle of the body": (Fault(drop="middle"), GOOD, "ok", 2),
@@ -117,7 +117,7 @@ def test_each_fault_ends_as_documented_and_the_accounts_agree(
         "a page instead of the protocol",
     }
     for row in rows:
-        seed = asking._seed(5, plan.Task(row["triplet_id"], "", "", ""))
+        seed = request_scheduler._seed(5, sampling_plan.Task(row["triplet_id"], "", "", ""))
         exact = sum(cost(answer) for answer in proxy.tokens.get(seed, []))
         if by_seed[seed] in lost:
             assert row["usd"] > exact

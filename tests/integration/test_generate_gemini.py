@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import jobs_world as world
-from tests.integration.chat_server import TRIPLET, Answer, ChatServer, GeminiServer, retry, serving
-from tests.integration.generate_world import KEY, PRICES, QUESTION_USD, asked, ledgers, outcomes, prepare_root
 
-from medgr2_api.stages import StageRequest
-from medgr2_jobs import stage
-from medgr2_jobs.generate import exchange, schema
+from medgr2_api.stage_contract import StageRequest
+from medgr2_jobs.generate import candidate_schema, request_retry
+from medgr2_jobs.runner import main
 from medgr2_jobs.store.images import ImageStore
+from tests.support import jobs_fixtures as world
+from tests.support.chat_server import TRIPLET, Answer, ChatServer, GeminiServer, retry, serving
+from tests.support.generate_fixtures import KEY, PRICES, QUESTION_USD, asked, ledgers, outcomes, prepare_root
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_a_question_that_is_never_answered_is_a_row(root: Path, server: ChatServ
     server.answer = answer
     rows = world.run(root, request(root, server)).rows("candidates")
     assert outcomes(rows) == {"ok": 9, "http_error": 3}
-    assert {row["attempts"] for row in rows if row["outcome"] == "http_error"} == {exchange.ATTEMPTS}
+    assert {row["attempts"] for row in rows if row["outcome"] == "http_error"} == {request_retry.ATTEMPTS}
     assert all("HTTP 500" in row["error"] for row in rows if row["outcome"] == "http_error")
 
 
@@ -204,7 +204,7 @@ def test_the_account_and_the_address_stop_the_stage(
     root: Path, server: ChatServer, answer: Answer, words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     server.answer = lambda number, body: answer
-    assert stage.execute(request(root, server, candidates=40), root) == 78
+    assert main.execute(request(root, server, candidates=40), root) == 78
     told = "".join(capfd.readouterr())
     assert words in told
     assert KEY not in told
@@ -215,12 +215,12 @@ def test_a_key_is_needed(root: Path, server: ChatServer, capfd: pytest.CaptureFi
     """Without one the library would take that of our own environment."""
     made = request(root, server)
     del made.parameters["provider"]["apiKeySecretRef"]
-    assert stage.execute(made, root) == 78
+    assert main.execute(made, root) == 78
     assert "apiKeySecretRef" in capfd.readouterr().err
     assert not server.ledger.requests
 
 
 def test_outcomes_are_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "generation.md").read_text()
-    for name, outcome in schema.OUTCOMES.items():
+    for name, outcome in candidate_schema.OUTCOMES.items():
         assert f"| `{name}` | {outcome.meaning} | {'yes' if outcome.asked_again else 'no'} |" in text

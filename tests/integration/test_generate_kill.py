@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests import jobs_world as world
-from tests.integration import kill_run
-from tests.integration.chat_server import ChatServer, serving
-from tests.integration.generate_world import QUESTION_USD, ledgers, outcomes, prepare_root
-from tests.integration.nursery import nursery
+
+from tests.support import jobs_fixtures as world
+from tests.support import kill_run
+from tests.support.chat_server import ChatServer, serving
+from tests.support.generate_fixtures import QUESTION_USD, ledgers, outcomes, prepare_root
+from tests.support.stage_server import nursery
 
 ROWS, KILLS, SHARDS, IN_FLIGHT = 5000, 50, 4, 8
 

@@ -8,23 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import jobs_world as world
-from tests.fixtures import last_said
-from tests.integration.chat_server import Answer, ChatServer, serving
-from tests.integration.generate_world import (
-    PRICES,
-    QUESTION_USD,
-    asked,
-    ledgers,
-    outcomes,
-    prepare_root,
-    start,
-)
 
-from medgr2_api.stages import RESULT_PATH_ENV, CycleRef, Shard, StageRequest, StageResult
-from medgr2_jobs import stage
-from medgr2_jobs.generate import journal, ledger, sampling
-from medgr2_jobs.serve import FIGURES
+from medgr2_api.stage_contract import RESULT_PATH_ENV, CycleRef, Shard, StageRequest, StageResult
+from medgr2_jobs.generate import journal, probe, spend_ledger
+from medgr2_jobs.runner import main
+from medgr2_jobs.runner.metrics_server import FIGURES
+from tests.support import jobs_fixtures as world
+from tests.support.chat_server import Answer, ChatServer, serving
+from tests.support.fixtures import last_said
+from tests.support.generate_fixtures import PRICES, QUESTION_USD, asked, ledgers, outcomes, prepare_root, start
 
 #: What one question may cost at most is below this; what it costs is QUESTION_USD.
 ROOM = 0.006
@@ -53,7 +45,7 @@ def result(root: Path) -> StageResult:
 
 def test_without_a_budget_all_is_counted(root: Path, server: ChatServer) -> None:
     made = request(root, server)
-    assert stage.execute(made, root) == 0
+    assert main.execute(made, root) == 0
     assert result(root).usage["generatorUSD"] == pytest.approx(12 * QUESTION_USD)
     assert ledgers(root, made) == {f"{made.input_hash}-s0.jsonl": (pytest.approx(12 * QUESTION_USD), 0)}
     said = last_said(root, made).metrics
@@ -65,12 +57,12 @@ def test_a_result_that_was_never_read_is_told_again_to_who_paid_and_to_nobody_el
     root: Path, server: ChatServer
 ) -> None:
     made = request(root, server)
-    assert stage.execute(made, root) == 0
-    assert stage.execute(made.model_copy(update={"attempt": 2}), root) == 0
+    assert main.execute(made, root) == 0
+    assert main.execute(made.model_copy(update={"attempt": 2}), root) == 0
     assert result(root).reused
     assert result(root).usage == {"generatorUSD": pytest.approx(12 * QUESTION_USD)}
     other = made.cycle.model_copy(update={"name": "another", "uid": "another"})
-    assert stage.execute(made.model_copy(update={"cycle": other}), root) == 0
+    assert main.execute(made.model_copy(update={"cycle": other}), root) == 0
     assert result(root).usage == {}
 
 
@@ -81,7 +73,7 @@ def test_the_budget_is_used_up_and_never_passed(
     server.answer = lambda number, body: Answer(delay=0.01)
     budget = 30 * QUESTION_USD + ROOM
     made = request(root, server, budget, candidates=200, concurrency=concurrency)
-    assert stage.execute(made, root) == 75
+    assert main.execute(made, root) == 75
     ended = result(root)
     assert ended.reason == "BudgetSpent"
     charged = server.ledger.charged.total()
@@ -101,12 +93,12 @@ def test_questions_that_cost_their_worst_case_do_not_pass_the_budget(root: Path,
     usage = {"prompt_tokens": 3000, "completion_tokens": 300}
     server.answer = lambda number, body: Answer(delay=0.01, usage=usage)
     made = request(root, server, 0.02, candidates=200, concurrency=8)
-    assert stage.execute(made, root) == 75
+    assert main.execute(made, root) == 75
     assert 0.02 - ROOM <= server.ledger.charged.total() * 0.0036 <= 0.02
 
 
 def test_a_budget_below_one_question_asks_nothing(root: Path, server: ChatServer) -> None:
-    assert stage.execute(request(root, server, QUESTION_USD), root) == 75
+    assert main.execute(request(root, server, QUESTION_USD), root) == 75
     assert result(root).reason == "BudgetSpent"
     assert "0 of 12 questions" in result(root).message
     assert not server.ledger.requests
@@ -116,7 +108,7 @@ def test_other_artifacts_of_the_cycle_count_and_other_cycles_do_not(root: Path, 
     for seed, cycle in ((1, world.CYCLE), (2, CycleRef(name="test", uid="uid-2"))):
         world.run(root, request(root, server, seed=seed, cycle=cycle))
     left = 3 * QUESTION_USD + ROOM
-    assert stage.execute(request(root, server, 12 * QUESTION_USD + left, candidates=80), root) == 75
+    assert main.execute(request(root, server, 12 * QUESTION_USD + left, candidates=80), root) == 75
     charged = server.ledger.charged.total() - 24
     assert 3 <= charged <= left / QUESTION_USD
 
@@ -125,7 +117,7 @@ def test_shards_share_what_is_left(root: Path, server: ChatServer) -> None:
     share = 10 * QUESTION_USD + ROOM
     for index in (0, 1):
         shard = Shard(index=index, count=2)
-        assert stage.execute(request(root, server, 2 * share, candidates=100, shards=2, shard=shard), root) == 75
+        assert main.execute(request(root, server, 2 * share, candidates=100, shards=2, shard=shard), root) == 75
         assert 10 <= server.ledger.charged.total() / (index + 1) <= share / QUESTION_USD
 
 
@@ -156,7 +148,7 @@ def test_a_request_that_was_in_flight_at_a_kill_stays_charged_at_its_worst_case(
 
 def test_what_was_paid_is_told_when_the_stage_fails(root: Path, server: ChatServer) -> None:
     server.answer = lambda number, body: Answer() if server.ledger.asked.total() <= 5 else Answer(status=401, body="{}")
-    assert stage.execute(request(root, server, concurrency=1), root) == 78
+    assert main.execute(request(root, server, concurrency=1), root) == 78
     assert result(root).usage == {"generatorUSD": pytest.approx(5 * QUESTION_USD)}
 
 
@@ -185,7 +177,7 @@ def test_the_budget_may_end_before_a_repair_but_the_row_is_kept(root: Path, serv
 
 def test_a_provider_that_counts_more_than_the_worst_case_stops_the_stage(root: Path, server: ChatServer) -> None:
     server.answer = lambda number, body: Answer(usage={"prompt_tokens": 90_000, "completion_tokens": 9})
-    assert stage.execute(request(root, server, 10.0, candidates=40), root) == 78
+    assert main.execute(request(root, server, 10.0, candidates=40), root) == 78
     assert "maxImageTokens" in result(root).message
     assert server.ledger.charged.total() <= 4
     assert result(root).usage["generatorUSD"] == pytest.approx(server.ledger.charged.total() * 0.090018)
@@ -198,7 +190,7 @@ def test_an_answer_without_usage_costs_its_worst_case(root: Path, server: ChatSe
 
 
 def test_a_budget_needs_prices(root: Path, server: ChatServer) -> None:
-    assert stage.execute(asked(root, server.url, generator_budget_usd=1.0), root) == 78
+    assert main.execute(asked(root, server.url, generator_budget_usd=1.0), root) == 78
     assert "generator.prices" in result(root).message
     assert not server.ledger.requests
 
@@ -215,7 +207,7 @@ def test_two_cycles_do_not_pay_for_the_same_questions(root: Path, server: ChatSe
     first = start(root, request(root, server), **{RESULT_PATH_ENV: str(root.parent / "first.json")})
     assert seen.wait(60)
     second = request(root, server, cycle=CycleRef(name="other", uid="uid-9"))
-    assert stage.execute(second, root) == 75
+    assert main.execute(second, root) == 75
     assert "cycle test" in result(root).message
     assert "not asked, and paid, twice" in result(root).message
     first.kill()  # and the other cycle goes on from what it left
@@ -242,9 +234,9 @@ def test_what_was_published_while_the_journal_was_awaited_is_not_asked_again(
         return honest(folder, holder)
 
     monkeypatch.setattr(journal, "Journal", late)
-    assert stage.execute(second, root) == 75
+    assert main.execute(second, root) == 75
     assert "published by another cycle" in result(root).message
-    assert stage.execute(second.model_copy(update={"attempt": 2}), root) == 0
+    assert main.execute(second.model_copy(update={"attempt": 2}), root) == 0
     assert result(root).reused
     assert server.ledger.asked.total() == 12
 
@@ -252,15 +244,15 @@ def test_what_was_published_while_the_journal_was_awaited_is_not_asked_again(
 def test_a_sample_is_paid_for_like_any_other(root: Path, server: ChatServer) -> None:
     made = request(root, server)
     tables = world.phantom_tables(root, {"train": 8, "test": 2})
-    parameters = stage._context(made, root, threading.Event(), stage.Ranks(), None).parameters
-    rows = sampling.sample(root, made.cycle, parameters, tables["images"], 5, 1.0)
+    parameters = main._context(made, root, threading.Event(), main.Ranks(), None).parameters
+    rows = probe.sample(root, made.cycle, parameters, tables["images"], 5, 1.0)
     assert outcomes(rows) == {"ok": 5}
     assert len({row["image_sha256"] for row in rows}) == 5
     train = {row["image_sha256"] for row in tables["images"] if row["split"] == "train"}
     assert {row["image_sha256"] for row in rows} <= train
     assert ledgers(root, made) == {"sample-s0.jsonl": (pytest.approx(5 * QUESTION_USD), 0)}
     folder = root / "cycles" / "test" / "spend" / "uid-1"
-    assert ledger.allowance(1.0, folder, made.input_hash, 2) == pytest.approx((1 - 5 * QUESTION_USD) / 2)
+    assert spend_ledger.allowance(1.0, folder, made.input_hash, 2) == pytest.approx((1 - 5 * QUESTION_USD) / 2)
     with pytest.raises(Exception, match=r"budget\.generatorUSD"):
-        sampling.sample(root, made.cycle, parameters, tables["images"], 5, 5 * QUESTION_USD)
+        probe.sample(root, made.cycle, parameters, tables["images"], 5, 5 * QUESTION_USD)
     assert server.ledger.asked.total() == 5

@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests import jobs_world as world
-from tests.integration.chat_server import TRIPLET, Answer, ChatServer, retry, serving
-from tests.integration.generate_world import KEY, TYPES, asked, outcomes, prepare_root, start
-from tests.integration.real_server import transformers_serve
 
-from medgr2_api.stages import VLLM_BASE_URL_ENV, Shard
-from medgr2_jobs import stage
-from medgr2_jobs.generate import exchange
+from medgr2_api.stage_contract import VLLM_BASE_URL_ENV, Shard
+from medgr2_jobs.generate import request_retry
+from medgr2_jobs.runner import main
 from medgr2_jobs.store.images import ImageStore
+from tests.support import jobs_fixtures as world
+from tests.support.chat_server import TRIPLET, Answer, ChatServer, retry, serving
+from tests.support.generate_fixtures import KEY, TYPES, asked, outcomes, prepare_root, start
+from tests.support.transformers_server import transformers_serve
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_no_key_is_sent_where_none_is_configured(root: Path, server: ChatServer)
 def test_shards(root: Path, server: ChatServer) -> None:
     for index in range(2):
         request = asked(root, server.url, shards=2, shard=Shard(index=index, count=2))
-        assert stage.execute(request, root) == 0
+        assert main.execute(request, root) == 0
     rows = world.reader(root, request).rows("candidates")
     assert [row["triplet_id"] for row in rows] == sorted({row["triplet_id"] for row in rows})
     assert len(rows) == len(server.ledger.asked) == 12
@@ -165,7 +165,7 @@ def test_refused_key_or_model(
 ) -> None:
     body = json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}"}})
     server.answer = lambda number, request: Answer(status=status, body=body)
-    assert stage.execute(asked(root, server.url), root) == 78
+    assert main.execute(asked(root, server.url), root) == 78
     output = "".join(capfd.readouterr())
     assert words in output
     assert KEY not in output
@@ -177,7 +177,7 @@ def test_key_never_reaches_the_log_or_the_volume(
 ) -> None:
     body = json.dumps({"error": {"message": f"strange request with key {KEY}"}})
     server.answer = lambda number, request: Answer(status=400, body=body) if request["seed"] % 2 else Answer()
-    assert stage.execute(asked(root, server.url), root) in (0, 75)
+    assert main.execute(asked(root, server.url), root) in (0, 75)
     output = "".join(capfd.readouterr())
     assert "strange request with key ***" in output
     assert KEY not in output
@@ -185,16 +185,16 @@ def test_key_never_reaches_the_log_or_the_volume(
 
 
 def test_missing_secret(root: Path, server: ChatServer, capfd: pytest.CaptureFixture[str]) -> None:
-    assert stage.execute(asked(root, server.url, key="other"), root) == 78
+    assert main.execute(asked(root, server.url, key="other"), root) == 78
     assert "has no key 'other'" in capfd.readouterr().err
 
 
 def test_unreachable(root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(exchange, "ATTEMPTS", 2)
+    monkeypatch.setattr(request_retry, "ATTEMPTS", 2)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-        assert stage.execute(asked(root, url, candidates=40), root) == 75
+        assert main.execute(asked(root, url, candidates=40), root) == 75
     output = capfd.readouterr().err
     assert url in output
     assert re.search(r"1[6-9] questions in a row", output)  # it did not ask all 40; four are in flight at once
@@ -211,8 +211,8 @@ def test_most_questions_fail_and_the_rest_is_kept(root: Path, server: ChatServer
         return Answer()
 
     server.answer = answer
-    assert stage.execute(asked(root, server.url), root) == 75
-    assert server.ledger.asked.total() == 7 * exchange.ATTEMPTS + 5
+    assert main.execute(asked(root, server.url), root) == 75
+    assert server.ledger.asked.total() == 7 * request_retry.ATTEMPTS + 5
     broken = False
     server.ledger.asked.clear()
     rows = world.run(root, asked(root, server.url, attempt=2)).rows("candidates")
@@ -232,7 +232,7 @@ def test_some_failures_are_rows(root: Path, server: ChatServer) -> None:
     server.answer = answer
     rows = world.run(root, asked(root, server.url)).rows("candidates")
     assert outcomes(rows) == {"ok": 6, "http_error": 6}
-    assert {row["attempts"] for row in rows if row["outcome"] == "http_error"} == {exchange.ATTEMPTS}
+    assert {row["attempts"] for row in rows if row["outcome"] == "http_error"} == {request_retry.ATTEMPTS}
 
 
 # -- interruptions -----------------------------------------------------------------------------------------------------
@@ -331,5 +331,5 @@ def test_a_server_beside_the_stage(root: Path, real: tuple[str, str], monkeypatc
 
 @pytest.mark.slow
 def test_real_server_does_not_know_the_model(root: Path, real: tuple[str, str]) -> None:
-    code = stage.execute(asked(root, real[0], candidates=2, model="no/such-model"), root)
+    code = main.execute(asked(root, real[0], candidates=2, model="no/such-model"), root)
     assert code == 75  # it says 400, as it does to a question that it dislikes; others say 404

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import random
 import signal
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import policy_world
-from medgr2_api.stages import ExitCode, StageRequest
-from medgr2_jobs import answers, vlm
+from medgr2_api.stage_contract import ExitCode, StageRequest
 from medgr2_jobs.errors import Checkpointed
-from medgr2_jobs.policy import grpo, preferences
-from medgr2_jobs.vlm import Row
-from policy_world import FORMAT, World, in_child
+from medgr2_jobs.models import vlm
+from medgr2_jobs.models.vlm import Row
+from medgr2_jobs.prompts import answers
+from medgr2_jobs.stages import grpo, preferences
+from tests.support import policy_fixtures
+from tests.support.policy_fixtures import FORMAT, World, in_child
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return policy_world.build(tmp_path_factory.mktemp("world"))
+    return policy_fixtures.build(tmp_path_factory.mktemp("world"))
 
 
 SFT = {"max_steps": 11, "per_device_train_batch_size": 4}  # 7 steps an epoch
@@ -104,10 +101,10 @@ def test_sft_goes_on_from_the_previous_policy_on_request(world: World) -> None:
 
 
 def test_an_unusable_row_ends_sft_with_a_data_error(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    broken = policy_world.World(world.root, dict(world.refs), world.training, world.candidates, world.items)
+    broken = policy_fixtures.World(world.root, dict(world.refs), world.training, world.candidates, world.items)
     rows = [dict(row) for row in world.training]
     rows[3]["response"] = ""
-    broken.refs["curate"] = policy_world.publish_table(broken, "training", rows)
+    broken.refs["curate"] = policy_fixtures.publish_table(broken, "training", rows)
     assert broken.run(broken.sft(name="broken"), expect=ExitCode.DATA_ERROR) is None
     assert rows[3]["row_id"] in capsys.readouterr().err
 

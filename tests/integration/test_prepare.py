@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.fixtures import prepare_parameters, prepared_workspace, run_stage, stage_request
-from tests.prepare_desk import Desk
 
-from medgr2_api.stages import StageName
-from medgr2_jobs.data import phantoms
-from medgr2_jobs.stage import execute
+from medgr2_api.stage_contract import StageName
+from medgr2_jobs.data import synthetic_images
+from medgr2_jobs.runner.main import execute
 from medgr2_jobs.store.artifact import ArtifactReader
 from medgr2_jobs.store.images import ImageStore
+from tests.support.fixtures import prepare_parameters, prepared_workspace, run_stage, stage_request
+from tests.support.prepare_workspace import Desk
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ def test_leaked_images_fail_the_stage(desk: Desk) -> None:
 
 
 def test_leaks_of_image_pools_and_of_every_benchmark_are_dropped(desk: Desk) -> None:
-    phantoms.write(desk.root / "second", dataset="second", seed=3, images=3, questions_per_image=1)
+    synthetic_images.write(desk.root / "second", dataset="second", seed=3, images=3, questions_per_image=1)
     desk.data["sources"].append(
         {"name": "pool", "format": "OmniMedVQA", "role": "Images", "uri": "second/questions.json"}
     )
@@ -282,8 +282,8 @@ def test_torch_is_not_imported_without_a_built_in_model(desk: Desk, tmp_path: Pa
     parameters = prepare_parameters(data=desk.data, policyBaseModel="mine", rewardBaseModel="mine")
     request = stage_request(StageName.PREPARE, 0, parameters)
     code = (
-        "import sys; from pathlib import Path; from medgr2_jobs.stage import execute;"
-        "from medgr2_api.stages import StageRequest;"
+        "import sys; from pathlib import Path; from medgr2_jobs.runner.main import execute;"
+        "from medgr2_api.stage_contract import StageRequest;"
         "code = execute(StageRequest.model_validate_json(sys.argv[1]), Path(sys.argv[2]));"
         "sys.exit(code or ('torch' in sys.modules) * 99)"
     )

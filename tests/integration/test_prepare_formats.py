@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.fixtures import prepared_workspace
-from tests.prepare_desk import Desk
 
-from medgr2_jobs.data import prepare
+from medgr2_jobs.stages import prepare
 from medgr2_jobs.store.artifact import ArtifactReader
+from tests.support.fixtures import prepared_workspace
+from tests.support.prepare_workspace import Desk
 
 
 @pytest.fixture

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fixtures import artifact_ref, prepare_parameters, prepared_workspace, run_stage, stage_request
 
-from medgr2_api.stages import REQUEST_ENV, WORKSPACE_ENV, ArtifactRef, ExitCode, Shard, StageName, StageRequest
-from medgr2_jobs import stage, training
-from medgr2_jobs.reward import score as score_stage
+from medgr2_api.stage_contract import REQUEST_ENV, WORKSPACE_ENV, ArtifactRef, ExitCode, Shard, StageName, StageRequest
 from medgr2_jobs.reward.model import RewardModel
-from medgr2_jobs.stage import execute
+from medgr2_jobs.runner import main
+from medgr2_jobs.runner.main import execute
+from medgr2_jobs.stages import score as score_stage
 from medgr2_jobs.store import manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
+from medgr2_jobs.training import trainer
+from tests.support.fixtures import artifact_ref, prepare_parameters, prepared_workspace, run_stage, stage_request
 
 TRAINER = {"max_steps": 12, "per_device_train_batch_size": 4, "lr_scheduler_type": "cosine", "save_steps": 2}
 LORA = {"rank": 4, "dropout": 0.1}
@@ -98,7 +99,7 @@ def in_child(request: StageRequest, root: Path, until: Callable[[], bool], signu
     child = os.fork()
     if child == 0:
         os.environ |= {REQUEST_ENV: request.model_dump_json(by_alias=True), WORKSPACE_ENV: str(root)}
-        os._exit(stage.main())  # not execute(): the signal handlers are main's
+        os._exit(main.main())  # not execute(): the signal handlers are main's
     deadline = time.monotonic() + 120
     while not until() and time.monotonic() < deadline:
         if os.waitpid(child, os.WNOHANG)[0]:
@@ -195,7 +196,7 @@ def test_sigterm_leaves_a_checkpoint_and_exit_85(world, tmp_path):
     progress = world.root / "cycles/test/progress"
     status = in_child(request, world.root, lambda: any(progress.glob("*reward*.json")), signal.SIGTERM)
     assert os.waitstatus_to_exitcode(status) == ExitCode.CHECKPOINTED
-    assert training.latest_checkpoint(work_of(world.root, request)) is not None
+    assert trainer.latest_checkpoint(work_of(world.root, request)) is not None
     resumed = run_stage(world.root, request.model_copy(update={"attempt": 2}))
     straight = run_stage(prepared(tmp_path / "straight").root, request)
     assert resumed.output_digest == straight.output_digest
@@ -233,8 +234,8 @@ def test_a_checkpoint_of_the_users_own(trained, tmp_path):
 
 
 def test_owned_and_unknown_options_are_refused(world):
-    for trainer in ({"output_dir": "x"}, {"train_sampling_strategy": "random"}, {"learning_rte": 1}):
-        assert execute(world.request(training={"trainer": trainer}), world.root) == ExitCode.CONFIG
+    for options in ({"output_dir": "x"}, {"train_sampling_strategy": "random"}, {"learning_rte": 1}):
+        assert execute(world.request(training={"trainer": options}), world.root) == ExitCode.CONFIG
 
 
 @pytest.mark.slow

@@ -10,26 +10,26 @@ from typing import Any
 import pytest
 import torch
 from prometheus_client import generate_latest
-from tests import policy_world
-from tests.fixtures import last_said, prepared_workspace, stage_request
 
-from medgr2_api.stages import StageName
-from medgr2_jobs import training
+from medgr2_api.stage_contract import StageName
 from medgr2_jobs.reward import train as reward_train
-from medgr2_jobs.serve import FIGURES, StageMetrics
-from medgr2_jobs.stage import execute
+from medgr2_jobs.runner.main import execute
+from medgr2_jobs.runner.metrics_server import FIGURES, StageMetrics
+from medgr2_jobs.training import trainer
+from tests.support import policy_fixtures
+from tests.support.fixtures import last_said, prepared_workspace, stage_request
 
 SPEED = {"tokens", "tokens_per_second", "step_seconds"}
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> policy_world.World:
-    return policy_world.build(tmp_path_factory.mktemp("world"))
+def world(tmp_path_factory: pytest.TempPathFactory) -> policy_fixtures.World:
+    return policy_fixtures.build(tmp_path_factory.mktemp("world"))
 
 
 @pytest.mark.parametrize(("kind", "figures"), [("sft", {"loss", "mean_token_accuracy"}), ("grpo", {"reward", "loss"})])
 def test_the_policy_stages_tell_their_figures_and_their_speed(
-    world: policy_world.World, kind: str, figures: set[str]
+    world: policy_fixtures.World, kind: str, figures: set[str]
 ) -> None:
     request = world.sft(name="figures") if kind == "sft" else world.grpo(name="figures")
     found = world.run(request)
@@ -65,14 +65,14 @@ def test_the_reward_stage_counts_the_tokens_it_learns_from(tmp_path: Path, monke
         "promotion": {"minSpearman": -1, "minPairwiseAccuracy": 0, "minImageSensitivity": 0, "maxRegression": 2},
     }  # fmt: skip
     said: list[dict[str, float]] = []
-    progress = training.StageContext.progress
+    progress = trainer.StageContext.progress
 
     def listening(self: Any, phase: str, step: int, total: int, **metrics: float) -> None:
         if phase == "train":
             said.append(metrics)
         progress(self, phase, step, total, **metrics)
 
-    monkeypatch.setattr(training.StageContext, "progress", listening)
+    monkeypatch.setattr(trainer.StageContext, "progress", listening)
     assert execute(stage_request(StageName.REWARD, 0, parameters, {"prepare": prepare}), tmp_path) == 0
     assert {"loss"} | SPEED <= set(said[-1])
     assert [round(each["tokens"]) for each in said[:4]] == [sum(batches[: n + 1]) for n in range(4)]
@@ -80,10 +80,10 @@ def test_the_reward_stage_counts_the_tokens_it_learns_from(tmp_path: Path, monke
 
 def test_speed_is_what_passed_between_two_logs(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter((100.0, 102.0, 110.0, 110.5))
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     said: list[dict[str, float]] = []
     context = SimpleNamespace(progress=lambda phase, step, total, **metrics: said.append(metrics))
-    callback = training.StageCallback(context, "sft")  # type: ignore[arg-type]
+    callback = trainer.StageCallback(context, "sft")  # type: ignore[arg-type]
     logs: list[tuple[int, dict[str, Any]]] = [
         (1, {"loss": 3.0, "num_tokens": 1000}),
         (2, {"loss": 2.0, "num_tokens": 1600}),

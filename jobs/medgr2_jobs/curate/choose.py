@@ -10,8 +10,8 @@ from typing import Any
 from medgr2_api.curation import Curation, SelectionStrategy
 
 from . import balance
-from .guessable import OptionPrior, thin
-from .select import NOT_SCORED, WITHOUT_SCORES, Batch, select
+from .option_prior_filter import OptionPrior, thin
+from .selection import NOT_SCORED, WITHOUT_SCORES, Batch, select
 
 GUESSABLE, BALANCE = "guessable", "balance"
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import hamming
 from ..data.splits import TRAIN, VALIDATION
-from .texts import Text, text_of
+from ..duplicates import hamming
+from ..duplicates.text_fingerprint import Text, text_of
 
 BENCHMARK, HELD_BACK = "benchmark", "validation"
 #: The least that counts as a near-duplicate image here, whatever curation.nearDuplicates says.

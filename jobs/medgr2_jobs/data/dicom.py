@@ -25,8 +25,8 @@ from medgr2_api.data import BurnedInText
 
 from ..errors import DataError, StageError
 from ..store.images import MAX_SOURCE_PIXELS, UNREADABLE
-from . import burned_in, dicom_pixels, disclosure, walking
-from .records import Bad, BadRecord, Place, Record, pseudonym
+from . import burned_in_text, dicom_pixels, file_walk, phi_in_paths
+from .record import Bad, BadRecord, Place, Record, pseudonym
 
 #: DICOM's modality → ours, which are OmniMedVQA's.
 MODALITIES = {
@@ -85,7 +85,7 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
     if not place.path.exists():
         raise DataError(f"{place.what}: {place.path} does not exist; copy the data onto the volume or correct the path")
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its messages quote values of tags
-    for number, (path, problem) in enumerate(walking.files(place.path)):
+    for number, (path, problem) in enumerate(file_walk.files(place.path)):
         if problem:
             yield BadRecord(f"file {number}", "-", problem)
         elif path.name.upper() != "DICOMDIR":
@@ -163,14 +163,14 @@ def _look_for_text(place: Place, opened: _Opened) -> None:
             image = opened.picture(frame)
         except Bad:
             continue
-        if burned_in.has_text(image):
+        if burned_in_text.has_text(image):
             raise Bad("PixelData", _WRITTEN)
 
 
 def _record(place: Place, opened: _Opened, frame: int) -> Record:
     image = opened.picture(frame)
     alone = len(opened.frames) == 1
-    if alone and place.dicom.burned_in_text is BurnedInText.QUARANTINE and burned_in.has_text(image):
+    if alone and place.dicom.burned_in_text is BurnedInText.QUARANTINE and burned_in_text.has_text(image):
         raise Bad("PixelData", _WRITTEN)
     patient, study, told = (
         str(opened.dataset.get(keyword, "") or "").strip() for keyword in ("PatientID", "StudyInstanceUID", "Modality")
@@ -190,7 +190,7 @@ def _name(place: Place, path: Path, dataset: Dataset) -> str:
     """The file's path below the source's folder; a pseudonym where that holds what a tag holds, or might."""
     relative = path.relative_to(place.path).as_posix() if path != place.path else path.name
     try:
-        tells = disclosure.holds(relative, disclosure.identifying(dataset))
+        tells = phi_in_paths.holds(relative, phi_in_paths.identifying(dataset))
     except Exception:  # the tag that makes no sense may be the one that is in the path
         tells = True
     return f"file-{pseudonym(place.salt, relative)}" if tells else relative

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import DataError
-from . import disclosure, walking
-from .records import Bad, BadRecord, Images, Place, Record, pseudonym
+from . import file_walk, phi_in_paths
+from .record import Bad, BadRecord, Images, Place, Record, pseudonym
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
 METADATA = "metadata.csv"
@@ -36,7 +36,7 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
         )
     told = _metadata(place, folder / METADATA)
     images = Images(place)
-    for path, problem in walking.files(folder):
+    for path, problem in file_walk.files(folder):
         relative = path.relative_to(folder)
         name = relative.as_posix()
         hidden = any(part.startswith(".") for part in relative.parts)
@@ -73,7 +73,7 @@ def _record(place: Place, folder: Path, name: str, row: Row, images: Images) -> 
 def _shown(place: Place, name: str, row: Row) -> str:
     """A name as tables and messages show it."""
     patient = row.get("patient", "")
-    tells = disclosure.holds(name, {patient, *re.split(r"[\s^=,;]+", patient)})
+    tells = phi_in_paths.holds(name, {patient, *re.split(r"[\s^=,;]+", patient)})
     return f"file-{pseudonym(place.salt, name)}" if tells else name
 
 

@@ -16,12 +16,12 @@ from medgr2_api.data import DICOM, MMMU, Benchmark, DataFormat, DataSource, OnLe
 from medgr2_api.parameters import PrepareParameters
 
 from .. import fetch
-from ..context import StageContext
+from ..duplicates.phash import phash
 from ..errors import DataError
+from ..runner.context import StageContext
 from ..store import atomic, tables
-from . import phantoms, readers
-from .phash import phash
-from .records import BadRecord, Place, Record
+from . import format_registry, synthetic_images
+from .record import BadRecord, Place, Record
 
 Context = StageContext[PrepareParameters]
 SHOWN = 5  # bad records in a message
@@ -63,7 +63,7 @@ class Loaded:
     images: set[str] = field(default_factory=set)
     units: dict[str, set[str]] = field(default_factory=dict)
     """Images of each patient or dataset, where those must stay together."""
-    attributes: dict[str, phantoms.Attributes] = field(default_factory=dict)
+    attributes: dict[str, synthetic_images.Attributes] = field(default_factory=dict)
     """For phantoms: what each image (by its image_path) shows."""
     items: Path | None = None
     """Its questions, as a table `items` without splits."""
@@ -105,7 +105,7 @@ class Ingest:
             if loaded.questions:
                 loaded.items = file
                 items = stack.enter_context(tables.writer(file, "items"))
-            for number, record in enumerate(readers.read(given.format, place)):
+            for number, record in enumerate(format_registry.read(given.format, place)):
                 if number % TICK == 0:
                     self.ctx.check_stop()
                     self.ctx.progress(f"read {given.name}", number, expected)
@@ -156,7 +156,7 @@ class Ingest:
                 ctx.check_stop()
                 ctx.progress(f"draw {name}", done, phantom.images)
 
-        loaded.attributes = phantoms.write(
+        loaded.attributes = synthetic_images.write(
             folder,
             dataset=name,
             seed=int(sha256_of({"phantoms": name, "seed": ctx.parameters.seed})[:12], 16),
@@ -187,7 +187,7 @@ class Ingest:
         if loaded.on_leak is None and (unit := self._unit(loaded, record)):
             loaded.units.setdefault(unit, set()).add(sha256)
         if shown := loaded.attributes.get(record.image_path):
-            values = {kind: shown.value(kind) for kind in phantoms.KINDS}
+            values = {kind: shown.value(kind) for kind in synthetic_images.KINDS}
             self.truth.setdefault(sha256, {"image_sha256": sha256, **values})
 
     def _unit(self, loaded: Loaded, record: Record) -> str:

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from ..answers import LETTERS
 from ..errors import DataError
+from ..prompts.answers import LETTERS
 from ..store.images import shrunk
-from .records import Bad, BadRecord, Identities, Place, Record, text
+from .record import Bad, BadRecord, Identities, Place, Record, text
 
 _IMAGES = tuple(f"image_{number}" for number in range(1, 8))
 _BATCH = 16  # questions in memory: images ride along

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import ijson
 
 from ..errors import DataError
-from .records import (
+from .record import (
     Bad,
     BadRecord,
     Identities,

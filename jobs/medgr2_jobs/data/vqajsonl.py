@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..answers import LETTERS
 from ..errors import DataError
-from .records import (
+from ..prompts.answers import LETTERS
+from .record import (
     Bad,
     BadRecord,
     Identities,

@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 
 from medgr2_api.cycle import AnswerFormat
-from medgr2_api.models import Control
+from medgr2_api.training_spec import Control
 
-from .. import answers
-from ..vlm import Encoder, Row
+from ..models.vlm import Encoder, Row
+from ..prompts import answers
 
 Item = dict[str, Any]
 """A row of table `items`."""

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import answers
-from ..ranks import auroc
+from ..prompts import answers
+from .rank_statistics import auroc
 
 RESAMPLES = 2000
 _CHUNK = 250  # resamples at a time: bounds memory at _CHUNK x clusters

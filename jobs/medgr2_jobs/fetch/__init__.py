@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from medgr2_api.references import is_remote, looks_like_hub_id
+from medgr2_api.uris import is_remote, looks_like_hub_id
 
 from ..errors import ConfigError
-from ..store.paths import inside
-from . import pinned, process
-from .pinned import Kind
+from ..store.safe_path import inside
+from . import pin_file, worker_client
+from .pin_file import Kind
 
 if TYPE_CHECKING:
     from medgr2_api.parameters import PrepareParameters
 
-    from .process import Context
+    from .worker_client import Context
 
 BUILTIN = "builtin://"
 
@@ -55,13 +55,13 @@ def local(ctx: Context, uri: str, what: str, kind: Kind = "dataset") -> Path:
                 "fetched from: hf://org/name@revision, s3://bucket/key or file:///path"
             )
         return path
-    folder = pinned.folder_of(ctx.root, source, kind)
+    folder = pin_file.folder_of(ctx.root, source, kind)
     inside(ctx.root, str(folder.relative_to(ctx.root)), what)
     sound = _sound.setdefault(ctx, set())
-    fetched = pinned.load(folder, source, kind)
+    fetched = pin_file.load(folder, source, kind)
     if fetched is None:
-        process.fetch(ctx, source, what, kind, guessed=source != uri)
-        fetched = pinned.load(folder, source, kind)
+        worker_client.fetch(ctx, source, what, kind, guessed=source != uri)
+        fetched = pin_file.load(folder, source, kind)
         assert fetched is not None  # nothing removes it
     elif folder not in sound:
         total = sum(file.bytes for file in fetched.files)
@@ -70,9 +70,9 @@ def local(ctx: Context, uri: str, what: str, kind: Kind = "dataset") -> Path:
             ctx.check_stop()
             ctx.progress(f"verify {source}", done, total)
 
-        pinned.verify(folder, fetched, tick)
+        pin_file.verify(folder, fetched, tick)
     sound.add(folder)
-    return folder / pinned.FILES / fetched.path
+    return folder / pin_file.FILES / fetched.path
 
 
 def remote(root: Path, uri: str, kind: Kind) -> str | None:
@@ -113,7 +113,7 @@ def pins(ctx: Context) -> list[dict[str, Any]]:
     for uri, _, kind in named(ctx.parameters):
         source = remote(ctx.root, uri, kind)
         if source is not None:
-            fetched = pinned.load(pinned.folder_of(ctx.root, source, kind), source, kind)
+            fetched = pin_file.load(pin_file.folder_of(ctx.root, source, kind), source, kind)
             if fetched is not None:
                 found[source, kind] = fetched.pin()
     return [found[each] for each in sorted(found)]

@@ -15,14 +15,14 @@ from types import FrameType
 
 from medgr2_api.base import sha256_of
 from medgr2_api.cycle import Cycle
-from medgr2_api.loading import CycleError, load_cycle
 from medgr2_api.parameters import PrepareParameters, stage_parameters
 from medgr2_api.presets import resolve
-from medgr2_api.stages import CycleRef, ExitCode, StageName, StageRequest
+from medgr2_api.stage_contract import CycleRef, ExitCode, StageName, StageRequest
+from medgr2_api.yaml_loader import CycleError, load_cycle
 
-from ..context import StageContext
 from ..errors import Checkpointed, StageError
-from . import local, named, pinned, remote
+from ..runner.context import StageContext
+from . import local, named, pin_file, remote
 
 
 class _Context(StageContext[PrepareParameters]):
@@ -60,8 +60,8 @@ def fetch_all(ctx: StageContext[PrepareParameters]) -> int:
             continue
         try:
             local(ctx, uri, what, kind)
-            folder = pinned.folder_of(ctx.root, source, kind)
-            found = pinned.load(folder, source, kind)
+            folder = pin_file.folder_of(ctx.root, source, kind)
+            found = pin_file.load(folder, source, kind)
         except Checkpointed:
             raise
         except StageError as error:

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
-from medgr2_api.stages import SECRETS_ENV
+from medgr2_api.stage_contract import SECRETS_ENV
 
 from ..errors import ConfigError
 from ..store import atomic
-from . import pinned
-from .order import Order, Source, Tick
+from . import pin_file
+from .request import Order, Source, Tick
 
 #: What the system shows there is no data, and may be secret.
 _NEVER = ("/proc", "/sys", "/dev", "/run", "/var/run")
@@ -31,12 +31,12 @@ def fetch(order: Order, partial: Path, tick: Tick) -> Source:
     _allowed(order, top)
     if not top.exists():
         raise ConfigError(f"{order.named}: there is no such file or folder on this computer")
-    files = partial / pinned.FILES
+    files = partial / pin_file.FILES
     try:
         wanted = dict(_wanted(order, top))
         if not wanted:
             raise ConfigError(f"{order.named}: holds nothing that can be used")
-        pinned.drop_others(files, set(wanted))
+        pin_file.drop_others(files, set(wanted))
         sizes = {name: path.stat().st_size for name, path in wanted.items()}
         done, total = 0, sum(sizes.values())
         for name, path in wanted.items():
@@ -76,7 +76,7 @@ def _wanted(order: Order, top: Path) -> Iterator[tuple[str, Path]]:
         for name in sorted(names):
             path = Path(folder, name)
             relative = path.relative_to(top).as_posix()
-            if not pinned.taken(relative, order.kind):
+            if not pin_file.taken(relative, order.kind):
                 continue
             real = path.resolve()
             if not real.is_relative_to(top):

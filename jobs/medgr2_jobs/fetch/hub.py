@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medgr2_api.base import relative_path
-from medgr2_api.references import hub_parts
+from medgr2_api.uris import hub_parts
 
 from ..errors import ConfigError, StageError, TemporaryError
 from ..store import atomic
-from . import pinned
-from .order import Order, Source, Tick, below
+from . import pin_file
+from .request import Order, Source, Tick, below
 
 if TYPE_CHECKING:
     from huggingface_hub import RepoFile
@@ -53,7 +53,7 @@ def fetch(order: Order, partial: Path, tick: Tick) -> Source:
             raise ConfigError(f"{order.named}: the hub names no commit; is data.fetch.hubEndpoint that of a hub?")
         tree = api.list_repo_tree(repo, recursive=True, revision=commit, repo_type=repo_type)
         wanted = _wanted(order, [entry for entry in tree if isinstance(entry, RepoFile)], repo, asked)
-        atomic.remove_tree(partial / pinned.FILES)
+        atomic.remove_tree(partial / pin_file.FILES)
         for broken in (partial / _CACHE).rglob("*.incomplete"):  # a killed client's: nobody else writes here
             broken.unlink()
         _download(order, repo, commit, wanted, partial, tick)
@@ -67,7 +67,7 @@ def _wanted(order: Order, entries: list[RepoFile], repo: str, asked: str) -> dic
     found: dict[str, RepoFile] = {}
     for entry in entries:
         name = below(entry.path, asked)
-        if name is not None and pinned.taken(name, order.kind):
+        if name is not None and pin_file.taken(name, order.kind):
             try:
                 found[relative_path(name)] = entry
             except ValueError as error:
@@ -84,7 +84,7 @@ def _download(order: Order, repo: str, commit: str, wanted: dict[str, RepoFile],
     """All files, several at once; the first error ends it."""
     from huggingface_hub import hf_hub_download
 
-    files = partial / pinned.FILES
+    files = partial / pin_file.FILES
     bar = _progress(tick, sum(entry.size for entry in wanted.values()))
 
     def one(name: str, entry: RepoFile) -> None:
@@ -207,7 +207,7 @@ def _of_status(order: Order, repo: str, revision: str, error: Any) -> StageError
 
 
 def _offline(order: Order) -> str:
-    folder = pinned.folder_of(Path(order.root), order.uri, order.kind)
+    folder = pin_file.folder_of(Path(order.root), order.uri, order.kind)
     guessed = "there is no such folder in the workspace, " if order.guessed else ""
     return (
         f"{order.named}: {guessed}it was not fetched yet, and HF_HUB_OFFLINE is set: run `medgr2 fetch` where there is "

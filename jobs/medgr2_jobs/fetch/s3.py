@@ -18,8 +18,8 @@ from medgr2_api.base import relative_path
 
 from ..errors import ConfigError, StageError, TemporaryError
 from ..store import atomic
-from . import pinned
-from .order import Order, Source, Tick, below
+from . import pin_file
+from .request import Order, Source, Tick, below
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, S3FileSystem
@@ -90,7 +90,7 @@ def _wanted(order: Order, store: S3FileSystem, bucket: str, asked: str) -> dict[
     wanted: dict[str, FileInfo] = {}
     for info in sorted(infos, key=lambda info: info.path):
         name = below(info.path, place)
-        if name is None or not pinned.taken(name, order.kind):
+        if name is None or not pin_file.taken(name, order.kind):
             continue
         try:
             wanted[relative_path(name)] = info
@@ -108,7 +108,7 @@ class _Copy:
         self.done: dict[str, str] = {}
         """Etag by path."""
         self._order, self._store, self._total, self._tick = order, store, total, tick
-        self._files, self._parts = partial / pinned.FILES, partial / "parts"
+        self._files, self._parts = partial / pin_file.FILES, partial / "parts"
         self._journal = partial / "journal.jsonl"
         self._kept = self._read_journal()
         self._lock = threading.Lock()
@@ -117,7 +117,7 @@ class _Copy:
     def run(self, wanted: dict[str, FileInfo]) -> None:
         """All objects, several at once; the first error ends it."""
         self._parts.mkdir(parents=True, exist_ok=True)
-        pinned.drop_others(self._files, set(wanted))
+        pin_file.drop_others(self._files, set(wanted))
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             running = [pool.submit(self._one, name, info) for name, info in wanted.items()]
             try:

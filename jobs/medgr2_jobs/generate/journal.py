@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .lines import Lines
+from .append_only_log import Lines
 
 NAME = "journal.jsonl"
 

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 from medgr2_api.generator import Paradigm
-from medgr2_api.stages import ExitCode
+from medgr2_api.stage_contract import ExitCode
 
 from ..errors import StageError
 from ..store.images import ImageStore
-from . import prompting
+from . import prompt_templates
 
 _KINDS = ("openAI", "gemini", "vllm")
 
@@ -25,7 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--provider", choices=_KINDS, default=_KINDS[0])
     parser.add_argument("--image", type=Path)
     asked = parser.parse_args(arguments)
-    print(prompting.preview(Paradigm(asked.paradigm), asked.modality, asked.question_type, asked.provider), end="")
+    print(
+        prompt_templates.preview(Paradigm(asked.paradigm), asked.modality, asked.question_type, asked.provider), end=""
+    )
     if asked.image is None:
         return ExitCode.OK
     try:

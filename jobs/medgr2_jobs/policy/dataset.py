@@ -12,12 +12,12 @@ import torch
 from datasets import Dataset
 
 from medgr2_api.cycle import AnswerFormat
-from medgr2_api.models import PromptSource
+from medgr2_api.training_spec import PromptSource
 
-from .. import answers
 from ..errors import DataError
+from ..models.vlm import Encoder, Row
+from ..prompts import answers
 from ..store.images import ImageStore
-from ..vlm import Encoder, Row
 
 _IMAGES_IN_MEMORY = 1024  # pictures; TRL asks for each one G times in a row
 

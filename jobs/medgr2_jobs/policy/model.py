@@ -9,8 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GenerationConfig, Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from .. import vlm
-from ..distributed import zero
+from ..models import vlm
+from ..runner.distributed import deepspeed
 
 
 class ExactResume(Trainer):  # type: ignore[misc]
@@ -46,7 +46,7 @@ def trained(trainer: Trainer, source: Path, lora: LoraConfig | None) -> Any:
     weights = trainer.accelerator.get_state_dict(trainer.deepspeed)
     if not trainer.is_world_process_zero():
         return None
-    with zero.whole(trainer.args):
+    with deepspeed.whole(trainer.args):
         model = vlm.load_model(source, train=True)
         model = get_peft_model(model, lora) if lora else model
     model.load_state_dict(weights, strict=True)

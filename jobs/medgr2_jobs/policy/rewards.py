@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from medgr2_api.models import Normalization, RewardTerm, RewardTermType
+from medgr2_api.training_spec import Normalization, RewardTerm, RewardTermType
 
-from .. import answers
 from ..errors import ConfigError
+from ..models.vlm import Row
+from ..prompts import answers
 from ..reward.model import SCORE_MAX, SCORE_MIN
 from ..store import atomic
-from ..vlm import Row
 
 Scorer = Callable[[Sequence[Row]], np.ndarray]
 """R: scores float (n,) in [-6, 10] of n rows; equal rows are scored once."""

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medgr2_api import workspace
-from medgr2_api.stages import ArtifactRef, ExitCode, StageName
+from medgr2_api import paths
+from medgr2_api.stage_contract import ArtifactRef, ExitCode, StageName
 
 from ..errors import StageError
 from ..evaluate.metrics import cluster_mean
@@ -162,13 +162,13 @@ def compare(root: Path, cycles: Sequence[str], split: str = "test", scoring: str
 
 def _answered(root: Path, cycle: str, split: str, scoring: str) -> dict[tuple[str, int, str], Answers]:
     """(benchmark, iteration, checkpoint) → answers, in the order in which the loop made them."""
-    if not (root / workspace.report(cycle) / "results.json").is_file():
+    if not (root / paths.report(cycle) / "results.json").is_file():
         raise NoReport(
             f"cycle {cycle!r} has no report in {root}; it is written after each iteration's evaluation "
             f"(cycles there: {', '.join(_cycles(root)) or 'none'})"
         )
     found: dict[tuple[str, int, str], Answers] = {}
-    folder = (root / workspace.iteration_link(cycle, 0, StageName.EVALUATE)).parent.parent
+    folder = (root / paths.iteration_link(cycle, 0, StageName.EVALUATE)).parent.parent
     for link in sorted(folder.glob(f"i*/{StageName.EVALUATE}")):
         iteration = int(link.parent.name.removeprefix("i"))
         path = link.resolve().relative_to(root.resolve())

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..context import StageContext
-from ..generate.schema import OK
+from ..generate.candidate_schema import OK
+from ..runner.context import StageContext
 
 Row = dict[str, Any]
 

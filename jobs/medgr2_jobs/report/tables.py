@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..context import StageContext
+from ..runner.context import StageContext
 from ..store.artifact import ArtifactReader
 from . import funnel
 from .compare import Answers, answers_of, difference, label

@@ -1,7 +1,7 @@
 """`python -m medgr2_jobs.review export|import CYCLE --iteration N`: the jobs' half of `medgr2 decisions`. No torch.
 
 export: the folder for the expert as a tar archive on stdout; the last line of stderr is JSON, as with
-`medgr2_jobs.export`. import: the decisions from stdin into the workspace; prints JSON.
+`medgr2_jobs.store.tar`. import: the decisions from stdin into the workspace; prints JSON.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from medgr2_api.stages import WORKSPACE_ENV, ExitCode
+from medgr2_api.stage_contract import WORKSPACE_ENV, ExitCode
 
 from ..errors import ConfigError, DataError, StageError
-from ..lineage import CycleArtifacts
-from . import bundle, verdicts
+from ..report.lineage import CycleArtifacts
+from . import export_review, import_review
 
 
 def receive(root: Path, cycle: str, iteration: int, data: bytes, name: str) -> dict[str, int | str]:
@@ -43,10 +43,10 @@ def receive(root: Path, cycle: str, iteration: int, data: bytes, name: str) -> d
     if not made.has_input(role):
         raise ConfigError(f"cycle {cycle!r}: generate@{iteration} has not finished: there is nothing to decide on")
     candidates = made.input(role).rows("candidates")
-    found = verdicts.check(verdicts.parse(data, name), candidates, name)
+    found = import_review.check(import_review.parse(data, name), candidates, name)
     if not found:
         raise DataError(f"{name}: no triplet is decided: fill in veto (true or false) for those that you looked at")
-    sha256 = verdicts.save(root, found)
+    sha256 = import_review.save(root, found)
     vetoed = sum(verdict.veto for verdict in found)
     return {"sha256": sha256, "decided": len(found), "vetoed": vetoed, "candidates": len(candidates)}
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=("export", "import"))
     parser.add_argument("cycle")
     parser.add_argument("--iteration", type=int, required=True)
-    parser.add_argument("--format", choices=bundle.FORMATS, default="jsonl")
+    parser.add_argument("--format", choices=export_review.FORMATS, default="jsonl")
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--name", default="stdin.jsonl", help="of the file on stdin")
     parser.add_argument("--bytes", type=int, default=-1, help="of the file on stdin; -1: to its end")
@@ -72,9 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise DataError(f"{given.name}: {len(data)} of {given.bytes} bytes arrived; try again")
             print(json.dumps(receive(given.workspace, given.cycle, given.iteration, data, given.name)))
             return int(ExitCode.OK)
-        rows = bundle.triplets(given.workspace, given.cycle, given.iteration, given.all)
+        rows = export_review.triplets(given.workspace, given.cycle, given.iteration, given.all)
         title = f"{given.cycle}, iteration {given.iteration}"
-        told = bundle.write(given.workspace, rows, given.format, title, sys.stdout.buffer)
+        told = export_review.write(given.workspace, rows, given.format, title, sys.stdout.buffer)
     except StageError as error:
         print(error, file=sys.stderr)
         return int(error.exit_code)

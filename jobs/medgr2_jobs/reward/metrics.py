@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from medgr2_api.models import Promotion
+from medgr2_api.training_spec import Promotion
 
-from ..ranks import auroc, spearman
+from ..evaluate.rank_statistics import auroc, spearman
 from .model import SCORE_MAX, SCORE_MIN
 
 ORIGINAL, MISMATCH = "original", "imageMismatch"

@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from medgr2_api.models import Grades, RewardHead
+from medgr2_api.training_spec import Grades, RewardHead
 
-from .. import vlm
 from ..errors import ConfigError
+from ..models import vlm
 from ..store import atomic
 
 #: R's range (paper, four-grade supervision): scores are clipped to it at inference.

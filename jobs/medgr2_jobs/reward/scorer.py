@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from ..vlm import Encoder, Row
+from ..models.vlm import Encoder, Row
 from .model import SCORE_MAX, SCORE_MIN, RewardModel
 
 #: Tokens of one forward pass, padding and cached ones included: bounds memory.

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
-from medgr2_api.models import RewardTraining
+from medgr2_api.training_spec import RewardTraining
 
-from ..context import StageContext
 from ..errors import DataError
-from ..training import StageCallback, lora_config, place_checkpoints, trainer_arguments
-from ..training import train as run_trainer
-from ..vlm import Encoder, Row
+from ..models.vlm import Encoder, Row
+from ..runner.context import StageContext
+from ..training.trainer import StageCallback, lora_config, place_checkpoints, trainer_arguments
+from ..training.trainer import train as run_trainer
 from .model import RewardModel
 
 _WEIGHTS = "trainable.safetensors"

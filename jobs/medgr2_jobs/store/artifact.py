@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medgr2_api import workspace
+from medgr2_api import paths
 from medgr2_api.base import relative_path
-from medgr2_api.stages import ArtifactRef, StageRequest
+from medgr2_api.stage_contract import ArtifactRef, StageRequest
 
 from ..errors import CorruptArtifact
 from . import atomic, manifest
 from .manifest import Manifest, Part
-from .paths import inside
+from .safe_path import inside
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -130,8 +130,8 @@ class ArtifactWriter:
     """Where one attempt writes. Nothing is visible to readers until `commit`."""
 
     def __init__(self, root: Path, request: StageRequest) -> None:
-        base = root / workspace.artifact(request.stage, request.input_hash)
-        self.base = base / workspace.shard(request.shard.index) if request.shard.count > 1 else base
+        base = root / paths.artifact(request.stage, request.input_hash)
+        self.base = base / paths.shard(request.shard.index) if request.shard.count > 1 else base
         #: Whose attempts these are: tells a cycle's own leftovers from what another cycle is writing just now.
         self._owner = hashlib.sha256((request.cycle.uid or request.cycle.name).encode()).hexdigest()[:8]
         self.attempt = f"a{request.attempt}-{self._owner}"

@@ -16,11 +16,11 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from medgr2_api import workspace
+from medgr2_api import paths
 
 from ..errors import CorruptArtifact, DataError
 from . import atomic
-from .paths import inside
+from .safe_path import inside
 
 #: A picture that claims more pixels than this is refused before it is decoded (a decompression bomb).
 MAX_SOURCE_PIXELS = 120_000_000
@@ -77,7 +77,7 @@ class ImageStore:
         """
         if not _NAME.fullmatch(sha256):
             raise CorruptArtifact(f"{sha256[:80]!r}: not the name of an image; the table that holds it is damaged")
-        return self.root / workspace.image(sha256)
+        return self.root / paths.image(sha256)
 
     def sync(self) -> None:
         """Makes all images that were added durable; call before publishing what names them."""
@@ -137,7 +137,7 @@ class ImageStore:
             CorruptArtifact: missing or changed.
         """
         path = self.path(sha256)
-        inside(self.root, str(workspace.image(sha256)), "image")
+        inside(self.root, str(paths.image(sha256)), "image")
         try:
             data = path.read_bytes()
         except FileNotFoundError:

@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from medgr2_api import workspace
+from medgr2_api import paths
 from medgr2_api.artifacts import combined_digest
 from medgr2_api.base import Figures, Model, relative_path, sha256_of
-from medgr2_api.stages import StageName
+from medgr2_api.stage_contract import StageName
 
 from ..errors import CorruptArtifact
 from . import atomic
@@ -73,7 +73,7 @@ def load(folder: Path) -> Manifest | None:
     Raises:
         CorruptArtifact: it is there but unreadable, or its digest is not that of its parts.
     """
-    path = folder / workspace.MANIFEST
+    path = folder / paths.MANIFEST
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -107,9 +107,9 @@ def verify_part(folder: Path, part: Part) -> Path:
     try:
         path = folder / relative_path(part.path)
     except ValueError as error:
-        raise CorruptArtifact(f"{folder / workspace.MANIFEST}: {error}; {_REMEDY}") from None
+        raise CorruptArtifact(f"{folder / paths.MANIFEST}: {error}; {_REMEDY}") from None
     if not path.is_file():
-        raise CorruptArtifact(f"{path}: missing, though {folder / workspace.MANIFEST} lists it; {_REMEDY}")
+        raise CorruptArtifact(f"{path}: missing, though {folder / paths.MANIFEST} lists it; {_REMEDY}")
     if not path.resolve().is_relative_to(folder.resolve()):
         raise CorruptArtifact(f"{path}: leads out of the artifact (to {path.resolve()}); {_REMEDY}")
     size = path.stat().st_size
@@ -139,7 +139,7 @@ def commit(folder: Path, manifest: Manifest, scratch: Path) -> Manifest:
     """
     manifest.output_digest = manifest.digest()
     text = json.dumps(manifest.dump(), indent=1, sort_keys=True, allow_nan=False) + "\n"
-    if atomic.create_text(folder / workspace.MANIFEST, text, scratch):
+    if atomic.create_text(folder / paths.MANIFEST, text, scratch):
         return manifest
     standing = load(folder)
     assert standing is not None  # nothing removes a manifest

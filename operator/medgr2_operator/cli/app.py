@@ -45,8 +45,8 @@ def run(
     Interrupt it at any moment; the same command goes on.
     """
     if dry_run:
-        from .trial import DRY_RUN_QUESTIONS
-        from .trial import doctor as examine
+        from .doctor import DRY_RUN_QUESTIONS
+        from .doctor import doctor as examine
 
         raise typer.Exit(max(examine(file, workspace, secrets_dir, DRY_RUN_QUESTIONS, False) for file in files))
     from .run import Options, run_cycles
@@ -58,7 +58,7 @@ def run(
 @app.command()
 def validate(file: File) -> None:
     """Check a cycle: fields, values, and what this version supports."""
-    from .inspect import validate_file
+    from .validate_plan import validate_file
 
     raise typer.Exit(validate_file(file))
 
@@ -66,7 +66,7 @@ def validate(file: File) -> None:
 @app.command()
 def plan(file: File, workspace: Workspace = Path(".medgr2")) -> None:
     """Show the resolved parameters and where each came from, the graph, what would run and why, and what is reused."""
-    from .inspect import show_plan
+    from .validate_plan import show_plan
 
     raise typer.Exit(show_plan(file, workspace))
 
@@ -78,7 +78,7 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="Rows as JSON.")] = False,
 ) -> None:
     """Tabulate cycles of one workspace, with paired differences."""
-    from .inspect import compare_cycles
+    from .validate_plan import compare_cycles
 
     raise typer.Exit(compare_cycles(cycles, workspace, json))
 
@@ -94,7 +94,7 @@ def doctor(
     json: Annotated[bool, typer.Option("--json", help="Findings as JSON.")] = False,
 ) -> None:
     """Look a cycle over before it is run: data, models, room, splits, the generator, and what it will cost."""
-    from .trial import doctor as examine
+    from .doctor import doctor as examine
 
     raise typer.Exit(examine(file, workspace, secrets_dir, questions, json))
 
@@ -110,7 +110,7 @@ def prompt(
     image: Annotated[Path | None, typer.Option(help="A picture file that would go along.")] = None,
 ) -> None:
     """Show what a generator is sent about one image."""
-    from .trial import prompt as preview
+    from .doctor import prompt as preview
 
     raise typer.Exit(preview(paradigm, modality, question_type, provider, image))
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .decisions import decisions
-from .options import (
+from .cluster_options import (
     Context,
     Force,
     Image,
@@ -23,6 +22,7 @@ from .options import (
     here,
     on_cluster,
 )
+from .review import decisions
 
 if TYPE_CHECKING:
     from .connection import Cluster
@@ -79,7 +79,7 @@ def suspend(
     """Let running stages write a checkpoint and stop; --wait: until they have."""
 
     async def command(at: Cluster) -> int:
-        from .steer import suspend
+        from .lifecycle import suspend
 
         return await suspend(at, cycle, wait * timeout)
 
@@ -98,7 +98,7 @@ def resume(
     """Let a suspended cycle go on from its checkpoints."""
 
     async def command(at: Cluster) -> int:
-        from .steer import resume
+        from .lifecycle import resume
 
         return await resume(at, cycle, wait * timeout)
 
@@ -118,7 +118,7 @@ def restart(
     """Run a stage, and all that depends on it, again."""
 
     async def command(at: Cluster) -> int:
-        from .steer import restart
+        from .lifecycle import restart
 
         return await restart(at, cycle, stage, wait * timeout)
 
@@ -138,7 +138,7 @@ def approve(
     """Let a stage go on that spec.pauseBefore holds back."""
 
     async def command(at: Cluster) -> int:
-        from .steer import approve
+        from .lifecycle import approve
 
         return await approve(at, cycle, stage, wait * timeout)
 
@@ -180,7 +180,7 @@ def report(
 ) -> None:
     """Fetch a cycle's newest report, and say where it is."""
     if workspace is not None:
-        from .stories import local_report
+        from .lineage import local_report
 
         raise typer.Exit(here(lambda: local_report(workspace, cycle)))
 
@@ -206,12 +206,12 @@ def lineage(
 ) -> None:
     """Tell a triplet's story: its image, prompt, generator, score, decision, and which policies saw it."""
     if workspace is not None:
-        from .stories import local_story, print_story
+        from .lineage import local_story, print_story
 
         raise typer.Exit(here(lambda: print_story(local_story(workspace, cycle, triplet), json)))
 
     async def command(at: Cluster) -> int:
-        from .stories import print_story
+        from .lineage import print_story
         from .volume import story
 
         return print_story(await story(at, cycle, triplet, image, pod_timeout), json)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.stages import ExitCode
+from medgr2_api.stage_contract import ExitCode
 
 from ..kube.client import CYCLES, ApiError, Client, Manifest, NotFoundError
 from ..kube.kubeconfig import KubeconfigError, connect

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from medgr2_api.stages import ExitCode, StageName
+from medgr2_api.stage_contract import ExitCode, StageName
 
 
 class CommandError(Exception):

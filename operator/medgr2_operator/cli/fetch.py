@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from medgr2_api.stages import SECRETS_ENV
+from medgr2_api.stage_contract import SECRETS_ENV
 
 from .loading import load
 

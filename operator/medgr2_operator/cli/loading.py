@@ -9,9 +9,9 @@ from pathlib import Path
 import typer
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.loading import CycleError, Problem, load_cycle, locate
-from medgr2_api.stages import ExitCode, StageName
-from medgr2_api.support import unsupported
+from medgr2_api.stage_contract import ExitCode, StageName
+from medgr2_api.unsupported import unsupported
+from medgr2_api.yaml_loader import CycleError, Problem, load_cycle, locate
 
 
 def load(file: Path, *, local: bool = False) -> Cycle:

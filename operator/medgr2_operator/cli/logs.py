@@ -8,14 +8,14 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from medgr2_api import workspace
-from medgr2_api.stages import ExitCode
+from medgr2_api import paths
+from medgr2_api.stage_contract import ExitCode
 from medgr2_api.status import AttemptState, Phase, StageStatus
 
 from ..kube.client import PODS, ApiError, Manifest, NotFoundError
-from ..kube.pods import why_waiting
-from ..kube.streams import BrokenStreamError, log
-from ..plan.model import AttemptKey
+from ..kube.ephemeral_pod import why_waiting
+from ..kube.logs_exec import BrokenStreamError, log
+from ..plan.types import AttemptKey
 from ..render import labels
 from ..render.pod import MAIN
 from .connection import Cluster
@@ -141,7 +141,7 @@ class _StageLog:
         stages: list[Manifest] = self.cycle["spec"].get("stages") or []
         shards = next((stage.get("shards") or 1 for stage in stages if stage["name"] == key.name), 1)
         paths = [
-            str(workspace.log(cycle, workspace.attempt_name(key.iteration, key.name, key.token, key.attempt, shard)))
+            str(paths.log(cycle, paths.attempt_name(key.iteration, key.name, key.token, key.attempt, shard)))
             for shard in range(shards)
         ]
         found = await read_volume(paths) if read_volume else {}

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from medgr2_api import workspace as names
+from medgr2_api import paths as names
 from medgr2_api.cycle import Cycle
 from medgr2_api.scheduling import RestartFrom
-from medgr2_api.stages import ExitCode
+from medgr2_api.stage_contract import ExitCode
 from medgr2_api.status import AttemptState, Phase
 
 from ..local.executor import Executor, Listener
 from ..local.lock import RunLock, WorkspaceBusy
 from ..local.runner import Runner
 from ..local.state import StateError, StateFile, merge
-from ..local.view import LiveView, PlainView, make_view
+from ..local.terminal_ui import LiveView, PlainView, make_view
 from .loading import load, parse_stage
 from .results import print_results
 

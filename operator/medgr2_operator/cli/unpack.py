@@ -13,11 +13,11 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from medgr2_api.stages import ExitCode
+from medgr2_api.stage_contract import ExitCode
 
 from .errors import CommandError
 
-#: Name in the archive of what was asked for (`medgr2_jobs.export`).
+#: Name in the archive of what was asked for (`medgr2_jobs.store.tar`).
 ROOT = "data"
 _PIECE = 1 << 20
 

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medgr2_api import workspace
+from medgr2_api import paths
 from medgr2_api.base import relative_path
-from medgr2_api.stages import ExitCode
+from medgr2_api.stage_contract import ExitCode
 
 from ..kube.client import JOBS, ApiError, Client, Manifest
-from ..kube.pods import PodNotRunningError, running, taken_away
-from ..kube.streams import BrokenStreamError, execute
+from ..kube.ephemeral_pod import PodNotRunningError, running, taken_away
+from ..kube.logs_exec import BrokenStreamError, execute
 from ..render import labels
 from ..render.pod import MAIN
-from ..render.reader import READER, reader
 from ..render.settings import RenderSettings
+from ..render.volume_reader_pod import READER, reader
 from .connection import Cluster, parsed
 from .errors import CommandError
 from .unpack import UNPACKING, Unpacker, final_place, refusal
@@ -80,7 +80,7 @@ class Volume:
             CommandError: it is not there, or may not be copied.
             ApiError: the connection broke.
         """
-        return await self.unpack("export", path, target=target, what=path, replace=replace)
+        return await self.unpack("store.tar", path, target=target, what=path, replace=replace)
 
     async def unpack(self, module: str, *arguments: str, target: Path, what: str, replace: bool) -> dict[str, Any]:
         """Unpacks the archive that a module prints (as `export` does); it is there as a whole, or not at all.
@@ -163,7 +163,7 @@ async def report(cluster: Cluster, name: str, target: Path, image: str, wait: fl
     """`medgr2 report CYCLE`: fetches the newest report."""
     final = final_place(target, f"{name}-report", force)
     async with opened(cluster, name, image, wait) as volume:
-        await volume.fetch(str(workspace.report(name)), final, replace=force)
+        await volume.fetch(str(paths.report(name)), final, replace=force)
     print(f"report: {final / 'report.md'}")
     return ExitCode.OK
 
@@ -172,7 +172,7 @@ async def story(cluster: Cluster, name: str, triplet: str, image: str, wait: flo
     """A candidate's story as JSON."""
     pieces: list[bytes] = []
     async with opened(cluster, name, image, wait) as volume:
-        await volume.run("lineage", name, triplet, stdout=pieces.append)
+        await volume.run("report.lineage", name, triplet, stdout=pieces.append)
     return b"".join(pieces)
 
 

@@ -6,7 +6,7 @@ import hashlib
 from collections import OrderedDict
 from datetime import UTC, datetime
 
-from ..plan.model import Event
+from ..plan.types import Event
 from .client import EVENTS, Client, ConflictError, Manifest, NotFoundError
 
 COMPONENT = "medgr2-operator"

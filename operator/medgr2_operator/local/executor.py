@@ -13,9 +13,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from medgr2_api import workspace
+from medgr2_api import paths
 from medgr2_api.cycle import Cycle
-from medgr2_api.stages import (
+from medgr2_api.stage_contract import (
     DEEPSPEED_ENV,
     NUM_PROC_PER_NODE_ENV,
     REQUEST_ENV,
@@ -30,10 +30,10 @@ from medgr2_api.stages import (
 )
 from medgr2_api.status import AttemptState, Phase
 
-from ..plan.machine import plan
-from ..plan.model import AttemptKey, Event, JobCreate, JobDelete, JobState, Observed, ObservedJob, ObservedPod, Plan
-from ..plan.outcome import combine, worst
-from .processes import Exited, Processes
+from ..plan.planner import plan
+from ..plan.shard_results import combine, worst
+from ..plan.types import AttemptKey, Event, JobCreate, JobDelete, JobState, Observed, ObservedJob, ObservedPod, Plan
+from .stage_server_client import Exited, Processes
 from .state import StateFile
 
 _UNFINISHED = (AttemptState.PENDING, AttemptState.RUNNING, AttemptState.TERMINATING)
@@ -243,7 +243,7 @@ class Executor:
             if not request.collect:
                 env |= self._several(create.key.name)
             assert self.processes is not None
-            log = self.root / workspace.log(self.cycle.metadata.name, name)
+            log = self.root / paths.log(self.cycle.metadata.name, name)
             self.processes.start(self._process(name), env, log)
 
     def _several(self, stage: StageName) -> dict[str, str]:
@@ -302,10 +302,10 @@ class Executor:
         return f"{self.cycle.metadata.name}/{name}"
 
     def _shard_name(self, key: AttemptKey, shard: int) -> str:
-        return workspace.attempt_name(key.iteration, key.name, key.token, key.attempt, shard)
+        return paths.attempt_name(key.iteration, key.name, key.token, key.attempt, shard)
 
     def _result_path(self, name: str) -> Path:
-        return self.root / workspace.result(self.cycle.metadata.name, name)
+        return self.root / paths.result(self.cycle.metadata.name, name)
 
     def _result(self, name: str) -> StageResult | None:
         try:
@@ -317,7 +317,7 @@ class Executor:
         """Of the slowest shard."""
         found = []
         for name in attempt.shards:
-            path = self.root / workspace.progress(self.cycle.metadata.name, name)
+            path = self.root / paths.progress(self.cycle.metadata.name, name)
             try:
                 found.append(Progress.model_validate_json(path.read_text()))
             except (FileNotFoundError, ValidationError):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from medgr2_api import workspace
+from medgr2_api import paths
 
 
 class WorkspaceBusy(Exception):
@@ -30,7 +30,7 @@ class RunLock:
     """
 
     def __init__(self, root: Path, waiting: Callable[[int], None], patience: float = 600.0) -> None:
-        self.path = root / workspace.LOCK
+        self.path = root / paths.LOCK
         self._waiting = waiting
         self._patience = patience
         self.fileno = -1

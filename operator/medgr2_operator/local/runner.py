@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from medgr2_api import workspace
+from medgr2_api import paths
 
-from ..plan.model import JobCreate
+from ..plan.types import JobCreate
 from .executor import Executor, Listener
-from .processes import ZYGOTE_COMMAND, Processes, ZygoteDied
+from .stage_server_client import ZYGOTE_COMMAND, Processes, ZygoteDied
 
 _TICK = 0.5  # seconds between looks at progress when nothing happens
 
@@ -95,7 +95,7 @@ class Runner:
 
     def _start_zygote(self) -> None:
         first = self.executors[0]
-        log = first.root / workspace.log(first.cycle.metadata.name, "zygote")
+        log = first.root / paths.log(first.cycle.metadata.name, "zygote")
         self._processes = Processes(log, self._inherit, self._command)
         for executor in self.executors:
             executor.processes = self._processes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from medgr2_api import workspace
+from medgr2_api import paths
 from medgr2_api.base import sha256_of
 from medgr2_api.cycle import Cycle
 
@@ -21,7 +21,7 @@ class StateFile:
     """Reads and writes a cycle's state; a write is durable before it returns."""
 
     def __init__(self, root: Path, name: str) -> None:
-        self.path = root / workspace.cycle(name) / workspace.STATE
+        self.path = root / paths.cycle(name) / paths.STATE
 
     def load(self) -> Cycle | None:
         """The stored cycle; None on the first run.
@@ -65,7 +65,7 @@ def merge(wanted: Cycle, stored: Cycle | None) -> Cycle:
         StateError: the change touches something immutable.
     """
     if stored is None:
-        uid = workspace.local_uid(wanted.metadata.name)
+        uid = paths.local_uid(wanted.metadata.name)
         return wanted.model_copy(update={"metadata": wanted.metadata.model_copy(update={"uid": uid, "generation": 1})})
     if wanted.spec.iterations < stored.spec.iterations:
         raise StateError(

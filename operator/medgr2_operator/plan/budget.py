@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from medgr2_api.cycle import CycleSpec
-from medgr2_api.stages import BUDGET_SPENT, StageName
+from medgr2_api.stage_contract import BUDGET_SPENT, StageName
 from medgr2_api.status import CycleStatus, StageStatus
 
 from .graph import Graph
-from .ledger import Ledger, seconds_between
+from .status_draft import Ledger, seconds_between
 
 _SECONDS_PER_HOUR = 3600.0
 

@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from typing import Literal
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.stages import StageName
+from medgr2_api.stage_contract import StageName
 from medgr2_api.status import AttemptState, Condition, ModelPointer, Models, Phase, StageStatus
 
+from .cycle_state import Standing, Verdict
 from .graph import Graph
-from .ledger import Ledger, cut, stage_of
-from .model import StageKey
+from .scheduling import Starts
 from .scores import by_iteration
-from .standing import Standing, Verdict
-from .start import Starts
+from .status_draft import Ledger, cut, stage_of
+from .types import StageKey
 
 _CONDITION_LENGTH = 1024
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from medgr2_api.cycle import CycleSpec
-from medgr2_api.models import InitFrom, RewardTermType, SelectionStrategy
-from medgr2_api.stages import StageName
+from medgr2_api.stage_contract import StageName
+from medgr2_api.training_spec import InitFrom, RewardTermType, SelectionStrategy
 
-from .model import StageKey
+from .types import StageKey
 
 #: Strategies that choose by the reward model's score.
 _BY_SCORE = (SelectionStrategy.THRESHOLD, SelectionStrategy.FITTED_PRECISION, SelectionStrategy.TOP_K)

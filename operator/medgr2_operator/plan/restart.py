@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from medgr2_api.cycle import CycleSpec
-from medgr2_api.stages import StageName
+from medgr2_api.stage_contract import StageName
 from medgr2_api.status import StageStatus
 
 from .graph import Graph
-from .ledger import Ledger, seconds_between, stage_of
-from .model import StageKey
+from .status_draft import Ledger, seconds_between, stage_of
+from .types import StageKey
 
 #: Tokens are remembered for ever (a second use would repeat identities), so their number is bounded.
 MAX_TOKENS = 200

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from medgr2_api.scheduling import EarlyStopping, Metric
-from medgr2_api.stages import StageResult
+from medgr2_api.stage_contract import StageResult
 from medgr2_api.status import Score
 
 Checkpoint = Literal["base", "sft", "grpo"]

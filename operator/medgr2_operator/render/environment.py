@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from medgr2_api.stages import (
+from medgr2_api.stage_contract import (
     DEEPSPEED_ENV,
     INDEX_ENV,
     PROGRESS_PORT_ENV,
@@ -16,9 +16,9 @@ from medgr2_api.stages import (
     Shard,
 )
 
-from . import torchrun
-from .attempt import Attempt
+from . import rendezvous
 from .errors import RenderError
+from .render_context import Attempt
 from .volumes import HF_HOME, SCRATCH, SECRETS_DIR, WORKSPACE
 
 RESULT_PATH = "/dev/termination-log"
@@ -53,7 +53,7 @@ def of_stage(attempt: Attempt, threads: int, *, gpus: bool, base_url: str = "") 
         SECRETS_ENV: SECRETS_DIR,
         PROGRESS_PORT_ENV: str(attempt.settings.progress_port),
         **({VLLM_BASE_URL_ENV: base_url} if base_url else {}),
-        **torchrun.environment(attempt),
+        **rendezvous.environment(attempt),
         **({DEEPSPEED_ENV: str(attempt.stage.deepspeed)} if attempt.stage.deepspeed and not attempt.collects else {}),
     }
     defaults = {

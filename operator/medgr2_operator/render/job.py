@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.stages import PERMANENT_EXIT_CODES, ExitCode
+from medgr2_api.stage_contract import PERMANENT_EXIT_CODES, ExitCode
 
-from ..plan.model import JobCreate
-from . import labels, pod, torchrun
-from .attempt import Attempt
+from ..plan.types import JobCreate
+from . import labels, pod, rendezvous
 from .metadata import owned
 from .patches import patched
+from .render_context import Attempt
 from .settings import RenderSettings
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
@@ -51,7 +51,7 @@ def job(cycle: Cycle, create: JobCreate, settings: RenderSettings, single_node: 
             },
         },
     )
-    return [*([torchrun.service(attempt)] if attempt.nodes > 1 else []), made]
+    return [*([rendezvous.service(attempt)] if attempt.nodes > 1 else []), made]
 
 
 def _queue(attempt: Attempt) -> dict[str, str]:

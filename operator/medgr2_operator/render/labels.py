@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.stages import StageName
+from medgr2_api.stage_contract import StageName
 
-from ..plan.model import AttemptKey
+from ..plan.types import AttemptKey
 from .errors import RenderError
 from .metadata import claim_name
 

@@ -10,8 +10,8 @@ import jsonpatch
 import jsonpointer
 
 from . import labels
-from .attempt import Attempt
 from .errors import RenderError
+from .render_context import Attempt
 
 _OURS = (
     labels.NAME,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import environment, labels, resources, security, sidecar, torchrun, volumes
-from .attempt import Attempt
-from .placement import placement
+from . import environment, labels, rendezvous, resources, security, vllm_sidecar, volumes
+from .affinity import placement
+from .render_context import Attempt
 
 #: The container that does the work. podFailurePolicy and the observer read its exit code, never another's.
 MAIN = "main"
@@ -29,10 +29,10 @@ def template(attempt: Attempt) -> dict[str, Any]:
             "enableServiceLinks": False,
             **({"serviceAccountName": spec.service_account_name} if spec.service_account_name else {}),
             **({"imagePullSecrets": spec.image_pull_secrets} if spec.image_pull_secrets else {}),
-            **torchrun.subdomain(attempt),
+            **rendezvous.subdomain(attempt),
             "securityContext": security.of_pod(attempt),
             **placement(attempt),
-            **({"initContainers": [sidecar.container(attempt)]} if attempt.has_sidecar else {}),
+            **({"initContainers": [vllm_sidecar.container(attempt)]} if attempt.has_sidecar else {}),
             "containers": [_main(attempt)],
             "volumes": volumes.volumes(attempt),
         },
@@ -46,12 +46,12 @@ def _main(attempt: Attempt) -> dict[str, Any]:
         "name": MAIN,
         "image": attempt.image,
         "imagePullPolicy": attempt.settings.image_pull_policy,
-        "command": ["python", "-m", "medgr2_jobs.stage"],
+        "command": ["python", "-m", "medgr2_jobs.runner.main"],
         "env": environment.of_stage(
             attempt,
             threads,
             gpus=resources.has_accelerators(wanted),
-            base_url=sidecar.BASE_URL if attempt.has_sidecar else "",
+            base_url=vllm_sidecar.BASE_URL if attempt.has_sidecar else "",
         ),
         **({"envFrom": attempt.template.env_from} if attempt.template.env_from else {}),
         "ports": [{"name": "progress", "containerPort": attempt.settings.progress_port}],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .attempt import Attempt
+from .render_context import Attempt
 
 
 def of_pod(attempt: Attempt) -> dict[str, Any]:

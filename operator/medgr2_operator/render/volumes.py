@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from medgr2_api.data import Fetch
-from medgr2_api.stages import StageName
+from medgr2_api.stage_contract import StageName
 
-from .attempt import Attempt
 from .metadata import claim_name
+from .render_context import Attempt
 
 WORKSPACE = "/workspace"
 SECRETS_DIR = "/var/run/secrets/medgr2.io"

@@ -9,8 +9,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from .keys import CycleKey
-from .queue import Outcome, Watch, WorkQueue
 from .settings import Settings
+from .workqueue import Outcome, Watch, WorkQueue
 
 CONTROLLER = "medgr2cycle"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)

@@ -18,14 +18,14 @@ from prometheus_client import CollectorRegistry
 
 from ..kube.client import CYCLES, ApiError, Client, connect
 from ..kube.events import Recorder
-from ..kube.lease import Lease, LeaseLostError
-from . import handlers, health, logs
+from ..kube.leader_election import Lease, LeaseLostError
+from . import health, logging_setup, watches
 from .keys import CycleKey
 from .metrics import Metrics
-from .progress import Poller
-from .queue import WorkQueue
-from .reconcile import Reconciler
+from .progress_poller import Poller
+from .reconciler import Reconciler
 from .settings import Settings, SettingsError, from_environment
+from .workqueue import WorkQueue
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ async def _lead(
     watching = asyncio.Event()
     parts = {
         asyncio.create_task(stop.wait(), name="stop"),
-        asyncio.create_task(handlers.watch(queue, settings.watched, watching), name="watch"),
+        asyncio.create_task(watches.watch(queue, settings.watched, watching), name="watch"),
         asyncio.create_task(queue.run(work, settings.workers), name="queue"),
         asyncio.create_task(_resync(client, queue, settings, metrics.resynced), name="resync"),
         asyncio.create_task(poller.run(), name="progress"),
@@ -155,7 +155,7 @@ def main() -> int:
     except SettingsError as error:
         print(f"medgr2-operator: {error}", file=sys.stderr)
         return 78
-    logs.configure(settings.log_level)
+    logging_setup.configure(settings.log_level)
     if settings.kubeconfig is not None:
         os.environ["KUBECONFIG"] = str(settings.kubeconfig)  # where kopf looks
 

@@ -18,17 +18,17 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.stages import StageName
+from medgr2_api.stage_contract import StageName
 from medgr2_api.status import AttemptState, CycleStatus, Phase, StageStatus
 
-from ..plan.failure import FailureClass
-from ..plan.ledger import ACTIVE, attempt_of, stage_of
-from ..plan.model import Plan
+from ..plan.failure_policy import FailureClass
+from ..plan.status_draft import ACTIVE, attempt_of, stage_of
+from ..plan.types import Plan
 from .controller_metrics import ControllerMetrics
 from .keys import CycleKey
-from .queue import WorkQueue
-from .reconcile import Listener
+from .reconciler import Listener
 from .settings import Settings
+from .workqueue import WorkQueue
 
 #: What becomes of an attempt: it succeeded, a result was there already, its result could not be read, `restartFrom`
 #: took it back, or one of the planner's classes of failures.

@@ -10,12 +10,12 @@ from datetime import datetime, timedelta
 
 from pydantic import ValidationError
 
-from medgr2_api.stages import ExitCode, StageResult
+from medgr2_api.stage_contract import ExitCode, StageResult
 
 from ..kube.client import Manifest
-from ..plan.failure import Loss
-from ..plan.model import AttemptKey, JobState, ObservedJob, ObservedPod
-from ..plan.outcome import combine, worst
+from ..plan.failure_policy import Loss
+from ..plan.shard_results import combine, worst
+from ..plan.types import AttemptKey, JobState, ObservedJob, ObservedPod
 from ..render import labels
 from ..render.pod import MAIN
 

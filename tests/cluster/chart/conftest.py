@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.cluster_lock import SharedCluster
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import fresh_namespace
 from tests.cluster.helm import Helm
 from tests.cluster.kwok import Kwok
-from tests.cluster.shared import SharedCluster
 
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from medgr2_operator.render import sidecar, torchrun
+from medgr2_operator.render import rendezvous, vllm_sidecar
 from medgr2_operator.render.settings import RenderSettings
 from medgr2_operator.runtime.settings import Settings, from_environment
 from tests.cluster import prometheus_operator, tools
@@ -242,8 +242,8 @@ def test_stages_are_closed_but_for_training(helm: Helm) -> None:
         return any(found["port"] <= port <= found["endPort"] for found in training["ports"])
 
     closed = {port for port in range(1024, 65536) if not opened(port)}
-    assert closed == {sidecar.PORT, RenderSettings(image="x").progress_port}
-    assert opened(torchrun.PORT)
+    assert closed == {vllm_sidecar.PORT, RenderSettings(image="x").progress_port}
+    assert opened(rendezvous.PORT)
 
 
 def test_the_labels_and_the_port_are_those_of_a_stage(helm: Helm) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.chart_world import CLAIM, CLAIM_TEMPLATE, chart_world
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import CRD, Kubectl, eventually, serve_crd
 from tests.cluster.helm import CHART, RELEASE, Helm, HelmError, only
 from tests.cluster.kwok import behaviour
+from tests.support.chart_fixtures import CLAIM, CLAIM_TEMPLATE, chart_world
 
 pytestmark = pytest.mark.cluster
 

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from medgr2_api.stages import Progress
+from medgr2_api.stage_contract import Progress
 from medgr2_operator.render.settings import RenderSettings
 from tests.cluster.audit import Event
 from tests.cluster.chart.conftest import restricted_namespace
-from tests.cluster.chart_world import CLAIM, CLAIM_TEMPLATE, ChartWorld, chart_world
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Document, eventually
 from tests.cluster.helm import RELEASE, Helm
 from tests.cluster.kwok import Kwok, behaviour
 from tests.cluster.operator import Operator
 from tests.cluster.rbac import Grant, denied, grants, unused
+from tests.support.chart_fixtures import CLAIM, CLAIM_TEMPLATE, ChartWorld, chart_world
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.unit.api.documents import spec_with
+from tests.support.cycle_documents import spec_with
 
 from medgr2_api.cycle import CycleSpec, Preset
 from medgr2_api.presets import _DEFAULT, PRESETS, Origin, resolve, resolve_with_origins
-from medgr2_api.support import OWNED_TRAINER_OPTIONS, TRAINERS, unsupported
+from medgr2_api.unsupported import OWNED_TRAINER_OPTIONS, TRAINERS, unsupported
 
 UNUSED = {"curation.selection.precision", "curation.selection.k"}  # by the strategy Threshold
 

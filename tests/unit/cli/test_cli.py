@@ -25,7 +25,12 @@ def invoke(*arguments: object) -> tuple[int, str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["medgr2_operator.cli.app", "medgr2_operator.cli.run", "medgr2_operator.cli.inspect", "medgr2_operator.local.view"],
+    [
+        "medgr2_operator.cli.app",
+        "medgr2_operator.cli.run",
+        "medgr2_operator.cli.validate_plan",
+        "medgr2_operator.local.terminal_ui",
+    ],
 )
 def test_no_command_needs_what_only_stages_need(module: str) -> None:
     heavy = ["torch", "transformers", "trl", "pyarrow", "numpy", "kopf", "kubernetes", "medgr2_jobs"]

@@ -12,20 +12,20 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.unit.plan.specs import make_spec
+from tests.support.cycle_specs import make_spec
 from typer.testing import CliRunner
 
 from medgr2_api.cycle import Cycle, Metadata
-from medgr2_operator.cli import stories
+from medgr2_operator.cli import lineage
 from medgr2_operator.cli.app import app
 from medgr2_operator.cli.cluster import cluster
 from medgr2_operator.cli.connection import explain
 from medgr2_operator.cli.errors import CommandError, parse_stage
 from medgr2_operator.cli.logs import choose
 from medgr2_operator.kube.client import ApiError
-from medgr2_operator.kube.pods import why_waiting
-from medgr2_operator.render.reader import reader
+from medgr2_operator.kube.ephemeral_pod import why_waiting
 from medgr2_operator.render.settings import RenderSettings
+from medgr2_operator.render.volume_reader_pod import reader
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = Path(__file__).parent / "golden" / "reader.yaml"
@@ -253,7 +253,7 @@ STORY: dict[str, Any] = {
 
 
 def told(capsys: pytest.CaptureFixture[str], **changes: Any) -> list[str]:
-    assert stories.print_story(json.dumps({**STORY, **changes}).encode(), False) == 0
+    assert lineage.print_story(json.dumps({**STORY, **changes}).encode(), False) == 0
     return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
 
 

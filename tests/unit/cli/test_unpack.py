@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from medgr2_jobs.errors import ConfigError
-from medgr2_jobs.export import NotThere, export
+from medgr2_jobs.store.tar import NotThere, export
 from medgr2_operator.cli.unpack import BadArchiveError, Unpacker
 
 
@@ -97,7 +97,7 @@ def test_what_is_not_there_is_told_with_what_is(workspace: Path) -> None:
 
 
 def test_the_command_says_on_stderr_what_it_sent(workspace: Path) -> None:
-    command = [sys.executable, "-m", "medgr2_jobs.export", "--workspace", str(workspace)]
+    command = [sys.executable, "-m", "medgr2_jobs.store.tar", "--workspace", str(workspace)]
     done = subprocess.run([*command, "cycles/loop/report"], capture_output=True, check=True)
     assert f'"sha256": "{hashlib.sha256(done.stdout).hexdigest()}"' in done.stderr.decode()
     missing = subprocess.run([*command, "nothing"], capture_output=True, check=False)
@@ -107,7 +107,7 @@ def test_the_command_says_on_stderr_what_it_sent(workspace: Path) -> None:
 
 
 def test_the_command_needs_neither_torch_nor_pyarrow() -> None:
-    code = "import sys, medgr2_jobs.export; print([n for n in ('torch', 'pyarrow', 'numpy') if n in sys.modules])"
+    code = "import sys, medgr2_jobs.store.tar; print([n for n in ('torch', 'pyarrow', 'numpy') if n in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tests.unit.local.theatre import Theatre, failed, ok, perform, stage, whole
+from tests.support.fake_processes import Theatre, failed, ok, perform, stage, whole
 
-from medgr2_api import workspace
+from medgr2_api import paths
 from medgr2_api.cycle import Cycle
 from medgr2_api.scheduling import DeepSpeed, StageSettings
-from medgr2_api.stages import Progress, StageName, StageRequest, StageResult
+from medgr2_api.stage_contract import Progress, StageName, StageRequest, StageResult
 from medgr2_api.status import Phase, StageStatus
 from medgr2_operator.local import executor
 from medgr2_operator.local.executor import Executor, Listener
@@ -182,8 +182,8 @@ def test_progress_is_that_of_the_slowest_shard(tmp_path: Path, monkeypatch: pyte
     def play(request: StageRequest) -> StageResult | None:
         if request.stage is not StageName.GENERATE:
             return ok(request)
-        name = workspace.attempt_name(1, request.stage, "", request.attempt, request.shard.index)
-        path = tmp_path / workspace.progress("played", name)
+        name = paths.attempt_name(1, request.stage, "", request.attempt, request.shard.index)
+        path = tmp_path / paths.progress("played", name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(Progress(phase="ask", step=9 - 4 * request.shard.index, total=10).model_dump_json())
         return None

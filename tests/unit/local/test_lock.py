@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from medgr2_api import workspace
+from medgr2_api import paths
 from medgr2_operator.local.lock import RunLock, WorkspaceBusy
 
 
@@ -32,7 +32,7 @@ def orphans(tmp_path: Path) -> Iterator[tuple[int, int]]:
     """The lock as stages hold it whose run is dead: an open file, and the pid in it."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    handle = os.open(tmp_path / workspace.LOCK, os.O_RDWR | os.O_CREAT)
+    handle = os.open(tmp_path / paths.LOCK, os.O_RDWR | os.O_CREAT)
     fcntl.flock(handle, fcntl.LOCK_EX)
     os.write(handle, f"{dead.pid}\n".encode())
     yield handle, dead.pid
@@ -48,7 +48,7 @@ def test_stages_that_a_killed_run_left_behind_are_waited_for(tmp_path: Path, orp
         threading.Timer(0.5, fcntl.flock, (handle, fcntl.LOCK_UN)).start()
 
     with RunLock(tmp_path, wait):
-        assert (tmp_path / workspace.LOCK).read_text() == f"{os.getpid()}\n"
+        assert (tmp_path / paths.LOCK).read_text() == f"{os.getpid()}\n"
     assert waited == [pid]
 
 

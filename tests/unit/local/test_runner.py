@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.local.theatre import DOCUMENT, Play, Theatre, failed, ok, perform
+from tests.support.fake_processes import DOCUMENT, Play, Theatre, failed, ok, perform
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.stages import StageName, StageRequest, StageResult
+from medgr2_api.stage_contract import StageName, StageRequest, StageResult
 from medgr2_api.status import AttemptState, Phase
 from medgr2_operator.local import runner
 from medgr2_operator.local.executor import Executor, Listener
-from medgr2_operator.local.processes import ZygoteDied
+from medgr2_operator.local.stage_server_client import ZygoteDied
 from medgr2_operator.local.state import merge
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.local.theatre import DOCUMENT
+from tests.support.fake_processes import DOCUMENT
 
 from medgr2_api.cycle import Cycle
 from medgr2_api.status import CycleStatus, Phase

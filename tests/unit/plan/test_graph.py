@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.unit.plan.specs import make_spec
+from tests.support.cycle_specs import make_spec
 
 from medgr2_api.presets import resolve
-from medgr2_api.stages import StageName
+from medgr2_api.stage_contract import StageName
 from medgr2_operator.plan.graph import Graph, Shape, build
-from medgr2_operator.plan.model import StageKey
+from medgr2_operator.plan.types import StageKey
 
 
 def graph_of(iterations: int = 2, off: tuple[str, ...] = (), **changes: Any) -> Graph:

@@ -7,32 +7,42 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.unit.plan import world
-from tests.unit.plan.invariants import Broken
-from tests.unit.plan.schedule import run_schedule
-from tests.unit.plan.world import World
+from tests.support import planner_simulator
+from tests.support.event_schedules import run_schedule
+from tests.support.planner_invariants import Broken
+from tests.support.planner_simulator import World
 
 from medgr2_api.status import AttemptState, CycleStatus
-from medgr2_operator.plan import attempt, compact, graph, ledger, machine, restart, standing, start, view
-from medgr2_operator.plan.model import Observed, ObservedPod
-from medgr2_operator.plan.view import Sight
+from medgr2_operator.plan import (
+    attempt_transitions,
+    cycle_state,
+    graph,
+    observation_index,
+    planner,
+    restart,
+    scheduling,
+    status_compaction,
+    status_draft,
+)
+from medgr2_operator.plan.observation_index import Sight
+from medgr2_operator.plan.types import Observed, ObservedPod
 
 MAX_SCHEDULES = 1500
 Mutate = Callable[[pytest.MonkeyPatch], None]
 
 
 def _no_live_pod_check(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(view.View, "alive", lambda self, stage: False)
+    patch.setattr(observation_index.View, "alive", lambda self, stage: False)
 
 
 def _only_pods_block(patch: pytest.MonkeyPatch) -> None:
     """A Job that has no pod yet is taken for harmless."""
-    note = view.View._note
+    note = observation_index.View._note
 
     def pods_only(self: Any, seen: Any, *, live: bool) -> None:
         note(self, seen, live=live and isinstance(seen, ObservedPod))
 
-    patch.setattr(view.View, "_note", pods_only)
+    patch.setattr(observation_index.View, "_note", pods_only)
 
 
 def _vanished_is_unborn(patch: pytest.MonkeyPatch) -> None:
@@ -42,19 +52,19 @@ def _vanished_is_unborn(patch: pytest.MonkeyPatch) -> None:
         look.ledger.change(look.key, state=AttemptState.PENDING, job_uid="", running_since=None)
 
     for state in (AttemptState.PENDING, AttemptState.RUNNING):
-        patch.setitem(attempt._NEXT, (state, Sight.ABSENT), again)
+        patch.setitem(attempt_transitions._NEXT, (state, Sight.ABSENT), again)
 
 
 def _reused_numbers(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(start, "_number", lambda record, view: max(1, record.attempt))
+    patch.setattr(scheduling, "_number", lambda record, view: max(1, record.attempt))
 
 
 def _forgotten_intent(patch: pytest.MonkeyPatch) -> None:
     def forgetful(status: CycleStatus) -> CycleStatus:
         kept = [record for record in status.stages if record.job_uid or not record.attempt]
-        return compact.compact(status.model_copy(update={"stages": kept}))
+        return status_compaction.compact(status.model_copy(update={"stages": kept}))
 
-    patch.setattr(machine, "compact", forgetful)
+    patch.setattr(planner, "compact", forgetful)
 
 
 def _cache_trusted(patch: pytest.MonkeyPatch) -> None:
@@ -71,63 +81,69 @@ def _cache_trusted(patch: pytest.MonkeyPatch) -> None:
 
 def _read_too_little(patch: pytest.MonkeyPatch) -> None:
     """Of a cycle that goes on, what the iteration before still does is not looked at."""
-    patch.setattr(world, "oldest_iteration", lambda cycle: max((s.iteration for s in cycle.status.stages), default=0))
+    patch.setattr(
+        planner_simulator, "oldest_iteration", lambda cycle: max((s.iteration for s in cycle.status.stages), default=0)
+    )
 
 
 def _inputs_ignored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(graph.Node, "needs", frozenset())
-    patch.setattr(start, "_inputs", lambda node, ledger: {})
+    patch.setattr(scheduling, "_inputs", lambda node, ledger: {})
 
 
 def _next_before_end_is_stored(patch: pytest.MonkeyPatch) -> None:
     """Harmless alone, but with it the Job of the end that was not stored is deleted at once."""
-    patch.setattr(ledger.Ledger, "stored", lambda self, key: True)
-    why = machine._why_delete
+    patch.setattr(status_draft.Ledger, "stored", lambda self, key: True)
+    why = planner._why_delete
 
     def hasty(job: Any, book: Any, seen: Any) -> str:
         record = book.get(job.key.stage)
         return "Superseded" if record is not None and record.attempt > job.key.attempt else why(job, book, seen)
 
-    patch.setattr(machine, "_why_delete", hasty)
+    patch.setattr(planner, "_why_delete", hasty)
 
 
 def _old_runs_not_stopped(patch: pytest.MonkeyPatch) -> None:
     """Nothing is ever deleted: a suspended cycle runs on."""
-    patch.setattr(machine, "_deletes", lambda ledger, view: ())
+    patch.setattr(planner, "_deletes", lambda ledger, view: ())
 
 
 def _ends_are_not_final(patch: pytest.MonkeyPatch) -> None:
     """An attempt that is lost comes back when its Job, or the lack of it, is looked at again."""
-    patch.setattr(ledger, "ACTIVE", ledger.ACTIVE | {AttemptState.GONE, AttemptState.FAILED})
+    patch.setattr(status_draft, "ACTIVE", status_draft.ACTIVE | {AttemptState.GONE, AttemptState.FAILED})
     for sight in Sight:
         for state in (AttemptState.GONE, AttemptState.FAILED):
-            patch.setitem(attempt._NEXT, (state, sight), attempt._NEXT[AttemptState.RUNNING, sight])
+            patch.setitem(
+                attempt_transitions._NEXT, (state, sight), attempt_transitions._NEXT[AttemptState.RUNNING, sight]
+            )
 
 
 def _endless_backoff(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(start, "_backoff_left", lambda cycle, ledger, record: 1.0 if record and record.retry_after else 0.0)
+    patch.setattr(
+        scheduling, "_backoff_left", lambda cycle, ledger, record: 1.0 if record and record.retry_after else 0.0
+    )
 
 
 def _tokens_forgotten(patch: pytest.MonkeyPatch) -> None:
     """restartFrom acts again and again."""
     act = restart.restart
-    patch.setattr(machine, "restart", lambda *given: ([], act(*given)[1]))
+    patch.setattr(planner, "restart", lambda *given: ([], act(*given)[1]))
 
 
 def _failure_unnoticed(patch: pytest.MonkeyPatch) -> None:
     """A stage that has given up does not fail the cycle."""
-    patch.setattr(standing, "_failure", lambda *given: None)
+    patch.setattr(cycle_state, "_failure", lambda *given: None)
 
 
 def _impure(patch: pytest.MonkeyPatch) -> None:
     """Records are changed in place."""
 
-    def change(self: ledger.Ledger, key: Any, **changes: Any) -> Any:
+    def change(self: status_draft.Ledger, key: Any, **changes: Any) -> Any:
         for name, value in changes.items():
             setattr(self.records[key], name, value)
         return self.records[key]
 
-    patch.setattr(ledger.Ledger, "change", change)
+    patch.setattr(status_draft.Ledger, "change", change)
 
 
 @pytest.mark.parametrize(

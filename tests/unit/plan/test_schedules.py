@@ -11,10 +11,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
-from tests.unit.plan.moves import ACTIONS, BY_NAME
-from tests.unit.plan.schedule import settle
-from tests.unit.plan.specs import SPECS, spec_of
-from tests.unit.plan.world import World
+from tests.support.cycle_specs import SPECS, spec_of
+from tests.support.event_schedules import settle
+from tests.support.planner_simulator import World
+from tests.support.simulator_events import ACTIONS, BY_NAME
 
 NUMBERS = st.integers(0, 255)
 MOVES = st.sampled_from([move.__name__ for move, weight in ACTIONS.items() for _ in range(weight)])

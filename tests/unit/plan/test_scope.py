@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.unit.plan.driving import fail, finish, job, reconcile, restart, run, succeed, until, world
+from tests.support.simulator_helpers import fail, finish, job, reconcile, restart, run, succeed, until, world
 
 from medgr2_operator.plan.scope import oldest_iteration
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from medgr2_api.scheduling import EarlyStopping, Metric
-from medgr2_api.stages import StageResult
+from medgr2_api.stage_contract import StageResult
 from medgr2_api.status import Score
 from medgr2_operator.plan.scores import best, by_iteration, scores_in, stopped_at
 

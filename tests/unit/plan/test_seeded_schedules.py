@@ -6,7 +6,7 @@ Two files, for the tests of one file run one after the other.
 from __future__ import annotations
 
 import pytest
-from tests.unit.plan.schedule import run_schedule
+from tests.support.event_schedules import run_schedule
 
 
 @pytest.mark.parametrize("block", range(3))

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.unit.render import kubernetes_rules as rules
-from tests.unit.render.cases import CASES, SETTINGS, Case
+from tests.support import kubernetes_rules as rules
+from tests.support.render_cases import CASES, SETTINGS, Case
 
-from medgr2_operator.render.claim import claim
 from medgr2_operator.render.job import job
+from medgr2_operator.render.pvc import claim
 
 GOLDEN = Path(__file__).parent / "golden"
 EACH = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

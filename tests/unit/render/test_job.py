@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.unit.render.cases import CASES, SETTINGS, Case
+from tests.support.render_cases import CASES, SETTINGS, Case
 
-from medgr2_api.stages import PERMANENT_EXIT_CODES, StageName
+from medgr2_api.stage_contract import PERMANENT_EXIT_CODES, StageName
 from medgr2_operator.render import labels
-from medgr2_operator.render.claim import claim
 from medgr2_operator.render.errors import RenderError
 from medgr2_operator.render.job import PRIORITY_LABEL, QUEUE_LABEL, job
+from medgr2_operator.render.pvc import claim
 
 #: How a pod ends that was asked to: no rule may match these, or a Job fails whose pods its queue has stopped. They are
 #: counted, and the limit of 0 fails the Job of a pod that nobody stopped.

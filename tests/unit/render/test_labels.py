@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.render import kubernetes_rules as rules
-from tests.unit.render.cases import CASES, SETTINGS, UID, Case
+from tests.support import kubernetes_rules as rules
+from tests.support.render_cases import CASES, SETTINGS, UID, Case
 
 from medgr2_api.cycle import Cycle, Metadata
-from medgr2_api.stages import StageName
-from medgr2_operator.plan.model import AttemptKey
+from medgr2_api.stage_contract import StageName
+from medgr2_operator.plan.types import AttemptKey
 from medgr2_operator.render import labels
-from medgr2_operator.render.claim import claim, claim_name
 from medgr2_operator.render.job import job
-from medgr2_operator.render.torchrun import service_name
+from medgr2_operator.render.pvc import claim, claim_name
+from medgr2_operator.render.rendezvous import service_name
 
 NAMES = st.from_regex(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True) | st.just("c" * 63)
 TOKENS = st.just("") | st.from_regex(r"[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?", fullmatch=True)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.render.cases import SETTINGS, Case
+from tests.support.render_cases import SETTINGS, Case
 
-from medgr2_api.stages import StageName
+from medgr2_api.stage_contract import StageName
 from medgr2_operator.render import labels
 from medgr2_operator.render.errors import RenderError
 from medgr2_operator.render.job import job

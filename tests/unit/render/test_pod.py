@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.unit.render import kubernetes_rules as rules
-from tests.unit.render.cases import CASES, GPU, SETTINGS, Case
+from tests.support import kubernetes_rules as rules
+from tests.support.render_cases import CASES, GPU, SETTINGS, Case
 
-from medgr2_api.stages import StageName, StageRequest
+from medgr2_api.stage_contract import StageName, StageRequest
 from medgr2_operator.render import labels
 from medgr2_operator.render.errors import RenderError
 from medgr2_operator.render.job import job

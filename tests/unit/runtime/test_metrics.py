@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.samples import Sample
-from tests.unit.plan import driving, schedule
-from tests.unit.plan.driving import edit, fail, finish, job, restart, run, succeed, until
-from tests.unit.plan.objects import SimJob
-from tests.unit.plan.world import World
+from tests.support import event_schedules, simulator_helpers
+from tests.support.planner_objects import SimJob
+from tests.support.planner_simulator import World
+from tests.support.simulator_helpers import edit, fail, finish, job, restart, run, succeed, until
 
-from medgr2_api.stages import Progress, StageName, StageResult
+from medgr2_api.stage_contract import Progress, StageName, StageResult
 from medgr2_api.status import AttemptState, CycleStatus, Phase
-from medgr2_operator.plan.ledger import ACTIVE, attempt_of
-from medgr2_operator.plan.model import AttemptKey, JobState, Plan
+from medgr2_operator.plan.status_draft import ACTIVE, attempt_of
+from medgr2_operator.plan.types import AttemptKey, JobState, Plan
 from medgr2_operator.runtime.keys import CycleKey
 from medgr2_operator.runtime.metrics import OUTCOMES, Metrics
-from medgr2_operator.runtime.queue import WorkQueue
 from medgr2_operator.runtime.settings import Settings
+from medgr2_operator.runtime.workqueue import WorkQueue
 
 NAME = "a-rather-long-name-of-a-cycle-for-the-test-of-names"
 KEY = CycleKey("ml", NAME)
@@ -72,7 +72,7 @@ class Counted(World):
 
 
 def counted(**changes: Any) -> Counted:
-    return Counted(driving.make_spec(**{"iterations": 1, **changes}))
+    return Counted(simulator_helpers.make_spec(**{"iterations": 1, **changes}))
 
 
 def outcomes(w: Counted, stage: str) -> dict[str, int]:
@@ -83,8 +83,8 @@ def outcomes(w: Counted, stage: str) -> dict[str, int]:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_every_attempt_counts_once_whatever_happens(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedule, "World", Counted)
-    w = schedule.run_schedule(seed)
+    monkeypatch.setattr(event_schedules, "World", Counted)
+    w = event_schedules.run_schedule(seed)
     assert isinstance(w, Counted)
     active = sum(1 for record in w.status.stages if record.attempt and record.state in ACTIVE)
     assert w.exported.total("medgr2_stage_attempts_total") == len(w.attempts) - active
@@ -127,7 +127,7 @@ def test_a_result_that_cannot_be_read_a_reused_one_and_a_restart() -> None:
     run(w, until(w, "grpo"))
     assert outcomes(w, "sft") == {"ResultUnreadable": 1, "Succeeded": 1}
     restart(w, "sft", 1, "again")
-    driving.reconcile(w, 2)
+    simulator_helpers.reconcile(w, 2)
     w.obey()
     assert outcomes(w, "grpo") == {"Restarted": 1}
     succeed(w, until(w, "sft"), reused=True)
@@ -156,7 +156,7 @@ def test_waits_for_a_place_are_measured_each_time() -> None:
 
 
 def test_gpu_seconds_of_attempts_and_what_of_them_was_wasted() -> None:
-    w = counted(stages=[{"name": "sft", **driving.GPU}], failurePolicy={"backoffSeconds": 0})
+    w = counted(stages=[{"name": "sft", **simulator_helpers.GPU}], failurePolicy={"backoffSeconds": 0})
     for ends in (lambda found: fail(w, found, 1), lambda found: succeed(w, found)):
         found = run(w, until(w, "sft"))
         w.now += timedelta(seconds=10)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from medgr2_api.stages import StageName, StageResult
-from medgr2_operator.plan.model import AttemptKey, JobState, ObservedJob
+from medgr2_api.stage_contract import StageName, StageResult
+from medgr2_operator.plan.types import AttemptKey, JobState, ObservedJob
 from medgr2_operator.runtime import observe
 
 UID = "cycle-uid"

@@ -9,9 +9,9 @@ from typing import Protocol
 from medgr2_api.generator import Sampling
 from medgr2_api.parameters import Provider
 
-from .. import schema
-from ..failures import Failure
+from .. import candidate_schema
 from ..pricing import Usage
+from ..provider_errors import Failure
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Question:
 class Reply:
     """What came back for one request."""
 
-    outcome: str = schema.OK
+    outcome: str = candidate_schema.OK
     """`ok` when there is a text to judge; otherwise refused, truncated or empty."""
     text: str = ""
     usage: Usage | None = None
@@ -86,4 +86,4 @@ def repair_text(repair: Repair) -> str:
     return f"This answer cannot be used. {repair.reason} Correct it: one JSON object as described, and nothing else."
 
 
-_SCHEMA_BYTES = len(json.dumps(schema.response_format()).encode())
+_SCHEMA_BYTES = len(json.dumps(candidate_schema.response_format()).encode())

@@ -9,7 +9,7 @@ from typing import Any
 from google import genai
 from google.genai import errors, types
 
-from .. import failures, schema
+from .. import candidate_schema, provider_errors
 from ..pricing import Usage
 from . import http
 from .base import Access, Question, Reply
@@ -42,7 +42,7 @@ class GeminiClient:
             httpx_async_client=self._http,
         )
         self._genai = genai.Client(api_key=access.key, http_options=options, vertexai=False)
-        form = types.JSONSchema.model_validate(schema.json_schema())
+        form = types.JSONSchema.model_validate(candidate_schema.json_schema())
         self._schema = types.Schema.from_json_schema(json_schema=form, api_option="GEMINI_API")
 
     async def ask(self, question: Question) -> Reply:
@@ -69,7 +69,7 @@ class GeminiClient:
             found = http.of_error(error)
             if found is None and not isinstance(error, ValueError):
                 raise
-            found = found or replace(failures.UNREADABLE, error=f"not an answer of Gemini: {error}")
+            found = found or replace(provider_errors.UNREADABLE, error=f"not an answer of Gemini: {error}")
             return Reply(failure=replace(found, error=self.access.redact(found.error)))
 
     async def close(self) -> None:
@@ -77,13 +77,13 @@ class GeminiClient:
         await self._genai.aio.aclose()
         await self._http.aclose()
 
-    def _status(self, error: errors.APIError) -> failures.Failure:
+    def _status(self, error: errors.APIError) -> provider_errors.Failure:
         headers = getattr(error.response, "headers", None) or {}
         said = json.dumps(error.details) if isinstance(error.details, dict) else str(error.details)
         text = self.access.redact(f"{error.status}: {error.message or said}")
-        found = failures.of_status(error.code, text, headers)
+        found = provider_errors.of_status(error.code, text, headers)
         if error.code == 400 and any(word in said for word in _ACCOUNT):
-            found = replace(found, action=failures.Action.STOP)
+            found = replace(found, action=provider_errors.Action.STOP)
         if not self.access.provider.base_url:  # Google charges for no failed request; a proxy may stand for anything
             found = replace(found, billed=False)
         if found.retry_after is None:
@@ -108,20 +108,20 @@ def _reply(response: types.GenerateContentResponse) -> Reply:
     if not response.candidates:
         block = response.prompt_feedback.block_reason if response.prompt_feedback else None
         if block is not None:
-            return Reply(schema.REFUSED, usage=usage, error=f"prompt blocked: {block.value}")
+            return Reply(candidate_schema.REFUSED, usage=usage, error=f"prompt blocked: {block.value}")
         if response.usage_metadata is None:
-            return Reply(failure=replace(failures.UNREADABLE, error="not an answer of Gemini"))
-        return Reply(schema.EMPTY, usage=usage)
+            return Reply(failure=replace(provider_errors.UNREADABLE, error="not an answer of Gemini"))
+        return Reply(candidate_schema.EMPTY, usage=usage)
     candidate = response.candidates[0]
     reason = candidate.finish_reason.value if candidate.finish_reason else _STOP
     parts = (candidate.content.parts if candidate.content else None) or []
     text = "".join(part.text or "" for part in parts if not part.thought)
     if reason in _REFUSALS:
-        outcome = schema.REFUSED
+        outcome = candidate_schema.REFUSED
     elif reason == _MAX_TOKENS:
-        outcome = schema.TRUNCATED
+        outcome = candidate_schema.TRUNCATED
     else:
-        outcome = schema.OK if text.strip() else schema.EMPTY
+        outcome = candidate_schema.OK if text.strip() else candidate_schema.EMPTY
     return Reply(outcome, text=text, usage=usage, error="" if reason in (_STOP, _MAX_TOKENS) else reason)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import httpx2
 
-from ..failures import LOST, UNREACHABLE, UNREADABLE, Failure
+from ..provider_errors import LOST, UNREACHABLE, UNREADABLE, Failure
 
 #: Seconds. An answer may take long, a connection may not.
 TIMEOUT = httpx2.Timeout(300, connect=10)

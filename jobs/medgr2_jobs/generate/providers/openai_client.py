@@ -11,7 +11,7 @@ import openai
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletion
 
-from .. import failures, schema
+from .. import candidate_schema, provider_errors
 from ..pricing import Usage
 from . import http
 from .base import Access, Question, Reply, repair_text
@@ -58,7 +58,7 @@ class OpenAIClient:
         except openai.APIStatusError as error:
             return Reply(failure=self._status(error, request))
         except (openai.APIError, ValueError) as error:
-            found = http.of_error(error) or replace(failures.UNREADABLE, error=f"not a chat completion: {error}")
+            found = http.of_error(error) or replace(provider_errors.UNREADABLE, error=f"not a chat completion: {error}")
             return Reply(failure=replace(found, error=self.access.redact(found.error)))
 
     async def close(self) -> None:
@@ -80,7 +80,7 @@ class OpenAIClient:
         request: Request = {
             "model": self.access.provider.model,
             "messages": messages,
-            "response_format": schema.response_format(),
+            "response_format": candidate_schema.response_format(),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
@@ -90,9 +90,9 @@ class OpenAIClient:
             request = change(request)
         return request
 
-    def _status(self, error: openai.APIStatusError, sent: Request) -> failures.Failure:
+    def _status(self, error: openai.APIStatusError, sent: Request) -> provider_errors.Failure:
         text = error.response.text or error.message
-        found = failures.of_status(error.status_code, self.access.redact(text), error.response.headers)
+        found = provider_errors.of_status(error.status_code, self.access.redact(text), error.response.headers)
         if error.status_code == 400:
             named = [name for name in _OPTIONAL if name in sent and name in text]
             for name in named:
@@ -102,20 +102,20 @@ class OpenAIClient:
                     )
                 self._refused[name] = _OPTIONAL[name]
             if named:
-                return replace(found, action=failures.Action.RETRY, at_once=True)
+                return replace(found, action=provider_errors.Action.RETRY, at_once=True)
         return found
 
 
 def _reply(completion: object) -> Reply:
     if not isinstance(completion, ChatCompletion) or not completion.choices:  # such as a proxy's HTML page
-        return Reply(failure=replace(failures.UNREADABLE, error="not a chat completion"))
+        return Reply(failure=replace(provider_errors.UNREADABLE, error="not a chat completion"))
     choice, text = completion.choices[0], completion.choices[0].message.content or ""
-    outcome = schema.OK if text.strip() else schema.EMPTY
+    outcome = candidate_schema.OK if text.strip() else candidate_schema.EMPTY
     error = ""
     if choice.message.refusal or choice.finish_reason == "content_filter":
-        outcome, error = schema.REFUSED, choice.message.refusal or "content_filter"
+        outcome, error = candidate_schema.REFUSED, choice.message.refusal or "content_filter"
     elif choice.finish_reason == "length":
-        outcome = schema.TRUNCATED
+        outcome = candidate_schema.TRUNCATED
     return Reply(outcome, text=text, usage=_usage(completion.usage), error=error[:300])
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.curate_world import FAR, World, candidate, phash
+from tests.support.curate_fixtures import FAR, World, candidate, phash
 
 ALL: dict[str, Any] = {"selection": {"strategy": "All"}}
 

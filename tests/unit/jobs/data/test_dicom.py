@@ -19,7 +19,7 @@ from tests.unit.jobs.data.test_omnimedvqa import place
 
 from medgr2_api.data import DICOM, BurnedInText
 from medgr2_jobs.data import dicom
-from medgr2_jobs.data.records import BadRecord, Record
+from medgr2_jobs.data.record import BadRecord, Record
 from medgr2_jobs.errors import DataError
 from medgr2_jobs.store.images import ImageStore
 

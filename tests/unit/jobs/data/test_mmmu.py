@@ -14,7 +14,7 @@ from tests.unit.jobs.data.test_omnimedvqa import place
 
 from medgr2_api.data import MMMU
 from medgr2_jobs.data import mmmu
-from medgr2_jobs.data.records import BadRecord, Record
+from medgr2_jobs.data.record import BadRecord, Record
 from medgr2_jobs.errors import DataError
 from medgr2_jobs.store.images import ImageStore
 

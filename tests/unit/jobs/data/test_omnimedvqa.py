@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from medgr2_jobs.data import omnimedvqa
-from medgr2_jobs.data.records import BadRecord, Place, Record
+from medgr2_jobs.data.record import BadRecord, Place, Record
 from medgr2_jobs.errors import DataError
 from medgr2_jobs.store.images import ImageStore
 

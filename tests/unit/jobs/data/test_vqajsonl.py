@@ -11,7 +11,7 @@ from PIL import Image
 from tests.unit.jobs.data.test_omnimedvqa import place
 
 from medgr2_jobs.data import vqajsonl
-from medgr2_jobs.data.records import BadRecord, Record
+from medgr2_jobs.data.record import BadRecord, Record
 from medgr2_jobs.errors import DataError
 
 

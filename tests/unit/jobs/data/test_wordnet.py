@@ -10,9 +10,9 @@ from pathlib import Path
 import nltk
 import pytest
 from tests.cluster import system
-from tests.unit.jobs.data.test_grades import make, phantom_items
+from tests.unit.jobs.data.test_graded_dataset import make, phantom_items
 
-from medgr2_jobs.data import wording, wordnet
+from medgr2_jobs.data import paraphrase, wordnet
 from medgr2_jobs.data.wordnet import Lexicon
 from medgr2_jobs.errors import ConfigError
 
@@ -113,14 +113,14 @@ def test_inflections(base: str, ending: str, word: str) -> None:
 
 def test_a_text_in_wordnets_words(lexicon: Lexicon) -> None:
     def said(*keep: str) -> set[str]:
-        found = {wording.paraphrase(TEXT, random.Random(seed), keep, lexicon.synonyms) for seed in range(30)}
+        found = {paraphrase.paraphrase(TEXT, random.Random(seed), keep, lexicon.synonyms) for seed in range(30)}
         return {text for text in found if text is not None}
 
     assert any("doctors" in text for text in said())
     for text in said():
         assert text != TEXT
         assert all(kept in text for kept in ("cortex", "left femur", "two fractures"))
-    optic = wording.paraphrase("It reveals the optic disc.", random.Random(0), synonyms=lexicon.synonyms)
+    optic = paraphrase.paraphrase("It reveals the optic disc.", random.Random(0), synonyms=lexicon.synonyms)
     assert optic == "It uncovers the optic disc.", "not the optic record, which is WordNet's"
     assert all("physicians" in text for text in said("physicians"))
     assert said("physicians")

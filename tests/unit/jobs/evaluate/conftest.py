@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from medgr2_jobs import vlm
+from medgr2_jobs.models import vlm
 from medgr2_jobs.store.images import ImageStore
 
 Loaded = tuple[Any, Any]

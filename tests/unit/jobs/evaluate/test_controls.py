@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from medgr2_api.cycle import AnswerFormat
-from medgr2_jobs import vlm
 from medgr2_jobs.evaluate import controls
 from medgr2_jobs.evaluate.controls import Condition
+from medgr2_jobs.models import vlm
 from medgr2_jobs.store.images import ImageStore
 
 Loaded = tuple[Any, Any]

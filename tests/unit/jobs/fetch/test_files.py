@@ -7,13 +7,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.fetch_world import context
+from tests.support.fetch_fixtures import context
 
-from medgr2_api.stages import SECRETS_ENV
+from medgr2_api.stage_contract import SECRETS_ENV
 from medgr2_jobs import fetch
 from medgr2_jobs.errors import Checkpointed, ConfigError, CorruptArtifact, TemporaryError
-from medgr2_jobs.fetch import files, pinned, process
-from medgr2_jobs.fetch.order import Order
+from medgr2_jobs.fetch import files, pin_file, worker_client
+from medgr2_jobs.fetch.request import Order
 
 WHAT = "data.sources[seed].uri"
 
@@ -33,13 +33,13 @@ def uri(path: Path) -> str:
     return f"file://{path}".replace(" ", "%20")
 
 
-def copy(tmp_path: Path, source: str, kind: pinned.Kind = "dataset") -> dict[str, bytes]:
+def copy(tmp_path: Path, source: str, kind: pin_file.Kind = "dataset") -> dict[str, bytes]:
     """What `files.fetch` makes of a URI, in this process."""
     root, partial = tmp_path / "workspace", tmp_path / "partial"
     root.mkdir(exist_ok=True)
     order = Order(parent=os.getpid(), root=str(root), uri=source, kind=kind, what=WHAT)
     files.fetch(order, partial, lambda done, total: None)
-    top = partial / pinned.FILES
+    top = partial / pin_file.FILES
     return {path.relative_to(top).as_posix(): path.read_bytes() for path in top.rglob("*") if path.is_file()}
 
 
@@ -157,14 +157,14 @@ def test_a_stop_is_heeded(tmp_path: Path, data: Path) -> None:
     stop.set()
     with pytest.raises(Checkpointed):
         fetch.local(context(tmp_path / "workspace", stop=stop), uri(data), WHAT)
-    assert not list((tmp_path / "workspace").rglob(pinned.FETCHED))
+    assert not list((tmp_path / "workspace").rglob(pin_file.FETCHED))
 
 
 @pytest.mark.parametrize("script", ["kill -9 $$", "read order; exit 3", 'read order; echo \'{"done": 1, "total": 2}\''])
 def test_a_fetching_process_that_ends_without_a_word_may_be_tried_again(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
-    monkeypatch.setattr(process, "_COMMAND", ("sh", "-c", script))
+    monkeypatch.setattr(worker_client, "_COMMAND", ("sh", "-c", script))
     with pytest.raises(TemporaryError, match="ended without a word"):
         fetch.local(context(tmp_path / "workspace"), uri(data), WHAT)
 

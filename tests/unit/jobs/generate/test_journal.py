@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from medgr2_jobs.errors import DiskFull, TemporaryError
+from medgr2_jobs.generate.append_only_log import Lines
 from medgr2_jobs.generate.journal import Journal
-from medgr2_jobs.generate.lines import Lines
 
 ROWS: list[dict[str, Any]] = [
     {"triplet_id": name, "image_sha256": "i", "question": "größer?\nkleiner?"} for name in ("t1", "t2", "t3")

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[3]))
-
-import policy_world
+from tests.support import policy_fixtures
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> policy_world.World:
-    return policy_world.build(tmp_path_factory.mktemp("world"))
+def world(tmp_path_factory: pytest.TempPathFactory) -> policy_fixtures.World:
+    return policy_fixtures.build(tmp_path_factory.mktemp("world"))

@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.policy_fixtures import FORMAT, World
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from medgr2_api.models import PromptSource
-from medgr2_jobs import answers, vlm
+from medgr2_api.training_spec import PromptSource
 from medgr2_jobs.errors import DataError
+from medgr2_jobs.models import vlm
+from medgr2_jobs.models.vlm import Encoder, Row
 from medgr2_jobs.policy.dataset import CompletionCollator, grpo_dataset, grpo_prompts, sft_dataset, sft_rows
-from medgr2_jobs.vlm import Encoder, Row
-from policy_world import FORMAT, World
+from medgr2_jobs.prompts import answers
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medgr2_api.models import RewardTerm
+from medgr2_api.training_spec import RewardTerm
 from medgr2_jobs.errors import ConfigError
 from medgr2_jobs.policy.rewards import PolicyReward, Rollouts, check_terms, summary
 

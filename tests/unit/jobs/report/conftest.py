@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.fake_artifacts import publish
+from tests.support.fake_artifacts import publish
 
 from medgr2_api.parameters import ReportParameters
-from medgr2_api.stages import ArtifactRef, CycleRef, StageName, StageRequest
-from medgr2_jobs import answers
-from medgr2_jobs.context import StageContext
+from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageName, StageRequest
 from medgr2_jobs.evaluate.metrics import ItemSet, result_rows
+from medgr2_jobs.prompts import answers
+from medgr2_jobs.runner.context import StageContext
 
 OPTIONS = ["cyst", "mass", "nodule", "plaque"]
 #: share of right answers under the real image, by iteration and checkpoint

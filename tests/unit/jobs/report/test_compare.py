@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medgr2_api import workspace
+from medgr2_api import paths
 from medgr2_jobs.report import compare
 
 from .conftest import publish_cycle
@@ -21,7 +21,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for cycle, better in (("plain", 0.0), ("better", 0.1), ("unfinished", 0.0)):
         publish_cycle(root, cycle, better=better)
         if cycle != "unfinished":
-            folder = root / workspace.report(cycle)
+            folder = root / paths.report(cycle)
             folder.mkdir(parents=True)
             (folder / "results.json").write_text("[]")
     return root

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.fake_artifacts import publish
+from tests.support.fake_artifacts import publish
 
-from medgr2_api.stages import ArtifactRef, StageName
-from medgr2_jobs.report import figures, funnel, stage, text
+from medgr2_api.stage_contract import ArtifactRef, StageName
+from medgr2_jobs.report import figures, funnel, markdown
+from medgr2_jobs.stages import report
 
 from .conftest import publish_cycle
 
@@ -63,7 +64,7 @@ def test_the_report_has_table_figure_files_and_counters(
     tmp_path: Path, inputs: dict[str, ArtifactRef], context: Callable[..., Any]
 ) -> None:
     ctx = context(tmp_path, inputs)
-    outcome = stage.run(ctx)
+    outcome = report.run(ctx)
     folder = ctx.writer.folder
     assert {step: outcome.counters[step] for step in funnel.STEPS} == {
         "generated": 180 + 500, "parsed": 162 + 500, "scored": 126 + 500, "kept": 72 + _kept(ctx, 2),
@@ -91,7 +92,7 @@ def test_without_generation_there_is_no_funnel(
 ) -> None:
     left = {role: ref for role, ref in inputs.items() if not role.startswith("generate")}
     ctx = context(tmp_path, left)
-    stage.run(ctx)
+    report.run(ctx)
     assert not (ctx.writer.folder / "funnel.json").exists()
     assert "## Funnel" not in (ctx.writer.folder / "report.md").read_text()
 
@@ -103,7 +104,7 @@ def test_many_groups_are_summed_up() -> None:
     assert {dimension for dimension, _, _ in found} == {"modality"}
     assert [name for _, name, _ in found] == [*(f"m{n:02d}" for n in range(11)), funnel.OTHERS]
     assert sum(counts["generated"] for _, _, counts in found) == sum(row["generated"] for row in rows)
-    assert "m10" in text._funnel(rows)[-1]
+    assert "m10" in markdown._funnel(rows)[-1]
 
 
 def test_a_group_without_candidates_or_scores_is_drawn(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from medgr2_api.stages import ArtifactRef
+from medgr2_api.stage_contract import ArtifactRef
 from medgr2_jobs.errors import ConfigError
-from medgr2_jobs.report import stage, tables, text
+from medgr2_jobs.report import markdown, tables
+from medgr2_jobs.stages import report
 from medgr2_jobs.store import tables as store_tables
 
 Trial = tuple[Path, dict[str, ArtifactRef]]
@@ -25,8 +26,8 @@ Context = Callable[..., Any]
 @pytest.fixture(scope="module")
 def made(trial: Trial, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from medgr2_api.parameters import ReportParameters
-    from medgr2_api.stages import CycleRef, StageName, StageRequest
-    from medgr2_jobs.context import StageContext
+    from medgr2_api.stage_contract import CycleRef, StageName, StageRequest
+    from medgr2_jobs.runner.context import StageContext
 
     root, inputs = trial
     parameters = ReportParameters(seed=1, cycle="trial", iteration=2, settings={"preset": "Tiny", "seed": 17})
@@ -36,7 +37,7 @@ def made(trial: Trial, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     ctx = StageContext(request, parameters, root)
     ctx.writer.open()
-    stage.run(ctx)
+    report.run(ctx)
     return ctx.writer.folder
 
 
@@ -116,7 +117,7 @@ def test_figures_are_pictures_without_date_or_version(made: Path) -> None:
 def test_the_same_inputs_give_the_same_bytes(trial: Trial, context: Context, made: Path) -> None:
     root, inputs = trial
     ctx = context(root, inputs)
-    stage.run(ctx)
+    report.run(ctx)
     again = {path.relative_to(ctx.writer.folder): path.read_bytes() for path in ctx.writer.folder.rglob("*.*")}
     assert again == {path.relative_to(made): path.read_bytes() for path in made.rglob("*.*")}
     undigested = {part.name for part in ctx.writer.parts() if not part.digested}
@@ -126,7 +127,7 @@ def test_the_same_inputs_give_the_same_bytes(trial: Trial, context: Context, mad
 def test_evaluations_alone_are_enough(trial: Trial, context: Context) -> None:
     root, inputs = trial
     ctx = context(root, {role: ref for role, ref in inputs.items() if role == "evaluate-0"})
-    stage.run(ctx)
+    report.run(ctx)
     assert sorted(path.name for path in ctx.writer.folder.rglob("*.*")) == [
         "accuracy.csv", "accuracy.png", "modality-0.png", "report.md", "results.json",
     ]  # fmt: skip
@@ -137,7 +138,7 @@ def test_evaluations_alone_are_enough(trial: Trial, context: Context) -> None:
 def test_no_evaluation_is_an_error(trial: Trial, context: Context) -> None:
     root, inputs = trial
     with pytest.raises(ConfigError, match="no evaluation"):
-        stage.run(context(root, {"prepare": inputs["prepare"]}))
+        report.run(context(root, {"prepare": inputs["prepare"]}))
 
 
 def test_images_that_were_trained_on_are_counted(trial: Trial, context: Context) -> None:
@@ -160,7 +161,7 @@ def row(**values: Any) -> dict[str, Any]:
 
 
 def notes(*rows: dict[str, Any]) -> str:
-    return "\n".join(text.reading_notes(tables.Facts("c", 1, {}, [], list(rows), [], [], [], [])))
+    return "\n".join(markdown.reading_notes(tables.Facts("c", 1, {}, [], list(rows), [], [], [], [])))
 
 
 def test_notes_name_the_controls_that_are_not_beaten() -> None:
@@ -175,5 +176,5 @@ def test_notes_name_the_controls_that_are_not_beaten() -> None:
 
 
 def test_torch_is_not_imported() -> None:
-    program = "import medgr2_jobs.report.stage, medgr2_jobs.report.compare, sys; sys.exit('torch' in sys.modules)"
+    program = "import medgr2_jobs.stages.report, medgr2_jobs.report.compare, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from medgr2_api.models import Grades, RewardHead
-from medgr2_jobs import vlm
+from medgr2_api.training_spec import Grades, RewardHead
+from medgr2_jobs.models import vlm
+from medgr2_jobs.models.tiny import model as tiny_model
+from medgr2_jobs.models.tiny import tokenizer as tiny_tokenizer
+from medgr2_jobs.models.vlm import Row
 from medgr2_jobs.reward.model import RewardModel
 from medgr2_jobs.store.images import ImageStore
-from medgr2_jobs.tiny import model as tiny_model
-from medgr2_jobs.tiny import tokenizer as tiny_tokenizer
-from medgr2_jobs.vlm import Row
 
 
 @dataclass

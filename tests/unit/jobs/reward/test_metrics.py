@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from medgr2_api.models import Promotion
-from medgr2_jobs.ranks import auroc
+from medgr2_api.training_spec import Promotion
+from medgr2_jobs.evaluate.rank_statistics import auroc
 from medgr2_jobs.reward.metrics import gate, reward_metrics
 
 PROMOTION = Promotion(min_spearman=0.5, min_pairwise_accuracy=0.7, min_image_sensitivity=0.6, max_regression=0.02)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from medgr2_api.models import Grades, LoRA, RewardHead
+from medgr2_api.training_spec import Grades, LoRA, RewardHead
 from medgr2_jobs.errors import ConfigError
 from medgr2_jobs.reward.model import LM_WEIGHT, RewardModel
 from medgr2_jobs.reward.scorer import score
-from medgr2_jobs.training import lora_config
+from medgr2_jobs.training.trainer import lora_config
 
 
 @pytest.mark.parametrize("head", list(RewardHead))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from medgr2_api.models import RewardHead
+from medgr2_api.training_spec import RewardHead
+from medgr2_jobs.models.vlm import Row
 from medgr2_jobs.reward import scorer
 from medgr2_jobs.reward.model import RewardModel
 from medgr2_jobs.reward.scorer import score
-from medgr2_jobs.vlm import Row
 
 
 @pytest.fixture(autouse=True)

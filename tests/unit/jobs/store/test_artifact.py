@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from medgr2_api import workspace
-from medgr2_api.stages import SECRETS_ENV, ArtifactRef, CycleRef, Shard, StageName, StageRequest
-from medgr2_jobs.context import StageContext
+from medgr2_api import paths
+from medgr2_api.stage_contract import SECRETS_ENV, ArtifactRef, CycleRef, Shard, StageName, StageRequest
 from medgr2_jobs.errors import ConfigError, CorruptArtifact, DiskFull, Fenced
-from medgr2_jobs.store import atomic, fence, manifest
+from medgr2_jobs.runner.context import StageContext
+from medgr2_jobs.store import atomic, fencing, manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
-from medgr2_jobs.store.paths import inside
+from medgr2_jobs.store.safe_path import inside
 
 
 def request(**fields: Any) -> StageRequest:
@@ -43,7 +43,7 @@ def publish(root: Path, asked: StageRequest, files: dict[str, bytes]) -> Artifac
     )
     standing = manifest.commit(writer.base, made, writer.work)
     writer.clean(standing)
-    path = str(workspace.artifact(asked.stage, asked.input_hash))
+    path = str(paths.artifact(asked.stage, asked.input_hash))
     return ArtifactRef(stage=asked.stage, iteration=1, path=path, output_digest=standing.output_digest)
 
 
@@ -123,7 +123,7 @@ def test_what_changed_after_publishing_is_not_handed_out(tmp_path: Path) -> None
 
 def test_manifest_of_another_version_is_told_apart_from_a_damaged_one(tmp_path: Path) -> None:
     folder = tmp_path / publish(tmp_path, request(), {"a": b"a"}).path
-    path = folder / workspace.MANIFEST
+    path = folder / paths.MANIFEST
     path.write_text(path.read_text().replace('"schemaVersion": 1', '"schemaVersion": 2, "news": 1'))
     with pytest.raises(CorruptArtifact, match="schema version 2, this version reads 1"):
         manifest.load(folder)
@@ -143,13 +143,13 @@ def test_shards_are_in_numeric_order(tmp_path: Path) -> None:
     for index in order:
         asked = request(shard=Shard(index=index, count=2000))
         publish(tmp_path, asked, {f"part-{index}": b"x"})
-        found = manifest.load(tmp_path / workspace.artifact("sft", "abc") / workspace.shard(index))
+        found = manifest.load(tmp_path / paths.artifact("sft", "abc") / paths.shard(index))
         assert found is not None
         digests.append(found.output_digest)
-    path = str(workspace.artifact("sft", "abc"))
+    path = str(paths.artifact("sft", "abc"))
     digest = manifest.combined_digest(digests)
     ref = ArtifactRef(stage=StageName.SFT, iteration=1, path=path, output_digest=digest)
-    assert [folder.name for folder, _ in ArtifactReader(tmp_path, ref).shards] == [workspace.shard(n) for n in order]
+    assert [folder.name for folder, _ in ArtifactReader(tmp_path, ref).shards] == [paths.shard(n) for n in order]
 
 
 def test_take_copies_links_by_content(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path,
 
 
 def test_clean_takes_only_its_own(tmp_path: Path) -> None:
-    base = tmp_path / workspace.artifact("sft", "abc")
+    base = tmp_path / paths.artifact("sft", "abc")
     for attempt, uid in ((1, "u1"), (2, "u1"), (9, "u1"), (1, "u2")):
         writer = ArtifactWriter(tmp_path, request(attempt=attempt, cycle=CycleRef(name="c", uid=uid)))
         writer.open()
@@ -236,27 +236,27 @@ def test_clean_takes_only_its_own(tmp_path: Path) -> None:
 
 
 def test_fence(tmp_path: Path) -> None:
-    fence.raise_fence(tmp_path, request(attempt=1))
-    fence.raise_fence(tmp_path, request(attempt=3))
-    fence.check(tmp_path, request(attempt=3))
+    fencing.raise_fence(tmp_path, request(attempt=1))
+    fencing.raise_fence(tmp_path, request(attempt=3))
+    fencing.check(tmp_path, request(attempt=3))
     for attempt in (1, 2):
         with pytest.raises(Fenced, match="attempt 3"):
-            fence.check(tmp_path, request(attempt=attempt))
+            fencing.check(tmp_path, request(attempt=attempt))
         with pytest.raises(Fenced):
-            fence.raise_fence(tmp_path, request(attempt=attempt))
-    fence.check(tmp_path, request(attempt=1, token="again"))
-    fence.check(tmp_path, request(attempt=1, cycle=CycleRef(name="c", uid="made-anew")))
-    fence.check(tmp_path, request(attempt=1, shard=Shard(index=1, count=2)))
-    fence.check(tmp_path, request(attempt=1, iteration=2))
+            fencing.raise_fence(tmp_path, request(attempt=attempt))
+    fencing.check(tmp_path, request(attempt=1, token="again"))
+    fencing.check(tmp_path, request(attempt=1, cycle=CycleRef(name="c", uid="made-anew")))
+    fencing.check(tmp_path, request(attempt=1, shard=Shard(index=1, count=2)))
+    fencing.check(tmp_path, request(attempt=1, iteration=2))
 
 
 def test_a_fence_that_was_cut_off_is_no_fence(tmp_path: Path) -> None:
-    fence.raise_fence(tmp_path, request(attempt=3))
+    fencing.raise_fence(tmp_path, request(attempt=3))
     (path,) = (tmp_path / "cycles" / "c" / "fences").iterdir()
     path.write_text(path.read_text()[:10])
-    fence.raise_fence(tmp_path, request(attempt=2))
+    fencing.raise_fence(tmp_path, request(attempt=2))
     with pytest.raises(Fenced, match="attempt 2"):
-        fence.check(tmp_path, request(attempt=1))
+        fencing.check(tmp_path, request(attempt=1))
 
 
 def test_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,220 @@
+"""The parts of a cycle's spec that name models and how they learn: reward model and policy.
+
+A field whose value a preset owns is optional and has no default here: `presets.py` fills it in.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from .base import ApiEnum, Fraction, FreeForm, Model, Positive
+from .cel_rules import Keyed
+from .curation import Curation as Curation
+from .curation import SelectionStrategy as SelectionStrategy
+from .uris import ModelURI
+
+
+class LoRA(Model):
+    """Low-rank adapters instead of full fine-tuning."""
+
+    rank: Annotated[int, Field(ge=0, le=1024)]
+    """Rank r of the adapters; 0: full fine-tuning, whatever the preset says."""
+    alpha: Annotated[float | None, Field(gt=0)] = None
+    """Scale; default: twice the rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapters."""
+
+
+class RewardHead(ApiEnum):
+    """What the scalar head of the reward model sees (DECISIONS 16)."""
+
+    LAST_TOKEN = "LastToken"
+    LAST_TOKEN_AND_LIKELIHOOD = "LastTokenAndLikelihood"
+
+
+class Grades(Model):
+    """Target scores of the four grades and of the image mismatch (paper, section on the reward model)."""
+
+    original: float = 10.0
+    """Text as an expert wrote it."""
+    perturbed: float = 6.0
+    """Lightly changed: synonyms."""
+    incoherent: float = 0.0
+    """Phrases deleted."""
+    irrelevant: float = -6.0
+    """Irrelevant, hallucinated, or wrong."""
+    image_mismatch: float = -6.0
+    """Right text beside the wrong image."""
+
+
+class Promotion(Model):
+    """A retrained reward model replaces the old one only if it passes all of these on held-out grades."""
+
+    min_spearman: Annotated[float | None, Field(ge=-1, le=1)] = None
+    """Least rank correlation with the grades."""
+    min_pairwise_accuracy: Fraction | None = None
+    """Least share of same-question pairs put in the right order."""
+    min_image_sensitivity: Fraction | None = None
+    """Least share of right texts that score higher with their own image than with another."""
+    max_regression: Annotated[float | None, Field(ge=0)] = None
+    """How much any of the three may fall below the old model's."""
+
+
+class RewardTraining(Model):
+    """How the reward model learns."""
+
+    lora: LoRA | None = None
+    """Adapters; absent: full fine-tuning."""
+    learning_rate: Positive | None = None
+    """Peak learning rate."""
+    num_epochs: Positive | None = None
+    """Passes over the data."""
+    trainer: FreeForm = {}
+    """Further transformers.TrainingArguments, less those the contract owns."""
+    retrain_trainer: FreeForm = {}
+    """Changes to `trainer` for the retraining on preferences in each iteration."""
+
+
+class RewardModel(Model):
+    """R: scores a triplet in [-6, 10]."""
+
+    base_model: ModelURI
+    """Model to start from: a folder on the volume, an id of the Hugging Face hub (fetched and pinned by prepare), a URI
+    (hf://org/name@revision, s3://…, file:///…), or builtin://tiny-qwen2.5-vl."""
+    checkpoint: ModelURI | None = None
+    """Bring your own R⁽⁰⁾: as `baseModel`, with the head beside it; the first training is then left out."""
+    head: RewardHead | None = None
+    """What the scalar head sees."""
+    grades: Grades = Grades()
+    """Target scores."""
+    mismatches_per_item: Annotated[int | None, Field(ge=0, le=16)] = None
+    """How many wrong-image and wrong-answer rows each gold item gets."""
+    replay_fraction: Annotated[Fraction | None, Field(lt=1)] = None
+    """Share of graded rows in each retraining, beside the preferences."""
+    promotion: Promotion = Promotion()
+    """When a retrained model is taken over."""
+    training: RewardTraining = RewardTraining()
+    """How it learns."""
+
+
+class InitFrom(ApiEnum):
+    """Where each iteration's SFT starts."""
+
+    BASE = "Base"
+    PREVIOUS = "Previous"
+
+
+class Training(Model):
+    """Supervised fine-tuning on D_gen."""
+
+    lora: LoRA | None = None
+    """Adapters; absent: full fine-tuning."""
+    learning_rate: Positive | None = None
+    """Peak learning rate."""
+    num_epochs: Positive | None = None
+    """Passes over the data."""
+    trainer: FreeForm = {}
+    """Further trl.SFTConfig fields, less those the contract owns."""
+
+
+class RewardTermType(ApiEnum):
+    """Terms of GRPO's reward."""
+
+    REWARD_MODEL = "RewardModel"
+    ANSWER_MATCH = "AnswerMatch"
+
+
+class Normalization(ApiEnum):
+    """How a term is scaled before it is weighted (DECISIONS 1)."""
+
+    MIN_MAX = "MinMax"
+    NONE = "None"
+
+
+class RewardTerm(Model):
+    """One term of GRPO's reward."""
+
+    type: RewardTermType
+    """RewardModel: R(I, q, a'). AnswerMatch: 1 where the answer equals a trusted one."""
+    weight: float
+    """Weight of the term (paper: α = 0.8 for R, β = 0.2 for the match)."""
+    normalization: Normalization = Normalization.MIN_MAX
+    """MinMax: (R + 6) / 16; None: raw."""
+
+
+class PromptSource(ApiEnum):
+    """Which prompts GRPO sees (DECISIONS 20)."""
+
+    CANDIDATES = "Candidates"
+    KEPT = "Kept"
+
+
+class GRPO(Model):
+    """Reinforcement learning with group-relative advantages."""
+
+    rewards: Annotated[list[RewardTerm], Field(min_length=1, max_length=2), Keyed(("type",))] | None = None
+    """Terms of the reward."""
+    prompt_source: PromptSource | None = None
+    """Candidates: questions of kept and rejected candidates and of the seed; the match term counts only where the
+    answer is trusted. Kept: only what the filter kept (the paper)."""
+    seed_fraction: Annotated[Fraction | None, Field(lt=1)] = None
+    """Least share of prompts that are seed questions with gold answers, repeated if there are too few of them."""
+    num_generations: Annotated[int | None, Field(ge=2, le=256)] = None
+    """Samples per prompt: the group size G."""
+    kl_coefficient: Annotated[float | None, Field(ge=0)] = None
+    """Weight of the KL term (TRL's beta)."""
+    learning_rate: Positive | None = None
+    """Peak learning rate."""
+    num_epochs: Positive | None = None
+    """Passes over the prompts."""
+    lora: LoRA | None = None
+    """Adapters; absent: full fine-tuning."""
+    trainer: FreeForm = {}
+    """Further trl.GRPOConfig fields, less those the contract owns."""
+
+
+class Preferences(Model):
+    """The policy's own answers, graded, for the next reward model."""
+
+    prompts: Annotated[int | None, Field(ge=1)] = None
+    """How many prompts."""
+    samples_per_prompt: Annotated[int | None, Field(ge=1, le=256)] = None
+    """Answers per prompt."""
+    temperature: Annotated[float | None, Field(gt=0, le=2)] = None
+    """Sampling temperature."""
+    seed_fraction: Fraction | None = None
+    """Least share of prompts whose answer is gold; on the others R would only learn its own filter's errors."""
+
+
+class Policy(Model):
+    """π: the model the user wants."""
+
+    base_model: ModelURI
+    """Model to start from: a folder on the volume, an id of the Hugging Face hub (fetched and pinned by prepare), a URI
+    (hf://org/name@revision, s3://…, file:///…), or builtin://tiny-qwen2.5-vl."""
+    init_from: InitFrom = InitFrom.BASE
+    """Where each iteration's SFT starts: the base model, or the previous iteration's policy."""
+    sft: Training = Training()
+    """Supervised fine-tuning."""
+    grpo: GRPO = GRPO()
+    """Reinforcement learning."""
+    preferences: Preferences = Preferences()
+    """Sampling for the next reward model."""
+
+
+class Control(ApiEnum):
+    """What else is measured, so that a score can be believed (DECISIONS 9)."""
+
+    BLANK_IMAGE = "BlankImage"
+    SHUFFLED_IMAGE = "ShuffledImage"
+    OPTIONS_ONLY = "OptionsOnly"
+    OPTION_PRIOR = "OptionPrior"
+
+
+class Evaluation(Model):
+    """How checkpoints are measured."""
+
+    controls: Annotated[list[Control], Field(max_length=4), Keyed()] = list(Control)
+    """Controls beside the real measurement; chance is always shown."""

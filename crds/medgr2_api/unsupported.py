@@ -1,0 +1,211 @@
+"""What the contract describes but this version cannot do yet, and which trainer options belong to the contract.
+
+`medgr2 validate` and the planner refuse these before anything runs. Names of options that TRL does not know are found
+in the jobs, which have TRL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .cycle import CycleSpec
+from .scheduling import DeepSpeed
+from .stage_contract import DISTRIBUTED_STAGES, StageName
+from .validation_errors import Problem
+
+TINY_MODEL = "builtin://tiny-qwen2.5-vl"
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Something the API can say and this version cannot do."""
+
+    path: str
+    """Where in the spec; `[]` stands for every item of a list."""
+    missing: Callable[[Any], bool]
+    """Whether this value (its JSON form) asks for what is missing."""
+    message: str
+    """What is missing and what to use instead; `{value}` is what the user wrote."""
+    local: bool = False
+    """Missing only in `medgr2 run`."""
+
+
+def _unknown_builtin(name: str) -> bool:
+    return name.startswith("builtin://") and name.partition("?")[0] != TINY_MODEL
+
+
+_BUILTIN = f"there is no built-in model {{value!r}}: use {TINY_MODEL}, a folder of the workspace, or an id of the hub"
+
+GAPS: tuple[Gap, ...] = (
+    Gap(
+        "generator.vllm",
+        lambda v: True,
+        "a vLLM beside the stage needs Kubernetes: run `vllm serve` yourself and name it in openAI.baseURL",
+        local=True,
+    ),
+    Gap("generator.distillation", lambda v: True, "distilling the generator is not supported yet: leave it out"),
+    Gap(
+        "stages[]",
+        lambda v: v["name"] == "distill" and v["enabled"],
+        "the stage distill is not there yet: leave it out, or set enabled: false",
+    ),
+    Gap("policy.baseModel", _unknown_builtin, _BUILTIN),
+    Gap("rewardModel.baseModel", _unknown_builtin, _BUILTIN),
+    Gap(
+        "rewardModel.checkpoint",
+        lambda v: v.startswith("builtin://"),
+        "a checkpoint is no built-in model: leave it out",
+    ),
+    Gap(
+        "stages[]",
+        lambda v: (
+            v["name"] not in DISTRIBUTED_STAGES and (v["numNodes"] * v["numProcPerNode"] > 1 or v.get("deepspeed"))
+        ),
+        "only reward, sft and grpo run in several processes: set 1 for numNodes and numProcPerNode, without deepspeed"
+        " (generate, score and evaluate have shards)",
+    ),
+    Gap(
+        "stages[]",
+        lambda v: v["name"] == StageName.REWARD and v.get("deepspeed") == DeepSpeed.ZERO3,
+        "the reward model cannot be shared out by Zero3: use Zero2",
+    ),
+    Gap(
+        "stages[].numNodes",
+        lambda v: v > 1,
+        "training over several nodes needs Kubernetes: `medgr2 run` has one computer; set 1",
+        local=True,
+    ),
+)
+
+_NOTHING_MAY_LEAVE = (
+    "the generator is outside, and no image may leave the house: set allowExternal: true for a source that may (DICOM"
+    " and ImageFolder may not unless you say so), or use a server of your own (vllm, or openAI with external: false)"
+)
+
+_FOLDERS = "the stage decides where it writes"
+_CHECKPOINTS = "the stage writes checkpoints so that it can go on from any interruption"
+_LOGS = "progress and metrics go to the status and to /metrics"
+_HUB = "a stage publishes to the workspace only"
+_MEASURING = "the stage evaluate measures checkpoints"
+_WHOLE = "examples are never cut: a cut loses image tokens or the answer"
+_BATCHES = "the stage builds its own batches of images and text"
+
+#: Trainer options that the contract owns → why, or which field of the spec to use.
+OWNED_TRAINER_OPTIONS: dict[str, str] = {
+    "learning_rate": "use 'learningRate' beside 'trainer'",
+    "num_train_epochs": "use 'numEpochs' beside 'trainer'",
+    "num_generations": "use spec.policy.grpo.numGenerations",
+    "beta": "use spec.policy.grpo.klCoefficient",
+    "reward_weights": "use spec.policy.grpo.rewards",
+    "seed": "use spec.seed",
+    "data_seed": "use spec.seed",
+    "deepspeed": "use 'deepspeed' of the stage in spec.stages",
+    "fsdp": "use 'deepspeed' of the stage in spec.stages",
+    "fsdp_config": "use 'deepspeed' of the stage in spec.stages",
+    "local_rank": "use 'numNodes' and 'numProcPerNode' of the stage in spec.stages",
+    "use_cpu": "a stage uses the GPUs that its resources give it",
+    "output_dir": _FOLDERS,
+    "overwrite_output_dir": _FOLDERS,
+    "logging_dir": _FOLDERS,
+    "run_name": _LOGS,
+    "report_to": _LOGS,
+    "project": _LOGS,
+    "logging_strategy": _LOGS,
+    "logging_steps": _LOGS,
+    "logging_first_step": _LOGS,
+    "disable_tqdm": _LOGS,
+    "log_completions_hub_repo": _HUB,
+    "save_strategy": _CHECKPOINTS,
+    "save_total_limit": _CHECKPOINTS,
+    "save_only_model": _CHECKPOINTS,
+    "save_on_each_node": _CHECKPOINTS,
+    "save_safetensors": _CHECKPOINTS,
+    "enable_jit_checkpoint": _CHECKPOINTS,
+    "resume_from_checkpoint": _CHECKPOINTS,
+    "restore_callback_states_from_checkpoint": _CHECKPOINTS,
+    "ignore_data_skip": _CHECKPOINTS,
+    "do_train": _MEASURING,
+    "do_eval": _MEASURING,
+    "do_predict": _MEASURING,
+    "eval_strategy": _MEASURING,
+    "eval_steps": _MEASURING,
+    "eval_on_start": _MEASURING,
+    "load_best_model_at_end": _MEASURING,
+    "metric_for_best_model": _MEASURING,
+    "push_to_hub": _HUB,
+    "hub_model_id": _HUB,
+    "hub_token": _HUB,
+    "hub_strategy": _HUB,
+    "hub_private_repo": _HUB,
+    "hub_always_push": _HUB,
+    "hub_revision": _HUB,
+    "trackio_space_id": _HUB,
+    "trackio_bucket_id": _HUB,
+    "trackio_static_space_id": _HUB,
+    "max_length": _WHOLE,
+    "max_prompt_length": _WHOLE,
+    "truncation_mode": _WHOLE,
+    "remove_unused_columns": _BATCHES,
+    "label_names": _BATCHES,
+    "dataset_text_field": _BATCHES,
+    "dataset_kwargs": _BATCHES,
+    "packing": "TRL cannot pack images",
+    "padding_free": "TRL cannot pack images",
+    "completion_only_loss": "the loss is always on the answer only",
+    "assistant_only_loss": "the loss is always on the answer only",
+    "chat_template_path": "training and evaluation share one prompt",
+    "trust_remote_code": "code from a model repository is never run",
+    "model_init_kwargs": "models are named in the spec",
+    "train_sampling_strategy": _BATCHES,
+    "packing_strategy": "TRL cannot pack images",
+    "eval_packing": "TRL cannot pack images",
+    "pad_to_multiple_of": _BATCHES,
+    "dataset_num_proc": _BATCHES,
+    "eos_token": "the model's own tokens are used",
+    "pad_token": "the model's own tokens are used",
+}
+TRAINERS = (
+    "rewardModel.training.trainer",
+    "rewardModel.training.retrainTrainer",
+    "policy.sft.trainer",
+    "policy.grpo.trainer",
+)
+
+
+def unsupported(spec: CycleSpec, local: bool = False) -> list[Problem]:
+    """Everything in the spec that this version cannot do, or that the contract does not leave to the user.
+
+    Args:
+        spec: as the user wrote it, or resolved.
+        local: it is to run under `medgr2 run`.
+    """
+    document = spec.dump()
+    problems = [
+        Problem(f"spec.{path}", gap.message.format(value=value))
+        for gap in GAPS
+        if local or not gap.local
+        for path, value in _values(document, gap.path)
+        if gap.missing(value)
+    ]
+    if spec.generator.external and not any(source.may_leave for source in spec.data.sources):
+        problems.append(Problem("spec.data.sources", _NOTHING_MAY_LEAVE))
+    for trainer in TRAINERS:
+        for path, options in _values(document, trainer):
+            for option in options:
+                if option in OWNED_TRAINER_OPTIONS:
+                    reason = OWNED_TRAINER_OPTIONS[option]
+                    problems.append(Problem(f"spec.{path}.{option}", f"not to be set here: {reason}"))
+    return problems
+
+
+def _values(document: dict[str, Any], pattern: str) -> Iterator[tuple[str, Any]]:
+    """The concrete paths that match a pattern, with what stands there; absent and empty ones are left out."""
+    found: list[tuple[str, Any]] = [("", document)]
+    for part in pattern.split("."):
+        name, many = part.removesuffix("[]"), part.endswith("[]")
+        found = [(f"{path}.{name}".lstrip("."), value[name]) for path, value in found if value.get(name) is not None]
+        if many:
+            found = [(f"{path}[{index}]", item) for path, value in found for index, item in enumerate(value)]
+    yield from found

@@ -1,0 +1,162 @@
+"""What rules a candidate out whatever the strategy: one table, applied from the top; every reason is written down.
+
+The whole way of a candidate, and the reason it ends with where it ends:
+
+1. `RULES`, below: it cannot be used, would contaminate a test, or is there already.
+2. The strategy (`select.py`): `not_scored`, `below_threshold`, `not_in_top_k`, `not_in_random_k`.
+3. Of those that are left (`choose.py`): `guessable` (`guessable.py`), `balance` (`balance.py`).
+4. The expert: `vetoed`. Last of all, so that a review takes away and never brings in what nobody has looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from medgr2_api.curation import Curation
+
+from ..duplicates import exact
+from ..duplicates.near import NearIndex
+from ..duplicates.text_fingerprint import text_of
+from ..generate.candidate_schema import OK
+from . import contamination
+
+Rows = list[dict[str, Any]]
+Reasons = dict[str, list[str]]
+Found = Iterable[tuple[str, str]]
+"""(triplet id, reason)."""
+
+OUTCOME = "outcome"
+NEAR_DUPLICATE = "near_duplicate"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rules look at."""
+
+    candidates: Rows
+    scores: Mapping[str, float]
+    known: Rows
+    """D_gen before this iteration."""
+    images: Rows
+    items: Rows
+    curation: Curation
+
+    @cached_property
+    def usable(self) -> Rows:
+        """Candidates with a usable answer."""
+        return [row for row in self.candidates if row["outcome"] == OK]
+
+    @cached_property
+    def phashes(self) -> dict[str, str]:
+        """Perceptual hash of each image that has one."""
+        return {row["image_sha256"]: row["phash"] for row in self.images if row.get("phash")}
+
+    @cached_property
+    def held_images(self) -> dict[str, set[str]]:
+        """Images that must never be trained on, by what holds them."""
+        return contamination.held_images(self.images, self.items)
+
+    @property
+    def held_hamming(self) -> int:
+        """Most bits in which an image may differ from a held-out one and still be taken for it."""
+        near = self.curation.near_duplicates
+        return max(contamination.HAMMING, near.image_hamming if near else 0)
+
+    @cached_property
+    def near(self) -> NearIndex | None:
+        """Which usable candidates are near each other, and near D_gen; None: nobody asked."""
+        limits = self.curation.near_duplicates
+        others = [] if self.curation.allow_overlap else self.known
+        return NearIndex(self.usable, others, self.phashes, limits) if limits else None
+
+    @cached_property
+    def best_first(self) -> list[int]:
+        """Places in `usable`: the best scored first, of equals the first."""
+        scores = [self.scores.get(row["triplet_id"], float("-inf")) for row in self.usable]
+        return sorted(range(len(scores)), key=lambda place: -scores[place])
+
+
+def _outcomes(facts: Facts, _: Reasons) -> Iterator[tuple[str, str]]:
+    """The generator's answer is no triplet."""
+    return ((row["triplet_id"], f"{OUTCOME}:{row['outcome']}") for row in facts.candidates if row["outcome"] != OK)
+
+
+def _held_images(facts: Facts, _: Reasons) -> Iterator[tuple[str, str]]:
+    """It shows an image of a benchmark, or of the validation split."""
+    for kind, images in facts.held_images.items():
+        yield from ((r["triplet_id"], f"{kind}_image") for r in facts.candidates if r["image_sha256"] in images)
+
+
+def _near_held_images(facts: Facts, _: Reasons) -> Iterator[tuple[str, str]]:
+    """It shows nearly such an image."""
+    shown = {row["image_sha256"] for row in facts.candidates}
+    for kind, images in facts.held_images.items():
+        near = contamination.near_images(shown, images, facts.phashes, facts.held_hamming)
+        yield from ((r["triplet_id"], f"{kind}_near_image") for r in facts.candidates if r["image_sha256"] in near)
+
+
+def _held_texts(facts: Facts, _: Reasons) -> Iterator[tuple[str, str]]:
+    """It asks a held-out question with the same options and answer, whatever its image."""
+    held = contamination.held_texts(facts.items, facts.phashes, facts.held_hamming)
+    if any(held.values()):
+        asked = [(row["triplet_id"], text_of(row)) for row in facts.usable]
+        for kind, texts in held.items():
+            yield from ((name, f"{kind}_text") for name, text in asked if text in texts)
+
+
+def _duplicates(facts: Facts, _: Reasons) -> Iterator[tuple[str, str]]:
+    """The batch has the same question about the same image, with a better score or earlier."""
+    doubles = exact.duplicates(facts.usable, facts.scores)
+    return ((row["triplet_id"], "duplicate") for row in facts.usable if row["triplet_id"] in doubles)
+
+
+def _overlaps(facts: Facts, _: Reasons) -> Iterator[tuple[str, str]]:
+    """D_gen has the same question about the same image."""
+    taken = set() if facts.curation.allow_overlap else {exact.key(row) for row in facts.known}
+    return ((row["triplet_id"], "overlap") for row in facts.usable if exact.key(row) in taken)
+
+
+def _near_overlaps(facts: Facts, reasons: Reasons) -> Iterator[tuple[str, str]]:
+    """D_gen has nearly the same question about nearly the same image (and not the very same)."""
+    if facts.near:
+        near = facts.near.near_others()
+        for row, found in zip(facts.usable, near, strict=True):
+            if found and "overlap" not in reasons[row["triplet_id"]]:
+                yield row["triplet_id"], "near_overlap"
+
+
+def _near_duplicates(facts: Facts, reasons: Reasons) -> Iterator[tuple[str, str]]:
+    """The batch has nearly the same (and not the very same), better or earlier, and nothing rules that one out."""
+    if facts.near:
+        names = [row["triplet_id"] for row in facts.usable]
+        near = facts.near.standing(facts.best_first, np.array([not reasons[name] for name in names], np.bool_))
+        for name, found in zip(names, near, strict=True):
+            if found and "duplicate" not in reasons[name]:
+                yield name, NEAR_DUPLICATE
+
+
+#: Reason → what finds it. A rule is given what the rules above it found.
+RULES: dict[str, Callable[[Facts, Reasons], Found]] = {
+    "outcome:…": _outcomes,
+    "benchmark_image, validation_image": _held_images,
+    "benchmark_near_image, validation_near_image": _near_held_images,
+    "benchmark_text, validation_text": _held_texts,
+    "duplicate": _duplicates,
+    "overlap": _overlaps,
+    "near_overlap": _near_overlaps,
+    "near_duplicate": _near_duplicates,
+}
+
+
+def ruled_out(facts: Facts) -> Reasons:
+    """The reasons against each candidate, by triplet id; none against what may be kept."""
+    reasons: Reasons = {row["triplet_id"]: [] for row in facts.candidates}
+    for rule in RULES.values():
+        for name, reason in list(rule(facts, reasons)):
+            reasons[name].append(reason)
+    return reasons

@@ -1,0 +1,209 @@
+"""What every reader of a data format yields, and what all of them share: text fields, gold answers, image files."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medgr2_api.data import DICOM, MMMU
+
+from ..errors import DataError, DiskFull
+from ..prompts import answers
+from ..store.images import ImageStore, StoredImage
+
+
+@dataclass(frozen=True)
+class Record:
+    """A usable question with its stored image; of a format without questions the image alone."""
+
+    question_id: str
+    """Unique in its source."""
+    image: StoredImage
+    image_path: str
+    """As the record names it; never what identifies a patient."""
+    dataset: str = ""
+    """What the record calls its origin, else the file that it stands in: what `split.by: Source` keeps together."""
+    modality: str = ""
+    patient: str = ""
+    """The patient's pseudonym; empty: not known."""
+    question_type: str = ""
+    question: str = ""
+    options: tuple[str, ...] = ()
+    answer_index: int | None = None
+    rationale: str = ""
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """A record that cannot be used, and why."""
+
+    where: str
+    """File and row: `questions.json[12] (question_id 'ACRIMA_0012')`; rows count from 0."""
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.field}: {self.reason}"
+
+
+class Bad(Exception):
+    """Raised inside a reader: this record cannot be used."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(reason)
+        self.field = field
+        self.reason = reason
+
+
+@dataclass
+class Place:
+    """What a reader reads, and where it puts images."""
+
+    root: Path
+    """The workspace; nothing outside of it is read."""
+    path: Path
+    """File or folder."""
+    what: str
+    """What messages call it, such as `data.sources[seed].uri`."""
+    store: ImageStore
+    max_pixels: int
+    """Larger images are scaled down to this."""
+    images: Path | None = None
+    """Folder that image paths are relative to; None: the folder of the records."""
+    modality: str = ""
+    """Of images about which the data says nothing."""
+    salt: str = ""
+    """Makes pseudonyms of patients: the same patient has another in another cycle."""
+    mmmu: MMMU = field(default_factory=MMMU)
+    dicom: DICOM = field(default_factory=DICOM)
+
+    def keep_inside(self, file: Path) -> Path:
+        """The file, if no link leads out of the workspace.
+
+        Raises:
+            DataError: one does.
+        """
+        if not file.resolve().is_relative_to(self.root.resolve()):
+            raise DataError(f"{self.what}: {file} leads outside the workspace; copy the files into it")
+        return file
+
+
+class Images:
+    """Stores each picture file once; a bad file is bad for every record that names it."""
+
+    def __init__(self, place: Place) -> None:
+        self.root = place.root.resolve()
+        self.store = place.store
+        self.max_pixels = place.max_pixels
+        self._known: dict[Path, StoredImage | Bad] = {}
+
+    def get(self, folder: Path, name: str, field: str) -> StoredImage:
+        """The stored image of a file that a record names.
+
+        Raises:
+            Bad: not there, unreadable, or outside.
+        """
+        if name.startswith(("/", "~")) or ".." in Path(name).parts or "\0" in name:
+            raise Bad(field, f"{name!r} must be relative to {folder} and must not contain '..'")
+        path = folder / name
+        known = self._known.get(path)
+        if known is None:
+            known = self._known[path] = self._store(path, field)
+        if isinstance(known, Bad):
+            raise Bad(known.field, known.reason)
+        return known
+
+    def _store(self, path: Path, field: str) -> StoredImage | Bad:
+        if not path.resolve().is_relative_to(self.root):
+            return Bad(field, f"{path} leads outside the workspace")
+        if path.is_dir():
+            return Bad(field, f"{path}: is a folder")
+        try:
+            return self.store.add_file(path, self.max_pixels)
+        except DataError as error:
+            return Bad(field, str(error))
+
+
+class Identities:
+    """Question ids seen so far in a source. They lie in a temporary file: a source may have any number of rows."""
+
+    def __init__(self) -> None:
+        self._seen = sqlite3.connect("", isolation_level=None)  # a private database, on the disk where it grows
+        self._seen.execute("PRAGMA journal_mode = OFF")
+        self._seen.execute("CREATE TABLE seen (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID")
+
+    def first(self, question_id: str) -> str:
+        """Where an id was seen; empty: not yet."""
+        found = self._seen.execute("SELECT place FROM seen WHERE id = ?", (question_id,)).fetchone()
+        return str(found[0]) if found else ""
+
+    def take(self, question_id: str, where: str, field: str) -> None:
+        """Remembers an id of a good record.
+
+        Raises:
+            Bad: another record has it.
+        """
+        if first := self.first(question_id):
+            raise Bad(field, f"is the same as in {first}; ids must be unique in a source")
+        try:
+            self._seen.execute("INSERT INTO seen VALUES (?, ?)", (question_id, where.split(" ", 1)[0]))
+        except sqlite3.OperationalError as error:
+            if "full" not in str(error):
+                raise
+            folder = tempfile.gettempdir()
+            raise DiskFull(f"{folder}: {error}; free some space and run the same command again") from error
+
+
+def pseudonym(salt: str, name: str) -> str:
+    """What stands for a patient in our tables: 16 hex digits that cannot be turned back; empty for nobody."""
+    return hashlib.sha256(f"{salt}/{name}".encode()).hexdigest()[:16] if name else ""
+
+
+def text(document: Mapping[str, Any], field: str) -> str:
+    """The non-empty text of a field; numbers (options such as 3) are taken as text."""
+    value = document.get(field)
+    if value is None:
+        raise Bad(field, "is missing")
+    found = as_text(value, field)
+    if not found:
+        raise Bad(field, "is empty")
+    return found
+
+
+def optional_text(document: Mapping[str, Any], field: str) -> str:
+    """The text of a field that may be missing or empty."""
+    value = document.get(field)
+    return "" if value is None else as_text(value, field)
+
+
+def as_text(value: Any, field: str) -> str:
+    """A value as text.
+
+    Raises:
+        Bad: it is no text and no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise Bad(field, f"must be text, but is a JSON {json_type(value)}")
+    return str(value).strip()
+
+
+def gold(answer: str, options: Sequence[str], field: str) -> int:
+    """The option that an answer is: exactly, else after normalisation."""
+    exact = [index for index, option in enumerate(options) if option == answer]
+    found = exact or [i for i, option in enumerate(options) if answers.normalise(option) == answers.normalise(answer)]
+    if not found:
+        raise Bad(field, f"{answer!r} is not among the options {', '.join(map(repr, options))}")
+    if len(found) > 1:
+        raise Bad(field, f"{answer!r} is {len(found)} of the options")
+    return found[0]
+
+
+def json_type(value: Any) -> str:
+    """What JSON calls the type of a value."""
+    names = {dict: "object", list: "list", str: "text", bool: "boolean", int: "number", float: "number"}
+    return names.get(type(value), "null")

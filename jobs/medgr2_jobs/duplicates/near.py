@@ -1,0 +1,134 @@
+"""Near-duplicates: triplets whose images and whose texts are both nearly the same (DECISIONS 8).
+
+Rows with the same hash and the same text are one unit. Units are a candidate pair when they agree in a band of the
+image's hash and in a band of the text's MinHash; each pair is then checked, bit by bit and shingle by shingle, so the
+two limits mean what they say. Bands of the image miss nothing; those of the text one pair in a thousand at the limit.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medgr2_api.curation import NearDuplicates
+
+from . import hamming, text_fingerprint
+from .hamming import Codes, Index, Keys
+from .text_fingerprint import Text
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Units:
+    """Distinct (image hash, text) of a table."""
+
+    of_row: Index
+    codes: Codes
+    text: Index
+    """Number of its text in the index."""
+    image_bands: list[Keys]
+    text_bands: list[Keys]
+
+    def keys(self) -> Iterator[Keys]:
+        """Of which two near units share at least one: a band of the image with a band of the text."""
+        return (text_fingerprint.mixed([image, text]) for image, text in product(self.image_bands, self.text_bands))
+
+
+class NearIndex:
+    """Which rows of two tables are near each other."""
+
+    def __init__(self, rows: Rows, others: Rows, phashes: Mapping[str, str], limits: NearDuplicates) -> None:
+        """
+        Args:
+            rows: the candidates, N.
+            others: what they are compared with besides each other.
+            phashes: perceptual hash of each image that has one.
+            limits: how near.
+        """
+        self._limits = limits
+        numbers: dict[Text, int] = {}
+        tables = [
+            [numbers.setdefault(text_fingerprint.text_of(row), len(numbers)) for row in table]
+            for table in (rows, others)
+        ]
+        self._texts = list(numbers)
+        text_bands = text_fingerprint.bands(self._texts, limits.text_jaccard)
+        self._rows, self._others = (
+            _units(hamming.codes([row["image_sha256"] for row in table], phashes), np.array(text, np.intp), text_bands,
+                   limits.image_hamming)
+            for table, text in zip((rows, others), tables, strict=True)
+        )  # fmt: skip
+        self._shingles: dict[int, frozenset[str]] = {}
+
+    def near_others(self) -> NDArray[np.bool_]:
+        """For each of N rows whether any of the others is near it."""
+        left, _ = self._pairs(self._rows, self._others)
+        found = np.zeros(len(self._rows.text), np.bool_)
+        found[left] = True
+        return found[self._rows.of_row]
+
+    def standing(self, order: Iterable[int], may_stand: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """For each of N rows whether one that comes before it, and stays, is near it.
+
+        Args:
+            order: the rows, the best first.
+            may_stand: rows that nothing else rules out: no other row is dropped for the sake of one that is.
+        """
+        neighbours: dict[int, list[int]] = defaultdict(list)
+        left, right = self._pairs(self._rows, self._rows)
+        for first, second in zip(left.tolist(), right.tolist(), strict=True):
+            neighbours[first].append(second)
+        found = np.zeros(len(may_stand), np.bool_)
+        stands: set[int] = set()
+        for row in order:
+            unit = int(self._rows.of_row[row])
+            if unit in stands or not stands.isdisjoint(neighbours.get(unit, ())):
+                found[row] = True
+            elif may_stand[row]:
+                stands.add(unit)
+        return found
+
+    def _pairs(self, left: _Units, right: _Units) -> tuple[Index, Index]:
+        """All pairs of near units; a unit is near itself."""
+        limit, width = self._limits.image_hamming, np.int64(max(1, len(right.text)))
+        found = np.empty(0, np.int64)
+        for mine, theirs in zip(left.keys(), right.keys(), strict=True):
+            fresh = [found]
+            for a, b in hamming.join(mine, theirs):
+                near = hamming.close(left.codes.take(a), right.codes.take(b), limit)
+                fresh.append(a[near] * width + b[near])
+            found = np.unique(np.concatenate(fresh))
+        a, b = found // width, found % width
+        similar = self._similar(left.text[a], right.text[b])
+        return a[similar], b[similar]
+
+    def _similar(self, left: Index, right: Index) -> NDArray[np.bool_]:
+        """Whether the texts are similar enough; each pair of texts is compared once."""
+        count = max(1, len(self._texts))
+        distinct, place = np.unique(np.minimum(left, right) * count + np.maximum(left, right), return_inverse=True)
+        verdicts = np.array([self._alike(*divmod(int(pair), count)) for pair in distinct], np.bool_)
+        return verdicts[place] if len(distinct) else np.empty(0, np.bool_)
+
+    def _alike(self, left: int, right: int) -> bool:
+        if left == right:
+            return True
+        return text_fingerprint.jaccard(self._of(left), self._of(right)) >= self._limits.text_jaccard
+
+    def _of(self, number: int) -> frozenset[str]:
+        if number not in self._shingles:
+            self._shingles[number] = text_fingerprint.shingles(self._texts[number])
+        return self._shingles[number]
+
+
+def _units(codes: Codes, text: Index, text_bands: list[Keys], limit: int) -> _Units:
+    key = text_fingerprint.mixed([codes.bits, codes.hashed.astype(np.uint64), text.astype(np.uint64)])
+    _, first, of_row = np.unique(key, return_index=True, return_inverse=True)
+    mine, number = codes.take(first), text[first]
+    return _Units(of_row, mine, number, hamming.bands(mine, limit), [band[number] for band in text_bands])

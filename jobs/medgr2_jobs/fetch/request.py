@@ -1,0 +1,67 @@
+"""What a fetching process is told, what it gives back, and how it says where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from medgr2_api.base import Model
+
+from .pin_file import Kind
+
+#: Bytes that are there, and bytes in all.
+Tick = Callable[[int, int], None]
+
+
+class Order(Model):
+    """One URI to fetch. Holds secrets: goes through a pipe, never into a log, an argument or the environment."""
+
+    parent: int
+    """Process id of the stage; the fetching process ends with it."""
+    root: str
+    """The workspace."""
+    uri: str
+    kind: Kind
+    what: str
+    """Where the URI stands in the spec, for messages."""
+    guessed: bool = False
+    """It is a model's name that could have been a folder of the workspace."""
+    hub_endpoint: str | None = None
+    hub_token: str | None = None
+    hub_secret: str = ""
+    """Which Secret the token is from, for messages."""
+    s3_endpoint: str | None = None
+    s3_region: str = ""
+    s3_access_key: str | None = None
+    s3_secret_key: str | None = None
+    s3_secret: str = ""
+    """Which Secrets the keys are from, for messages."""
+
+    @property
+    def named(self) -> str:
+        """How messages begin."""
+        return f"{self.what}: {self.uri}"
+
+
+@dataclass
+class Source:
+    """What a URI turned out to be."""
+
+    revision: str = ""
+    path: str = ""
+    """The one file it names; empty: a folder."""
+    etags: dict[str, str] = field(default_factory=dict)
+    """By path."""
+
+
+def below(name: str, asked: str) -> str | None:
+    """The path of `name` relative to what was asked for, which is a file, a folder, or (empty) all.
+
+    Returns:
+        None: it is not part of that.
+    """
+    if not asked:
+        return name
+    if name == asked:
+        return name.rpartition("/")[2]
+    return name.removeprefix(f"{asked}/") if name.startswith(f"{asked}/") else None

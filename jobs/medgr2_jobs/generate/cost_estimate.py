@@ -1,0 +1,88 @@
+"""What the rest will take, seen from the questions asked so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from . import candidate_schema
+
+#: Questions that a forecast is made from.
+ENOUGH = 100
+_Z = 1.96
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Of all questions, from a part of them."""
+
+    rows: int
+    """Questions that it was made from."""
+    total: int
+    """Questions in all."""
+    ok: float
+    """Share of them that became triplets."""
+    input_tokens: float
+    """Of all questions."""
+    output_tokens: float
+    """Of all questions, thinking included."""
+    usd: float | None
+    """For all questions; None: there are no prices."""
+    usd_error: float
+    """Half the width of its 95 % interval."""
+    seconds: float | None
+    """To the end; None: nobody has measured."""
+
+    def __str__(self) -> str:
+        money = "" if self.usd is None else f", {self.usd:.4g} ± {self.usd_error:.2g} USD"
+        time = "" if self.seconds is None else f", {self.seconds:,.0f} s to the end"
+        return (
+            f"forecast from {self.rows} of {self.total} questions: {self.input_tokens:,.0f} tokens in, "
+            f"{self.output_tokens:,.0f} out{money}{time}; {self.ok:.0%} are usable"
+        )
+
+    def figures(self) -> dict[str, float]:
+        """For progress."""
+        found = {"forecastTokens": self.input_tokens + self.output_tokens}
+        if self.usd is not None:
+            found["forecastUSD"] = self.usd
+        if self.seconds is not None:
+            found["forecastSeconds"] = self.seconds
+        return found
+
+
+def forecast(rows: Iterable[Mapping[str, Any]], total: int, rows_per_second: float | None = None) -> Forecast | None:
+    """What `total` questions take when they go on like these.
+
+    Args:
+        rows: of table `candidates`: any, in any order.
+        total: questions in all, these included.
+        rows_per_second: how fast it goes.
+
+    Returns:
+        None when there are no rows.
+    """
+    known = list(rows)
+    count = len(known)
+    if not count:
+        return None
+    spent = [row["usd"] for row in known if row.get("usd") is not None]
+    mean = sum(spent) / count
+    deviation = math.sqrt(sum((usd - mean) ** 2 for usd in spent) / max(1, count - 1))
+    left = max(0, total - count)
+    return Forecast(
+        rows=count,
+        total=total,
+        ok=sum(row["outcome"] == candidate_schema.OK for row in known) / count,
+        input_tokens=_mean(known, "input_tokens") * total,
+        output_tokens=(_mean(known, "output_tokens") + _mean(known, "thinking_tokens")) * total,
+        usd=sum(spent) + mean * left if spent else None,
+        usd_error=_Z * deviation * math.sqrt(left + left**2 / count),
+        seconds=left / rows_per_second if rows_per_second else None,
+    )
+
+
+def _mean(rows: list[Mapping[str, Any]], column: str) -> float:
+    return sum(row.get(column) or 0 for row in rows) / len(rows)

@@ -1,0 +1,69 @@
+"""A few questions without a stage, paid for like any other: what `medgr2 doctor` and `--dry-run` learn from."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medgr2_api.parameters import GenerateParameters
+from medgr2_api.stage_contract import CycleRef, Shard
+
+from ..errors import DataError
+from . import sampling_plan
+from .egress_policy import admitted
+from .provider_session import Account, errand
+from .request_scheduler import Asking
+
+#: The ledger of samples, beside those of artifacts: a stage counts it as spent, and the other way round.
+ACCOUNT = "sample"
+
+
+def sample(
+    root: Path,
+    cycle: CycleRef,
+    parameters: GenerateParameters,
+    images: Sequence[Mapping[str, Any]],
+    count: int,
+    budget_usd: float | None = None,
+) -> list[dict[str, Any]]:
+    """Asks a few questions, one an image, and returns their rows; nothing is published.
+
+    Args:
+        root: the workspace; its image store has the images.
+        cycle: who pays: the ledger lies in the cycle's folder, under its uid.
+        parameters: of the stage generate that is to be tried.
+        images: rows of table `images`, as prepare publishes them.
+        count: questions.
+        budget_usd: `budget.generatorUSD`; None: no limit.
+
+    Returns:
+        Rows of table `candidates`.
+
+    Raises:
+        BudgetSpent: the budget is too small for them.
+        ConfigError: settings, secret, key or model are wrong, or no image may leave the house.
+        DataError: there is no training image.
+        TemporaryError: the server cannot be reached, or most questions got no answer.
+    """
+    known = sampling_plan.training_images(images)
+    if not known:
+        raise DataError("the training split has no image to ask about; see the quarantine table of stage prepare")
+    account = Account(cycle, ACCOUNT, budget_usd)
+
+    async def ask() -> list[dict[str, Any]]:
+        async with errand(root, account, parameters, images) as ready:
+            tasks = sampling_plan.tasks(
+                admitted(ready.gate, known),
+                ACCOUNT,
+                iteration=parameters.iteration or 1,
+                candidates=count,
+                per_image=1,
+                kinds=parameters.question_types,
+                shard=Shard(),
+            )
+            return await Asking(ready, tasks, threading.Event(), lambda done, figures: None).run()
+
+    return asyncio.run(ask())

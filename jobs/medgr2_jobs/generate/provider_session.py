@@ -1,0 +1,134 @@
+"""What is asked of whom, on whose account: all that asking needs, put together for the stage and for a sample."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medgr2_api import paths
+from medgr2_api.parameters import GenerateParameters, Provider
+from medgr2_api.stage_contract import VLLM_BASE_URL_ENV, CycleRef, Shard
+
+from ..errors import ConfigError
+from ..runner import mounted_secrets
+from ..store.images import ImageStore
+from . import providers, spend_ledger
+from .egress_policy import Gate
+from .journal import Journal
+from .providers.base import Access, Client
+from .spend_ledger import Ledger
+
+_VLLM, _GEMINI = "vllm", "gemini"
+
+
+@dataclass
+class Errand:
+    """What is asked of whom, and what it may cost."""
+
+    parameters: GenerateParameters
+    provider: Provider
+    gate: Gate
+    client: Client
+    spend_ledger: Ledger | None = None
+    """None: nothing has a price."""
+    journal: Journal | None = None
+    """None: nothing is kept."""
+    shards: int = 1
+    grace_seconds: float = 0.0
+    """After a request to stop: what is in flight may finish meanwhile."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """Who pays."""
+
+    cycle: CycleRef
+    name: str
+    """The artifact's input hash; names the ledger."""
+    budget_usd: float | None = None
+    """What the whole cycle may spend; None: no limit."""
+    shard: Shard = field(default_factory=Shard)
+
+
+@asynccontextmanager
+async def errand(
+    root: Path,
+    account: Account,
+    parameters: GenerateParameters,
+    images: Iterable[Mapping[str, Any]],
+    journal: Journal | None = None,
+    grace_seconds: float = 0.0,
+) -> AsyncIterator[Errand]:
+    """Connects to the provider and opens the account; both are closed after the block.
+
+    Args:
+        root: the workspace.
+        account: who pays.
+        parameters: whom to ask, and how.
+        images: rows of prepare's table `images`.
+        journal: where rows are kept.
+        grace_seconds: see `Errand`.
+
+    Raises:
+        ConfigError: the settings or the secret do not suffice.
+        TemporaryError: another process pays from the same ledger.
+    """
+    provider = server(parameters.provider)
+    reference = provider.api_key_secret_ref
+    key = mounted_secrets.read(reference.name, reference.key) if reference else None
+    if provider.kind == _GEMINI and key is None:  # or the library would take one from our own environment
+        raise ConfigError("generator.gemini.apiKeySecretRef: must be given")
+    client = providers.connect(Access(provider, key, parameters.sampling))
+    paid: Ledger | None = None
+    try:
+        paid = _ledger(root, account, provider)
+        gate = Gate(provider, images, ImageStore(root))
+        yield Errand(parameters, provider, gate, client, paid, journal, account.shard.count, grace_seconds)
+    finally:
+        if paid is not None:
+            await paid.close()
+        await client.close()
+
+
+def server(provider: Provider) -> Provider:
+    """The provider with the address that it answers at: of a vLLM beside the stage, the operator tells.
+
+    Raises:
+        ConfigError: address or model are missing.
+    """
+    if provider.kind == _VLLM:
+        provider = provider.model_copy(update={"base_url": os.environ.get(VLLM_BASE_URL_ENV, "")})
+        if not provider.base_url:
+            raise ConfigError(
+                f"generator.vllm: {VLLM_BASE_URL_ENV} is not set, so there is no vLLM beside this stage; "
+                "without Kubernetes run `vllm serve` yourself and name it in generator.openAI.baseURL"
+            )
+    if not provider.model or not (provider.base_url or provider.kind == _GEMINI):
+        raise ConfigError(f"generator.{provider.kind}: its address and its model must be given")
+    return provider
+
+
+def holder(cycle: CycleRef, attempt: int) -> str:
+    """Who is at work, for whoever comes second."""
+    return f"attempt {attempt} of cycle {cycle.name} (process {os.getpid()} on {socket.gethostname()})"
+
+
+def _ledger(root: Path, account: Account, provider: Provider) -> Ledger | None:
+    if provider.prices is None:
+        if account.budget_usd is not None and provider.kind != _VLLM:
+            raise ConfigError(
+                "budget.generatorUSD needs generator.prices: without them nobody knows what a question costs"
+            )
+        return None
+    folder = root / paths.spend(account.cycle.name, account.cycle.uid)
+    shard = account.shard
+    path = spend_ledger.path_of(folder, account.name, shard.index)
+    limit = None
+    if account.budget_usd is not None:
+        limit = spend_ledger.allowance(account.budget_usd, folder, account.name, shard.count)
+    return Ledger(path, f"cycle {account.cycle.name} (process {os.getpid()})", limit)

@@ -1,0 +1,124 @@
+"""A generator made of code, for phantoms only: it knows the truth, and errs in a known and systematic way.
+
+Its errors are those of a model with wrong beliefs, not noise: a value is taken for its neighbour in the list of
+values, with a rationale to match. `blindSpots` are values that it never gets right, so that no filter can keep a
+right answer about them. Beside these: answers whose rationale is about something else, or has lost words.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+from medgr2_api.cycle import AnswerFormat
+from medgr2_api.generator import Scripted
+
+from ..data import paraphrase, synthetic_images
+from ..data.synthetic_images import Attributes
+from ..prompts import answers
+
+#: Kinds of candidate, table `truth`.
+GOOD, HALLUCINATED, IRRELEVANT, INCOHERENT = "good", "hallucinated", "irrelevant", "incoherent"
+#: Error rate of the values that the script does not confuse systematically.
+_LOW_RATE = 0.1
+#: How often a right rationale comes in other words.
+_PARAPHRASED = 0.15
+
+
+def rng_for(seed: int, image_sha256: str, kind: str) -> random.Random:
+    """The randomness of one candidate: the same whatever was generated before it."""
+    return random.Random(f"scripted/{seed}/{image_sha256}/{kind}")
+
+
+def is_blind(kind: str, value: str, share: float) -> bool:
+    """Whether the script never gets this value right: `share` of the values, evenly spread, the first one included.
+
+    A share of 1/n makes every n-th value blind.
+    """
+    index = synthetic_images.VALUES[kind].index(value)
+    if share <= 0:
+        return False
+    return index == 0 or math.floor(index * share + 1e-9) > math.floor((index - 1) * share + 1e-9)
+
+
+def error_rate(kind: str, value: str, scripted: Scripted) -> float:
+    """How often this value is taken for its neighbour."""
+    irrelevant, incoherent = scripted.irrelevant_rate or 0.0, scripted.incoherent_rate or 0.0
+    if is_blind(kind, value, scripted.blind_spots or 0.0):
+        return max(0.0, 1 - irrelevant - incoherent)
+    confused = synthetic_images.VALUES[kind].index(value) % 2 == 0
+    rate = scripted.error_rate or 0.0
+    return rate if confused else min(rate, _LOW_RATE)
+
+
+def propose(
+    shown: Attributes | dict[str, Any],
+    kind: str,
+    rng: random.Random,
+    scripted: Scripted,
+    answer_format: AnswerFormat = AnswerFormat.OPTION_TEXT,
+) -> dict[str, Any]:
+    """One candidate triplet.
+
+    Args:
+        shown: what the phantom shows: `Attributes`, or a row of table `phantoms`.
+        kind: question kind, one of `phantoms.KINDS`.
+        rng: see `rng_for`.
+        scripted: rates; what is unset is 0.
+        answer_format: how the response is written.
+
+    Returns:
+        question_type, question, options, answer_index, rationale, response (columns of table `candidates`), and kind
+        and correct (table `truth`).
+
+    Raises:
+        ValueError: `kind` is none of the phantoms' kinds.
+    """
+    if kind not in synthetic_images.VALUES:
+        raise ValueError(
+            f"question type {kind!r}: the scripted generator asks for {', '.join(synthetic_images.KINDS)} only"
+        )
+    if not isinstance(shown, Attributes):
+        shown = Attributes(**{name: shown[name] for name in synthetic_images.KINDS})
+    asked = synthetic_images.question(shown, kind, rng)
+    truth = shown.value(kind)
+    gold = asked.answer_index
+    wrong = [index for index in range(len(asked.options)) if index != gold]
+    hallucinated = error_rate(kind, truth, scripted)
+    irrelevant = hallucinated + (scripted.irrelevant_rate or 0.0)
+    incoherent = irrelevant + (scripted.incoherent_rate or 0.0)
+    drawn = rng.random()
+    if is_blind(kind, truth, scripted.blind_spots or 0.0):
+        drawn *= min(1.0, incoherent)  # never good, also when the rates do not add up to 1
+
+    if drawn < hallucinated:
+        outcome, index = HALLUCINATED, _neighbour(kind, truth, asked.options, wrong, rng)
+        text = synthetic_images.rationale(kind, asked.options[index])
+    elif drawn < irrelevant:
+        outcome, index = IRRELEVANT, rng.choice(wrong)
+        other = rng.choice([name for name in synthetic_images.KINDS if name != kind])
+        text = synthetic_images.rationale(other, rng.choice(synthetic_images.VALUES[other]))
+    elif drawn < incoherent:
+        outcome, index = INCOHERENT, rng.choice(wrong)
+        text = paraphrase.drop_phrases(synthetic_images.rationale(kind, asked.options[index]), rng)
+    else:
+        outcome, index = GOOD, gold
+        text = synthetic_images.rationale(kind, truth, paraphrased=rng.random() < _PARAPHRASED)
+    return {
+        "question_type": kind,
+        "question": asked.text,
+        "options": list(asked.options),
+        "answer_index": index,
+        "rationale": text,
+        "response": answers.response(text, index, asked.options, answer_format),
+        "kind": outcome,
+        "correct": index == gold,
+    }
+
+
+def _neighbour(kind: str, truth: str, options: tuple[str, ...], wrong: list[int], rng: random.Random) -> int:
+    """The option the script believes in: the next value in the list, or any wrong one when that is not offered."""
+    values = synthetic_images.VALUES[kind]
+    believed = values[(values.index(truth) + 1) % len(values)]
+    return options.index(believed) if believed in options else rng.choice(wrong)

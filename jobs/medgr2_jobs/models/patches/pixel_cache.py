@@ -1,0 +1,98 @@
+"""Preprocessed pictures that are kept: each is shown to a model many times, and preprocessing it takes a while."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from hashlib import blake2b
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from PIL import Image
+from transformers import BatchFeature
+
+from .qwen_vl import once
+
+_KEPT_BYTES = 512 * 2**20
+
+#: Patches float32 (N, D) of a picture and its grid int64 (3,): times, rows and columns of patches.
+Pixels = tuple[torch.Tensor, torch.Tensor]
+
+
+class PixelCache:
+    """Pixels by key; those unused for longest go when there is no room."""
+
+    def __init__(self, room: int = _KEPT_BYTES) -> None:
+        self._kept: OrderedDict[Hashable, Pixels] = OrderedDict()
+        self._room = room
+
+    def get(self, key: Hashable) -> Pixels | None:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def put(self, key: Hashable, pixels: Pixels) -> Pixels:
+        """Keeps the pixels of a key that has none, and gives them back."""
+        self._kept[key] = pixels
+        self._room -= pixels[0].nbytes
+        while self._room < 0 and len(self._kept) > 1:
+            self._room += self._kept.popitem(last=False)[1][0].nbytes
+        return pixels
+
+
+def keep(processor: Any) -> Any:
+    """Has a processor do each different picture once, for as long as its pixels are kept.
+
+    TRL hands a GRPO prompt's picture over twice for every completion, and all of them again in every epoch.
+
+    Args:
+        processor: of a family in `vlm.SUPPORTED`.
+
+    Returns:
+        The processor.
+    """
+    kind = type(processor.image_processor)
+    _caches[processor.image_processor] = PixelCache()
+    kind.preprocess = once(kind.preprocess, _preprocess)
+    return processor
+
+
+_caches: WeakKeyDictionary[Any, PixelCache] = WeakKeyDictionary()
+
+
+def _preprocess(original: Callable[..., BatchFeature], processor: Any, images: Any, **options: Any) -> BatchFeature:
+    """Pictures are told apart by what they show: trainers decode them anew each time."""
+    pictures, cache = list(_flat(images)), _caches.get(processor)
+    if cache is None or not pictures or not all(map(_plain, pictures)):
+        return original(processor, images, **options)
+    settings = repr((vars(processor), {**options, "return_tensors": None}))
+    keys = [(settings, picture.mode, picture.size, blake2b(picture.tobytes()).digest()) for picture in pictures]
+    found = {key: pixels for key in keys if (pixels := cache.get(key))}
+    missing = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in found}
+    if missing:
+        made = original(processor, list(missing.values()), **{**options, "return_tensors": "pt"})
+        grids = made["image_grid_thw"]
+        for key, patches, grid in zip(missing, made["pixel_values"].split(grids.prod(-1).tolist()), grids, strict=True):
+            found[key] = cache.put(key, (patches.clone(), grid))  # a view would keep the whole batch in memory
+    return BatchFeature(
+        {
+            "pixel_values": torch.cat([found[key][0] for key in keys]),
+            "image_grid_thw": torch.stack([found[key][1] for key in keys]),
+        },
+        tensor_type=options.get("return_tensors"),
+    )
+
+
+def _flat(images: Any) -> Iterator[Any]:
+    """Processors take one picture, a list of them, or a list of lists (of which some are empty)."""
+    if isinstance(images, list | tuple):
+        for part in images:
+            yield from _flat(part)
+    elif images is not None:
+        yield images
+
+
+def _plain(picture: Any) -> bool:
+    """Whether its bytes are all that there is to it (a palette would not be among them)."""
+    return isinstance(picture, Image.Image) and picture.mode in ("L", "RGB")

@@ -1,0 +1,250 @@
+"""A vision-language model with its processor: loading, batching, sampling and log-likelihoods.
+
+The one place that turns (image, prompt, response) into tensors for our own forward passes; TRL's trainers use the same
+processor and chat template. Supports the Qwen2-VL family, whose image tokens can be counted from the image grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging as transformers_logging
+
+from ..errors import ConfigError
+from ..store.images import ImageStore
+from .patches import qwen_vl
+from .patches.pixel_cache import PixelCache, Pixels
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One turn: an image (or none), what is asked, and perhaps what is answered."""
+
+    image_sha256: str | None
+    prompt: str
+    response: str = ""
+
+
+@dataclass
+class Batch:
+    """Model inputs (B rows, T tokens) and where the response stands."""
+
+    inputs: dict[str, torch.Tensor]
+    labels: torch.Tensor
+    """int64 (B, T): token ids of the response and its end, -100 elsewhere."""
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch({key: value.to(device) for key, value in self.inputs.items()}, self.labels.to(device))
+
+
+def load_model(path: Path, *, train: bool = False) -> Any:
+    """Loads a model from a folder: safetensors only, no code from the folder, float32 on CPU and bfloat16 on GPU.
+
+    Raises:
+        ConfigError: the folder holds no model of a supported family.
+    """
+    if not (path / "config.json").is_file():
+        raise ConfigError(f"{path}: no config.json; a model folder in Hugging Face format is needed")
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            path,
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.bfloat16 if torch.cuda.is_available() and not train else torch.float32,
+            attn_implementation="sdpa",
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{path}: cannot be loaded as a vision-language model ({error})") from error
+    if report["missing_keys"]:  # transformers would leave them random and only log it
+        lacking = ", ".join(sorted(report["missing_keys"])[:3])
+        raise ConfigError(f"{path}: its weights lack {lacking} …; the folder is incomplete")
+    if model.config.model_type not in SUPPORTED:
+        raise ConfigError(f"{path}: model type {model.config.model_type!r}; supported: {', '.join(SUPPORTED)}")
+    return qwen_vl.take(model).to(device()).train(train)
+
+
+def load_processor(path: Path, padding_side: str = "right") -> Any:
+    """Loads the processor of a model folder.
+
+    Raises:
+        ConfigError: missing, or not an image processor (AutoProcessor would silently return the tokenizer).
+    """
+    try:
+        processor = AutoProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{path}: its processor cannot be loaded ({error})") from error
+    if not hasattr(processor, "image_processor"):
+        raise ConfigError(f"{path}: has a tokenizer but no image processor (preprocessor_config.json is missing)")
+    processor.tokenizer.padding_side = padding_side
+    return processor
+
+
+def device() -> torch.device:
+    """Where models run."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Encoder:
+    """Turns rows into tensors; keeps preprocessed images, for each is used many times."""
+
+    def __init__(self, processor: Any, images: ImageStore) -> None:
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.images = images
+        self.image_token_id: int = self.tokenizer.convert_tokens_to_ids(processor.image_token)
+        self.merge: int = processor.image_processor.merge_size**2
+        self._pixels = PixelCache()
+        self._ids = lru_cache(maxsize=65536)(self._tokenise)
+
+    def pixels(self, sha256: str) -> Pixels:
+        """Patches float32 (N, D) and grid int64 (3,) of an image."""
+        if kept := self._pixels.get(sha256):
+            return kept
+        found = self.processor.image_processor(images=[self.image(sha256)], return_tensors="pt")
+        return self._pixels.put(sha256, (found["pixel_values"], found["image_grid_thw"][0]))
+
+    def image(self, sha256: str) -> Any:
+        """The picture behind a name; subclasses replace it for controls (blank, shuffled)."""
+        return self.images.load(sha256)
+
+    def image_tokens(self, sha256: str) -> int:
+        """How many tokens the image takes."""
+        return int(self.pixels(sha256)[1].prod()) // self.merge
+
+    def prompt_ids(self, row: Row) -> list[int]:
+        """Token ids of the user turn up to where the assistant begins, image tokens expanded."""
+        ids = self._ids(self.chat(row.prompt, with_image=row.image_sha256 is not None))
+        if row.image_sha256 is None:
+            return list(ids)
+        at = ids.index(self.image_token_id)
+        return [*ids[:at], *[self.image_token_id] * self.image_tokens(row.image_sha256), *ids[at + 1 :]]
+
+    def response_ids(self, response: str) -> list[int]:
+        """Token ids of an answer and the end of its turn."""
+        return [*self._ids(response), self.tokenizer.eos_token_id]
+
+    @lru_cache(maxsize=65536)  # noqa: B019 - an encoder lives as long as its process
+    def chat(self, prompt: str, *, with_image: bool) -> str:
+        """The user turn through the processor's chat template, ready for the assistant's."""
+        content = [{"type": "image"}] if with_image else []
+        message = {"role": "user", "content": [*content, {"type": "text", "text": prompt}]}
+        text: str = self.processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        return text
+
+    def batch(self, rows: Sequence[Row], *, padding_side: str = "right", end: bool = True) -> Batch:
+        """Pads rows into one batch.
+
+        Args:
+            rows: B rows; rows with and without an image may be mixed.
+            padding_side: "right" for scoring and training, "left" for sampling.
+            end: whether a response is followed by the end-of-turn token.
+        """
+        prompts = [self.prompt_ids(row) for row in rows]
+        responses = [
+            (self.response_ids(row.response) if end else list(self._ids(row.response))) if row.response else []
+            for row in rows
+        ]
+        length = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
+        ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
+        attention = torch.zeros((len(rows), length), dtype=torch.long)
+        labels = torch.full((len(rows), length), -100)
+        for index, (prompt, answer) in enumerate(zip(prompts, responses, strict=True)):
+            count = len(prompt) + len(answer)
+            start = length - count if padding_side == "left" else 0
+            ids[index, start : start + count] = torch.tensor(prompt + answer)
+            attention[index, start : start + count] = 1
+            labels[index, start + len(prompt) : start + count] = torch.tensor(answer, dtype=torch.long)
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": attention,
+            "mm_token_type_ids": (ids == self.image_token_id).long(),
+        }
+        pictures = [self.pixels(row.image_sha256) for row in rows if row.image_sha256 is not None]
+        if pictures:
+            inputs["pixel_values"] = torch.cat([patches for patches, _ in pictures])
+            inputs["image_grid_thw"] = torch.stack([grid for _, grid in pictures])
+        return Batch(inputs, labels)
+
+    def _tokenise(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def chunks(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Consecutive pieces of at most `size`."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    encoder: Encoder,
+    rows: Sequence[Row],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    batch_size: int = 128,
+    stop_strings: list[str] | None = None,
+) -> list[str]:
+    """Answers, in the order of `rows`; greedy when `temperature` is 0. Seed torch for reproducible samples.
+
+    A row's `response`, when given, is the beginning of the answer and is continued (it is not repeated in the result).
+    """
+    answers: list[str] = []
+    options: dict[str, Any] = {"do_sample": temperature > 0}
+    if temperature > 0:
+        options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+    if stop_strings:
+        options |= {"stop_strings": stop_strings, "tokenizer": encoder.tokenizer}
+    for piece in chunks(rows, batch_size):
+        inputs = encoder.batch(piece, padding_side="left", end=False).to(model.device).inputs
+        output = model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
+        new = output[:, inputs["input_ids"].shape[1] :]
+        answers += encoder.tokenizer.batch_decode(new, skip_special_tokens=True)
+    return answers
+
+
+def response_logprobs(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probabilities of the response tokens, and the last hidden states they come from.
+
+    Only response positions go through the LM head, so the (B, T, vocabulary) logits never exist.
+
+    Returns:
+        logprobs: float32 (B, T-1), 0 where there is no response token.
+        mask: bool (B, T-1), where there is one.
+        hidden: (B, T, H) last hidden states.
+    """
+    hidden = model.model(**batch.inputs, use_cache=False).last_hidden_state
+    return (*token_logprobs(model, hidden, batch.labels), hidden)
+
+
+def token_logprobs(model: Any, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of the labelled tokens from the hidden states one position before them.
+
+    Args:
+        model: whose LM head to use.
+        hidden: (B, T, H) last hidden states.
+        labels: int64 (B, T), -100 where there is no response token.
+
+    Returns:
+        logprobs: float32 (B, T-1), 0 where there is no response token.
+        mask: bool (B, T-1), where there is one.
+    """
+    targets = labels[:, 1:]
+    mask = targets != -100
+    logits = model.lm_head(hidden[:, :-1][mask]).float()
+    chosen = torch.log_softmax(logits, -1).gather(1, targets[mask][:, None]).squeeze(1)
+    return chosen.new_zeros(targets.shape).masked_scatter(mask, chosen), mask

@@ -1,0 +1,126 @@
+"""Whether the disk has room for the cycle, and the models for the images."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from medgr2_api.stage_contract import StageName
+from medgr2_api.training_spec import LoRA
+
+from ..data import synthetic_images
+from ..models import base_models
+from .check_result import Case, Finding, failed, ok, skipped
+
+#: A PNG of a photograph takes about half of its raw bytes.
+_BYTES_PER_PIXEL = 1.5
+#: A checkpoint of a full fine-tune beside the weights: Adam's two moments in float32 for weights in bfloat16.
+_OPTIMIZER = 4.0
+#: Adapters and their optimizer, as a share of the weights.
+_ADAPTER = 0.05
+#: Text of a question with its options, in tokens.
+_QUESTION_TOKENS = 512
+_GIB = 2**30
+
+
+def disk(case: Case) -> Iterator[Finding]:
+    """Room for images, checkpoints and published models: an estimate on the safe side."""
+    sizes = {name: _size(case, name) for name in ("policy", "reward")}
+    unknown = [name for name, size in sizes.items() if size is None]
+    if unknown:
+        yield skipped(
+            "workspace", f"the size of the {' and the '.join(unknown)} model is not known before it is fetched"
+        )
+        return
+    needed, parts = _needed(case, sizes["policy"] or 0.0, sizes["reward"] or 0.0)
+    free = shutil.disk_usage(case.root).free
+    told = f"about {needed / _GIB:.1f} GiB are needed ({parts}), {free / _GIB:.1f} GiB are free"
+    yield ok("workspace", told) if needed <= free else failed("workspace", f"{told}: free some, or enlarge the volume")
+
+
+def tokens(case: Case) -> Iterator[Finding]:
+    """Whether an image of `data.maxPixels`, a question and an answer fit into each model's context."""
+    for where, name in (
+        ("policy.baseModel", case.spec.policy.base_model),
+        ("rewardModel.baseModel", case.spec.reward_model.base_model),
+    ):
+        if name.startswith(base_models.BUILTIN):
+            yield ok(where, "made to measure")
+            continue
+        config = _json(case.root / name / "config.json")
+        if not config:
+            yield skipped(where, "its configuration is not on the volume yet")
+            continue
+        yield _fits(case, where, config, _json(case.root / name / "preprocessor_config.json"))
+
+
+def _fits(case: Case, where: str, config: dict[str, Any], processor: dict[str, Any]) -> Finding:
+    vision = config.get("vision_config", {})
+    side = (processor.get("patch_size") or vision.get("patch_size") or 14) * (
+        processor.get("merge_size") or vision.get("spatial_merge_size") or 2
+    )
+    context = (config.get("text_config") or config).get("max_position_embeddings") or config.get(
+        "max_position_embeddings"
+    )
+    if not context:
+        return skipped(where, "its configuration says nothing about the length of its context")
+    image = math.ceil(case.spec.data.max_pixels / side**2)
+    answer = int(case.spec.policy.grpo.trainer.get("max_completion_length", 512))
+    needed = image + _QUESTION_TOKENS + answer
+    told = f"{image} tokens for an image of {case.spec.data.max_pixels:,} pixels and {answer} for an answer"
+    if needed <= context:
+        return ok(where, f"{told}: within its context of {context:,}")
+    return failed(where, f"{told}: more than its context of {context:,}; lower data.maxPixels")
+
+
+def _needed(case: Case, policy: float, reward: float) -> tuple[float, str]:
+    spec = case.spec
+    images = _pixels(case) * _BYTES_PER_PIXEL
+    trained = {
+        StageName.SFT: (policy, spec.policy.sft.lora),
+        StageName.GRPO: (policy, spec.policy.grpo.lora),
+        StageName.REWARD: (reward, spec.reward_model.training.lora),
+    }
+    on = {name: size for name, size in trained.items() if spec.stage(name).enabled}
+    published = spec.iterations * sum(size * _share(lora) for size, lora in on.values())
+    checkpoint = max((size * _share(lora) * (1 + _OPTIMIZER) for size, lora in on.values()), default=0.0)
+    parts = {"images": images, "models": published, "one checkpoint": checkpoint}
+    return sum(parts.values()), ", ".join(f"{name} {size / _GIB:.1f}" for name, size in parts.items())
+
+
+def _share(lora: LoRA | None) -> float:
+    return _ADAPTER if lora is not None and lora.rank else 1.0
+
+
+def _pixels(case: Case) -> int:
+    """How many pixels all images have at most, as far as files tell."""
+    pixels = 0
+    for given in (*case.spec.data.sources, *case.spec.data.benchmarks):
+        if given.phantom is not None:
+            pixels += given.phantom.images * synthetic_images.SIZE**2
+        elif given.uri:
+            folder = case.root / (given.images or given.uri)
+            count = sum(1 for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+            pixels += count * case.spec.data.max_pixels
+    return pixels
+
+
+def _size(case: Case, which: str) -> float | None:
+    """Bytes of a model's weights; None: not known."""
+    name = case.spec.policy.base_model if which == "policy" else case.spec.reward_model.base_model
+    if name.startswith(base_models.BUILTIN):
+        return 2e6
+    weights = list((case.root / name).glob("*.safetensors"))
+    return float(sum(path.stat().st_size for path in weights)) if weights else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,195 @@
+"""An expert's decisions: read from JSONL or CSV, checked line by line, and kept in the workspace by their sha256.
+
+The file in the workspace is JSONL, a line per decided triplet, in the order of their ids:
+{"triplet_id", "veto": true|false, "reason"?: text, "by"?: text, "content"?: digest of what was looked at}.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medgr2_api import paths
+
+from ..errors import ConfigError, CorruptArtifact, DataError
+from ..store import atomic
+from ..store.safe_path import inside
+
+_YES = frozenset({"true", "yes", "y", "1", "x", "veto"})
+_NO = frozenset({"false", "no", "n", "0", "keep"})
+_LONGEST = 2000  # characters of a reason or a name
+_SHOWN = 3
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an expert says of one triplet."""
+
+    triplet_id: str
+    veto: bool
+    reason: str = ""
+    by: str = ""
+    content: str = ""
+    """`content_of` the triplet that was looked at; empty: not known."""
+    line: int = 0
+    """Where it stands, for messages."""
+
+
+def content_of(row: Row) -> str:
+    """16 hex digits that name what a triplet shows and says: another triplet of the same id has others."""
+    said = [row["image_sha256"], row["question"], row["options"], row["answer_index"], row["rationale"] or ""]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+
+def parse(data: bytes, name: str) -> list[Verdict]:
+    """Reads a file of decisions: CSV by its name, else JSONL. What has no veto is not decided and left out.
+
+    Args:
+        data: the file.
+        name: of the file, for the format and for messages.
+
+    Raises:
+        DataError: names file, line and field.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    rows = _csv(text, name) if name.lower().endswith(".csv") else _jsonl(text, name)
+    found = [verdict for line, row in rows if (verdict := _verdict(row, line, f"{name}:{line}")) is not None]
+    seen: dict[str, int] = {}
+    for verdict in found:
+        if verdict.triplet_id in seen:
+            raise DataError(
+                f"{name}:{verdict.line}: triplet {verdict.triplet_id!r} is decided twice, first in line "
+                f"{seen[verdict.triplet_id]}; leave one of them"
+            )
+        seen[verdict.triplet_id] = verdict.line
+    return found
+
+
+def _jsonl(text: str, name: str) -> Iterator[tuple[int, Row]]:
+    for line, content in enumerate(text.split("\n"), 1):
+        if not content.strip():
+            continue
+        try:
+            row = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{name}:{line}: not JSON ({error}); each line is one object") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{name}:{line}: expected an object with triplet_id and veto, not {content.strip()[:40]!r}")
+        yield line, row
+
+
+def _csv(text: str, name: str) -> Iterator[tuple[int, Row]]:
+    head = text.partition("\n")[0]
+    delimiter = max(",;\t", key=head.count)  # a spreadsheet's language decides
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    missing = {"triplet_id", "veto"} - set(reader.fieldnames or ())
+    if missing:
+        raise DataError(f"{name}:1: no column {', '.join(sorted(missing))}; the first line names the columns")
+    try:
+        for row in reader:
+            if any(value for value in row.values()):
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise DataError(f"{name}:{reader.line_num + 1}: not CSV ({error})") from None
+
+
+def _verdict(row: Row, line: int, where: str) -> Verdict | None:
+    name = row.get("triplet_id")
+    if not isinstance(name, str) or not name.strip():
+        raise DataError(f"{where}: triplet_id: expected the id of a triplet, not {name!r}")
+    veto = row.get("veto")
+    if isinstance(veto, str):
+        word = veto.strip().casefold()
+        veto = True if word in _YES else False if word in _NO else veto if word else None
+    if veto is None:
+        return None
+    if not isinstance(veto, bool):
+        raise DataError(f"{where}: veto: expected true, false, or nothing for not decided, not {veto!r}")
+    texts = {}
+    for field in ("reason", "by", "content"):
+        value = row.get(field) or ""
+        if not isinstance(value, str) or len(value) > _LONGEST:
+            raise DataError(f"{where}: {field}: expected text of at most {_LONGEST} characters")
+        texts[field] = value.strip()
+    return Verdict(name.strip(), veto, **texts, line=line)
+
+
+def check(found: Iterable[Verdict], candidates: Sequence[Row], name: str) -> list[Verdict]:
+    """The decisions, each with its content, once all of them are known to be about these candidates.
+
+    Args:
+        found: decisions.
+        candidates: rows of table `candidates` of the iteration.
+        name: of the file, for messages.
+
+    Raises:
+        DataError: a triplet is not among the candidates, or is no longer what was looked at.
+    """
+    known = {row["triplet_id"]: row for row in candidates}
+    checked = []
+    for verdict in found:
+        row = known.get(verdict.triplet_id)
+        if row is None:
+            some = ", ".join(sorted(known)[:_SHOWN]) or "none"
+            raise DataError(
+                f"{name}:{verdict.line}: no candidate {verdict.triplet_id!r} in this iteration; it has {len(known)}: "
+                f"{some}{', …' * (len(known) > _SHOWN)}. Is it another iteration's?"
+            )
+        content = content_of(row)
+        if verdict.content not in ("", content):
+            raise DataError(
+                f"{name}:{verdict.line}: triplet {verdict.triplet_id!r} is not what was reviewed: it was generated "
+                "again since. Export and review it anew, or take the review out of spec.reviews"
+            )
+        checked.append(Verdict(verdict.triplet_id, verdict.veto, verdict.reason, verdict.by, content, verdict.line))
+    return checked
+
+
+def dump(found: Iterable[Verdict]) -> bytes:
+    """The file for the workspace: the same bytes for the same decisions."""
+    lines = []
+    for verdict in sorted(found, key=lambda verdict: verdict.triplet_id):
+        texts = {"reason": verdict.reason, "by": verdict.by, "content": verdict.content}
+        document = {"triplet_id": verdict.triplet_id, "veto": verdict.veto, **{k: v for k, v in texts.items() if v}}
+        lines.append(json.dumps(document, ensure_ascii=False) + "\n")
+    return "".join(lines).encode()
+
+
+def save(root: Path, found: Iterable[Verdict]) -> str:
+    """Puts decisions into the workspace, atomically; returns their sha256."""
+    data = dump(found)
+    sha256 = hashlib.sha256(data).hexdigest()
+    path = inside(root, str(paths.review(sha256)), "review")
+    with atomic.atomic_file(path) as stream:
+        stream.write(data)
+    return sha256
+
+
+def load(root: Path, sha256: str, candidates: Sequence[Row]) -> list[Verdict]:
+    """The decisions that the spec names.
+
+    Raises:
+        ConfigError: they are not in the workspace.
+        CorruptArtifact: they were changed since.
+        DataError: they are not about these candidates.
+    """
+    name = str(paths.review(sha256))
+    path = inside(root, name, "review")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: not there; put it there with `medgr2 decisions import`") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise CorruptArtifact(f"{path}: changed since it was written; import the decisions again")
+    return check(parse(data, name), candidates, name)

@@ -1,0 +1,66 @@
+"""A part of a stage that runs beside the rest of it, in a forked process of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..errors import TemporaryError
+
+if TYPE_CHECKING:
+    from .context import StageContext
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_parent(number: int) -> None:
+    """Asks the kernel to send this process a signal when its parent dies."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+class Side:
+    """`work()` in a forked process; it returns a number.
+
+    It shares nothing with its parent but the volume. Asked to stop with the stage, it sees `ctx.stop` and may write a
+    checkpoint; when the stage is killed, so is it: two writers of one checkpoint can not be.
+    """
+
+    def __init__(self, ctx: StageContext[Any], name: str, work: Callable[[], float]) -> None:
+        fork = multiprocessing.get_context("fork")
+        self.name = name
+        self._answers, answer = fork.Pipe(duplex=False)
+        self._process = fork.Process(target=_run, args=(ctx, work, answer), name=name)
+        self._process.start()
+        answer.close()
+
+    def result(self, ctx: StageContext[Any]) -> float:
+        """Waits for the answer.
+
+        Raises:
+            Checkpointed: the stage was asked to stop meanwhile.
+            TemporaryError: the process ended without an answer; the stage's log says why.
+        """
+        while not self._answers.poll(0.2):
+            if ctx.stop.is_set():
+                ctx.check_stop()
+        try:
+            value = self._answers.recv()
+        except EOFError:
+            raise TemporaryError(f"{self.name} ended without a result; see the lines above in this log") from None
+        self._process.join()
+        return float(value)
+
+    def stop(self) -> None:
+        """Asks it to checkpoint, if it still runs, and waits for its end."""
+        if self._process.is_alive():
+            self._process.terminate()
+        self._process.join()
+
+
+def _run(ctx: StageContext[Any], work: Callable[[], float], answer: Any) -> None:
+    die_with_parent(signal.SIGKILL)
+    ctx.silence()
+    answer.send(work())

@@ -1,0 +1,124 @@
+"""A stage's own port: `/progress` for the operator, `/metrics` for Prometheus.
+
+Both tell what the stage last wrote into its progress file; the port is open only where the operator asks for one.
+Figures have stable names in `/metrics`; one that `FIGURES` does not know shows in `/progress` only.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+from pydantic import ValidationError
+
+from medgr2_api import paths
+from medgr2_api.stage_contract import PROGRESS_PORT_ENV, Progress, StageRequest
+
+#: Figure of `Progress.metrics` → metric and help. Those whose name ends in `_total` are counters.
+FIGURES = {
+    "loss": ("medgr2_stage_loss", "Loss of the last logged step"),
+    "reward": ("medgr2_stage_reward", "Mean reward of the last logged step"),
+    "kl": ("medgr2_stage_kl_divergence", "Mean KL divergence from the reference policy in the last logged step"),
+    "mean_token_accuracy": ("medgr2_stage_token_accuracy_ratio", "Accuracy on the answers' tokens, last logged step"),
+    "tokens": ("medgr2_stage_tokens_total", "Tokens of all processes since training began or, in stage sft, resumed"),
+    "tokens_per_second": ("medgr2_stage_tokens_per_second", "Tokens of all processes per second, last logged steps"),
+    "step_seconds": ("medgr2_stage_step_duration_seconds", "Duration of an optimizer step, last logged steps"),
+    "failed": ("medgr2_stage_failed_requests_total", "Requests to the generator that got no usable answer"),
+    "concurrency": ("medgr2_stage_generator_concurrency", "Requests to the generator that may be in flight"),
+    "generatorUSD": ("medgr2_stage_generator_usd_total", "US dollars paid for this part of the work by all attempts"),
+}
+_LABELS = ("cycle", "stage", "iteration")
+
+
+@contextmanager
+def served(request: StageRequest, root: Path) -> Iterator[int | None]:
+    """Serves while the block runs; gives the port, or None where none is wanted.
+
+    A port that cannot be opened is no reason to fail: it costs sight, not work.
+    """
+    wanted = os.environ.get(PROGRESS_PORT_ENV)
+    if not wanted:
+        yield None
+        return
+    name = paths.attempt_name(request.iteration, request.stage, request.token, request.attempt, request.shard.index)
+    path = root / paths.progress(request.cycle.name, name)
+    path.unlink(missing_ok=True)  # what an attempt of the same name said before
+    try:
+        server = ThreadingHTTPServer(("", int(wanted)), handler(path, request))
+    except OSError as error:
+        print(f"port {wanted} for /progress and /metrics cannot be opened: {error}")
+        yield None
+        return
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield int(server.server_address[1])
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def handler(path: Path, request: StageRequest) -> type[BaseHTTPRequestHandler]:
+    """What answers for the stage whose progress file this is."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            progress, told = _read(path)
+            if self.path == "/progress":
+                self._answer("application/json", progress.model_dump_json(by_alias=True, exclude_none=True).encode())
+            elif self.path == "/metrics":
+                self._answer(CONTENT_TYPE_LATEST, generate_latest(StageMetrics(request, progress, told)))
+            else:
+                self.send_error(404)
+
+        def _answer(self, kind: str, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Silent: every scrape would be a line."""
+
+    return Handler
+
+
+def _read(path: Path) -> tuple[Progress, float]:
+    """What the stage last said, and when (seconds since the epoch; 0: nothing yet)."""
+    try:
+        return Progress.model_validate_json(path.read_text()), path.stat().st_mtime
+    except (OSError, ValidationError):
+        return Progress(phase="starting"), 0.0
+
+
+class StageMetrics(Collector):
+    """What a stage said of itself, as metrics. Prometheus itself adds pod and namespace."""
+
+    def __init__(self, request: StageRequest, progress: Progress, told: float) -> None:
+        self._labels = [request.cycle.name, str(request.stage), str(request.iteration)]
+        self._progress, self._told = progress, told
+
+    def collect(self) -> Iterable[Metric]:
+        progress = self._progress
+        yield self._metric("medgr2_stage_steps", "Units of work done", progress.step)
+        yield self._metric("medgr2_stage_steps_planned", "Units of work in all; 0: not known", progress.total)
+        yield self._metric(
+            "medgr2_stage_progress_timestamp_seconds", "When the stage last said how far it is; 0: never", self._told
+        )
+        if progress.eta_seconds is not None:
+            yield self._metric("medgr2_stage_eta_seconds", "Estimated time to the end", progress.eta_seconds)
+        for figure, value in progress.metrics.items():
+            if figure in FIGURES:
+                yield self._metric(*FIGURES[figure], value)
+
+    def _metric(self, name: str, told: str, value: float) -> Metric:
+        family = (CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily)(name, told, labels=_LABELS)
+        family.add_metric(self._labels, value)
+        return family

@@ -1,0 +1,151 @@
+"""Stage generate: candidates, question by question, about training images."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from medgr2_api.parameters import GenerateParameters
+
+from ..errors import ConfigError, DataError, TemporaryError
+from ..generate import candidate_schema, sampling_plan
+from ..generate.sampling_plan import Task
+from ..runner.context import Outcome, StageContext
+from ..store import manifest
+
+_SCRIPTED = "scripted"
+#: Rows between two progress notes of the scripted generator.
+_BLOCK = 256
+
+
+def run(ctx: StageContext[GenerateParameters]) -> Outcome:
+    """Writes `candidates`, and for the scripted generator `truth`."""
+    if ctx.parameters.provider.kind == _SCRIPTED:
+        rows, withheld = _scripted(ctx), 0
+    else:
+        rows, withheld = asyncio.run(_asked(ctx))
+    ctx.writer.table("candidates", rows)
+    return Outcome(counters={**_counters(rows), "images_withheld": withheld})
+
+
+async def _asked(ctx: StageContext[GenerateParameters]) -> tuple[list[dict[str, Any]], int]:
+    """Candidates of a provider, and how many images it may not see."""
+    from ..generate import provider_session  # the scripted generator needs none of the providers' packages
+    from ..generate.egress_policy import admitted
+    from ..generate.journal import Journal
+    from ..generate.request_scheduler import Asking
+
+    request, images = ctx.request, ctx.input("prepare").rows("images")
+    account = provider_session.Account(request.cycle, request.input_hash, request.generator_budget_usd, request.shard)
+    journal = Journal(ctx.writer.shared, provider_session.holder(request.cycle, request.attempt))
+    try:
+        if manifest.load(ctx.writer.base) is not None:  # while we waited for the journal
+            raise TemporaryError(f"{ctx.writer.base}: published by another cycle just now; run again to use it")
+        async with provider_session.errand(
+            ctx.root, account, ctx.parameters, images, journal, request.grace_seconds
+        ) as ready:
+            known = sampling_plan.training_images(images)
+            seen = admitted(ready.gate, known)
+            tasks = _tasks(ctx, seen, ctx.parameters.question_types)
+
+            def report(done: int, figures: dict[str, float]) -> None:
+                ctx.progress("generate", done, len(tasks), **figures)
+
+            try:
+                rows = await Asking(ready, tasks, ctx.stop, report).run()
+            finally:
+                if ready.ledger is not None:
+                    ready.ledger.release()
+                    ctx.usage["generatorUSD"] = ready.ledger.spent
+    finally:
+        await journal.close()
+    return rows, len(known) - len(seen)
+
+
+def _tasks(
+    ctx: StageContext[GenerateParameters],
+    images: Mapping[str, str],
+    kinds: Sequence[str],
+    most_per_image: int | None = None,
+) -> list[Task]:
+    """This shard's tasks about these images (sha256 → modality)."""
+    parameters = ctx.parameters
+    if parameters.candidates and not images:
+        raise DataError("the training split has no image to ask about; see the quarantine table of stage prepare")
+    if not kinds:
+        raise ConfigError("generator.questionTypes: must name at least one")
+    return sampling_plan.tasks(
+        images,
+        ctx.input("prepare").digest,
+        iteration=parameters.iteration,
+        candidates=parameters.candidates,
+        per_image=min(parameters.questions_per_image, most_per_image or parameters.questions_per_image),
+        kinds=kinds,
+        shard=ctx.request.shard,
+    )
+
+
+def _scripted(ctx: StageContext[GenerateParameters]) -> list[dict[str, Any]]:
+    """Candidates made by code, which knows what each phantom shows."""
+    from ..data.synthetic_images import KINDS
+    from ..generate import scripted_generator
+
+    parameters = ctx.parameters
+    script = parameters.provider.scripted
+    if script is None:
+        raise ConfigError("generator.scripted: its settings are missing")
+    prepare = ctx.input("prepare")
+    phantoms = prepare.rows("phantoms") if prepare.has("phantoms.parquet") else []
+    shown = {row["image_sha256"]: row for row in phantoms}
+    # a phantom has one question of each kind: asking for more asks more phantoms
+    images = sampling_plan.training_images(prepare.rows("images"))
+    tasks = _tasks(ctx, images, KINDS, most_per_image=len(KINDS))
+    rows, truth = [], []
+    for number, task in enumerate(tasks):
+        if task.image_sha256 not in shown:
+            raise ConfigError(
+                f"generator.scripted: image {task.image_sha256[:12]} is no phantom; the script knows phantoms only. "
+                "Use another generator for real images"
+            )
+        rng = scripted_generator.rng_for(parameters.seed, task.image_sha256, task.question_type)
+        made = scripted_generator.propose(
+            shown[task.image_sha256], task.question_type, rng, script, parameters.answer_format
+        )
+        truth.append({"triplet_id": task.triplet_id, "kind": made.pop("kind"), "correct": made.pop("correct")})
+        rows.append(
+            {
+                "triplet_id": task.triplet_id,
+                "iteration": parameters.iteration,
+                "image_sha256": task.image_sha256,
+                "modality": task.modality,
+                **made,
+                "paradigm": "",
+                "template_sha256": "",
+                "generator": _SCRIPTED,
+                "outcome": candidate_schema.OK,
+                "error": "",
+                "attempts": 1,
+                "usd": 0.0,
+            }
+        )
+        if number % _BLOCK == 0:
+            ctx.progress("generate", number, len(tasks))
+            ctx.check_stop()
+    ctx.writer.table("truth", truth)
+    return rows
+
+
+def _counters(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """How many rows came out how."""
+    outcomes = Counter(row["outcome"] for row in rows)
+    counters: dict[str, float] = {
+        "candidates": len(rows),
+        "ok": outcomes.pop(candidate_schema.OK, 0),
+        "images": len({row["image_sha256"] for row in rows}),
+        "input_tokens": sum(row.get("input_tokens") or 0 for row in rows),
+        "output_tokens": sum(row.get("output_tokens") or 0 for row in rows),
+        "thinking_tokens": sum(row.get("thinking_tokens") or 0 for row in rows),
+    }
+    return counters | dict(sorted(outcomes.items()))

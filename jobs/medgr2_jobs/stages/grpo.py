@@ -1,0 +1,203 @@
+"""Stage grpo: the policy learns from its own answers, graded by R and by trusted answers (rewards.py).
+
+Survives `kill -9` and SIGTERM: with one thread the published bytes are those of an undisturbed run. To that end
+checkpoints lie only where no half-used generation batch would be lost: at multiples of
+lcm(steps_per_generation · num_iterations, gradient_accumulation_steps) / gradient_accumulation_steps optimizer steps
+(1 with TRL's defaults); a SIGTERM waits for the next one. Limit: when gradient_accumulation_steps does not divide the
+generation batches of an epoch, a resume behind the first epoch is valid but not identical.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler
+
+from medgr2_api.parameters import GRPOParameters
+from medgr2_api.training_spec import RewardTermType
+
+from ..errors import ConfigError, DataError
+from ..models import vlm
+from ..models.patches import pixel_cache, repeated_prompts
+from ..models.patches.trl_head import score_supervised_only
+from ..policy.dataset import grpo_dataset, grpo_prompts, with_seed_share
+from ..policy.model import ExactResume, sampling_stop_list, save, trained
+from ..policy.rewards import PolicyReward, Rollouts, Scorer, check_terms, summary
+from ..reward.model import RewardModel
+from ..reward.scorer import score
+from ..runner.context import Outcome, StageContext
+from ..runner.distributed import deepspeed
+from ..training.trainer import (
+    StageCallback,
+    latest_checkpoint,
+    lora_config,
+    place_checkpoints,
+    train,
+    trainer_arguments,
+    trainer_options,
+)
+
+FIELD = "policy.grpo.trainer"
+
+
+class EpochSampler(RepeatSampler):  # type: ignore[misc]
+    """TRL's sampler, but an epoch's order depends on its number only: a resumed run meets the same prompts.
+
+    (TRL's draws one permutation after another from one generator, which a resume starts anew.)
+    """
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch."""
+        if self.shuffle:
+            self.generator.manual_seed(self.seed + epoch)
+
+
+class PolicyTrainer(ExactResume, GRPOTrainer):  # type: ignore[misc]
+    """GRPOTrainer that resumes exactly, with the sampler above."""
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+        return EpochSampler(
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=self.num_generations,
+            batch_size=self.args.generation_batch_size // self.num_generations,
+            repeat_count=self.num_iterations * self.args.steps_per_generation,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+        )
+
+
+def run(ctx: StageContext[GRPOParameters]) -> Outcome:
+    """Trains the SFT checkpoint and publishes `model/`, table `rollouts` and `log.json`.
+
+    Raises:
+        ConfigError: a trainer option is unknown, owned or refused; batch and group do not fit; R is missing.
+        DataError: there is no prompt.
+        Checkpointed: asked to stop.
+    """
+    grpo = ctx.parameters.grpo
+    terms = grpo.rewards or []
+    check_terms(terms, ctx.has_input("reward"), "policy.grpo.rewards")
+    options = trainer_options(GRPOConfig, grpo.trainer, FIELD)
+    args = trainer_arguments(
+        GRPOConfig,
+        ctx,
+        options,
+        field=FIELD,
+        per_device_train_batch_size=grpo.num_generations,  # one group, unless the user says more
+        num_train_epochs=grpo.num_epochs or 1,
+        learning_rate=grpo.learning_rate,
+        num_generations=grpo.num_generations,
+        beta=grpo.kl_coefficient,
+    )
+    check_batches(args)
+    training = ctx.input("curate").rows("training")
+    candidates = ctx.input("candidates").rows("candidates") if ctx.has_input("candidates") else []
+    prompts = grpo_prompts(training, candidates, ctx.parameters.answer_format, grpo.prompt_source)
+    if all(term.type is RewardTermType.ANSWER_MATCH for term in terms):  # without an answer there would be no reward
+        prompts = [prompt for prompt in prompts if prompt.answer_index is not None]
+    prompts = with_seed_share(prompts, grpo.seed_fraction or 0.0)
+    steps = total_steps(args, len(prompts))
+    every = checkpoint_unit(args)
+    place_checkpoints(args, steps, spread="save_steps" not in options, every=every)
+
+    ctx.progress("load", 0, steps)
+    source = ctx.input("sft").folder_of("model")
+    processor = repeated_prompts.share(pixel_cache.keep(vlm.load_processor(source, padding_side="left")))
+    model = vlm.load_model(source, train=True)
+    args.generation_kwargs = _generation_options(args, sampling_stop_list(processor, model))
+    score_supervised_only()
+    lora, rollouts = lora_config(grpo.lora), Rollouts()
+    if ctx.ranks.main and (checkpoint := latest_checkpoint(ctx.work, ctx.ranks.layout)):
+        rollouts.load(checkpoint)
+    wants_r = any(term.type is RewardTermType.REWARD_MODEL for term in terms)
+    with deepspeed.whole(args):
+        scorer = _scorer(ctx) if wants_r else None
+    reward = PolicyReward(terms, grpo.num_generations, scorer, rollouts)
+    callback = StageCallback(ctx, "grpo", ("reward", "loss", "kl"), every=every, extra=rollouts.save)
+    trainer = PolicyTrainer(
+        model=model,
+        reward_funcs=[reward.reward],
+        args=args,
+        train_dataset=grpo_dataset(prompts, ctx.images),
+        processing_class=processor,
+        peft_config=lora,
+        callbacks=[callback],
+    )
+    train(trainer, callback)
+
+    model = trained(trainer, source, lora)
+    if not ctx.ranks.main:
+        return Outcome()
+    save(model, source, ctx.writer.path("model"))
+    ctx.writer.table("rollouts", rollouts.rows)
+    history = trainer.state.log_history
+    ctx.writer.path("log.json", digested=False).write_text(json.dumps(history, indent=1))
+    return Outcome(
+        counters={
+            "prompts": len(prompts),
+            "prompts_trusted": sum(prompt.answer_index is not None for prompt in prompts),
+            "steps": trainer.state.global_step,
+            **summary(history),
+        }
+    )
+
+
+def check_batches(args: GRPOConfig) -> None:
+    """Refuses batches that would tear a group apart.
+
+    TRL asks this of all processes together; we ask it of each, for a group's statistics are taken where its
+    completions are.
+
+    Raises:
+        ConfigError: the samples one process draws at a time are no multiple of the group size.
+    """
+    samples = args.per_device_train_batch_size * args.steps_per_generation
+    if samples % args.num_generations:
+        raise ConfigError(
+            f"{FIELD}: per_device_train_batch_size x steps_per_generation is {samples}, which policy.grpo."
+            f"numGenerations ({args.num_generations}) does not divide; choose a multiple, such as "
+            f"per_device_train_batch_size: {math.lcm(samples, args.num_generations) // args.steps_per_generation}"
+        )
+
+
+def total_steps(args: GRPOConfig, prompts: int) -> int:
+    """Optimizer steps of the whole run.
+
+    Raises:
+        DataError: there are fewer prompts than one generation batch takes: TRL would silently train on nothing.
+    """
+    at_once = args.generation_batch_size // args.num_generations
+    if prompts < at_once:
+        raise DataError(
+            f"GRPO has {prompts} distinct prompts, and one generation batch takes {at_once} "
+            f"(generation_batch_size {args.generation_batch_size} / numGenerations {args.num_generations}); lower "
+            f"{FIELD}.per_device_train_batch_size, or let more candidates through"
+        )
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    batches = prompts // at_once * args.num_iterations * args.steps_per_generation
+    return math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
+
+
+def checkpoint_unit(args: GRPOConfig) -> int:
+    """Optimizer steps after which a generation batch is used up (see the module's docstring)."""
+    passes = args.steps_per_generation * args.num_iterations
+    return math.lcm(passes, args.gradient_accumulation_steps) // args.gradient_accumulation_steps
+
+
+def _generation_options(args: GRPOConfig, never: Sequence[int]) -> dict[str, Any]:
+    """The user's `generation_kwargs`, and what must not be sampled."""
+    given = dict(args.generation_kwargs or {})
+    return {**given, "suppress_tokens": sorted({*never, *(given.get("suppress_tokens") or [])})}
+
+
+def _scorer(ctx: StageContext[GRPOParameters]) -> Scorer:
+    """R, loaded with its own processor."""
+    folder = ctx.input("reward").folder_of("model")
+    encoder = vlm.Encoder(vlm.load_processor(folder), ctx.images)
+    return partial(score, RewardModel.load(folder), encoder)

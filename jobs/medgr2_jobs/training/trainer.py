@@ -1,0 +1,263 @@
+"""What every training stage shares: checked trainer options, checkpoints that survive `kill -9`, stopping, progress."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from medgr2_api.base import normalise
+from medgr2_api.training_spec import LoRA
+from medgr2_api.unsupported import OWNED_TRAINER_OPTIONS
+
+from ..errors import Checkpointed, ConfigError
+from ..runner.context import StageContext
+from ..runner.distributed import deepspeed
+from ..store import atomic
+
+_COMPLETE = "medgr2-complete"
+#: Where a trainer's log counts the tokens of all processes: TRL's own count, else the one of transformers.
+_TOKENS = ("num_tokens", "num_input_tokens_seen")
+#: A `kill -9` costs at most this fraction of a run (an n-th of its steps).
+CHECKPOINTS_PER_RUN = 5
+
+
+def trainer_options(
+    config: type[TrainingArguments],
+    options: Mapping[str, Any],
+    field: str,
+) -> dict[str, Any]:
+    """Checks a `trainer:` block before anything is loaded.
+
+    Args:
+        config: TrainingArguments, trl.SFTConfig or trl.GRPOConfig.
+        options: the user's block.
+        field: where it stands in the spec, for the message.
+
+    Raises:
+        ConfigError: an option the library does not have (with the nearest that it has), or that the contract owns.
+    """
+    known = {item.name: str(item.type) for item in dataclasses.fields(config) if item.init}
+    for name in options:
+        if name in OWNED_TRAINER_OPTIONS:
+            raise ConfigError(f"{field}.{name}: not to be set here: {OWNED_TRAINER_OPTIONS[name]}")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{field}.{name}: {config.__name__} has no such option{hint}")
+    given = normalise(dict(options))
+    # the normal form of 4.0 is 4, and transformers refuses a temperature that is no float
+    return {
+        name: float(value) if type(value) is int and "float" in known[name] and "int" not in known[name] else value
+        for name, value in given.items()
+    }
+
+
+def trainer_arguments(
+    config: type[TrainingArguments],
+    context: StageContext[Any],
+    options: Mapping[str, Any],
+    *,
+    field: str,
+    total_steps: int | None = None,
+    **ours: Any,
+) -> Any:
+    """Builds the arguments of a trainer: ours, then the user's checked options.
+
+    Args:
+        config: TrainingArguments, trl.SFTConfig or trl.GRPOConfig.
+        context: the stage's.
+        options: the user's `trainer:` block.
+        field: where it stands in the spec.
+        total_steps: optimizer steps of the whole run, when known: places the checkpoints.
+        ours: settings that the stage owns.
+
+    Raises:
+        ConfigError: an option is unknown, owned, or refused by the library.
+    """
+    cpu = not torch.cuda.is_available()
+    given = options.get("max_steps", 0)
+    if not isinstance(given, int):
+        raise ConfigError(f"{field}.max_steps: {given!r} is not a whole number")
+    steps = given if given > 0 else total_steps or 0
+    values: dict[str, Any] = {
+        "output_dir": str(context.work),
+        "seed": context.parameters.seed,
+        "report_to": "none",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "save_strategy": "steps",
+        "save_steps": max(1, math.ceil(steps / CHECKPOINTS_PER_RUN)) if steps else 500,
+        "save_total_limit": 2,
+        "use_cpu": cpu,
+        "bf16": not cpu,
+        "dataloader_pin_memory": not cpu,
+        "deepspeed": deepspeed.config(),
+        **ours,
+        **trainer_options(config, options, field),
+    }
+    known = {item.name for item in dataclasses.fields(config)}
+    if "activation_checkpointing" in known:
+        values.setdefault("activation_checkpointing", not cpu)
+    try:
+        return config(**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{field}: {config.__name__} refuses these settings: {error}") from error
+
+
+def lora_config(lora: LoRA | None, *, task_type: str | None = "CAUSAL_LM") -> LoraConfig | None:
+    """peft's configuration on the language model's linear layers; None for full fine-tuning."""
+    if lora is None or lora.rank == 0:
+        return None
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha or 2 * lora.rank,
+        lora_dropout=lora.dropout,
+        # the language model only: vLLM serves no adapters on the vision tower
+        target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+        task_type=task_type,
+    )
+
+
+def place_checkpoints(args: TrainingArguments, total_steps: int, *, spread: bool, every: int = 1) -> None:
+    """Sets `save_steps`, once the arguments and the data have told how long the run is.
+
+    Args:
+        args: the trainer's; changed.
+        total_steps: optimizer steps of the whole run.
+        spread: place `CHECKPOINTS_PER_RUN` of them evenly; otherwise keep what the user asked for.
+        every: save only at multiples of this many steps: rounds up.
+    """
+    wanted = total_steps / CHECKPOINTS_PER_RUN if spread else args.save_steps
+    if wanted < 1 and not spread:  # transformers reads a fraction as a share of the run
+        wanted *= total_steps
+    args.save_steps = max(1, math.ceil(wanted / every)) * every
+
+
+def latest_checkpoint(folder: Path, layout: str = "") -> Path | None:
+    """The newest checkpoint that can be gone on from; half-written ones (a kill, a full disk) are passed over, and so
+    are those of another number of processes: they divide the data and the optimizer up differently."""
+    found = [(int(path.name.rsplit("-", 1)[1]), path) for path in folder.glob("checkpoint-*") if _usable(path, layout)]
+    return max(found)[1] if found else None
+
+
+def remove_torn_checkpoints(folder: Path, layout: str = "") -> None:
+    """Removes the others: transformers would count them among those it keeps, and drop a usable one."""
+    for path in folder.glob("checkpoint-*"):
+        if not _usable(path, layout):
+            print(f"{path}: not complete, or of another number of processes; removed", flush=True)
+            atomic.remove_tree(path)
+
+
+def _usable(checkpoint: Path, layout: str) -> bool:
+    """Whether it was written to its end, by as many processes (`Ranks.layout`)."""
+    mark = checkpoint / _COMPLETE
+    return mark.is_file() and mark.read_text() == layout
+
+
+class StageCallback(TrainerCallback):  # type: ignore[misc]
+    """Progress, durable checkpoints, and SIGTERM → checkpoint → stop."""
+
+    def __init__(
+        self,
+        context: StageContext[Any],
+        phase: str,
+        shown: tuple[str, ...] = ("loss",),
+        *,
+        every: int = 1,
+        extra: Callable[[Path], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            context: the stage's.
+            phase: what `/progress` says.
+            shown: figures of the trainer's log that `/progress` shows.
+            every: stop only at multiples of this many steps, where a checkpoint is exact.
+            extra: writes what else belongs into a checkpoint; it counts as complete only afterwards.
+        """
+        self.context = context
+        self.phase = phase
+        self.shown = shown
+        self.every = every
+        self.extra = extra
+        self.stopped_at: int | None = None
+        self._figures: dict[str, float] = {}
+        self._logged: tuple[float, int, float | None] | None = None  # when, at which step, tokens by then
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        asked = self.context.ranks.any(self.context.stop.is_set())  # all stop at the same step, or none
+        if asked and state.global_step < state.max_steps and state.global_step % self.every == 0:
+            control.should_save = True
+            control.should_training_stop = True
+            self.stopped_at = state.global_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = logs or {}
+        shown = {key: float(logs[key]) for key in self.shown if logs.get(key) is not None}
+        self._figures |= {**shown, **self._speed(state.global_step, logs)}  # the last log of all has none of them
+        self.context.progress(self.phase, state.global_step, state.max_steps, **self._figures)
+
+    def _speed(self, step: int, logs: Mapping[str, Any]) -> dict[str, float]:
+        """Tokens so far, and how fast the steps since the last log were; nothing that is not logged anyway is asked."""
+        now, tokens = time.monotonic(), next((float(logs[key]) for key in _TOKENS if key in logs), None)
+        before, self._logged = self._logged, (now, step, tokens)
+        found = {} if tokens is None else {"tokens": tokens}
+        if before is not None and step > before[1] and now > before[0]:
+            seconds = now - before[0]
+            found["step_seconds"] = seconds / (step - before[1])
+            if tokens is not None and before[2] is not None:
+                found["tokens_per_second"] = (tokens - before[2]) / seconds
+        return found
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
+        ranks = self.context.ranks
+        if self.extra is not None and ranks.main:
+            self.extra(folder)
+        ranks.barrier()  # each process has written its part of the checkpoint
+        atomic.fsync_tree(folder)
+        ranks.barrier()
+        if ranks.main:
+            atomic.write_text(folder / _COMPLETE, ranks.layout)
+        ranks.barrier()  # the first process that ends takes those beside it along
+
+    def raise_if_stopped(self) -> None:
+        """After `trainer.train()`: raises Checkpointed when SIGTERM ended it early."""
+        if self.stopped_at is not None:
+            raise Checkpointed(self.stopped_at)
+
+
+def train(trainer: Trainer, callback: StageCallback) -> None:
+    """Runs a trainer to its end, from its newest complete checkpoint if there is one.
+
+    Args:
+        trainer: built with `callback` among its callbacks and `context.work` as its output folder.
+        callback: the same.
+
+    Raises:
+        Checkpointed: SIGTERM came, and the checkpoint is on the volume.
+    """
+    trainer.remove_callback(PrinterCallback)  # the log goes into `log.json`, not to stdout
+    folder, ranks = callback.context.work, callback.context.ranks
+    checkpoint = None
+    if ranks.main:
+        remove_torn_checkpoints(folder, ranks.layout)
+        checkpoint = latest_checkpoint(folder, ranks.layout)
+    found = ranks.share(str(checkpoint or ""))
+    trainer.train(resume_from_checkpoint=found or None)
+    callback.raise_if_stopped()

@@ -1,0 +1,249 @@
+"""`medgr2 suspend`, `resume`, `restart`, `approve`, and the end of `decisions import`.
+
+Each changes one thing in the spec and says what it did."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from medgr2_api.cycle import Cycle
+from medgr2_api.stage_contract import ExitCode, StageName
+from medgr2_api.status import AttemptState, Phase
+
+from ..kube.client import CYCLES, ConflictError, Manifest
+from ..plan.spec_cache import resolved
+from ..plan.types import StageKey
+from .connection import Cluster, parsed
+from .errors import CommandError, parse_stage
+
+_TRIES = 20  # against other writers; the operator's status counts as one
+_POLL = 0.5  # seconds
+_ENDED = (Phase.COMPLETE, Phase.FAILED)
+_ACTIVE = (AttemptState.PENDING, AttemptState.RUNNING, AttemptState.TERMINATING)
+_WAITS = re.compile(r"\b([a-z]+)@(\d+)\b")
+
+
+async def suspend(cluster: Cluster, name: str, wait: float) -> int:
+    """Asks running stages to checkpoint and stop. With `wait` seconds: until they have."""
+    cycle = await cluster.cycle(name)
+    if _phase(cycle) in _ENDED:
+        raise CommandError(f"{name} is {_phase(cycle)}: nothing is left to suspend")
+    if not cycle["spec"].get("suspend"):
+        cycle = await cluster.client.patch(CYCLES, name, cluster.namespace, {"spec": {"suspend": True}})
+        print(f"{name}: suspended; running stages write a checkpoint and stop")
+    else:
+        print(f"{name} was suspended already")
+    if wait:
+        await _until(cluster, cycle, wait, _stopped)
+        print(f"{name}: everything has stopped")
+    return ExitCode.OK
+
+
+async def resume(cluster: Cluster, name: str, wait: float) -> int:
+    """Lets a suspended cycle go on. With `wait` seconds: until the operator has seen it."""
+    cycle = await cluster.cycle(name)
+    if cycle["spec"].get("suspend"):
+        cycle = await cluster.client.patch(CYCLES, name, cluster.namespace, {"spec": {"suspend": False}})
+        print(f"{name}: goes on")
+    else:
+        print(f"{name} was not suspended")
+    if wait:
+        await _until(cluster, cycle, wait, lambda now: _condition(now, "Suspended") == "False")
+    return ExitCode.OK
+
+
+async def restart(cluster: Cluster, name: str, stage: str, wait: float) -> int:
+    """Runs a stage, and all that depends on it, again. With `wait` seconds: until the operator has begun."""
+    wanted, iteration = parse_stage(stage)
+    if iteration is None:
+        raise CommandError(f"{stage!r}: say of which iteration, such as {wanted}@2")
+
+    def edit(stored: Manifest) -> _Edit:
+        return _restarting(parsed(stored), StageKey(iteration, wanted))
+
+    return await _change(cluster, name, edit, wait)
+
+
+async def review(cluster: Cluster, name: str, iteration: int, sha256: str, restart: bool, wait: float) -> int:
+    """Names an expert's review in the spec, and with `restart` lets curate take notice, both in one patch.
+
+    With `wait` seconds: until the operator has begun.
+    """
+
+    def edit(stored: Manifest) -> _Edit:
+        given = [found for found in stored["spec"].get("reviews") or [] if found["iteration"] != iteration]
+        value = sorted([*given, {"iteration": iteration, "sha256": sha256}], key=lambda found: int(found["iteration"]))
+        named = {"op": "add", "path": "/spec/reviews", "value": value}
+        if not restart:
+            told = f"{name}: spec.reviews names it; `medgr2 restart {name} curate@{iteration}` lets it count"
+            return _Edit([named], told, lambda now: True)
+        again = _restarting(parsed(stored), StageKey(iteration, StageName.CURATE))
+        return _Edit([named, *again.operations], again.told, again.done)
+
+    return await _change(cluster, name, edit, wait)
+
+
+def _restarting(cycle: Cycle, start: StageKey) -> _Edit:
+    reach, token = _reach(cycle, start), _fresh_token(cycle)
+    value = {"iteration": start.iteration, "stage": str(start.name), "token": token}
+    return _Edit(
+        [{"op": "add", "path": "/spec/restartFrom", "value": value}],
+        f"{cycle.metadata.name}: {start} and what depends on it run again, {reach} stages in all (token {token})",
+        lambda now: token in now.get("status", {}).get("restartTokens", ()),
+    )
+
+
+async def approve(cluster: Cluster, name: str, stage: str, wait: float) -> int:
+    """Lets what waits for approval go on: a stage, or all that wait. With `wait` seconds: until they no longer do."""
+
+    def edit(stored: Manifest) -> _Edit:
+        chosen = _to_approve(parsed(stored), stored, stage)
+        given = stored["spec"].get("approved") or []
+        new = [ref for key in chosen if (ref := {"iteration": key.iteration, "stage": str(key.name)}) not in given]
+        names = ", ".join(map(str, chosen))
+        return _Edit(
+            [{"op": "add", "path": "/spec/approved", "value": [*given, *new]}] if new else [],
+            f"{name}: {names} may go on" if new else f"{name}: {names} was approved already",
+            lambda now: not set(chosen) & set(_waiting(now)),
+        )
+
+    return await _change(cluster, name, edit, wait)
+
+
+@dataclass(frozen=True)
+class _Edit:
+    """A change of the spec that depends on what was read."""
+
+    operations: list[Manifest]
+    """RFC 6902; none: nothing is to be changed."""
+    told: str
+    done: Callable[[Manifest], bool]
+    """Whether the operator has acted on it."""
+
+
+async def _change(cluster: Cluster, name: str, edit: Callable[[Manifest], _Edit], wait: float) -> int:
+    """Reads, changes exactly what was read, and begins again when somebody else was faster: no edit is lost."""
+    for _ in range(_TRIES):
+        stored = await cluster.cycle(name)
+        wanted = edit(stored)
+        if wanted.operations:
+            version = stored["metadata"]["resourceVersion"]
+            unchanged = {"op": "replace", "path": "/metadata/resourceVersion", "value": version}
+            try:
+                operations = [unchanged, *wanted.operations]
+                stored = await cluster.client.json_patch(CYCLES, name, cluster.namespace, operations)
+            except ConflictError:
+                continue
+        print(wanted.told)
+        if wait:
+            await _until(cluster, stored, wait, wanted.done)
+        return ExitCode.OK
+    raise CommandError(f"{name} was changed by others {_TRIES} times in a row; try again", ExitCode.TEMPORARY)
+
+
+def _reach(cycle: Cycle, start: StageKey) -> int:
+    """How many stages would run again.
+
+    Raises:
+        CommandError: the cycle has no such stage.
+    """
+    name = cycle.metadata.name
+    if start.iteration > cycle.spec.iterations:
+        raise CommandError(f"{start}: {name} has {cycle.spec.iterations} iterations")
+    graph = resolved(name, cycle.spec).graph(cycle.spec.iterations)
+    if start not in graph:
+        there = ", ".join(str(node.key) for node in graph if node.key.iteration == start.iteration)
+        raise CommandError(f"{name} has no stage {start}; of iteration {start.iteration} it has {there}")
+    return len(graph.reach(start))
+
+
+def _fresh_token(cycle: Cycle) -> str:
+    """A word that has not acted yet; the operator ignores the others."""
+    now = cycle.spec.restart_from
+    used = {*cycle.status.restart_tokens, *([now.token] if now else ())}
+    return next(token for number in range(1, len(used) + 2) if (token := f"r{number}") not in used)
+
+
+def _to_approve(cycle: Cycle, stored: Manifest, stage: str) -> list[StageKey]:
+    """Which stages are meant.
+
+    Raises:
+        CommandError: none, or one that never waits.
+    """
+    name, waiting = cycle.metadata.name, _waiting(stored)
+    if not stage:
+        if not waiting:
+            raise CommandError(f"{name}: nothing waits for approval")
+        return waiting
+    wanted, iteration = parse_stage(stage)
+    if wanted not in cycle.spec.pause_before:
+        before = ", ".join(cycle.spec.pause_before) or "nothing"
+        raise CommandError(f"{name} does not wait before {wanted}: spec.pauseBefore has {before}")
+    if iteration is not None:
+        _reach(cycle, StageKey(iteration, wanted))
+        return [StageKey(iteration, wanted)]
+    chosen = [key for key in waiting if key.name is wanted]
+    if not chosen:
+        raise CommandError(f"{name}: no {wanted} waits for approval now; to approve it beforehand say {wanted}@N")
+    return chosen
+
+
+def _waiting(cycle: Manifest) -> list[StageKey]:
+    """What the operator says waits for approval."""
+    progressing = next((c for c in _conditions(cycle) if c["type"] == "Progressing"), {})
+    if progressing.get("reason") != "Paused":
+        return []
+    return [StageKey(int(n), StageName(s)) for s, n in _WAITS.findall(progressing["message"]) if s in set(StageName)]
+
+
+# -- waiting -----------------------------------------------------------------------------------------------------------
+
+
+async def _until(cluster: Cluster, changed: Manifest, seconds: float, done: Callable[[Manifest], bool]) -> None:
+    """Waits until the operator has seen the change and `done` holds.
+
+    Raises:
+        CommandError: not in time.
+    """
+    name, generation = changed["metadata"]["name"], changed["metadata"]["generation"]
+    deadline = time.monotonic() + seconds
+    while True:
+        now = await cluster.cycle(name)
+        seen = now.get("status", {}).get("observedGeneration", 0) >= generation
+        if seen and done(now):
+            return
+        if time.monotonic() > deadline:
+            why = _summary(now) if seen else "the operator has not looked at it; does it run?"
+            raise CommandError(f"{name}: not within {seconds:.0f} s: {why}", ExitCode.TEMPORARY)
+        await asyncio.sleep(_POLL)
+
+
+def _phase(cycle: Manifest) -> str:
+    return str(cycle.get("status", {}).get("phase", ""))
+
+
+def _conditions(cycle: Manifest) -> list[Manifest]:
+    return list(cycle.get("status", {}).get("conditions") or ())
+
+
+def _condition(cycle: Manifest, kind: str) -> str:
+    """Its status; empty: there is none, or it is about an older spec."""
+    generation = cycle["metadata"]["generation"]
+    found = next((c for c in _conditions(cycle) if c["type"] == kind), {})
+    return str(found.get("status", "")) if found.get("observedGeneration", 0) >= generation else ""
+
+
+def _stopped(cycle: Manifest) -> bool:
+    """Whether the suspension has come to its end: no stage runs any more, or the cycle ended meanwhile."""
+    stages = cycle.get("status", {}).get("stages") or ()
+    at_work = any(stage.get("attempt") and stage.get("state") in _ACTIVE for stage in stages)
+    return _phase(cycle) in _ENDED or (_condition(cycle, "Suspended") == "True" and not at_work)
+
+
+def _summary(cycle: Manifest) -> str:
+    progressing = next((c for c in _conditions(cycle) if c["type"] == "Progressing"), {})
+    return str(progressing.get("message") or cycle.get("status", {}).get("summary", ""))

@@ -1,0 +1,82 @@
+"""An observation, arranged for the questions the planner asks of it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from enum import Enum, auto
+
+from medgr2_api.status import StageStatus
+
+from .status_draft import attempt_of
+from .types import AttemptKey, JobState, Observed, ObservedJob, ObservedPod, StageKey
+
+#: Stands for the uid of a Job that nobody saw, but whose pod was seen: it existed.
+UNKNOWN_UID = "unknown"
+ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED})
+
+
+class Sight(Enum):
+    """What is seen of an attempt."""
+
+    ABSENT = auto()
+    """No Job, no pod."""
+    LINGERING = auto()
+    """No Job, but a pod that is still alive."""
+    QUEUED = auto()
+    RUNNING = auto()
+    SUCCEEDED = auto()
+    FAILED = auto()
+
+
+_SIGHT = {
+    JobState.QUEUED: Sight.QUEUED,
+    JobState.RUNNING: Sight.RUNNING,
+    JobState.SUCCEEDED: Sight.SUCCEEDED,
+    JobState.FAILED: Sight.FAILED,
+}
+
+
+class View:
+    """Jobs by attempt, live pods by stage, strangers by name."""
+
+    def __init__(self, observed: Observed) -> None:
+        self.jobs: dict[AttemptKey, ObservedJob] = {job.key: job for job in observed.jobs if job.owned}
+        self.strangers = {job.name for job in observed.jobs if not job.owned}
+        self._live: dict[StageKey, list[AttemptKey]] = defaultdict(list)
+        self._numbers: dict[tuple[StageKey, str], int] = defaultdict(int)
+        self._pods: set[AttemptKey] = {pod.key for pod in observed.pods}
+        for job in self.jobs.values():
+            self._note(job, live=job.state not in ENDED)
+        for pod in observed.pods:
+            self._note(pod, live=True)
+
+    def job(self, record: StageStatus) -> ObservedJob | None:
+        """The Job of a record's newest attempt. Another uid under its name is another Job."""
+        job = self.jobs.get(attempt_of(record))
+        return job if job is not None and record.job_uid in ("", UNKNOWN_UID, job.uid) else None
+
+    def sight(self, record: StageStatus) -> Sight:
+        """What is seen of a record's newest attempt."""
+        job = self.job(record)
+        if job is not None:
+            return _SIGHT[job.state]
+        return Sight.LINGERING if attempt_of(record) in self._pods else Sight.ABSENT
+
+    def alive(self, stage: StageKey) -> bool:
+        """Whether any attempt of a stage, under whatever token, may still write."""
+        return bool(self._live.get(stage))
+
+    def alive_stages(self) -> list[StageKey]:
+        """Stages of which an attempt may still write."""
+        return [stage for stage, live in self._live.items() if live]
+
+    def newest_attempt(self, stage: StageKey, token: str) -> int:
+        """The highest attempt number in sight; 0: none. Guards against a status restored from a backup."""
+        return self._numbers.get((stage, token), 0)
+
+    def _note(self, seen: ObservedJob | ObservedPod, *, live: bool) -> None:
+        key = seen.key
+        number = (key.stage, key.token)
+        self._numbers[number] = max(self._numbers[number], key.attempt)
+        if live:
+            self._live[key.stage].append(key)

@@ -1,0 +1,168 @@
+"""Which stages may start now, and the request that each is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from medgr2_api import paths
+from medgr2_api.cycle import Cycle
+from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageName, StageRequest
+from medgr2_api.status import AttemptState, StageStatus
+
+from .graph import Graph, Node
+from .job_names import job_name
+from .observation_index import View
+from .spec_cache import Resolved
+from .status_draft import ACTIVE, Ledger, stage_of
+from .types import AttemptKey, JobCreate, StageKey
+
+
+@dataclass
+class Starts:
+    """What is started, and what else could be but for a person's word or a stranger's Job."""
+
+    creates: list[JobCreate] = field(default_factory=list)
+    paused: list[StageKey] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)
+    backing_off: list[StageKey] = field(default_factory=list)
+
+
+def start(cycle: Cycle, known: Resolved, graph: Graph, ledger: Ledger, view: View) -> Starts:
+    """Starts every stage that is ready, first things first, up to `maxParallelStages`.
+
+    The intent (attempt number, name, state Pending) goes into the status of the same plan. An intent whose Job was
+    never seen is carried out again under the same identity.
+    """
+    starts = Starts()
+    approved = {StageKey(ref.iteration, ref.stage) for ref in cycle.spec.approved}
+    free = cycle.spec.max_parallel_stages - sum(1 for _ in ledger.active())
+    for node in graph:
+        key, record = node.key, ledger.get(node.key)
+        if not _lacks_attempt(record) or not all(ledger.done(need) for need in node.needs):
+            continue
+        begun = record is not None and record.attempt > 0
+        if key.name in cycle.spec.pause_before and key not in approved and not begun:
+            starts.paused.append(key)
+        elif (wait := _backoff_left(cycle, ledger, record)) > 0:
+            ledger.wake_in(wait)
+            starts.backing_off.append(key)
+        elif (free <= 0 and not _intended(record)) or view.alive(key) or _spends_elsewhere(cycle, key, view):
+            continue  # the end of a stage, or of a pod, wakes the planner
+        elif record is not None and not ledger.stored(key):
+            ledger.wake_in(0)  # first store how the last attempt ended
+        else:
+            free -= not _intended(record)
+            _attempt(cycle, known, node, ledger, view, starts)
+    return starts
+
+
+def _lacks_attempt(record: StageStatus | None) -> bool:
+    """Whether the stage has neither finished nor failed for good, and nothing works on it."""
+    if record is None or record.attempt == 0 or _intended(record):
+        return True
+    return record.state not in ACTIVE and record.state is not AttemptState.SUCCEEDED and not record.given_up
+
+
+def _spends_elsewhere(cycle: Cycle, key: StageKey, view: View) -> bool:
+    """Whether a pod of another iteration may still pay from the budget: what it leaves is known when it has ended."""
+    return (
+        key.name is StageName.GENERATE
+        and cycle.spec.budget.generator_usd is not None
+        and any(alive.name is StageName.GENERATE and alive != key for alive in view.alive_stages())
+    )
+
+
+def _intended(record: StageStatus | None) -> bool:
+    """Whether an attempt is in the status whose Job was never seen."""
+    return record is not None and record.attempt > 0 and record.state is AttemptState.PENDING and not record.job_uid
+
+
+def _backoff_left(cycle: Cycle, ledger: Ledger, record: StageStatus | None) -> float:
+    if record is None or record.retry_after is None:
+        return 0.0
+    left = (record.retry_after - ledger.now).total_seconds()
+    longest = cycle.spec.failure_policy.max_backoff_seconds
+    return left if left <= longest else 0.0  # longer than any backoff: the clock was set back
+
+
+def _attempt(cycle: Cycle, known: Resolved, node: Node, ledger: Ledger, view: View, starts: Starts) -> None:
+    """Writes the intent and plans the creation."""
+    key = node.key
+    record = ledger.get(key) or StageStatus(iteration=key.iteration, name=key.name)
+    attempt = AttemptKey(key.iteration, key.name, record.token, _number(record, view))
+    name = job_name(cycle.metadata.name, cycle.metadata.uid, attempt)
+    if name in view.strangers:
+        starts.conflicts.append(name)
+        return
+
+    settings = cycle.spec.stage(key.name)
+    budget = cycle.spec.budget.generator_usd if key.name is StageName.GENERATE else None
+    inputs = _inputs(node, ledger)
+    digests = {role: ref.output_digest for role, ref in inputs.items()}
+    # a collecting attempt looks where the successful one published, whatever the spec says by now
+    collected = record.collect and record.input_hash
+    publishes = collected or known.input_hash(key.name, key.iteration, digests, record.token)
+    same = publishes == record.input_hash
+    request = StageRequest.model_construct(
+        cycle=CycleRef.model_construct(
+            name=cycle.metadata.name, namespace=cycle.metadata.namespace, uid=cycle.metadata.uid
+        ),
+        iteration=key.iteration,
+        stage=key.name,
+        token=record.token,
+        attempt=attempt.attempt,
+        input_hash=publishes,
+        parameters=known.parameters(key.name, key.iteration),
+        inputs=inputs,
+        generator_budget_usd=budget,
+        grace_seconds=cycle.spec.template.termination_grace_period_seconds,
+        collect=record.collect,
+    )
+    resumes = same and not record.collect and (record.run_seconds > 0 or record.checkpoint_step >= 0)
+    starts.creates.append(JobCreate(attempt, name, request, settings.shards, resumes))
+    ledger.put(
+        record.model_copy(
+            update={
+                "state": AttemptState.PENDING,
+                "attempt": attempt.attempt,
+                "job_name": name,
+                "job_uid": "",
+                "input_hash": publishes,
+                "gpus": 0 if record.collect else settings.gpus() * settings.shards,
+                "checkpoint_step": record.checkpoint_step if same else -1,
+                "attempt_seconds": 0.0,
+                "generator_budget_usd": budget,
+                "pending_since": record.pending_since or ledger.now,
+                "start_time": None,
+                "completion_time": None,
+                "retry_after": None,
+                "reason": "",
+                "message": "",
+            }
+        )
+    )
+
+
+def _number(record: StageStatus, view: View) -> int:
+    """The attempt to make: the intended one, else one that never was."""
+    if _intended(record):
+        return record.attempt
+    return max(record.attempt, view.newest_attempt(stage_of(record), record.token)) + 1
+
+
+def _inputs(node: Node, ledger: Ledger) -> dict[str, ArtifactRef]:
+    """The artifacts that the stage reads, by role."""
+    chosen = {
+        item.role: source
+        for item in node.inputs
+        if (source := item.chosen(lambda key: ledger.records[key].promoted is not False)) is not None
+    }
+    return {
+        role: ArtifactRef.model_construct(
+            stage=source.name,
+            iteration=source.iteration,
+            path=str(paths.artifact(source.name, ledger.records[source].input_hash)),
+            output_digest=ledger.records[source].output_digest,
+        )
+        for role, source in chosen.items()
+    }

@@ -1,0 +1,124 @@
+"""The working copy of a status, which the planner reads and changes while it makes a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from medgr2_api.status import AttemptState, CycleStatus, Score, StageStatus, Usage
+
+from .types import AttemptKey, Event, StageKey
+
+ACTIVE = frozenset({AttemptState.PENDING, AttemptState.RUNNING, AttemptState.TERMINATING})
+MESSAGE_LENGTH = 512
+
+
+def stage_of(record: StageStatus) -> StageKey:
+    """Which stage a record is about."""
+    return StageKey(record.iteration, record.name)
+
+
+def attempt_of(record: StageStatus) -> AttemptKey:
+    """The newest attempt that a record tells of."""
+    return AttemptKey(record.iteration, record.name, record.token, record.attempt)
+
+
+def seconds_between(start: datetime | None, end: datetime) -> float:
+    """Time passed; never negative, however the clock was set."""
+    return max(0.0, (end - start).total_seconds()) if start is not None else 0.0
+
+
+@dataclass
+class Ledger:
+    """Records by stage, usage, scores and events. Records are replaced, never changed in place."""
+
+    before: dict[StageKey, StageStatus]
+    """As stored: what a crash cannot take back."""
+    now: datetime
+    records: dict[StageKey, StageStatus]
+    usage: Usage
+    scores: tuple[Score, ...]
+    events: list[Event] = field(default_factory=list)
+    wake: float | None = None
+    """Seconds until the earliest moment at which time alone changes the plan."""
+
+    @classmethod
+    def open(cls, status: CycleStatus, now: datetime) -> Ledger:
+        """A working copy of `status`."""
+        stored = {stage_of(record): record for record in status.stages}
+        return cls(stored, now, dict(stored), status.usage, tuple(status.scores))
+
+    def get(self, key: StageKey) -> StageStatus | None:
+        """The record of a stage; None: nothing happened to it yet."""
+        return self.records.get(key)
+
+    def put(self, record: StageStatus) -> None:
+        """Replaces a stage's record."""
+        self.records[stage_of(record)] = record
+
+    def change(self, key: StageKey, **changes: Any) -> StageStatus:
+        """Replaces some fields of a stage's record."""
+        record = self.records[key]
+        if any(getattr(record, name) != value for name, value in changes.items()):
+            record = self.records[key] = record.model_copy(update=changes)
+        return record
+
+    def count(self, **amounts: float) -> None:
+        """Adds to the usage."""
+        added = {name: getattr(self.usage, name) + amount for name, amount in amounts.items() if amount}
+        if added:
+            self.usage = self.usage.model_copy(update=added)
+
+    def active(self) -> Iterator[StageStatus]:
+        """Records whose newest attempt has not ended."""
+        return (record for record in list(self.records.values()) if record.attempt and record.state in ACTIVE)
+
+    def done(self, key: StageKey) -> bool:
+        """Whether a stage has finished."""
+        record = self.records.get(key)
+        return record is not None and record.state is AttemptState.SUCCEEDED
+
+    def stored(self, key: StageKey) -> bool:
+        """Whether the stage's newest attempt and its end are in the stored status already."""
+        before, record = self.before.get(key), self.records[key]
+        return before is record or (
+            before is not None and attempt_of(before) == attempt_of(record) and before.state is record.state
+        )
+
+    def event(self, reason: str, message: str, stage: StageKey | None = None, *, warning: bool = False) -> None:
+        """Tells people of a transition."""
+        self.events.append(Event("Warning" if warning else "Normal", reason, message, stage))
+
+    def wake_in(self, seconds: float) -> None:
+        """Asks to be called again after `seconds`, at the latest."""
+        seconds = max(0.0, seconds)
+        self.wake = seconds if self.wake is None else min(self.wake, seconds)
+
+    def end_stretch(self, key: StageKey, end: datetime | None = None) -> float:
+        """Books the time of a running stretch that is over; returns the attempt's seconds.
+
+        A queue resets a Job's start time, so the planner keeps its own account.
+        """
+        record = self.records[key]
+        if record.running_since is None:
+            return record.attempt_seconds
+        ran = seconds_between(record.running_since, end or self.now)
+        self.count(gpu_seconds=record.gpus * ran)
+        record = self.change(
+            key,
+            running_since=None,
+            run_seconds=record.run_seconds + ran,
+            attempt_seconds=record.attempt_seconds + ran,
+        )
+        return record.attempt_seconds
+
+    def after(self, seconds: float) -> datetime:
+        """The moment `seconds` from now."""
+        return self.now + timedelta(seconds=seconds)
+
+
+def cut(text: str, length: int = MESSAGE_LENGTH) -> str:
+    """Text that fits into the status."""
+    return text if len(text) <= length else text[: length - 1] + "…"

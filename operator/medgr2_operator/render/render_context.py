@@ -1,0 +1,80 @@
+"""What there is to know of an attempt while its objects are written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from medgr2_api.cycle import Cycle
+from medgr2_api.parameters import Provider
+from medgr2_api.scheduling import PodTemplate, StageSettings
+
+from ..plan.types import JobCreate
+from .errors import RenderError
+from .settings import RenderSettings
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A planned attempt, its cycle, and the operator's settings."""
+
+    cycle: Cycle
+    create: JobCreate
+    settings: RenderSettings
+    single_node: bool = False
+    """Only the pods of one node can mount the volume at a time."""
+
+    def __post_init__(self) -> None:
+        if self.shards > 1 and self.nodes > 1:
+            raise RenderError(f"{self.path}.shards", "a stage has shards or numNodes, not both: remove one of them")
+
+    @property
+    def path(self) -> str:
+        """Where in the cycle the stage is described."""
+        return f"spec.stages[{self.create.key.name}]"
+
+    @property
+    def collects(self) -> bool:
+        """It only reads a manifest: no GPU, no other node, no model server, no secret."""
+        return self.create.request.collect
+
+    @property
+    def template(self) -> PodTemplate:
+        """What every stage's pod has."""
+        return self.cycle.spec.template
+
+    @cached_property
+    def stage(self) -> StageSettings:
+        """What is said about this stage."""
+        return self.cycle.spec.stage(self.create.key.name)
+
+    @property
+    def shards(self) -> int:
+        """Parts that run side by side, one pod each. A collecting attempt has them too: each has its own manifest."""
+        return self.create.shards
+
+    @property
+    def nodes(self) -> int:
+        """Pods of one torchrun."""
+        return 1 if self.collects else self.stage.num_nodes
+
+    @property
+    def processes(self) -> int:
+        """Processes in each pod."""
+        return 1 if self.collects else self.stage.num_proc_per_node
+
+    @cached_property
+    def provider(self) -> Provider | None:
+        """Whom the stage asks for text, in its own request's words; None for a stage that asks nobody."""
+        document = self.create.request.parameters.get("provider")
+        return Provider.model_validate(document) if document and not self.collects else None
+
+    @property
+    def has_sidecar(self) -> bool:
+        """Whether a vLLM runs beside the stage."""
+        return self.provider is not None and self.provider.kind == "vllm"
+
+    @property
+    def image(self) -> str:
+        """The stage's image."""
+        return self.stage.image or self.template.image or self.settings.image

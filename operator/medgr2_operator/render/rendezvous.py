@@ -1,0 +1,67 @@
+"""Several processes of one training: how they find each other."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from medgr2_api.cycle import Cycle
+from medgr2_api.stage_contract import NUM_NODES_ENV, NUM_PROC_PER_NODE_ENV, RDZV_ENDPOINT_ENV, RDZV_ID_ENV, StageName
+
+from . import labels
+from .metadata import owned
+from .render_context import Attempt
+
+PORT = 29500
+
+_MAX_LENGTH = 63
+
+
+def service_name(cycle: Cycle, stage: StageName) -> str:
+    """`<cycle, shortened>-<stage>-<8 hex>`: an RFC 1035 label, different for each cycle that ever was."""
+    digest = hashlib.sha256(f"{cycle.metadata.uid}/{stage}".encode()).hexdigest()[:8]
+    tail = f"-{stage}-{digest}"
+    return cycle.metadata.name[: _MAX_LENGTH - len(tail)].rstrip("-") + tail
+
+
+def service(attempt: Attempt) -> dict[str, Any]:
+    """The headless Service that gives the pods names.
+
+    One per stage of a cycle, for all its iterations and attempts (the pods' names tell them apart): a Service for each
+    attempt would be one more thing to delete, and many would pile up over fifty restarts.
+    """
+    cycle, stage = attempt.cycle, attempt.create.key.name
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": owned(
+            cycle, service_name(cycle, stage), {**labels.of_cycle(cycle, "rendezvous"), labels.STAGE: str(stage)}
+        ),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,  # they look for each other before anything is ready
+            "selector": {labels.CYCLE_UID: cycle.metadata.uid, labels.STAGE: str(stage)},
+            "ports": [{"name": "rendezvous", "port": PORT}],
+        },
+    }
+
+
+def subdomain(attempt: Attempt) -> dict[str, str]:
+    """The pods' place in DNS; the Job controller sets their host names to `<job>-<index>`."""
+    return {"subdomain": service_name(attempt.cycle, attempt.create.key.name)} if attempt.nodes > 1 else {}
+
+
+def environment(attempt: Attempt) -> dict[str, str]:
+    """What `torchrun` is told; empty for a stage of one process. A pod's node rank is its JOB_COMPLETION_INDEX."""
+    if attempt.nodes == attempt.processes == 1:
+        return {}
+    host = "127.0.0.1"  # alone, also beside other shards: nobody else takes part
+    if attempt.nodes > 1:
+        namespace = attempt.cycle.metadata.namespace
+        host = f"{attempt.create.name}-0.{service_name(attempt.cycle, attempt.create.key.name)}.{namespace}.svc"
+    return {
+        NUM_NODES_ENV: str(attempt.nodes),
+        NUM_PROC_PER_NODE_ENV: str(attempt.processes),
+        RDZV_ENDPOINT_ENV: f"{host}:{PORT}",
+        RDZV_ID_ENV: attempt.create.name,  # a pod of an earlier attempt cannot join
+    }

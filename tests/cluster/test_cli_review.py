@@ -1,0 +1,164 @@
+"""An expert's review on a cluster: out through the reading pod, back through one that may write to `reviews` only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from medgr2_api.cycle import Cycle
+from medgr2_api.stage_contract import StageName
+from medgr2_jobs.store.images import ImageStore
+from medgr2_operator.render.settings import RenderSettings
+from medgr2_operator.render.volume_reader_pod import reader
+from tests.cluster.commands import Medgr2
+from tests.cluster.fixtures import eventually
+from tests.cluster.test_cli_streams import StreamingNode
+from tests.support.fake_artifacts import publish
+from tests.support.kwok_env import World
+
+
+@pytest.fixture
+def node(world: World, tmp_path: Path) -> Iterator[StreamingNode]:
+    made = StreamingNode(world.control_plane, tmp_path)
+    try:
+        made.create()
+        yield made
+    finally:
+        made.remove()
+
+
+@pytest.fixture
+def medgr2(world: World) -> Medgr2:
+    return Medgr2(world)
+
+
+def curated(workspace: Path, count: int = 3) -> None:
+    """Candidates of iteration 1 of cycle `loop`, all kept but the last."""
+    candidates: list[dict[str, Any]] = []
+    for number in range(count):
+        image = ImageStore(workspace).add(Image.new("RGB", (32, 32), (number % 256, number // 256, 0)), 10_000).sha256
+        candidates.append(
+            {"triplet_id": f"t001-{number:06d}", "iteration": 1, "image_sha256": image, "modality": "CT",
+             "question_type": "finding", "question": "Was ist größer?", "options": ["a", "b"], "answer_index": 1,
+             "rationale": "It is.", "response": "", "paradigm": "Direct", "template_sha256": "f", "generator": "g",
+             "outcome": "ok", "attempts": 1}
+        )  # fmt: skip
+    decisions = [
+        {"triplet_id": row["triplet_id"], "keep": row is not candidates[-1], "score": 7.5,
+         "reasons": [] if row is not candidates[-1] else ["below_threshold"]}
+        for row in candidates
+    ]  # fmt: skip
+    publish(workspace, StageName.GENERATE, 1, tables={"candidates": candidates}, cycle="loop")
+    tables: dict[str, list[dict[str, Any]]] = {"decisions": decisions, "training": [], "lineage": []}
+    publish(workspace, StageName.CURATE, 1, tables=tables, cycle="loop")
+
+
+def test_a_review_goes_out_and_comes_back(world: World, node: StreamingNode, medgr2: Medgr2, tmp_path: Path) -> None:
+    world.apply(template=node.template)
+    curated(node.workspace)
+    here = tmp_path / "here"
+    here.mkdir()
+    said = medgr2("decisions", "export", "loop", here, "--iteration", 1)
+    folder = here / "loop-i001-triplets"
+    assert said.startswith(f"{folder}/triplets.jsonl: 2 triplets of curate@1")
+    rows = [json.loads(line) for line in (folder / "triplets.jsonl").read_text().splitlines()]
+    assert [row["question"] for row in rows] == ["Was ist größer?"] * 2
+    with Image.open(folder / rows[0]["image"]) as image:
+        assert image.size == (32, 32)
+    again = medgr2.run("decisions", "export", "loop", here, "--iteration", 1)
+    assert (again.code, again.err) == (2, f"{folder} is there already; --force replaces it\n")
+    assert ": 3 triplets" in medgr2("decisions", "export", "loop", here, "--iteration", 1, "--force", "--all")
+
+    rows[0]["veto"], rows[1]["veto"] = True, False
+    back = tmp_path / "back.jsonl"
+    back.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = medgr2("decisions", "import", "loop", back, "--iteration", 1)
+    (written,) = (node.workspace / "reviews").iterdir()
+    assert told.splitlines() == [
+        f"reviews/{written.name}: 1 vetoed, 1 confirmed, of 3 candidates",
+        "loop: curate@1 and what depends on it run again, 7 stages in all (token r1)",
+    ]
+    spec = world.cycle()["spec"]
+    assert spec["reviews"] == [{"iteration": 1, "sha256": written.stem}]
+    assert spec["restartFrom"] == {"iteration": 1, "stage": "curate", "token": "r1"}
+
+    back.write_text(json.dumps({"triplet_id": rows[1]["triplet_id"], "veto": True}) + "\n")
+    told = medgr2("decisions", "import", "loop", back, "--iteration", 1, "--no-restart")
+    assert told.splitlines()[1] == "loop: spec.reviews names it; `medgr2 restart loop curate@1` lets it count"
+    after = world.cycle()["spec"]
+    assert after["restartFrom"] == spec["restartFrom"]
+    assert after["reviews"] != spec["reviews"]
+    assert len(after["reviews"]) == 1, "another review of the same iteration takes its place"
+    eventually(lambda: not world.kubectl.get("pods")["items"], "no pod is left")
+
+
+def test_what_is_not_right_changes_nothing(world: World, node: StreamingNode, medgr2: Medgr2, tmp_path: Path) -> None:
+    world.apply(template=node.template)
+    curated(node.workspace)
+    back = tmp_path / "back.csv"
+    back.write_text("triplet_id,veto\nt001-000000,yes\nt001-000077,yes\n")
+    refused = medgr2.run("decisions", "import", "loop", back, "--iteration", 1)
+    assert refused.code != 0
+    # exit codes of a container: `test_cli_node.py`
+    assert "back.csv:3: no candidate 't001-000077' in this iteration; it has 3" in refused.err
+    missing = medgr2.run("decisions", "import", "loop", tmp_path / "nothing.csv", "--iteration", 1)
+    assert (missing.code, missing.err) == (2, f"{tmp_path}/nothing.csv: No such file or directory\n")
+    early = medgr2.run("decisions", "export", "loop", tmp_path, "--iteration", 2)
+    assert early.code != 0
+    assert "curate@2 has not finished" in early.err
+    assert "reviews" not in world.cycle()["spec"]
+    assert not (node.workspace / "reviews").exists()
+    assert not list(tmp_path.glob("*triplets*"))
+
+
+def test_thousands_of_decisions_arrive_whole(world: World, node: StreamingNode, medgr2: Medgr2, tmp_path: Path) -> None:
+    """More than one message of the protocol holds."""
+    world.apply(template=node.template)
+    curated(node.workspace, 2000)
+    back = tmp_path / "back.jsonl"
+    rows = [{"triplet_id": f"t001-{n:06d}", "veto": n % 2 == 0, "reason": "ungenau " * 12} for n in range(2000)]
+    back.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert back.stat().st_size > 200_000
+    assert "1000 vetoed, 1000 confirmed" in medgr2("decisions", "import", "loop", back, "--iteration", 1)
+
+
+def test_the_operator_lets_curate_take_notice(
+    world: World, node: StreamingNode, medgr2: Medgr2, tmp_path: Path
+) -> None:
+    world.operator.start()
+    world.apply(template=node.template)
+    world.wait("Complete")
+    before = set(world.created_jobs())
+    curated(node.workspace)
+    back = tmp_path / "back.jsonl"
+    back.write_text('{"triplet_id": "t001-000001", "veto": true}\n')
+    medgr2("decisions", "import", "loop", back, "--iteration", 1, "--wait")
+    world.wait("Complete")
+    again = {name.split("-i001-")[1].split("-a")[0] for name in set(world.created_jobs()) - before}
+    assert again == {"curate", "sft", "grpo", "preferences", "reward", "evaluate", "report"}
+    (written,) = (node.workspace / "reviews").iterdir()
+    jobs = world.kubectl.get("jobs")["items"]
+    newest = max((job for job in jobs if "-curate-" in job["metadata"]["name"]),
+                 key=lambda job: job["metadata"]["creationTimestamp"])  # fmt: skip
+    environment = newest["spec"]["template"]["spec"]["containers"][0]["env"]
+    asked = next(json.loads(entry["value"]) for entry in environment if entry["name"] == "MEDGR2_STAGE_REQUEST")
+    assert asked["parameters"]["review"] == written.stem
+
+
+def test_the_writing_pod_is_restricted_and_writes_to_reviews_only(world: World) -> None:
+    world.apply(workspace={"persistentVolumeClaim": {"claimName": "medgr2-data"}, "subPath": "teams/ml"})
+    world.kubectl("label", "namespace", world.namespace, "pod-security.kubernetes.io/enforce=restricted")
+    cycle = Cycle.model_validate(world.cycle())
+    pod = reader(cycle, "loop-read-1", "localhost/stage:test", 600, RenderSettings(image=""), "reviews")
+    arguments = ("-n", world.namespace, "create", "--dry-run=server", "-o", "yaml", "-f", "-")
+    made = yaml.safe_load(world.control_plane.kubectl(*arguments, stdin=yaml.safe_dump(pod)))
+    mounts = [mount for mount in made["spec"]["containers"][0]["volumeMounts"] if mount["name"] == "workspace"]
+    assert [(mount["mountPath"], mount.get("readOnly", False), mount["subPath"]) for mount in mounts] == [
+        ("/workspace", True, "teams/ml"), ("/workspace/reviews", False, "teams/ml/reviews"),
+    ]  # fmt: skip

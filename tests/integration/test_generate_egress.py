@@ -1,0 +1,127 @@
+"""No image leaves the house that may not: seen by the server itself, in the bytes of every request."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medgr2_api.stage_contract import StageRequest
+from medgr2_jobs.generate import egress_policy, probe, sampling_plan
+from medgr2_jobs.runner import main
+from medgr2_jobs.store.images import ImageStore
+from tests.support import jobs_fixtures as world
+from tests.support.chat_server import ChatServer, GeminiServer, serving
+from tests.support.generate_fixtures import asked, outcomes, prepare_root
+
+SERVERS = {"openAI": ChatServer, "gemini": GeminiServer}
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> Iterator[ChatServer]:
+    with serving(SERVERS[request.param]) as running:
+        yield running
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return prepare_root(tmp_path, monkeypatch)
+
+
+def mixed(root: Path) -> world.Tables:
+    """Eight training images: the first three may leave; the fourth comes from two sources, and one says no."""
+    tables = world.phantom_tables(root, {"train": 8, "test": 2})
+    for number, row in enumerate(tables["images"]):
+        row["allow_external"] = number < 4
+    tables["images"].append({**tables["images"][3], "source": "other", "allow_external": False})
+    return tables
+
+
+def request(root: Path, server: ChatServer, tables: world.Tables, *, external: bool = True) -> StageRequest:
+    kind = "gemini" if isinstance(server, GeminiServer) else "openAI"
+    return asked(root, server.url, kind=kind, tables=tables, about={"external": external})
+
+
+def sent(server: ChatServer, root: Path, tables: world.Tables) -> set[str]:
+    """Images whose bytes were in any request, whatever form they had there."""
+    store, found = ImageStore(root), set()
+    everything = b"\n".join(server.ledger.bodies).replace(b"-", b"+").replace(b"_", b"/")
+    for row in tables["images"]:
+        data = store.read(row["image_sha256"])
+        if base64.b64encode(data)[:-4] in everything or data in everything:
+            found.add(row["image_sha256"])
+    return found
+
+
+def test_only_images_that_may_leave_are_asked_about(root: Path, server: ChatServer) -> None:
+    tables = mixed(root)
+    found = world.run(root, request(root, server, tables))
+    allowed = {row["image_sha256"] for row in tables["images"][:3]}
+    assert sent(server, root, tables) == allowed
+    rows = found.rows("candidates")
+    assert outcomes(rows) == {"ok": 12}
+    assert {row["image_sha256"] for row in rows} == allowed
+    assert found.manifest.counters["images_withheld"] == 5
+
+
+def test_a_provider_inside_sees_all(root: Path) -> None:
+    with serving() as server:
+        tables = mixed(root)
+        found = world.run(root, request(root, server, tables, external=False))
+        train = {row["image_sha256"] for row in tables["images"] if row["split"] == "train"}
+        assert {row["image_sha256"] for row in found.rows("candidates")} == sent(server, root, tables) <= train
+        assert sent(server, root, tables) & {row["image_sha256"] for row in tables["images"][3:8]}
+        assert found.manifest.counters["images_withheld"] == 0
+
+
+def test_gemini_is_outside_whatever_the_request_says(root: Path) -> None:
+    with serving(GeminiServer) as server:
+        tables = mixed(root)
+        world.run(root, request(root, server, tables, external=False))
+        assert sent(server, root, tables) == {row["image_sha256"] for row in tables["images"][:3]}
+
+
+def test_tampered_tasks_stop_the_stage_before_any_byte(
+    root: Path, server: ChatServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tables = mixed(root)
+    honest = sampling_plan.tasks
+
+    def tampered(*args: Any, **kwargs: Any) -> list[sampling_plan.Task]:
+        made = honest(*args, **kwargs)
+        return [
+            sampling_plan.Task(t.triplet_id, tables["images"][5]["image_sha256"], t.modality, t.question_type)
+            for t in made
+        ]
+
+    monkeypatch.setattr(sampling_plan, "tasks", tampered)
+    assert main.execute(request(root, server, tables), root) == 78
+    assert "may not leave the house" in capfd.readouterr().err
+    assert server.ledger.bodies == []
+
+
+def test_a_sample_keeps_to_it(root: Path, server: ChatServer) -> None:
+    tables = mixed(root)
+    made = request(root, server, tables)
+    parameters = main._context(made, root, main.threading.Event(), main.Ranks(), None).parameters
+    assert len(probe.sample(root, made.cycle, parameters, tables["images"], 6)) == 6
+    assert sent(server, root, tables) == {row["image_sha256"] for row in tables["images"][:3]}
+
+
+def test_nothing_may_leave(root: Path, server: ChatServer, capfd: pytest.CaptureFixture[str]) -> None:
+    tables = mixed(root)
+    for row in tables["images"]:
+        row["allow_external"] = None  # an older table: nobody has said yes
+    assert main.execute(request(root, server, tables), root) == 78
+    told = capfd.readouterr().err
+    assert "none of the 8 training images may leave the house" in told
+    assert "allowExternal: true" in told
+    assert server.ledger.bodies == []
+
+
+def test_the_gate_is_the_only_reader_of_bytes_that_are_sent() -> None:
+    texts = {path.name: path.read_text() for path in Path(egress_policy.__file__).parent.rglob("*.py")}
+    assert [name for name, text in texts.items() if "store.read" in text or "images.read" in text] == ["leaving.py"]

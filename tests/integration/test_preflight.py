@@ -1,0 +1,159 @@
+"""`medgr2 doctor` against a server that speaks the provider's protocol: key, model, image, answer, cost, budget."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from medgr2_api import paths
+from medgr2_jobs.preflight import provider_checks
+from medgr2_jobs.preflight.__main__ import main
+from medgr2_jobs.preflight.check_result import Case, Verdict
+from tests.support.chat_server import Answer, ChatServer, serving
+from tests.support.generate_fixtures import KEY, PRICES, QUESTION_USD, prepare_root
+from tests.unit.jobs.preflight.test_data_checks import TINY, case
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return prepare_root(tmp_path, monkeypatch)
+
+
+@contextmanager
+def answering(answer: Answer) -> Iterator[ChatServer]:
+    """A server that says the same to everybody."""
+    with serving() as server:
+        server.answer = lambda number, body: answer
+        yield server
+
+
+def trial(root: Path, server: ChatServer, questions: int = 2, **values: Any) -> Case:
+    openai = {"model": "some/vlm", "baseURL": server.url, "apiKeySecretRef": {"name": "provider", "key": "key"}}
+    generator = {"openAI": openai | values.pop("openai", {}), "prices": PRICES, "candidates": 1000, "concurrency": 2}
+    found = case(root, generator=generator, iterations=2, **values)
+    return Case(found.cycle, found.spec, root, questions)
+
+
+def test_a_sound_provider_is_asked_and_the_whole_cost_is_told(root: Path) -> None:
+    with serving() as server:
+        asked, cost = provider_checks.trial(trial(root, server))
+    assert (asked.verdict, asked.message) == (Verdict.OK, "some/vlm: 2 of 2 questions became triplets")
+    assert cost.verdict is Verdict.OK
+    assert f"{2000 * QUESTION_USD:.4g}" in cost.message
+    assert len(server.ledger.requests) == 2
+    spend = root / paths.spend("omnimed", paths.local_uid("omnimed"))
+    assert list(spend.glob("*.jsonl")), "what a trial paid counts as spent by the cycle"
+
+
+def test_a_wrong_key_is_told_before_the_run(root: Path) -> None:
+    with answering(Answer(status=401, body='{"error": {"message": "no"}}')) as server:
+        (found,) = provider_checks.trial(trial(root, server))
+    assert found.verdict is Verdict.FAILED
+    assert "refuses the API key" in found.message
+    assert KEY not in found.message
+
+
+def test_a_model_that_does_not_exist_is_told_before_the_run(root: Path) -> None:
+    with answering(Answer(status=404, body='{"error": {"message": "no such model"}}')) as server:
+        (found,) = provider_checks.trial(trial(root, server))
+    assert found.verdict is Verdict.FAILED
+    assert "no such model" in found.message
+
+
+def test_a_secret_that_is_not_there_is_named(root: Path) -> None:
+    with serving() as server:
+        reference = {"apiKeySecretRef": {"name": "provider", "key": "other"}}
+        (found,) = provider_checks.trial(trial(root, server, openai=reference))
+    assert found.verdict is Verdict.FAILED
+    assert "secret 'provider' has no key 'other'" in found.message
+    assert not server.ledger.requests
+
+
+def test_answers_that_are_no_triplets_are_a_warning(root: Path) -> None:
+    with answering(Answer(content="I cannot see images.")) as server:
+        asked, _ = provider_checks.trial(trial(root, server))
+    assert asked.verdict is Verdict.WARNING
+    assert "0 of 2 questions became triplets; the others: invalid_json" in asked.message
+
+
+def test_a_budget_that_will_not_do_is_a_warning(root: Path) -> None:
+    with serving() as server:
+        _, cost = provider_checks.trial(trial(root, server, budget={"generatorUSD": 0.3}))
+    assert cost.verdict is Verdict.WARNING
+    assert "more than the budget of 0.3 USD" in cost.message
+
+
+def test_no_question_is_asked_when_none_may_be(root: Path) -> None:
+    with serving() as server:
+        (found,) = provider_checks.trial(trial(root, server, questions=0))
+    assert found.verdict is Verdict.SKIPPED
+    assert not server.ledger.requests
+
+
+def test_a_picture_that_may_not_leave_is_not_tried(root: Path) -> None:
+    (root / "data/images").mkdir(parents=True)
+    Image.new("RGB", (16, 16), (9, 9, 9)).save(root / "data/images/a.png")
+    with serving() as server:
+        outside = trial(root, server, openai={"external": True}, data__sources=[_source(allowExternal=False)])
+        (refused,) = provider_checks.trial(outside)
+        assert refused.verdict is Verdict.FAILED
+        assert "may leave the house" in refused.message
+        assert not server.ledger.requests
+        inside = trial(root, server, questions=1, data__sources=[_source(allowExternal=False)])
+        assert next(iter(provider_checks.trial(inside))).verdict is Verdict.OK
+    assert len(server.ledger.requests) == 1
+
+
+def _source(**changes: Any) -> dict[str, Any]:
+    return {"name": "train", "format": "OmniMedVQA", "uri": "data/train", "images": "data/images", **changes}
+
+
+def test_which_images_leave(root: Path) -> None:
+    found = list(
+        provider_checks.leaving(case(root, data__sources=[_source(), {**_source(allowExternal=False), "name": "x"}]))
+    )
+    assert [finding.verdict for finding in found] == [Verdict.OK, Verdict.WARNING]
+    with serving() as server:
+        (inside,) = provider_checks.leaving(trial(root, server))
+    assert "no image leaves the house" in inside.message
+
+
+def test_the_command_says_it_all_and_fails_where_the_run_would(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("data/train", "data/test", "data/images"):
+        (root / folder).mkdir(parents=True)
+    with serving() as server:
+        found = trial(root, server, policy__baseModel=TINY, rewardModel__baseModel=TINY)
+        file = tmp_path / "cycle.yaml"
+        file.write_text(
+            yaml.safe_dump(found.cycle.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"status"}))
+        )
+        arguments = [
+            str(file),
+            "--workspace",
+            str(root),
+            "--secrets-dir",
+            str(tmp_path / "secrets"),
+            "--questions",
+            "1",
+        ]
+        assert main(arguments) == 0, capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert "ok       data.sources[train].uri:" in told
+        assert "1 of 1 questions became triplets" in told
+        command = [sys.executable, "-m", "medgr2_operator.cli.app", "doctor", *arguments, "--json"]
+        (root / "data/train").rmdir()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    failing = [finding["where"] for finding in json.loads(done.stdout) if finding["verdict"] == "failed"]
+    assert failing == ["data.sources[train].uri"]

@@ -1,0 +1,104 @@
+"""Requests to stage generate, and a workspace for them, with a key of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medgr2_api import paths
+from medgr2_api.stage_contract import REQUEST_ENV, SECRETS_ENV, WORKSPACE_ENV, StageName, StageRequest
+from medgr2_jobs.generate import append_only_log, rate_control
+from tests.support import jobs_fixtures as world
+from tests.support.chat_server import TOKENS_IN, TOKENS_OUT
+
+KEY = "sk-secret-of-the-tests"
+TYPES = ["Diagnosis", "Anatomy", "Modality"]
+#: USD for a million tokens, in and out: a question of the loopback servers costs 0.0002 USD.
+PRICES = {"inputUSDPerMillionTokens": 1.0, "outputUSDPerMillionTokens": 2.0, "maxImageTokens": 500}
+QUESTION_USD = (TOKENS_IN * 1.0 + TOKENS_OUT * 2.0) / 1e6
+
+
+def prepare_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace; secrets beside it; retries that do not wait."""
+    folder = tmp_path / "workspace"
+    folder.mkdir()
+    secret = tmp_path / "secrets" / "provider" / "key"
+    secret.parent.mkdir(parents=True)
+    secret.write_text(KEY + "\n")
+    monkeypatch.setenv(SECRETS_ENV, str(tmp_path / "secrets"))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-somebody-else")
+    monkeypatch.setenv("GOOGLE_API_KEY", "key-of-somebody-else")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(rate_control, "BACKOFF", 0.01)
+    return folder
+
+
+def asked(
+    root: Path, url: str, *, candidates: int = 12, tables: world.Tables | None = None, **changes: Any
+) -> StageRequest:
+    """A request for `candidates` questions, two per image."""
+    provider = {
+        "kind": changes.pop("kind", "openAI"),
+        "model": changes.pop("model", "some/vlm"),
+        "baseUrl": url,
+        "concurrency": changes.pop("concurrency", 4),
+        "apiKeySecretRef": {"name": "provider", "key": changes.pop("key", "key")},
+        **changes.pop("about", {}),
+    }
+    fields = {
+        name: changes.pop(name)
+        for name in ("shard", "attempt", "generator_budget_usd", "cycle", "grace_seconds")
+        if name in changes
+    }
+    parameters = {
+        "seed": 5,
+        "iteration": 1,
+        "provider": provider,
+        "paradigms": [{"name": "Direct"}, {"name": "StepByStep"}, {"name": "MetaCognitive"}],
+        "questionTypes": TYPES,
+        "candidates": candidates,
+        "questionsPerImage": 2,
+        "sampling": {"temperature": 0.5, "topP": 0.9, "maxTokens": 300},
+        "answerFormat": "Letter",
+        "shards": 1,
+        **changes,
+    }
+    tables = tables or world.phantom_tables(root, {"train": 8, "test": 2})
+    return world.request(
+        StageName.GENERATE, 1, parameters, {"prepare": world.publish(root, StageName.PREPARE, tables)}, **fields
+    )
+
+
+def start(root: Path, request: StageRequest, **more: str) -> subprocess.Popen[str]:
+    """The stage in a process of its own."""
+    environment = {**os.environ, REQUEST_ENV: json.dumps(request.dump()), WORKSPACE_ENV: str(root), **more}
+    return subprocess.Popen(
+        [sys.executable, "-m", "medgr2_jobs.runner.main"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def outcomes(rows: list[dict[str, Any]]) -> Counter[str]:
+    return Counter(row["outcome"] for row in rows)
+
+
+def ledgers(root: Path, request: StageRequest) -> dict[str, tuple[float, float]]:
+    """What each ledger of the request's cycle says: paid, and never settled; by the file's name."""
+    found = {}
+    for path in sorted((root / paths.spend(request.cycle.name, request.cycle.uid)).glob("*.jsonl")):
+        reserved: dict[int, float] = {}
+        paid: dict[int, float] = {}
+        for line in append_only_log.read(path):
+            (paid if "paid" in line else reserved)[line["n"]] = line.get("paid", line.get("reserved"))
+        found[path.name] = (sum(paid.values()), sum(usd for n, usd in reserved.items() if n not in paid))
+    return found

@@ -1,0 +1,120 @@
+"""A workspace with hand-made artifacts, and stages run on it: what a stage reads can be exactly what a test needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from medgr2_api import paths
+from medgr2_api.base import sha256_of
+from medgr2_api.parameters import parameters_model
+from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageName, StageRequest
+from medgr2_jobs.data import synthetic_images
+from medgr2_jobs.runner import main
+from medgr2_jobs.store import manifest
+from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
+from medgr2_jobs.store.images import ImageStore
+
+Tables = dict[str, list[dict[str, Any]]]
+CYCLE = CycleRef(name="test", uid="uid-1")
+
+
+def publish(root: Path, name: StageName, tables: Tables, *, iteration: int = 0, **fields: Any) -> ArtifactRef:
+    """An artifact of these tables; `fields` go into its manifest."""
+    input_hash = sha256_of([name, iteration, str(tables), str(fields)])
+    asked = StageRequest(cycle=CYCLE, iteration=iteration, stage=name, input_hash=input_hash, parameters={})
+    writer = ArtifactWriter(root, asked)
+    writer.open()
+    for table, rows in tables.items():
+        writer.table(table, rows)
+    fields = {"inputs": {}, "parameters": {"answerFormat": "Letter"}, **fields}
+    made = manifest.Manifest(
+        stage=name,
+        input_hash=input_hash,
+        code_version=1,
+        cycle=CYCLE.name,
+        iteration=iteration,
+        attempt=1,
+        parts=writer.parts(),
+        **fields,
+    )
+    digest = manifest.commit(writer.base, made, writer.work).output_digest
+    return ArtifactRef(
+        stage=name, iteration=iteration, path=str(paths.artifact(name, input_hash)), output_digest=digest
+    )
+
+
+def request(
+    name: StageName, iteration: int, parameters: dict[str, Any], inputs: dict[str, ArtifactRef], **fields: Any
+) -> StageRequest:
+    """A request for a stage; its parameters are checked."""
+    checked = parameters_model(name).model_validate(parameters).dump()
+    digests = {role: ref.output_digest for role, ref in inputs.items()}
+    return StageRequest(
+        cycle=fields.pop("cycle", CYCLE),
+        iteration=iteration,
+        stage=name,
+        input_hash=sha256_of([name, iteration, checked, digests]),
+        parameters=checked,
+        inputs=inputs,
+        **fields,
+    )
+
+
+def run(root: Path, asked: StageRequest) -> ArtifactReader:
+    """Runs the stage in this process; it must succeed."""
+    assert main.execute(asked, root) == 0
+    return reader(root, asked)
+
+
+def reader(root: Path, asked: StageRequest) -> ArtifactReader:
+    """What a stage published, all shards of it."""
+    path = str(paths.artifact(asked.stage, asked.input_hash))
+    return ArtifactReader(root, ArtifactRef(stage=asked.stage, iteration=asked.iteration, path=path, output_digest=""))
+
+
+def ref(root: Path, asked: StageRequest) -> ArtifactRef:
+    """The reference to what a stage published."""
+    found = reader(root, asked)
+    return found.ref.model_copy(update={"output_digest": found.digest})
+
+
+def phantom_tables(root: Path, splits: dict[str, int], *, real: int = 0) -> Tables:
+    """Tables images, items and phantoms: so many phantoms of each split, one item each; `real` training images
+    that are no phantoms. The pictures are in the store."""
+    store = ImageStore(root)
+    tables: Tables = {"images": [], "items": [], "phantoms": []}
+    index = 0
+    for split, count in splits.items():
+        for _ in range(count):
+            shown = synthetic_images.attributes(1, index)
+            sha256 = store.add(synthetic_images.draw(shown, 1, index), 10_000).sha256
+            (asked,) = synthetic_images.questions(1, index, 1)
+            tables["images"].append(_image(sha256, shown.modality, split))
+            tables["phantoms"].append({"image_sha256": sha256, **{k: shown.value(k) for k in synthetic_images.KINDS}})
+            tables["items"].append(
+                {
+                    "item_id": f"item-{index}",
+                    "source": "seed",
+                    "split": split,
+                    "benchmark": "bench" if split == "test" else "",
+                    "image_sha256": sha256,
+                    "modality": shown.modality,
+                    "question_type": asked.kind,
+                    "question": asked.text,
+                    "options": list(asked.options),
+                    "answer_index": asked.answer_index,
+                    "rationale": asked.rationale,
+                }
+            )
+            index += 1
+    for number in range(real):
+        sha256 = store.add(Image.new("RGB", (56, 56), (number, 7, 7)), 10_000).sha256
+        tables["images"].append(_image(sha256, "CT", "train"))
+    return tables
+
+
+def _image(sha256: str, modality: str, split: str) -> dict[str, Any]:
+    return {"image_sha256": sha256, "modality": modality, "split": split, "source": "seed", "allow_external": True}

@@ -1,0 +1,117 @@
+"""Shards of a generate stage that are killed again and again, and what the provider charged for it in the end."""
+
+from __future__ import annotations
+
+import os
+import queue
+import random
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medgr2_api.stage_contract import Shard, StageRequest
+from tests.support.chat_server import Answer, ChatServer
+from tests.support.generate_fixtures import PRICES, QUESTION_USD, asked
+from tests.support.stage_server import Nursery
+
+#: Above what a question may cost at most.
+ROOM = 0.006
+
+
+@dataclass
+class Run:
+    """What happened."""
+
+    requests: list[StageRequest]
+    kills: int = 0
+    spent_out: int = 0
+    """Shards that stopped at the first budget."""
+    charged_at_first_budget: float = 0.0
+    first_budget: float = 0.0
+    last_budget: float = 0.0
+    seconds: float = 0.0
+    failures: list[str] = field(default_factory=list)
+
+
+def run(root: Path, server: ChatServer, nursery: Nursery, *, rows: int, kills: int, shards: int = 4) -> Run:
+    """Runs the shards to their end: `kills` times one of them is killed, and the first budget does not suffice.
+
+    Kills come when a random number of answers has been given, and a random moment later.
+    """
+    concurrency, rng = 8, random.Random(17)
+    waits = random.Random(18)
+    server.answer = lambda number, body: Answer(delay=waits.uniform(0, 0.02))
+    hanging = kills * concurrency * ROOM
+    first = rows * QUESTION_USD / 2 + hanging / 4 + shards * ROOM
+    last = rows * QUESTION_USD + 2 * (hanging + shards * concurrency * ROOM) + rows * QUESTION_USD
+    made = [
+        asked(
+            root,
+            server.url,
+            candidates=rows,
+            concurrency=concurrency,
+            about={"prices": PRICES},
+            shards=shards,
+            shard=Shard(index=index, count=shards),
+            generator_budget_usd=first,
+        )
+        for index in range(shards)
+    ]
+    found = Run(made, first_budget=first, last_budget=last)
+    pids: dict[int, int] = {}
+    attempts = [0] * shards
+    open_shards = set(range(shards))
+    waiting: set[int] = set()
+    moments = sorted(rng.sample(range(rows // 50, rows - rows // 50), kills))
+    began = time.monotonic()
+
+    def start(index: int) -> None:
+        attempts[index] += 1
+        request = made[index].model_copy(update={"attempt": attempts[index]})
+        nursery.start(f"s{index}-a{attempts[index]}", request)
+
+    for index in range(shards):
+        start(index)
+    while open_shards:
+        _events(nursery, pids, found, open_shards, waiting, start)
+        if waiting and waiting == open_shards:
+            found.charged_at_first_budget = server.ledger.charged.total() * QUESTION_USD
+            made = [one.model_copy(update={"generator_budget_usd": last}) for one in made]
+            waiting.clear()
+            for index in sorted(open_shards):
+                start(index)
+        if found.kills < kills and pids and len(server.ledger.charged) >= moments[found.kills]:
+            time.sleep(rng.uniform(0, 0.02))
+            os.kill(pids.pop(rng.choice(sorted(pids))), signal.SIGKILL)
+            found.kills += 1
+    found.requests = made
+    found.seconds = time.monotonic() - began
+    return found
+
+
+def _events(
+    nursery: Nursery, pids: dict[int, int], found: Run, open_shards: set[int], waiting: set[int], start: Any
+) -> None:
+    """Takes note of one start or end, if there is any within a moment."""
+    try:
+        event = nursery.events.get(timeout=0.005)
+    except queue.Empty:  # nothing started or ended meanwhile
+        return
+    index = int(event["id"].split("-")[0][1:])
+    if "pid" in event:
+        pids[index] = event["pid"]
+        return
+    pids.pop(index, None)
+    code = event["exitCode"]
+    if code == 0:
+        open_shards.discard(index)
+    elif code == 75:
+        found.spent_out += 1
+        waiting.add(index)
+    elif code == 128 + signal.SIGKILL:
+        start(index)
+    else:
+        found.failures.append(nursery.log(event["id"]))
+        open_shards.discard(index)

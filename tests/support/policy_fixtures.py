@@ -1,0 +1,255 @@
+"""A small workspace for the tests of the policy stages: phantoms, a random tiny model, and what the stages read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medgr2_api import paths
+from medgr2_api.cycle import AnswerFormat
+from medgr2_api.parameters import parameters_model
+from medgr2_api.stage_contract import REQUEST_ENV, WORKSPACE_ENV, ArtifactRef, CycleRef, StageName, StageRequest
+from medgr2_api.training_spec import Grades, RewardHead
+from medgr2_jobs.data import synthetic_images
+from medgr2_jobs.models.tiny import model as tiny_model
+from medgr2_jobs.models.tiny import tokenizer as tiny_tokenizer
+from medgr2_jobs.prompts import answers
+from medgr2_jobs.reward.model import RewardModel
+from medgr2_jobs.runner.context import StageContext
+from medgr2_jobs.runner.main import execute, main
+from medgr2_jobs.store import manifest
+from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
+from medgr2_jobs.store.images import ImageStore
+from medgr2_jobs.training import trainer
+from tests.support import fork_runner
+
+FORMAT = AnswerFormat.OPTION_TEXT
+CYCLE = CycleRef(name="world", uid="0" * 8)
+SFT_TRAINER = {"max_steps": 4, "per_device_train_batch_size": 4, "lr_scheduler_type": "constant"}
+GRPO_TRAINER = {
+    "max_steps": 4,
+    "per_device_train_batch_size": 8,
+    "max_completion_length": 8,
+    "temperature": 1.0,
+    "lr_scheduler_type": "constant",
+}
+
+
+@dataclass
+class World:
+    """A workspace with prepared inputs."""
+
+    root: Path
+    refs: dict[str, ArtifactRef]
+    trainer: list[dict[str, Any]]
+    candidates: list[dict[str, Any]]
+    items: list[dict[str, Any]]
+
+    @property
+    def images(self) -> ImageStore:
+        return ImageStore(self.root)
+
+    def request(
+        self, stage: StageName, parameters: dict[str, Any], roles: list[str], *, attempt: int = 1, name: str = ""
+    ) -> StageRequest:
+        """A request for `stage`; `name` tells runs with the same parameters apart."""
+        digest = hashlib.sha256(f"{stage}/{parameters}/{sorted(roles)}/{name}".encode()).hexdigest()
+        return StageRequest(
+            cycle=CycleRef(name="world", uid=digest[:8]),  # its own, or one run's attempts would fence off another's
+            iteration=1,
+            stage=stage,
+            attempt=attempt,
+            input_hash=digest,
+            parameters={"seed": 7, "answerFormat": FORMAT, **parameters},
+            inputs={role: self.refs[role] for role in roles},
+        )
+
+    def sft(self, trainer: dict[str, Any] | None = None, *, rank: int = 0, **more: Any) -> StageRequest:
+        training = {
+            "lora": {"rank": rank},
+            "learningRate": 1e-3,
+            "numEpochs": 1,
+            "trainer": SFT_TRAINER if trainer is None else trainer,
+        }
+        return self.request(StageName.SFT, {"initFrom": "Base", "training": training}, ["prepare", "curate"], **more)
+
+    def grpo(
+        self,
+        trainer: dict[str, Any] | None = None,
+        *,
+        roles: tuple[str, ...] = ("prepare", "curate", "sft", "candidates", "reward"),
+        attempt: int = 1,
+        name: str = "",
+        **changes: Any,
+    ) -> StageRequest:
+        grpo = {
+            "rewards": [
+                {"type": "RewardModel", "weight": 0.8},
+                {"type": "AnswerMatch", "weight": 0.2},
+            ],
+            "promptSource": "Candidates",
+            "numGenerations": 4,
+            "klCoefficient": 0.0,
+            "learningRate": 1e-3,
+            "lora": {"rank": 0},
+            "trainer": {**GRPO_TRAINER, **(trainer or {})},
+            **changes,
+        }
+        return self.request(StageName.GRPO, {"grpo": grpo}, list(roles), attempt=attempt, name=name)
+
+    def preferences(self, **changes: Any) -> StageRequest:
+        wanted = {"prompts": 40, "samplesPerPrompt": 4, "temperature": 1.0, "seedFraction": 0.5, **changes}
+        return self.request(
+            StageName.PREFERENCES, {"preferences": wanted, "grades": {}}, ["prepare", "curate", "policy"]
+        )
+
+    def context(self, request: StageRequest) -> StageContext[Any]:
+        """What the stage's `run` is given."""
+        context = StageContext(request, parameters_model(request.stage).model_validate(request.parameters), self.root)
+        context.writer.open()
+        return context
+
+    def run(self, request: StageRequest, expect: int = 0) -> ArtifactReader | None:
+        """Runs a stage in this process; its artifact when it succeeded."""
+        code = execute(request, self.root)
+        assert code == expect, code
+        if code:
+            return None
+        return self.reader(request)
+
+    def reader(self, request: StageRequest) -> ArtifactReader:
+        path = str(paths.artifact(request.stage, request.input_hash))
+        return ArtifactReader(self.root, ArtifactRef(stage=request.stage, iteration=1, path=path, output_digest=""))
+
+
+def build(root: Path, images: int = 24) -> World:
+    """Makes the workspace: two questions per phantom; a third of the images seed, the rest candidates."""
+    torch.set_num_threads(1)
+    store = ImageStore(root)
+    seed_rows, candidates, training, items = [], [], [], []
+    rng = random.Random(0)
+    for index in range(images):
+        shown = synthetic_images.attributes(1, index)
+        sha256 = store.add(synthetic_images.draw(shown, 1, index), 10_000).sha256
+        for number, asked in enumerate(synthetic_images.questions(1, index, 2)):
+            name = f"{index:03d}-{number}"
+            question = {
+                "image_sha256": sha256,
+                "modality": shown.modality,
+                "question_type": asked.kind,
+                "question": asked.text,
+                "options": list(asked.options),
+            }
+            said = answers.response(asked.rationale, asked.answer_index, asked.options, FORMAT)
+            row = {**question, "answer_index": asked.answer_index, "response": said, "score": None, "iteration": 0}
+            if index % 3 == 0:
+                seed_rows.append({"row_id": f"seed-{name}", "origin": "seed", **row})
+                split = "validation" if index % 2 else "train"
+                items.append({"item_id": name, "source": "p", "split": split, "benchmark": None, **question,
+                              "answer_index": asked.answer_index, "rationale": asked.rationale})  # fmt: skip
+                continue
+            candidates.append({"triplet_id": name, "iteration": 1, **question, "answer_index": asked.answer_index,
+                               "rationale": asked.rationale, "response": said, "outcome": "ok"})  # fmt: skip
+            if rng.random() < 0.5:
+                training.append({"row_id": name, "origin": "candidate", **row, "iteration": 1})
+    candidates.append({"triplet_id": "torn", "iteration": 1, "outcome": "unparsable"})
+    training = seed_rows + training
+
+    refs: dict[str, ArtifactRef] = {}
+
+    def publish(role: str, stage: StageName, write: Callable[[ArtifactWriter], Any]) -> None:
+        refs[role] = _publish(root, role, stage, write)
+
+    processor = tiny_tokenizer.processor()
+
+    def write_model(folder: Path, seed: int) -> None:
+        tiny_model.build(processor.tokenizer, seed).save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+    def prepare(writer: ArtifactWriter) -> None:
+        write_model(writer.path("models/policy"), 1)
+        writer.table("items", items)
+
+    def policy(writer: ArtifactWriter) -> None:
+        write_model(writer.path("model"), 2)
+
+    def reward(writer: ArtifactWriter) -> None:
+        torch.manual_seed(3)
+        base = ArtifactReader(root, refs["prepare"]).folder_of("models/policy")
+        made = RewardModel.fresh(base, RewardHead.LAST_TOKEN_AND_LIKELIHOOD, Grades(), base="", train=False)
+        made.save(writer.path("model"), processor)
+
+    publish("prepare", StageName.PREPARE, prepare)
+    publish("curate", StageName.CURATE, lambda writer: writer.table("training", training))
+    publish("candidates", StageName.GENERATE, lambda writer: writer.table("candidates", candidates))
+    publish("sft", StageName.SFT, policy)
+    publish("policy", StageName.GRPO, policy)
+    publish("reward", StageName.REWARD, reward)
+    return World(root, refs, training, candidates, items)
+
+
+def publish_table(world: World, table: str, rows: list[dict[str, Any]]) -> ArtifactRef:
+    """Another artifact of curate with this table."""
+    return _publish(world.root, f"more/{rows}", StageName.CURATE, lambda writer: writer.table(table, rows))
+
+
+def _publish(root: Path, name: str, stage: StageName, write: Callable[[ArtifactWriter], Any]) -> ArtifactRef:
+    input_hash = hashlib.sha256(name.encode()).hexdigest()
+    request = StageRequest(cycle=CYCLE, iteration=1, stage=stage, parameters={}, input_hash=input_hash)
+    writer = ArtifactWriter(root, request)
+    writer.open()
+    write(writer)
+    path = paths.artifact(stage, input_hash)
+    found = manifest.commit(
+        root / path,
+        manifest.Manifest(
+            stage=stage, input_hash=input_hash, code_version=1, cycle=CYCLE.name, iteration=1, attempt=1,
+            parts=writer.parts(), inputs={}, parameters={},
+        ),
+        writer.work,
+    )  # fmt: skip
+    return ArtifactRef(stage=stage, iteration=1, path=str(path), output_digest=found.output_digest)
+
+
+def disturbed(request: StageRequest, root: Path, step: int, sign: int, moment: str) -> None:
+    """Runs a stage in this (child) process and sends itself a signal; never returns.
+
+    Args:
+        request: the stage.
+        root: the workspace.
+        step: at which optimizer step; 0: not at all.
+        sign: the signal.
+        moment: `log` (at the end of the step) or `save` (in the middle of a checkpoint, at this step or the next one).
+    """
+    torch.set_num_threads(1)
+    name = f"on_{moment}"
+    original = getattr(trainer.StageCallback, name)
+
+    def strike(self: Any, args: Any, state: Any, control: Any, **more: Any) -> Any:
+        nonlocal step
+        if step and state.global_step >= step:
+            step = 0
+            os.kill(os.getpid(), sign)
+        return original(self, args, state, control, **more)
+
+    setattr(trainer.StageCallback, name, strike)
+    os.environ[REQUEST_ENV] = request.model_dump_json(by_alias=True)
+    os.environ[WORKSPACE_ENV] = str(root)
+    os._exit(main())
+
+
+def in_child(world: World, request: StageRequest, step: int = 0, sign: int = 0, moment: str = "log") -> int:
+    """Exit code of `disturbed` in a process of its own; -n when signal n ended it."""
+    server = fork_runner.context(["tests.support.policy_fixtures", "medgr2_jobs.stages.sft", "medgr2_jobs.stages.grpo"])
+    child = server.Process(target=disturbed, args=(request, world.root, step, sign, moment))
+    child.start()
+    child.join(180)
+    assert child.exitcode is not None, "the stage hangs"
+    return child.exitcode

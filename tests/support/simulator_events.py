@@ -1,0 +1,251 @@
+"""Everything that happens in the world, and how often: planner runs, crashes, Jobs that end or vanish, people.
+
+Nothing here is random by itself: every move takes two integers, so Hypothesis can shrink a schedule and a seeded driver
+can replay one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from medgr2_api.scheduling import RestartFrom, StageRef
+from medgr2_api.stage_contract import StageName, StageResult
+from medgr2_operator.plan.job_names import job_name
+from medgr2_operator.plan.types import AttemptKey, JobState
+from tests.support.planner_invariants import one_writer
+from tests.support.planner_objects import ENDED, SimJob, SimPod
+from tests.support.planner_simulator import World
+
+Move = Callable[[World, int, int], None]
+
+#: (exit code, the executor's word, whether the checkpoint moved): every row of the failure table.
+FAILURES: tuple[tuple[int | None, str, bool], ...] = (
+    (1, "", False),
+    (75, "TemporaryError", False),
+    (137, "OOMKilled", False),
+    (137, "SidecarCrashLoop", False),
+    (85, "", True),
+    (85, "", False),
+    (143, "", False),
+    (1, "DisruptionTarget", False),
+    (85, "DisruptionTarget", True),
+    (None, "RendezvousTimeout", False),
+    (None, "", False),
+    (1, "RendezvousTimeout", False),
+    (75, "BudgetSpent", True),
+    (65, "", False),
+    (2, "", False),
+    (64, "", False),
+    (78, "", False),
+)
+#: The last rows end the cycle; picked rarely, or no schedule would get far.
+_PERMANENT = 4
+
+
+# -- planner runs ------------------------------------------------------------------------------------------------------
+
+
+def reconcile(w: World, a: int, b: int) -> None:
+    """All well: read, plan, apply."""
+    w.reconcile()
+
+
+def reconcile_crash(w: World, a: int, b: int) -> None:
+    """The operator dies after any single action."""
+    cycle = w.cycle()
+    made = w.make_plan(cycle, w.observe(cycle))
+    w.apply(made, w.version, crash_after=a % (2 + len(made.deletes) + len(made.creates)))
+    w.uids.clear()
+
+
+def reconcile_slow(w: World, a: int, b: int) -> None:
+    """The world goes on between any two readings, and before the plan is applied."""
+    version, cycle = w.version, w.cycle()
+    _something(w, a // 3 + b)
+    made = w.make_plan(cycle, w.observe(cycle, lambda: (_something(w, a), _something(w, a // 5 + b))))
+    _something(w, b)
+    w.apply(made, version)
+
+
+def reconcile_old_cycle(w: World, a: int, b: int) -> None:
+    """A planner that read the cycle long ago, and the world just now; its status write has to conflict."""
+    if w.old_cycles:
+        version, cycle = w.old_cycles[a % len(w.old_cycles)]
+        w.apply(w.make_plan(cycle, w.observe(cycle)), version)
+
+
+# -- the world's own moves ---------------------------------------------------------------------------------------------
+
+
+def admit(w: World, a: int, b: int) -> None:
+    """A queued Job gets its quota and its pod."""
+    job = _pick(w, a, lambda job: job.state is JobState.QUEUED and not job.deleting)
+    if job is not None:
+        one_writer(job.key, w.pods.values())
+        job.state, job.started = JobState.RUNNING, w.now
+        w.counter += 1
+        pod = SimPod(f"{job.name}-{w.counter}", job)
+        w.pods[pod.name] = pod
+
+
+def requeue(w: World, a: int, b: int) -> None:
+    """The queue takes the quota back; the pod may need a while to go."""
+    job = _pick(w, a, lambda job: job.state is JobState.RUNNING and not job.deleting)
+    if job is not None:
+        job.state, job.started = JobState.QUEUED, None
+        w.release(job, linger=bool(b % 2))
+
+
+def advance(w: World, a: int, b: int) -> None:
+    """A stage makes progress; whether the checkpoint moved shows at its end."""
+    job = _pick(w, a, lambda job: job.state is JobState.RUNNING)
+    if job is not None:
+        job.step += b % 50
+
+
+def succeed(w: World, a: int, b: int) -> None:
+    """A running stage publishes and ends; its result may be lost with the pod."""
+    job = _pick(w, a, lambda job: job.state is JobState.RUNNING)
+    if job is not None:
+        w.finish(job, 0, "", w.publish(job) if b % 8 else None)
+        w.release(job, linger=b % 4 == 3)
+
+
+def fail(w: World, a: int, b: int) -> None:
+    """A running stage ends in one of all the ways there are."""
+    job = _pick(w, a, lambda job: job.state is JobState.RUNNING)
+    if job is not None:
+        rows = len(FAILURES) if b % 5 == 0 else len(FAILURES) - _PERMANENT
+        code, reason, progressed = FAILURES[(b // 5) % rows]
+        job.step += 10 * progressed
+        result = None
+        if code is not None and b % 3:
+            usage = {"generatorUSD": 0.2} if job.key.name is StageName.GENERATE else {}
+            result = StageResult.model_construct(
+                exit_code=code, checkpoint_step=job.step if progressed else -1, usage=usage
+            )
+        w.finish(job, code, reason, result)
+        w.release(job, linger=b % 4 == 3)
+
+
+def vanish(w: World, a: int, b: int) -> None:
+    """Someone deletes a Job; its pods may outlive it."""
+    job = _pick(w, a, lambda job: True)
+    if job is not None:
+        del w.jobs[job.name]
+        w.release(job, linger=b % 3 > 0)
+
+
+def finish_delete(w: World, a: int, b: int) -> None:
+    """A Job that is being deleted: its stage checkpoints, fails or even succeeds; the Job may show that, or go."""
+    job = _pick(w, a, lambda job: job.deleting)
+    if job is None:
+        return
+    if job.state not in ENDED and b % 3 == 0:
+        if b % 2 and job.state is JobState.RUNNING:
+            w.finish(job, 0, "", w.publish(job))
+        else:
+            w.finish(job, 85, "", StageResult.model_construct(exit_code=85, checkpoint_step=job.step))
+        w.release(job, linger=False)
+        return
+    del w.jobs[job.name]
+    w.release(job, linger=b % 4 == 3)
+
+
+def end_pod(w: World, a: int, b: int) -> None:
+    """A pod without use ends; one whose Job vanished may still publish."""
+    pods = [pod for pod in w.pods.values() if pod.terminating or pod.job.name not in w.jobs]
+    if pods:
+        pod = pods[a % len(pods)]
+        if b % 4 == 0 and pod.job.state is JobState.RUNNING:
+            w.publish(pod.job)
+        del w.pods[pod.name]
+
+
+def pass_time(w: World, a: int, b: int) -> None:
+    """Time passes."""
+    w.now += timedelta(seconds=1 + (a % 16) ** 2 * 4)
+
+
+def jump(w: World, a: int, b: int) -> None:
+    """Somebody sets the clock, forward or back."""
+    w.skew = (0.0, 3600.0, -3600.0, 90_000.0, 0.5, -5.0)[a % 6]
+
+
+# -- people ------------------------------------------------------------------------------------------------------------
+
+
+def edit(w: World, a: int, b: int) -> None:
+    """An edit of the spec."""
+    stage = StageRef(iteration=1, stage=StageName.SFT)
+    rate = w.spec.policy.sft.model_copy(update={"learning_rate": 1e-5 * (1 + b % 2)})
+    changes: dict[str, Any] = (
+        {"suspend": not w.spec.suspend},
+        {"suspend": False},
+        {"approved": [] if stage in w.spec.approved else [stage]},
+        {"iterations": min(w.spec.iterations + 1, 3)},
+        {"policy": w.spec.policy.model_copy(update={"sft": rate})},
+        {"max_parallel_stages": 1 + b % 4},
+        {"budget": type(w.spec.budget)()},
+    )[a % 7]
+    w.set_spec(changes)
+
+
+def restart(w: World, a: int, b: int) -> None:
+    """Somebody wants a stage again."""
+    names = list(StageName)
+    if len(w.status.restart_tokens) < 4:
+        wish = RestartFrom.model_construct(iteration=b % 3, stage=names[a % len(names)], token=f"t{w.generation}")
+        w.set_spec({"restart_from": wish})
+
+
+def stranger(w: World, a: int, b: int) -> None:
+    """Another's Job has the name that ours would get; or goes away."""
+    if w.strangers:
+        w.strangers.clear()
+    else:
+        name = list(StageName)[a % len(StageName)]
+        iteration = 0 if name is StageName.PREPARE else 1
+        taken = job_name(w.cycle().metadata.name, "uid-1", AttemptKey(iteration, name, "", 1 + b % 2))
+        if taken not in w.jobs:
+            w.strangers.add(taken)
+
+
+# -- small things ------------------------------------------------------------------------------------------------------
+
+
+def _something(w: World, a: int) -> None:
+    moves = (admit, succeed, fail, finish_delete, end_pod, vanish, requeue)
+    moves[a % len(moves)](w, a // 7, a // 3)
+
+
+def _pick(w: World, a: int, wanted: Any) -> SimJob | None:
+    found = [job for job in w.jobs.values() if wanted(job)]
+    return found[a % len(found)] if found else None
+
+
+#: Every move and how often it is made.
+ACTIONS: dict[Move, int] = {
+    reconcile: 30,
+    reconcile_crash: 12,
+    reconcile_slow: 16,
+    reconcile_old_cycle: 3,
+    admit: 22,
+    succeed: 18,
+    fail: 7,
+    vanish: 4,
+    requeue: 3,
+    advance: 3,
+    finish_delete: 8,
+    end_pod: 8,
+    pass_time: 8,
+    jump: 1,
+    edit: 6,
+    restart: 4,
+    stranger: 2,
+}
+
+#: The same by name, for schedules that can be read.
+BY_NAME: dict[str, Move] = {move.__name__: move for move in ACTIONS}

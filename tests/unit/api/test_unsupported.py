@@ -1,0 +1,169 @@
+"""What this version cannot do is refused before anything runs, with a way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.support.cycle_documents import spec_with
+
+from medgr2_api.generator import is_external
+from medgr2_api.stage_contract import StageName
+from medgr2_api.unsupported import GAPS, OWNED_TRAINER_OPTIONS, TRAINERS, unsupported
+
+TINY = "builtin://tiny-qwen2.5-vl"
+SUPPORTED: dict[str, Any] = {
+    "generator": {"openAI": {"model": "m", "baseURL": "http://x"}},
+    "policy": {"baseModel": TINY},
+    "rewardModel": {"baseModel": "models/qwen"},
+    "stages": [{"name": "distill", "enabled": False}],
+}
+
+
+def _paths(values: dict[str, Any], local: bool = False) -> list[str]:
+    return [problem.path for problem in unsupported(spec_with(SUPPORTED | values), local)]
+
+
+def test_what_is_supported_passes() -> None:
+    assert _paths({}, local=True) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "path"),
+    [
+        (
+            {"generator": SUPPORTED["generator"] | {"distillation": {"baseModel": "m"}}},
+            "spec.generator.distillation",
+        ),
+        ({"stages": [{"name": "sft"}, {"name": "distill"}]}, "spec.stages[1]"),
+        ({"rewardModel": {"baseModel": "builtin://another"}}, "spec.rewardModel.baseModel"),
+        ({"policy": {"baseModel": "builtin://another"}}, "spec.policy.baseModel"),
+        ({"rewardModel": {"baseModel": TINY, "checkpoint": TINY}}, "spec.rewardModel.checkpoint"),
+    ],
+)
+def test_gaps(values: dict[str, Any], path: str) -> None:
+    assert _paths(values) == [path]
+
+
+@pytest.mark.parametrize(
+    ("values", "path"),
+    [
+        ({"stages": [{"name": "grpo", "numNodes": 2, "numProcPerNode": 8}]}, "spec.stages[0].numNodes"),
+        ({"generator": {"vllm": {"model": "g"}}}, "spec.generator.vllm"),
+    ],
+)
+def test_what_needs_a_cluster_is_refused_by_the_local_runner_only(values: dict[str, Any], path: str) -> None:
+    cluster = {"queueing": {"queueName": "q"}, "workspace": {"persistentVolumeClaim": {"claimName": "c"}}}
+    assert _paths(cluster | values) == []
+    assert _paths(cluster | values, local=True) == [path]
+
+
+@pytest.mark.parametrize("setting", [{"numNodes": 2}, {"numProcPerNode": 8}, {"deepspeed": "Zero2"}])
+def test_only_trainings_run_in_several_processes(setting: dict[str, Any]) -> None:
+    for name in StageName:
+        found = _paths({"stages": [{"name": name, **setting}]})
+        assert found == (
+            [] if name in ("reward", "sft", "grpo") else ["spec.stages[0]"] * (2 if name == "distill" else 1)
+        )
+
+
+def test_the_reward_model_is_not_shared_out() -> None:
+    assert _paths({"stages": [{"name": "reward", "deepspeed": "Zero3"}]}) == ["spec.stages[0]"]
+    assert _paths({"stages": [{"name": "grpo", "deepspeed": "Zero3"}]}, local=True) == []
+
+
+def test_settings_of_the_built_in_model_are_part_of_its_name() -> None:
+    assert _paths({"policy": {"baseModel": f"{TINY}?steps=4&images=32"}}) == []
+
+
+def test_messages_say_what_to_do() -> None:
+    for gap in GAPS:
+        message = gap.message.format(value="x")
+        assert "{" not in message
+        assert any(word in message for word in ("use", "leave it out", "set 1", "run `vllm", "copy")), message
+
+
+GEMINI = {"generator": {"gemini": {"model": "g", "apiKeySecretRef": {"name": "s", "key": "k"}}}}
+SCANS = {"name": "scans", "format": "DICOM", "uri": "scans"}
+PICTURES = {"name": "pictures", "format": "OmniMedVQA", "uri": "pictures"}
+
+
+@pytest.mark.parametrize(
+    ("generator", "sources", "refused"),
+    [
+        (GEMINI, [SCANS], True),
+        (GEMINI, [{**SCANS, "format": "ImageFolder"}], True),
+        (GEMINI, [{**PICTURES, "allowExternal": False}], True),
+        (GEMINI, [SCANS, PICTURES], False),
+        (GEMINI, [{**SCANS, "allowExternal": True}], False),
+        ({"generator": {"openAI": {"model": "m", "baseURL": "https://api.openai.com/v1"}}}, [SCANS], True),
+        ({"generator": {"openAI": {"model": "m", "baseURL": "http://vllm.models.svc:8000/v1"}}}, [SCANS], False),
+        (
+            {"generator": {"openAI": {"model": "m", "baseURL": "https://gpu.hospital.org/v1", "external": False}}},
+            [SCANS],
+            False,
+        ),
+        ({"generator": {"openAI": {"model": "m", "baseURL": "http://localhost/v1", "external": True}}}, [SCANS], True),
+        ({"generator": {"vllm": {"model": "m"}}}, [SCANS], False),
+    ],
+)
+def test_images_that_may_not_leave_are_not_asked_about_outside(
+    generator: dict[str, Any], sources: list[dict[str, Any]], refused: bool
+) -> None:
+    found = _paths(generator | {"data.sources": sources})
+    assert found == ["spec.data.sources"] * refused
+
+
+@pytest.mark.parametrize(
+    ("address", "external"),
+    [
+        ("http://localhost:8000/v1", False),
+        ("http://127.0.0.1:8000", False),
+        ("http://[::1]:8000", False),
+        ("http://10.1.2.3/v1", False),
+        ("http://192.168.0.7/v1", False),
+        ("http://vllm:8000/v1", False),
+        ("http://vllm.models.svc:8000/v1", False),
+        ("http://vllm.models.svc.cluster.local./v1", False),
+        ("http://gpu.hospital.internal/v1", False),
+        ("https://api.openai.com/v1", True),
+        ("https://svc.example.com/v1", True),
+        ("http://8.8.8.8/v1", True),
+        ("http://[2001:4860:4860::8888]/v1", True),
+    ],
+)
+def test_what_is_outside_is_told_by_the_address(address: str, external: bool) -> None:
+    assert is_external(address) is external
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("option", ["output_dir", "seed", "learning_rate", "max_length", "push_to_hub", "report_to"])
+def test_options_of_the_contract_are_refused_in_every_trainer(trainer: str, option: str) -> None:
+    (problem,) = unsupported(spec_with(SUPPORTED | {trainer: {option: 1, "bf16": True, "max_steps": 5}}))
+    assert problem.path == f"spec.{trainer}.{option}"
+    assert OWNED_TRAINER_OPTIONS[option] in problem.message
+
+
+def test_refusals_name_the_field_to_use() -> None:
+    (problem,) = unsupported(spec_with(SUPPORTED | {"policy.grpo.trainer": {"beta": 0.1}}))
+    assert problem.message == "not to be set here: use spec.policy.grpo.klCoefficient"
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_the_length_of_a_training_has_a_field_of_its_own(stage: str) -> None:
+    trainer = f"policy.{stage}.trainer"
+    assert _paths({trainer: {"num_train_epochs": 2}}) == [f"spec.{trainer}.num_train_epochs"]
+    assert _paths({trainer: {"max_steps": 2}, f"policy.{stage}.numEpochs": 2}) == []
+
+
+def test_fields_named_as_the_way_out_exist() -> None:
+    spec_with(
+        {
+            "policy.sft": {"learningRate": 1, "numEpochs": 1},
+            "seed": 1,
+            "stages": [{"name": "sft", "deepspeed": "Zero2"}],
+        }
+    )
+    spec_with(
+        {"policy.grpo": {"numGenerations": 2, "klCoefficient": 0, "rewards": [{"type": "AnswerMatch", "weight": 1}]}}
+    )

@@ -1,0 +1,89 @@
+"""The scripted generator errs at its rates, systematically, and the same way each time."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+import pytest
+
+from medgr2_api.generator import Scripted
+from medgr2_jobs.data import synthetic_images
+from medgr2_jobs.generate import scripted_generator
+from medgr2_jobs.prompts import answers
+
+RATES = Scripted(error_rate=0.45, blind_spots=0.0, irrelevant_rate=0.08, incoherent_rate=0.07)
+
+
+def run(rates: Scripted, count: int = 800) -> list[tuple[synthetic_images.Attributes, dict]]:
+    made = []
+    for index in range(count):
+        shown = synthetic_images.attributes(1, index)
+        for kind in synthetic_images.KINDS:
+            made.append(
+                (
+                    shown,
+                    scripted_generator.propose(
+                        shown, kind, scripted_generator.rng_for(0, f"{index:064x}", kind), rates
+                    ),
+                )
+            )
+    return made
+
+
+def test_rates_and_truth() -> None:
+    made = run(RATES)
+    kinds = Counter(row["kind"] for _, row in made)
+    assert kinds["irrelevant"] / len(made) == pytest.approx(0.08, abs=0.02)
+    assert kinds["incoherent"] / len(made) == pytest.approx(0.07, abs=0.02)
+    by_place: dict[int, list[bool]] = defaultdict(list)
+    for shown, row in made:
+        kind = row["question_type"]
+        truth = shown.value(kind)
+        assert row["correct"] == (row["options"][row["answer_index"]] == truth) == (row["kind"] == "good")
+        assert answers.extract(row["response"], row["options"]) == row["answer_index"]
+        by_place[synthetic_images.VALUES[kind].index(truth) % 2].append(row["kind"] == "hallucinated")
+    assert sum(by_place[0]) / len(by_place[0]) == pytest.approx(0.45, abs=0.03)
+    assert sum(by_place[1]) / len(by_place[1]) == pytest.approx(0.10, abs=0.03)
+
+
+def test_confusions_are_systematic() -> None:
+    for shown, row in run(RATES, 200):
+        values = synthetic_images.VALUES[row["question_type"]]
+        believed = values[(values.index(shown.value(row["question_type"])) + 1) % len(values)]
+        if row["kind"] == "hallucinated" and believed in row["options"]:
+            assert row["options"][row["answer_index"]] == believed
+            assert believed in row["rationale"]
+
+
+@pytest.mark.parametrize("share", [1 / 3, 0.5, 1.0])
+def test_blind_spots_are_never_right(share: float) -> None:
+    rates = RATES.model_copy(update={"blind_spots": share, "error_rate": 0.1})
+    right = Counter[tuple[str, str]]()
+    for shown, row in run(rates, 300):
+        right[row["question_type"], shown.value(row["question_type"])] += row["correct"]
+    every = round(1 / share)
+    for kind, values in synthetic_images.VALUES.items():
+        for index, value in enumerate(values):
+            assert scripted_generator.is_blind(kind, value, share) == (index % every == 0)
+            assert (right[kind, value] == 0) == (index % every == 0)
+
+
+def test_unset_rates_are_zero() -> None:
+    assert all(row["correct"] for _, row in run(Scripted(), 50))
+
+
+def test_deterministic_and_takes_a_table_row() -> None:
+    shown = synthetic_images.attributes(1, 0)
+    row = {"image_sha256": "0" * 64, **shown.__dict__}
+    made = [
+        scripted_generator.propose(given, "count", scripted_generator.rng_for(3, "0" * 64, "count"), RATES)
+        for given in (shown, row)
+    ]
+    assert made[0] == made[1]
+
+
+def test_unknown_kind() -> None:
+    with pytest.raises(ValueError, match=r"'Diagnosis': the scripted generator asks for modality, finding"):
+        scripted_generator.propose(
+            synthetic_images.attributes(1, 0), "Diagnosis", scripted_generator.rng_for(0, "a", "b"), RATES
+        )

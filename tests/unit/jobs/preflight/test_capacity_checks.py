@@ -1,0 +1,82 @@
+"""The doctor estimates what the disk has to hold, and whether images fit into a model's context."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from tests.unit.jobs.preflight.test_data_checks import TINY, case
+
+from medgr2_jobs.preflight import capacity_checks
+from medgr2_jobs.preflight.check_result import Verdict
+
+
+class _Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+def _model(root: Path, context: int = 32768, size: int = 1000) -> str:
+    folder = root / "models/m"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(
+        json.dumps({"text_config": {"max_position_embeddings": context}, "vision_config": {"patch_size": 14}})
+    )
+    (folder / "preprocessor_config.json").write_text(json.dumps({"patch_size": 14, "merge_size": 2}))
+    (folder / "model.safetensors").write_bytes(b"\0" * size)
+    return "models/m"
+
+
+def _models(name: str) -> dict[str, Any]:
+    return {"policy__baseModel": name, "rewardModel__baseModel": TINY}
+
+
+def test_a_full_fine_tune_needs_room_for_its_optimizer_and_adapters_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = _model(tmp_path, size=10_000_000)
+    free = _Usage(0, 0, 60_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    adapters = case(tmp_path, **_models(name), policy__sft={"lora": {"rank": 8}}, policy__grpo={"lora": {"rank": 8}})
+    full = case(tmp_path, **_models(name), policy__sft={"lora": {"rank": 0}}, policy__grpo={"lora": {"rank": 0}})
+    (small,) = capacity_checks.disk(adapters)
+    (large,) = capacity_checks.disk(full)
+    assert small.verdict is Verdict.OK
+    assert large.verdict is Verdict.FAILED
+    assert "enlarge the volume" in large.message
+
+
+def test_more_images_need_more_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(0, 0, 10**8))
+    phantoms = {"name": "p", "format": "Phantom", "phantom": {"images": 10}}
+    few = case(tmp_path, **_models(TINY), data__sources=[phantoms], data__benchmarks=[])
+    many = case(
+        tmp_path, **_models(TINY), data__sources=[{**phantoms, "phantom": {"images": 100_000}}], data__benchmarks=[]
+    )
+    assert [finding.verdict for finding in capacity_checks.disk(few)] == [Verdict.OK]
+    assert [finding.verdict for finding in capacity_checks.disk(many)] == [Verdict.FAILED]
+
+
+def test_the_size_of_a_model_that_is_not_there_is_not_guessed(tmp_path: Path) -> None:
+    (found,) = capacity_checks.disk(case(tmp_path, **_models("Qwen/Qwen2.5-VL-7B-Instruct")))
+    assert found.verdict is Verdict.SKIPPED
+    assert "policy model is not known" in found.message
+
+
+@pytest.mark.parametrize(("context", "verdict"), [(32768, Verdict.OK), (1500, Verdict.FAILED)])
+def test_an_image_has_to_fit_into_the_context(tmp_path: Path, context: int, verdict: Verdict) -> None:
+    found = case(tmp_path, **_models(_model(tmp_path, context)))
+    policy, reward = capacity_checks.tokens(found)
+    assert policy.verdict is verdict
+    assert "512 tokens for an image of 401,408 pixels" in policy.message
+    assert (reward.where, reward.verdict) == ("rewardModel.baseModel", Verdict.OK)
+
+
+def test_a_context_that_is_not_told_is_not_guessed(tmp_path: Path) -> None:
+    name = _model(tmp_path)
+    (tmp_path / name / "config.json").write_text("{}")
+    assert next(capacity_checks.tokens(case(tmp_path, **_models(name)))).verdict is Verdict.SKIPPED

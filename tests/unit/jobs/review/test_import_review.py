@@ -1,0 +1,239 @@
+"""An expert's review: out as a folder, back as JSONL or CSV, and into curate's decisions."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.curate_fixtures import World, candidate
+
+from medgr2_api import paths
+from medgr2_api.stage_contract import StageName
+from medgr2_jobs.errors import DataError
+from medgr2_jobs.review import __main__ as command
+from medgr2_jobs.review import export_review, import_review
+
+ALL: dict[str, Any] = {"selection": {"strategy": "All"}}
+
+
+class Reviewed(World):
+    """Four candidates of which one is dropped, curated and linked into cycle `test`."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.candidates = [
+            candidate("t0", self.free[0]),
+            candidate("t1", self.free[1], "=cmd() <b>?</b>"),
+            candidate("t2", self.free[2], "Größe?"),
+            candidate("bench", self.image("test")),
+            candidate("broken", self.free[3], outcome="schema", options=[], answer_index=None, question=""),
+        ]
+        self.again()
+
+    def again(self, review: str = "", **options: Any) -> int:
+        code, found = self.curate(self.candidates, review=review, **{**ALL, **options})
+        if code == 0:
+            refs = {StageName.GENERATE: self.asked.inputs["candidates"], StageName.CURATE: found.ref}
+            for stage, ref in refs.items():
+                link = self.root / paths.iteration_link("test", 1, stage)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.unlink(missing_ok=True)
+                link.symlink_to(self.root / ref.path)
+            self.found = found
+        return code
+
+    def kept(self) -> dict[str, list[str]]:
+        return {row["triplet_id"]: row["reasons"] for row in self.found.rows("decisions")}
+
+    def put(self, *rows: dict[str, Any], name: str = "back.jsonl") -> dict[str, Any]:
+        data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        return command.receive(self.root, "test", 1, data, name)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Reviewed:
+    return Reviewed(tmp_path)
+
+
+def exported(made: Reviewed, *, file_format: str = "jsonl", everything: bool = False) -> dict[str, bytes]:
+    stream = io.BytesIO()
+    rows = export_review.triplets(made.root, "test", 1, everything)
+    told = export_review.write(made.root, rows, file_format, "test", stream)
+    assert told.bytes == len(stream.getvalue())
+    stream.seek(0)
+    with tarfile.open(fileobj=stream) as archive:
+        files = {m.name.removeprefix("data/"): archive.extractfile(m) for m in archive if m.isreg()}
+        return {name: file.read() for name, file in files.items() if file}
+
+
+# -- out ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_folder_has_the_kept_triplets_with_their_images(made: Reviewed) -> None:
+    files = exported(made)
+    rows = [json.loads(line) for line in files["triplets.jsonl"].splitlines()]
+    assert [row["triplet_id"] for row in rows] == ["t0", "t1", "t2"]
+    assert rows[2]["question"] == "Größe?"
+    assert (rows[0]["answer"], rows[0]["rationale"], rows[0]["veto"], rows[0]["reasons"]) == (
+        "CT", "It looks like it.", None, []
+    )  # fmt: skip
+    for row, source in zip(rows, made.candidates, strict=False):
+        assert files[row["image"]] == (made.root / paths.image(source["image_sha256"])).read_bytes()
+    everything = exported(made, everything=True)["triplets.jsonl"].splitlines()
+    assert {json.loads(line)["triplet_id"]: json.loads(line)["reasons"] for line in everything} == {
+        "t0": [], "t1": [], "t2": [], "bench": ["benchmark_image"],
+    }  # fmt: skip
+
+
+def test_the_csv_opens_in_a_spreadsheet_and_holds_no_formula(made: Reviewed) -> None:
+    data = exported(made, file_format="csv")["triplets.csv"]
+    assert data.startswith(b"\xef\xbb\xbf")
+    rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
+    assert [row["question"] for row in rows] == ["What is it?", "'=cmd() <b>?</b>", "Größe?"]
+    assert {row["veto"] for row in rows} == {""}
+    assert rows[0]["options"] == "CT | MRI | OCT | Fundus"
+    back = data.replace(b",,,,,,", b",,,yes,too small,Jane,", 1)
+    (found,) = import_review.parse(back, "x.csv")
+    assert (found.triplet_id, found.veto, found.reason, found.by) == ("t0", True, "too small", "Jane")
+
+
+def test_the_page_shows_everything_and_no_text_becomes_markup(made: Reviewed) -> None:
+    page = exported(made)["index.html"].decode()
+    assert page.count("<article ") == 3
+    assert "=cmd() &lt;b&gt;?&lt;/b&gt;" in page
+    assert "<b>" not in page
+    assert all(f'src="images/{row["image_sha256"]}.png"' in page for row in made.candidates[:3])
+    assert "http" not in page
+
+
+def test_a_damaged_image_is_named(made: Reviewed) -> None:
+    path = made.root / paths.image(made.free[0])
+    path.write_bytes(b"x")
+    with pytest.raises(Exception, match="changed since it was stored"):
+        exported(made)
+
+
+# -- back --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_veto_takes_out_and_nothing_else_changes(made: Reviewed) -> None:
+    before = made.kept()
+    told = made.put({"triplet_id": "t1", "veto": True, "reason": "wrong side", "by": "Jane"},
+                    {"triplet_id": "t0", "veto": False}, {"triplet_id": "t2", "veto": None},
+                    {"triplet_id": "bench", "veto": True})  # fmt: skip
+    assert (told["decided"], told["vetoed"], told["candidates"]) == (3, 2, 5)
+    assert made.again(told["sha256"]) == 0
+    assert made.kept() == {**before, "t1": ["vetoed"], "bench": ["benchmark_image", "vetoed"]}
+    assert {row["row_id"] for row in made.found.rows("training") if row["origin"] == "generated"} == {"t0", "t2"}
+    assert {row["triplet_id"]: row["reasons"] for row in made.found.rows("lineage")} == made.kept()
+    counters = made.found.manifest.counters
+    assert (counters["dropped_vetoed"], counters["reviewed"], counters["kept"]) == (2, 3, 2)
+
+
+def test_nobody_takes_the_place_of_what_was_vetoed(made: Reviewed) -> None:
+    """Nor of a vetoed duplicate: what nobody has looked at does not come in."""
+    made.candidates.append(candidate("twin", made.free[0]))
+    asked = {"selection": {"strategy": "RandomK", "k": 2}}
+    assert made.again(**asked) == 0
+    before = made.kept()
+    first = next(name for name, reasons in before.items() if not reasons)
+    told = made.put({"triplet_id": first, "veto": True})
+    assert made.again(told["sha256"], **asked) == 0
+    assert made.kept() == {**before, first: ["vetoed"]}
+
+
+def test_a_review_is_found_again_when_the_folder_is_made_anew(made: Reviewed) -> None:
+    told = made.put({"triplet_id": "t1", "veto": True, "reason": "wrong"}, {"triplet_id": "t0", "veto": False})
+    assert made.again(told["sha256"]) == 0
+    data = exported(made)["triplets.jsonl"]
+    rows = {row["triplet_id"]: row for row in map(json.loads, data.splitlines())}
+    assert {name: row["veto"] for name, row in rows.items()} == {"t0": False, "t1": True, "t2": None}
+    assert rows["t1"]["reason"] == "wrong"
+    assert command.receive(made.root, "test", 1, data, "b.jsonl")["vetoed"] == 1, "sent back as it is it says the same"
+
+
+def test_the_same_decisions_are_the_same_file(made: Reviewed) -> None:
+    rows = [{"triplet_id": "t1", "veto": True}, {"triplet_id": "t0", "veto": False, "by": "J"}]
+    one, other = made.put(*rows), made.put(*reversed(rows))
+    assert one == other
+    table = b"\xef\xbb\xbfveto;triplet_id;by\r\nYES;t1;\r\nno;t0;J\r\n;t2;\r\n"
+    assert command.receive(made.root, "test", 1, table, "back.csv") == one
+    (path,) = (made.root / "reviews").iterdir()
+    assert path.name == f"{one['sha256']}.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "said"),
+    [
+        (b'\n{"triplet_id": "t9", "veto": true}\n', "b.jsonl", "b.jsonl:2: no candidate 't9'"),
+        (b'\n{"triplet_id": "t0", "veto": "maybe"}\n', "b.jsonl", "b.jsonl:2: veto: expected true, false, or nothing"),
+        (b'{"triplet_id": "t0", "veto": 1}\n', "b.jsonl", "b.jsonl:1: veto"),
+        (b'{"veto": true}\n', "b.jsonl", "b.jsonl:1: triplet_id"),
+        (b'{"triplet_id": "t0", "veto"\n', "b.jsonl", "b.jsonl:1: not JSON"),
+        (b"[1]\n", "b.jsonl", "b.jsonl:1: expected an object"),
+        (b'{"triplet_id": "t0", "veto": true, "reason": 3}\n', "b.jsonl", "b.jsonl:1: reason"),
+        (b'{"triplet_id": "t0", "veto": true}\n' * 2, "b.jsonl", "b.jsonl:2: triplet 't0' is decided twice"),
+        (b'{"triplet_id": "t0", "veto": null}\n', "b.jsonl", "no triplet is decided"),
+        (b"\xff\xfe", "b.jsonl", "not UTF-8"),
+        (b"triplet_id,vetto\nt0,yes\n", "b.csv", "b.csv:1: no column veto"),
+        (b"triplet_id,veto\nt0,yes\nt1,perhaps\n", "b.csv", "b.csv:3: veto"),
+        (b'triplet_id,veto\n"t0"x,yes\n', "b.csv", "b.csv:2: not CSV"),
+        (b'{"triplet_id": "t0", "veto": true, "content": "0123456789abcdef"}\n', "b.jsonl", "is not what was reviewed"),
+    ],
+)  # fmt: skip
+def test_what_is_not_right_is_named_by_line_and_nothing_is_written(
+    made: Reviewed, data: bytes, name: str, said: str
+) -> None:
+    with pytest.raises(DataError) as refused:
+        command.receive(made.root, "test", 1, data, name)
+    assert said in str(refused.value)
+    assert not list((made.root).glob("reviews/*"))
+
+
+# -- in curate ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_review_that_is_not_there_or_was_changed_is_refused(
+    made: Reviewed, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert made.again("f" * 64) == 78
+    assert "medgr2 decisions import" in capfd.readouterr().err
+    sha256 = made.put({"triplet_id": "t1", "veto": True})["sha256"]
+    path = made.root / paths.review(sha256)
+    path.write_bytes(path.read_bytes().replace(b"true", b"false"))
+    assert made.again(sha256) == 65
+    assert "changed since it was written" in capfd.readouterr().err
+
+
+def test_a_review_of_other_triplets_is_refused(made: Reviewed, capfd: pytest.CaptureFixture[str]) -> None:
+    sha256 = made.put({"triplet_id": "t1", "veto": True})["sha256"]
+    made.candidates[1] = candidate("t1", made.free[1], "Something new?")
+    assert made.again(sha256) == 65
+    assert f"{sha256}.jsonl:1: triplet 't1' is not what was reviewed" in capfd.readouterr().err
+    del made.candidates[1]
+    assert made.again(sha256) == 65
+    assert f"{sha256}.jsonl:1: no candidate 't1'" in capfd.readouterr().err
+
+
+def test_a_link_that_leads_out_of_the_workspace_is_not_followed(made: Reviewed, tmp_path: Path) -> None:
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    outside.mkdir()
+    (made.root / "reviews").symlink_to(outside)
+    with pytest.raises(Exception, match="leads out of the workspace"):
+        made.put({"triplet_id": "t1", "veto": True})
+    assert list(outside.iterdir()) == []
+
+
+def test_the_program_says_what_is_missing(made: Reviewed, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, code, said in (
+        (["export", "nothing", "--iteration", "1"], 2, "no cycle 'nothing'"),
+        (["export", "test", "--iteration", "2"], 78, "curate@2 has not finished"),
+        (["export", "../x", "--iteration", "1"], 78, "not the name of a cycle"),
+    ):
+        assert command.main([*arguments, "--workspace", str(made.root)]) == code
+        assert said in capsys.readouterr().err
