@@ -48,7 +48,7 @@ class World:
 
     root: Path
     refs: dict[str, ArtifactRef]
-    trainer: list[dict[str, Any]]
+    training: list[dict[str, Any]]
     candidates: list[dict[str, Any]]
     items: list[dict[str, Any]]
 

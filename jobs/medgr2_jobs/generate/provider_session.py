@@ -34,7 +34,7 @@ class Errand:
     provider: Provider
     gate: Gate
     client: Client
-    spend_ledger: Ledger | None = None
+    ledger: Ledger | None = None
     """None: nothing has a price."""
     journal: Journal | None = None
     """None: nothing is kept."""
