@@ -1,4 +1,4 @@
-"""What keeping freed memory is worth in a training step on a CPU (`medgr2_jobs.runner.memory`).
+"""What keeping freed memory is worth in a training step on a CPU (`medgr2_jobs.runner.process_tuning`).
 
     make bench NAME=memory        # about four minutes on two cores
 
@@ -27,11 +27,11 @@ def measure(keep: bool) -> dict[str, float]:
 
     from bench.training import pictures, step
     from medgr2_jobs.models.vlm import Row
-    from medgr2_jobs.runner import memory
+    from medgr2_jobs.runner import process_tuning
 
     torch.set_num_threads(1)
     if keep:
-        memory.keep_freed()
+        process_tuning.keep_freed()
     with tempfile.TemporaryDirectory() as root:
         model, encoder, names = pictures(Path(root), "tiny", 32)
         batches = [

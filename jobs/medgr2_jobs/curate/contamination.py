@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.splits import TRAIN, VALIDATION
-from ..duplicates import hamming
+from ..duplicates import phash_index
 from ..duplicates.text_fingerprint import Text, text_of
 
 BENCHMARK, HELD_BACK = "benchmark", "validation"
@@ -36,7 +36,7 @@ def near_images(images: set[str], held: set[str], phashes: Mapping[str, str], li
     """Those of the images that are within `limit` bits of a held-out one, and not held out themselves."""
     left = sorted(image for image in images - held if phashes.get(image))
     right = sorted({phashes[image]: image for image in sorted(held) if phashes.get(image)}.values())
-    near = hamming.within(hamming.codes(left, phashes), hamming.codes(right, phashes), limit)
+    near = phash_index.within(phash_index.codes(left, phashes), phash_index.codes(right, phashes), limit)
     return {left[place] for place in np.flatnonzero(near)}
 
 

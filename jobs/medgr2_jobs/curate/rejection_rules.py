@@ -4,7 +4,7 @@ The whole way of a candidate, and the reason it ends with where it ends:
 
 1. `RULES`, below: it cannot be used, would contaminate a test, or is there already.
 2. The strategy (`select.py`): `not_scored`, `below_threshold`, `not_in_top_k`, `not_in_random_k`.
-3. Of those that are left (`choose.py`): `guessable` (`guessable.py`), `balance` (`balance.py`).
+3. Of those that are left (`selection.py`): `guessable` (`option_prior_filter.py`), `balance` (`balance.py`).
 4. The expert: `vetoed`. Last of all, so that a review takes away and never brings in what nobody has looked at.
 """
 
@@ -19,8 +19,7 @@ import numpy as np
 
 from medgr2_api.curation import Curation
 
-from ..duplicates import exact
-from ..duplicates.near import NearIndex
+from ..duplicates.near import NearIndex, exact_duplicates, triplet_key
 from ..duplicates.text_fingerprint import text_of
 from ..generate.candidate_schema import OK
 from . import contamination
@@ -111,14 +110,14 @@ def _held_texts(facts: Facts, _: Reasons) -> Iterator[tuple[str, str]]:
 
 def _duplicates(facts: Facts, _: Reasons) -> Iterator[tuple[str, str]]:
     """The batch has the same question about the same image, with a better score or earlier."""
-    doubles = exact.duplicates(facts.usable, facts.scores)
+    doubles = exact_duplicates(facts.usable, facts.scores)
     return ((row["triplet_id"], "duplicate") for row in facts.usable if row["triplet_id"] in doubles)
 
 
 def _overlaps(facts: Facts, _: Reasons) -> Iterator[tuple[str, str]]:
     """D_gen has the same question about the same image."""
-    taken = set() if facts.curation.allow_overlap else {exact.key(row) for row in facts.known}
-    return ((row["triplet_id"], "overlap") for row in facts.usable if exact.key(row) in taken)
+    taken = set() if facts.curation.allow_overlap else {triplet_key(row) for row in facts.known}
+    return ((row["triplet_id"], "overlap") for row in facts.usable if triplet_key(row) in taken)
 
 
 def _near_overlaps(facts: Facts, reasons: Reasons) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from medgr2_api.data import DICOM, MMMU, Benchmark, DataFormat, DataSource, OnLe
 from medgr2_api.parameters import PrepareParameters
 
 from .. import fetch
-from ..duplicates.phash import phash
+from ..duplicates.phash_index import phash
 from ..errors import DataError
 from ..runner.context import StageContext
 from ..store import atomic, tables

@@ -1,8 +1,9 @@
-"""Near-duplicates: triplets whose images and whose texts are both nearly the same (DECISIONS 8).
+"""Triplets that say the same, and triplets whose images and whose texts are both nearly the same (DECISIONS 8).
 
-Rows with the same hash and the same text are one unit. Units are a candidate pair when they agree in a band of the
-image's hash and in a band of the text's MinHash; each pair is then checked, bit by bit and shingle by shingle, so the
-two limits mean what they say. Bands of the image miss nothing; those of the text one pair in a thousand at the limit.
+For the near ones, rows with the same hash and the same text are one unit. Units are a candidate pair when they agree in
+a band of the image's hash and in a band of the text's MinHash; each pair is then checked, bit by bit and shingle by
+shingle, so the two limits mean what they say. Bands of the image miss nothing; those of the text one pair in a thousand
+at the limit.
 """
 
 from __future__ import annotations
@@ -18,11 +19,35 @@ from numpy.typing import NDArray
 
 from medgr2_api.curation import NearDuplicates
 
-from . import hamming, text_fingerprint
-from .hamming import Codes, Index, Keys
+from ..prompts.answers import normalise
+from . import phash_index, text_fingerprint
+from .phash_index import Codes, Index, Keys
 from .text_fingerprint import Text
 
 Rows = Sequence[Mapping[str, Any]]
+TripletKey = tuple[str, str]
+
+
+def triplet_key(row: Mapping[str, Any]) -> TripletKey:
+    """Two triplets are the same when they ask the same about the same image."""
+    return row["image_sha256"], normalise(row["question"])
+
+
+def exact_duplicates(rows: Iterable[Mapping[str, Any]], scores: Mapping[str, float]) -> set[str]:
+    """Ids of the rows that another row of the batch stands for: of equals the best scored, then the first, stays."""
+    best: dict[TripletKey, tuple[float, str]] = {}
+    doubles: set[str] = set()
+    for row in rows:
+        name, score = row["triplet_id"], scores.get(row["triplet_id"], float("-inf"))
+        held = best.get(triplet_key(row))
+        if held is None:
+            best[triplet_key(row)] = (score, name)
+        elif score > held[0]:
+            best[triplet_key(row)] = (score, name)
+            doubles.add(held[1])
+        else:
+            doubles.add(name)
+    return doubles
 
 
 @dataclass(frozen=True)
@@ -61,10 +86,14 @@ class NearIndex:
         self._texts = list(numbers)
         text_bands = text_fingerprint.bands(self._texts, limits.text_jaccard)
         self._rows, self._others = (
-            _units(hamming.codes([row["image_sha256"] for row in table], phashes), np.array(text, np.intp), text_bands,
-                   limits.image_hamming)
+            _units(
+                phash_index.codes([row["image_sha256"] for row in table], phashes),
+                np.array(text, np.intp),
+                text_bands,
+                limits.image_hamming,
+            )
             for table, text in zip((rows, others), tables, strict=True)
-        )  # fmt: skip
+        )
         self._shingles: dict[int, frozenset[str]] = {}
 
     def near_others(self) -> NDArray[np.bool_]:
@@ -101,8 +130,8 @@ class NearIndex:
         found = np.empty(0, np.int64)
         for mine, theirs in zip(left.keys(), right.keys(), strict=True):
             fresh = [found]
-            for a, b in hamming.join(mine, theirs):
-                near = hamming.close(left.codes.take(a), right.codes.take(b), limit)
+            for a, b in phash_index.join(mine, theirs):
+                near = phash_index.close(left.codes.take(a), right.codes.take(b), limit)
                 fresh.append(a[near] * width + b[near])
             found = np.unique(np.concatenate(fresh))
         a, b = found // width, found % width
@@ -131,4 +160,4 @@ def _units(codes: Codes, text: Index, text_bands: list[Keys], limit: int) -> _Un
     key = text_fingerprint.mixed([codes.bits, codes.hashed.astype(np.uint64), text.astype(np.uint64)])
     _, first, of_row = np.unique(key, return_index=True, return_inverse=True)
     mine, number = codes.take(first), text[first]
-    return _Units(of_row, mine, number, hamming.bands(mine, limit), [band[number] for band in text_bands])
+    return _Units(of_row, mine, number, phash_index.bands(mine, limit), [band[number] for band in text_bands])

@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import imports
+from . import process_tuning
 from .background_process import die_with_parent
 
 PRELOAD = (
@@ -48,7 +48,7 @@ _GRACE_SECONDS = 60.0
 def preload() -> None:
     """Imports everything a stage may need; starts no thread and touches no GPU, so that forking is safe."""
     for name in PRELOAD:
-        imports.load(name)
+        process_tuning.load(name)
 
 
 class Zygote:

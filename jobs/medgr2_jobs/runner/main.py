@@ -40,7 +40,7 @@ from medgr2_api.stage_contract import (
 from ..errors import Checkpointed, ConfigError, CorruptArtifact, DiskFull, StageError, TemporaryError
 from ..store import atomic, fencing, manifest
 from ..store.artifact import ArtifactWriter
-from . import imports, memory
+from . import process_tuning
 from .context import Outcome, StageContext
 from .distributed.launch import launch
 from .distributed.process_group import Ranks
@@ -203,7 +203,7 @@ def work(
 ) -> StageResult:
     """Runs the stage's code and publishes. Of several processes the main one publishes; all return its result."""
     context = _context(request, root, stop, ranks, usage)
-    run: Callable[[StageContext[Any]], Outcome] = imports.load(MODULES[request.stage]).run
+    run: Callable[[StageContext[Any]], Outcome] = process_tuning.load(MODULES[request.stage]).run
     if ranks.main:
         fencing.raise_fence(root, request)
     _set_up(context.parameters.seed, request.threads)
@@ -341,7 +341,7 @@ def _set_up(seed: int, threads: int) -> None:
 
         torch.manual_seed(seed)
         torch.set_num_threads(threads)
-        memory.keep_freed()
+        process_tuning.keep_freed()
 
 
 def _packages() -> dict[str, str]:

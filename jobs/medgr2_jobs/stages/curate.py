@@ -11,9 +11,8 @@ from medgr2_api.cycle import AnswerFormat
 from medgr2_api.parameters import CurateParameters
 
 from ..curate import option_shuffle, rejection_rules
-from ..curate.choose import Chosen, choose
 from ..curate.rejection_rules import Facts, Reasons, Rows
-from ..curate.selection import WITHOUT_SCORES, Batch
+from ..curate.selection import WITHOUT_SCORES, Batch, Chosen, choose
 from ..data import graded_dataset
 from ..data.splits import TRAIN
 from ..errors import ConfigError

@@ -20,7 +20,7 @@ from .. import fetch
 from ..data import graded_dataset, splits, wordnet
 from ..data.ingest import TICK, Ingest, Loaded
 from ..data.splits import TEST, TRAIN, VALIDATION, Leak
-from ..duplicates import hamming
+from ..duplicates import phash_index
 from ..errors import DataError
 from ..models import base_models
 from ..runner.context import Outcome, StageContext
@@ -91,11 +91,11 @@ def _leaks(ingest: Ingest, sources: list[Loaded], benchmarks: list[Loaded]) -> l
     }
     phashes = {sha256: seen.phash for sha256, seen in ingest.images.items() if seen.phash}
     training = sorted(sha256 for sha256 in names if sha256 in phashes)
-    trained = hamming.codes(training, phashes)
+    trained = phash_index.codes(training, phashes)
     found = []
     for loaded in benchmarks:
-        tested = hamming.codes(sorted(sha256 for sha256 in loaded.images if sha256 in phashes), phashes)
-        close = hamming.within(trained, tested, NEAR)
+        tested = phash_index.codes(sorted(sha256 for sha256 in loaded.images if sha256 in phashes), phashes)
+        close = phash_index.within(trained, tested, NEAR)
         near = {sha256 for sha256, held in zip(training, close, strict=True) if held}
         assert loaded.on_leak is not None
         found.append(splits.leaks(set(names), loaded.name, loaded.images, loaded.on_leak, names, near))

@@ -15,8 +15,7 @@ from tests.support.curate_fixtures import World, candidate
 from medgr2_api.curation import Balance, Curation, Selection
 from medgr2_api.cycle import AnswerFormat
 from medgr2_jobs.curate import balance, option_prior_filter, option_shuffle
-from medgr2_jobs.curate.choose import Chosen, choose
-from medgr2_jobs.curate.selection import Batch
+from medgr2_jobs.curate.selection import Batch, Chosen, choose
 from medgr2_jobs.prompts import answers
 
 Rows = dict[str, dict[str, Any]]

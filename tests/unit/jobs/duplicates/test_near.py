@@ -13,7 +13,7 @@ from tests.support import jobs_fixtures as world
 from tests.support.curate_fixtures import FAR, World, candidate, phash
 
 from medgr2_api.curation import NearDuplicates
-from medgr2_jobs.duplicates import hamming, text_fingerprint
+from medgr2_jobs.duplicates import phash_index, text_fingerprint
 from medgr2_jobs.duplicates.near import NearIndex
 
 ALL: dict[str, Any] = {"selection": {"strategy": "All"}}
@@ -152,7 +152,9 @@ def test_within_looks_at_every_bit(limit: int) -> None:
     centres = random.integers(0, 1 << 63, 20, np.uint64)
     flips = [sum(1 << int(bit) for bit in random.choice(64, number % 12, replace=False)) for number in range(300)]
     mine = np.array([int(centres[n % 20]) ^ flip for n, flip in enumerate(flips)], np.uint64)
-    found = hamming.within(*(hamming.Codes(bits, np.ones(len(bits), np.bool_)) for bits in (mine, centres)), limit)
+    found = phash_index.within(
+        *(phash_index.Codes(bits, np.ones(len(bits), np.bool_)) for bits in (mine, centres)), limit
+    )
     expected = [(np.bitwise_count(value ^ centres) <= limit).any() for value in mine]
     assert found.tolist() == expected
     assert any(expected)

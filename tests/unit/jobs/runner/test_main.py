@@ -18,7 +18,7 @@ from tests.support import jobs_fixtures as world
 
 from medgr2_api.parameters import CODE_VERSION
 from medgr2_api.stage_contract import RESULT_PATH_ENV, ArtifactRef, CycleRef, StageName, StageRequest, StageResult
-from medgr2_jobs.runner import main, memory
+from medgr2_jobs.runner import main, process_tuning
 from medgr2_jobs.runner.context import Outcome, StageContext
 from medgr2_jobs.store.artifact import ArtifactWriter
 
@@ -135,7 +135,7 @@ def test_a_stage_that_has_torch_keeps_the_memory_it_frees(
     score: Stage, monkeypatch: pytest.MonkeyPatch, loaded: bool
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(memory, "keep_freed", lambda: asked.append("kept"))
+    monkeypatch.setattr(process_tuning, "keep_freed", lambda: asked.append("kept"))
     torch = SimpleNamespace(manual_seed=lambda seed: None, set_num_threads=lambda threads: None)
     if loaded:
         monkeypatch.setitem(sys.modules, "torch", torch)

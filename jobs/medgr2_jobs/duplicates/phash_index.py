@@ -1,6 +1,6 @@
-"""Perceptual hashes of many images, and which of them lie within a few bits of each other. Exact, in numpy.
+"""Perceptual hashes of many images, and which of them lie within a few bits of each other (DECISIONS 8).
 
-An image without a perceptual hash (phantoms: they are drawn alike) is close to itself only.
+Exact, in numpy. An image without a perceptual hash (phantoms: they are drawn alike) is close to itself only.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 BITS = 64
 #: Narrower bands than this would be shared by nearly all images: then everything is compared with everything.
@@ -20,6 +21,13 @@ _PAIRS = 1 << 20  # compared at once
 
 Index = NDArray[np.intp]
 Keys = NDArray[np.uint64]
+
+
+def phash(image: Image.Image) -> str:
+    """The perceptual hash: 64 bits of the lowest frequencies of an image's brightness, as 16 hex digits."""
+    import imagehash  # brings scipy along
+
+    return str(imagehash.phash(image))
 
 
 @dataclass(frozen=True)

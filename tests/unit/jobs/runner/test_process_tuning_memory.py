@@ -11,9 +11,9 @@ import pytest
 PROGRAM = """
 import resource, sys
 import numpy
-from medgr2_jobs.runner import memory
+from medgr2_jobs.runner import process_tuning
 if sys.argv[1] == "keep":
-    memory.keep_freed()
+    process_tuning.keep_freed()
 for turn in range(6):
     if turn == 2:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from medgr2_jobs.runner import imports
+from medgr2_jobs.runner import process_tuning
 
 #: While it is imported it says whether the collector runs; it makes a thousand objects that stay.
 MODULE = "import gc\ncollected = gc.isenabled()\nkept = [[] for _ in range(1000)]\n"
@@ -28,7 +28,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_nothing_is_collected_meanwhile(enabled: bool) -> None:
     (gc.enable if enabled else gc.disable)()
     try:
-        assert imports.load("takes_long").collected is False
+        assert process_tuning.load("takes_long").collected is False
         assert gc.isenabled() is enabled
     finally:
         gc.enable()
@@ -36,18 +36,18 @@ def test_nothing_is_collected_meanwhile(enabled: bool) -> None:
 
 def test_what_was_imported_is_never_looked_at() -> None:
     frozen = gc.get_freeze_count()
-    imports.load("takes_long")
+    process_tuning.load("takes_long")
     assert gc.get_freeze_count() >= frozen + 1000
 
 
 def test_what_is_there_already_costs_nothing() -> None:
-    imports.load("takes_long")
+    process_tuning.load("takes_long")
     frozen, mine = gc.get_freeze_count(), [[]]
-    assert imports.load("takes_long") is sys.modules["takes_long"]
+    assert process_tuning.load("takes_long") is sys.modules["takes_long"]
     assert gc.get_freeze_count() <= frozen, mine
 
 
 def test_a_module_that_is_missing_leaves_the_collector_on() -> None:
     with pytest.raises(ImportError, match="no_such_module"):
-        imports.load("breaks")
+        process_tuning.load("breaks")
     assert gc.isenabled()
