@@ -19,9 +19,9 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from . import API_GROUP, API_VERSION, KIND
-from .base import Model
 from .cel_rules import VALIDATIONS, Rule
 from .cycle import Cycle, CycleSpec
+from .model import Model
 from .status import CycleStatus
 
 PLURAL = "medgr2cycles"

@@ -6,8 +6,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from .base import ApiEnum, Fraction, Model
 from .cel_rules import Keyed, Rule
+from .model import ApiEnum, Model
+from .types import Fraction
 
 
 class SelectionStrategy(ApiEnum):

@@ -6,11 +6,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from .base import ApiEnum, DNSLabel, Model
 from .cel_rules import Keyed, Rule
 from .curation import Curation, Review
 from .data import Data, DataFormat, Workspace
 from .generator import Generator
+from .model import ApiEnum, Model
 from .scheduling import (
     Budget,
     EarlyStopping,
@@ -24,6 +24,7 @@ from .scheduling import (
 from .stage_contract import StageName
 from .status import CycleStatus
 from .training_spec import Evaluation, Policy, RewardModel
+from .types import DNSLabel
 
 
 class Preset(ApiEnum):

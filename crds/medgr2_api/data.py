@@ -6,8 +6,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from .base import ApiEnum, DNSLabel, HttpURL, KubernetesObject, Model, RelativePath
 from .cel_rules import Keyed, Rule
+from .model import ApiEnum, Model
+from .types import DNSLabel, HttpURL, KubernetesObject, RelativePath
 from .uris import URI, SecretKeyRef
 
 

@@ -11,8 +11,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from .base import ApiEnum, Argument, Fraction, HttpURL, Model, Positive
 from .cel_rules import Keyed, Rule
+from .model import ApiEnum, Model
+from .types import Argument, Fraction, HttpURL, Positive
 from .uris import ModelURI, SecretKeyRef
 
 ModelName = Annotated[str, Field(min_length=1, max_length=512)]

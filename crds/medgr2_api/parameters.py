@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from .base import FreeForm, Model, sha256_of
 from .curation import Curation
 from .cycle import AnswerFormat, CycleSpec
 from .data import Data
 from .generator import Prices, RateLimit, Sampling, Scripted, WeightedParadigm
+from .hashing import sha256_of
+from .model import Model
 from .stage_contract import StageName
 from .training_spec import GRPO, Control, Grades, InitFrom, Preferences, Promotion, RewardHead, RewardTraining, Training
+from .types import FreeForm
 from .uris import SecretKeyRef
 
 #: Raised when a stage's code changes what it would publish for the same parameters and inputs.

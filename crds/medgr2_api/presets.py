@@ -11,11 +11,11 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from .base import normalise
 from .curation import SelectionStrategy
 from .cycle import CycleSpec, Preset
 from .data import IMAGES_ONLY, SourceRole
 from .generator import is_external
+from .hashing import normalise
 
 TRAINER_FIELDS = frozenset({"trainer", "retrainTrainer"})
 

@@ -6,9 +6,10 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from .base import ApiEnum, EnvVar, KubernetesObject, Model
 from .cel_rules import Rule
+from .model import ApiEnum, Model
 from .stage_contract import StageName
+from .types import EnvVar, KubernetesObject
 
 
 class OnExceeded(ApiEnum):

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from .base import ApiEnum, Figures, FiniteOrNone, Model
+from .model import ApiEnum, Model
+from .types import Figures, FiniteOrNone
 
 #: The termination message of a pod holds 4 KiB for all containers; ours stays at half of it.
 RESULT_MAX_BYTES = 2048

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from .base import ApiEnum, Model
 from .cel_rules import Keyed
+from .model import ApiEnum, Model
 from .stage_contract import Progress, StageName
 
 

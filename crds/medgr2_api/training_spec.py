@@ -9,10 +9,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from .base import ApiEnum, Fraction, FreeForm, Model, Positive
 from .cel_rules import Keyed
 from .curation import Curation as Curation
 from .curation import SelectionStrategy as SelectionStrategy
+from .model import ApiEnum, Model
+from .types import Fraction, FreeForm, Positive
 from .uris import ModelURI
 
 

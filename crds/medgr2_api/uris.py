@@ -7,8 +7,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from .base import Model, cel_text, relative_path
 from .cel_rules import Rule
+from .model import Model
+from .types import cel_text, relative_path
 
 #: `hf://[datasets/]org/name[@revision][/path]`, `s3://bucket[/key]`, `file:///path` (RE2 syntax, which CEL reads too).
 _REPOSITORY = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from .base import no_literal_key
+from .types import no_literal_key
 
 Location = tuple[int | str, ...]
 _FREE_TEXT_LIMIT = 60

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from medgr2_api.artifacts import combined_digest
-from medgr2_api.base import sha256_of
 from medgr2_api.cycle import Cycle
+from medgr2_api.hashing import combined_digest, sha256_of
 from medgr2_api.stage_contract import REQUEST_ENV, RESULT_PATH_ENV, StageName, StageRequest, StageResult
 from medgr2_api.status import Phase
 from medgr2_operator.local import runner

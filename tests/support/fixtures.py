@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medgr2_api import paths
-from medgr2_api.base import canonical_json
+from medgr2_api.hashing import canonical_json
 from medgr2_api.parameters import StageParameters, input_hash, parameters_model
 from medgr2_api.stage_contract import ArtifactRef, CycleRef, Progress, StageName, StageRequest
 

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from medgr2_api import paths
-from medgr2_api.base import sha256_of
+from medgr2_api.hashing import sha256_of
 from medgr2_api.parameters import parameters_model
 from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageName, StageRequest
 from medgr2_jobs.data import synthetic_images

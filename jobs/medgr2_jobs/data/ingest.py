@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medgr2_api.base import sha256_of
 from medgr2_api.data import DICOM, MMMU, Benchmark, DataFormat, DataSource, OnLeak, Phantom, SourceRole, SplitBy
+from medgr2_api.hashing import sha256_of
 from medgr2_api.parameters import PrepareParameters
 
 from .. import fetch

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from medgr2_api.base import sha256_of
 from medgr2_api.cycle import Cycle
+from medgr2_api.hashing import sha256_of
 from medgr2_api.parameters import PrepareParameters, stage_parameters
 from medgr2_api.presets import resolve
 from medgr2_api.stage_contract import CycleRef, ExitCode, StageName, StageRequest

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medgr2_api.base import relative_path
+from medgr2_api.types import relative_path
 from medgr2_api.uris import hub_parts
 
 from ..errors import ConfigError, StageError, TemporaryError

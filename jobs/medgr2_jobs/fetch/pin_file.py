@@ -20,7 +20,9 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from medgr2_api import paths
-from medgr2_api.base import Model, relative_path, sha256_of
+from medgr2_api.hashing import sha256_of
+from medgr2_api.model import Model
+from medgr2_api.types import relative_path
 
 from ..errors import CorruptArtifact
 from ..store import atomic

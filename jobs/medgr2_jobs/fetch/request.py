@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from medgr2_api.base import Model
+from medgr2_api.model import Model
 
 from .pin_file import Kind
 

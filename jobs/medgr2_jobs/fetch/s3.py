@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from medgr2_api.base import relative_path
+from medgr2_api.types import relative_path
 
 from ..errors import ConfigError, StageError, TemporaryError
 from ..store import atomic

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medgr2_api import paths
-from medgr2_api.base import relative_path
 from medgr2_api.stage_contract import ArtifactRef, StageRequest
+from medgr2_api.types import relative_path
 
 from ..errors import CorruptArtifact
 from . import atomic, manifest

@@ -9,9 +9,10 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from medgr2_api import paths
-from medgr2_api.artifacts import combined_digest
-from medgr2_api.base import Figures, Model, relative_path, sha256_of
+from medgr2_api.hashing import combined_digest, sha256_of
+from medgr2_api.model import Model
 from medgr2_api.stage_contract import StageName
+from medgr2_api.types import Figures, relative_path
 
 from ..errors import CorruptArtifact
 from . import atomic

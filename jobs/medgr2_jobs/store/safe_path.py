@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medgr2_api.base import relative_path
+from medgr2_api.types import relative_path
 
 from ..errors import ConfigError
 

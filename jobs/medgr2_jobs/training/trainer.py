@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from medgr2_api.base import normalise
+from medgr2_api.hashing import normalise
 from medgr2_api.training_spec import LoRA
 from medgr2_api.unsupported import OWNED_TRAINER_OPTIONS
 

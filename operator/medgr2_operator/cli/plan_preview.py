@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medgr2_api import paths as names
-from medgr2_api.artifacts import combined_digest
 from medgr2_api.cycle import Cycle
+from medgr2_api.hashing import combined_digest
 from medgr2_api.status import AttemptState, CycleStatus
 
 from ..plan.graph import Graph, Node

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from medgr2_api import paths
-from medgr2_api.base import relative_path
 from medgr2_api.stage_contract import ExitCode
+from medgr2_api.types import relative_path
 
 from ..kube.client import JOBS, ApiError, Client, Manifest
 from ..kube.ephemeral_pod import PodNotRunningError, running, taken_away

@@ -9,8 +9,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from medgr2_api import paths
-from medgr2_api.base import sha256_of
 from medgr2_api.cycle import Cycle
+from medgr2_api.hashing import sha256_of
 
 
 class StateError(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medgr2_api.artifacts import combined_digest
+from medgr2_api.hashing import combined_digest
 from medgr2_api.stage_contract import ExitCode, StageResult
 
 _STOPPED = (ExitCode.CHECKPOINTED, ExitCode.SIGTERM)

@@ -9,10 +9,10 @@ import yaml
 from pydantic import ValidationError
 from tests.support.cycle_documents import HERE, changed
 
-from medgr2_api.base import Model
 from medgr2_api.cel_rules import Rule
 from medgr2_api.crd import crd
 from medgr2_api.cycle import Cycle
+from medgr2_api.model import Model
 
 CASES: list[dict[str, Any]] = yaml.safe_load((HERE / "rule_cases.yaml").read_text())
 UPDATES = [case for case in CASES if "old" in case]

@@ -13,7 +13,7 @@ import yaml
 
 import medgr2_api
 from medgr2_api import crd
-from medgr2_api.base import Model
+from medgr2_api.model import Model
 from medgr2_api.presets import _DEFAULT, PRESETS
 
 TYPES = {"object", "array", "string", "integer", "number", "boolean"}

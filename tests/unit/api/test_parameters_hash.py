@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.cycle_documents import changed, spec_with
 
-from medgr2_api.base import canonical_json, normalise, sha256_of
 from medgr2_api.cycle import Cycle, CycleSpec
+from medgr2_api.hashing import canonical_json, normalise, sha256_of
 from medgr2_api.parameters import input_hash, stage_parameters
 from medgr2_api.presets import resolve
 from medgr2_api.stage_contract import StageName

@@ -1,122 +1,15 @@
-"""What every API model shares: camelCase on the wire, unknown fields refused, and one normal form for hashing."""
+"""Annotated types that fields of the API share: what they refuse, here and in the CRD."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
-import types
-from collections.abc import Callable
-from enum import StrEnum
-from functools import cache
-from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
+from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
-from pydantic.alias_generators import to_camel
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from .cel_rules import Rule
-
-#: YAML 1.1 reads `1e-4` (no dot) as text; such text among free-form options is a number that YAML misread.
-_NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
-
-
-class Model(BaseModel):
-    """Base of every API model. Attribute docstrings become the field descriptions that `kubectl explain` shows."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel,
-        populate_by_name=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-        hide_input_in_errors=True,  # what is refused may be an API key in the wrong place
-    )
-
-    rules: ClassVar[tuple[Rule, ...]] = ()
-    """Rules about this object as a whole (`x-kubernetes-validations`)."""
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _boolean_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and info.field_name and _takes_numbers(cls, info.field_name):
-            raise PydanticCustomError("not_a_boolean", "must be a number, not true or false")
-        return value
-
-    @model_validator(mode="after")
-    def _keeps_rules(self) -> Self:
-        for rule in self.rules:
-            rule.enforce(self)
-        return self
-
-    def dump(self) -> dict[str, Any]:
-        """The JSON form with wire names; unset optional fields are left out."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-
-class ApiEnum(StrEnum):
-    """An enum whose values are the API's PascalCase words."""
-
-
-@cache
-def _takes_numbers(model: type[BaseModel], field: str) -> bool:
-    """Whether a field takes numbers and no booleans."""
-    kinds = _kinds(model.model_fields[field].annotation)
-    return bool(kinds & {int, float}) and bool not in kinds
-
-
-def _kinds(annotation: Any) -> set[Any]:
-    if get_origin(annotation) is Annotated:
-        return _kinds(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return {kind for part in get_args(annotation) for kind in _kinds(part)}
-    return {annotation}
-
-
-def normalise(value: Any) -> Any:
-    """One form per meaning, for free-form options: 3.0 → 3, "1e-4" → 0.0001; recursive over lists and objects."""
-    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-        text = value.strip()
-        if text.lstrip("+-").isdecimal():
-            return int(text)
-        return _each(float(text), normalise) if math.isfinite(float(text)) else value
-    return _each(value, normalise)
-
-
-def _canonical(value: Any) -> Any:
-    """As `normalise`, but text stays text: the folders "1" and "1.0" are two folders."""
-    return _each(value, _canonical)
-
-
-def _each(value: Any, inner: Callable[[Any], Any]) -> Any:
-    if isinstance(value, dict):
-        return {key: inner(item) for key, item in sorted(((str(k), v) for k, v in value.items()), key=lambda kv: kv[0])}
-    if isinstance(value, list | tuple):
-        return [inner(item) for item in value]
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return int(value)
-    return value
-
-
-def canonical_json(value: Any) -> str:
-    """JSON text that is equal exactly when the values are: keys sorted, 3.0 written as 3, text left alone."""
-    return json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-
-def sha256_of(value: Any) -> str:
-    """Hex sha256 over `canonical_json(value)`."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+from .hashing import normalise
 
 
 def relative_path(path: str) -> str:
