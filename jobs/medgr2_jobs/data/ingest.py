@@ -19,7 +19,8 @@ from .. import fetch
 from ..duplicates.phash_index import phash
 from ..errors import DataError
 from ..runner.context import StageContext
-from ..store import atomic, tables
+from ..store import atomic
+from ..store import legacy_tables as tables
 from . import format_registry, synthetic_images
 from .record import BadRecord, Place, Record
 

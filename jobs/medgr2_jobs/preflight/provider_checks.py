@@ -104,7 +104,7 @@ def _images(case: Case) -> list[dict[str, Any]]:
 
 
 def _prepared(folder: Path) -> list[dict[str, Any]]:
-    from ..store import tables
+    from ..store import legacy_tables as tables
 
     published = load(folder)
     part = published.part("images.parquet") if published else None

@@ -30,7 +30,7 @@ from ..evaluate.scoring import answer_context, greedy, option_logprobs
 from ..models import vlm
 from ..prompts import answers
 from ..runner.context import Outcome, StageContext
-from ..store import tables
+from ..store import legacy_tables as tables
 
 _BASE = "base"
 

@@ -24,7 +24,7 @@ from ..duplicates import phash_index
 from ..errors import DataError
 from ..models import base_models
 from ..runner.context import Outcome, StageContext
-from ..store.tables import TableWriter
+from ..store.legacy_tables import TableWriter
 
 Context = StageContext[PrepareParameters]
 #: Bits in which the perceptual hashes of a training image and of a benchmark's may differ (DECISIONS 8).

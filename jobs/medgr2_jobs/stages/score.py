@@ -17,7 +17,7 @@ from ..models import vlm
 from ..reward.model import RewardModel
 from ..reward.scorer import score
 from ..runner.context import Outcome, StageContext
-from ..store import tables
+from ..store import legacy_tables as tables
 from .reward import graded_row
 
 #: Rows of one part: what a `kill -9` may cost. A part ends with the image that fills it.

@@ -8,9 +8,10 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from medgr2_api import paths
 from medgr2_api.stage_contract import ArtifactRef, StageRequest
@@ -19,12 +20,15 @@ from medgr2_api.types import relative_path
 from ..errors import CorruptArtifact
 from . import atomic, manifest
 from .manifest import Manifest, Part
+from .rows import TableRow
 from .safe_path import inside
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from .tables import TableWriter
+
+R = TypeVar("R", bound=TableRow)
 
 _SHARD = re.compile(r"shard-(\d+)")
 
@@ -51,6 +55,8 @@ class ArtifactReader:
                 f"run stage {ref.stage} again (`--restart-from`)"
             )
         self._verified: set[str] = set()
+        self._arrow: dict[type[TableRow], pa.Table] = {}
+        self._rows: dict[type[TableRow], list[Any]] = {}
 
     def _load_shards(self) -> list[tuple[Path, Manifest]]:
         """Folder and manifest of each published shard, in the order of their numbers."""
@@ -98,25 +104,59 @@ class ArtifactReader:
             raise CorruptArtifact(f"{strangers[0]}: is not in the artifact's manifest; remove it")
         return path
 
-    def table(self, name: str) -> pa.Table:
-        """The parquet table `name` (without suffix), all shards in order; its schema version is checked."""
+    @overload
+    def rows(self, kind: type[R]) -> list[R]: ...
+
+    @overload
+    def rows(self, kind: str) -> list[dict[str, Any]]: ...
+
+    def rows(self, kind: Any) -> Any:
+        """The rows of a table, all shards in order. Read once: do not change the list.
+
+        Raises:
+            CorruptArtifact: the artifact has no such table, or it is damaged.
+        """
+        from . import tables
+
+        if isinstance(kind, str):
+            return self.table(kind).to_pylist()
+        if kind not in self._rows:
+            self._rows[kind] = tables.from_arrow(kind, self.arrow(kind), str(self.folder))
+        return self._rows[kind]
+
+    def has_table(self, kind: type[TableRow]) -> bool:
+        """Whether the table was published."""
+        return self.has(f"{kind.TABLE}.parquet")
+
+    def arrow(self, kind: type[TableRow]) -> pa.Table:
+        """The parquet table, all shards in order; name, version and columns are checked. Read once.
+
+        Raises:
+            CorruptArtifact: the artifact has no such table, or it is damaged.
+        """
         import pyarrow as pa
 
         from . import tables
 
-        paths = [
-            self._verify(folder, part)
-            for folder, found in self.shards
-            if (part := found.part(f"{name}.parquet")) is not None
-        ]
+        if kind not in self._arrow:
+            paths = self._table_paths(kind.TABLE)
+            self._arrow[kind] = pa.concat_tables([tables.read_arrow(path, kind) for path in paths])
+        return self._arrow[kind]
+
+    def table(self, name: str) -> pa.Table:
+        """The parquet table `name` (without suffix), all shards in order; its schema version is checked."""
+        import pyarrow as pa
+
+        from . import legacy_tables
+
+        return pa.concat_tables([legacy_tables.read(path, name) for path in self._table_paths(name)])
+
+    def _table_paths(self, name: str) -> list[Path]:
+        parts = [(folder, found.part(f"{name}.parquet")) for folder, found in self.shards]
+        paths = [self._verify(folder, part) for folder, part in parts if part is not None]
         if not paths:
             raise CorruptArtifact(f"{self.folder}: has no table {name!r}")
-        return pa.concat_tables([tables.read(path, name) for path in paths])
-
-    def rows(self, name: str) -> list[dict[str, Any]]:
-        """The table as a list of dicts."""
-        rows: list[dict[str, Any]] = self.table(name).to_pylist()
-        return rows
+        return paths
 
     def _verify(self, folder: Path, part: Part) -> Path:
         key = str(folder / part.path)
@@ -159,20 +199,41 @@ class ArtifactWriter:
             self._undigested.add(name)
         return path
 
-    def table(self, name: str, rows: list[dict[str, Any]] | pa.Table) -> int:
-        """Writes the parquet table `name`; returns its number of rows."""
-        from . import tables
+    @overload
+    def table(self, kind: type[R], rows: Sequence[R]) -> int: ...
 
-        count = tables.write(self.path(f"{name}.parquet"), name, rows)
-        self._rows[f"{name}.parquet"] = count
+    @overload
+    def table(self, kind: str, rows: list[dict[str, Any]] | pa.Table) -> int: ...
+
+    def table(self, kind: Any, rows: Any) -> int:
+        """Writes a table; returns its number of rows."""
+        from . import legacy_tables, tables
+
+        if isinstance(kind, str):
+            count = legacy_tables.write(self.path(f"{kind}.parquet"), kind, rows)
+            self._rows[f"{kind}.parquet"] = count
+        else:
+            count = tables.write(self.path(f"{kind.TABLE}.parquet"), kind, rows)
+            self._rows[f"{kind.TABLE}.parquet"] = count
         return count
 
-    @contextlib.contextmanager
-    def stream(self, name: str) -> Iterator[TableWriter]:
-        """The parquet table `name`, to be written row by row."""
-        from . import tables
+    @overload
+    def stream(self, kind: type[R]) -> AbstractContextManager[TableWriter[R]]: ...
 
-        with tables.writer(self.path(f"{name}.parquet"), name) as writer:
+    @overload
+    def stream(self, kind: str) -> AbstractContextManager[Any]: ...
+
+    def stream(self, kind: Any) -> AbstractContextManager[Any]:
+        """A table to be written row by row; it counts as written when the block ends well."""
+        return self._stream(kind)
+
+    @contextlib.contextmanager
+    def _stream(self, kind: Any) -> Iterator[Any]:
+        from . import legacy_tables, tables
+
+        module: Any = legacy_tables if isinstance(kind, str) else tables
+        name = kind if isinstance(kind, str) else kind.TABLE
+        with module.writer(self.path(f"{name}.parquet"), kind) as writer:
             yield writer
         self._rows[f"{name}.parquet"] = writer.rows
 

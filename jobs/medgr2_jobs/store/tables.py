@@ -1,127 +1,129 @@
-"""The parquet tables and their schemas. A schema that changes gets a new version; readers refuse an unknown one."""
+"""The parquet tables: their schemas follow from the row classes (`rows.py`); reading and writing them, typed.
+
+The same rows give the same bytes. A reader refuses another table, another version, other columns, a null where none may
+be, and a value that an enum does not have.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CorruptArtifact
 from . import atomic
+from .rows import TableRow
 
-_TEXT, _INT, _FLOAT, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+R = TypeVar("R", bound=TableRow)
+
 #: Rows of a row group of a table that is written as it is made.
 _BATCH_ROWS = 8192
-_TEXTS, _FLOATS = pa.list_(pa.string()), pa.list_(pa.float64())
-
-#: What every question carries, from the seed to the predictions.
-_QUESTION = {
-    "image_sha256": _TEXT,
-    "modality": _TEXT,
-    "question_type": _TEXT,
-    "question": _TEXT,
-    "options": _TEXTS,
-}
-
-#: table → (version, columns)
-SCHEMAS: dict[str, tuple[int, dict[str, pa.DataType]]] = {
-    # prepare
-    "images": (2, {"image_sha256": _TEXT, "width": _INT, "height": _INT, "modality": _TEXT, "source": _TEXT,
-                   "source_path": _TEXT, "split": _TEXT, "allow_external": _BOOL, "dataset": _TEXT, "patient": _TEXT,
-                   "phash": _TEXT}),
-    "items": (1, {"item_id": _TEXT, "source": _TEXT, "split": _TEXT, "benchmark": _TEXT, **_QUESTION,
-                  "answer_index": _INT, "rationale": _TEXT}),
-    "grades": (2, {"sample_id": _TEXT, "item_id": _TEXT, "source": _TEXT, "split": _TEXT, **_QUESTION,
-                   "response": _TEXT, "grade": _TEXT, "target": _FLOAT, "perturbation": _TEXT, "seed": _INT}),
-    "phantoms": (1, {"image_sha256": _TEXT, "modality": _TEXT, "finding": _TEXT, "location": _TEXT, "count": _TEXT}),
-    "quarantine": (1, {"source": _TEXT, "record": _TEXT, "field": _TEXT, "reason": _TEXT}),
-    # generate; `truth` is the scripted generator's own knowledge: only the report reads it
-    "candidates": (2, {"triplet_id": _TEXT, "iteration": _INT, **_QUESTION, "answer_index": _INT, "rationale": _TEXT,
-                       "response": _TEXT, "paradigm": _TEXT, "template_sha256": _TEXT, "generator": _TEXT,
-                       "outcome": _TEXT, "error": _TEXT, "attempts": _INT, "input_tokens": _INT,
-                       "output_tokens": _INT, "thinking_tokens": _INT, "usd": _FLOAT}),
-    "truth": (1, {"triplet_id": _TEXT, "kind": _TEXT, "correct": _BOOL}),
-    # reward: held-out grades and what R says of them
-    "calibration": (1, {"sample_id": _TEXT, "grade": _TEXT, "target": _FLOAT, "score": _FLOAT}),
-    # score, curate
-    "scores": (1, {"triplet_id": _TEXT, "score": _FLOAT}),
-    "decisions": (1, {"triplet_id": _TEXT, "keep": _BOOL, "score": _FLOAT, "reasons": _TEXTS}),
-    "training": (1, {"row_id": _TEXT, "origin": _TEXT, "iteration": _INT, **_QUESTION, "answer_index": _INT,
-                     "response": _TEXT, "score": _FLOAT}),
-    "lineage": (1, {"triplet_id": _TEXT, "iteration": _INT, "image_sha256": _TEXT, "question": _TEXT,
-                    "paradigm": _TEXT, "template_sha256": _TEXT, "generator": _TEXT, "score": _FLOAT,
-                    "reward_digest": _TEXT, "keep": _BOOL, "reasons": _TEXTS}),
-    # report: lineage of all iterations, and which models (sft@1, grpo@1, …) learnt from each triplet
-    "lineage_report": (1, {"triplet_id": _TEXT, "iteration": _INT, "image_sha256": _TEXT, "question": _TEXT,
-                           "paradigm": _TEXT, "template_sha256": _TEXT, "generator": _TEXT, "score": _FLOAT,
-                           "reward_digest": _TEXT, "keep": _BOOL, "reasons": _TEXTS, "seen_by": _TEXTS}),
-    # grpo, preferences
-    "rollouts": (1, {"step": _INT, "prompt_id": _TEXT, "completion": _TEXT, "reward": _FLOAT, "reward_model": _FLOAT,
-                     "match": _FLOAT, "parsed": _BOOL}),
-    "preferences": (1, {"sample_id": _TEXT, "prompt_id": _TEXT, "split": _TEXT, **_QUESTION, "response": _TEXT,
-                        "grade": _TEXT, "target": _FLOAT, "gold": _BOOL}),
-    # evaluate
-    "predictions": (1, {"checkpoint": _TEXT, "split": _TEXT, "benchmark": _TEXT, "item_id": _TEXT,
-                        "image_sha256": _TEXT, "modality": _TEXT, "question_type": _TEXT, "condition": _TEXT,
-                        "scoring": _TEXT, "answer_index": _INT, "predicted": _INT, "correct": _BOOL,
-                        "option_logprobs": _FLOATS, "text": _TEXT}),
-}  # fmt: skip
+_PLAIN: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
-def schema(name: str) -> pa.Schema:
+@dataclass(frozen=True)
+class _Column:
+    """How a field of a row class is stored."""
+
+    name: str
+    type: pa.DataType
+    nullable: bool
+    load: Callable[[Any], Any] | None
+    """From what arrow gives to what the field holds; None: as it is."""
+
+
+_COLUMNS: dict[type[TableRow], tuple[_Column, ...]] = {}
+
+
+def _columns(kind: type[TableRow]) -> tuple[_Column, ...]:
+    if kind not in _COLUMNS:
+        hints = typing.get_type_hints(kind)
+        _COLUMNS[kind] = tuple(_column(field.name, hints[field.name]) for field in fields(kind))  # type: ignore[arg-type]
+    return _COLUMNS[kind]
+
+
+def _column(name: str, hint: Any) -> _Column:
+    nullable = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    if nullable:
+        [hint] = [part for part in typing.get_args(hint) if part is not type(None)]
+    if typing.get_origin(hint) is tuple:
+        inner, _ = typing.get_args(hint)
+        return _Column(name, pa.list_(_PLAIN[inner]), nullable, tuple)
+    if issubclass(hint, StrEnum):
+        return _Column(name, pa.string(), nullable, hint)
+    return _Column(name, _PLAIN[hint], nullable, None)
+
+
+def schema(kind: type[TableRow]) -> pa.Schema:
     """The arrow schema of a table; name and version ride along in its metadata."""
-    version, columns = SCHEMAS[name]
-    return pa.schema(list(columns.items()), metadata={"medgr2.table": name, "medgr2.version": str(version)})
+    columns = [(column.name, column.type) for column in _columns(kind)]
+    return pa.schema(columns, metadata={"medgr2.table": kind.TABLE, "medgr2.version": str(kind.VERSION)})
 
 
-def write(path: Path, name: str, rows: list[dict[str, Any]] | pa.Table) -> int:
-    """Writes a table, durably and the same bytes for the same rows.
+def to_arrow(kind: type[R], rows: Sequence[R]) -> pa.Table:
+    """The rows as an arrow table."""
+    arrays = [pa.array([getattr(row, c.name) for row in rows], c.type) for c in _columns(kind)]
+    return pa.Table.from_arrays(arrays, schema=schema(kind))
+
+
+def from_arrow(kind: type[R], table: pa.Table, where: str = "") -> list[R]:
+    """The rows of an arrow table.
 
     Raises:
-        KeyError: a row has a column that the schema does not know, or the arrow table has other columns.
+        CorruptArtifact: a null where none may be, or a value that the column's enum does not have.
     """
-    table_schema = schema(name)
-    if isinstance(rows, pa.Table):
-        if set(rows.column_names) != set(table_schema.names):
-            raise KeyError(f"table {name!r} has columns {table_schema.names}, not {rows.column_names}")
-        table = rows.select(table_schema.names).cast(table_schema)
-    else:
-        unknown = {key for row in rows for key in row} - set(table_schema.names)
-        if unknown:
-            raise KeyError(f"table {name!r} has no column {', '.join(sorted(unknown))}")
-        table = pa.Table.from_pylist(rows, schema=table_schema)
+    values = []
+    for column in _columns(kind):
+        data = table.column(column.name)
+        if not column.nullable and data.null_count:
+            number = data.is_null().to_pylist().index(True)
+            raise CorruptArtifact(f"{where}: table {kind.TABLE!r}, row {number}: {column.name} must not be null")
+        found = data.to_pylist()
+        if column.load is not None:
+            try:
+                found = [None if value is None else column.load(value) for value in found]
+            except ValueError as error:
+                raise CorruptArtifact(f"{where}: table {kind.TABLE!r}, column {column.name}: {error}") from None
+        values.append(found)
+    return [kind(*row) for row in zip(*values, strict=True)]
+
+
+def write(path: Path, kind: type[R], rows: Sequence[R]) -> int:
+    """Writes a table, durably; returns its number of rows."""
+    table = to_arrow(kind, rows)
     with atomic.atomic_file(path) as stream:
         pq.write_table(table.combine_chunks(), stream, compression="zstd")  # the bytes depend on the chunks
     return int(table.num_rows)
 
 
-class TableWriter:
-    """Writes a table row by row, a batch in memory at a time; the same rows give the same bytes."""
+class TableWriter(Generic[R]):
+    """Writes a table row by row, a batch in memory at a time."""
 
-    def __init__(self, stream: BinaryIO, name: str) -> None:
+    def __init__(self, stream: BinaryIO, kind: type[R]) -> None:
         self.rows = 0
-        self._name = name
-        self._schema = schema(name)
-        self._batch: list[dict[str, Any]] = []
-        self._writer = pq.ParquetWriter(stream, self._schema, compression="zstd")
+        self._kind = kind
+        self._batch: list[R] = []
+        self._writer = pq.ParquetWriter(stream, schema(kind), compression="zstd")
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Adds a row.
-
-        Raises:
-            KeyError: it has a column that the schema does not know.
-        """
-        unknown = row.keys() - set(self._schema.names)
-        if unknown:
-            raise KeyError(f"table {self._name!r} has no column {', '.join(sorted(unknown))}")
+    def append(self, row: R) -> None:
+        """Adds a row."""
         self._batch.append(row)
         self.rows += 1
         if len(self._batch) == _BATCH_ROWS:
             self._flush()
+
+    def extend(self, rows: Iterable[R]) -> None:
+        """Adds rows."""
+        for row in rows:
+            self.append(row)
 
     def close(self) -> None:
         """Writes what is left, and the file's end."""
@@ -130,15 +132,15 @@ class TableWriter:
 
     def _flush(self) -> None:
         if self._batch:
-            self._writer.write_table(pa.Table.from_pylist(self._batch, schema=self._schema))
+            self._writer.write_table(to_arrow(self._kind, self._batch))
             self._batch = []
 
 
 @contextmanager
-def writer(path: Path, name: str) -> Iterator[TableWriter]:
+def writer(path: Path, kind: type[R]) -> Iterator[TableWriter[R]]:
     """A table that appears at `path` when the block ends well."""
     with atomic.atomic_file(path) as stream:
-        made = TableWriter(stream, name)
+        made = TableWriter(stream, kind)
         try:
             yield made
         except BaseException:
@@ -148,15 +150,15 @@ def writer(path: Path, name: str) -> Iterator[TableWriter]:
         made.close()
 
 
-def batches(path: Path, size: int) -> Iterator[list[dict[str, Any]]]:
+def batches(path: Path, kind: type[R], size: int) -> Iterator[list[R]]:
     """The rows of a table that this process has written, `size` at a time."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=size):
-            yield batch.to_pylist()
+            yield from_arrow(kind, pa.Table.from_batches([batch]), str(path))
 
 
-def read(path: Path, name: str) -> pa.Table:
-    """Reads a table and checks that it is `name` in a version we know.
+def read_arrow(path: Path, kind: type[TableRow]) -> pa.Table:
+    """Reads a table and checks that it is `kind` in a version we know.
 
     Raises:
         CorruptArtifact: not parquet, another table, another version, or other columns.
@@ -171,10 +173,19 @@ def read(path: Path, name: str) -> pa.Table:
         raise CorruptArtifact(f"{path}: not a readable parquet file ({error})") from error
     metadata = table.schema.metadata or {}
     found = (metadata.get(b"medgr2.table", b"").decode(), metadata.get(b"medgr2.version", b"").decode())
-    expected = (name, str(SCHEMAS[name][0]))
+    expected = (kind.TABLE, str(kind.VERSION))
     if found != expected:
         raise CorruptArtifact(f"{path}: is table {found}, this version of MedGR2 reads {expected}")
     try:
-        return table.cast(schema(name))
+        return table.cast(schema(kind))
     except (ValueError, pa.ArrowException) as error:  # other names or types of columns
         raise CorruptArtifact(f"{path}: its columns are not those of table {expected} ({error})") from error
+
+
+def read(path: Path, kind: type[R]) -> list[R]:
+    """The rows of a table.
+
+    Raises:
+        CorruptArtifact: as `read_arrow` and `from_arrow`.
+    """
+    return from_arrow(kind, read_arrow(path, kind), str(path))

@@ -17,7 +17,7 @@ from medgr2_api.stage_contract import ArtifactRef
 from medgr2_jobs.errors import ConfigError
 from medgr2_jobs.report import markdown, tables
 from medgr2_jobs.stages import report
-from medgr2_jobs.store import tables as store_tables
+from medgr2_jobs.store import legacy_tables as store_tables
 
 Trial = tuple[Path, dict[str, ArtifactRef]]
 Context = Callable[..., Any]

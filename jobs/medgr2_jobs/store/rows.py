@@ -1,0 +1,344 @@
+"""What flows between the stages: one frozen dataclass per table; its parquet schema is made from it (`tables.py`).
+
+A value is written once. What belongs to a candidate is keyed by its `triplet_id`: `Score`, `Decision`. The training set
+and the lineage are joins of these, made when they are read. A field is a column of the same name, in this order;
+`| None` is a column that may be null.
+
+A table whose columns change gets a new VERSION; readers refuse one that they do not know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
+
+
+class Split(StrEnum):
+    """What a row may be used for."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    """Every choice reads this split (thresholds, promotion, early stopping)."""
+    TEST = "test"
+    """A benchmark's: reported, never used to choose."""
+    HELDOUT = "heldout"
+    """Of graded rows and preferences: what R is judged on, never trained on; made from validation items."""
+
+
+class CandidateOutcome(StrEnum):
+    """What became of a question to the generator; `generate/candidate_schema.py` says what each one means."""
+
+    OK = "ok"
+    INVALID_JSON = "invalid_json"
+    SCHEMA = "schema"
+    WRONG_OPTION_COUNT = "wrong_option_count"
+    DUPLICATE_OPTIONS = "duplicate_options"
+    ANSWER_NOT_IN_OPTIONS = "answer_not_in_options"
+    ANSWER_CONTRADICTS = "answer_contradicts"
+    EMPTY = "empty"
+    REFUSED = "refused"
+    TRUNCATED = "truncated"
+    REJECTED = "rejected"
+    UNREADABLE = "unreadable"
+    HTTP_ERROR = "http_error"
+
+
+class Grade(StrEnum):
+    """How good a response is: the paper's four grades, and the right text beside a wrong image."""
+
+    ORIGINAL = "original"
+    PERTURBED = "perturbed"
+    INCOHERENT = "incoherent"
+    IRRELEVANT = "irrelevant"
+    IMAGE_MISMATCH = "imageMismatch"
+
+
+class Condition(StrEnum):
+    """What a checkpoint is shown when it is measured: the real image, or a control that takes information away."""
+
+    REAL = "real"
+    BLANK = "blank"
+    """Mid grey of the same size: neither content nor tint is left."""
+    SHUFFLED = "shuffled"
+    """Another image of the same set and, where there is one, of the same modality."""
+    OPTIONS_ONLY = "options_only"
+    """The options alone: no image and no question."""
+    OPTION_PRIOR = "option_prior"
+    """No model: how often each option text is right in the training split."""
+    CHANCE = "chance"
+    """Nothing at all: one over the number of options."""
+
+
+class Scoring(StrEnum):
+    """How an answer is read from a model."""
+
+    GREEDY = "greedy"
+    """What it writes at temperature 0."""
+    OPTION_LOGPROB = "option_logprob"
+    """The offered option that it finds likeliest."""
+
+
+class TableRow:
+    """Base of all rows."""
+
+    __slots__ = ()
+
+    TABLE: ClassVar[str]
+    """Name of the table: the file is `<TABLE>.parquet`."""
+    VERSION: ClassVar[int]
+
+
+# prepare
+
+
+@dataclass(frozen=True, slots=True)
+class Image(TableRow):
+    """A picture of the image store."""
+
+    TABLE = "images"
+    VERSION = 2
+
+    image_sha256: str
+    width: int
+    height: int
+    modality: str
+    source: str
+    source_path: str
+    split: Split
+    allow_external: bool
+    """Whether it may be sent to a provider outside the house."""
+    dataset: str
+    patient: str
+    phash: str
+    """Perceptual hash, 16 hex digits; empty where it says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item(TableRow):
+    """A question with its gold answer."""
+
+    TABLE = "items"
+    VERSION = 1
+
+    item_id: str
+    source: str
+    split: Split
+    benchmark: str
+    """Name of the test set; empty outside split test."""
+    image_sha256: str
+    modality: str
+    question_type: str
+    question: str
+    options: tuple[str, ...]
+    answer_index: int
+    rationale: str
+
+
+@dataclass(frozen=True, slots=True)
+class GradedRow(TableRow):
+    """A row of D_grade: a seed item's text, as it is or made worse in a known way."""
+
+    TABLE = "grades"
+    VERSION = 2
+
+    sample_id: str
+    item_id: str
+    source: str
+    split: Split
+    image_sha256: str
+    modality: str
+    question_type: str
+    question: str
+    options: tuple[str, ...]
+    response: str
+    grade: Grade
+    target: float
+    """Score that R shall give, in [-6, 10]."""
+    perturbation: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Phantom(TableRow):
+    """What a synthetic image shows."""
+
+    TABLE = "phantoms"
+    VERSION = 1
+
+    image_sha256: str
+    modality: str
+    finding: str
+    location: str
+    count: str
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantinedRecord(TableRow):
+    """A record of a source that could not be used, and why."""
+
+    TABLE = "quarantine"
+    VERSION = 1
+
+    source: str
+    record: str
+    field: str
+    reason: str
+
+
+# generate
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate(TableRow):
+    """One question to the generator and what came of it. Question, options and answer are null unless outcome is ok."""
+
+    TABLE = "candidates"
+    VERSION = 2
+
+    triplet_id: str
+    iteration: int
+    image_sha256: str
+    modality: str
+    question_type: str
+    question: str | None
+    options: tuple[str, ...] | None
+    answer_index: int | None
+    rationale: str | None
+    response: str | None
+    paradigm: str
+    template_sha256: str
+    generator: str
+    outcome: CandidateOutcome
+    error: str
+    attempts: int | None
+    input_tokens: int | None
+    output_tokens: int | None
+    thinking_tokens: int | None
+    usd: float | None
+    """What it cost in US dollars; null where nothing has a price."""
+
+
+@dataclass(frozen=True, slots=True)
+class Truth(TableRow):
+    """The scripted generator's own knowledge of a candidate: only the report reads it."""
+
+    TABLE = "truth"
+    VERSION = 1
+
+    triplet_id: str
+    kind: str
+    correct: bool
+
+
+# reward, score
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationRow(TableRow):
+    """A held-out graded row and what R says of it."""
+
+    TABLE = "calibration"
+    VERSION = 1
+
+    sample_id: str
+    grade: Grade
+    target: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Score(TableRow):
+    """r(x) of a candidate, in [-6, 10]."""
+
+    TABLE = "scores"
+    VERSION = 1
+
+    triplet_id: str
+    score: float
+
+
+# curate
+
+
+@dataclass(frozen=True, slots=True)
+class Decision(TableRow):
+    """Whether a candidate goes into D_gen, with every reason against it."""
+
+    TABLE = "decisions"
+    VERSION = 2
+
+    triplet_id: str
+    keep: bool
+    reasons: tuple[str, ...]
+    option_order: tuple[int, ...] | None
+    """D_gen's option i is the candidate's option option_order[i]; null: as the generator gave them."""
+
+
+# grpo, preferences
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout(TableRow):
+    """One sampled completion of GRPO, with its reward and the terms of it."""
+
+    TABLE = "rollouts"
+    VERSION = 1
+
+    step: int
+    prompt_id: str
+    completion: str
+    reward: float
+    reward_model: float | None
+    match: float | None
+    parsed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Preference(TableRow):
+    """One of the policy's own answers, graded by rule (D_pref)."""
+
+    TABLE = "preferences"
+    VERSION = 1
+
+    sample_id: str
+    prompt_id: str
+    split: Split
+    image_sha256: str
+    modality: str
+    question_type: str
+    question: str
+    options: tuple[str, ...]
+    response: str
+    grade: Grade
+    target: float
+    gold: bool
+    """The answer is the seed's; false: it is the filter's opinion."""
+
+
+# evaluate
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction(TableRow):
+    """A checkpoint's answer to one question under one condition."""
+
+    TABLE = "predictions"
+    VERSION = 1
+
+    checkpoint: str
+    """base, sft or grpo."""
+    split: Split
+    benchmark: str
+    item_id: str
+    image_sha256: str
+    modality: str
+    question_type: str
+    condition: Condition
+    scoring: Scoring
+    answer_index: int
+    predicted: int | None
+    """Option that it chose; null: none could be read."""
+    correct: bool
+    option_logprobs: tuple[float, ...]
+    text: str
