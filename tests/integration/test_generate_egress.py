@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 from medgr2_api.stage_contract import StageRequest
 from medgr2_jobs.generate import egress_policy, probe, sampling_plan
 from medgr2_jobs.runner import main
+from medgr2_jobs.runner.attempt import build_context
+from medgr2_jobs.runner.process_group import Ranks
 from medgr2_jobs.store.images import ImageStore
 from tests.support import jobs_fixtures as world
 from tests.support.chat_server import ChatServer, GeminiServer, serving
@@ -106,7 +109,7 @@ def test_tampered_tasks_stop_the_stage_before_any_byte(
 def test_a_sample_keeps_to_it(root: Path, server: ChatServer) -> None:
     tables = mixed(root)
     made = request(root, server, tables)
-    parameters = main._context(made, root, main.threading.Event(), main.Ranks(), None).parameters
+    parameters = build_context(made, root, threading.Event(), Ranks(), None).parameters
     assert len(probe.sample(root, made.cycle, parameters, tables["images"], 6)) == 6
     assert sent(server, root, tables) == {row["image_sha256"] for row in tables["images"][:3]}
 

@@ -16,8 +16,7 @@ from typing import Any
 
 from medgr2_api.stage_contract import StageName
 from medgr2_jobs.errors import DataError
-from medgr2_jobs.runner import forkserver
-from medgr2_jobs.runner import main as runner
+from medgr2_jobs.runner import attempt, forkserver
 from medgr2_jobs.runner.context import Outcome, StageContext
 
 STEPS = 6
@@ -64,7 +63,7 @@ def _note(folder: Path, what: str, name: str, token: str, attempt: int) -> None:
 def main() -> int:
     """Like `medgr2_jobs.runner.forkserver.main`, without the heavy imports."""
     sys.modules["fake_stage"] = sys.modules[__name__]
-    runner.MODULES.update(dict.fromkeys(runner.MODULES, "fake_stage"))
+    attempt.MODULES.update(dict.fromkeys(attempt.MODULES, "fake_stage"))
     forkserver.PRELOAD = ("medgr2_jobs.runner.main",)
     return forkserver.main()
 

@@ -12,6 +12,7 @@ import time
 
 from medgr2_api.stage_contract import StageName
 from medgr2_jobs.errors import DataError
+from medgr2_jobs.runner import attempt, publishing
 from medgr2_jobs.runner import main as runner
 from medgr2_jobs.runner.context import Outcome, StageContext
 from medgr2_jobs.store import atomic, manifest
@@ -96,7 +97,7 @@ def crash_at(point: str) -> None:
         "commit": (manifest, "commit"),
         "link": (atomic, "create_text"),
         "clean": (ArtifactWriter, "clean"),
-        "iteration-link": (runner, "_link"),
+        "iteration-link": (publishing, "link"),
         "result": (runner, "_leave"),
     }[name]
     original = getattr(owner, attribute)
@@ -113,7 +114,7 @@ def crash_at(point: str) -> None:
 
 def main() -> int:
     """Entry point."""
-    runner.MODULES[StageName.SCORE] = __name__
+    attempt.MODULES[StageName.SCORE] = __name__
     if len(sys.argv) > 2:
         crash_at(sys.argv[2])
     return runner.main()

@@ -6,12 +6,10 @@ import ctypes
 import multiprocessing
 import signal
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import TemporaryError
-
-if TYPE_CHECKING:
-    from .context import StageContext
+from .context import StageContext
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

@@ -19,7 +19,7 @@ from ..errors import Checkpointed, ConfigError
 from ..store.artifact import ArtifactReader, ArtifactWriter
 from ..store.images import ImageStore
 from . import mounted_secrets
-from .distributed.process_group import Ranks
+from .process_group import Ranks
 
 P = TypeVar("P", bound=StageParameters)
 
@@ -113,7 +113,7 @@ class StageContext(Generic[P]):
             temporary.replace(path)
 
     def silence(self) -> None:
-        """No more progress from this process: it works beside the one that reports (`side.py`)."""
+        """No more progress from this process: it works beside the one that reports (`background_process.py`)."""
         self._silent = True
 
     def check_stop(self, step: int = -1) -> None:

@@ -14,9 +14,9 @@ from typing import NoReturn
 from medgr2_api.stage_contract import REQUEST_ENV, WORKSPACE_ENV, StageRequest, StageResult
 
 from ...errors import ConfigError, PeerLost, StageError, Terminated
-from .. import main
+from ..attempt import guarded, work
 from ..background_process import die_with_parent
-from .process_group import Group
+from ..process_group import Group
 from .rank_results import OUTCOMES_ENV, Outcomes
 from .rendezvous import World
 
@@ -40,13 +40,13 @@ class Process:
         self._listen()
         request = StageRequest.model_validate_json(os.environ[REQUEST_ENV])
         root = Path(os.environ.get(WORKSPACE_ENV, "/workspace"))
-        self._end(main.guarded(request, root, lambda: self._work(request, root)))
+        self._end(guarded(request, root, lambda: self._work(request, root)))
 
     def _work(self, request: StageRequest, root: Path) -> StageResult:
         try:
             group = _join(World.of(), self.local_rank)
             self.joined.set()
-            return main.work(request, root, self.stop, group)
+            return work(request, root, self.stop, group)
         except Exception as error:
             if not isinstance(error, StageError) and any(map(_says_lost, _chain(error))):
                 raise PeerLost("the connection to another process of this training broke; its own log says why") from (

@@ -18,7 +18,7 @@ from tests.support import jobs_fixtures as world
 
 from medgr2_api.parameters import CODE_VERSION
 from medgr2_api.stage_contract import RESULT_PATH_ENV, ArtifactRef, CycleRef, StageName, StageRequest, StageResult
-from medgr2_jobs.runner import main, process_tuning
+from medgr2_jobs.runner import attempt, main, process_tuning, publishing
 from medgr2_jobs.runner.context import Outcome, StageContext
 from medgr2_jobs.store.artifact import ArtifactWriter
 
@@ -34,7 +34,7 @@ class Stage:
         self._result = root / "result.json"
         self._patch = monkeypatch
         monkeypatch.setenv(RESULT_PATH_ENV, str(self._result))
-        monkeypatch.setitem(main.MODULES, StageName.SCORE, "stub_stage")
+        monkeypatch.setitem(attempt.MODULES, StageName.SCORE, "stub_stage")
 
     def request(self, *, seed: int = 1, inputs: dict[str, ArtifactRef] | None = None, **fields: Any) -> StageRequest:
         parameters = {"seed": seed, "shards": 1, "answerFormat": "Letter"}
@@ -64,7 +64,7 @@ def never(ctx: StageContext[Any]) -> Outcome:
 
 def test_an_error_after_the_commit_takes_nothing_away(score: Stage) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main, "_link", lambda *_: 1 / 0)
+        patch.setattr(publishing, "link", lambda *_: 1 / 0)
         assert score.run(write).reason == "ZeroDivisionError"
     result = score.run(never, score.request(attempt=2))
     assert (result.exit_code, result.reason) == (0, "Reused")

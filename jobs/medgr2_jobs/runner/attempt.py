@@ -1,0 +1,153 @@
+"""One attempt at a stage: its code runs in its context, and whatever happens becomes a result."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from medgr2_api.parameters import parameters_model
+from medgr2_api.stage_contract import ExitCode, StageName, StageRequest, StageResult
+
+from ..errors import Checkpointed, ConfigError, DiskFull, StageError
+from ..store import fencing
+from . import process_tuning, publishing
+from .context import Outcome, StageContext
+from .process_group import Ranks
+
+#: Each module has `run(ctx: StageContext) -> Outcome`; imported only when its stage runs.
+MODULES: dict[StageName, str] = {
+    StageName.PREPARE: "medgr2_jobs.stages.prepare",
+    StageName.GENERATE: "medgr2_jobs.stages.generate",
+    StageName.SCORE: "medgr2_jobs.stages.score",
+    StageName.CURATE: "medgr2_jobs.stages.curate",
+    StageName.SFT: "medgr2_jobs.stages.sft",
+    StageName.GRPO: "medgr2_jobs.stages.grpo",
+    StageName.PREFERENCES: "medgr2_jobs.stages.preferences",
+    StageName.REWARD: "medgr2_jobs.stages.reward",
+    StageName.EVALUATE: "medgr2_jobs.stages.evaluate",
+    StageName.REPORT: "medgr2_jobs.stages.report",
+}
+
+
+def guarded(
+    request: StageRequest, root: Path, attempt: Callable[[], StageResult], usage: dict[str, float] | None = None
+) -> StageResult:
+    """The result of an attempt, whatever happens inside.
+
+    Args:
+        request: what the attempt was asked.
+        root: the workspace.
+        attempt: does the work.
+        usage: what the attempt puts its costs into while it goes on: they are told also when it fails.
+    """
+    result = _ended(request, root, attempt)
+    if usage and result.exit_code != ExitCode.OK:
+        result = result.model_copy(update={"usage": {**result.usage, **usage}})
+    return result
+
+
+def _ended(request: StageRequest, root: Path, attempt: Callable[[], StageResult]) -> StageResult:
+    failed = StageResult(exit_code=ExitCode.ERROR, input_hash=request.input_hash)
+    try:
+        return attempt()
+    except Checkpointed as error:
+        return failed.model_copy(
+            update={
+                "exit_code": error.exit_code,
+                "reason": error.reason,
+                "message": str(error),
+                "checkpoint_step": error.step,
+            }
+        )
+    except StageError as error:
+        return failed.model_copy(update={"exit_code": error.exit_code, "reason": error.reason, "message": str(error)})
+    except (Exception, SystemExit) as error:  # a library that calls sys.exit() has not succeeded either
+        traceback.print_exc()
+        if _disk_full(error):
+            full = DiskFull(f"the disk is full below {root}; free some space and run the same command again")
+            return failed.model_copy(update={"exit_code": full.exit_code, "reason": full.reason, "message": str(full)})
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        return failed.model_copy(update={"reason": type(error).__name__, "message": message})
+
+
+def work(
+    request: StageRequest, root: Path, stop: threading.Event, ranks: Ranks, usage: dict[str, float] | None = None
+) -> StageResult:
+    """Runs the stage's code and publishes. Of several processes the main one publishes; all return its result."""
+    context = build_context(request, root, stop, ranks, usage)
+    run: Callable[[StageContext[Any]], Outcome] = process_tuning.load(MODULES[request.stage]).run
+    if ranks.main:
+        fencing.raise_fence(root, request)
+    _set_up(context.parameters.seed, request.threads)
+    wall, cpu = time.monotonic(), _cpu_seconds()
+    try:
+        if ranks.main:
+            context.writer.open()
+        ranks.barrier()
+        outcome = run(context)
+        spent = {"wallSeconds": time.monotonic() - wall, "cpuSeconds": _cpu_seconds() - cpu}
+        spent = {name: round(seconds, 3) for name, seconds in spent.items()}
+        return ranks.share(publishing.publish(context, outcome, spent) if ranks.main else None)
+    except BaseException:
+        if ranks.main and not publishing.stands(context.writer):
+            context.writer.discard()
+        raise
+
+
+def build_context(
+    request: StageRequest, root: Path, stop: threading.Event, ranks: Ranks, usage: dict[str, float] | None
+) -> StageContext[Any]:
+    """What the stage's code is given.
+
+    Raises:
+        ConfigError: there is no such stage, or its parameters are not those of this version.
+    """
+    if request.stage not in MODULES:
+        raise ConfigError(f"this version has no stage {request.stage}")
+    try:
+        parameters = parameters_model(request.stage).model_validate(request.parameters)
+    except ValidationError as error:
+        raise ConfigError(f"parameters of stage {request.stage}: {error}") from error
+    return StageContext(request, parameters, root, stop=stop, ranks=ranks, usage=usage)
+
+
+def _cpu_seconds() -> float:
+    """Processor time of this process and its ended children: unlike wall time, the same on a busy machine."""
+    return sum(os.times()[:4])
+
+
+def _set_up(seed: int, threads: int) -> None:
+    """Seeds and settings of what is loaded; a stage that never touches torch must not pay for importing it."""
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        import numpy as np
+
+        np.random.seed(seed)
+    if "torch" in sys.modules:
+        import torch
+
+        torch.manual_seed(seed)
+        torch.set_num_threads(threads)
+        process_tuning.keep_freed()
+
+
+def _disk_full(error: BaseException) -> bool:
+    """Whether a full disk is behind the error; libraries wrap it in errors of their own."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if os.strerror(errno.ENOSPC) in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

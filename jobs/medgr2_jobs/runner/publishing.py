@@ -1,0 +1,109 @@
+"""What stands when an attempt has ended: parts, the manifest that commits them, links for people, its result."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from medgr2_api import paths
+from medgr2_api.parameters import CODE_VERSION
+from medgr2_api.stage_contract import ExitCode, StageName, StageRequest, StageResult
+
+from ..errors import StageError
+from ..store import atomic, fencing, manifest
+from ..store.artifact import ArtifactWriter
+from .context import Outcome, StageContext
+
+_PACKAGES = ("medgr2", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "pyarrow", "pillow", "numpy")
+
+
+def publish(context: StageContext[Any], outcome: Outcome, spent: dict[str, float]) -> StageResult:
+    """The commit: parts durable, fence still ours, then the manifest."""
+    request, writer, folder = context.request, context.writer, context.writer.base
+    with atomic.disk_errors(writer.folder):
+        atomic.fsync_tree(writer.folder)
+        parts = writer.parts()
+    fencing.check(context.root, request)
+    ours = manifest.Manifest(
+        stage=request.stage,
+        input_hash=request.input_hash,
+        code_version=CODE_VERSION[request.stage],
+        cycle=request.cycle.name,
+        iteration=request.iteration,
+        attempt=request.attempt,
+        parts=parts,
+        inputs={role: ref.output_digest for role, ref in sorted(request.inputs.items())},
+        parameters=request.parameters,
+        counters=outcome.counters,
+        promoted=outcome.promoted,
+        usage={**spent, **context.usage, **outcome.usage},
+        packages=_packages(),
+    )
+    standing = manifest.commit(folder, ours, writer.work)
+    if standing is not ours:
+        manifest.verify(folder, standing)
+    writer.clean(standing)
+    link(request, context.root, folder, standing)
+    return result(standing).model_copy(update={"usage": ours.usage})  # what we spent, whoever was first
+
+
+def stands(writer: ArtifactWriter) -> bool:
+    """Whether what this attempt wrote is published: an error after the commit must not take the parts away."""
+    try:
+        published = manifest.load(writer.base)
+    except StageError:
+        return False
+    return published is not None and any(part.path.startswith(f"{writer.attempt}/") for part in published.parts)
+
+
+def link(request: StageRequest, root: Path, folder: Path, published: manifest.Manifest) -> None:
+    """Names the artifact in the cycle's own folder, for people: `cycles/<cycle>/iterations/i002/sft`.
+
+    No stage reads these links, so a file system that has none is no reason to fail.
+    """
+    link = root / paths.iteration_link(request.cycle.name, request.iteration, request.stage)
+    links = [(link, folder.parent if request.shard.count > 1 else folder)]
+    if request.stage is StageName.REPORT and published.parts:
+        attempt = Path(published.parts[0].path).parts[0]
+        links.append((root / paths.report(request.cycle.name), folder / attempt))
+    for name, target in links:
+        temporary = atomic.temporary_name(name)
+        try:
+            name.parent.mkdir(parents=True, exist_ok=True)
+            temporary.symlink_to(os.path.relpath(target, name.parent))
+            temporary.replace(name)
+        except OSError as error:
+            print(f"could not link {name} to {target}: {error}", file=sys.stderr)
+
+
+def paid_before(request: StageRequest, root: Path, published: manifest.Manifest) -> dict[str, float]:
+    """What an earlier attempt of this very cycle paid for the artifact: its result may never have been read."""
+    usd, spend = published.usage.get("generatorUSD"), root / paths.spend(request.cycle.name, request.cycle.uid)
+    ours = usd is not None and any(spend.glob(f"{request.input_hash}-*"))
+    return {"generatorUSD": usd} if ours and usd else {}
+
+
+def result(published: manifest.Manifest, *, reused: bool = False, paid: dict[str, float] | None = None) -> StageResult:
+    return StageResult(
+        exit_code=ExitCode.OK,
+        reason="Reused" if reused else "Succeeded",
+        input_hash=published.input_hash,
+        output_digest=published.output_digest,
+        reused=reused,
+        promoted=published.promoted,
+        metrics=published.counters,
+        usage=(paid or {}) if reused else published.usage,
+    )
+
+
+def _packages() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
