@@ -28,11 +28,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tests.support import jobs_fixtures as world
-from tests.support import kill_run
+from tests.support import jobs_fixtures, kill_run
 from tests.support.chat_server import serving
 from tests.support.generate_fixtures import PRICES, QUESTION_USD, asked, ledgers
-from tests.support.stage_server import nursery
+from tests.support.stage_server import stage_server
 
 from medgr2_api.stage_contract import REQUEST_ENV, SECRETS_ENV, WORKSPACE_ENV
 from medgr2_jobs.store.images import ImageStore
@@ -57,7 +56,7 @@ def provider(scratch: Path, refused: float) -> Iterator[str]:
         server.wait()
 
 
-def pictures(root: Path) -> world.Tables:
+def pictures(root: Path) -> jobs_fixtures.Tables:
     """Training images of 448 x 448 pixels, half noise, about 300 KiB each: larger than most."""
     noise, store = np.random.default_rng(0), ImageStore(root)
     rows = []
@@ -111,12 +110,12 @@ def killed(scratch: Path) -> dict[str, float]:
     """What was charged for questions of shards that were killed again and again."""
     root = scratch / "killed"
     root.mkdir()
-    with serving() as server, nursery(root) as stages:
+    with serving() as server, stage_server(root) as stages:
         ran = kill_run.run(root, server, stages, rows=ROWS, kills=KILLS, shards=SHARDS)
     assert not ran.failures, ran.failures
     paid, hanging = (sum(both) for both in zip(*ledgers(root, ran.requests[0]).values(), strict=True))
     charged = server.ledger.charged.total()
-    rows = world.reader(root, ran.requests[0]).rows("candidates")
+    rows = jobs_fixtures.reader(root, ran.requests[0]).rows("candidates")
     return {
         "rows": len(rows),
         "kills": ran.kills,

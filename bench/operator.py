@@ -39,7 +39,7 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import CRD, Kubectl, fresh_namespace
 from tests.cluster.kwok import behaviour
 from tests.cluster.operator import Operator
-from tests.support.kwok_env import QUICKSTART, World
+from tests.support.kwok_env import QUICKSTART, KwokEnv
 
 from medgr2_api.cycle import CycleSpec
 from medgr2_operator.plan.graph import Graph
@@ -166,18 +166,18 @@ class Sampler:
         self._thread.join()
 
 
-# -- the world ---------------------------------------------------------------------------------------------------------
+# -- the env ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def namespace_of(control_plane: ControlPlane, title: str, folder: Path) -> Iterator[World]:
+def namespace_of(control_plane: ControlPlane, title: str, folder: Path) -> Iterator[KwokEnv]:
     """A namespace with a claim."""
     with fresh_namespace(control_plane, title) as name:
-        world = World(control_plane, Kubectl(control_plane, name), name, folder)
-        world.operator = world.replica("program", Operator)  # a forked one would have another's memory
-        world.make_claim()
-        yield world
-        world.close()
+        env = KwokEnv(control_plane, Kubectl(control_plane, name), name, folder)
+        env.operator = env.replica("program", Operator)  # a forked one would have another's memory
+        env.make_claim()
+        yield env
+        env.close()
 
 
 def prepare(control_plane: ControlPlane) -> Path:
@@ -241,22 +241,22 @@ def say(text: str) -> None:
 # -- the three parts ---------------------------------------------------------------------------------------------------
 
 
-def transitions(world: World, kubeconfig: Path) -> dict[str, Any]:
+def transitions(env: KwokEnv, kubeconfig: Path) -> dict[str, Any]:
     """Part 1: latency, and requests per attempt."""
     documents = cycles(FEW, SHORT_MS)
     graph = graph_of(documents[0])
-    sampler = started(world.operator, kubeconfig)
+    sampler = started(env.operator, kubeconfig)
     time.sleep(2)
     idle, cpu = sampler.mib[-1], sampler.cpu()
-    trace = Trace(world.control_plane.audit.path, world.namespace)
+    trace = Trace(env.control_plane.audit.path, env.namespace)
     before = Counter(trace.read().requests)
-    world.kubectl.apply(*documents)
+    env.kubectl.apply(*documents)
     jobs = FEW * len(graph.nodes)
     until(lambda: len(trace.read().complete) == jobs, "all cycles are complete")
     time.sleep(2)  # their last status writes
     used = sampler.cpu() - cpu
     requests = trace.read().requests - before
-    world.operator.kill()
+    env.operator.kill()
     sampler.stop()
     return {
         "transition_seconds": spread(trace.latencies(graph)),
@@ -269,16 +269,16 @@ def transitions(world: World, kubeconfig: Path) -> dict[str, Any]:
     }
 
 
-def crowd(world: World, kubeconfig: Path, count: int, seconds: float) -> dict[str, Any]:
+def crowd(env: KwokEnv, kubeconfig: Path, count: int, seconds: float) -> dict[str, Any]:
     """Parts 2 and 3: memory, processor, and the restart."""
     milliseconds = (int(500 * seconds), int(1500 * seconds))
     documents = cycles(count, milliseconds, iterations=3)
     graph = graph_of(documents[0])
-    sampler = started(world.operator, kubeconfig)
-    trace = Trace(world.control_plane.audit.path, world.namespace)
+    sampler = started(env.operator, kubeconfig)
+    trace = Trace(env.control_plane.audit.path, env.namespace)
     applied = time.time()
     for start in range(0, count, 50):
-        world.kubectl.apply(*documents[start : start + 50])
+        env.kubectl.apply(*documents[start : start + 50])
     until(lambda: len({cycle for cycle, _ in trace.read().created}) == count, "every cycle has a Job", 0.5)
     ramp = time.time() - applied
     say(f"{count} cycles have their first Job after {ramp:.1f} s")
@@ -302,13 +302,13 @@ def crowd(world: World, kubeconfig: Path, count: int, seconds: float) -> dict[st
         "rss_mib_steady": round(statistics.median(sampler.mib[-int(2 * took) :]), 1),
     }
     say(json.dumps(figures))
-    world.operator.kill()
+    env.operator.kill()
     sampler.stop()
 
     time.sleep(milliseconds[1] / 1000 + 5)  # every stage that ran has ended by now
     trace.read()
     trace.reconciled.clear()
-    sampler = started(world.operator, kubeconfig)
+    sampler = started(env.operator, kubeconfig)
     leads = time.time()
     until(lambda: len(trace.read().reconciled) == count, "every cycle's status is written", 0.5)
     figures["restart_seconds_until_all_reconciled"] = round(max(trace.reconciled.values()) - leads, 1)
@@ -357,11 +357,11 @@ def main() -> int:
         cluster.kwok()
         kubeconfig = prepare(control_plane)
         with tempfile.TemporaryDirectory() as folder:
-            with namespace_of(control_plane, "few", Path(folder)) as world:
-                few = transitions(world, kubeconfig)
+            with namespace_of(control_plane, "few", Path(folder)) as env:
+                few = transitions(env, kubeconfig)
             say(json.dumps(few))
-            with namespace_of(control_plane, "crowd", Path(folder)) as world:
-                many = crowd(world, kubeconfig, asked.cycles, asked.stage_seconds)
+            with namespace_of(control_plane, "crowd", Path(folder)) as env:
+                many = crowd(env, kubeconfig, asked.cycles, asked.stage_seconds)
     finally:
         cluster.leave()
     figures = {"few": few, "many": many}

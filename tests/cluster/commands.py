@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medgr2_operator.cli.app import main
 from tests.support.fork_runner import Forked
-from tests.support.kwok_env import World
+from tests.support.kwok_env import KwokEnv
 
 SECONDS = 600.0
 
@@ -24,13 +24,13 @@ class Done:
 
 
 class Medgr2:
-    """The command line, by an admin in the world's namespace unless told otherwise."""
+    """The command line, by an admin in the env's namespace unless told otherwise."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, env: KwokEnv) -> None:
         # beside the test's own folder, which some commands fill
-        self._folder, self._number = world.folder.with_name(f"{world.folder.name}-said"), itertools.count()
+        self._folder, self._number = env.folder.with_name(f"{env.folder.name}-said"), itertools.count()
         self._folder.mkdir(exist_ok=True)
-        self._where = [f"--kubeconfig={world.control_plane.kubeconfig}", f"--namespace={world.namespace}"]
+        self._where = [f"--kubeconfig={env.control_plane.kubeconfig}", f"--namespace={env.namespace}"]
 
     def __call__(self, *arguments: object) -> str:
         """What it prints; it must end well."""

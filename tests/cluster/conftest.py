@@ -14,21 +14,21 @@ from tests.cluster.fixtures import (
     shared_cluster,
     stage_image,
 )
-from tests.support.kwok_env import world
-from tests.support.node_env import installed, lab
+from tests.support.kwok_env import env
+from tests.support.node_env import installed, node_env
 
 __all__ = [
     "control_plane",
     "crd",
+    "env",
     "installed",
     "kubectl",
     "kueue",
     "kwok_cluster",
-    "lab",
     "namespace",
     "node_cluster",
+    "node_env",
     "operator_image",
     "shared_cluster",
     "stage_image",
-    "world",
 ]

@@ -13,7 +13,7 @@ import pytest
 
 from tests.cluster.fixtures import eventually
 from tests.cluster.kwok import behaviour
-from tests.support.kwok_env import World
+from tests.support.kwok_env import KwokEnv
 
 pytestmark = pytest.mark.cluster
 
@@ -30,12 +30,12 @@ TAKEOVER = timedelta(seconds=20)
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_it_creates_every_job_once(world: World) -> None:
+def test_killed_again_and_again_it_creates_every_job_once(env: KwokEnv) -> None:
     names: list[str] = []
-    operator = world.replica("operator-1")
+    operator = env.replica("operator-1")
 
     def complete(name: str) -> bool:
-        return world.condition("Complete", name).get("status") == "True"
+        return env.condition("Complete", name).get("status") == "True"
 
     def creations() -> int:
         return operator.log.read_text().count("created Job") if operator.log.exists() else 0
@@ -48,67 +48,67 @@ def test_killed_again_and_again_it_creates_every_job_once(world: World) -> None:
         under_way = [name for name in names if not complete(name)]
         for _ in range(len(under_way), CYCLES):
             names.append(f"loop-{len(names)}")
-            world.apply(names[-1], iterations=2, annotations=behaviour(delay_ms=300))
+            env.apply(names[-1], iterations=2, annotations=behaviour(delay_ms=300))
         creates = creates_more_than(creations())
         operator.start(leader_election="false")
         if number % 4 == 0:  # while it starts, or takes its first look
             eventually(lambda: operator.get("/healthz")[0] == 200, "it is up again")
         else:  # while it works: one cycle has its next Job, the others may be anywhere
             eventually(creates, "it works again")
-        world.sleep(random.uniform(0, LIFE))
+        env.sleep(random.uniform(0, LIFE))
         operator.kill()
     operator.start(leader_election="false")
     for name in names:
-        world.wait("Complete", name)
+        env.wait("Complete", name)
 
-    created, stages = world.created_jobs(), [s for name in names for s in world.cycle(name)["status"]["stages"]]
+    created, stages = env.created_jobs(), [s for name in names for s in env.cycle(name)["status"]["stages"]]
     print(f"{KILLS} kills, {len(names)} cycles, {len(created)} Jobs")
     assert max(Counter(created).values()) == 1
     assert {stage["attempt"] for stage in stages if "attempt" in stage} == {1}  # older iterations keep less
     # a creation whose operator was killed before the answer may have been carried out, and is logged as failed
-    standing = {job["metadata"]["name"] for job in world.kubectl.get("jobs")["items"]}
+    standing = {job["metadata"]["name"] for job in env.kubectl.get("jobs")["items"]}
     assert set(created) <= standing
     assert len(standing) == len(stages)
 
 
-def test_a_standby_takes_over(world: World) -> None:
-    standby = world.replica("operator-1")
-    world.operator.start()
-    eventually(lambda: LEADS in world.operator.get("/metrics")[1], "the first leads")
+def test_a_standby_takes_over(env: KwokEnv) -> None:
+    standby = env.replica("operator-1")
+    env.operator.start()
+    eventually(lambda: LEADS in env.operator.get("/metrics")[1], "the first leads")
     standby.start()
     eventually(lambda: standby.get("/readyz")[0] == 200, "the standby is ready, too")
     assert STANDS_BY in standby.get("/metrics")[1]
-    world.apply(annotations_of={"prepare": behaviour(run="forever")})
-    world.running("prepare", 0)
+    env.apply(annotations_of={"prepare": behaviour(run="forever")})
+    env.running("prepare", 0)
     died = datetime.now(UTC)
-    world.operator.kill()
-    world.finish("prepare")  # what the dead leader should have seen
+    env.operator.kill()
+    env.finish("prepare")  # what the dead leader should have seen
     eventually(lambda: LEADS in standby.get("/metrics")[1], "the standby leads", 60)
-    world.wait("Complete")
-    lease = world.kubectl.get("lease", "medgr2-operator")["spec"]
+    env.wait("Complete")
+    lease = env.kubectl.get("lease", "medgr2-operator")["spec"]
     first = next(
         event
-        for event in world.control_plane.audit.events(verb="create", resource="jobs", namespace=world.namespace)
+        for event in env.control_plane.audit.events(verb="create", resource="jobs", namespace=env.namespace)
         if event.user == standby.name
     )
     led, acted = (datetime.fromisoformat(at) - died for at in (lease["acquireTime"], first.raw["stageTimestamp"]))
     print(f"leads after {led.total_seconds():.1f} s, creates the next Job after {acted.total_seconds():.1f} s")
     assert acted < TAKEOVER
-    assert max(Counter(world.created_jobs()).values()) == 1
+    assert max(Counter(env.created_jobs()).values()) == 1
 
 
-def test_stopped_in_good_order_it_gives_the_lease_up(world: World) -> None:
-    world.operator.start()
-    eventually(lambda: LEADS in world.operator.get("/metrics")[1], "it leads")
-    assert world.operator.stop() == 0, world.operator.log.read_text()[-3000:]
-    lease = world.kubectl.get("lease", "medgr2-operator")
+def test_stopped_in_good_order_it_gives_the_lease_up(env: KwokEnv) -> None:
+    env.operator.start()
+    eventually(lambda: LEADS in env.operator.get("/metrics")[1], "it leads")
+    assert env.operator.stop() == 0, env.operator.log.read_text()[-3000:]
+    lease = env.kubectl.get("lease", "medgr2-operator")
     assert not lease["spec"].get("holderIdentity")
 
 
-def test_nobody_waits_for_an_operator_that_ended_by_itself(world: World) -> None:
+def test_nobody_waits_for_an_operator_that_ended_by_itself(env: KwokEnv) -> None:
     """Of the tests: a minute each in vain, at least, would cost more than the failure."""
-    world.apply()
-    world.operator.start()
-    os.kill(world.operator.pid, signal.SIGKILL)
+    env.apply()
+    env.operator.start()
+    os.kill(env.operator.pid, signal.SIGKILL)
     with pytest.raises(pytest.fail.Exception, match="ended by itself"):
-        world.wait("Complete")
+        env.wait("Complete")

@@ -26,46 +26,46 @@ from tests.cluster import tools
 from tests.cluster.commands import Medgr2
 from tests.cluster.fixtures import eventually
 from tests.cluster.kwok import behaviour
-from tests.support.kwok_env import World
+from tests.support.kwok_env import KwokEnv
 
 #: Takes its time to write a checkpoint: who does not wait for it sees a pod.
 FOREVER = behaviour(attempt=1, run="forever", term_delay_ms=4000, term_exit_code=85)
 
 
 @pytest.fixture
-def medgr2(world: World) -> Medgr2:
-    return Medgr2(world)
+def medgr2(env: KwokEnv) -> Medgr2:
+    return Medgr2(env)
 
 
-def test_suspend_and_resume(world: World, medgr2: Medgr2) -> None:
-    world.operator.start()
-    world.apply(annotations_of={"prepare": FOREVER})
-    world.running("prepare", 0)
+def test_suspend_and_resume(env: KwokEnv, medgr2: Medgr2) -> None:
+    env.operator.start()
+    env.apply(annotations_of={"prepare": FOREVER})
+    env.running("prepare", 0)
     said = medgr2("suspend", "loop", "--wait")
     assert said.splitlines() == [
         "loop: suspended; running stages write a checkpoint and stop",
         "loop: everything has stopped",
     ]
-    assert world.live_pods() == []
-    assert world.condition("Suspended")["status"] == "True"
+    assert env.live_pods() == []
+    assert env.condition("Suspended")["status"] == "True"
     assert medgr2("suspend", "loop") == "loop was suspended already\n"
     assert medgr2("resume", "loop", "--wait") == "loop: goes on\n"
-    assert world.condition("Suspended")["status"] == "False"
+    assert env.condition("Suspended")["status"] == "False"
     assert medgr2("resume", "loop") == "loop was not suspended\n"
-    world.wait("Complete")
+    env.wait("Complete")
     refused = medgr2.run("suspend", "loop")
     assert (refused.code, refused.err) == (2, "loop is Complete: nothing is left to suspend\n")
 
 
-def test_restart(world: World, medgr2: Medgr2) -> None:
-    world.operator.start()
-    world.apply()
-    world.wait("Complete")
-    before = set(world.created_jobs())
+def test_restart(env: KwokEnv, medgr2: Medgr2) -> None:
+    env.operator.start()
+    env.apply()
+    env.wait("Complete")
+    before = set(env.created_jobs())
     said = medgr2("restart", "loop", "grpo@1", "--wait")
     assert said == "loop: grpo@1 and what depends on it run again, 5 stages in all (token r1)\n"
-    world.wait("Complete")
-    again = {name.split("-i001-")[1].split("-a")[0] for name in set(world.created_jobs()) - before}
+    env.wait("Complete")
+    again = {name.split("-i001-")[1].split("-a")[0] for name in set(env.created_jobs()) - before}
     assert again == {"grpo", "preferences", "reward", "evaluate", "report"}
     assert "(token r2)" in medgr2("restart", "loop", "report@1", "--wait")
     for stage, said in (
@@ -78,44 +78,44 @@ def test_restart(world: World, medgr2: Medgr2) -> None:
         assert refused.code == 2
         assert said in refused.err
         assert refused.err.count("\n") == 1
-    assert world.cycle()["spec"]["restartFrom"] == {"iteration": 1, "stage": "report", "token": "r2"}
+    assert env.cycle()["spec"]["restartFrom"] == {"iteration": 1, "stage": "report", "token": "r2"}
 
 
-def test_approve(world: World, medgr2: Medgr2) -> None:
-    world.operator.start()
-    world.apply(pauseBefore=["generate", "sft"], annotations_of={"score": behaviour(run="forever")})
+def test_approve(env: KwokEnv, medgr2: Medgr2) -> None:
+    env.operator.start()
+    env.apply(pauseBefore=["generate", "sft"], annotations_of={"score": behaviour(run="forever")})
     early = medgr2.run("approve", "loop", "sft")
     assert (early.code, early.err) == (
         2, "loop: no sft waits for approval now; to approve it beforehand say sft@N\n"
     )  # fmt: skip
-    eventually(lambda: world.condition("Progressing").get("reason") == "Paused", "it waits")
+    eventually(lambda: env.condition("Progressing").get("reason") == "Paused", "it waits")
     assert medgr2("approve", "loop", "--wait") == "loop: generate@1 may go on\n"
-    world.running("score")
+    env.running("score")
     assert medgr2("approve", "loop", "generate@1") == "loop: generate@1 was approved already\n"
     assert medgr2("approve", "loop", "sft@1") == "loop: sft@1 may go on\n"
     never = medgr2.run("approve", "loop", "grpo@1")
     assert (never.code, never.err) == (
         2, "loop does not wait before grpo: spec.pauseBefore has generate, sft\n"
     )  # fmt: skip
-    world.finish("score")
-    world.wait("Complete")
+    env.finish("score")
+    env.wait("Complete")
     assert medgr2.run("approve", "loop").err == "loop: nothing waits for approval\n"
 
 
-def test_approvals_at_the_same_moment_are_all_kept(world: World) -> None:
+def test_approvals_at_the_same_moment_are_all_kept(env: KwokEnv) -> None:
     """Twelve people approve a stage each while somebody else edits the spec, too."""
-    world.apply(pauseBefore=["sft", "grpo"], iterations=6)
+    env.apply(pauseBefore=["sft", "grpo"], iterations=6)
     stop = threading.Event()
 
     def edit() -> None:
         number = 0
         while not stop.is_set():
             number += 1
-            world.patch({"metadata": {"labels": {"edit": str(number)}}})
+            env.patch({"metadata": {"labels": {"edit": str(number)}}})
 
     async def all_at_once() -> list[int]:
-        async with connect(str(world.control_plane.kubeconfig)) as (client, _):
-            at = Cluster(client, world.namespace)
+        async with connect(str(env.control_plane.kubeconfig)) as (client, _):
+            at = Cluster(client, env.namespace)
             return await asyncio.gather(
                 *(approve(at, "loop", f"{stage}@{t}", 0) for stage in ("sft", "grpo") for t in range(1, 7))
             )
@@ -127,64 +127,64 @@ def test_approvals_at_the_same_moment_are_all_kept(world: World) -> None:
     finally:
         stop.set()
         editor.join()
-    approved = {(ref["stage"], ref["iteration"]) for ref in world.cycle()["spec"]["approved"]}
+    approved = {(ref["stage"], ref["iteration"]) for ref in env.cycle()["spec"]["approved"]}
     assert approved == {(stage, t) for stage in ("sft", "grpo") for t in range(1, 7)}
 
 
-def test_waiting_without_an_operator_ends(world: World, medgr2: Medgr2) -> None:
-    world.apply()
+def test_waiting_without_an_operator_ends(env: KwokEnv, medgr2: Medgr2) -> None:
+    env.apply()
     late = medgr2.run("suspend", "loop", "--wait", "--timeout", "1")
     assert late.code == 75
     assert late.err == "loop: not within 1 s: the operator has not looked at it; does it run?\n"
-    assert world.cycle()["spec"]["suspend"] is True
+    assert env.cycle()["spec"]["suspend"] is True
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_there_is_told_with_what_is(world: World, medgr2: Medgr2) -> None:
-    world.apply("loop")
-    world.apply("other")
+def test_what_is_not_there_is_told_with_what_is(env: KwokEnv, medgr2: Medgr2) -> None:
+    env.apply("loop")
+    env.apply("other")
     for arguments in (["suspend", "lop"], ["logs", "lop"], ["cp", "lop:x"], ["report", "lop"], ["lineage", "lop", "t"]):
         missing = medgr2.run(*arguments)
         assert missing.code == 2
         assert missing.err == (
-            f"no cycle 'lop' in namespace {world.namespace} (did you mean loop?); there: loop, other\n"
+            f"no cycle 'lop' in namespace {env.namespace} (did you mean loop?); there: loop, other\n"
         )
     assert medgr2.run("logs", "loop").err == "loop: no stage has run yet\n"
     for path in ("../x", "/etc/passwd", "a/../../b"):
-        refused = medgr2.run("cp", f"loop:{path}", world.folder)
+        refused = medgr2.run("cp", f"loop:{path}", env.folder)
         assert refused.code == 2
         assert "must" in refused.err
     assert "expected CYCLE:PATH" in medgr2.run("cp", "loop").err
-    assert "its image is not known: --image" in medgr2.run("cp", "loop:x", world.folder).err
-    assert world.control_plane.audit.created("pods", world.namespace) == []
+    assert "its image is not known: --image" in medgr2.run("cp", "loop:x", env.folder).err
+    assert env.control_plane.audit.created("pods", env.namespace) == []
 
 
-def test_rights_and_namespace_come_from_the_kubeconfig(world: World, medgr2: Medgr2) -> None:
+def test_rights_and_namespace_come_from_the_kubeconfig(env: KwokEnv, medgr2: Medgr2) -> None:
     """Somebody without a right is told which one; with it the same command works, without --namespace."""
-    world.apply()
-    world.kubectl("create", "serviceaccount", "jane")
-    kubeconfig = world.control_plane.service_account_kubeconfig(world.namespace, "jane")
-    jane = f"system:serviceaccount:{world.namespace}:jane"
+    env.apply()
+    env.kubectl("create", "serviceaccount", "jane")
+    kubeconfig = env.control_plane.service_account_kubeconfig(env.namespace, "jane")
+    jane = f"system:serviceaccount:{env.namespace}:jane"
 
     def grant(name: str, *verbs: str) -> None:
         options = [f"--verb={verb}" for verb in verbs]
-        world.kubectl("create", "role", name, "--resource=medgr2cycles.medgr2.io", *options)
-        world.kubectl("create", "rolebinding", name, f"--role={name}", f"--serviceaccount={world.namespace}:jane")
+        env.kubectl("create", "role", name, "--resource=medgr2cycles.medgr2.io", *options)
+        env.kubectl("create", "rolebinding", name, f"--role={name}", f"--serviceaccount={env.namespace}:jane")
 
     def refused(verb: str) -> bool:
         done = medgr2.run("suspend", "loop", kubeconfig=kubeconfig)
-        said = f"not allowed: {jane} may not {verb} medgr2cycles.medgr2.io in namespace {world.namespace}\n"
+        said = f"not allowed: {jane} may not {verb} medgr2cycles.medgr2.io in namespace {env.namespace}\n"
         return (done.code, done.err) == (2, said)
 
     assert refused("get")
     grant("look", "get")
     eventually(lambda: refused("patch"), "the right to look is known")
-    assert medgr2.run("suspend", "lop", kubeconfig=kubeconfig).err == f"no cycle 'lop' in namespace {world.namespace}\n"
+    assert medgr2.run("suspend", "lop", kubeconfig=kubeconfig).err == f"no cycle 'lop' in namespace {env.namespace}\n"
     grant("steer", "patch")
     eventually(lambda: medgr2.run("suspend", "loop", kubeconfig=kubeconfig).code == 0, "the right to patch is known")
-    assert world.cycle()["spec"]["suspend"] is True
+    assert env.cycle()["spec"]["suspend"] is True
     stranger = json.loads(kubeconfig.read_text())
     stranger["users"][0]["user"] = {"token": "of nobody"}
     kubeconfig.write_text(json.dumps(stranger))
@@ -194,7 +194,7 @@ def test_rights_and_namespace_come_from_the_kubeconfig(world: World, medgr2: Med
 
 
 def test_a_cluster_without_our_kind_is_told(
-    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    env: KwokEnv, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(connection, "CYCLES", Resource("medgr2.io", "v1alpha1", "nothings", "Nothing"))
 
@@ -202,28 +202,28 @@ def test_a_cluster_without_our_kind_is_told(
         await at.cycle("loop")
         return 0
 
-    assert connection.run(Where(world.namespace, "", str(world.control_plane.kubeconfig)), look) == 2
+    assert connection.run(Where(env.namespace, "", str(env.control_plane.kubeconfig)), look) == 2
     assert capsys.readouterr().err == "this cluster knows no MedGR2Cycle; is the operator installed?\n"
 
 
 # -- kubectl -----------------------------------------------------------------------------------------------------------
 
 
-def test_kubectl_finds_it(world: World, tmp_path: Path) -> None:
-    world.apply()
+def test_kubectl_finds_it(env: KwokEnv, tmp_path: Path) -> None:
+    env.apply()
     program = tmp_path / "kubectl-medgr2"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m medgr2_operator.cli.cluster "$@"\n')
     program.chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "KUBECONFIG": str(world.control_plane.kubeconfig)}
+    environment = {**os.environ, "PATH": path, "KUBECONFIG": str(env.control_plane.kubeconfig)}
     kubectl = str(tools.path_of("kubectl"))
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([kubectl, *arguments], env=environment, capture_output=True, text=True, check=False)
 
-    done = run("medgr2", "suspend", "loop", "-n", world.namespace, "--context", "test")
+    done = run("medgr2", "suspend", "loop", "-n", env.namespace, "--context", "test")
     assert (done.returncode, done.stderr) == (0, "")
-    assert world.cycle()["spec"]["suspend"] is True
+    assert env.cycle()["spec"]["suspend"] is True
     assert run("medgr2", "suspend", "loop", "-n", "default").returncode == 2
     assert run("medgr2", "--help").stdout.startswith("Usage: kubectl medgr2 ")
 
@@ -231,38 +231,38 @@ def test_kubectl_finds_it(world: World, tmp_path: Path) -> None:
 # -- the pod that reads the volume -------------------------------------------------------------------------------------
 
 
-def test_the_reading_pod_is_restricted(world: World) -> None:
-    world.apply()
-    world.kubectl("label", "namespace", world.namespace, "pod-security.kubernetes.io/enforce=restricted")
-    cycle = Cycle.model_validate(world.cycle())
+def test_the_reading_pod_is_restricted(env: KwokEnv) -> None:
+    env.apply()
+    env.kubectl("label", "namespace", env.namespace, "pod-security.kubernetes.io/enforce=restricted")
+    cycle = Cycle.model_validate(env.cycle())
     pod = reader(cycle, "loop-read-1", "localhost/stage:test", 600, RenderSettings(image=""))
 
     def dry_run(manifest: dict[str, Any]) -> str:
-        arguments = ("-n", world.namespace, "create", "--dry-run=server", "-f", "-")
-        return world.control_plane.kubectl(*arguments, stdin=yaml.safe_dump(manifest), check=False)
+        arguments = ("-n", env.namespace, "create", "--dry-run=server", "-f", "-")
+        return env.control_plane.kubectl(*arguments, stdin=yaml.safe_dump(manifest), check=False)
 
     assert dry_run(pod) == "pod/loop-read-1 created (server dry run)\n"
     spoiled = {**pod, "spec": {**pod["spec"], "securityContext": {}}}
     assert "violates PodSecurity" in dry_run(spoiled)
 
 
-def test_the_reading_pod_goes_however_the_command_ends(world: World, medgr2: Medgr2) -> None:
+def test_the_reading_pod_goes_however_the_command_ends(env: KwokEnv, medgr2: Medgr2) -> None:
     """It waits for a volume that never comes; the command is asked to stop, or has waited long enough."""
-    world.apply(workspace={"persistentVolumeClaim": {"claimName": "nothing"}}, template={"image": "stage:test"})
+    env.apply(workspace={"persistentVolumeClaim": {"claimName": "nothing"}}, template={"image": "stage:test"})
 
     def pods() -> list[Any]:
-        return list(world.kubectl.get("pods")["items"])
+        return list(env.kubectl.get("pods")["items"])
 
-    late = medgr2.run("report", "loop", world.folder, "--pod-timeout", "1")
+    late = medgr2.run("report", "loop", env.folder, "--pod-timeout", "1")
     assert late.code == 75
     assert 'persistentvolumeclaim "nothing" not found' in late.err
     eventually(lambda: not pods(), "its pod is gone")
     for number, code in ((15, 143), (2, 130)):
-        running = medgr2.start("report", "loop", world.folder)
+        running = medgr2.start("report", "loop", env.folder)
         eventually(pods, "its pod")
         owners = pods()[0]["metadata"]["ownerReferences"]
-        assert [owner["uid"] for owner in owners] == [world.cycle()["metadata"]["uid"]]
+        assert [owner["uid"] for owner in owners] == [env.cycle()["metadata"]["uid"]]
         running.send_signal(number)
         assert running.wait(30) == code
         eventually(lambda: not pods(), "its pod is gone")
-    assert list(world.folder.glob("*report*")) == []
+    assert list(env.folder.glob("*report*")) == []

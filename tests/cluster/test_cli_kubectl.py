@@ -6,34 +6,34 @@ import pytest
 
 from tests.cluster.fixtures import Document, eventually
 from tests.cluster.kwok import behaviour
-from tests.support.kwok_env import World
+from tests.support.kwok_env import KwokEnv
 
 
-def test_columns_and_waiting_for_the_end(world: World) -> None:
-    world.operator.start()
-    world.apply(iterations=1)
-    assert world.kubectl("wait", "mgc/loop", "--for=condition=Complete", "--timeout=100s") == (
+def test_columns_and_waiting_for_the_end(env: KwokEnv) -> None:
+    env.operator.start()
+    env.apply(iterations=1)
+    assert env.kubectl("wait", "mgc/loop", "--for=condition=Complete", "--timeout=100s") == (
         "medgr2cycle.medgr2.io/loop condition met\n"
     )
-    header, row = world.kubectl("get", "mgc").splitlines()
+    header, row = env.kubectl("get", "mgc").splitlines()
     assert header.split() == ["NAME", "PHASE", "ITERATION", "SUMMARY", "AGE"]
     assert row.split()[:4] == ["loop", "Complete", "1", "1/1"]
-    wide = world.kubectl("get", "mgc", "-o", "wide").splitlines()[0].split()
+    wide = env.kubectl("get", "mgc", "-o", "wide").splitlines()[0].split()
     assert wide == ["NAME", "PHASE", "ITERATION", "SUMMARY", "BEST", "GPU-SECONDS", "REASON", "AGE"]
-    assert "medgr2cycle.medgr2.io/loop" in world.kubectl("get", "all", "-o", "name")
+    assert "medgr2cycle.medgr2.io/loop" in env.kubectl("get", "all", "-o", "name")
 
 
-def test_waiting_for_a_failure(world: World) -> None:
-    world.operator.start()
-    world.apply(annotations_of={"prepare": behaviour(exit_code=65)})
-    world.kubectl("wait", "mgc/loop", "--for=condition=Failed", "--timeout=100s")
-    assert world.kubectl("get", "mgc").splitlines()[1].split()[1] == "Failed"
+def test_waiting_for_a_failure(env: KwokEnv) -> None:
+    env.operator.start()
+    env.apply(annotations_of={"prepare": behaviour(exit_code=65)})
+    env.kubectl("wait", "mgc/loop", "--for=condition=Failed", "--timeout=100s")
+    assert env.kubectl("get", "mgc").splitlines()[1].split()[1] == "Failed"
 
 
-def test_every_transition_has_its_event(world: World) -> None:
+def test_every_transition_has_its_event(env: KwokEnv) -> None:
     """In the order in which they came; what repeats is named once."""
-    world.operator.start()
-    world.apply(
+    env.operator.start()
+    env.apply(
         pauseBefore=["sft"],
         annotations_of={
             "reward": behaviour(attempt=1, exit_code=75),
@@ -42,18 +42,18 @@ def test_every_transition_has_its_event(world: World) -> None:
         },
         maxParallelStages=1,
     )
-    eventually(lambda: world.stage("generate").get("state") == "Running", "it generates", 120)
-    world.patch({"spec": {"suspend": True}})
-    world.wait("Suspended")
-    eventually(lambda: not world.live_pods(), "its pod is gone")
-    world.patch({"spec": {"suspend": False}})
-    eventually(lambda: world.cycle()["status"]["phase"] == "Paused", "it pauses", 120)
-    world.patch({"spec": {"approved": [{"iteration": 1, "stage": "sft"}]}})
-    world.wait("Complete")
-    world.patch({"spec": {"restartFrom": {"iteration": 1, "stage": "report", "token": "again"}}})
-    eventually(lambda: world.stage("report").get("token") == "again", "it runs again")
-    world.wait("Complete")
-    told = _events_of(world, "loop")
+    eventually(lambda: env.stage("generate").get("state") == "Running", "it generates", 120)
+    env.patch({"spec": {"suspend": True}})
+    env.wait("Suspended")
+    eventually(lambda: not env.live_pods(), "its pod is gone")
+    env.patch({"spec": {"suspend": False}})
+    eventually(lambda: env.cycle()["status"]["phase"] == "Paused", "it pauses", 120)
+    env.patch({"spec": {"approved": [{"iteration": 1, "stage": "sft"}]}})
+    env.wait("Complete")
+    env.patch({"spec": {"restartFrom": {"iteration": 1, "stage": "report", "token": "again"}}})
+    eventually(lambda: env.stage("report").get("token") == "again", "it runs again")
+    env.wait("Complete")
+    told = _events_of(env, "loop")
     of_cycle = {event["reason"] for event in told if "@" not in event["message"]}
     assert {"Running", "Suspended", "Paused", "Complete"} <= of_cycle, of_cycle
     messages = [event["message"] for event in told]
@@ -71,48 +71,46 @@ def test_every_transition_has_its_event(world: World) -> None:
     assert {event["type"] for event in told if event["reason"] == "Complete"} == {"Normal"}
 
 
-def test_a_failure_has_a_warning(world: World) -> None:
-    world.operator.start()
-    world.apply(annotations_of={"prepare": behaviour(exit_code=65)})
-    world.wait("Failed")
+def test_a_failure_has_a_warning(env: KwokEnv) -> None:
+    env.operator.start()
+    env.apply(annotations_of={"prepare": behaviour(exit_code=65)})
+    env.wait("Failed")
     events = eventually(
-        lambda: [event for event in _events_of(world, "loop") if event["reason"] == "Failed"], "the event"
+        lambda: [event for event in _events_of(env, "loop") if event["reason"] == "Failed"], "the event"
     )
     assert {event["type"] for event in events} == {"Warning"}
     assert all("prepare@0" in event["message"] for event in events)
 
 
 @pytest.mark.parametrize("bound_late", [False, True])
-def test_a_volume_that_is_not_bound_is_told_within_a_minute(world: World, bound_late: bool) -> None:
-    world.operator.start()
+def test_a_volume_that_is_not_bound_is_told_within_a_minute(env: KwokEnv, bound_late: bool) -> None:
+    env.operator.start()
     claim = {"accessModes": ["ReadWriteMany"], "storageClassName": "", "resources": {"requests": {"storage": "9Gi"}}}
-    world.kubectl.apply(
+    env.kubectl.apply(
         {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "unbound"}, "spec": claim}
     )
-    world.apply(workspace={"persistentVolumeClaim": {"claimName": "unbound"}})
-    eventually(lambda: world.condition("Progressing").get("reason") == "UnboundVolume", "the cause", 60)
-    assert "prepare@0" in world.condition("Progressing")["message"]
-    assert "PersistentVolumeClaim" in world.condition("Progressing")["message"]
+    env.apply(workspace={"persistentVolumeClaim": {"claimName": "unbound"}})
+    eventually(lambda: env.condition("Progressing").get("reason") == "UnboundVolume", "the cause", 60)
+    assert "prepare@0" in env.condition("Progressing")["message"]
+    assert "PersistentVolumeClaim" in env.condition("Progressing")["message"]
     if bound_late:
-        name = f"{world.namespace}-late"
+        name = f"{env.namespace}-late"
         volume = {
             "accessModes": ["ReadWriteMany"],
             "storageClassName": "",
             "capacity": {"storage": "9Gi"},
             "hostPath": {"path": "/nowhere"},
-            "claimRef": {"name": "unbound", "namespace": world.namespace},
+            "claimRef": {"name": "unbound", "namespace": env.namespace},
         }
-        world.kubectl.apply(
-            {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": volume}
-        )
+        env.kubectl.apply({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": volume})
         try:
-            world.wait("Complete")
+            env.wait("Complete")
         finally:
-            world.kubectl("delete", "pv", name, "--wait=false")
+            env.kubectl("delete", "pv", name, "--wait=false")
 
 
-def _events_of(world: World, name: str) -> list[Document]:
+def _events_of(env: KwokEnv, name: str) -> list[Document]:
     """The operator's events about a cycle, oldest first."""
-    found = world.kubectl.get("events", f"--field-selector=involvedObject.name={name}")["items"]
+    found = env.kubectl.get("events", f"--field-selector=involvedObject.name={name}")["items"]
     ours = [event for event in found if event.get("reportingComponent") == "medgr2-operator"]
     return sorted(ours, key=lambda event: str(event["firstTimestamp"]))

@@ -27,7 +27,7 @@ from tests.cluster.commands import Medgr2, Printed
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Kubectl, eventually, serve_crd
 from tests.cluster.node import Node
-from tests.support.kwok_env import QUICKSTART, World
+from tests.support.kwok_env import QUICKSTART, KwokEnv
 
 START_SECONDS = 180.0
 MEBIBYTES = 64
@@ -46,7 +46,7 @@ print(hashlib.sha256(data).hexdigest())
 """
 
 
-class Volume(World):
+class Volume(KwokEnv):
     """A namespace that enforces Pod Security restricted, a cycle in it, and its volume with something on it."""
 
     image = ""

@@ -20,12 +20,12 @@ from tests.cluster.commands import Medgr2
 from tests.cluster.fixtures import eventually
 from tests.cluster.test_cli_streams import StreamingNode
 from tests.support.fake_artifacts import publish
-from tests.support.kwok_env import World
+from tests.support.kwok_env import KwokEnv
 
 
 @pytest.fixture
-def node(world: World, tmp_path: Path) -> Iterator[StreamingNode]:
-    made = StreamingNode(world.control_plane, tmp_path)
+def node(env: KwokEnv, tmp_path: Path) -> Iterator[StreamingNode]:
+    made = StreamingNode(env.control_plane, tmp_path)
     try:
         made.create()
         yield made
@@ -34,8 +34,8 @@ def node(world: World, tmp_path: Path) -> Iterator[StreamingNode]:
 
 
 @pytest.fixture
-def medgr2(world: World) -> Medgr2:
-    return Medgr2(world)
+def medgr2(env: KwokEnv) -> Medgr2:
+    return Medgr2(env)
 
 
 def curated(workspace: Path, count: int = 3) -> None:
@@ -59,8 +59,8 @@ def curated(workspace: Path, count: int = 3) -> None:
     publish(workspace, StageName.CURATE, 1, tables=tables, cycle="loop")
 
 
-def test_a_review_goes_out_and_comes_back(world: World, node: StreamingNode, medgr2: Medgr2, tmp_path: Path) -> None:
-    world.apply(template=node.template)
+def test_a_review_goes_out_and_comes_back(env: KwokEnv, node: StreamingNode, medgr2: Medgr2, tmp_path: Path) -> None:
+    env.apply(template=node.template)
     curated(node.workspace)
     here = tmp_path / "here"
     here.mkdir()
@@ -84,22 +84,22 @@ def test_a_review_goes_out_and_comes_back(world: World, node: StreamingNode, med
         f"reviews/{written.name}: 1 vetoed, 1 confirmed, of 3 candidates",
         "loop: curate@1 and what depends on it run again, 7 stages in all (token r1)",
     ]
-    spec = world.cycle()["spec"]
+    spec = env.cycle()["spec"]
     assert spec["reviews"] == [{"iteration": 1, "sha256": written.stem}]
     assert spec["restartFrom"] == {"iteration": 1, "stage": "curate", "token": "r1"}
 
     back.write_text(json.dumps({"triplet_id": rows[1]["triplet_id"], "veto": True}) + "\n")
     told = medgr2("decisions", "import", "loop", back, "--iteration", 1, "--no-restart")
     assert told.splitlines()[1] == "loop: spec.reviews names it; `medgr2 restart loop curate@1` lets it count"
-    after = world.cycle()["spec"]
+    after = env.cycle()["spec"]
     assert after["restartFrom"] == spec["restartFrom"]
     assert after["reviews"] != spec["reviews"]
     assert len(after["reviews"]) == 1, "another review of the same iteration takes its place"
-    eventually(lambda: not world.kubectl.get("pods")["items"], "no pod is left")
+    eventually(lambda: not env.kubectl.get("pods")["items"], "no pod is left")
 
 
-def test_what_is_not_right_changes_nothing(world: World, node: StreamingNode, medgr2: Medgr2, tmp_path: Path) -> None:
-    world.apply(template=node.template)
+def test_what_is_not_right_changes_nothing(env: KwokEnv, node: StreamingNode, medgr2: Medgr2, tmp_path: Path) -> None:
+    env.apply(template=node.template)
     curated(node.workspace)
     back = tmp_path / "back.csv"
     back.write_text("triplet_id,veto\nt001-000000,yes\nt001-000077,yes\n")
@@ -112,14 +112,14 @@ def test_what_is_not_right_changes_nothing(world: World, node: StreamingNode, me
     early = medgr2.run("decisions", "export", "loop", tmp_path, "--iteration", 2)
     assert early.code != 0
     assert "curate@2 has not finished" in early.err
-    assert "reviews" not in world.cycle()["spec"]
+    assert "reviews" not in env.cycle()["spec"]
     assert not (node.workspace / "reviews").exists()
     assert not list(tmp_path.glob("*triplets*"))
 
 
-def test_thousands_of_decisions_arrive_whole(world: World, node: StreamingNode, medgr2: Medgr2, tmp_path: Path) -> None:
+def test_thousands_of_decisions_arrive_whole(env: KwokEnv, node: StreamingNode, medgr2: Medgr2, tmp_path: Path) -> None:
     """More than one message of the protocol holds."""
-    world.apply(template=node.template)
+    env.apply(template=node.template)
     curated(node.workspace, 2000)
     back = tmp_path / "back.jsonl"
     rows = [{"triplet_id": f"t001-{n:06d}", "veto": n % 2 == 0, "reason": "ungenau " * 12} for n in range(2000)]
@@ -129,21 +129,21 @@ def test_thousands_of_decisions_arrive_whole(world: World, node: StreamingNode, 
 
 
 def test_the_operator_lets_curate_take_notice(
-    world: World, node: StreamingNode, medgr2: Medgr2, tmp_path: Path
+    env: KwokEnv, node: StreamingNode, medgr2: Medgr2, tmp_path: Path
 ) -> None:
-    world.operator.start()
-    world.apply(template=node.template)
-    world.wait("Complete")
-    before = set(world.created_jobs())
+    env.operator.start()
+    env.apply(template=node.template)
+    env.wait("Complete")
+    before = set(env.created_jobs())
     curated(node.workspace)
     back = tmp_path / "back.jsonl"
     back.write_text('{"triplet_id": "t001-000001", "veto": true}\n')
     medgr2("decisions", "import", "loop", back, "--iteration", 1, "--wait")
-    world.wait("Complete")
-    again = {name.split("-i001-")[1].split("-a")[0] for name in set(world.created_jobs()) - before}
+    env.wait("Complete")
+    again = {name.split("-i001-")[1].split("-a")[0] for name in set(env.created_jobs()) - before}
     assert again == {"curate", "sft", "grpo", "preferences", "reward", "evaluate", "report"}
     (written,) = (node.workspace / "reviews").iterdir()
-    jobs = world.kubectl.get("jobs")["items"]
+    jobs = env.kubectl.get("jobs")["items"]
     newest = max((job for job in jobs if "-curate-" in job["metadata"]["name"]),
                  key=lambda job: job["metadata"]["creationTimestamp"])  # fmt: skip
     environment = newest["spec"]["template"]["spec"]["containers"][0]["env"]
@@ -151,13 +151,13 @@ def test_the_operator_lets_curate_take_notice(
     assert asked["parameters"]["review"] == written.stem
 
 
-def test_the_writing_pod_is_restricted_and_writes_to_reviews_only(world: World) -> None:
-    world.apply(workspace={"persistentVolumeClaim": {"claimName": "medgr2-data"}, "subPath": "teams/ml"})
-    world.kubectl("label", "namespace", world.namespace, "pod-security.kubernetes.io/enforce=restricted")
-    cycle = Cycle.model_validate(world.cycle())
+def test_the_writing_pod_is_restricted_and_writes_to_reviews_only(env: KwokEnv) -> None:
+    env.apply(workspace={"persistentVolumeClaim": {"claimName": "medgr2-data"}, "subPath": "teams/ml"})
+    env.kubectl("label", "namespace", env.namespace, "pod-security.kubernetes.io/enforce=restricted")
+    cycle = Cycle.model_validate(env.cycle())
     pod = reader(cycle, "loop-read-1", "localhost/stage:test", 600, RenderSettings(image=""), "reviews")
-    arguments = ("-n", world.namespace, "create", "--dry-run=server", "-o", "yaml", "-f", "-")
-    made = yaml.safe_load(world.control_plane.kubectl(*arguments, stdin=yaml.safe_dump(pod)))
+    arguments = ("-n", env.namespace, "create", "--dry-run=server", "-o", "yaml", "-f", "-")
+    made = yaml.safe_load(env.control_plane.kubectl(*arguments, stdin=yaml.safe_dump(pod)))
     mounts = [mount for mount in made["spec"]["containers"][0]["volumeMounts"] if mount["name"] == "workspace"]
     assert [(mount["mountPath"], mount.get("readOnly", False), mount["subPath"]) for mount in mounts] == [
         ("/workspace", True, "teams/ml"), ("/workspace/reviews", False, "teams/ml/reviews"),

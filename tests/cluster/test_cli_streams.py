@@ -29,7 +29,7 @@ from tests.cluster.kwok import LEASE_SECONDS, POD_NETWORK, behaviour
 from tests.cluster.kwok_stages import stages
 from tests.cluster.processes import Processes
 from tests.support.fake_artifacts import publish
-from tests.support.kwok_env import World
+from tests.support.kwok_env import KwokEnv
 from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -132,8 +132,8 @@ class StreamingNode:
 
 
 @pytest.fixture
-def node(world: World, tmp_path: Path) -> Iterator[StreamingNode]:
-    made = StreamingNode(world.control_plane, tmp_path)
+def node(env: KwokEnv, tmp_path: Path) -> Iterator[StreamingNode]:
+    made = StreamingNode(env.control_plane, tmp_path)
     try:
         made.create()
         yield made
@@ -142,21 +142,21 @@ def node(world: World, tmp_path: Path) -> Iterator[StreamingNode]:
 
 
 @pytest.fixture
-def medgr2(world: World) -> Medgr2:
-    return Medgr2(world)
+def medgr2(env: KwokEnv) -> Medgr2:
+    return Medgr2(env)
 
 
 # -- logs --------------------------------------------------------------------------------------------------------------
 
 
-def test_logs_of_all_pods(world: World, node: StreamingNode, medgr2: Medgr2) -> None:
-    world.operator.start()
+def test_logs_of_all_pods(env: KwokEnv, node: StreamingNode, medgr2: Medgr2) -> None:
+    env.operator.start()
     forever = behaviour(run="forever", term_exit_code=143)
     patch = {"op": "add", "path": "/spec/template/metadata/annotations", "value": forever}
-    world.apply(stages=[{"name": "generate", "shards": 2, "patches": [patch]}], template=node.template)
+    env.apply(stages=[{"name": "generate", "shards": 2, "patches": [patch]}], template=node.template)
     node.write("loading", "résumé 100 %", "")
-    world.running("generate")
-    world.reaches("Succeeded", "evaluate", 0)  # runs beside it, and would be shown too
+    env.running("generate")
+    env.reaches("Succeeded", "evaluate", 0)  # runs beside it, and would be shown too
     shown = medgr2("logs", "loop").splitlines()
     assert sorted(shown) == sorted(
         f"generate@1#{index} | {line}" for index in (0, 1) for line in ("loading", "résumé 100 %", "")
@@ -167,11 +167,11 @@ def test_logs_of_all_pods(world: World, node: StreamingNode, medgr2: Medgr2) -> 
 
 
 def test_logs_go_on_over_a_broken_connection_without_a_line_lost_or_doubled(
-    world: World, node: StreamingNode, medgr2: Medgr2
+    env: KwokEnv, node: StreamingNode, medgr2: Medgr2
 ) -> None:
-    world.operator.start()
-    world.apply(annotations_of={"prepare": behaviour(run="forever", term_exit_code=143)}, template=node.template)
-    world.running("prepare", 0)
+    env.operator.start()
+    env.apply(annotations_of={"prepare": behaviour(run="forever", term_exit_code=143)}, template=node.template)
+    env.running("prepare", 0)
     node.write("one")
     following = medgr2.start("logs", "loop", "-f")
     printed = Printed(following)
@@ -189,31 +189,31 @@ def test_logs_go_on_over_a_broken_connection_without_a_line_lost_or_doubled(
     assert following.wait(30) == 130
 
 
-def test_logs_follow_a_stage_into_its_next_attempt(world: World, node: StreamingNode, medgr2: Medgr2) -> None:
-    world.operator.start()
-    world.apply(
+def test_logs_follow_a_stage_into_its_next_attempt(env: KwokEnv, node: StreamingNode, medgr2: Medgr2) -> None:
+    env.operator.start()
+    env.apply(
         annotations_of={"prepare": behaviour(exit_code=75, run="forever", term_exit_code=143)},
         failurePolicy={"backoffSeconds": 0},
         template=node.template,
     )
-    world.running("prepare", 0)
+    env.running("prepare", 0)
     node.write("at work")
     following = medgr2.start("logs", "loop", "prepare", "-f")
     printed = Printed(following)
     eventually(lambda: printed() == ["at work"], "the first attempt")
-    world.kubectl("delete", "pod", *world.live_pods(), "--wait=false")
-    eventually(lambda: world.stage("prepare", 0).get("attempt") == 2, "the second attempt")
+    env.kubectl("delete", "pod", *env.live_pods(), "--wait=false")
+    eventually(lambda: env.stage("prepare", 0).get("attempt") == 2, "the second attempt")
     eventually(lambda: printed() == ["at work"] * 2, "the second attempt's log")  # the pods share one file
     following.send_signal(signal.SIGTERM)
     assert following.wait(30) == 143
 
 
-def test_logs_whose_pods_are_gone_come_from_the_volume(world: World, node: StreamingNode, medgr2: Medgr2) -> None:
-    world.operator.start()
-    world.apply(template=node.template)
-    world.wait("Complete")
-    world.kubectl("delete", "jobs", "--all")
-    eventually(lambda: not world.live_pods() and not world.kubectl.get("pods")["items"], "no pod is left")
+def test_logs_whose_pods_are_gone_come_from_the_volume(env: KwokEnv, node: StreamingNode, medgr2: Medgr2) -> None:
+    env.operator.start()
+    env.apply(template=node.template)
+    env.wait("Complete")
+    env.kubectl("delete", "jobs", "--all")
+    eventually(lambda: not env.live_pods() and not env.kubectl.get("pods")["items"], "no pod is left")
     path = node.workspace / "cycles/loop/logs/i001-grpo-a1-s0.log"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"reward 0.7\n\xff\xfe\n")
@@ -228,8 +228,8 @@ def test_logs_whose_pods_are_gone_come_from_the_volume(world: World, node: Strea
 # -- the volume --------------------------------------------------------------------------------------------------------
 
 
-def test_copy_and_report(world: World, node: StreamingNode, medgr2: Medgr2, tmp_path: Path) -> None:
-    world.apply(template=node.template)
+def test_copy_and_report(env: KwokEnv, node: StreamingNode, medgr2: Medgr2, tmp_path: Path) -> None:
+    env.apply(template=node.template)
     made = node.workspace / "artifacts/report/abc/a1"
     (made / "figures").mkdir(parents=True)
     (made / "report.md").write_text("# 0.871\n")
@@ -255,14 +255,14 @@ def test_copy_and_report(world: World, node: StreamingNode, medgr2: Medgr2, tmp_
     assert copied.err == "left out 1 links that lead elsewhere: elsewhere\n"
     medgr2("cp", "loop:cycles/loop/report/report.md", here)
     assert sorted(path.name for path in here.iterdir()) == ["loop-report", "mine", "report.md"]
-    assert world.control_plane.audit.created("pods", world.namespace)
-    eventually(lambda: not world.kubectl.get("pods")["items"], "no pod is left")
+    assert env.control_plane.audit.created("pods", env.namespace)
+    eventually(lambda: not env.kubectl.get("pods")["items"], "no pod is left")
 
 
 def test_what_cannot_be_copied_leaves_nothing(
-    world: World, node: StreamingNode, medgr2: Medgr2, tmp_path: Path
+    env: KwokEnv, node: StreamingNode, medgr2: Medgr2, tmp_path: Path
 ) -> None:
-    world.apply(template=node.template)
+    env.apply(template=node.template)
     (node.workspace / "outside").symlink_to("/etc")
     here = tmp_path / "here"
     here.mkdir()
@@ -278,11 +278,11 @@ def test_what_cannot_be_copied_leaves_nothing(
     assert process.wait(120) == 75
     assert list(here.iterdir()) == []
     node.start()
-    eventually(lambda: not world.kubectl.get("pods")["items"], "no pod is left")
+    eventually(lambda: not env.kubectl.get("pods")["items"], "no pod is left")
 
 
-def test_lineage(world: World, node: StreamingNode, medgr2: Medgr2) -> None:
-    world.apply(template=node.template)
+def test_lineage(env: KwokEnv, node: StreamingNode, medgr2: Medgr2) -> None:
+    env.apply(template=node.template)
     row = {"triplet_id": "t001-000000-00", "iteration": 1, "image_sha256": "ab" * 32, "modality": "CT",
            "question_type": "finding", "question": "Was ist das für eins?", "options": ["a", "b"], "answer_index": 1,
            "rationale": "", "response": "", "paradigm": "Direct", "template_sha256": "f" * 64, "generator": "g",

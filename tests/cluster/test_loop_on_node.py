@@ -20,7 +20,7 @@ import yaml
 from tests.cluster import serving
 from tests.cluster.fixtures import Document, eventually
 from tests.support.loop_fixtures import CYCLE, Loop
-from tests.support.node_env import HOME, Lab, operator_pods
+from tests.support.node_env import HOME, NodeEnv, operator_pods
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -76,64 +76,64 @@ def local(tmp_path: Path) -> Iterator[tuple[Loop, subprocess.Popen[str]]]:
 
 
 def test_the_quickstart_survives_people_and_publishes_the_bytes_of_a_local_run(
-    lab: Lab, local: tuple[Loop, subprocess.Popen[str]]
+    node_env: NodeEnv, local: tuple[Loop, subprocess.Popen[str]]
 ) -> None:
     """Suspended in the middle of GRPO; then its pod is deleted, and every replica of the operator; then a restart."""
     loop, here = local
-    lab.kubectl("apply", "-f", str(loop.file))
-    lab.until_stage("quickstart", "grpo", "Running", 600)
-    eventually(lambda: max(checkpoints(lab), default=0) >= 3, "GRPO has written its third checkpoint")
+    node_env.kubectl("apply", "-f", str(loop.file))
+    node_env.until_stage("quickstart", "grpo", "Running", 600)
+    eventually(lambda: max(checkpoints(node_env), default=0) >= 3, "GRPO has written its third checkpoint")
 
-    lab.patch("quickstart", {"suspend": True})
-    lab.wait("quickstart", "Suspended", 120)
-    eventually(lambda: not lab.running_pods(), "every pod is gone")
-    assert lab.status("quickstart")["phase"] == "Suspended"
-    written = checkpoints(lab)
-    lab.patch("quickstart", {"suspend": False})
-    more = eventually(lambda: checkpoints(lab) - written, "it writes further checkpoints", 120)
+    node_env.patch("quickstart", {"suspend": True})
+    node_env.wait("quickstart", "Suspended", 120)
+    eventually(lambda: not node_env.running_pods(), "every pod is gone")
+    assert node_env.status("quickstart")["phase"] == "Suspended"
+    written = checkpoints(node_env)
+    node_env.patch("quickstart", {"suspend": False})
+    more = eventually(lambda: checkpoints(node_env) - written, "it writes further checkpoints", 120)
     assert min(more) > max(written), "it goes on from the last one"
 
-    (pod,) = [name for name in lab.running_pods() if "-grpo-" in name]
-    lab.kubectl("delete", "pod", pod, "--wait=false")
-    replicas = operator_pods(lab.node)
-    lab.node.control_plane.kubectl("delete", "pods", "-n", HOME, "--grace-period=0", "--force", *replicas)
+    (pod,) = [name for name in node_env.running_pods() if "-grpo-" in name]
+    node_env.kubectl("delete", "pod", pod, "--wait=false")
+    replicas = operator_pods(node_env.node)
+    node_env.node.control_plane.kubectl("delete", "pods", "-n", HOME, "--grace-period=0", "--force", *replicas)
 
-    lab.wait("quickstart", "Complete", 900)
+    node_env.wait("quickstart", "Complete", 900)
     output, _ = here.communicate(timeout=3600)
     assert here.returncode == 0, output
-    assert lab.status("quickstart")["finishedIterations"] == 2
-    assert lab.stage("quickstart", "grpo")["attempt"] > 2, "suspended once, deleted once"
-    assert lab.status("quickstart")["usage"].get("appRetries", 0) == 0
-    assert lab.digests("quickstart") == loop.digests()
+    assert node_env.status("quickstart")["finishedIterations"] == 2
+    assert node_env.stage("quickstart", "grpo")["attempt"] > 2, "suspended once, deleted once"
+    assert node_env.status("quickstart")["usage"].get("appRetries", 0) == 0
+    assert node_env.digests("quickstart") == loop.digests()
 
-    before = jobs(lab)
-    lab.patch("quickstart", {"restartFrom": {"iteration": 2, "stage": "preferences", "token": "again"}})
-    eventually(lambda: jobs(lab)["preferences", 2] not in (None, before["preferences", 2]), "it starts again")
-    lab.wait("quickstart", "Complete", 300)
-    after = jobs(lab)
+    before = jobs(node_env)
+    node_env.patch("quickstart", {"restartFrom": {"iteration": 2, "stage": "preferences", "token": "again"}})
+    eventually(lambda: jobs(node_env)["preferences", 2] not in (None, before["preferences", 2]), "it starts again")
+    node_env.wait("quickstart", "Complete", 300)
+    after = jobs(node_env)
     assert {key for key in after if after[key] != before[key]} == {("preferences", 2), ("reward", 2), ("report", 2)}
-    assert lab.digests("quickstart") == loop.digests()
+    assert node_env.digests("quickstart") == loop.digests()
 
-    lab.kubectl("delete", "medgr2cycle", "quickstart")
-    eventually(lambda: not lab.pods(), "Jobs and pods go with the cycle")
-    assert lab.kubectl("get", "jobs,services", "-o", "name") == ""
-    assert f"persistentvolumeclaim/{CLAIM}" in lab.kubectl("get", "pvc", "-o", "name")  # whenDeleted: Retain
+    node_env.kubectl("delete", "medgr2cycle", "quickstart")
+    eventually(lambda: not node_env.pods(), "Jobs and pods go with the cycle")
+    assert node_env.kubectl("get", "jobs,services", "-o", "name") == ""
+    assert f"persistentvolumeclaim/{CLAIM}" in node_env.kubectl("get", "pvc", "-o", "name")  # whenDeleted: Retain
 
 
-def checkpoints(lab: Lab) -> set[int]:
+def checkpoints(node_env: NodeEnv) -> set[int]:
     """Steps of GRPO's checkpoints on the volume; after each step there is one, and the last two are kept."""
-    found = lab.folder(CLAIM).glob("**/grpo/**/checkpoint-*")
+    found = node_env.folder(CLAIM).glob("**/grpo/**/checkpoint-*")
     return {int(path.name.split("-")[1]) for path in found if path.name.split("-")[1].isdigit()}
 
 
-def jobs(lab: Lab) -> dict[tuple[str, int], str | None]:
+def jobs(node_env: NodeEnv) -> dict[tuple[str, int], str | None]:
     """(stage, iteration) → uid of its Job."""
-    return {(s["name"], s["iteration"]): s.get("jobUID") for s in lab.status("quickstart")["stages"]}
+    return {(s["name"], s["iteration"]): s.get("jobUID") for s in node_env.status("quickstart")["stages"]}
 
 
-def test_two_pods_train_together(lab: Lab) -> None:
+def test_two_pods_train_together(node_env: NodeEnv) -> None:
     """torchrun over two pods, DDP over gloo; they find each other by the names of the headless Service."""
-    lab.claim(CLAIM)
+    node_env.claim(CLAIM)
     off = {"enabled": False}
     stages = {"sft": {"numNodes": 2}, "grpo": off, "preferences": off, "evaluate": off, "report": off}
     document = variant("pair", stages)
@@ -141,25 +141,25 @@ def test_two_pods_train_together(lab: Lab) -> None:
     policy.pop("grpo", None), policy.pop("preferences", None)
     # with as many steps as the quickstart's, that one's artifact would do
     policy.setdefault("sft", {}).setdefault("trainer", {})["max_steps"] = STEPS
-    lab.kubectl.apply(document)
+    node_env.kubectl.apply(document)
 
-    service = dict(eventually(lambda: lab.headless_service(), "the Service", 300))
+    service = dict(eventually(lambda: node_env.headless_service(), "the Service", 300))
     assert service["spec"]["publishNotReadyAddresses"]
-    lab.wait("pair", "Complete", 600)
-    counters = lab.manifest(CLAIM, "pair", "sft")["counters"]
+    node_env.wait("pair", "Complete", 600)
+    counters = node_env.manifest(CLAIM, "pair", "sft")["counters"]
     assert counters["steps"] == STEPS
     assert counters["train_loss"] < counters["first_loss"]
-    pods = [name for name in lab.pods() if "-sft-" in name]
+    pods = [name for name in node_env.pods() if "-sft-" in name]
     assert len(pods) == 2, pods
-    logs = [lab.kubectl("logs", name) for name in pods]
+    logs = [node_env.kubectl("logs", name) for name in pods]
     assert all(log.strip() for log in logs)
     print(*logs, sep="\n---\n")
 
 
-def test_a_model_server_starts_before_the_stage_and_ends_with_it(lab: Lab, stage_image: str) -> None:
+def test_a_model_server_starts_before_the_stage_and_ends_with_it(node_env: NodeEnv, stage_image: str) -> None:
     """`transformers serve` in the place of `vllm serve`."""
-    lab.claim(CLAIM)
-    serving.put(lab.folder(CLAIM))
+    node_env.claim(CLAIM)
+    serving.put(node_env.folder(CLAIM))
     container = "/spec/template/spec/initContainers/0"
     patches = [
         {"op": "replace", "path": f"{container}/command", "value": ["transformers", "serve"]},
@@ -172,16 +172,16 @@ def test_a_model_server_starts_before_the_stage_and_ends_with_it(lab: Lab, stage
         "questionsPerImage": 2,
         "sampling": {"temperature": 1.0, "topP": 1.0, "maxTokens": 24},
     }
-    lab.kubectl.apply(document)
+    node_env.kubectl.apply(document)
 
-    lab.until_stage("served", "generate", "Succeeded", 600)
-    (pod,) = [name for name in lab.pods() if "served-" in name and "-generate-" in name]
-    status = lab.kubectl.get("pod", pod)["status"]
+    node_env.until_stage("served", "generate", "Succeeded", 600)
+    (pod,) = [name for name in node_env.pods() if "served-" in name and "-generate-" in name]
+    status = node_env.kubectl.get("pod", pod)["status"]
     (server,), (main,) = status["initContainerStatuses"], status["containerStatuses"]
     assert server["restartCount"] == 0
     assert server["state"]["terminated"], "it ends after the stage, and does not keep the pod"
     assert server["state"]["terminated"]["startedAt"] <= main["state"]["terminated"]["startedAt"]
     assert main["state"]["terminated"]["exitCode"] == 0
-    assert "POST /v1/chat/completions" in lab.kubectl("logs", pod, "-c", "vllm")
-    assert lab.manifest(CLAIM, "served", "generate")["counters"]["candidates"] == CANDIDATES
-    eventually(lambda: lab.stage("served", "generate")["state"] == "Succeeded", "the record stays")
+    assert "POST /v1/chat/completions" in node_env.kubectl("logs", pod, "-c", "vllm")
+    assert node_env.manifest(CLAIM, "served", "generate")["counters"]["candidates"] == CANDIDATES
+    eventually(lambda: node_env.stage("served", "generate")["state"] == "Succeeded", "the record stays")

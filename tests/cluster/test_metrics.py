@@ -26,7 +26,7 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Document, Kubectl, eventually, fresh_namespace
 from tests.cluster.kwok import Kwok, behaviour
 from tests.cluster.prometheus import Prometheus, Target
-from tests.support.kwok_env import World
+from tests.support.kwok_env import KwokEnv
 
 STAGE_PORT = 8080  # where the operator asks every pod
 
@@ -55,17 +55,17 @@ class Stage:
 
 
 @dataclass
-class Scene:
-    """What the tests look at: three cycles came as far as they get."""
+class MonitoredCycles:
+    """Three cycles that came as far as they get, and the Prometheus that scrapes them."""
 
-    world: World
+    env: KwokEnv
     prometheus: Prometheus
     stage: Stage
     began: float
 
     def filled(self, query: queries.Query, cycle: str) -> str:
         """An expression as Grafana would send it."""
-        values = {"job": "medgr2-operator", "namespace": self.world.namespace, "cycle": cycle}
+        values = {"job": "medgr2-operator", "namespace": self.env.namespace, "cycle": cycle}
         return query.filled(**values, __rate_interval="30s", __range="10m")
 
     def shown(self, query: queries.Query) -> list[dict[str, Any]]:
@@ -82,54 +82,54 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def scene(
+def monitored(
     control_plane: ControlPlane, kwok_cluster: Kwok, crd: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Scene]:
+) -> Iterator[MonitoredCycles]:
     folder = tmp_path_factory.mktemp("metrics")
     with fresh_namespace(control_plane, "metrics") as namespace:
-        world = World(control_plane, Kubectl(control_plane, namespace), namespace, folder)
-        world.make_claim()
+        env = KwokEnv(control_plane, Kubectl(control_plane, namespace), namespace, folder)
+        env.make_claim()
         stage, prometheus = Stage(folder), Prometheus(folder)
         try:
             began = time.time()
-            world.operator.start()
-            eventually(lambda: world.operator.get("/readyz")[0] == 200, "the operator is ready")
+            env.operator.start()
+            eventually(lambda: env.operator.get("/readyz")[0] == 200, "the operator is ready")
             stage.tell(0)
             operator = {"namespace": "medgr2-system", "pod": "operator-0"}
             pod = {"namespace": namespace, "pod": "grpo-0"}
             prometheus.start(
-                Target("medgr2-operator", world.operator.port, labels=operator, honor_labels=True),
+                Target("medgr2-operator", env.operator.port, labels=operator, honor_labels=True),
                 Target("medgr2-stages", STAGE_PORT, stage.address, labels=pod),
             )
-            _play(world, prometheus, stage)
-            yield Scene(world, prometheus, stage, began)
+            _play(env, prometheus, stage)
+            yield MonitoredCycles(env, prometheus, stage, began)
         finally:
             prometheus.stop()
             stage.close()
-            world.close()
+            env.close()
 
 
-def _play(world: World, prometheus: Prometheus, stage: Stage) -> None:
+def _play(env: KwokEnv, prometheus: Prometheus, stage: Stage) -> None:
     """One cycle loses a GPU stage and completes, one waits for an image, one fails, one cannot be rendered."""
     grpo = {**behaviour(attempt=1, run="forever", pod_ip=stage.address), **behaviour(attempt=2, delay_ms=2500)}
     scores = {f"validation/{name}/macroAccuracy": value for name, value in (("base", 0.4), ("sft", 0.5), ("grpo", 0.6))}
-    world.apply(
+    env.apply(
         stages=[
             {"name": "grpo", "resources": {"limits": {"nvidia.com/gpu": 2}}, "patches": [_annotations(grpo)]},
             {"name": "evaluate", "patches": [_annotations(behaviour(result={"metrics": scores}))]},
         ]
     )
-    world.apply("stuck", behaviour(waiting="ImagePullBackOff"))
-    world.apply("failed", behaviour(exit_code=78))
-    world.apply("invalid", template={"patches": [{"op": "remove", "path": "/spec/nothing"}]})
-    world.running("grpo")
+    env.apply("stuck", behaviour(waiting="ImagePullBackOff"))
+    env.apply("failed", behaviour(exit_code=78))
+    env.apply("invalid", template={"patches": [{"op": "remove", "path": "/spec/nothing"}]})
+    env.running("grpo")
     stage.tell(10)
-    progress = f'medgr2_cycle_stage_progress_ratio{{namespace="{world.namespace}", stage="grpo"}}'
+    progress = f'medgr2_cycle_stage_progress_ratio{{namespace="{env.namespace}", stage="grpo"}}'
     eventually(lambda: prometheus.value(progress) == 0.25, "the operator asked the stage, Prometheus the operator", 90)
     stage.tell(20)
-    world.kubectl("delete", "pod", "-l", "medgr2.io/stage=grpo,medgr2.io/cycle=loop", "--wait=false")
-    world.wait("Complete")
-    world.wait("Failed", "failed")
+    env.kubectl("delete", "pod", "-l", "medgr2.io/stage=grpo,medgr2.io/cycle=loop", "--wait=false")
+    env.wait("Complete")
+    env.wait("Failed", "failed")
     done = (
         f'sum(medgr2_stage_attempts_total{{stage="report", outcome="Succeeded"}}) == 1 and on () {_phase("Complete")}'
     )
@@ -144,28 +144,30 @@ def _annotations(found: dict[str, str]) -> Document:
     return {"op": "add", "path": "/spec/template/metadata/annotations", "value": found}
 
 
-def test_every_metric_of_the_table_has_samples(scene: Scene) -> None:
-    names = {sample["metric"]["__name__"] for sample in scene.prometheus.query('{job=~"medgr2-.*"}')}
+def test_every_metric_of_the_table_has_samples(monitored: MonitoredCycles) -> None:
+    names = {sample["metric"]["__name__"] for sample in monitored.prometheus.query('{job=~"medgr2-.*"}')}
     seen = {re.sub(r"_(bucket|sum|count)$", "", name) for name in names}
     rows = [*table.operator_rows(), *table.stage_rows()]
-    seen |= {row.name for row in rows if scene.prometheus.query(f"last_over_time({row.name}[10m])")}  # what has ended
+    seen |= {
+        row.name for row in rows if monitored.prometheus.query(f"last_over_time({row.name}[10m])")
+    }  # what has ended
     assert {row.name for row in rows} - seen == set()
     of_others = re.compile("up|scrape_.*|ALERTS.*")
     scraped = {name for name in seen if not of_others.fullmatch(name)}
     assert scraped - {row.name for row in rows} == set(), "not in the table"
 
 
-def test_labels_are_those_of_the_table(scene: Scene) -> None:
+def test_labels_are_those_of_the_table(monitored: MonitoredCycles) -> None:
     added = {"__name__", "job", "instance", "namespace", "pod", "le"}
     for row in (*table.operator_rows(), *table.stage_rows()):
         name = f"{row.name}_bucket" if row.kind == "histogram" else row.name
-        for series in scene.prometheus.query(f"last_over_time({name}[10m])"):
+        for series in monitored.prometheus.query(f"last_over_time({name}[10m])"):
             assert set(series["metric"]) - added == set(row.labels) - added, row.name
 
 
-def test_the_exposition_is_clean(scene: Scene) -> None:
-    operator = scene.world.operator.get("/metrics")[1]
-    stage = "".join(f"{line}\n" for line in _scraped(scene.stage))
+def test_the_exposition_is_clean(monitored: MonitoredCycles) -> None:
+    operator = monitored.env.operator.get("/metrics")[1]
+    stage = "".join(f"{line}\n" for line in _scraped(monitored.stage))
     for text in (operator, stage):
         done = subprocess.run(
             [tools.ensure(["promtool"])["promtool"], "check", "metrics", "--extended"],
@@ -184,62 +186,62 @@ def _scraped(stage: Stage) -> list[str]:
         return list(answer.read().decode().splitlines())
 
 
-def test_what_was_counted_is_what_happened(scene: Scene) -> None:
-    value = scene.prometheus.value
-    stages = scene.world.cycle()["status"]["stages"]
+def test_what_was_counted_is_what_happened(monitored: MonitoredCycles) -> None:
+    value = monitored.prometheus.value
+    stages = monitored.env.cycle()["status"]["stages"]
     succeeded = sum(stage["state"] == "Succeeded" for stage in stages)
     assert value('sum(medgr2_stage_attempts_total{outcome="Succeeded"})') == succeeded
     assert value('sum(medgr2_stage_attempts_total{outcome="Infrastructure", stage="grpo"})') == 1
     assert value('sum(medgr2_stage_attempts_total{outcome="Permanent", stage="prepare"})') == 1
     assert value("sum(medgr2_stage_attempts_total)") == succeeded + 2
-    usage = scene.world.cycle()["status"]["usage"]
+    usage = monitored.env.cycle()["status"]["usage"]
     assert value("medgr2_gpu_seconds_total") == pytest.approx(usage["gpuSeconds"])
     assert value("medgr2_gpu_wasted_seconds_total") == pytest.approx(usage["wastedGPUSeconds"])
     assert usage["gpuSeconds"] > usage["wastedGPUSeconds"] > 0
     assert (value("medgr2_cycle_best_score_ratio"), value("leader_election_master_status")) == (0.6, 1)
-    phases = {found["metric"]["phase"]: found["value"][1] for found in scene.prometheus.query("medgr2_cycles > 0")}
+    phases = {found["metric"]["phase"]: found["value"][1] for found in monitored.prometheus.query("medgr2_cycles > 0")}
     assert phases == {"Complete": "1", "Failed": "1", "Pending": "1", "Running": "1"}
 
     def waits() -> list[tuple[str, str]]:
-        found = scene.prometheus.query("medgr2_cycle_stage_pending_since_timestamp_seconds")
+        found = monitored.prometheus.query("medgr2_cycle_stage_pending_since_timestamp_seconds")
         return [(each["metric"]["cycle"], each["metric"]["reason"]) for each in found]
 
     eventually(lambda: waits() == [("stuck", "ImagePull")], "the cause is seen, a look later")
     created = value('sum(rest_client_requests_total{method="POST", code="201"})') or 0
-    assert created >= len(scene.world.created_jobs())
+    assert created >= len(monitored.env.created_jobs())
 
 
 @pytest.mark.parametrize("query", list(queries.of_dashboards()), ids=lambda query: query.place)
-def test_a_panel_shows_something(scene: Scene, query: queries.Query) -> None:
-    found = scene.shown(query)
+def test_a_panel_shows_something(monitored: MonitoredCycles, query: queries.Query) -> None:
+    found = monitored.shown(query)
     assert found, query.expression
     for series in found:
         wanted = set(re.findall(r"\{\{(\w+)\}\}", query.legend))
         assert wanted <= set(series["metric"]), f"the legend {query.legend} names no label of {series['metric']}"
 
 
-def test_the_choices_of_the_dashboards_are_offered(scene: Scene) -> None:
+def test_the_choices_of_the_dashboards_are_offered(monitored: MonitoredCycles) -> None:
     offered = {}
     for path in sorted(queries.FOLDER.glob("*.json")):
         for variable in json.loads(path.read_text())["templating"]["list"]:
             if variable["type"] == "query":
                 found = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"])
                 assert found
-                matcher = found[1].replace("$namespace", scene.world.namespace)
-                offered[path.stem, variable["name"]] = scene.prometheus.get(
+                matcher = found[1].replace("$namespace", monitored.env.namespace)
+                offered[path.stem, variable["name"]] = monitored.prometheus.get(
                     f"label/{found[2]}/values", **{"match[]": matcher}
                 )
     assert offered == {
         ("cycle", "cycle"): ["failed", "invalid", "loop", "stuck"],
-        ("cycle", "namespace"): [scene.world.namespace],
+        ("cycle", "namespace"): [monitored.env.namespace],
         ("fleet", "job"): ["medgr2-operator"],
-        ("fleet", "namespace"): [scene.world.namespace],
+        ("fleet", "namespace"): [monitored.env.namespace],
     }
 
 
-def test_the_alerts_are_evaluated_and_those_fire_that_should(scene: Scene) -> None:
+def test_the_alerts_are_evaluated_and_those_fire_that_should(monitored: MonitoredCycles) -> None:
     def rules() -> list[dict[str, Any]]:
-        found = [rule for group in scene.prometheus.get("rules")["groups"] for rule in group["rules"]]
+        found = [rule for group in monitored.prometheus.get("rules")["groups"] for rule in group["rules"]]
         return found if all(rule["health"] != "unknown" for rule in found) else []
 
     found = eventually(rules, "every rule was evaluated")
@@ -252,44 +254,44 @@ def test_the_alerts_are_evaluated_and_those_fire_that_should(scene: Scene) -> No
 
 
 @pytest.mark.parametrize("query", list(queries.of_alerts()), ids=lambda query: query.place)
-def test_an_alert_looks_at_series_that_are_there(scene: Scene, query: queries.Query) -> None:
+def test_an_alert_looks_at_series_that_are_there(monitored: MonitoredCycles, query: queries.Query) -> None:
     never = {'rest_client_requests_total{code=~"5..|<error>"}'}
     for selector in query.selectors - never:
-        assert scene.prometheus.query(f"last_over_time({selector}[10m])"), selector
+        assert monitored.prometheus.query(f"last_over_time({selector}[10m])"), selector
 
 
-def test_series_of_a_deleted_cycle_go(scene: Scene) -> None:
+def test_series_of_a_deleted_cycle_go(monitored: MonitoredCycles) -> None:
     """The last test: it takes the cycle away."""
-    ours = f'count({{namespace="{scene.world.namespace}", cycle="loop", job="medgr2-operator"}})'
-    assert scene.prometheus.value(ours)
-    scene.world.kubectl("delete", "medgr2cycle", "loop", "--wait=false")
-    eventually(lambda: scene.prometheus.value(ours) is None, "its series end")
-    assert scene.prometheus.value('count(medgr2_cycle_phase{cycle="failed"})') == 1
-    assert scene.prometheus.value('sum(medgr2_stage_attempts_total{outcome="Succeeded"})'), "what was counted stays"
+    ours = f'count({{namespace="{monitored.env.namespace}", cycle="loop", job="medgr2-operator"}})'
+    assert monitored.prometheus.value(ours)
+    monitored.env.kubectl("delete", "medgr2cycle", "loop", "--wait=false")
+    eventually(lambda: monitored.prometheus.value(ours) is None, "its series end")
+    assert monitored.prometheus.value('count(medgr2_cycle_phase{cycle="failed"})') == 1
+    assert monitored.prometheus.value('sum(medgr2_stage_attempts_total{outcome="Succeeded"})'), "what was counted stays"
 
 
-def test_creations_that_are_refused_count_once_when_they_succeed(world: World) -> None:
+def test_creations_that_are_refused_count_once_when_they_succeed(env: KwokEnv) -> None:
     """The reconciler fails and tries again; every attempt counts once all the same."""
     quota = {"metadata": {"name": "one-job"}, "spec": {"hard": {"count/jobs.batch": "1"}}}
-    world.kubectl.apply({"apiVersion": "v1", "kind": "ResourceQuota", **quota})
-    world.operator.start()
-    world.apply()
+    env.kubectl.apply({"apiVersion": "v1", "kind": "ResourceQuota", **quota})
+    env.operator.start()
+    env.apply()
     errors = "controller_runtime_reconcile_errors_total"
-    eventually(lambda: _sum(world, errors) >= 4, "the second Job is refused, again and again")
-    refused = world.stage("prepare", 0)["completionTime"]
-    assert _sum(world, "medgr2_stage_attempts_total", stage="prepare") == 1
-    assert _sum(world, "medgr2_transition_latency_seconds_count") == 0
+    eventually(lambda: _sum(env, errors) >= 4, "the second Job is refused, again and again")
+    refused = env.stage("prepare", 0)["completionTime"]
+    assert _sum(env, "medgr2_stage_attempts_total", stage="prepare") == 1
+    assert _sum(env, "medgr2_transition_latency_seconds_count") == 0
     lasted = time.time() - datetime.fromisoformat(refused).timestamp()
-    world.kubectl("delete", "resourcequota", "one-job")
-    world.wait("Complete")
-    stages = world.cycle()["status"]["stages"]
-    assert _sum(world, "medgr2_stage_attempts_total") == len(stages) == len(world.created_jobs())
-    assert _sum(world, "medgr2_transition_latency_seconds_sum") >= lasted
-    assert 0 < _sum(world, "medgr2_transition_latency_seconds_count") <= len(stages) - 1
+    env.kubectl("delete", "resourcequota", "one-job")
+    env.wait("Complete")
+    stages = env.cycle()["status"]["stages"]
+    assert _sum(env, "medgr2_stage_attempts_total") == len(stages) == len(env.created_jobs())
+    assert _sum(env, "medgr2_transition_latency_seconds_sum") >= lasted
+    assert 0 < _sum(env, "medgr2_transition_latency_seconds_count") <= len(stages) - 1
 
 
-def _sum(world: World, name: str, **labels: str) -> float:
+def _sum(env: KwokEnv, name: str, **labels: str) -> float:
     """Over the operator's samples of this name with these labels."""
-    families = text_string_to_metric_families(world.operator.get("/metrics")[1])
+    families = text_string_to_metric_families(env.operator.get("/metrics")[1])
     samples = [sample for family in families for sample in family.samples if sample.name == name]
     return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())

@@ -38,7 +38,7 @@ from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
 from medgr2_jobs.training import trainer
 from tests.support import policy_fixtures
 from tests.support.fixtures import artifact_ref, prepared_workspace, stage_request
-from tests.support.policy_fixtures import World
+from tests.support.policy_fixtures import PolicyWorkspace
 from tests.support.ports import free_port
 
 SFT = {"max_steps": 40, "per_device_train_batch_size": 2, "save_steps": 4}
@@ -46,8 +46,8 @@ _PATIENCE = 240.0  # seconds, for a busy machine
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return policy_fixtures.build(tmp_path_factory.mktemp("world"))
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> PolicyWorkspace:
+    return policy_fixtures.build(tmp_path_factory.mktemp("workspace"))
 
 
 @dataclass
@@ -131,10 +131,10 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(world: World, tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
+def cluster(workspace: PolicyWorkspace, tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
     made: list[Cluster] = []
 
-    def start(request: StageRequest, root: Path = world.root, **options: Any) -> Cluster:
+    def start(request: StageRequest, root: Path = workspace.root, **options: Any) -> Cluster:
         made.append(Cluster(root, tmp_path).start(request, **options))
         return made[-1]
 
@@ -143,74 +143,74 @@ def cluster(world: World, tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
         some.kill()
 
 
-def sft(world: World, name: str, attempt: int = 1, **trainer: Any) -> StageRequest:
-    return world.sft({**SFT, **trainer}, name=name, attempt=attempt)
+def sft(workspace: PolicyWorkspace, name: str, attempt: int = 1, **trainer: Any) -> StageRequest:
+    return workspace.sft({**SFT, **trainer}, name=name, attempt=attempt)
 
 
-def losses(world: World, request: StageRequest) -> list[float]:
-    entries = json.loads(world.reader(request).file("log.json").read_text())
+def losses(workspace: PolicyWorkspace, request: StageRequest) -> list[float]:
+    entries = json.loads(workspace.reader(request).file("log.json").read_text())
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 
-def checkpoint(world: World, request: StageRequest, layout: str = "2 DDP") -> int:
+def checkpoint(workspace: PolicyWorkspace, request: StageRequest, layout: str = "2 DDP") -> int:
     """Step of the newest complete checkpoint of two processes; -1: none."""
-    found = trainer.latest_checkpoint(ArtifactWriter(world.root, request).work, layout)
+    found = trainer.latest_checkpoint(ArtifactWriter(workspace.root, request).work, layout)
     return int(found.name.rsplit("-", 1)[1]) if found else -1
 
 
-def test_sft_on_two_nodes_survives_kills_and_stops(world: World, cluster: Callable[..., Cluster]) -> None:
+def test_sft_on_two_nodes_survives_kills_and_stops(workspace: PolicyWorkspace, cluster: Callable[..., Cluster]) -> None:
     """`kill -9` of one process, SIGTERM to one pod, then to the end: the same bytes as undisturbed; and the same
     training as one process with batches of twice the size."""
-    straight = sft(world, "straight")
+    straight = sft(workspace, "straight")
     whole = cluster(straight)
     assert whole.ended() == [0, 0], whole.logs()
     one, other = (node.result for node in whole.nodes)
     assert one == other  # whichever pod the operator reads
-    assert one.output_digest == world.reader(straight).digest
-    found = losses(world, straight)
+    assert one.output_digest == workspace.reader(straight).digest
+    found = losses(workspace, straight)
     assert len(found) == 40
     assert sum(found[-5:]) < 0.7 * sum(found[:5])
-    vlm.load_model(world.reader(straight).folder_of("model"))
+    vlm.load_model(workspace.reader(straight).folder_of("model"))
 
-    alone = sft(world, "alone", per_device_train_batch_size=4)
-    assert world.run(alone) is not None
-    assert losses(world, alone) == pytest.approx(found, rel=1e-3)
+    alone = sft(workspace, "alone", per_device_train_batch_size=4)
+    assert workspace.run(alone) is not None
+    assert losses(workspace, alone) == pytest.approx(found, rel=1e-3)
 
-    torn = sft(world, "torn")
+    torn = sft(workspace, "torn")
     killed = cluster(torn)
-    killed.until(lambda: checkpoint(world, torn) >= 8, "step 8")
+    killed.until(lambda: checkpoint(workspace, torn) >= 8, "step 8")
     (victim,) = killed.nodes[1].ranks()
     victim.kill()
     assert killed.ended() == [ExitCode.SIGTERM, 128 + signal.SIGKILL], killed.logs()
     assert [node.result.reason for node in killed.nodes] == ["PeerLost", "ProcessKilled"]
-    assert not (ArtifactWriter(world.root, torn).base / "manifest.json").exists()
+    assert not (ArtifactWriter(workspace.root, torn).base / "manifest.json").exists()
 
-    second = sft(world, "torn", 2)
-    reached = checkpoint(world, second)
+    second = sft(workspace, "torn", 2)
+    reached = checkpoint(workspace, second)
     assert reached >= 8
     stopped = cluster(second)
-    stopped.until(lambda: checkpoint(world, second) > reached, "a further step")
+    stopped.until(lambda: checkpoint(workspace, second) > reached, "a further step")
     stopped.nodes[1].process.send_signal(signal.SIGTERM)  # an eviction: the other pod knows nothing of it
     assert stopped.ended() == [ExitCode.CHECKPOINTED, ExitCode.CHECKPOINTED], stopped.logs()
     steps = {node.result.checkpoint_step for node in stopped.nodes}
-    assert steps == {checkpoint(world, second)}
+    assert steps == {checkpoint(workspace, second)}
     assert min(steps) > reached
 
-    third = sft(world, "torn", 3)
+    third = sft(workspace, "torn", 3)
     resumed = cluster(third)
     assert resumed.ended() == [0, 0], resumed.logs()
     assert resumed.nodes[0].result.output_digest == one.output_digest
 
-    again = cluster(sft(world, "torn", 4))  # nobody waits for anybody
+    again = cluster(sft(workspace, "torn", 4))  # nobody waits for anybody
     assert again.ended() == [0, 0]
     assert all(node.result.reused for node in again.nodes)
 
 
-def test_grpo_in_two_processes_of_one_node(world: World, cluster: Callable[..., Cluster]) -> None:
-    request = world.grpo({"max_steps": 4, "per_device_train_batch_size": 8}, name="two-processes")
+def test_grpo_in_two_processes_of_one_node(workspace: PolicyWorkspace, cluster: Callable[..., Cluster]) -> None:
+    request = workspace.grpo({"max_steps": 4, "per_device_train_batch_size": 8}, name="two-processes")
     pod = cluster(request, nodes=1, processes=2)
     assert pod.ended() == [0], pod.logs()
-    reader = world.reader(request)
+    reader = workspace.reader(request)
     assert len(reader.rows("rollouts")) == 4 * 4  # a whole group of each step, from one of the processes
     assert reader.manifest.counters["steps"] == 4
     vlm.load_model(reader.folder_of("model"))
@@ -243,20 +243,20 @@ def test_the_reward_model_in_two_processes_of_one_node(tmp_path: Path, cluster: 
     RewardModel.load(reader.folder_of("model"))
 
 
-def test_a_bad_configuration_stays_permanent(world: World, cluster: Callable[..., Cluster]) -> None:
-    pods = cluster(sft(world, "bad", learning_rte=1), nodes=1, processes=2)
+def test_a_bad_configuration_stays_permanent(workspace: PolicyWorkspace, cluster: Callable[..., Cluster]) -> None:
+    pods = cluster(sft(workspace, "bad", learning_rte=1), nodes=1, processes=2)
     assert pods.ended() == [ExitCode.CONFIG], pods.logs()
     assert "learning_rate" in pods.nodes[0].result.message
 
 
-def test_a_node_that_never_comes(world: World, cluster: Callable[..., Cluster]) -> None:
-    pods = cluster(sft(world, "lonely"), come=1, **{RDZV_TIMEOUT_ENV: "2"})
+def test_a_node_that_never_comes(workspace: PolicyWorkspace, cluster: Callable[..., Cluster]) -> None:
+    pods = cluster(sft(workspace, "lonely"), come=1, **{RDZV_TIMEOUT_ENV: "2"})
     assert pods.ended() == [ExitCode.SIGTERM], pods.logs()
     assert pods.nodes[0].result.reason == "RendezvousTimeout"
 
 
-def test_stopped_while_it_waits_for_the_others(world: World, cluster: Callable[..., Cluster]) -> None:
-    pods = cluster(sft(world, "early"), come=1)
+def test_stopped_while_it_waits_for_the_others(workspace: PolicyWorkspace, cluster: Callable[..., Cluster]) -> None:
+    pods = cluster(sft(workspace, "early"), come=1)
     pods.until(lambda: "rank" not in pods.logs() and _children(pods.nodes[0]), "torchrun is there")
     pods.nodes[0].process.terminate()
     assert pods.ended() == [ExitCode.SIGTERM], pods.logs()
@@ -268,7 +268,9 @@ def _children(node: Node) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("setting", [{"processes": 2}, {DEEPSPEED_ENV: "Zero2"}])
-def test_a_stage_that_runs_alone_says_so(world: World, cluster: Callable[..., Cluster], setting: Any) -> None:
-    pod = cluster(world.preferences(), **{"nodes": 1, **setting})
+def test_a_stage_that_runs_alone_says_so(
+    workspace: PolicyWorkspace, cluster: Callable[..., Cluster], setting: Any
+) -> None:
+    pod = cluster(workspace.preferences(), **{"nodes": 1, **setting})
     assert pod.ended() == [ExitCode.CONFIG], pod.logs()
     assert "runs in one process" in pod.nodes[0].result.message

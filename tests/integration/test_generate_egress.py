@@ -16,7 +16,7 @@ from medgr2_jobs.runner import main
 from medgr2_jobs.runner.attempt import build_context
 from medgr2_jobs.runner.process_group import Ranks
 from medgr2_jobs.store.images import ImageStore
-from tests.support import jobs_fixtures as world
+from tests.support import jobs_fixtures
 from tests.support.chat_server import ChatServer, GeminiServer, serving
 from tests.support.generate_fixtures import asked, outcomes, prepare_root
 
@@ -34,21 +34,21 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return prepare_root(tmp_path, monkeypatch)
 
 
-def mixed(root: Path) -> world.Tables:
+def mixed(root: Path) -> jobs_fixtures.Tables:
     """Eight training images: the first three may leave; the fourth comes from two sources, and one says no."""
-    tables = world.phantom_tables(root, {"train": 8, "test": 2})
+    tables = jobs_fixtures.phantom_tables(root, {"train": 8, "test": 2})
     for number, row in enumerate(tables["images"]):
         row["allow_external"] = number < 4
     tables["images"].append({**tables["images"][3], "source": "other", "allow_external": False})
     return tables
 
 
-def request(root: Path, server: ChatServer, tables: world.Tables, *, external: bool = True) -> StageRequest:
+def request(root: Path, server: ChatServer, tables: jobs_fixtures.Tables, *, external: bool = True) -> StageRequest:
     kind = "gemini" if isinstance(server, GeminiServer) else "openAI"
     return asked(root, server.url, kind=kind, tables=tables, about={"external": external})
 
 
-def sent(server: ChatServer, root: Path, tables: world.Tables) -> set[str]:
+def sent(server: ChatServer, root: Path, tables: jobs_fixtures.Tables) -> set[str]:
     """Images whose bytes were in any request, whatever form they had there."""
     store, found = ImageStore(root), set()
     everything = b"\n".join(server.ledger.bodies).replace(b"-", b"+").replace(b"_", b"/")
@@ -61,7 +61,7 @@ def sent(server: ChatServer, root: Path, tables: world.Tables) -> set[str]:
 
 def test_only_images_that_may_leave_are_asked_about(root: Path, server: ChatServer) -> None:
     tables = mixed(root)
-    found = world.run(root, request(root, server, tables))
+    found = jobs_fixtures.run(root, request(root, server, tables))
     allowed = {row["image_sha256"] for row in tables["images"][:3]}
     assert sent(server, root, tables) == allowed
     rows = found.rows("candidates")
@@ -73,7 +73,7 @@ def test_only_images_that_may_leave_are_asked_about(root: Path, server: ChatServ
 def test_a_provider_inside_sees_all(root: Path) -> None:
     with serving() as server:
         tables = mixed(root)
-        found = world.run(root, request(root, server, tables, external=False))
+        found = jobs_fixtures.run(root, request(root, server, tables, external=False))
         train = {row["image_sha256"] for row in tables["images"] if row["split"] == "train"}
         assert {row["image_sha256"] for row in found.rows("candidates")} == sent(server, root, tables) <= train
         assert sent(server, root, tables) & {row["image_sha256"] for row in tables["images"][3:8]}
@@ -83,7 +83,7 @@ def test_a_provider_inside_sees_all(root: Path) -> None:
 def test_gemini_is_outside_whatever_the_request_says(root: Path) -> None:
     with serving(GeminiServer) as server:
         tables = mixed(root)
-        world.run(root, request(root, server, tables, external=False))
+        jobs_fixtures.run(root, request(root, server, tables, external=False))
         assert sent(server, root, tables) == {row["image_sha256"] for row in tables["images"][:3]}
 
 

@@ -16,7 +16,7 @@ import pytest
 from medgr2_api.stage_contract import VLLM_BASE_URL_ENV
 from medgr2_jobs.generate import request_retry, request_scheduler, sampling_plan
 from medgr2_jobs.generate.providers import http
-from tests.support import jobs_fixtures as world
+from tests.support import jobs_fixtures
 from tests.support.chat_server import TRIPLET
 from tests.support.fault_proxy import Fault, FaultProxy, proxying
 from tests.support.generate_fixtures import PRICES, asked, ledgers, outcomes, prepare_root
@@ -94,7 +94,7 @@ def test_each_fault_ends_as_documented_and_the_accounts_agree(
         generator_budget_usd=10.0,
         sampling={"temperature": 1.0, "topP": 1.0, "maxTokens": 8},
     )
-    rows = world.run(root, made).rows("candidates")
+    rows = jobs_fixtures.run(root, made).rows("candidates")
     assert len(rows) == count == len(by_seed)
     expected = [FAULTS[name][2] for name in by_seed.values()]
     assert outcomes(rows) == {name: expected.count(name) for name in set(expected)}
@@ -141,7 +141,7 @@ def test_vllm_is_sent_the_image_by_its_content(
     monkeypatch.setenv(VLLM_BASE_URL_ENV, proxy.url)
     about = {"baseUrl": "", "apiKeySecretRef": None}
     made = asked(root, "", kind="vllm", model=real[1], candidates=8, about=about, sampling={"maxTokens": 8})
-    rows = world.run(root, made).rows("candidates")
+    rows = jobs_fixtures.run(root, made).rows("candidates")
     assert outcomes(rows) == {"ok": 8}
     assert set(parts) == {row["image_sha256"] for row in rows}
     assert len(parts) == 4
@@ -164,7 +164,7 @@ def test_a_parameter_that_the_server_refuses_is_left_out_from_then_on(
     proxy.fault = fault
     proxy.refusal = f'{{"error": {{"message": "{parameter} is not supported"}}}}'.encode()
     made = asked(root, proxy.url, model=real[1], candidates=12, concurrency=2, sampling={"maxTokens": 8})
-    rows = world.run(root, made).rows("candidates")
+    rows = jobs_fixtures.run(root, made).rows("candidates")
     assert outcomes(rows) == {"ok": 12}
     assert 1 <= len(refused) <= 2, "at most once for each request that was in flight"
     assert proxy.asked.total() == 12 + len(refused)

@@ -16,7 +16,7 @@ from medgr2_api.stage_contract import StageRequest
 from medgr2_jobs.generate import candidate_schema, request_retry
 from medgr2_jobs.runner import main
 from medgr2_jobs.store.images import ImageStore
-from tests.support import jobs_fixtures as world
+from tests.support import jobs_fixtures
 from tests.support.chat_server import TRIPLET, Answer, ChatServer, GeminiServer, retry, serving
 from tests.support.generate_fixtures import KEY, PRICES, QUESTION_USD, asked, ledgers, outcomes, prepare_root
 
@@ -39,7 +39,7 @@ def request(root: Path, server: ChatServer, **changes: Any) -> StageRequest:
 
 def test_what_is_sent_and_what_it_costs(root: Path, server: ChatServer) -> None:
     made = request(root, server)
-    found = world.run(root, made)
+    found = jobs_fixtures.run(root, made)
     rows = found.rows("candidates")
     assert outcomes(rows) == {"ok": 12}
     for row in rows:
@@ -98,7 +98,7 @@ def test_every_answer_has_its_outcome(root: Path, server: ChatServer) -> None:
 
     server.answer = answer
     made = request(root, server, candidates=len(ANSWERS))
-    found = world.run(root, made)
+    found = jobs_fixtures.run(root, made)
     rows = found.rows("candidates")
     assert outcomes(rows) == Counter(outcome for outcome, _, _ in ANSWERS)
     said = [row["error"] for row in rows]
@@ -140,7 +140,7 @@ TROUBLE = {
 def test_trouble_is_tried_again_and_what_may_cost_is_counted(root: Path, server: ChatServer, kind: str) -> None:
     server.answer = lambda number, body: TROUBLE[kind] if number == 1 else Answer()
     made = request(root, server, candidates=4)
-    rows = world.run(root, made).rows("candidates")
+    rows = jobs_fixtures.run(root, made).rows("candidates")
     assert outcomes(rows) == {"ok": 4}
     assert [row["attempts"] for row in rows] == [2] * 4
     charged = server.ledger.charged
@@ -164,7 +164,7 @@ def test_a_question_that_is_never_answered_is_a_row(root: Path, server: ChatServ
         return retry(500, "") if GeminiServer.seed(body) in lost else Answer()
 
     server.answer = answer
-    rows = world.run(root, request(root, server)).rows("candidates")
+    rows = jobs_fixtures.run(root, request(root, server)).rows("candidates")
     assert outcomes(rows) == {"ok": 9, "http_error": 3}
     assert {row["attempts"] for row in rows if row["outcome"] == "http_error"} == {request_retry.ATTEMPTS}
     assert all("HTTP 500" in row["error"] for row in rows if row["outcome"] == "http_error")
@@ -182,7 +182,7 @@ def test_retry_info_is_kept_by_all_workers(root: Path, server: ChatServer) -> No
         return Answer(delay=0.2)
 
     server.answer = answer
-    world.run(root, request(root, server, candidates=6, concurrency=2))
+    jobs_fixtures.run(root, request(root, server, candidates=6, concurrency=2))
     pause = [later - times[0] for later in times[1:]]
     assert sum(gap < 1.5 for gap in pause) <= 1, "only what was in flight already came before"
 

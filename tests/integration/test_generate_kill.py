@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import jobs_fixtures as world
-from tests.support import kill_run
+from tests.support import jobs_fixtures, kill_run
 from tests.support.chat_server import ChatServer, serving
 from tests.support.generate_fixtures import QUESTION_USD, ledgers, outcomes, prepare_root
-from tests.support.stage_server import nursery
+from tests.support.stage_server import stage_server
 
 ROWS, KILLS, SHARDS, IN_FLIGHT = 5000, 50, 4, 8
 
@@ -25,11 +24,11 @@ def server() -> Iterator[ChatServer]:
 @pytest.mark.slow
 def test_fifty_kills_in_five_thousand_rows(tmp_path: Path, server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
     root = prepare_root(tmp_path, monkeypatch)
-    with nursery(root) as stages:
+    with stage_server(root) as stages:
         ran = kill_run.run(root, server, stages, rows=ROWS, kills=KILLS, shards=SHARDS)
     assert not ran.failures
     assert ran.kills == KILLS
-    rows = world.reader(root, ran.requests[0]).rows("candidates")
+    rows = jobs_fixtures.reader(root, ran.requests[0]).rows("candidates")
     assert outcomes(rows) == {"ok": ROWS}
     assert len({row["triplet_id"] for row in rows}) == ROWS
 

@@ -15,7 +15,7 @@ from medgr2_jobs.runner import main
 from medgr2_jobs.runner.attempt import build_context
 from medgr2_jobs.runner.metrics_server import FIGURES
 from medgr2_jobs.runner.process_group import Ranks
-from tests.support import jobs_fixtures as world
+from tests.support import jobs_fixtures
 from tests.support.chat_server import Answer, ChatServer, serving
 from tests.support.fixtures import last_said
 from tests.support.generate_fixtures import PRICES, QUESTION_USD, asked, ledgers, outcomes, prepare_root, start
@@ -85,7 +85,7 @@ def test_the_budget_is_used_up_and_never_passed(
         assert words in ended.message
 
     more = made.model_copy(update={"generator_budget_usd": 1.0, "attempt": 2})
-    rows = world.run(root, more).rows("candidates")
+    rows = jobs_fixtures.run(root, more).rows("candidates")
     assert outcomes(rows) == {"ok": 200}
     assert set(server.ledger.asked.values()) == {1}, "what was paid for is not asked again"
     assert result(root).usage["generatorUSD"] == pytest.approx(200 * QUESTION_USD)
@@ -107,8 +107,8 @@ def test_a_budget_below_one_question_asks_nothing(root: Path, server: ChatServer
 
 
 def test_other_artifacts_of_the_cycle_count_and_other_cycles_do_not(root: Path, server: ChatServer) -> None:
-    for seed, cycle in ((1, world.CYCLE), (2, CycleRef(name="test", uid="uid-2"))):
-        world.run(root, request(root, server, seed=seed, cycle=cycle))
+    for seed, cycle in ((1, jobs_fixtures.CYCLE), (2, CycleRef(name="test", uid="uid-2"))):
+        jobs_fixtures.run(root, request(root, server, seed=seed, cycle=cycle))
     left = 3 * QUESTION_USD + ROOM
     assert main.execute(request(root, server, 12 * QUESTION_USD + left, candidates=80), root) == 75
     charged = server.ledger.charged.total() - 24
@@ -142,7 +142,7 @@ def test_a_request_that_was_in_flight_at_a_kill_stays_charged_at_its_worst_case(
     settled = round(paid / QUESTION_USD)
     assert settled in (7, 8), "two are in flight at a time"
     assert QUESTION_USD < hanging <= 2 * ROOM
-    rows = world.run(root, made.model_copy(update={"attempt": 2})).rows("candidates")
+    rows = jobs_fixtures.run(root, made.model_copy(update={"attempt": 2})).rows("candidates")
     assert outcomes(rows) == {"ok": 12}
     assert result(root).usage["generatorUSD"] == pytest.approx(12 * QUESTION_USD + hanging)
     assert server.ledger.asked.total() <= 12 + 2
@@ -158,7 +158,7 @@ def test_an_answer_that_does_not_fit_is_sent_back_once_and_both_are_paid(root: P
     bad = Answer("Let me think.")
     server.answer = lambda number, body: bad if number == 1 or body["seed"] % 2 else Answer()
     made = request(root, server, 1.0)
-    rows = world.run(root, made).rows("candidates")
+    rows = jobs_fixtures.run(root, made).rows("candidates")
     assert set(server.ledger.asked.values()) == {2}
     assert set(outcomes(rows)) == {"ok", "invalid_json"}
     assert {row["attempts"] for row in rows} == {2}
@@ -172,7 +172,7 @@ def test_an_answer_that_does_not_fit_is_sent_back_once_and_both_are_paid(root: P
 def test_the_budget_may_end_before_a_repair_but_the_row_is_kept(root: Path, server: ChatServer) -> None:
     server.answer = lambda number, body: Answer("Let me think.", usage={"prompt_tokens": 5000, "completion_tokens": 9})
     made = request(root, server, 0.0062, candidates=1, about={"prices": {**PRICES, "maxImageTokens": 2000}})
-    rows = world.run(root, made).rows("candidates")
+    rows = jobs_fixtures.run(root, made).rows("candidates")
     assert outcomes(rows) == {"invalid_json": 1}
     assert rows[0]["attempts"] == 1
 
@@ -187,7 +187,7 @@ def test_a_provider_that_counts_more_than_the_worst_case_stops_the_stage(root: P
 
 def test_an_answer_without_usage_costs_its_worst_case(root: Path, server: ChatServer) -> None:
     server.answer = lambda number, body: Answer(usage={})
-    rows = world.run(root, request(root, server, 1.0, candidates=2)).rows("candidates")
+    rows = jobs_fixtures.run(root, request(root, server, 1.0, candidates=2)).rows("candidates")
     assert all(QUESTION_USD < row["usd"] < ROOM and row["input_tokens"] is None for row in rows)
 
 
@@ -215,11 +215,11 @@ def test_two_cycles_do_not_pay_for_the_same_questions(root: Path, server: ChatSe
     first.kill()  # and the other cycle goes on from what it left
     first.communicate()
     go.set()
-    rows = world.run(root, second.model_copy(update={"attempt": 2})).rows("candidates")
+    rows = jobs_fixtures.run(root, second.model_copy(update={"attempt": 2})).rows("candidates")
     assert outcomes(rows) == {"ok": 12}
     assert server.ledger.asked.total() <= 12 + 4
     assert not list(root.rglob("journal.jsonl*"))
-    assert world.run(root, request(root, server, attempt=2)).rows("candidates") == rows
+    assert jobs_fixtures.run(root, request(root, server, attempt=2)).rows("candidates") == rows
     assert server.ledger.asked.total() <= 12 + 4
 
 
@@ -245,7 +245,7 @@ def test_what_was_published_while_the_journal_was_awaited_is_not_asked_again(
 
 def test_a_sample_is_paid_for_like_any_other(root: Path, server: ChatServer) -> None:
     made = request(root, server)
-    tables = world.phantom_tables(root, {"train": 8, "test": 2})
+    tables = jobs_fixtures.phantom_tables(root, {"train": 8, "test": 2})
     parameters = build_context(made, root, threading.Event(), Ranks(), None).parameters
     rows = probe.sample(root, made.cycle, parameters, tables["images"], 5, 1.0)
     assert outcomes(rows) == {"ok": 5}

@@ -21,7 +21,7 @@ from medgr2_api.stage_contract import VLLM_BASE_URL_ENV, Shard
 from medgr2_jobs.generate import request_retry
 from medgr2_jobs.runner import main
 from medgr2_jobs.store.images import ImageStore
-from tests.support import jobs_fixtures as world
+from tests.support import jobs_fixtures
 from tests.support.chat_server import TRIPLET, Answer, ChatServer, retry, serving
 from tests.support.generate_fixtures import KEY, TYPES, asked, outcomes, prepare_root, start
 from tests.support.transformers_server import transformers_serve
@@ -43,7 +43,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_good_answers(root: Path, server: ChatServer) -> None:
     server.answer = lambda number, body: Answer(delay=0.2)  # long enough to meet
-    found = world.run(root, asked(root, server.url))
+    found = jobs_fixtures.run(root, asked(root, server.url))
     rows = found.rows("candidates")
     assert outcomes(rows) == {"ok": 12}
     for row in rows:
@@ -104,7 +104,7 @@ def test_nothing_is_lost(root: Path, server: ChatServer) -> None:
         return by_seed.setdefault(body["seed"], answers[len(by_seed) % len(answers)])[1]
 
     server.answer = answer
-    found = world.run(root, asked(root, server.url, candidates=14))
+    found = jobs_fixtures.run(root, asked(root, server.url, candidates=14))
     rows = found.rows("candidates")
     expected = Counter(outcome for outcome, _ in answers)
     assert outcomes(rows) == expected
@@ -123,7 +123,7 @@ def test_nothing_is_lost(root: Path, server: ChatServer) -> None:
 def test_retries(root: Path, server: ChatServer) -> None:
     trouble = {1: retry(429), 2: retry(500), 3: retry(503), 4: retry(408)}
     server.answer = lambda number, body: trouble.get(number, Answer())
-    rows = world.run(root, asked(root, server.url, candidates=4)).rows("candidates")
+    rows = jobs_fixtures.run(root, asked(root, server.url, candidates=4)).rows("candidates")
     assert outcomes(rows) == {"ok": 4}
     assert [row["attempts"] for row in rows] == [5] * 4
 
@@ -136,14 +136,14 @@ def test_retry_after_is_kept(root: Path, server: ChatServer) -> None:
         return retry(429, "1.2") if number == 1 else Answer()
 
     server.answer = answer
-    world.run(root, asked(root, server.url, candidates=1))
+    jobs_fixtures.run(root, asked(root, server.url, candidates=1))
     assert times[1] - times[0] >= 1.2
 
 
 def test_no_key_is_sent_where_none_is_configured(root: Path, server: ChatServer) -> None:
     request = asked(root, server.url, candidates=1)
     del request.parameters["provider"]["apiKeySecretRef"]
-    world.run(root, request)
+    jobs_fixtures.run(root, request)
     assert server.ledger.authorizations == {"Bearer none"}
 
 
@@ -151,7 +151,7 @@ def test_shards(root: Path, server: ChatServer) -> None:
     for index in range(2):
         request = asked(root, server.url, shards=2, shard=Shard(index=index, count=2))
         assert main.execute(request, root) == 0
-    rows = world.reader(root, request).rows("candidates")
+    rows = jobs_fixtures.reader(root, request).rows("candidates")
     assert [row["triplet_id"] for row in rows] == sorted({row["triplet_id"] for row in rows})
     assert len(rows) == len(server.ledger.asked) == 12
 
@@ -215,7 +215,7 @@ def test_most_questions_fail_and_the_rest_is_kept(root: Path, server: ChatServer
     assert server.ledger.asked.total() == 7 * request_retry.ATTEMPTS + 5
     broken = False
     server.ledger.asked.clear()
-    rows = world.run(root, asked(root, server.url, attempt=2)).rows("candidates")
+    rows = jobs_fixtures.run(root, asked(root, server.url, attempt=2)).rows("candidates")
     assert outcomes(rows) == {"ok": 12}
     assert set(server.ledger.asked) == failing  # answered ones are not asked again
 
@@ -230,7 +230,7 @@ def test_some_failures_are_rows(root: Path, server: ChatServer) -> None:
         return Answer()
 
     server.answer = answer
-    rows = world.run(root, asked(root, server.url)).rows("candidates")
+    rows = jobs_fixtures.run(root, asked(root, server.url)).rows("candidates")
     assert outcomes(rows) == {"ok": 6, "http_error": 6}
     assert {row["attempts"] for row in rows if row["outcome"] == "http_error"} == {request_retry.ATTEMPTS}
 
@@ -253,7 +253,7 @@ def test_kill_asks_nothing_twice_but_what_was_in_flight(root: Path, server: Chat
         wait_for(server, answered, process)
         process.kill()
         process.communicate()
-    rows = world.run(root, asked(root, server.url, candidates=40, attempt=3)).rows("candidates")
+    rows = jobs_fixtures.run(root, asked(root, server.url, candidates=40, attempt=3)).rows("candidates")
     assert outcomes(rows) == {"ok": 40}
     asked_count = server.ledger.asked
     assert len(asked_count) == 40
@@ -271,7 +271,7 @@ def test_torn_journal_line_is_asked_again(root: Path, server: ChatServer) -> Non
     (journal,) = root.rglob("journal.jsonl")
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines)[:-10])
-    rows = world.run(root, asked(root, server.url, attempt=2)).rows("candidates")
+    rows = jobs_fixtures.run(root, asked(root, server.url, attempt=2)).rows("candidates")
     assert outcomes(rows) == {"ok": 12}
     assert len({row["triplet_id"] for row in rows}) == 12
 
@@ -283,7 +283,7 @@ def test_sigterm_waits_for_what_is_in_flight(root: Path, server: ChatServer) -> 
     process.terminate()
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 85, output
-    rows = world.run(root, asked(root, server.url, candidates=40, attempt=2)).rows("candidates")
+    rows = jobs_fixtures.run(root, asked(root, server.url, candidates=40, attempt=2)).rows("candidates")
     assert outcomes(rows) == {"ok": 40}
     assert set(server.ledger.asked.values()) == {1}
 
@@ -304,7 +304,7 @@ def test_real_server(root: Path, real: tuple[str, str]) -> None:
     url, model = real
     sampling = {"temperature": 1.0, "topP": 1.0, "maxTokens": 24}
     request = asked(root, url, candidates=10, model=model, sampling=sampling)
-    found = world.run(root, request)
+    found = jobs_fixtures.run(root, request)
     rows = found.rows("candidates")
     assert len(rows) == 10
     assert set(outcomes(rows)) <= {"invalid_json", "truncated", "empty"}
@@ -322,7 +322,7 @@ def test_a_server_beside_the_stage(root: Path, real: tuple[str, str], monkeypatc
     monkeypatch.setenv(VLLM_BASE_URL_ENV, url)
     provider = {"kind": "vllm", "model": model, "concurrency": 2}
     request = asked(root, "", candidates=4, provider=provider, sampling={"maxTokens": 24})
-    rows = world.run(root, request).rows("candidates")
+    rows = jobs_fixtures.run(root, request).rows("candidates")
     assert len(rows) == 4
     assert set(outcomes(rows)) <= {"invalid_json", "truncated", "empty"}
     assert {row["generator"] for row in rows} == {model}

@@ -17,59 +17,61 @@ from medgr2_jobs.models.vlm import Row
 from medgr2_jobs.prompts import answers
 from medgr2_jobs.stages import grpo, preferences
 from tests.support import policy_fixtures
-from tests.support.policy_fixtures import FORMAT, World, in_child
+from tests.support.policy_fixtures import FORMAT, PolicyWorkspace, in_child
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return policy_fixtures.build(tmp_path_factory.mktemp("world"))
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> PolicyWorkspace:
+    return policy_fixtures.build(tmp_path_factory.mktemp("workspace"))
 
 
 SFT = {"max_steps": 11, "per_device_train_batch_size": 4}  # 7 steps an epoch
 GRPO = {"max_steps": 10, "per_device_train_batch_size": 32}  # 6 steps an epoch
 
 
-def requests(world: World, kind: str, name: str, attempt: int) -> StageRequest:
+def requests(workspace: PolicyWorkspace, kind: str, name: str, attempt: int) -> StageRequest:
     if kind == "sft":
-        return world.sft(SFT, name=name, attempt=attempt)
+        return workspace.sft(SFT, name=name, attempt=attempt)
     if kind == "sft-lora":
-        return world.sft(SFT, rank=4, name=name, attempt=attempt)
+        return workspace.sft(SFT, rank=4, name=name, attempt=attempt)
     if kind == "grpo":
-        return world.grpo(GRPO, name=name, attempt=attempt)
+        return workspace.grpo(GRPO, name=name, attempt=attempt)
     if kind == "grpo-lora":
-        return world.grpo(GRPO, name=name, attempt=attempt, lora={"rank": 4}, klCoefficient=0.04)
+        return workspace.grpo(GRPO, name=name, attempt=attempt, lora={"rank": 4}, klCoefficient=0.04)
     two = {**GRPO, "num_iterations": 2, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 2}
-    return world.grpo(two, name=name, attempt=attempt)
+    return workspace.grpo(two, name=name, attempt=attempt)
 
 
 @pytest.mark.parametrize("kind", ["sft", "sft-lora", "grpo", "grpo-lora", "grpo-two-passes"])
-def test_kills_and_sigterm_do_not_change_a_byte(world: World, kind: str) -> None:
+def test_kills_and_sigterm_do_not_change_a_byte(workspace: PolicyWorkspace, kind: str) -> None:
     """`kill -9` at a random step, then in the middle of writing a checkpoint, then SIGTERM, then to the end."""
-    straight = requests(world, kind, "straight", 1)
-    assert in_child(world, straight) == ExitCode.OK
+    straight = requests(workspace, kind, "straight", 1)
+    assert in_child(workspace, straight) == ExitCode.OK
 
     seed = random.randrange(2**32)
     rng = random.Random(seed)
     last = (SFT if kind.startswith("sft") else GRPO)["max_steps"]
     steps = sorted(rng.sample(range(2, last - 2), 3))
     print(f"seed {seed}: interrupted at {steps}")
-    assert in_child(world, requests(world, kind, "torn", 1), steps[0], signal.SIGKILL) == -signal.SIGKILL
-    assert in_child(world, requests(world, kind, "torn", 2), steps[1], signal.SIGKILL, "save") == -signal.SIGKILL
-    assert in_child(world, requests(world, kind, "torn", 3), steps[2], signal.SIGTERM) == ExitCode.CHECKPOINTED
-    resumed = requests(world, kind, "torn", 4)
-    assert in_child(world, resumed) == ExitCode.OK
+    assert in_child(workspace, requests(workspace, kind, "torn", 1), steps[0], signal.SIGKILL) == -signal.SIGKILL
+    assert (
+        in_child(workspace, requests(workspace, kind, "torn", 2), steps[1], signal.SIGKILL, "save") == -signal.SIGKILL
+    )
+    assert in_child(workspace, requests(workspace, kind, "torn", 3), steps[2], signal.SIGTERM) == ExitCode.CHECKPOINTED
+    resumed = requests(workspace, kind, "torn", 4)
+    assert in_child(workspace, resumed) == ExitCode.OK
 
-    one, other = world.reader(straight), world.reader(resumed)
+    one, other = workspace.reader(straight), workspace.reader(resumed)
     assert one.digest == other.digest
     assert one.manifest.counters == other.manifest.counters
-    assert not (world.root / other.ref.path / "work" / resumed.cycle.uid).exists()
+    assert not (workspace.root / other.ref.path / "work" / resumed.cycle.uid).exists()
 
 
-def test_sft_lowers_the_loss_and_publishes_a_model_that_loads(world: World) -> None:
-    found = world.run(world.sft({"max_steps": 30, "per_device_train_batch_size": 14}))
+def test_sft_lowers_the_loss_and_publishes_a_model_that_loads(workspace: PolicyWorkspace) -> None:
+    found = workspace.run(workspace.sft({"max_steps": 30, "per_device_train_batch_size": 14}))
     assert found is not None
     counters = found.manifest.counters
-    assert (counters["rows"], counters["steps"]) == (len(world.training), 30)
+    assert (counters["rows"], counters["steps"]) == (len(workspace.training), 30)
     assert counters["train_loss"] < 0.5 * counters["first_loss"]
     folder = found.folder_of("model")
     assert vlm.load_processor(folder).tokenizer.padding_side == "right"
@@ -77,39 +79,45 @@ def test_sft_lowers_the_loss_and_publishes_a_model_that_loads(world: World) -> N
     vlm.load_model(folder)
 
 
-def test_adapters_are_merged(world: World) -> None:
-    found = world.run(world.sft({"max_steps": 3, "per_device_train_batch_size": 4}, rank=4, name="merged"))
+def test_adapters_are_merged(workspace: PolicyWorkspace) -> None:
+    found = workspace.run(workspace.sft({"max_steps": 3, "per_device_train_batch_size": 4}, rank=4, name="merged"))
     assert found is not None
-    start = vlm.load_model(world.context(world.sft()).input("prepare").folder_of("models/policy")).state_dict()
+    start = vlm.load_model(workspace.context(workspace.sft()).input("prepare").folder_of("models/policy")).state_dict()
     after = vlm.load_model(found.folder_of("model")).state_dict()
     changed = {name for name, value in after.items() if not torch.equal(value, start[name])}
     assert changed
     assert all("language_model.layers" in name for name in changed)
 
 
-def test_sft_goes_on_from_the_previous_policy_on_request(world: World) -> None:
-    request = world.sft({"max_steps": 1, "per_device_train_batch_size": 4}, name="previous")
+def test_sft_goes_on_from_the_previous_policy_on_request(workspace: PolicyWorkspace) -> None:
+    request = workspace.sft({"max_steps": 1, "per_device_train_batch_size": 4}, name="previous")
     request.parameters["initFrom"] = "Previous"
-    first = world.run(request)
+    first = workspace.run(request)
     request = request.model_copy(
-        update={"input_hash": "b" * 64, "inputs": {**request.inputs, "policy": world.refs["policy"]}}
+        update={"input_hash": "b" * 64, "inputs": {**request.inputs, "policy": workspace.refs["policy"]}}
     )
-    second = world.run(request)
+    second = workspace.run(request)
     assert first is not None
     assert second is not None
     assert first.digest != second.digest
 
 
-def test_an_unusable_row_ends_sft_with_a_data_error(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    broken = policy_fixtures.World(world.root, dict(world.refs), world.training, world.candidates, world.items)
-    rows = [dict(row) for row in world.training]
+def test_an_unusable_row_ends_sft_with_a_data_error(
+    workspace: PolicyWorkspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = policy_fixtures.PolicyWorkspace(
+        workspace.root, dict(workspace.refs), workspace.training, workspace.candidates, workspace.items
+    )
+    rows = [dict(row) for row in workspace.training]
     rows[3]["response"] = ""
     broken.refs["curate"] = policy_fixtures.publish_table(broken, "training", rows)
     assert broken.run(broken.sft(name="broken"), expect=ExitCode.DATA_ERROR) is None
     assert rows[3]["row_id"] in capsys.readouterr().err
 
 
-def test_each_completion_is_scored_against_its_own_image(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_completion_is_scored_against_its_own_image(
+    workspace: PolicyWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two prompts and more, two generations and more: the rows R sees, and the pixels beside their log-probabilities.
 
     (Public code repeats pixels in one order and their grid in another: half the rows get another row's image.)
@@ -131,11 +139,13 @@ def test_each_completion_is_scored_against_its_own_image(world: World, monkeypat
 
     monkeypatch.setattr(grpo, "_scorer", scorer)
     monkeypatch.setattr(grpo.PolicyTrainer, "_get_per_token_logps_and_entropies", spy)
-    found = world.run(world.grpo({"max_steps": 2, "per_device_train_batch_size": 12}, numGenerations=3, name="order"))
+    found = workspace.run(
+        workspace.grpo({"max_steps": 2, "per_device_train_batch_size": 12}, numGenerations=3, name="order")
+    )
     assert found is not None
 
     truth = {}
-    for row in [*world.training, *world.candidates[:-1]]:
+    for row in [*workspace.training, *workspace.candidates[:-1]]:
         text = answers.prompt(row["question"], row["options"], FORMAT)
         truth.setdefault(text, set()).add(row["image_sha256"])
     assert len(asked) == 24
@@ -145,8 +155,8 @@ def test_each_completion_is_scored_against_its_own_image(world: World, monkeypat
         assert group[0].image_sha256 in truth[group[0].prompt]
     assert len({group[0].image_sha256 for group in groups[:4]}) > 1
 
-    processor = vlm.load_processor(world.context(world.sft()).input("prepare").folder_of("models/policy"))
-    encoder = vlm.Encoder(processor, world.images)
+    processor = vlm.load_processor(workspace.context(workspace.sft()).input("prepare").folder_of("models/policy"))
+    encoder = vlm.Encoder(processor, workspace.images)
     for step, (ids, values, grids) in enumerate(pixels):
         expected = {}
         for row in asked[step * 12 : step * 12 + 12]:
@@ -167,9 +177,9 @@ def _prompt_of(line: list[int], prompt: tuple[int, ...], processor: Any) -> list
     return line[begin : begin + len(prompt)]
 
 
-def test_grpo_prepares_each_picture_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = world.grpo({"max_steps": 2, "per_device_train_batch_size": 16}, name="pictures")
-    processor = vlm.load_processor(world.context(request).input("sft").folder_of("model"))
+def test_grpo_prepares_each_picture_once(workspace: PolicyWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = workspace.grpo({"max_steps": 2, "per_device_train_batch_size": 16}, name="pictures")
+    processor = vlm.load_processor(workspace.context(request).input("sft").folder_of("model"))
     kind, done = type(processor.image_processor), []
     prepare = kind._preprocess
 
@@ -178,7 +188,7 @@ def test_grpo_prepares_each_picture_once(world: World, monkeypatch: pytest.Monke
         return prepare(self, images, **options)
 
     monkeypatch.setattr(kind, "_preprocess", counted)
-    found = world.run(request)
+    found = workspace.run(request)
     assert found is not None
     prompts = len(found.rows("rollouts"))
     assert prompts
@@ -186,9 +196,11 @@ def test_grpo_prepares_each_picture_once(world: World, monkeypatch: pytest.Monke
     assert all(count <= prompts for count in each.values()), "the policy's processor, and the reward model's"
 
 
-def test_grpo_prepares_a_prompt_once_for_all_its_completions(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = world.grpo({"max_steps": 2, "per_device_train_batch_size": 16}, numGenerations=4, name="prompts")
-    kind = type(vlm.load_processor(world.context(request).input("sft").folder_of("model")))
+def test_grpo_prepares_a_prompt_once_for_all_its_completions(
+    workspace: PolicyWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = workspace.grpo({"max_steps": 2, "per_device_train_batch_size": 16}, numGenerations=4, name="prompts")
+    kind = type(vlm.load_processor(workspace.context(request).input("sft").folder_of("model")))
     prepare, done = kind.create_mm_token_type_ids, []
 
     def counted(self: Any, input_ids: list[list[int]]) -> Any:
@@ -196,16 +208,18 @@ def test_grpo_prepares_a_prompt_once_for_all_its_completions(world: World, monke
         return prepare(self, input_ids)
 
     monkeypatch.setattr(kind, "create_mm_token_type_ids", counted)
-    assert world.run(request) is not None
+    assert workspace.run(request) is not None
     assert done == [16 // 4] * 4, "in each step once to sample, and once for the loss"
 
 
-def test_grpo_raises_its_reward(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grpo_raises_its_reward(workspace: PolicyWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """R rewards short answers: after some steps they are shorter."""
     monkeypatch.setattr(
         grpo, "_scorer", lambda ctx: lambda rows: np.array([10.0 - min(16, len(row.response)) for row in rows])
     )
-    found = world.run(world.grpo({"max_steps": 12, "per_device_train_batch_size": 64}, numGenerations=8, name="learns"))
+    found = workspace.run(
+        workspace.grpo({"max_steps": 12, "per_device_train_batch_size": 64}, numGenerations=8, name="learns")
+    )
     assert found is not None
     counters = found.manifest.counters
     assert counters["reward_last"] > counters["reward_first"] + 0.05
@@ -216,19 +230,19 @@ def test_grpo_raises_its_reward(world: World, monkeypatch: pytest.MonkeyPatch) -
     assert vlm.load_processor(found.folder_of("model")).tokenizer.padding_side == "right"
 
 
-def test_grpo_without_a_reward_model_asks_trusted_prompts_only(world: World) -> None:
-    found = world.run(
-        world.grpo(
+def test_grpo_without_a_reward_model_asks_trusted_prompts_only(workspace: PolicyWorkspace) -> None:
+    found = workspace.run(
+        workspace.grpo(
             {"max_steps": 1},
             roles=("prepare", "curate", "sft", "candidates"),
             rewards=[{"type": "AnswerMatch", "weight": 1.0}],
         )
     )
     assert found is not None
-    assert found.manifest.counters["prompts"] == found.manifest.counters["prompts_trusted"] == len(world.training)
+    assert found.manifest.counters["prompts"] == found.manifest.counters["prompts_trusted"] == len(workspace.training)
 
 
-def test_no_special_token_is_sampled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_special_token_is_sampled(workspace: PolicyWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[int]] = []
 
     def scorer(ctx: Any) -> Any:
@@ -243,17 +257,17 @@ def test_no_special_token_is_sampled(world: World, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(grpo, "_scorer", scorer)
     monkeypatch.setattr(grpo.PolicyReward, "reward", spy)
     trainer = {"max_steps": 2, "per_device_train_batch_size": 64, "temperature": 4.0, "max_completion_length": 16}
-    assert world.run(world.grpo(trainer, name="special")) is not None
-    processor = vlm.load_processor(world.context(world.sft()).input("prepare").folder_of("models/policy"))
+    assert workspace.run(workspace.grpo(trainer, name="special")) is not None
+    processor = vlm.load_processor(workspace.context(workspace.sft()).input("prepare").folder_of("models/policy"))
     special = {index for index, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
     sampled = {token for ids in seen for token in ids}
     assert sampled & special <= {processor.tokenizer.eos_token_id}
     assert processor.tokenizer.eos_token_id in sampled  # the end of an answer is not suppressed
 
 
-def test_preferences_are_the_same_after_a_stop(world: World) -> None:
-    request = world.preferences()
-    straight = world.run(request)
+def test_preferences_are_the_same_after_a_stop(workspace: PolicyWorkspace) -> None:
+    request = workspace.preferences()
+    straight = workspace.run(request)
     assert straight is not None
     counters = straight.manifest.counters
     assert counters["samples_drawn"] == 4 * counters["prompts"]
@@ -263,7 +277,7 @@ def test_preferences_are_the_same_after_a_stop(world: World) -> None:
     assert {row["target"] for row in rows} <= {10, 6, 0, -6}
 
     again = request.model_copy(update={"input_hash": "a" * 64})
-    context = world.context(again)
+    context = workspace.context(again)
     context.stop.set()
     with pytest.raises(Checkpointed):
         preferences.run(context)
@@ -272,6 +286,6 @@ def test_preferences_are_the_same_after_a_stop(world: World) -> None:
     with pytest.raises(Checkpointed):
         preferences.run(context)
     assert len(list(context.work.glob("part-*.json"))) == 1
-    resumed = world.run(again)
+    resumed = workspace.run(again)
     assert resumed is not None
     assert resumed.digest == straight.digest

@@ -17,12 +17,12 @@ from medgr2_jobs.runner.main import execute
 from medgr2_jobs.store.artifact import ArtifactReader
 from medgr2_jobs.store.images import ImageStore
 from tests.support.fixtures import prepare_parameters, prepared_workspace, run_stage, stage_request
-from tests.support.prepare_workspace import Desk
+from tests.support.prepare_workspace import PrepareWorkspace
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    return Desk(tmp_path, monkeypatch)
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PrepareWorkspace:
+    return PrepareWorkspace(tmp_path, monkeypatch)
 
 
 def test_phantoms_end_to_end(tmp_path: Path) -> None:
@@ -71,24 +71,24 @@ def test_the_same_request_gives_the_same_digest(tmp_path: Path) -> None:
     assert run_stage(tmp_path / "b", request).output_digest == ref.output_digest
 
 
-def test_real_files_go_through(desk: Desk) -> None:
-    prepared = desk.tables()
+def test_real_files_go_through(workspace: PrepareWorkspace) -> None:
+    prepared = workspace.tables()
     assert len(prepared.rows("items")) == 50
     assert not prepared.has("phantoms.parquet")
     seed = prepared.rows("items")[0]
-    assert seed["item_id"] == f"seed/{desk.records()[0]['question_id']}"
+    assert seed["item_id"] == f"seed/{workspace.records()[0]['question_id']}"
 
 
-def test_test_fraction_becomes_a_benchmark(desk: Desk) -> None:
-    prepared = desk.tables(data={"split": {"validationFraction": 0.2, "testFraction": 0.2}, "benchmarks": []})
+def test_test_fraction_becomes_a_benchmark(workspace: PrepareWorkspace) -> None:
+    prepared = workspace.tables(data={"split": {"validationFraction": 0.2, "testFraction": 0.2}, "benchmarks": []})
     held = [item for item in prepared.rows("items") if item["split"] == "test"]
     assert {item["benchmark"] for item in held} == {"seed"}
     assert len({item["image_sha256"] for item in held}) == 4
 
 
-def test_few_bad_records_are_set_aside(desk: Desk) -> None:
-    desk.change(3, gt_answer="Unicorn")
-    prepared = desk.tables(data={"maxBadFraction": 0.1})
+def test_few_bad_records_are_set_aside(workspace: PrepareWorkspace) -> None:
+    workspace.change(3, gt_answer="Unicorn")
+    prepared = workspace.tables(data={"maxBadFraction": 0.1})
     (row,) = prepared.rows("quarantine")
     assert row["source"] == "seed"
     assert row["record"].startswith("questions.json[3]")
@@ -98,39 +98,39 @@ def test_few_bad_records_are_set_aside(desk: Desk) -> None:
     assert len(prepared.rows("items")) == 49
 
 
-def test_as_many_bad_records_as_allowed_are_set_aside_in_benchmarks_too(desk: Desk) -> None:
-    right = desk.records("bench")[2]["gt_answer"]
+def test_as_many_bad_records_as_allowed_are_set_aside_in_benchmarks_too(workspace: PrepareWorkspace) -> None:
+    right = workspace.records("bench")[2]["gt_answer"]
     for row in (1, 2):
-        desk.change(row, "bench", gt_answer="Unicorn")
-    desk.refused(65, "data.benchmarks[bench]: 2 of 10", data={"maxBadFraction": 0.1})
-    desk.change(2, "bench", gt_answer=right)
-    prepared = desk.tables(data={"maxBadFraction": 0.1})  # one of ten
+        workspace.change(row, "bench", gt_answer="Unicorn")
+    workspace.refused(65, "data.benchmarks[bench]: 2 of 10", data={"maxBadFraction": 0.1})
+    workspace.change(2, "bench", gt_answer=right)
+    prepared = workspace.tables(data={"maxBadFraction": 0.1})  # one of ten
     assert [row["source"] for row in prepared.rows("quarantine")] == ["bench"]
 
 
-def test_images_are_scaled_and_kept_from_others_as_the_spec_says(desk: Desk) -> None:
+def test_images_are_scaled_and_kept_from_others_as_the_spec_says(workspace: PrepareWorkspace) -> None:
     """An image of two sources may leave the cluster only where both allow it."""
-    source = desk.data["sources"][0]
-    records = desk.records()[:4]  # of two images
-    (desk.root / "seed" / "some.json").write_text(json.dumps(records))
+    source = workspace.data["sources"][0]
+    records = workspace.records()[:4]  # of two images
+    (workspace.root / "seed" / "some.json").write_text(json.dumps(records))
     pool = {"name": "pool", "role": "Images", "uri": "seed/some.json", "allowExternal": False}
-    desk.data["sources"] = [{**source, "allowExternal": True}, {**source, **pool}]
-    rows = desk.tables(data={"maxPixels": 784}).rows("images")
+    workspace.data["sources"] = [{**source, "allowExternal": True}, {**source, **pool}]
+    rows = workspace.tables(data={"maxPixels": 784}).rows("images")
     assert [row["allow_external"] for row in rows if row["split"] != "test"].count(False) == 2
     assert {row["width"] * row["height"] for row in rows} == {784}
 
 
-def test_asked_to_stop_it_stops(desk: Desk) -> None:
+def test_asked_to_stop_it_stops(workspace: PrepareWorkspace) -> None:
     stop = threading.Event()
     stop.set()
-    asked = stage_request(StageName.PREPARE, 0, prepare_parameters(data=desk.data))
-    assert execute(asked, desk.root, stop) == 85
-    assert len(list(desk.root.glob("images/*/*.png"))) <= 1, "it looks while it reads, not when all is read"
+    asked = stage_request(StageName.PREPARE, 0, prepare_parameters(data=workspace.data))
+    assert execute(asked, workspace.root, stop) == 85
+    assert len(list(workspace.root.glob("images/*/*.png"))) <= 1, "it looks while it reads, not when all is read"
 
 
-def test_missing_image(desk: Desk) -> None:
-    (desk.root / "seed/images/000004.png").unlink()
-    desk.refused(
+def test_missing_image(workspace: PrepareWorkspace) -> None:
+    (workspace.root / "seed/images/000004.png").unlink()
+    workspace.refused(
         65,
         "data.sources[seed]: 2 of 40 records",
         "questions.json[8]",
@@ -140,81 +140,81 @@ def test_missing_image(desk: Desk) -> None:
     )
 
 
-def test_truncated_png(desk: Desk) -> None:
-    path = desk.root / "bench/images/000001.png"
+def test_truncated_png(workspace: PrepareWorkspace) -> None:
+    path = workspace.root / "bench/images/000001.png"
     path.write_bytes(path.read_bytes()[:1500])
-    desk.refused(65, "data.benchmarks[bench]: 2 of 10", "questions.json[2]", "image_path", "not a readable image")
+    workspace.refused(65, "data.benchmarks[bench]: 2 of 10", "questions.json[2]", "image_path", "not a readable image")
 
 
-def test_image_bomb(desk: Desk) -> None:
-    Image.new("1", (12_000, 11_000)).save(desk.root / "seed/images/000000.png")
-    desk.refused(65, "questions.json[0]", "image_path", "claims 12000 x 11000 pixels")
+def test_image_bomb(workspace: PrepareWorkspace) -> None:
+    Image.new("1", (12_000, 11_000)).save(workspace.root / "seed/images/000000.png")
+    workspace.refused(65, "questions.json[0]", "image_path", "claims 12000 x 11000 pixels")
 
 
-def test_duplicate_ids(desk: Desk) -> None:
-    desk.change(5, question_id=desk.records()[2]["question_id"])
-    desk.refused(65, "questions.json[5]", "question_id", "the same as in questions.json[2]")
+def test_duplicate_ids(workspace: PrepareWorkspace) -> None:
+    workspace.change(5, question_id=workspace.records()[2]["question_id"])
+    workspace.refused(65, "questions.json[5]", "question_id", "the same as in questions.json[2]")
 
 
-def test_gold_not_among_the_options(desk: Desk) -> None:
-    desk.change(7, gt_answer="Unicorn")
-    desk.refused(65, "1 of 40", "questions.json[7]", "gt_answer", "'Unicorn' is not among the options")
+def test_gold_not_among_the_options(workspace: PrepareWorkspace) -> None:
+    workspace.change(7, gt_answer="Unicorn")
+    workspace.refused(65, "1 of 40", "questions.json[7]", "gt_answer", "'Unicorn' is not among the options")
 
 
-def test_dots_in_an_image_path(desk: Desk) -> None:
-    desk.change(0, image_path="../bench/images/000000.png")
-    desk.refused(65, "questions.json[0]", "image_path", "must not contain '..'")
+def test_dots_in_an_image_path(workspace: PrepareWorkspace) -> None:
+    workspace.change(0, image_path="../bench/images/000000.png")
+    workspace.refused(65, "questions.json[0]", "image_path", "must not contain '..'")
 
 
-def test_dots_in_the_uri(desk: Desk) -> None:
-    desk.data["sources"][0]["uri"] = "seed/questions.json"
-    request = stage_request(StageName.PREPARE, 0, prepare_parameters(data=desk.data))
+def test_dots_in_the_uri(workspace: PrepareWorkspace) -> None:
+    workspace.data["sources"][0]["uri"] = "seed/questions.json"
+    request = stage_request(StageName.PREPARE, 0, prepare_parameters(data=workspace.data))
     request.parameters["data"]["sources"][0]["uri"] = "../outside.json"
-    assert execute(request, desk.root) == 78
-    assert "must not contain '..'" in desk.result_path.read_text()
+    assert execute(request, workspace.root) == 78
+    assert "must not contain '..'" in workspace.result_path.read_text()
 
 
-def test_a_link_out_of_the_workspace(desk: Desk) -> None:
-    (desk.root.parent / "outside").mkdir()
-    (desk.root / "link").symlink_to(desk.root.parent / "outside")
-    desk.data["sources"][0]["uri"] = "link"
-    desk.refused(78, "data.sources[seed].uri", "leads out of the workspace")
+def test_a_link_out_of_the_workspace(workspace: PrepareWorkspace) -> None:
+    (workspace.root.parent / "outside").mkdir()
+    (workspace.root / "link").symlink_to(workspace.root.parent / "outside")
+    workspace.data["sources"][0]["uri"] = "link"
+    workspace.refused(78, "data.sources[seed].uri", "leads out of the workspace")
 
 
-def test_not_json(desk: Desk) -> None:
-    (desk.root / "seed/questions.json").write_text('[{"question_id": "a"},\n  {"question_id" "b"}]')
-    desk.refused(65, "seed/questions.json: not JSON", "line 2, column 18")
+def test_not_json(workspace: PrepareWorkspace) -> None:
+    (workspace.root / "seed/questions.json").write_text('[{"question_id": "a"},\n  {"question_id" "b"}]')
+    workspace.refused(65, "seed/questions.json: not JSON", "line 2, column 18")
 
 
-def test_missing_file(desk: Desk) -> None:
-    desk.data["sources"][0]["uri"] = "seeds/questions.json"
-    desk.refused(78, "data.sources[seed].uri", "seeds/questions.json")
+def test_missing_file(workspace: PrepareWorkspace) -> None:
+    workspace.data["sources"][0]["uri"] = "seeds/questions.json"
+    workspace.refused(78, "data.sources[seed].uri", "seeds/questions.json")
 
 
-def test_everything_bad_even_if_allowed(desk: Desk) -> None:
-    (desk.root / "seed/questions.json").write_text(json.dumps([{"question_id": "a"}]))
-    desk.refused(65, "none of its 1 records can be used", "option_A", data={"maxBadFraction": 1})
+def test_everything_bad_even_if_allowed(workspace: PrepareWorkspace) -> None:
+    (workspace.root / "seed/questions.json").write_text(json.dumps([{"question_id": "a"}]))
+    workspace.refused(65, "none of its 1 records can be used", "option_A", data={"maxBadFraction": 1})
 
 
-def test_empty_list(desk: Desk) -> None:
-    (desk.root / "seed/questions.json").write_text("[]")
-    desk.refused(65, "data.sources[seed]: holds no records")
+def test_empty_list(workspace: PrepareWorkspace) -> None:
+    (workspace.root / "seed/questions.json").write_text("[]")
+    workspace.refused(65, "data.sources[seed]: holds no records")
 
 
-def test_images_only(desk: Desk) -> None:
-    desk.data["sources"][0]["role"] = "Images"
-    desk.refused(65, "none has questions and answers")
+def test_images_only(workspace: PrepareWorkspace) -> None:
+    workspace.data["sources"][0]["role"] = "Images"
+    workspace.refused(65, "none has questions and answers")
 
 
-def copy_bench_images(desk: Desk, count: int) -> None:
+def copy_bench_images(workspace: PrepareWorkspace, count: int) -> None:
     for index in range(count):
-        source = desk.root / f"bench/images/{index:06d}.png"
-        (desk.root / f"seed/images/{index:06d}.png").write_bytes(source.read_bytes())
+        source = workspace.root / f"bench/images/{index:06d}.png"
+        (workspace.root / f"seed/images/{index:06d}.png").write_bytes(source.read_bytes())
 
 
-def test_leaked_images_are_dropped_and_counted(desk: Desk) -> None:
-    copy_bench_images(desk, 2)
-    prepared = desk.tables()
+def test_leaked_images_are_dropped_and_counted(workspace: PrepareWorkspace) -> None:
+    copy_bench_images(workspace, 2)
+    prepared = workspace.tables()
     counters = prepared.manifest.counters
     assert counters["leaked_images"] == 2
     assert counters["leaked_share"] == pytest.approx(0.4)
@@ -229,20 +229,20 @@ def test_leaked_images_are_dropped_and_counted(desk: Desk) -> None:
     assert {splits[sha256] for sha256 in leak["images"]} == {"test"}
 
 
-def test_leaked_images_fail_the_stage(desk: Desk) -> None:
-    copy_bench_images(desk, 2)
-    desk.data["benchmarks"][0]["onLeak"] = "Fail"
-    desk.refused(65, "benchmark 'bench'", "2 image(s)", "seed/images/000000.png", "onLeak: Drop")
+def test_leaked_images_fail_the_stage(workspace: PrepareWorkspace) -> None:
+    copy_bench_images(workspace, 2)
+    workspace.data["benchmarks"][0]["onLeak"] = "Fail"
+    workspace.refused(65, "benchmark 'bench'", "2 image(s)", "seed/images/000000.png", "onLeak: Drop")
 
 
-def test_leaks_of_image_pools_and_of_every_benchmark_are_dropped(desk: Desk) -> None:
-    synthetic_images.write(desk.root / "second", dataset="second", seed=3, images=3, questions_per_image=1)
-    desk.data["sources"].append(
+def test_leaks_of_image_pools_and_of_every_benchmark_are_dropped(workspace: PrepareWorkspace) -> None:
+    synthetic_images.write(workspace.root / "second", dataset="second", seed=3, images=3, questions_per_image=1)
+    workspace.data["sources"].append(
         {"name": "pool", "format": "OmniMedVQA", "role": "Images", "uri": "second/questions.json"}
     )
-    desk.data["benchmarks"].append({"name": "second", "format": "OmniMedVQA", "uri": "second/questions.json"})
-    copy_bench_images(desk, 1)
-    prepared = desk.tables()
+    workspace.data["benchmarks"].append({"name": "second", "format": "OmniMedVQA", "uri": "second/questions.json"})
+    copy_bench_images(workspace, 1)
+    prepared = workspace.tables()
     assert prepared.manifest.counters["leaked_images"] == 4
     rows = prepared.rows("images")
     assert {row["source"] for row in rows} == {"seed", "bench", "second"}, "the pool has nothing of its own"
@@ -250,20 +250,20 @@ def test_leaks_of_image_pools_and_of_every_benchmark_are_dropped(desk: Desk) -> 
     assert all((row["source"] == "seed") == (row["split"] != "test") for row in rows)
 
 
-def test_nothing_left_to_train_on(desk: Desk) -> None:
-    desk.data["benchmarks"][0]["uri"] = "seed/questions.json"
-    desk.refused(65, "nothing is left to train on", "20 image(s) were dropped")
+def test_nothing_left_to_train_on(workspace: PrepareWorkspace) -> None:
+    workspace.data["benchmarks"][0]["uri"] = "seed/questions.json"
+    workspace.refused(65, "nothing is left to train on", "20 image(s) were dropped")
 
 
-def test_a_models_folder_is_taken(desk: Desk, tmp_path: Path) -> None:
+def test_a_models_folder_is_taken(workspace: PrepareWorkspace, tmp_path: Path) -> None:
     _, ref = prepared_workspace(tmp_path / "other")
     folder = ArtifactReader(tmp_path / "other", ref).folder_of("models/policy")
-    mine = desk.root / "mine"
+    mine = workspace.root / "mine"
     folder.rename(mine)
     (mine / "pickled.bin").write_bytes(b"x")
     (mine / "code.py").write_text("boom")
     (mine / "head.safetensors").write_bytes((mine / "model.safetensors").read_bytes())
-    prepared = desk.tables(policyBaseModel="mine", rewardBaseModel="mine", rewardCheckpoint="mine")
+    prepared = workspace.tables(policyBaseModel="mine", rewardBaseModel="mine", rewardCheckpoint="mine")
     names = {part.name for part in prepared.manifest.parts if part.name.startswith("models/")}
     assert "models/reward-checkpoint/head.safetensors" in names
     assert not [name for name in names if name.endswith((".bin", ".py"))]
@@ -271,15 +271,15 @@ def test_a_models_folder_is_taken(desk: Desk, tmp_path: Path) -> None:
     assert taken.stat().st_ino == (mine / "model.safetensors").stat().st_ino
 
 
-def test_a_missing_model_is_found_before_the_data_is_read(desk: Desk) -> None:
-    desk.refused(78, "policy.baseModel", "'models/deep/x' is not on the volume", policyBaseModel="models/deep/x")
-    assert not (desk.root / "images").exists()
+def test_a_missing_model_is_found_before_the_data_is_read(workspace: PrepareWorkspace) -> None:
+    workspace.refused(78, "policy.baseModel", "'models/deep/x' is not on the volume", policyBaseModel="models/deep/x")
+    assert not (workspace.root / "images").exists()
 
 
-def test_torch_is_not_imported_without_a_built_in_model(desk: Desk, tmp_path: Path) -> None:
+def test_torch_is_not_imported_without_a_built_in_model(workspace: PrepareWorkspace, tmp_path: Path) -> None:
     _, ref = prepared_workspace(tmp_path / "other")
-    ArtifactReader(tmp_path / "other", ref).folder_of("models/policy").rename(desk.root / "mine")
-    parameters = prepare_parameters(data=desk.data, policyBaseModel="mine", rewardBaseModel="mine")
+    ArtifactReader(tmp_path / "other", ref).folder_of("models/policy").rename(workspace.root / "mine")
+    parameters = prepare_parameters(data=workspace.data, policyBaseModel="mine", rewardBaseModel="mine")
     request = stage_request(StageName.PREPARE, 0, parameters)
     code = (
         "import sys; from pathlib import Path; from medgr2_jobs.runner.main import execute;"
@@ -288,6 +288,6 @@ def test_torch_is_not_imported_without_a_built_in_model(desk: Desk, tmp_path: Pa
         "sys.exit(code or ('torch' in sys.modules) * 99)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, request.model_dump_json(by_alias=True), str(desk.root)], check=False
+        [sys.executable, "-c", code, request.model_dump_json(by_alias=True), str(workspace.root)], check=False
     )
     assert done.returncode == 0

@@ -13,12 +13,12 @@ from PIL import Image
 from medgr2_jobs.stages import prepare
 from medgr2_jobs.store.artifact import ArtifactReader
 from tests.support.fixtures import prepared_workspace
-from tests.support.prepare_workspace import Desk
+from tests.support.prepare_workspace import PrepareWorkspace
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    return Desk(tmp_path, monkeypatch)
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PrepareWorkspace:
+    return PrepareWorkspace(tmp_path, monkeypatch)
 
 
 def _picture(path: Path, seed: int, *, size: int = 64) -> None:
@@ -29,28 +29,30 @@ def _picture(path: Path, seed: int, *, size: int = 64) -> None:
     coarse.resize((size, size), Image.Resampling.BICUBIC).save(path)
 
 
-def _lines(desk: Desk, name: str, patients: dict[int, str] | None = None, first: int = 0, count: int = 12) -> None:
+def _lines(
+    workspace: PrepareWorkspace, name: str, patients: dict[int, str] | None = None, first: int = 0, count: int = 12
+) -> None:
     """A VQAJsonl file with a question about each of `count` pictures."""
     lines = []
     for number in range(first, first + count):
-        _picture(desk.root / name / f"{number}.png", number)
+        _picture(workspace.root / name / f"{number}.png", number)
         question = {"image": f"{number}.png", "question": f"What is in {number}?", "options": ["Cyst", "Mass"]}
         extra = {"answer": number % 2, "modality": "CT", "dataset": f"d{number % 3}"}
         lines.append({**question, **extra, **({"patient": patients[number]} if patients else {})})
-    (desk.root / name / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (workspace.root / name / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
 
 def _jsonl(name: str, **changes: Any) -> dict[str, Any]:
     return {"name": name, "format": "VQAJsonl", "uri": f"{name}/q.jsonl", **changes}
 
 
-def test_formats_go_through_one_door(desk: Desk) -> None:
-    _lines(desk, "lab")
+def test_formats_go_through_one_door(workspace: PrepareWorkspace) -> None:
+    _lines(workspace, "lab")
     for number in range(4):
-        _picture(desk.root / "folder" / f"x{number}.jpg", 100 + number)
+        _picture(workspace.root / "folder" / f"x{number}.jpg", 100 + number)
     folder = {"name": "pool", "format": "ImageFolder", "uri": "folder", "modality": "X-Ray", "role": "Images"}
-    desk.data["sources"] = [_jsonl("lab"), folder | {"allowExternal": False}]
-    prepared = desk.tables()
+    workspace.data["sources"] = [_jsonl("lab"), folder | {"allowExternal": False}]
+    prepared = workspace.tables()
     rows = prepared.rows("images")
     assert {row["source"] for row in rows} == {"lab", "pool", "bench"}
     assert {(row["modality"], row["allow_external"]) for row in rows if row["source"] == "pool"} == {("X-Ray", False)}
@@ -65,10 +67,14 @@ def test_phantoms_have_no_perceptual_hash(tmp_path: Path) -> None:
     assert {row["phash"] for row in ArtifactReader(tmp_path, ref).rows("images")} == {""}
 
 
-def test_all_images_of_a_patient_stay_together(desk: Desk) -> None:
-    _lines(desk, "lab", patients={number: f"patient {number // 3}" for number in range(12)})
-    desk.data |= {"sources": [_jsonl("lab")], "split": {"by": "Patient", "validationFraction": 0.3}, "benchmarks": []}
-    prepared = desk.tables()
+def test_all_images_of_a_patient_stay_together(workspace: PrepareWorkspace) -> None:
+    _lines(workspace, "lab", patients={number: f"patient {number // 3}" for number in range(12)})
+    workspace.data |= {
+        "sources": [_jsonl("lab")],
+        "split": {"by": "Patient", "validationFraction": 0.3},
+        "benchmarks": [],
+    }
+    prepared = workspace.tables()
     sides: dict[str, set[str]] = {}
     for row in prepared.rows("images"):
         sides.setdefault(row["patient"], set()).add(row["split"])
@@ -79,57 +85,57 @@ def test_all_images_of_a_patient_stay_together(desk: Desk) -> None:
     assert not any("patient " in str(row) for row in prepared.rows("images"))
 
 
-def test_a_record_without_a_patient_is_refused_where_patients_decide(desk: Desk) -> None:
-    _lines(desk, "lab")
+def test_a_record_without_a_patient_is_refused_where_patients_decide(workspace: PrepareWorkspace) -> None:
+    _lines(workspace, "lab")
     split = {"by": "Patient", "validationFraction": 0.3}
-    desk.refused(
+    workspace.refused(
         65, "data.sources[lab]: 'q.jsonl[0]' names no patient", data={"sources": [_jsonl("lab")], "split": split}
     )
 
 
-def test_all_images_of_a_dataset_stay_together(desk: Desk) -> None:
-    _lines(desk, "lab")
+def test_all_images_of_a_dataset_stay_together(workspace: PrepareWorkspace) -> None:
+    _lines(workspace, "lab")
     data = {"sources": [_jsonl("lab")], "split": {"by": "Source", "validationFraction": 0.3}, "benchmarks": []}
     sides: dict[str, set[str]] = {}
-    for row in desk.tables(data=data).rows("images"):
+    for row in workspace.tables(data=data).rows("images"):
         sides.setdefault(row["dataset"], set()).add(row["split"])
     assert len(sides) == 3
     assert all(len(found) == 1 for found in sides.values())
 
 
-def test_an_image_that_looks_like_a_benchmarks_is_a_leak(desk: Desk) -> None:
-    _lines(desk, "lab")
-    _lines(desk, "exam", first=50)
-    with Image.open(desk.root / "exam/50.png") as shown:
-        shown.resize((80, 80)).save(desk.root / "lab/3.png")  # other bytes, the same picture
+def test_an_image_that_looks_like_a_benchmarks_is_a_leak(workspace: PrepareWorkspace) -> None:
+    _lines(workspace, "lab")
+    _lines(workspace, "exam", first=50)
+    with Image.open(workspace.root / "exam/50.png") as shown:
+        shown.resize((80, 80)).save(workspace.root / "lab/3.png")  # other bytes, the same picture
     data = {"sources": [_jsonl("lab")], "benchmarks": [_jsonl("exam")]}
-    prepared = desk.tables(data=data)
+    prepared = workspace.tables(data=data)
     assert prepared.manifest.counters["near_leaked_images"] == prepared.manifest.counters["leaked_images"] == 1
     assert prepared.manifest.counters["leaked_share"] == 0, "none of the benchmark's own images would be trained on"
     assert len([item for item in prepared.rows("items") if item["source"] == "lab"]) == 11
     (leak,) = json.loads(prepared.file("splits.json").read_text())["leaks"]
     assert leak["near"] == leak["images"] != []
     assert not {row["image_sha256"] for row in prepared.rows("images")} & set(leak["near"])
-    desk.refused(65, "benchmark 'exam'", "lab/3.png", data=data | {"benchmarks": [_jsonl("exam", onLeak="Fail")]})
+    workspace.refused(65, "benchmark 'exam'", "lab/3.png", data=data | {"benchmarks": [_jsonl("exam", onLeak="Fail")]})
 
 
-def test_what_was_fetched_is_published_with_its_pin(desk: Desk) -> None:
-    _lines(desk, "lab")
-    (desk.root / "lab").rename(desk.root.parent / "elsewhere")
-    source = {**_jsonl("lab"), "uri": f"file://{desk.root.parent}/elsewhere/q.jsonl"}
-    source["images"] = f"file://{desk.root.parent}/elsewhere"
-    prepared = desk.tables(data={"sources": [source]})
+def test_what_was_fetched_is_published_with_its_pin(workspace: PrepareWorkspace) -> None:
+    _lines(workspace, "lab")
+    (workspace.root / "lab").rename(workspace.root.parent / "elsewhere")
+    source = {**_jsonl("lab"), "uri": f"file://{workspace.root.parent}/elsewhere/q.jsonl"}
+    source["images"] = f"file://{workspace.root.parent}/elsewhere"
+    prepared = workspace.tables(data={"sources": [source]})
     pins = json.loads(prepared.file("inputs.json").read_text())
     assert [pin["uri"] for pin in pins] == sorted([source["uri"], source["images"]])
     assert all(len(pin["sha256"]) == 64 for pin in pins)
     assert len(prepared.rows("items")) == 22
 
 
-def test_memory_holds_a_sample_of_the_items_only(monkeypatch: pytest.MonkeyPatch, desk: Desk) -> None:
+def test_memory_holds_a_sample_of_the_items_only(monkeypatch: pytest.MonkeyPatch, workspace: PrepareWorkspace) -> None:
     """Other images and rationales come from a bounded pool; every item still gets its grades."""
-    whole = {row["item_id"] for row in desk.tables().rows("grades")}
+    whole = {row["item_id"] for row in workspace.tables().rows("grades")}
     monkeypatch.setattr(prepare, "POOL", 5)
-    rows = desk.tables(seed=5).rows("grades")
+    rows = workspace.tables(seed=5).rows("grades")
     assert {row["item_id"] for row in rows} == whole
     shown = {row["image_sha256"] for row in rows if row["grade"] == "imageMismatch" and row["split"] == "train"}
     assert 1 <= len(shown) <= 5

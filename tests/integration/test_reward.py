@@ -114,7 +114,7 @@ def work_of(root: Path, request: StageRequest) -> Path:
 
 
 @dataclass
-class World:
+class RewardWorkspace:
     """A workspace in which prepare has run, and perhaps the first training."""
 
     root: Path
@@ -129,31 +129,31 @@ class World:
         return stage_request(StageName.REWARD, 0, reward_parameters(**changes), {"prepare": self.prepare})
 
 
-def prepared(root: Path) -> World:
-    return World(root, prepared_workspace(root)[1])
+def prepared(root: Path) -> RewardWorkspace:
+    return RewardWorkspace(root, prepared_workspace(root)[1])
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def workspace(tmp_path: Path) -> RewardWorkspace:
     return prepared(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, ArtifactRef]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RewardWorkspace, ArtifactRef]:
     """One first training, which the tests that only build on it share."""
     made = prepared(tmp_path_factory.mktemp("trained"))
     return made, run_stage(made.root, made.request())
 
 
 def test_first_training(trained):
-    world, first = trained
-    reader = published(world.root, first)
+    workspace, first = trained
+    reader = published(workspace.root, first)
     assert reader.manifest.promoted is None
     counters = reader.manifest.counters
     assert {"spearman", "pairwise_accuracy", "auroc", "image_sensitivity", "mae", "gate_passed"} <= counters.keys()
     model = RewardModel.load(reader.folder_of("model"))
-    assert model.info.base == published(world.root, world.prepare).digest
-    heldout = [row for row in world.grades if row["split"] == "heldout"]
+    assert model.info.base == published(workspace.root, workspace.prepare).digest
+    heldout = [row for row in workspace.grades if row["split"] == "heldout"]
     calibration = reader.rows("calibration")
     assert [row["sample_id"] for row in calibration] == [row["sample_id"] for row in heldout]
     assert all(-6 <= row["score"] <= 10 for row in calibration)
@@ -161,12 +161,12 @@ def test_first_training(trained):
     assert document(reader, "metrics.json")["new"]["grades"]["spearman"] == counters["spearman"]
     assert [entry["step"] for entry in document(reader, "training_log.json")] == list(range(1, 13))
     for path in reader.folder_of("model").iterdir():  # the digest must not depend on where it was made
-        assert str(world.root) not in path.read_bytes().decode("latin-1"), path
+        assert str(workspace.root) not in path.read_bytes().decode("latin-1"), path
 
 
-def test_a_weak_first_model_is_published_with_a_warning(world):
-    request = world.request(promotion={"minSpearman": 1.0}, training={"trainer": {**TRAINER, "max_steps": 2}})
-    reader = published(world.root, run_stage(world.root, request))
+def test_a_weak_first_model_is_published_with_a_warning(workspace):
+    request = workspace.request(promotion={"minSpearman": 1.0}, training={"trainer": {**TRAINER, "max_steps": 2}})
+    reader = published(workspace.root, run_stage(workspace.root, request))
     assert reader.manifest.promoted is None
     assert reader.manifest.counters["gate_passed"] == 0
     assert "spearman" in document(reader, "gate.json")["reason"]
@@ -174,15 +174,15 @@ def test_a_weak_first_model_is_published_with_a_warning(world):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [{"rank": 0}, LORA], ids=["full", "lora"])
-def test_kill_and_resume_gives_the_same_bytes(world, tmp_path, trained, lora):
-    request = world.request(training={"lora": lora})
-    folder = work_of(world.root, request)
+def test_kill_and_resume_gives_the_same_bytes(workspace, tmp_path, trained, lora):
+    request = workspace.request(training={"lora": lora})
+    folder = work_of(workspace.root, request)
     step = random.choice([2, 4, 6, 8, 10])
     written = folder / f"checkpoint-{step}" / "trainer_state.json"
-    status = in_child(request, world.root, written.is_file, signal.SIGKILL)
+    status = in_child(request, workspace.root, written.is_file, signal.SIGKILL)
     assert os.WTERMSIG(status) == signal.SIGKILL
     assert manifest.load(folder.parents[1]) is None
-    resumed = run_stage(world.root, request.model_copy(update={"attempt": 2}))
+    resumed = run_stage(workspace.root, request.model_copy(update={"attempt": 2}))
 
     other = prepared(tmp_path / "straight")
     straight = trained[1] if lora == {"rank": 0} else run_stage(other.root, request)
@@ -191,59 +191,61 @@ def test_kill_and_resume_gives_the_same_bytes(world, tmp_path, trained, lora):
 
 
 @pytest.mark.slow
-def test_sigterm_leaves_a_checkpoint_and_exit_85(world, tmp_path):
-    request = world.request(training={"trainer": {**TRAINER, "max_steps": 24, "save_steps": 1000}})
-    progress = world.root / "cycles/test/progress"
-    status = in_child(request, world.root, lambda: any(progress.glob("*reward*.json")), signal.SIGTERM)
+def test_sigterm_leaves_a_checkpoint_and_exit_85(workspace, tmp_path):
+    request = workspace.request(training={"trainer": {**TRAINER, "max_steps": 24, "save_steps": 1000}})
+    progress = workspace.root / "cycles/test/progress"
+    status = in_child(request, workspace.root, lambda: any(progress.glob("*reward*.json")), signal.SIGTERM)
     assert os.waitstatus_to_exitcode(status) == ExitCode.CHECKPOINTED
-    assert trainer.latest_checkpoint(work_of(world.root, request)) is not None
-    resumed = run_stage(world.root, request.model_copy(update={"attempt": 2}))
+    assert trainer.latest_checkpoint(work_of(workspace.root, request)) is not None
+    resumed = run_stage(workspace.root, request.model_copy(update={"attempt": 2}))
     straight = run_stage(prepared(tmp_path / "straight").root, request)
     assert resumed.output_digest == straight.output_digest
 
 
 @pytest.mark.parametrize(("promotion", "promoted"), [({}, True), ({"minSpearman": 1.0}, False)])
 def test_retraining_and_its_gate(trained, promotion, promoted):
-    world, first = trained
-    preferences = publish(world.root, StageName.PREFERENCES, "preferences", preferences_of(world.grades))
+    workspace, first = trained
+    preferences = publish(workspace.root, StageName.PREFERENCES, "preferences", preferences_of(workspace.grades))
     parameters = reward_parameters(retrain=True, promotion=promotion, training={"retrainTrainer": {"max_steps": 4}})
-    inputs = {"prepare": world.prepare, "reward": first, "preferences": preferences}
-    reader = published(world.root, run_stage(world.root, stage_request(StageName.REWARD, 1, parameters, inputs)))
+    inputs = {"prepare": workspace.prepare, "reward": first, "preferences": preferences}
+    reader = published(
+        workspace.root, run_stage(workspace.root, stage_request(StageName.REWARD, 1, parameters, inputs))
+    )
     assert reader.manifest.promoted is promoted
     assert document(reader, "gate.json")["passed"] is promoted
     log = document(reader, "training_log.json")
     assert len(log) == 4
     figures = document(reader, "metrics.json")
-    assert figures["old"]["grades"] == document(published(world.root, first), "metrics.json")["new"]["grades"]
+    assert figures["old"]["grades"] == document(published(workspace.root, first), "metrics.json")["new"]["grades"]
     assert figures["new"]["grades"] != figures["old"]["grades"]
     assert {"preferences_auroc", "old_spearman"} <= reader.manifest.counters.keys()
     RewardModel.load(reader.folder_of("model"))  # published even when it is not promoted
 
 
 def test_a_checkpoint_of_the_users_own(trained, tmp_path):
-    world, first = trained
-    source = published(world.root, first).folder_of("model")
+    workspace, first = trained
+    source = published(workspace.root, first).folder_of("model")
     shutil.copytree(source, tmp_path / "mine")
     made = run_stage(tmp_path, stage_request(StageName.PREPARE, 0, prepare_parameters(rewardCheckpoint="mine")))
-    own = World(tmp_path, made)
+    own = RewardWorkspace(tmp_path, made)
     reader = published(tmp_path, run_stage(tmp_path, own.request(checkpoint="mine")))
     taken = reader.folder_of("model")
     assert (taken / "head.safetensors").read_bytes() == (source / "head.safetensors").read_bytes()
-    assert reader.rows("calibration") == published(world.root, first).rows("calibration")
+    assert reader.rows("calibration") == published(workspace.root, first).rows("calibration")
     assert execute(own.request(checkpoint="mine", head="LastToken"), tmp_path) == ExitCode.CONFIG
 
 
-def test_owned_and_unknown_options_are_refused(world):
+def test_owned_and_unknown_options_are_refused(workspace):
     for options in ({"output_dir": "x"}, {"train_sampling_strategy": "random"}, {"learning_rte": 1}):
-        assert execute(world.request(training={"trainer": options}), world.root) == ExitCode.CONFIG
+        assert execute(workspace.request(training={"trainer": options}), workspace.root) == ExitCode.CONFIG
 
 
 @pytest.mark.slow
 def test_scoring_in_shards_and_after_a_kill(trained, monkeypatch):
-    world, reward = trained
-    root = world.root
+    workspace, reward = trained
+    root = workspace.root
     monkeypatch.setattr(score_stage, "PART_ROWS", 20)
-    rows = candidates_of(world.grades)
+    rows = candidates_of(workspace.grades)
     inputs = {"candidates": publish(root, StageName.GENERATE, "candidates", rows), "reward": reward}
     request = stage_request(StageName.SCORE, 1, SCORING, inputs)
     folder = work_of(root, request)
@@ -275,7 +277,9 @@ def test_scoring_in_shards_and_after_a_kill(trained, monkeypatch):
 
 
 def test_no_candidates(trained):
-    world, reward = trained
-    none = publish(world.root, StageName.GENERATE, "candidates", [{"triplet_id": "torn", "outcome": "unparsable"}], "e")
+    workspace, reward = trained
+    none = publish(
+        workspace.root, StageName.GENERATE, "candidates", [{"triplet_id": "torn", "outcome": "unparsable"}], "e"
+    )
     request = stage_request(StageName.SCORE, 2, SCORING, {"candidates": none, "reward": reward})
-    assert published(world.root, run_stage(world.root, request)).rows("scores") == []
+    assert published(workspace.root, run_stage(workspace.root, request)).rows("scores") == []

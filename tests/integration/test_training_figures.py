@@ -23,18 +23,18 @@ SPEED = {"tokens", "tokens_per_second", "step_seconds"}
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> policy_fixtures.World:
-    return policy_fixtures.build(tmp_path_factory.mktemp("world"))
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> policy_fixtures.PolicyWorkspace:
+    return policy_fixtures.build(tmp_path_factory.mktemp("workspace"))
 
 
 @pytest.mark.parametrize(("kind", "figures"), [("sft", {"loss", "mean_token_accuracy"}), ("grpo", {"reward", "loss"})])
 def test_the_policy_stages_tell_their_figures_and_their_speed(
-    world: policy_fixtures.World, kind: str, figures: set[str]
+    workspace: policy_fixtures.PolicyWorkspace, kind: str, figures: set[str]
 ) -> None:
-    request = world.sft(name="figures") if kind == "sft" else world.grpo(name="figures")
-    found = world.run(request)
+    request = workspace.sft(name="figures") if kind == "sft" else workspace.grpo(name="figures")
+    found = workspace.run(request)
     assert found is not None
-    said = last_said(world.root, request)
+    said = last_said(workspace.root, request)
     assert (said.step, said.total) == (4, 4)
     assert figures | SPEED <= set(said.metrics)
     history = json.loads(found.file("log.json").read_text())

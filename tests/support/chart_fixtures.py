@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Document, Kubectl, eventually
 from tests.cluster.helm import InstalledOperator
-from tests.support.kwok_env import World
+from tests.support.kwok_env import KwokEnv
 
 #: Of a claim that a cycle `loop` makes from `CLAIM_TEMPLATE`.
 CLAIM = "loop-workspace"
@@ -22,7 +22,7 @@ CLAIM_TEMPLATE: Document = {
 }
 
 
-class ChartWorld(World):
+class ChartEnv(KwokEnv):
     """One test's part of a cluster, run by an installed operator."""
 
     def __init__(self, control_plane: ControlPlane, namespace: str, folder: Path, home: str) -> None:
@@ -63,11 +63,11 @@ class ChartWorld(World):
 
 
 @contextmanager
-def chart_world(control_plane: ControlPlane, namespace: str, folder: Path, home: str) -> Iterator[ChartWorld]:
+def chart_env(control_plane: ControlPlane, namespace: str, folder: Path, home: str) -> Iterator[ChartEnv]:
     """The namespace with a claim; the operator, which the chart installed in `home`, is not started yet."""
-    world = ChartWorld(control_plane, namespace, folder, home)
+    env = ChartEnv(control_plane, namespace, folder, home)
     try:
-        world.make_claim()
-        yield world
+        env.make_claim()
+        yield env
     finally:
-        world.close()
+        env.close()

@@ -7,7 +7,7 @@ from typing import Any
 
 from medgr2_api.stage_contract import ArtifactRef, StageName
 from medgr2_jobs.runner import main
-from tests.support import jobs_fixtures as world
+from tests.support import jobs_fixtures
 
 #: A perceptual hash.
 BITS = 0x00F1_2233_4455_6677
@@ -47,13 +47,13 @@ def candidate(name: str, image: str, question: str = "What is it?", **changes: A
     }
 
 
-class World:
+class CurateWorkspace:
     """A prepared workspace, and curate on whatever candidates a test makes up."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.tables = world.phantom_tables(root, {"train": 6, "validation": 2, "test": 2}, real=10)
-        self.prepare = world.publish(root, StageName.PREPARE, self.tables)
+        self.tables = jobs_fixtures.phantom_tables(root, {"train": 6, "validation": 2, "test": 2}, real=10)
+        self.prepare = jobs_fixtures.publish(root, StageName.PREPARE, self.tables)
         self.seed = [row for row in self.tables["items"] if row["split"] == "train"]
         self.free = [row["image_sha256"] for row in self.tables["images"][10:]]
 
@@ -62,7 +62,7 @@ class World:
         for row in self.tables["images"]:
             row["phash"] = (phashes or {}).get(row["image_sha256"], row.get("phash", ""))
         self.tables["items"] += items or []
-        self.prepare = world.publish(self.root, StageName.PREPARE, self.tables)
+        self.prepare = jobs_fixtures.publish(self.root, StageName.PREPARE, self.tables)
 
     def image(self, split: str) -> str:
         return next(row["image_sha256"] for row in self.tables["images"] if row["split"] == split)
@@ -82,21 +82,21 @@ class World:
         inputs = {"prepare": self.prepare}
         if candidates is not None:
             tables = {"candidates": candidates}
-            inputs["candidates"] = world.publish(self.root, StageName.GENERATE, tables, iteration=iteration)
+            inputs["candidates"] = jobs_fixtures.publish(self.root, StageName.GENERATE, tables, iteration=iteration)
         if scores is not None:
             rows = [{"triplet_id": name, "score": score} for name, score in scores.items()]
-            inputs["scores"] = world.publish(
+            inputs["scores"] = jobs_fixtures.publish(
                 self.root, StageName.SCORE, {"scores": rows}, iteration=iteration, inputs={"reward": "r0"}
             )
         if calibration is not None:
-            inputs["reward"] = world.publish(self.root, StageName.REWARD, {"calibration": calibration})
+            inputs["reward"] = jobs_fixtures.publish(self.root, StageName.REWARD, {"calibration": calibration})
         if previous is not None:
             inputs["previous"] = previous
         parameters = {"seed": seed, "curation": curation, "review": review}
-        asked = world.request(StageName.CURATE, iteration, parameters, inputs)
+        asked = jobs_fixtures.request(StageName.CURATE, iteration, parameters, inputs)
         code = main.execute(asked, self.root)
         self.asked = asked
-        return code, world.reader(self.root, asked) if code == 0 else None
+        return code, jobs_fixtures.reader(self.root, asked) if code == 0 else None
 
     def reasons(self, *arguments: Any, **options: Any) -> dict[str, list[str]]:
         code, found = self.curate(*arguments, **options)

@@ -16,49 +16,49 @@ from medgr2_api.stage_contract import DEEPSPEED_ENV, ExitCode
 from medgr2_jobs.models import vlm
 from medgr2_jobs.reward.model import RewardModel
 from medgr2_jobs.store.artifact import ArtifactReader
-from tests.integration.test_distributed import Cluster, checkpoint, cluster, first_reward, losses, sft, world
+from tests.integration.test_distributed import Cluster, checkpoint, cluster, first_reward, losses, sft, workspace
 from tests.support.fixtures import artifact_ref
-from tests.support.policy_fixtures import World
+from tests.support.policy_fixtures import PolicyWorkspace
 
-__all__ = ["cluster", "world"]  # fixtures
+__all__ = ["cluster", "workspace"]  # fixtures
 STEPS = {"max_steps": 12, "save_steps": 4}
 
 
 @pytest.mark.parametrize("rank", [0, 4], ids=["full", "lora"])
 @pytest.mark.parametrize("zero", ["Zero2", "Zero3"])
-def test_sft_learns_as_without(world: World, cluster: type[Cluster], zero: str, rank: int) -> None:
-    plain = world.run(world.sft({**STEPS, "per_device_train_batch_size": 4}, rank=rank, name="plain"))
+def test_sft_learns_as_without(workspace: PolicyWorkspace, cluster: type[Cluster], zero: str, rank: int) -> None:
+    plain = workspace.run(workspace.sft({**STEPS, "per_device_train_batch_size": 4}, rank=rank, name="plain"))
     assert plain is not None
-    request = world.sft({**STEPS, "per_device_train_batch_size": 2}, rank=rank, name=zero)
+    request = workspace.sft({**STEPS, "per_device_train_batch_size": 2}, rank=rank, name=zero)
     pod = cluster(request, nodes=1, processes=2, **{DEEPSPEED_ENV: zero})
     assert pod.ended() == [0], pod.logs()
-    alone = world.sft({**STEPS, "per_device_train_batch_size": 4}, rank=rank, name="plain")
-    assert losses(world, request) == pytest.approx(losses(world, alone), rel=1e-2)
+    alone = workspace.sft({**STEPS, "per_device_train_batch_size": 4}, rank=rank, name="plain")
+    assert losses(workspace, request) == pytest.approx(losses(workspace, alone), rel=1e-2)
     wanted = vlm.load_model(plain.folder_of("model")).state_dict()
-    found = vlm.load_model(world.reader(request).folder_of("model")).state_dict()
+    found = vlm.load_model(workspace.reader(request).folder_of("model")).state_dict()
     assert found.keys() == wanted.keys()
     assert all(torch.allclose(found[name], wanted[name], atol=2e-2) for name in wanted)
 
 
 @pytest.mark.parametrize("zero", ["Zero2", "Zero3"])
-def test_sft_goes_on_from_a_checkpoint(world: World, cluster: type[Cluster], zero: str) -> None:
+def test_sft_goes_on_from_a_checkpoint(workspace: PolicyWorkspace, cluster: type[Cluster], zero: str) -> None:
     name, options = f"stopped-{zero}", {"nodes": 1, "processes": 2, DEEPSPEED_ENV: zero}
-    pod = cluster(sft(world, name), **options)
-    pod.until(lambda: checkpoint(world, sft(world, name), f"2 {zero}") >= 4, "step 4")
+    pod = cluster(sft(workspace, name), **options)
+    pod.until(lambda: checkpoint(workspace, sft(workspace, name), f"2 {zero}") >= 4, "step 4")
     pod.nodes[0].process.terminate()
     assert pod.ended() == [ExitCode.CHECKPOINTED], pod.logs()
-    again = sft(world, name, 2)
+    again = sft(workspace, name, 2)
     resumed = cluster(again, **options)
     assert resumed.ended() == [0], resumed.logs()
-    assert len(losses(world, again)) == 40
+    assert len(losses(workspace, again)) == 40
 
 
 @pytest.mark.parametrize("zero", ["Zero2", "Zero3"])
-def test_grpo(world: World, cluster: type[Cluster], zero: str) -> None:
-    request = world.grpo({"max_steps": 2}, name=zero)
+def test_grpo(workspace: PolicyWorkspace, cluster: type[Cluster], zero: str) -> None:
+    request = workspace.grpo({"max_steps": 2}, name=zero)
     pod = cluster(request, nodes=1, processes=2, **{DEEPSPEED_ENV: zero})
     assert pod.ended() == [0], pod.logs()
-    vlm.load_model(world.reader(request).folder_of("model"))
+    vlm.load_model(workspace.reader(request).folder_of("model"))
 
 
 def test_the_reward_model(tmp_path: Path, cluster: type[Cluster]) -> None:

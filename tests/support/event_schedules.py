@@ -1,4 +1,4 @@
-"""A random schedule of moves, and its end: every cycle has to end once the world is kind."""
+"""A random schedule of moves, and its end: every cycle has to end once nothing goes wrong any more."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from medgr2_operator.plan.status_compaction import LIMIT_BYTES, size
 from tests.support.cycle_specs import SPECS, spec_of
 from tests.support.planner_invariants import Broken, one_writer
 from tests.support.planner_objects import ENDED
-from tests.support.planner_simulator import World
+from tests.support.planner_simulator import PlannerSimulator
 from tests.support.simulator_events import ACTIONS, BY_NAME
 
 MAX_ROUNDS = 400
 
 
-def run_schedule(seed: int, **world: Any) -> World:
+def run_schedule(seed: int, **options: Any) -> PlannerSimulator:
     """One random schedule, the same for the same seed; its name is in the message when it breaks."""
     rng = random.Random(seed)
-    made = World(spec_of(rng.randrange(len(SPECS))), **world)
+    made = PlannerSimulator(spec_of(rng.randrange(len(SPECS))), **options)
     try:
         for name in rng.choices(list(BY_NAME), list(ACTIONS.values()), k=rng.randrange(15, 90)):
             BY_NAME[name](made, rng.randrange(256), rng.randrange(256))
@@ -31,8 +31,8 @@ def run_schedule(seed: int, **world: Any) -> World:
     return made
 
 
-def settle(w: World) -> None:
-    """Makes the world kind and sees the cycle through to its end; then nothing may be left to do."""
+def settle(w: PlannerSimulator) -> None:
+    """Lets nothing go wrong any more and brings the cycle to its end; then nothing may be left to do."""
     w.skew = 0.0
     w.strangers.clear()
     if w.spec.suspend:
@@ -41,7 +41,7 @@ def settle(w: World) -> None:
     w.set_spec({"suspend": False, "approved": approved, "budget": type(w.spec.budget)()})
     for _ in range(MAX_ROUNDS):
         made = w.reconcile()
-        going = any(job.deleting for job in w.jobs.values())  # the planner has asked; the world has not obeyed yet
+        going = any(job.deleting for job in w.jobs.values())  # the planner has asked; the simulator has not done it yet
         if w.status.completion_time is not None and not made.deletes and not going:
             break
         _kindly(w)
@@ -50,7 +50,7 @@ def settle(w: World) -> None:
     _check_end(w)
 
 
-def _rest(w: World) -> None:
+def _rest(w: PlannerSimulator) -> None:
     """While suspended, everything stops although nobody but the planner asks it to."""
     for _ in range(20):
         w.reconcile()
@@ -60,7 +60,7 @@ def _rest(w: World) -> None:
         raise Broken(f"suspends: still alive: {alive}")
 
 
-def _kindly(w: World) -> None:
+def _kindly(w: PlannerSimulator) -> None:
     w.now += timedelta(seconds=700)
     w.obey()
     for job in w.jobs.values():
@@ -71,7 +71,7 @@ def _kindly(w: World) -> None:
             w.release(job, linger=False)
 
 
-def _check_end(w: World) -> None:
+def _check_end(w: PlannerSimulator) -> None:
     if w.status.phase not in (Phase.COMPLETE, Phase.FAILED):
         raise Broken(f"ends: {w.status.phase}")
     if any(job.state not in ENDED for job in w.jobs.values()):

@@ -1,4 +1,4 @@
-"""Stages that a test plays in place of processes: the executor is real, what it starts ends as the test says."""
+"""Fake stage processes: the executor is real, what it starts ends as the test says."""
 
 from __future__ import annotations
 
@@ -18,28 +18,9 @@ from medgr2_operator.local.executor import Executor, Listener
 from medgr2_operator.local.runner import Runner
 from medgr2_operator.local.stage_server_client import Exited
 from medgr2_operator.local.state import StateFile, merge
+from tests.support.cycle_documents import tiny_cycle
 
-DOCUMENT: dict[str, Any] = {
-    "apiVersion": "medgr2.io/v1alpha1",
-    "kind": "MedGR2Cycle",
-    "metadata": {"name": "played"},
-    "spec": {
-        "preset": "Tiny",
-        "iterations": 1,
-        "workspace": {"persistentVolumeClaim": {"claimName": "x"}},
-        "data": {
-            "sources": [{"name": "seed", "format": "Phantom", "phantom": {"images": 4}}],
-            "benchmarks": [{"name": "test", "format": "Phantom", "phantom": {"images": 4}}],
-        },
-        "generator": {"scripted": {}},
-        "rewardModel": {"baseModel": "builtin://tiny-qwen2.5-vl"},
-        "policy": {"baseModel": "builtin://tiny-qwen2.5-vl"},
-        "failurePolicy": {"backoffSeconds": 0.01, "maxBackoffSeconds": 0.02},
-        "stages": [{"name": "generate", "shards": 2}],
-    },
-}
-
-Play = Callable[[StageRequest], StageResult | None]
+StageBehaviour = Callable[[StageRequest], StageResult | None]
 """How a stage ends; None: it runs until somebody ends it."""
 
 
@@ -54,21 +35,21 @@ def whole(stage: StageName, iteration: int, shards: int) -> str:
 
 
 def ok(request: StageRequest, **fields: Any) -> StageResult:
-    """It published."""
+    """The result of a stage that published."""
     fields = {"output_digest": digest(request), **fields}
     return StageResult(exit_code=0, reason="Succeeded", input_hash=request.input_hash, **fields)
 
 
 def failed(request: StageRequest, code: int, reason: str, message: str = "") -> StageResult:
-    """It did not."""
+    """The result of a stage that failed."""
     return StageResult(exit_code=code, reason=reason, message=message, input_hash=request.input_hash)
 
 
-class Theatre:
-    """Has the methods of `Processes`."""
+class FakeProcesses:
+    """In place of the stage server's client; has its methods."""
 
-    def __init__(self, play: Play) -> None:
-        self.play = play
+    def __init__(self, behave: StageBehaviour) -> None:
+        self.behave = behave
         self.requests: dict[str, StageRequest] = {}
         self.environments: dict[str, dict[str, str]] = {}
         self.signals: list[tuple[str, int]] = []
@@ -77,7 +58,7 @@ class Theatre:
     def start(self, name: str, env: dict[str, str], log: Path) -> None:
         self.requests[name] = StageRequest.model_validate_json(env[REQUEST_ENV])
         self.environments[name] = env
-        result = self.play(self.requests[name])
+        result = self.behave(self.requests[name])
         if result is not None:
             self.end(name, result.exit_code, result.to_termination_message())
 
@@ -105,17 +86,21 @@ class Theatre:
         """Nothing to close."""
 
 
-def stage(
-    root: Path, monkeypatch: pytest.MonkeyPatch, play: Play, listener: Listener | None = None, **options: Any
-) -> tuple[Executor, Theatre]:
-    """An executor of the cycle in its stored state, and what it plays with."""
-    theatre = Theatre(play)
-    monkeypatch.setattr(runner, "Processes", lambda *_: theatre)
-    cycle = merge(Cycle.model_validate(DOCUMENT), StateFile(root, "played").load())
-    return Executor(root, cycle, listener or Listener(), **options), theatre
+def make_executor(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    behave: StageBehaviour,
+    listener: Listener | None = None,
+    **options: Any,
+) -> tuple[Executor, FakeProcesses]:
+    """An executor of the cycle in its stored state, and the fake processes that it starts."""
+    processes = FakeProcesses(behave)
+    monkeypatch.setattr(runner, "Processes", lambda *_: processes)
+    cycle = merge(Cycle.model_validate(tiny_cycle()), StateFile(root, "loop").load())
+    return Executor(root, cycle, listener or Listener(), **options), processes
 
 
-def perform(*made: Executor, **options: Any) -> Phase:
+def run_executors(*made: Executor, **options: Any) -> Phase:
     """A run of these; the phase of the first when it has ended."""
     Runner(made, made[0].listener, **options).run()
     return made[0].phase

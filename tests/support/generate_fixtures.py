@@ -15,7 +15,7 @@ import pytest
 from medgr2_api import paths
 from medgr2_api.stage_contract import REQUEST_ENV, SECRETS_ENV, WORKSPACE_ENV, StageName, StageRequest
 from medgr2_jobs.generate import append_only_log, rate_control
-from tests.support import jobs_fixtures as world
+from tests.support import jobs_fixtures
 from tests.support.chat_server import TOKENS_IN, TOKENS_OUT
 
 KEY = "sk-secret-of-the-tests"
@@ -41,7 +41,7 @@ def prepare_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def asked(
-    root: Path, url: str, *, candidates: int = 12, tables: world.Tables | None = None, **changes: Any
+    root: Path, url: str, *, candidates: int = 12, tables: jobs_fixtures.Tables | None = None, **changes: Any
 ) -> StageRequest:
     """A request for `candidates` questions, two per image."""
     provider = {
@@ -70,9 +70,9 @@ def asked(
         "shards": 1,
         **changes,
     }
-    tables = tables or world.phantom_tables(root, {"train": 8, "test": 2})
-    return world.request(
-        StageName.GENERATE, 1, parameters, {"prepare": world.publish(root, StageName.PREPARE, tables)}, **fields
+    tables = tables or jobs_fixtures.phantom_tables(root, {"train": 8, "test": 2})
+    return jobs_fixtures.request(
+        StageName.GENERATE, 1, parameters, {"prepare": jobs_fixtures.publish(root, StageName.PREPARE, tables)}, **fields
     )
 
 

@@ -26,8 +26,8 @@ HELD = "medgr2.io/test"
 HOLD = {"op": "add", "path": "/spec/template/metadata/finalizers", "value": [HELD]}
 
 
-class World:
-    """One test's part of the cluster."""
+class KwokEnv:
+    """One test's namespace on the kwok cluster, and the operator that watches it."""
 
     def __init__(self, control_plane: ControlPlane, kubectl: Kubectl, namespace: str, folder: Path) -> None:
         self.control_plane, self.kubectl, self.namespace, self.folder = control_plane, kubectl, namespace, folder
@@ -202,11 +202,11 @@ class World:
 
 
 @pytest.fixture
-def world(
+def env(
     control_plane: ControlPlane, kwok_cluster: Kwok, crd: str, kubectl: Kubectl, namespace: str, tmp_path: Path
-) -> Iterator[World]:
+) -> Iterator[KwokEnv]:
     """The test's namespace with a claim; the operator is not started yet."""
-    made = World(control_plane, kubectl, namespace, tmp_path)
+    made = KwokEnv(control_plane, kubectl, namespace, tmp_path)
     made.make_claim()
     yield made
     made.close()

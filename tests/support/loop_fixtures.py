@@ -11,43 +11,37 @@ from typing import Any
 
 import yaml
 
+from tests.support.cycle_documents import tiny_cycle
+
 _STEPS = {"per_device_train_batch_size": 8, "save_steps": 2}
 
-CYCLE: dict[str, Any] = {
-    "apiVersion": "medgr2.io/v1alpha1",
-    "kind": "MedGR2Cycle",
-    "metadata": {"name": "loop"},
-    "spec": {
-        "preset": "Tiny",
-        "iterations": 1,
-        "workspace": {"persistentVolumeClaim": {"claimName": "x"}},
-        "data": {
-            "sources": [
-                {"name": "seed", "format": "Phantom", "phantom": {"images": 16}},
-                {"name": "pool", "format": "Phantom", "role": "Images", "phantom": {"images": 16}},
-            ],
-            "split": {"validationFraction": 0.5},
-            "benchmarks": [{"name": "phantoms", "format": "Phantom", "phantom": {"images": 8}}],
-        },
-        "generator": {"scripted": {}, "candidates": 48, "questionsPerImage": 3},
-        "curation": {"selection": {"strategy": "TopK", "k": 24}},
-        "rewardModel": {
-            "baseModel": "builtin://tiny-qwen2.5-vl?captions=answers&steps=12&images=32",
-            "training": {"trainer": {"max_steps": 8, **_STEPS}, "retrainTrainer": {"max_steps": 4}},
-        },
-        "policy": {
-            "baseModel": "builtin://tiny-qwen2.5-vl?steps=12&images=32",
-            "sft": {"trainer": {"max_steps": 8, **_STEPS}},
-            "grpo": {
-                "numGenerations": 4,
-                "trainer": {"max_steps": 4, "per_device_train_batch_size": 16, "save_steps": 1},
-            },
-            "preferences": {"prompts": 16, "samplesPerPrompt": 2},
-        },
-        "failurePolicy": {"maxRetries": 20, "backoffSeconds": 0.05, "maxBackoffSeconds": 0.1},
-        "stages": [{"name": "generate", "shards": 2}, {"name": "score", "shards": 2}],
+CYCLE = tiny_cycle(
+    data={
+        "sources": [
+            {"name": "seed", "format": "Phantom", "phantom": {"images": 16}},
+            {"name": "pool", "format": "Phantom", "role": "Images", "phantom": {"images": 16}},
+        ],
+        "split": {"validationFraction": 0.5},
+        "benchmarks": [{"name": "phantoms", "format": "Phantom", "phantom": {"images": 8}}],
     },
-}
+    generator={"scripted": {}, "candidates": 48, "questionsPerImage": 3},
+    curation={"selection": {"strategy": "TopK", "k": 24}},
+    rewardModel={
+        "baseModel": "builtin://tiny-qwen2.5-vl?captions=answers&steps=12&images=32",
+        "training": {"trainer": {"max_steps": 8, **_STEPS}, "retrainTrainer": {"max_steps": 4}},
+    },
+    policy={
+        "baseModel": "builtin://tiny-qwen2.5-vl?steps=12&images=32",
+        "sft": {"trainer": {"max_steps": 8, **_STEPS}},
+        "grpo": {
+            "numGenerations": 4,
+            "trainer": {"max_steps": 4, "per_device_train_batch_size": 16, "save_steps": 1},
+        },
+        "preferences": {"prompts": 16, "samplesPerPrompt": 2},
+    },
+    failurePolicy={"maxRetries": 20, "backoffSeconds": 0.05, "maxBackoffSeconds": 0.1},
+    stages=[{"name": "generate", "shards": 2}, {"name": "score", "shards": 2}],
+)
 
 
 class Loop:

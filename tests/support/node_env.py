@@ -1,4 +1,4 @@
-"""A lab's namespace on the real node, with the operator that Helm installed."""
+"""A namespace on the real node, with the operator that Helm installed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.cluster.node import Node
 
 HOME = "medgr2-system"
 #: The namespace that the operator watches.
-LAB = "lab"
+NAMESPACE = "lab"
 _RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
 
 
-class Lab:
-    """What a user does there, with kubectl, and sees."""
+class NodeEnv:
+    """The namespace as a user works in it, with kubectl."""
 
     def __init__(self, node: Node, namespace: str) -> None:
         self.node, self.namespace = node, namespace
@@ -126,14 +126,14 @@ class Lab:
 def installed(
     node_cluster: Node, operator_image: str, stage_image: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Node:
-    """The node's cluster with our chart in it; it watches the lab, for other tests have cycles that nobody runs."""
+    """The node's cluster with our chart in it; it watches one namespace: other tests have cycles that nobody runs."""
     cluster = node_cluster.control_plane
     helm = Helm(tmp_path_factory.mktemp("helm"), cluster.kubeconfig)
     with locked():  # another process of this test run may want the same
-        for name in (HOME, LAB):
+        for name in (HOME, NAMESPACE):
             cluster.kubectl("create", "namespace", name, check=False)
             cluster.kubectl("label", "namespace", name, "--overwrite", _RESTRICTED)
-        settings = {**values(operator_image, stage_image), "watchNamespaces": [LAB]}
+        settings = {**values(operator_image, stage_image), "watchNamespaces": [NAMESPACE]}
         helm.install(HOME, "--take-ownership", values=settings)  # of the CRD, which other tests need, too
     return node_cluster
 
@@ -148,9 +148,9 @@ def values(operator_image: str, stage_image: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def lab(installed: Node) -> Iterator[Lab]:
-    """The lab, empty but for what earlier tests left on its volumes."""
-    found = Lab(installed, LAB)
+def node_env(installed: Node) -> Iterator[NodeEnv]:
+    """The namespace, empty but for what earlier tests left on its volumes."""
+    found = NodeEnv(installed, NAMESPACE)
     yield found
     found.kubectl("delete", "medgr2cycles", "--all", "--wait=false")  # its stages would take the next test's time
 

@@ -1,4 +1,4 @@
-"""What must hold whatever happens in the world; `Broken` is raised as soon as it does not."""
+"""What must hold whatever happens in the simulator; `Broken` is raised as soon as it does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small world for the planner: API server, Job controller, pods, a volume and a clock.
+"""A simulated cluster for the planner: API server, Job controller, pods, a volume and a clock.
 
 Nothing happens here by itself: what can happen, and go wrong, is in `moves`, and what must hold then in `invariants`.
 """
@@ -44,7 +44,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @dataclass
-class World:
+class PlannerSimulator:
     """The truth, and what the planner was told of it."""
 
     spec: CycleSpec

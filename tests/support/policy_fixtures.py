@@ -43,7 +43,7 @@ GRPO_TRAINER = {
 
 
 @dataclass
-class World:
+class PolicyWorkspace:
     """A workspace with prepared inputs."""
 
     root: Path
@@ -129,7 +129,7 @@ class World:
         return ArtifactReader(self.root, ArtifactRef(stage=request.stage, iteration=1, path=path, output_digest=""))
 
 
-def build(root: Path, images: int = 24) -> World:
+def build(root: Path, images: int = 24) -> PolicyWorkspace:
     """Makes the workspace: two questions per phantom; a third of the images seed, the rest candidates."""
     torch.set_num_threads(1)
     store = ImageStore(root)
@@ -192,12 +192,12 @@ def build(root: Path, images: int = 24) -> World:
     publish("sft", StageName.SFT, policy)
     publish("policy", StageName.GRPO, policy)
     publish("reward", StageName.REWARD, reward)
-    return World(root, refs, training, candidates, items)
+    return PolicyWorkspace(root, refs, training, candidates, items)
 
 
-def publish_table(world: World, table: str, rows: list[dict[str, Any]]) -> ArtifactRef:
+def publish_table(workspace: PolicyWorkspace, table: str, rows: list[dict[str, Any]]) -> ArtifactRef:
     """Another artifact of curate with this table."""
-    return _publish(world.root, f"more/{rows}", StageName.CURATE, lambda writer: writer.table(table, rows))
+    return _publish(workspace.root, f"more/{rows}", StageName.CURATE, lambda writer: writer.table(table, rows))
 
 
 def _publish(root: Path, name: str, stage: StageName, write: Callable[[ArtifactWriter], Any]) -> ArtifactRef:
@@ -245,10 +245,12 @@ def disturbed(request: StageRequest, root: Path, step: int, sign: int, moment: s
     os._exit(main())
 
 
-def in_child(world: World, request: StageRequest, step: int = 0, sign: int = 0, moment: str = "log") -> int:
+def in_child(
+    workspace: PolicyWorkspace, request: StageRequest, step: int = 0, sign: int = 0, moment: str = "log"
+) -> int:
     """Exit code of `disturbed` in a process of its own; -n when signal n ended it."""
     server = fork_runner.context(["tests.support.policy_fixtures", "medgr2_jobs.stages.sft", "medgr2_jobs.stages.grpo"])
-    child = server.Process(target=disturbed, args=(request, world.root, step, sign, moment))
+    child = server.Process(target=disturbed, args=(request, workspace.root, step, sign, moment))
     child.start()
     child.join(180)
     assert child.exitcode is not None, "the stage hangs"

@@ -16,7 +16,7 @@ from medgr2_jobs.store.artifact import ArtifactReader
 from tests.support.fixtures import artifact_ref, prepare_parameters, stage_request
 
 
-class Desk:
+class PrepareWorkspace:
     """A workspace with OmniMedVQA files `seed/` and `bench/` that tests spoil before they run prepare."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

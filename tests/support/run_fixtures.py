@@ -12,27 +12,13 @@ from typing import Any
 import yaml
 
 from tests.support import fake_run
+from tests.support.cycle_documents import tiny_cycle
 from tests.support.fork_runner import Forked
 
-CYCLE: dict[str, Any] = {
-    "apiVersion": "medgr2.io/v1alpha1",
-    "kind": "MedGR2Cycle",
-    "metadata": {"name": "loop"},
-    "spec": {
-        "preset": "Tiny",
-        "iterations": 2,
-        "workspace": {"persistentVolumeClaim": {"claimName": "x"}},
-        "data": {
-            "sources": [{"name": "seed", "format": "Phantom", "phantom": {"images": 4}}],
-            "benchmarks": [{"name": "test", "format": "Phantom", "phantom": {"images": 4}}],
-        },
-        "generator": {"scripted": {}},
-        "rewardModel": {"baseModel": "builtin://tiny-qwen2.5-vl"},
-        "policy": {"baseModel": "builtin://tiny-qwen2.5-vl"},
-        "failurePolicy": {"maxRetries": 50, "maxInfraRestarts": 200, "backoffSeconds": 0.01, "maxBackoffSeconds": 0.05},
-        "stages": [{"name": "generate", "shards": 2}],
-    },
-}
+CYCLE = tiny_cycle(
+    iterations=2,
+    failurePolicy={"maxRetries": 50, "maxInfraRestarts": 200, "backoffSeconds": 0.01, "maxBackoffSeconds": 0.05},
+)
 
 
 class Run(Forked):

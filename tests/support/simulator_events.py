@@ -1,4 +1,4 @@
-"""Everything that happens in the world, and how often: planner runs, crashes, Jobs that end or vanish, people.
+"""Everything that happens in the simulator, and how often: planner runs, crashes, Jobs that end or vanish, people.
 
 Nothing here is random by itself: every move takes two integers, so Hypothesis can shrink a schedule and a seeded driver
 can replay one.
@@ -16,9 +16,9 @@ from medgr2_operator.plan.job_names import job_name
 from medgr2_operator.plan.types import AttemptKey, JobState
 from tests.support.planner_invariants import one_writer
 from tests.support.planner_objects import ENDED, SimJob, SimPod
-from tests.support.planner_simulator import World
+from tests.support.planner_simulator import PlannerSimulator
 
-Move = Callable[[World, int, int], None]
+Move = Callable[[PlannerSimulator, int, int], None]
 
 #: (exit code, the executor's word, whether the checkpoint moved): every row of the failure table.
 FAILURES: tuple[tuple[int | None, str, bool], ...] = (
@@ -47,12 +47,12 @@ _PERMANENT = 4
 # -- planner runs ------------------------------------------------------------------------------------------------------
 
 
-def reconcile(w: World, a: int, b: int) -> None:
+def reconcile(w: PlannerSimulator, a: int, b: int) -> None:
     """All well: read, plan, apply."""
     w.reconcile()
 
 
-def reconcile_crash(w: World, a: int, b: int) -> None:
+def reconcile_crash(w: PlannerSimulator, a: int, b: int) -> None:
     """The operator dies after any single action."""
     cycle = w.cycle()
     made = w.make_plan(cycle, w.observe(cycle))
@@ -60,8 +60,8 @@ def reconcile_crash(w: World, a: int, b: int) -> None:
     w.uids.clear()
 
 
-def reconcile_slow(w: World, a: int, b: int) -> None:
-    """The world goes on between any two readings, and before the plan is applied."""
+def reconcile_slow(w: PlannerSimulator, a: int, b: int) -> None:
+    """The simulator goes on between any two readings, and before the plan is applied."""
     version, cycle = w.version, w.cycle()
     _something(w, a // 3 + b)
     made = w.make_plan(cycle, w.observe(cycle, lambda: (_something(w, a), _something(w, a // 5 + b))))
@@ -69,17 +69,17 @@ def reconcile_slow(w: World, a: int, b: int) -> None:
     w.apply(made, version)
 
 
-def reconcile_old_cycle(w: World, a: int, b: int) -> None:
-    """A planner that read the cycle long ago, and the world just now; its status write has to conflict."""
+def reconcile_old_cycle(w: PlannerSimulator, a: int, b: int) -> None:
+    """A planner that read the cycle long ago, and the simulator just now; its status write has to conflict."""
     if w.old_cycles:
         version, cycle = w.old_cycles[a % len(w.old_cycles)]
         w.apply(w.make_plan(cycle, w.observe(cycle)), version)
 
 
-# -- the world's own moves ---------------------------------------------------------------------------------------------
+# -- what happens in the cluster --------------------------------------------------------------------------------------
 
 
-def admit(w: World, a: int, b: int) -> None:
+def admit(w: PlannerSimulator, a: int, b: int) -> None:
     """A queued Job gets its quota and its pod."""
     job = _pick(w, a, lambda job: job.state is JobState.QUEUED and not job.deleting)
     if job is not None:
@@ -90,7 +90,7 @@ def admit(w: World, a: int, b: int) -> None:
         w.pods[pod.name] = pod
 
 
-def requeue(w: World, a: int, b: int) -> None:
+def requeue(w: PlannerSimulator, a: int, b: int) -> None:
     """The queue takes the quota back; the pod may need a while to go."""
     job = _pick(w, a, lambda job: job.state is JobState.RUNNING and not job.deleting)
     if job is not None:
@@ -98,14 +98,14 @@ def requeue(w: World, a: int, b: int) -> None:
         w.release(job, linger=bool(b % 2))
 
 
-def advance(w: World, a: int, b: int) -> None:
+def advance(w: PlannerSimulator, a: int, b: int) -> None:
     """A stage makes progress; whether the checkpoint moved shows at its end."""
     job = _pick(w, a, lambda job: job.state is JobState.RUNNING)
     if job is not None:
         job.step += b % 50
 
 
-def succeed(w: World, a: int, b: int) -> None:
+def succeed(w: PlannerSimulator, a: int, b: int) -> None:
     """A running stage publishes and ends; its result may be lost with the pod."""
     job = _pick(w, a, lambda job: job.state is JobState.RUNNING)
     if job is not None:
@@ -113,7 +113,7 @@ def succeed(w: World, a: int, b: int) -> None:
         w.release(job, linger=b % 4 == 3)
 
 
-def fail(w: World, a: int, b: int) -> None:
+def fail(w: PlannerSimulator, a: int, b: int) -> None:
     """A running stage ends in one of all the ways there are."""
     job = _pick(w, a, lambda job: job.state is JobState.RUNNING)
     if job is not None:
@@ -130,7 +130,7 @@ def fail(w: World, a: int, b: int) -> None:
         w.release(job, linger=b % 4 == 3)
 
 
-def vanish(w: World, a: int, b: int) -> None:
+def vanish(w: PlannerSimulator, a: int, b: int) -> None:
     """Someone deletes a Job; its pods may outlive it."""
     job = _pick(w, a, lambda job: True)
     if job is not None:
@@ -138,7 +138,7 @@ def vanish(w: World, a: int, b: int) -> None:
         w.release(job, linger=b % 3 > 0)
 
 
-def finish_delete(w: World, a: int, b: int) -> None:
+def finish_delete(w: PlannerSimulator, a: int, b: int) -> None:
     """A Job that is being deleted: its stage checkpoints, fails or even succeeds; the Job may show that, or go."""
     job = _pick(w, a, lambda job: job.deleting)
     if job is None:
@@ -154,7 +154,7 @@ def finish_delete(w: World, a: int, b: int) -> None:
     w.release(job, linger=b % 4 == 3)
 
 
-def end_pod(w: World, a: int, b: int) -> None:
+def end_pod(w: PlannerSimulator, a: int, b: int) -> None:
     """A pod without use ends; one whose Job vanished may still publish."""
     pods = [pod for pod in w.pods.values() if pod.terminating or pod.job.name not in w.jobs]
     if pods:
@@ -164,12 +164,12 @@ def end_pod(w: World, a: int, b: int) -> None:
         del w.pods[pod.name]
 
 
-def pass_time(w: World, a: int, b: int) -> None:
+def pass_time(w: PlannerSimulator, a: int, b: int) -> None:
     """Time passes."""
     w.now += timedelta(seconds=1 + (a % 16) ** 2 * 4)
 
 
-def jump(w: World, a: int, b: int) -> None:
+def jump(w: PlannerSimulator, a: int, b: int) -> None:
     """Somebody sets the clock, forward or back."""
     w.skew = (0.0, 3600.0, -3600.0, 90_000.0, 0.5, -5.0)[a % 6]
 
@@ -177,7 +177,7 @@ def jump(w: World, a: int, b: int) -> None:
 # -- people ------------------------------------------------------------------------------------------------------------
 
 
-def edit(w: World, a: int, b: int) -> None:
+def edit(w: PlannerSimulator, a: int, b: int) -> None:
     """An edit of the spec."""
     stage = StageRef(iteration=1, stage=StageName.SFT)
     rate = w.spec.policy.sft.model_copy(update={"learning_rate": 1e-5 * (1 + b % 2)})
@@ -193,7 +193,7 @@ def edit(w: World, a: int, b: int) -> None:
     w.set_spec(changes)
 
 
-def restart(w: World, a: int, b: int) -> None:
+def restart(w: PlannerSimulator, a: int, b: int) -> None:
     """Somebody wants a stage again."""
     names = list(StageName)
     if len(w.status.restart_tokens) < 4:
@@ -201,7 +201,7 @@ def restart(w: World, a: int, b: int) -> None:
         w.set_spec({"restart_from": wish})
 
 
-def stranger(w: World, a: int, b: int) -> None:
+def stranger(w: PlannerSimulator, a: int, b: int) -> None:
     """Another's Job has the name that ours would get; or goes away."""
     if w.strangers:
         w.strangers.clear()
@@ -216,12 +216,12 @@ def stranger(w: World, a: int, b: int) -> None:
 # -- small things ------------------------------------------------------------------------------------------------------
 
 
-def _something(w: World, a: int) -> None:
+def _something(w: PlannerSimulator, a: int) -> None:
     moves = (admit, succeed, fail, finish_delete, end_pod, vanish, requeue)
     moves[a % len(moves)](w, a // 7, a // 3)
 
 
-def _pick(w: World, a: int, wanted: Any) -> SimJob | None:
+def _pick(w: PlannerSimulator, a: int, wanted: Any) -> SimJob | None:
     found = [job for job in w.jobs.values() if wanted(job)]
     return found[a % len(found)] if found else None
 

@@ -1,4 +1,4 @@
-"""Driving a world to a certain point, for tests that look at one rule."""
+"""Brings a simulator to a certain point, for tests that look at one rule."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from medgr2_operator.plan.types import JobState, Plan
 from tests.support import simulator_events
 from tests.support.cycle_specs import make_spec
 from tests.support.planner_objects import ENDED, SimJob
-from tests.support.planner_simulator import World
+from tests.support.planner_simulator import PlannerSimulator
 
 #: What a stage of four GPUs has in the spec.
 GPU = {"resources": {"limits": {"nvidia.com/gpu": 4}}}
 
 
-def world(**changes: Any) -> World:
-    """A world with one iteration, and changes of the spec."""
-    return World(make_spec(**{"iterations": 1, **changes}))
+def make_simulator(**changes: Any) -> PlannerSimulator:
+    """A simulator with one iteration, and changes of the spec."""
+    return PlannerSimulator(make_spec(**{"iterations": 1, **changes}))
 
 
-def reconcile(w: World, times: int = 1) -> Plan:
+def reconcile(w: PlannerSimulator, times: int = 1) -> Plan:
     """Planner rounds; the last plan."""
     for _ in range(times):
         made = w.reconcile()
     return made
 
 
-def job(w: World, name: str, iteration: int = 1) -> SimJob:
+def job(w: PlannerSimulator, name: str, iteration: int = 1) -> SimJob:
     """The newest Job of a stage."""
     found = [j for j in w.jobs.values() if j.key.name == name and j.key.iteration == iteration]
     return max(found, key=lambda j: int(j.uid.rsplit("-", 1)[1]))
 
 
-def record(w: World, name: str, iteration: int = 1) -> StageStatus:
+def record(w: PlannerSimulator, name: str, iteration: int = 1) -> StageStatus:
     """A stage's record in the stored status."""
     return next(r for r in w.status.stages if r.name == name and r.iteration == iteration)
 
 
-def condition(w: World, kind: str) -> Condition:
+def condition(w: PlannerSimulator, kind: str) -> Condition:
     """A condition of the stored status."""
     return next(c for c in w.status.conditions if c.type == kind)
 
 
-def run(w: World, found: SimJob) -> SimJob:
+def run(w: PlannerSimulator, found: SimJob) -> SimJob:
     """Lets a queued Job run, and the planner see it."""
     simulator_events.admit(
         w, [j for j in w.jobs.values() if j.state is JobState.QUEUED and not j.deleting].index(found), 0
@@ -55,7 +55,7 @@ def run(w: World, found: SimJob) -> SimJob:
     return found
 
 
-def succeed(w: World, found: SimJob, *, readable: bool = True, **result: Any) -> None:
+def succeed(w: PlannerSimulator, found: SimJob, *, readable: bool = True, **result: Any) -> None:
     """A Job succeeds."""
     told = w.publish(found).model_copy(update=result)
     found.started = found.started or w.now
@@ -63,14 +63,14 @@ def succeed(w: World, found: SimJob, *, readable: bool = True, **result: Any) ->
     w.release(found, linger=False)
 
 
-def fail(w: World, found: SimJob, code: int | None, reason: str = "", **result: Any) -> None:
+def fail(w: PlannerSimulator, found: SimJob, code: int | None, reason: str = "", **result: Any) -> None:
     """A Job fails."""
     told = StageResult(exit_code=code, **result) if code is not None else None
     w.finish(found, code, reason, told)
     w.release(found, linger=False)
 
 
-def until(w: World, name: str, iteration: int = 1) -> SimJob:
+def until(w: PlannerSimulator, name: str, iteration: int = 1) -> SimJob:
     """Everything else succeeds until this stage's Job exists."""
     for _ in range(60):
         w.reconcile()
@@ -83,7 +83,7 @@ def until(w: World, name: str, iteration: int = 1) -> SimJob:
     raise AssertionError(f"{name}@{iteration} never started: {w.status.conditions}")
 
 
-def finish(w: World) -> None:
+def finish(w: PlannerSimulator) -> None:
     """Everything succeeds until the cycle has ended."""
     for _ in range(300):
         w.reconcile()
@@ -95,22 +95,22 @@ def finish(w: World) -> None:
     raise AssertionError(f"did not finish: {w.status.conditions}")
 
 
-def wait(w: World, seconds: float) -> None:
+def wait(w: PlannerSimulator, seconds: float) -> None:
     """Time passes."""
     w.now += timedelta(seconds=seconds)
 
 
-def live(w: World) -> set[str]:
+def live(w: PlannerSimulator) -> set[str]:
     """Stages with an attempt that has not ended."""
     active = (AttemptState.PENDING, AttemptState.RUNNING, AttemptState.TERMINATING)
     return {f"{r.name}@{r.iteration}" for r in w.status.stages if r.attempt and r.state in active}
 
 
-def edit(w: World, **changes: Any) -> None:
+def edit(w: PlannerSimulator, **changes: Any) -> None:
     """Somebody edits the spec."""
     w.set_spec(changes)
 
 
-def restart(w: World, stage: str, iteration: int, token: str) -> None:
+def restart(w: PlannerSimulator, stage: str, iteration: int, token: str) -> None:
     """Somebody wants a stage again."""
     edit(w, restart_from=RestartFrom(iteration=iteration, stage=StageName(stage), token=token))

@@ -27,7 +27,7 @@ sys.exit(forkserver.main())
 """
 
 
-class Nursery:
+class StageServer:
     """Starts stages; `events` has what it says of them: a pid at the start, an exit code at the end."""
 
     def __init__(self, process: subprocess.Popen[str], root: Path) -> None:
@@ -56,13 +56,13 @@ class Nursery:
 
 
 @contextmanager
-def nursery(root: Path) -> Iterator[Nursery]:
-    """A running one; its stages end with it."""
+def stage_server(root: Path) -> Iterator[StageServer]:
+    """A running stage server; its stages end with it."""
     process = subprocess.Popen(
         [sys.executable, "-c", _CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ)
     )
     try:
-        yield Nursery(process, root)
+        yield StageServer(process, root)
     finally:
         assert process.stdin is not None
         process.stdin.close()

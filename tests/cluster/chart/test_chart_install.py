@@ -14,7 +14,7 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import CRD, Kubectl, eventually, serve_crd
 from tests.cluster.helm import CHART, RELEASE, Helm, HelmError, only
 from tests.cluster.kwok import behaviour
-from tests.support.chart_fixtures import CLAIM, CLAIM_TEMPLATE, chart_world
+from tests.support.chart_fixtures import CLAIM, CLAIM_TEMPLATE, chart_env
 
 pytestmark = pytest.mark.cluster
 
@@ -39,14 +39,14 @@ def test_install_upgrade_uninstall(
     cluster_helm.install(home)
     pods = Kubectl(own_cluster, home).get("pods")["items"]
     assert [pod["status"]["phase"] for pod in pods] == ["Running", "Running"]
-    with chart_world(own_cluster, team, tmp_path, home) as world:
-        world.make_volume()
-        world.operator.start()
+    with chart_env(own_cluster, team, tmp_path, home) as env:
+        env.make_volume()
+        env.operator.start()
         forever = {"prepare": behaviour(run="forever")}
-        world.apply(workspace={"volumeClaimTemplate": CLAIM_TEMPLATE}, annotations_of=forever)
-        world.running("prepare", 0)
+        env.apply(workspace={"volumeClaimTemplate": CLAIM_TEMPLATE}, annotations_of=forever)
+        env.running("prepare", 0)
         holder = Kubectl(own_cluster, home).get("lease", RELEASE)["spec"]["holderIdentity"]
-        assert holder == world.operator.name
+        assert holder == env.operator.name
 
         newer = tmp_path / "newer"
         shutil.copytree(CHART, newer)
@@ -58,12 +58,12 @@ def test_install_upgrade_uninstall(
         assert Kubectl(own_cluster, home).get("deployment", RELEASE)["status"]["readyReplicas"] == 3
         assert Kubectl(own_cluster, home).get("lease", RELEASE)["spec"]["holderIdentity"] == holder
 
-        world.finish("prepare")
-        world.wait("Complete")
-        world.deleted()
-        assert world.operator.stop() == 0
+        env.finish("prepare")
+        env.wait("Complete")
+        env.deleted()
+        assert env.operator.stop() == 0
         cluster_helm.uninstall(home)
-        world.kubectl("delete", "pvc", "medgr2-data")  # the test's own, as the volumes
+        env.kubectl("delete", "pvc", "medgr2-data")  # the test's own, as the volumes
         left = {("CustomResourceDefinition", "", CYCLES), ("PersistentVolumeClaim", team, CLAIM)}
 
         def more() -> set[Thing]:
@@ -124,10 +124,10 @@ def test_who_owns_a_namespace_can_install_for_it(
         kubectl("create", "rolebinding", "owner", "--role=owner", "--user=owner")
     owner = Helm(tmp_path, own_cluster.user_kubeconfig("owner"))
     owner.install(home, values={"watchNamespaces": [team], "crds": {"install": False}})
-    with chart_world(own_cluster, team, tmp_path, home) as world:
-        world.operator.start()
-        world.apply()
-        world.wait("Complete")
+    with chart_env(own_cluster, team, tmp_path, home) as env:
+        env.operator.start()
+        env.apply()
+        env.wait("Complete")
     owner.uninstall(home)
     with pytest.raises(HelmError, match="forbidden"):
         owner.install(home, values={"crds": {"install": False}})

@@ -24,7 +24,7 @@ from tests.cluster.helm import RELEASE, Helm
 from tests.cluster.kwok import Kwok, behaviour
 from tests.cluster.operator import Operator
 from tests.cluster.rbac import Grant, denied, grants, unused
-from tests.support.chart_fixtures import CLAIM, CLAIM_TEMPLATE, ChartWorld, chart_world
+from tests.support.chart_fixtures import CLAIM, CLAIM_TEMPLATE, ChartEnv, chart_env
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -40,8 +40,8 @@ def test_cluster_wide(
     own_cluster: ControlPlane, own_kwok: Kwok, cluster_helm: Helm, home: str, team: str, tmp_path: Path
 ) -> None:
     cluster_helm.install(home, values={"replicas": 1})
-    with chart_world(own_cluster, team, tmp_path, home) as world:
-        live_through_everything(world, own_kwok)
+    with chart_env(own_cluster, team, tmp_path, home) as env:
+        live_through_everything(env, own_kwok)
     events = asked(own_cluster, home)
     given = grants(own_cluster, home, RELEASE)
     assert denied(events) == []
@@ -58,11 +58,11 @@ def test_in_named_namespaces(
     with restricted_namespace(own_cluster, "idle") as idle, restricted_namespace(own_cluster, "foreign") as foreign:
         cluster_helm.install(home, values={"replicas": 1, "watchNamespaces": [team, idle]})
         with (
-            chart_world(own_cluster, team, tmp_path, home) as world,
-            chart_world(own_cluster, foreign, tmp_path, home) as elsewhere,
+            chart_env(own_cluster, team, tmp_path, home) as env,
+            chart_env(own_cluster, foreign, tmp_path, home) as elsewhere,
         ):
             elsewhere.apply()
-            live_through_everything(world, own_kwok)
+            live_through_everything(env, own_kwok)
             assert "status" not in elsewhere.cycle()
         events = asked(own_cluster, home)
         given = grants(own_cluster, home, RELEASE)
@@ -98,107 +98,107 @@ def assert_that_the_proof_can_fail(cluster: ControlPlane, home: str, given: list
 # -- everything --------------------------------------------------------------------------------------------------------
 
 
-def live_through_everything(world: ChartWorld, kwok: Kwok) -> None:
+def live_through_everything(env: ChartEnv, kwok: Kwok) -> None:
     """Ends with all operators stopped, for the API server notes a watch when it ends."""
-    standby = world.replica("operator-1")
-    world.operator.start()
-    leads(world, world.operator)
+    standby = env.replica("operator-1")
+    env.operator.start()
+    leads(env, env.operator)
     standby.start()
-    with lost_pod(world, kwok) as lost:
-        failures_retries_and_two_nodes(world)
-        a_stranger(world)
-        a_queue(world)
-        a_short_life(world)
-        suspended_under_two_leaders(world)
-        progress(world)
-        eventually(lambda: wake(world, "lost") or given_up(world, lost), "the lost pod is deleted", LOST_SECONDS)
-        world.deleted("lost")
+    with lost_pod(env, kwok) as lost:
+        failures_retries_and_two_nodes(env)
+        a_stranger(env)
+        a_queue(env)
+        a_short_life(env)
+        suspended_under_two_leaders(env)
+        progress(env)
+        eventually(lambda: wake(env, "lost") or given_up(env, lost), "the lost pod is deleted", LOST_SECONDS)
+        env.deleted("lost")
     assert standby.stop() == 0, "and it gives its Lease up"
-    assert not holder(world)
+    assert not holder(env)
 
 
 @contextmanager
-def lost_pod(world: ChartWorld, kwok: Kwok) -> Iterator[str]:
+def lost_pod(env: ChartEnv, kwok: Kwok) -> Iterator[str]:
     """The pod of a cycle `lost`, whose node went silent: over a minute later the operator deletes it."""
     kwok.add_node(NODE)
     try:
-        world.kubectl("taint", "node", NODE, f"{OWN}={NODE}:NoSchedule", "--overwrite")
+        env.kubectl("taint", "node", NODE, f"{OWN}={NODE}:NoSchedule", "--overwrite")
         eventually(lambda: kwok.is_ready(NODE), "the node is ready")
         template = {
             "nodeSelector": {"kubernetes.io/hostname": NODE},
             "tolerations": [{"key": OWN, "operator": "Exists"}],  # not what Kubernetes says of silent nodes
             "terminationGracePeriodSeconds": 10,
         }
-        world.apply("lost", annotations=behaviour(run="forever"), template=template)
-        running(world, "lost")
+        env.apply("lost", annotations=behaviour(run="forever"), template=template)
+        running(env, "lost")
         kwok.unreachable(NODE)
-        (pod,) = world.live_pods()
-        world.kubectl("delete", "pod", pod, "--wait=false", "--grace-period=1")
+        (pod,) = env.live_pods()
+        env.kubectl("delete", "pod", pod, "--wait=false", "--grace-period=1")
         yield pod
     finally:
         kwok.remove_node(NODE)
 
 
-def failures_retries_and_two_nodes(world: ChartWorld) -> None:
+def failures_retries_and_two_nodes(env: ChartEnv) -> None:
     """Every stage fails once; its Job is replaced and deleted; the claim is the cycle's own."""
-    world.make_volume()
+    env.make_volume()
     claim = {"volumeClaimTemplate": CLAIM_TEMPLATE, "retention": {"whenDeleted": "Delete"}}
     stages: list[Document] = [{"name": "sft", "numNodes": 2}]
-    world.apply("loop", annotations=behaviour(attempt=1, exit_code=1), workspace=claim, stages=stages)
-    world.wait("Complete")
-    assert world.stage("sft")["attempt"] == 2
-    assert world.kubectl.get("services", "-l", "medgr2.io/cycle=loop")["items"]
-    world.deleted("loop")
-    eventually(lambda: not world.find("pvc", CLAIM), "the claim is gone")
+    env.apply("loop", annotations=behaviour(attempt=1, exit_code=1), workspace=claim, stages=stages)
+    env.wait("Complete")
+    assert env.stage("sft")["attempt"] == 2
+    assert env.kubectl.get("services", "-l", "medgr2.io/cycle=loop")["items"]
+    env.deleted("loop")
+    eventually(lambda: not env.find("pvc", CLAIM), "the claim is gone")
 
 
-def a_stranger(world: ChartWorld) -> None:
-    world.apply("guest", suspend=True, annotations=behaviour(run="forever"))
-    world.wait("Suspended", "guest")
-    name = world.first_job_name("guest")
-    world.stranger(name)
-    world.patch({"spec": {"suspend": False}}, "guest")
-    world.wait("NameConflict", "guest")
-    world.kubectl("delete", "job", name)
-    running(world, "guest")
-    world.deleted("guest")
+def a_stranger(env: ChartEnv) -> None:
+    env.apply("guest", suspend=True, annotations=behaviour(run="forever"))
+    env.wait("Suspended", "guest")
+    name = env.first_job_name("guest")
+    env.stranger(name)
+    env.patch({"spec": {"suspend": False}}, "guest")
+    env.wait("NameConflict", "guest")
+    env.kubectl("delete", "job", name)
+    running(env, "guest")
+    env.deleted("guest")
 
 
-def a_queue(world: ChartWorld) -> None:
+def a_queue(env: ChartEnv) -> None:
     """There is no Kueue, so the Job stays suspended, and what it waits for is asked for in vain."""
-    world.apply("queued", queueing={"queueName": "gpu"})
-    audit = world.control_plane.audit
-    eventually(lambda: list(audit.events(namespace=world.namespace, resource="workloads")), "the Workloads are listed")
-    world.deleted("queued")
+    env.apply("queued", queueing={"queueName": "gpu"})
+    audit = env.control_plane.audit
+    eventually(lambda: list(audit.events(namespace=env.namespace, resource="workloads")), "the Workloads are listed")
+    env.deleted("queued")
 
 
-def a_short_life(world: ChartWorld) -> None:
-    world.apply("short", annotations=behaviour(exit_code=2), ttlSecondsAfterFinished=1)
-    eventually(lambda: world.find("medgr2cycle", "short") is None, "it is gone", 120)
+def a_short_life(env: ChartEnv) -> None:
+    env.apply("short", annotations=behaviour(exit_code=2), ttlSecondsAfterFinished=1)
+    eventually(lambda: env.find("medgr2cycle", "short") is None, "it is gone", 120)
 
 
-def suspended_under_two_leaders(world: ChartWorld) -> None:
+def suspended_under_two_leaders(env: ChartEnv) -> None:
     """The second leader meets an event that the first has written."""
-    world.apply("held", annotations=behaviour(run="forever", term_exit_code=85))
-    running(world, "held")
-    world.patch({"spec": {"suspend": True}}, "held")
-    world.wait("Suspended", "held")
-    world.patch({"spec": {"suspend": False}}, "held")
-    running(world, "held")
-    world.operator.kill()
-    leads(world, world.operators[1])
-    world.patch({"spec": {"suspend": True}}, "held")
-    world.wait("Suspended", "held")
-    eventually(lambda: 2 in counts(world, "held", "Suspended"), "the event is counted")
-    world.deleted("held")
+    env.apply("held", annotations=behaviour(run="forever", term_exit_code=85))
+    running(env, "held")
+    env.patch({"spec": {"suspend": True}}, "held")
+    env.wait("Suspended", "held")
+    env.patch({"spec": {"suspend": False}}, "held")
+    running(env, "held")
+    env.operator.kill()
+    leads(env, env.operators[1])
+    env.patch({"spec": {"suspend": True}}, "held")
+    env.wait("Suspended", "held")
+    eventually(lambda: 2 in counts(env, "held", "Suspended"), "the event is counted")
+    env.deleted("held")
 
 
-def progress(world: ChartWorld) -> None:
+def progress(env: ChartEnv) -> None:
     """What a running stage says is in the status. It is asked directly, which takes no right."""
     with telling(Progress(step=3, total=12)):
-        world.apply("told", annotations=behaviour(run="forever", pod_ip=POD_ADDRESS))
-        eventually(lambda: world.stage("prepare", 0, "told").get("progress", {}).get("step") == 3, "the progress", 90)
-    world.deleted("told")
+        env.apply("told", annotations=behaviour(run="forever", pod_ip=POD_ADDRESS))
+        eventually(lambda: env.stage("prepare", 0, "told").get("progress", {}).get("step") == 3, "the progress", 90)
+    env.deleted("told")
 
 
 @contextmanager
@@ -223,33 +223,31 @@ def telling(said: Progress) -> Iterator[None]:
 # -- details -----------------------------------------------------------------------------------------------------------
 
 
-def leads(world: ChartWorld, operator: Operator) -> None:
-    eventually(lambda: holder(world) == operator.name, f"{operator.name} leads", 90)
+def leads(env: ChartEnv, operator: Operator) -> None:
+    eventually(lambda: holder(env) == operator.name, f"{operator.name} leads", 90)
 
 
-def running(world: ChartWorld, name: str) -> None:
-    eventually(lambda: world.stage("prepare", 0, name).get("state") == "Running", f"{name} runs", 120)
+def running(env: ChartEnv, name: str) -> None:
+    eventually(lambda: env.stage("prepare", 0, name).get("state") == "Running", f"{name} runs", 120)
 
 
-def wake(world: ChartWorld, name: str) -> None:
+def wake(env: ChartEnv, name: str) -> None:
     """Any change of a cycle makes the operator look at it; by itself it would look once a minute."""
-    world.kubectl("annotate", "medgr2cycle", name, "--overwrite", f"woken={time.monotonic()}")
+    env.kubectl("annotate", "medgr2cycle", name, "--overwrite", f"woken={time.monotonic()}")
 
 
-def given_up(world: ChartWorld, pod: str) -> bool:
+def given_up(env: ChartEnv, pod: str) -> bool:
     """Whether the pod was deleted without grace."""
-    found = world.find("pod", pod)
+    found = env.find("pod", pod)
     return found is None or found["metadata"].get("deletionGracePeriodSeconds") == 0
 
 
-def counts(world: ChartWorld, name: str, reason: str) -> list[int]:
+def counts(env: ChartEnv, name: str, reason: str) -> list[int]:
     """How often the operator's events of that reason happened."""
-    events = world.kubectl.get("events")["items"]
+    events = env.kubectl.get("events")["items"]
     return [e["count"] for e in events if (e["involvedObject"]["name"], e["reason"]) == (name, reason)]
 
 
-def holder(world: ChartWorld) -> str:
-    lease = world.control_plane.kubectl(
-        "get", "lease", RELEASE, "-n", world.home, "-o", "jsonpath={.spec.holderIdentity}"
-    )
+def holder(env: ChartEnv) -> str:
+    lease = env.control_plane.kubectl("get", "lease", RELEASE, "-n", env.home, "-o", "jsonpath={.spec.holderIdentity}")
     return lease.strip()

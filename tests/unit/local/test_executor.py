@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tests.support.fake_processes import Theatre, failed, ok, perform, stage, whole
+from tests.support.fake_processes import FakeProcesses, failed, make_executor, ok, run_executors, whole
 
 from medgr2_api import paths
 from medgr2_api.cycle import Cycle
@@ -26,125 +26,125 @@ def record(made: Executor, name: StageName) -> StageStatus:
 def test_stages_are_told_their_shard_their_threads_and_where_secrets_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, theatre = stage(tmp_path, monkeypatch, ok, threads=3, secrets=tmp_path / "secrets")
-    assert perform(made) is Phase.COMPLETE
-    asked = [request for request in theatre.requests.values() if request.stage is StageName.GENERATE]
+    made, processes = make_executor(tmp_path, monkeypatch, ok, threads=3, secrets=tmp_path / "secrets")
+    assert run_executors(made) is Phase.COMPLETE
+    asked = [request for request in processes.requests.values() if request.stage is StageName.GENERATE]
     assert [(request.shard.index, request.shard.count) for request in asked] == [(0, 2), (1, 2)]
-    assert {request.threads for request in theatre.requests.values()} == {3}
-    for environment in theatre.environments.values():
+    assert {request.threads for request in processes.requests.values()} == {3}
+    for environment in processes.environments.values():
         assert environment["MEDGR2_WORKSPACE"] == str(tmp_path)
         assert environment["MEDGR2_SECRETS_DIR"] == str(tmp_path / "secrets")
 
 
 def test_trainings_are_told_their_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, theatre = stage(tmp_path, monkeypatch, ok)
+    made, processes = make_executor(tmp_path, monkeypatch, ok)
     several = StageSettings(name=StageName.SFT, num_proc_per_node=2, deepspeed=DeepSpeed.ZERO2)
     spec = made.cycle.spec.model_copy(update={"stages": [*made.cycle.spec.stages, several]})
     made.cycle = made.cycle.model_copy(update={"spec": spec})
-    assert perform(made) is Phase.COMPLETE
-    for name, environment in theatre.environments.items():
+    assert run_executors(made) is Phase.COMPLETE
+    for name, environment in processes.environments.items():
         told = (environment.get("MEDGR2_NUM_PROC_PER_NODE"), environment.get("MEDGR2_DEEPSPEED"))
-        assert told == (("2", "Zero2") if theatre.requests[name].stage is StageName.SFT else (None, None))
+        assert told == (("2", "Zero2") if processes.requests[name].stage is StageName.SFT else (None, None))
 
 
 def test_shards_count_as_one_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, theatre = stage(tmp_path, monkeypatch, lambda request: ok(request, usage={"generatorUSD": 1.5}))
-    assert perform(made) is Phase.COMPLETE
+    made, processes = make_executor(tmp_path, monkeypatch, lambda request: ok(request, usage={"generatorUSD": 1.5}))
+    assert run_executors(made) is Phase.COMPLETE
     together = whole(StageName.GENERATE, 1, 2)
     assert record(made, StageName.GENERATE).output_digest == together
-    (score,) = (request for request in theatre.requests.values() if request.stage is StageName.SCORE)
+    (score,) = (request for request in processes.requests.values() if request.stage is StageName.SCORE)
     assert score.inputs["candidates"].output_digest == together
-    assert made.cycle.status.usage.generator_usd == 1.5 * len(theatre.requests)
+    assert made.cycle.status.usage.generator_usd == 1.5 * len(processes.requests)
 
 
 def test_a_permanent_failure_outranks_the_checkpoint_of_another_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def play(request: StageRequest) -> StageResult:
+    def behave(request: StageRequest) -> StageResult:
         if request.stage is not StageName.GENERATE or request.attempt > 1:
             return ok(request)
         if request.shard.index == 0:
             return failed(request, 85, "Checkpointed")
         return failed(request, 65, "DataError", "row 7: is empty")
 
-    made, _ = stage(tmp_path, monkeypatch, play)
-    assert perform(made) is Phase.FAILED
+    made, _ = make_executor(tmp_path, monkeypatch, behave)
+    assert run_executors(made) is Phase.FAILED
     assert record(made, StageName.GENERATE).message == "row 7: is empty"
     assert made.failure_exit_code == 65
 
 
 def test_a_shard_without_a_readable_result_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def play(request: StageRequest) -> StageResult | None:
+    def behave(request: StageRequest) -> StageResult | None:
         lost = request.stage is StageName.GENERATE and request.shard.index == 1 and not request.collect
         return None if lost else ok(request)
 
-    made, theatre = stage(tmp_path, monkeypatch, play)
-    begin = theatre.start
+    made, processes = make_executor(tmp_path, monkeypatch, behave)
+    begin = processes.start
 
     def start(name: str, env: dict[str, str], log: Path) -> None:
         begin(name, env, log)
-        if play(theatre.requests[name]) is None:
-            theatre.end(name, 0, '{"exitCode"')
+        if behave(processes.requests[name]) is None:
+            processes.end(name, 0, '{"exitCode"')
 
-    monkeypatch.setattr(theatre, "start", start)
-    assert perform(made) is Phase.COMPLETE
-    assert any(request.collect for request in theatre.requests.values())
+    monkeypatch.setattr(processes, "start", start)
+    assert run_executors(made) is Phase.COMPLETE
+    assert any(request.collect for request in processes.requests.values())
     assert record(made, StageName.GENERATE).output_digest == whole(StageName.GENERATE, 1, 2)
 
 
-class Impatient(Listener):
+class Interrupts(Listener):
     """Interrupts as soon as a stage runs, and `again` when it was asked to stop."""
 
     def __init__(self, *, again: bool) -> None:
         self.again = again
         self.executor: Executor | None = None
-        self.theatre: Theatre | None = None
+        self.processes: FakeProcesses | None = None
         self.interrupts = 0
 
     def tick(self) -> None:
         assert self.executor is not None
-        assert self.theatre is not None
-        asked = bool(self.theatre.signals)
+        assert self.processes is not None
+        asked = bool(self.processes.signals)
         if self.executor.attempts and (self.interrupts == 0 or (self.interrupts == 1 and self.again and asked)):
             self.interrupts += 1
             self.executor.leave()
 
 
-def deaf(theatre: Theatre) -> None:
+def ignore_sigterm(processes: FakeProcesses) -> None:
     """The stages do not hear SIGTERM."""
 
-    def hear(name: str, number: int) -> None:
-        theatre.signals.append((name, number))
+    def receive(name: str, number: int) -> None:
+        processes.signals.append((name, number))
         if number == signal.SIGKILL:
-            theatre.end(name, 137)
+            processes.end(name, 137)
 
-    theatre.signal = hear  # type: ignore[method-assign]
+    processes.signal = receive  # type: ignore[method-assign]
 
 
 def test_the_second_interrupt_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    listener = Impatient(again=True)
-    made, theatre = stage(tmp_path, monkeypatch, lambda request: None, listener)
-    listener.executor, listener.theatre = made, theatre
-    deaf(theatre)
+    listener = Interrupts(again=True)
+    made, processes = make_executor(tmp_path, monkeypatch, lambda request: None, listener)
+    listener.executor, listener.processes = made, processes
+    ignore_sigterm(processes)
     began = time.monotonic()
-    perform(made)
+    run_executors(made)
     assert time.monotonic() - began < 100, "it did not wait for the end of the grace period, which is five minutes"
-    assert [number for _, number in theatre.signals] == [signal.SIGTERM, signal.SIGKILL]
+    assert [number for _, number in processes.signals] == [signal.SIGTERM, signal.SIGKILL]
 
 
 def test_a_stage_that_does_not_stop_is_killed_after_the_grace_period(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listener = Impatient(again=False)
-    made, theatre = stage(tmp_path, monkeypatch, lambda request: None, listener)
-    listener.executor, listener.theatre = made, theatre
-    deaf(theatre)
+    listener = Interrupts(again=False)
+    made, processes = make_executor(tmp_path, monkeypatch, lambda request: None, listener)
+    listener.executor, listener.processes = made, processes
+    ignore_sigterm(processes)
     # a minute passes at every look at the clock; after a day and a half there is no more time
     clock = iter(range(0, 2000 * 60, 60))
     monkeypatch.setattr(executor, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
-    perform(made)
-    assert [number for _, number in theatre.signals][:1] == [signal.SIGTERM]
-    assert theatre.signals[-1][1] == signal.SIGKILL
+    run_executors(made)
+    assert [number for _, number in processes.signals][:1] == [signal.SIGTERM]
+    assert processes.signals[-1][1] == signal.SIGKILL
 
 
 @pytest.mark.parametrize("code", [0, 65])
@@ -154,42 +154,42 @@ def test_what_a_killed_run_left_behind_is_taken_and_not_done_again(
     def killed(request: StageRequest) -> StageResult:
         raise KeyboardInterrupt
 
-    made, theatre = stage(tmp_path, monkeypatch, killed)
+    made, processes = make_executor(tmp_path, monkeypatch, killed)
     with pytest.raises(KeyboardInterrupt):
-        perform(made)
-    ((name, request),) = theatre.requests.items()
+        run_executors(made)
+    ((name, request),) = processes.requests.items()
     left = failed(request, 65, "DataError", "row 7: is empty") if code else ok(request)
-    theatre.end(name, code, left.to_termination_message())
+    processes.end(name, code, left.to_termination_message())
 
-    made, theatre = stage(tmp_path, monkeypatch, ok)
-    assert perform(made) is (Phase.FAILED if code else Phase.COMPLETE)
-    assert StageName.PREPARE not in {request.stage for request in theatre.requests.values()}
+    made, processes = make_executor(tmp_path, monkeypatch, ok)
+    assert run_executors(made) is (Phase.FAILED if code else Phase.COMPLETE)
+    assert StageName.PREPARE not in {request.stage for request in processes.requests.values()}
     assert made.failure_exit_code == code
 
 
 def test_progress_is_that_of_the_slowest_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Progress] = []
 
-    class Watching(Listener):
+    class ProgressRecorder(Listener):
         def on_plan(self, cycle: Cycle) -> None:
             shown = [found.progress for found in cycle.status.stages if found.progress is not None]
             seen.extend(shown)
             if shown:
-                for name, request in theatre.requests.items():
+                for name, request in processes.requests.items():
                     if request.stage is StageName.GENERATE:
-                        theatre.end(name, 0, ok(request).to_termination_message())
+                        processes.end(name, 0, ok(request).to_termination_message())
 
-    def play(request: StageRequest) -> StageResult | None:
+    def behave(request: StageRequest) -> StageResult | None:
         if request.stage is not StageName.GENERATE:
             return ok(request)
         name = paths.attempt_name(1, request.stage, "", request.attempt, request.shard.index)
-        path = tmp_path / paths.progress("played", name)
+        path = tmp_path / paths.progress("loop", name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(Progress(phase="ask", step=9 - 4 * request.shard.index, total=10).model_dump_json())
         return None
 
-    made, theatre = stage(tmp_path, monkeypatch, play, Watching())
-    assert perform(made) is Phase.COMPLETE
+    made, processes = make_executor(tmp_path, monkeypatch, behave, ProgressRecorder())
+    assert run_executors(made) is Phase.COMPLETE
     assert seen[0].step == 5
 
 
@@ -200,8 +200,8 @@ def test_only_prepare_may_reach_the_hub_and_only_if_the_user_lets_it(
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     if users:
         monkeypatch.setenv("HF_HUB_OFFLINE", users)
-    made, theatre = stage(tmp_path, monkeypatch, ok)
-    perform(made)
-    for name, environment in theatre.environments.items():
-        prepare = theatre.requests[name].stage is StageName.PREPARE
+    made, processes = make_executor(tmp_path, monkeypatch, ok)
+    run_executors(made)
+    for name, environment in processes.environments.items():
+        prepare = processes.requests[name].stage is StageName.PREPARE
         assert environment.get("HF_HUB_OFFLINE") == ((users or "0") if prepare else None)

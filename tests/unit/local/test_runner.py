@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.fake_processes import DOCUMENT, Play, Theatre, failed, ok, perform
+from tests.support.cycle_documents import tiny_cycle
+from tests.support.fake_processes import FakeProcesses, StageBehaviour, failed, ok, run_executors
 
 from medgr2_api.cycle import Cycle
 from medgr2_api.stage_contract import StageName, StageRequest, StageResult
@@ -18,16 +18,16 @@ from medgr2_operator.local.stage_server_client import ZygoteDied
 from medgr2_operator.local.state import merge
 
 
-class Slow(Listener):
-    """Stages that take until the next look at the world, which ends the one that has run longest."""
+class SlowStages(Listener):
+    """Stages that run until the next tick, which ends the one that has run longest."""
 
     def __init__(self) -> None:
-        self.theatre = Theatre(self._enter)
+        self.processes = FakeProcesses(self._start)
         self.running: list[StageRequest] = []
         self.together: list[list[StageRequest]] = []
         """Who ran at the same time, at each start."""
 
-    def _enter(self, request: StageRequest) -> StageResult | None:
+    def _start(self, request: StageRequest) -> StageResult | None:
         self.running.append(request)
         self.together.append(list(self.running))
         return None
@@ -35,38 +35,37 @@ class Slow(Listener):
     def tick(self) -> None:
         if self.running:
             request = self.running.pop(0)
-            name = next(name for name, other in self.theatre.requests.items() if other == request)
-            self.theatre.end(name, 0, ok(request).to_termination_message())
+            name = next(name for name, other in self.processes.requests.items() if other == request)
+            self.processes.end(name, 0, ok(request).to_termination_message())
 
 
-def pair(root: Path, monkeypatch: pytest.MonkeyPatch, stage: Slow | Play) -> tuple[Executor, Executor, Theatre]:
-    """Two cycles that differ from curation on, and what they play with."""
-    theatre = stage.theatre if isinstance(stage, Slow) else Theatre(stage)
-    monkeypatch.setattr(runner, "Processes", lambda *_: theatre)
+def pair(
+    root: Path, monkeypatch: pytest.MonkeyPatch, stage: SlowStages | StageBehaviour
+) -> tuple[Executor, Executor, FakeProcesses]:
+    """Two cycles that differ from curation on, and the fake processes that they start."""
+    processes = stage.processes if isinstance(stage, SlowStages) else FakeProcesses(stage)
+    monkeypatch.setattr(runner, "Processes", lambda *_: processes)
 
     def cycle(name: str, **spec: Any) -> Executor:
-        document = copy.deepcopy(DOCUMENT)
-        document["metadata"]["name"] = name
-        document["spec"] |= spec
-        listener = stage if isinstance(stage, Slow) else Listener()
-        return Executor(root, merge(Cycle.model_validate(document), None), listener)
+        listener = stage if isinstance(stage, SlowStages) else Listener()
+        return Executor(root, merge(Cycle.model_validate(tiny_cycle(name, **spec)), None), listener)
 
-    return cycle("first"), cycle("second", curation={"selection": {"strategy": "All"}}), theatre
+    return cycle("first"), cycle("second", curation={"selection": {"strategy": "All"}}), processes
 
 
-def makers(theatre: Theatre, stage: StageName) -> list[str]:
+def makers(processes: FakeProcesses, stage: StageName) -> list[str]:
     """The cycles that started it, in order."""
-    return [request.cycle.name for request in theatre.requests.values() if request.stage is stage]
+    return [request.cycle.name for request in processes.requests.values() if request.stage is stage]
 
 
 def test_while_one_cycle_makes_an_artifact_the_other_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = Slow()
-    first, second, theatre = pair(tmp_path, monkeypatch, slow)
-    assert perform(first, second) is Phase.COMPLETE
+    slow = SlowStages()
+    first, second, processes = pair(tmp_path, monkeypatch, slow)
+    assert run_executors(first, second) is Phase.COMPLETE
     assert second.phase is Phase.COMPLETE
-    assert makers(theatre, StageName.PREPARE) == ["first", "second"], "the second one finds what the first made"
+    assert makers(processes, StageName.PREPARE) == ["first", "second"], "the second one finds what the first made"
     for running in slow.together:
         wanted = [(request.stage, request.input_hash, request.shard.index) for request in running]
         assert len(set(wanted)) == len(wanted), wanted
@@ -75,9 +74,9 @@ def test_while_one_cycle_makes_an_artifact_the_other_waits_for_it(
 
 
 def test_no_more_stages_run_than_the_user_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = Slow()
+    slow = SlowStages()
     first, second, _ = pair(tmp_path, monkeypatch, slow)
-    assert perform(first, second, parallelism=1) is Phase.COMPLETE
+    assert run_executors(first, second, parallelism=1) is Phase.COMPLETE
     assert second.phase is Phase.COMPLETE
     stages = {(request.cycle.name, request.stage) for running in slow.together for request in running}
     assert {("first", StageName.SFT), ("second", StageName.SFT)} <= stages
@@ -88,19 +87,19 @@ def test_no_more_stages_run_than_the_user_allows(tmp_path: Path, monkeypatch: py
 def test_the_cycle_in_front_goes_first_when_there_is_room_for_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second, theatre = pair(tmp_path, monkeypatch, Slow())
-    perform(second, first, parallelism=1)
-    assert makers(theatre, StageName.PREPARE) == ["second", "first"]
+    first, second, processes = pair(tmp_path, monkeypatch, SlowStages())
+    run_executors(second, first, parallelism=1)
+    assert makers(processes, StageName.PREPARE) == ["second", "first"]
 
 
 def test_a_cycle_that_fails_does_not_stop_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def play(request: StageRequest) -> StageResult:
+    def behave(request: StageRequest) -> StageResult:
         if request.cycle.name == "first" and request.stage is StageName.CURATE:
             return failed(request, 65, "DataError", "row 7: is empty")
         return ok(request)
 
-    first, second, _ = pair(tmp_path, monkeypatch, play)
-    perform(first, second)
+    first, second, _ = pair(tmp_path, monkeypatch, behave)
+    run_executors(first, second)
     assert (first.phase, first.failure_exit_code) == (Phase.FAILED, 65)
     assert (second.phase, second.failure_exit_code) == (Phase.COMPLETE, 0)
 
@@ -108,33 +107,33 @@ def test_a_cycle_that_fails_does_not_stop_the_other(tmp_path: Path, monkeypatch:
 def test_who_waited_for_an_artifact_makes_it_when_the_maker_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def play(request: StageRequest) -> StageResult:
+    def behave(request: StageRequest) -> StageResult:
         if request.cycle.name == "first" and request.stage is StageName.PREPARE:
             return failed(request, 65, "DataError", "row 7: is empty")
         return ok(request)
 
-    first, second, theatre = pair(tmp_path, monkeypatch, play)
-    perform(first, second)
+    first, second, processes = pair(tmp_path, monkeypatch, behave)
+    run_executors(first, second)
     assert (first.phase, second.phase) == (Phase.FAILED, Phase.COMPLETE)
-    assert makers(theatre, StageName.PREPARE) == ["first", "second"]
+    assert makers(processes, StageName.PREPARE) == ["first", "second"]
 
 
 def test_leaving_ends_all_cycles_also_one_that_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = Slow()
-    first, second, theatre = pair(tmp_path, monkeypatch, slow)
+    slow = SlowStages()
+    first, second, processes = pair(tmp_path, monkeypatch, slow)
     run = runner.Runner([first, second], slow)
-    enter = slow.theatre.play
+    start = slow.processes.behave
 
     def leave_at_once(request: StageRequest) -> StageResult | None:
         run.leave()
-        return enter(request)
+        return start(request)
 
-    theatre.play = leave_at_once
-    theatre.signal = lambda name, _: theatre.end(name, 85)  # type: ignore[method-assign]
+    processes.behave = leave_at_once
+    processes.signal = lambda name, _: processes.end(name, 85)  # type: ignore[method-assign]
     monkeypatch.setattr(slow, "tick", lambda: None)
     run.run()
     assert (first.phase, second.phase) == (Phase.SUSPENDED, Phase.SUSPENDED)
-    assert makers(theatre, StageName.PREPARE) == ["first"]
+    assert makers(processes, StageName.PREPARE) == ["first"]
     assert all(stage.state is not AttemptState.RUNNING for stage in second.cycle.status.stages)
 
 
@@ -142,16 +141,16 @@ def test_a_stage_server_that_is_gone_when_a_stage_is_to_start_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    first, second, theatre = pair(tmp_path, monkeypatch, ok)
+    first, second, processes = pair(tmp_path, monkeypatch, ok)
     monkeypatch.setattr(first.listener, "on_notice", told.append)
-    begin, deaths = theatre.start, iter([True, False, True])
+    begin, deaths = processes.start, iter([True, False, True])
 
     def start(name: str, env: dict[str, str], log: Path) -> None:
         if next(deaths, False):
             raise ZygoteDied("the stage server ended")
         begin(name, env, log)
 
-    monkeypatch.setattr(theatre, "start", start)
-    perform(first, second)
+    monkeypatch.setattr(processes, "start", start)
+    run_executors(first, second)
     assert (first.phase, second.phase) == (Phase.COMPLETE, Phase.COMPLETE)
     assert told == ["the stage server ended; starting another"] * 2

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.fake_processes import DOCUMENT
+from tests.support.cycle_documents import tiny_cycle
 
 from medgr2_api.cycle import Cycle
 from medgr2_api.status import CycleStatus, Phase
@@ -15,16 +14,14 @@ from medgr2_operator.local.state import StateError, StateFile, merge
 
 
 def cycle(**spec: Any) -> Cycle:
-    document = copy.deepcopy(DOCUMENT)
-    document["spec"] |= spec
-    return Cycle.model_validate(document)
+    return Cycle.model_validate(tiny_cycle(**spec))
 
 
 def stored(root: Path) -> Cycle:
     first = merge(cycle(), None)
     first = first.model_copy(update={"status": CycleStatus(phase=Phase.RUNNING)})
-    StateFile(root, "played").save(first)
-    found = StateFile(root, "played").load()
+    StateFile(root, "loop").save(first)
+    found = StateFile(root, "loop").load()
     assert found == first
     return found
 
@@ -50,8 +47,8 @@ def test_what_may_not_change(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"apiVersion": "medgr2.io/v2"}'])
 def test_a_state_that_cannot_be_read_is_named_and_kept(tmp_path: Path, text: str) -> None:
     stored(tmp_path)
-    path = tmp_path / "cycles" / "played" / "state.json"
+    path = tmp_path / "cycles" / "loop" / "state.json"
     path.write_text(text)
     with pytest.raises(StateError, match=r"state\.json: not a state of this version .* move the file away"):
-        StateFile(tmp_path, "played").load()
+        StateFile(tmp_path, "loop").load()
     assert path.read_text() == text

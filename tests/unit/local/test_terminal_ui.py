@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
-from tests.support.fake_processes import DOCUMENT
+from tests.support.cycle_documents import tiny_cycle
 
 from medgr2_api.cycle import Cycle
 from medgr2_api.stage_contract import Progress, StageName
@@ -27,7 +27,7 @@ def running(step: int) -> Cycle:
         ),
     ]
     status = CycleStatus(phase=Phase.RUNNING, iteration=1, stages=stages)
-    return Cycle.model_validate(DOCUMENT).model_copy(update={"status": status})
+    return Cycle.model_validate(tiny_cycle()).model_copy(update={"status": status})
 
 
 def console() -> tuple[Console, io.StringIO]:
@@ -40,7 +40,7 @@ def test_plain_lines_say_what_happens_and_now_and_then_how_far_it_is(monkeypatch
     monkeypatch.setattr(terminal_ui, "time", SimpleNamespace(monotonic=lambda: now[0]))
     shown, written = console()
     plain = terminal_ui.PlainView(shown)
-    plain.on_event("played", Event("Warning", "Failed", "sft@1: [row 7] is empty"))
+    plain.on_event("loop", Event("Warning", "Failed", "sft@1: [row 7] is empty"))
     plain.on_notice("stopping")
     for step in range(30):
         now[0] += 1
@@ -57,7 +57,7 @@ def test_the_live_picture_shows_every_stage_and_what_runs() -> None:
     shown, written = console()
     shown.print(terminal_ui.render(running(12), 61))
     text = written.getvalue()
-    for part in ("played", "Running", "1:01", "✔ prepare (reused)", "▶ sft"):
+    for part in ("loop", "Running", "1:01", "✔ prepare (reused)", "▶ sft"):
         assert part in text
     for part in ("sft@1", "12/40", "ETA 1:15", "train", "loss 0.512"):
         assert part in text

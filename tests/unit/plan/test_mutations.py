@@ -1,4 +1,4 @@
-"""Can the world fail at all? Each mutation breaks one rule of the planner, and the world has to notice."""
+"""Can the simulator fail at all? Each mutation breaks one rule of the planner, and the simulator has to notice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.support import planner_simulator
 from tests.support.event_schedules import run_schedule
 from tests.support.planner_invariants import Broken
-from tests.support.planner_simulator import World
+from tests.support.planner_simulator import PlannerSimulator
 
 from medgr2_api.status import AttemptState, CycleStatus
 from medgr2_operator.plan import (
@@ -69,14 +69,14 @@ def _forgotten_intent(patch: pytest.MonkeyPatch) -> None:
 
 def _cache_trusted(patch: pytest.MonkeyPatch) -> None:
     """Pods are known as they were a few looks ago."""
-    read = World.observe
+    read = PlannerSimulator.observe
 
-    def observe(self: World, *given: Any) -> Observed:
+    def observe(self: PlannerSimulator, *given: Any) -> Observed:
         seen = self.__dict__.setdefault("seen", [])
         seen.append(read(self, *given))
         return replace(seen[-1], pods=seen[-4:][0].pods)
 
-    patch.setattr(World, "observe", observe)
+    patch.setattr(PlannerSimulator, "observe", observe)
 
 
 def _read_too_little(patch: pytest.MonkeyPatch) -> None:

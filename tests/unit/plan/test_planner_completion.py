@@ -8,13 +8,13 @@ from tests.support.simulator_helpers import (
     fail,
     finish,
     job,
+    make_simulator,
     reconcile,
     record,
     run,
     succeed,
     until,
     wait,
-    world,
 )
 
 from medgr2_api.stage_contract import StageName
@@ -24,7 +24,7 @@ from medgr2_operator.plan.types import AttemptKey
 
 
 def test_complete() -> None:
-    w = world()
+    w = make_simulator()
     finish(w)
     assert (w.status.phase, condition(w, "Complete").reason) == (Phase.COMPLETE, "AllStagesSucceeded")
     assert w.status.completion_time == w.now
@@ -35,7 +35,7 @@ def test_complete() -> None:
 
 
 def test_raised_iterations_reopen_other_edits_do_not() -> None:
-    w = world()
+    w = make_simulator()
     finish(w)
     edit(w, policy=w.spec.policy.model_copy(update={"sft": w.spec.policy.sft.model_copy(update={"num_epochs": 2.0})}))
     assert not reconcile(w).creates
@@ -48,7 +48,7 @@ def test_raised_iterations_reopen_other_edits_do_not() -> None:
 
 
 def test_early_stopping_reads_validation() -> None:
-    w = world(iterations=5, earlyStopping={"patience": 1})
+    w = make_simulator(iterations=5, earlyStopping={"patience": 1})
     score = {"validation/base/macroAccuracy": 0.5}
     succeed(w, until(w, "evaluate", 0), metrics=score)
     succeed(w, until(w, "evaluate", 1), metrics={"validation/grpo/macroAccuracy": 0.6, "test/grpo/macroAccuracy": 0.1})
@@ -62,7 +62,7 @@ def test_early_stopping_reads_validation() -> None:
 
 
 def test_summary_of_a_running_stage() -> None:
-    w = world(iterations=3)
+    w = make_simulator(iterations=3)
     succeed(w, until(w, "evaluate", 0), metrics={"validation/base/macroAccuracy": 0.857})
     sft = until(w, "sft", 1)
     reconcile(w)
@@ -78,7 +78,7 @@ def test_summary_of_a_running_stage() -> None:
 
 
 def test_edits_act_on_what_has_not_started() -> None:
-    w = world()
+    w = make_simulator()
     sft = until(w, "sft")
     reconcile(w)
     before = record(w, "curate").input_hash
@@ -92,7 +92,7 @@ def test_edits_act_on_what_has_not_started() -> None:
 
 
 def test_a_retry_with_other_parameters_starts_from_scratch() -> None:
-    w = world()
+    w = make_simulator()
     wait(w, 1)
     found = run(w, until(w, "sft"))
     wait(w, 50)

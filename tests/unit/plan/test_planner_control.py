@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.support.planner_simulator import World
+from tests.support.planner_simulator import PlannerSimulator
 from tests.support.simulator_helpers import (
     GPU,
     condition,
@@ -12,6 +12,7 @@ from tests.support.simulator_helpers import (
     finish,
     job,
     live,
+    make_simulator,
     reconcile,
     record,
     restart,
@@ -19,7 +20,6 @@ from tests.support.simulator_helpers import (
     succeed,
     until,
     wait,
-    world,
 )
 
 from medgr2_api.scheduling import StageRef
@@ -30,7 +30,7 @@ from medgr2_operator.plan.types import JobState
 
 
 def test_suspend_and_resume() -> None:
-    w = world()
+    w = make_simulator()
     run(w, until(w, "sft"))
     wait(w, 100)
     edit(w, suspend=True)
@@ -48,7 +48,7 @@ def test_suspend_and_resume() -> None:
 
 
 def test_the_deadline_stands_still_while_suspended() -> None:
-    w = world(activeDeadlineSeconds=1000)
+    w = make_simulator(activeDeadlineSeconds=1000)
     assert reconcile(w).requeue_after == 1000
     wait(w, 400)
     edit(w, suspend=True)
@@ -68,7 +68,7 @@ def test_the_deadline_stands_still_while_suspended() -> None:
 
 
 def test_an_intent_of_a_suspended_cycle_is_given_up() -> None:
-    w = world()
+    w = make_simulator()
     w.apply(plan(w.cycle(), w.observe(), w.now), w.version, crash_after=1)
     edit(w, suspend=True)
     reconcile(w, 2)
@@ -79,7 +79,7 @@ def test_an_intent_of_a_suspended_cycle_is_given_up() -> None:
 
 
 def test_pause_and_approve() -> None:
-    w = world(pauseBefore=["sft"])
+    w = make_simulator(pauseBefore=["sft"])
     for _ in range(12):
         reconcile(w)
         for found in list(w.jobs.values()):
@@ -93,7 +93,7 @@ def test_pause_and_approve() -> None:
 
 
 def test_a_stage_that_has_begun_is_not_paused() -> None:
-    w = world()
+    w = make_simulator()
     fail(w, run(w, until(w, "sft")), 1)
     edit(w, pause_before=[StageName.SFT])
     reconcile(w)
@@ -102,7 +102,7 @@ def test_a_stage_that_has_begun_is_not_paused() -> None:
 
 
 def test_gpu_budget_suspends_until_it_is_raised() -> None:
-    w = world(budget={"gpuHours": 1}, stages=[{"name": "sft", **GPU}])
+    w = make_simulator(budget={"gpuHours": 1}, stages=[{"name": "sft", **GPU}])
     run(w, until(w, "sft"))
     assert reconcile(w).requeue_after == 900
     wait(w, 900)
@@ -116,7 +116,7 @@ def test_gpu_budget_suspends_until_it_is_raised() -> None:
 
 
 def test_money_budget_fails_when_asked_to() -> None:
-    w = world(iterations=2, budget={"generatorUSD": 0.5, "onExceeded": "Fail"})
+    w = make_simulator(iterations=2, budget={"generatorUSD": 0.5, "onExceeded": "Fail"})
     for _ in range(40):
         reconcile(w)
         w.obey()
@@ -127,14 +127,14 @@ def test_money_budget_fails_when_asked_to() -> None:
 
 
 def test_a_spent_money_budget_stops_nothing_that_is_free() -> None:
-    w = world(budget={"generatorUSD": 0.5})
+    w = make_simulator(budget={"generatorUSD": 0.5})
     finish(w)
     assert w.status.phase is Phase.COMPLETE
     assert w.status.usage.generator_usd == 0.5
 
 
 def test_generate_is_told_the_whole_budget_and_nobody_else_is() -> None:
-    w = world(iterations=2, budget={"generatorUSD": 4.5}, stages=[{"name": "generate", "shards": 2}])
+    w = make_simulator(iterations=2, budget={"generatorUSD": 4.5}, stages=[{"name": "generate", "shards": 2}])
     assert until(w, "generate", 1).request.generator_budget_usd == 4.5
     succeed(w, job(w, "generate", 1))
     assert until(w, "sft", 1).request.generator_budget_usd is None
@@ -142,7 +142,7 @@ def test_generate_is_told_the_whole_budget_and_nobody_else_is() -> None:
 
 
 def test_what_all_attempts_paid_is_counted_once() -> None:
-    w = world(budget={"generatorUSD": 4.5})
+    w = make_simulator(budget={"generatorUSD": 4.5})
     for total in (0.2, 0.2, 0.7):
         found = run(w, until(w, "generate", 1))
         w.finish(found, 1, "", StageResult(exit_code=1, usage={"generatorUSD": total}))
@@ -155,7 +155,7 @@ def test_what_all_attempts_paid_is_counted_once() -> None:
     assert w.status.usage.generator_usd == pytest.approx(0.7), "its own account, 0.5, is less than it told before"
 
 
-def _spend_all(w: World) -> None:
+def _spend_all(w: PlannerSimulator) -> None:
     found = run(w, until(w, "generate", 1))
     told = StageResult(exit_code=75, reason="BudgetSpent", message="4.4 of 4.5", usage={"generatorUSD": 4.4})
     w.finish(found, 75, "", told)
@@ -166,7 +166,7 @@ def _spend_all(w: World) -> None:
 
 
 def test_a_stage_that_cannot_pay_its_next_question_suspends_the_cycle_until_the_budget_is_raised() -> None:
-    w = world(budget={"generatorUSD": 4.5})
+    w = make_simulator(budget={"generatorUSD": 4.5})
     _spend_all(w)
     assert condition(w, "Suspended").reason == "BudgetExceeded"
     assert "4.40 of 4.5" in condition(w, "Suspended").message
@@ -179,14 +179,14 @@ def test_a_stage_that_cannot_pay_its_next_question_suspends_the_cycle_until_the_
 
 
 def test_a_stage_that_cannot_pay_its_next_question_fails_the_cycle_when_asked_to() -> None:
-    w = world(budget={"generatorUSD": 4.5, "onExceeded": "Fail"})
+    w = make_simulator(budget={"generatorUSD": 4.5, "onExceeded": "Fail"})
     _spend_all(w)
     assert condition(w, "Failed").reason == "BudgetExceeded"
 
 
 def test_while_a_pod_may_still_pay_no_other_iteration_asks() -> None:
     for budget, waits in (({"generatorUSD": 4.5}, True), ({}, False)):
-        w = world(iterations=2, budget=budget)
+        w = make_simulator(iterations=2, budget=budget)
         found = run(w, until(w, "generate", 2))
         restart(w, "generate", 1, "again")
         reconcile(w, 2)

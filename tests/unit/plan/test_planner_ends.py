@@ -13,13 +13,13 @@ from tests.support.simulator_helpers import (
     fail,
     finish,
     job,
+    make_simulator,
     reconcile,
     record,
     run,
     succeed,
     until,
     wait,
-    world,
 )
 
 from medgr2_api.status import AttemptState, Phase
@@ -29,7 +29,7 @@ from medgr2_operator.plan.types import AttemptKey
 
 @pytest.mark.parametrize("code", [2, 64, 65, 78])
 def test_permanent_failure_fails_the_cycle_and_stops_the_rest(code: int) -> None:
-    w = world(iterations=2)
+    w = make_simulator(iterations=2)
     until(w, "sft", 1)
     reconcile(w)
     other = run(w, job(w, "generate", 2))
@@ -46,7 +46,7 @@ def test_permanent_failure_fails_the_cycle_and_stops_the_rest(code: int) -> None
 
 
 def test_retries_are_counted_apart_from_restarts() -> None:
-    w = world(failurePolicy={"maxRetries": 2, "maxInfraRestarts": 1})
+    w = make_simulator(failurePolicy={"maxRetries": 2, "maxInfraRestarts": 1})
     until(w, "sft")
     for code, counts in ((1, (1, 0)), (143, (1, 1)), (1, (2, 1))):
         fail(w, run(w, job(w, "sft")), code)
@@ -62,7 +62,7 @@ def test_retries_are_counted_apart_from_restarts() -> None:
 
 
 def test_backoff_and_its_wake_up() -> None:
-    w = world()
+    w = make_simulator()
     fail(w, run(w, until(w, "sft")), 1)
     made = reconcile(w)
     assert made.requeue_after == 10
@@ -73,7 +73,7 @@ def test_backoff_and_its_wake_up() -> None:
 
 
 def test_backoff_survives_a_clock_that_was_set_back() -> None:
-    w = world()
+    w = make_simulator()
     fail(w, run(w, until(w, "sft")), 1)
     reconcile(w)
     wait(w, -100_000)
@@ -81,7 +81,7 @@ def test_backoff_survives_a_clock_that_was_set_back() -> None:
 
 
 def test_checkpoint_with_progress_counts_nothing_and_resumes() -> None:
-    w = world(failurePolicy={"maxInfraRestarts": 0})
+    w = make_simulator(failurePolicy={"maxInfraRestarts": 0})
     until(w, "sft")
     for step in (10, 20, 30):
         wait(w, 5)
@@ -95,7 +95,7 @@ def test_checkpoint_with_progress_counts_nothing_and_resumes() -> None:
 
 
 def test_success_without_a_result_is_collected_not_repeated() -> None:
-    w = world(stages=[{"name": "sft", **GPU}])
+    w = make_simulator(stages=[{"name": "sft", **GPU}])
     found = run(w, until(w, "sft"))
     succeed(w, found, readable=False)
     reconcile(w)
@@ -113,7 +113,7 @@ def test_success_without_a_result_is_collected_not_repeated() -> None:
 
 
 def test_collecting_that_finds_nothing_runs_the_stage_again() -> None:
-    w = world()
+    w = make_simulator()
     succeed(w, run(w, until(w, "sft")), readable=False)
     reconcile(w, 2)
     fail(w, run(w, job(w, "sft")), 75)
@@ -124,7 +124,7 @@ def test_collecting_that_finds_nothing_runs_the_stage_again() -> None:
 
 
 def test_collecting_that_cannot_be_read_either_is_bounded() -> None:
-    w = world(failurePolicy={"maxInfraRestarts": 1})
+    w = make_simulator(failurePolicy={"maxInfraRestarts": 1})
     until(w, "sft")
     for _ in range(3):
         reconcile(w)
@@ -136,7 +136,7 @@ def test_collecting_that_cannot_be_read_either_is_bounded() -> None:
 
 
 def test_reused_results_are_counted() -> None:
-    w = world()
+    w = make_simulator()
     succeed(w, until(w, "sft"), reused=True)
     reconcile(w)
     assert record(w, "sft").reused
@@ -144,7 +144,7 @@ def test_reused_results_are_counted() -> None:
 
 
 def test_earlier_jobs_go_and_the_newest_stays() -> None:
-    w = world()
+    w = make_simulator()
     fail(w, run(w, until(w, "sft")), 1)
     reconcile(w)
     wait(w, 60)
@@ -160,7 +160,7 @@ def test_earlier_jobs_go_and_the_newest_stays() -> None:
 
 
 def test_timeout_is_an_application_failure() -> None:
-    w = world(stages=[{"name": "sft", "timeoutSeconds": 100}])
+    w = make_simulator(stages=[{"name": "sft", "timeoutSeconds": 100}])
     run(w, until(w, "sft"))
     assert reconcile(w).requeue_after == 100
     wait(w, 100)
@@ -172,7 +172,7 @@ def test_timeout_is_an_application_failure() -> None:
 
 
 def test_pending_deadline_names_the_cause() -> None:
-    w = world(stages=[{"name": "sft", "pendingDeadlineSeconds": 100}])
+    w = make_simulator(stages=[{"name": "sft", "pendingDeadlineSeconds": 100}])
     until(w, "sft")
     reconcile(w)
     assert condition(w, "Progressing").reason == "QuotaExhausted"
@@ -186,7 +186,7 @@ def test_pending_deadline_names_the_cause() -> None:
 
 @pytest.mark.parametrize(("seen", "reason"), [("stuck", "SidecarCrashLoop"), ("lost", "NodeLost")])
 def test_what_will_not_end_by_itself_is_ended(seen: str, reason: str) -> None:
-    w = world()
+    w = make_simulator()
     first = run(w, until(w, "sft"))
     observed = w.observe()
     jobs = tuple(replace(j, **{seen: "why"}) if j.name == first.name else j for j in observed.jobs)
@@ -197,7 +197,7 @@ def test_what_will_not_end_by_itself_is_ended(seen: str, reason: str) -> None:
 
 
 def test_a_queue_that_takes_its_quota_back() -> None:
-    w = world(stages=[{"name": "sft", "timeoutSeconds": 1000, **GPU}])
+    w = make_simulator(stages=[{"name": "sft", "timeoutSeconds": 1000, **GPU}])
     found = run(w, until(w, "sft"))
     wait(w, 300)
     simulator_events.requeue(w, 0, 0)
@@ -218,7 +218,7 @@ def test_a_queue_that_takes_its_quota_back() -> None:
 
 
 def test_a_run_that_nobody_saw_running_is_booked() -> None:
-    w = world(stages=[{"name": "sft", **GPU}])
+    w = make_simulator(stages=[{"name": "sft", **GPU}])
     found = until(w, "sft")
     reconcile(w)
     found.started = w.now

@@ -9,12 +9,12 @@ from tests.support.simulator_helpers import (
     finish,
     job,
     live,
+    make_simulator,
     reconcile,
     record,
     restart,
     run,
     until,
-    world,
 )
 
 from medgr2_api.stage_contract import StageName
@@ -23,7 +23,7 @@ from medgr2_operator.plan.types import AttemptKey
 
 
 def test_restart_runs_a_stage_and_what_is_made_from_it_again() -> None:
-    w = world(iterations=2)
+    w = make_simulator(iterations=2)
     finish(w)
     kept = {str(s): record(w, s, 1).output_digest for s in ("generate", "curate", "sft")}
     restart(w, "grpo", 1, "again")
@@ -42,7 +42,7 @@ def test_restart_runs_a_stage_and_what_is_made_from_it_again() -> None:
 
 
 def test_restart_changes_the_input_hash() -> None:
-    w = world()
+    w = make_simulator()
     finish(w)
     before = record(w, "grpo").input_hash
     restart(w, "grpo", 1, "a")
@@ -51,7 +51,7 @@ def test_restart_changes_the_input_hash() -> None:
 
 
 def test_restart_stops_what_runs_first() -> None:
-    w = world()
+    w = make_simulator()
     found = run(w, until(w, "sft"))
     restart(w, "curate", 1, "a")
     made = reconcile(w)
@@ -63,7 +63,7 @@ def test_restart_stops_what_runs_first() -> None:
 
 
 def test_restart_of_what_waits_for_its_own_pod() -> None:
-    w = world()
+    w = make_simulator()
     run(w, until(w, "sft"))
     restart(w, "sft", 1, "a")
     made = reconcile(w, 3)
@@ -73,7 +73,7 @@ def test_restart_of_what_waits_for_its_own_pod() -> None:
 
 
 def test_restart_reopens_a_failed_cycle() -> None:
-    w = world()
+    w = make_simulator()
     fail(w, run(w, until(w, "sft")), 65)
     reconcile(w, 2)
     assert w.status.phase is Phase.FAILED
@@ -84,7 +84,7 @@ def test_restart_reopens_a_failed_cycle() -> None:
 
 
 def test_restart_forgets_the_scores_that_it_repeats() -> None:
-    w = world()
+    w = make_simulator()
     finish(w)
     assert {s.iteration for s in w.status.scores} == {0, 1}
     restart(w, "sft", 1, "a")
@@ -93,13 +93,13 @@ def test_restart_forgets_the_scores_that_it_repeats() -> None:
 
 
 def test_restart_before_anything_ran_marks_the_stage() -> None:
-    w = world()
+    w = make_simulator()
     restart(w, "sft", 1, "mine")
     assert until(w, "sft").request.token == "mine"
 
 
 def test_restart_of_a_stage_that_is_not_there_is_told_once() -> None:
-    w = world(stages=[{"name": "grpo", "enabled": False}])
+    w = make_simulator(stages=[{"name": "grpo", "enabled": False}])
     finish(w)
     restart(w, "grpo", 1, "a")
     assert [e.reason for e in reconcile(w).events] == ["RestartIgnored"]

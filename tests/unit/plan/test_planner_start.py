@@ -8,13 +8,13 @@ from tests.support.simulator_helpers import (
     condition,
     job,
     live,
+    make_simulator,
     reconcile,
     record,
     run,
     succeed,
     until,
     wait,
-    world,
 )
 
 from medgr2_api.stage_contract import StageName
@@ -25,7 +25,7 @@ from medgr2_operator.plan.types import AttemptKey, Observed
 
 
 def test_first_plan_starts_prepare_and_stores_the_intent() -> None:
-    w = world()
+    w = make_simulator()
     made = plan(w.cycle(), w.observe(), w.now)
     (create,) = made.creates
     assert create.key == AttemptKey(0, StageName.PREPARE, "", 1)
@@ -36,7 +36,7 @@ def test_first_plan_starts_prepare_and_stores_the_intent() -> None:
 
 
 def test_an_intent_is_carried_out_again_under_the_same_identity() -> None:
-    w = world()
+    w = make_simulator()
     first = plan(w.cycle(), w.observe(), w.now)
     w.apply(first, w.version, crash_after=1)
     again = plan(w.cycle(), w.observe(), w.now)
@@ -45,7 +45,7 @@ def test_an_intent_is_carried_out_again_under_the_same_identity() -> None:
 
 
 def test_a_job_that_vanished_is_followed_by_the_next_attempt() -> None:
-    w = world()
+    w = make_simulator()
     until(w, "sft")
     reconcile(w)
     first = job(w, "sft")
@@ -60,7 +60,7 @@ def test_a_job_that_vanished_is_followed_by_the_next_attempt() -> None:
 
 
 def test_nothing_starts_beside_a_live_pod() -> None:
-    w = world()
+    w = make_simulator()
     first = run(w, until(w, "sft"))
     simulator_events.vanish(w, list(w.jobs).index(first.name), 1)  # its pod outlives it
     reconcile(w, 2)
@@ -77,18 +77,18 @@ def test_nothing_starts_beside_a_live_pod() -> None:
 
 
 def test_generate_and_training_run_side_by_side_up_to_the_limit() -> None:
-    w = world(iterations=2)
+    w = make_simulator(iterations=2)
     until(w, "sft", 1)
     reconcile(w)
     assert live(w) == {"sft@1", "generate@2"}
-    narrow = world(iterations=2, maxParallelStages=1)
+    narrow = make_simulator(iterations=2, maxParallelStages=1)
     until(narrow, "sft", 1)
     reconcile(narrow)
     assert live(narrow) == {"sft@1"}
 
 
 def test_the_request_names_its_inputs() -> None:
-    w = world()
+    w = make_simulator()
     request = until(w, "grpo").request
     assert set(request.inputs) == {"prepare", "curate", "sft", "candidates", "reward"}
     sft = request.inputs["sft"]
@@ -97,7 +97,7 @@ def test_the_request_names_its_inputs() -> None:
 
 
 def test_a_reward_model_that_was_not_promoted_is_not_used() -> None:
-    w = world(iterations=2)
+    w = make_simulator(iterations=2)
     succeed(w, until(w, "reward", 1), promoted=False)
     assert until(w, "score", 2).request.inputs["reward"].iteration == 0
     assert w.status.models.reward is not None
@@ -105,13 +105,13 @@ def test_a_reward_model_that_was_not_promoted_is_not_used() -> None:
 
 
 def test_a_reward_model_whose_promotion_is_not_told_is_used() -> None:
-    w = world(iterations=2)
+    w = make_simulator(iterations=2)
     succeed(w, until(w, "reward", 1), promoted=None)
     assert until(w, "score", 2).request.inputs["reward"].iteration == 1
 
 
 def test_shards_and_gpus() -> None:
-    w = world(stages=[{"name": "generate", "shards": 4, **GPU}])
+    w = make_simulator(stages=[{"name": "generate", "shards": 4, **GPU}])
     reconcile(w)
     succeed(w, job(w, "prepare", 0))
     made = plan(w.cycle(), w.observe(), w.now)
@@ -121,7 +121,7 @@ def test_shards_and_gpus() -> None:
 
 
 def test_workspace_that_is_not_ready_starts_nothing() -> None:
-    w = world()
+    w = make_simulator()
     made = plan(w.cycle(), Observed(workspace_ready=False, workspace_message="claim data is Pending"), w.now)
     assert not made.creates
     ready = next(c for c in made.status.conditions if c.type == "WorkspaceReady")
@@ -129,7 +129,7 @@ def test_workspace_that_is_not_ready_starts_nothing() -> None:
 
 
 def test_nothing_starts_while_the_cycle_is_deleted() -> None:
-    w = world()
+    w = make_simulator()
     cycle = w.cycle()
     gone = cycle.metadata.model_copy(update={"deletion_timestamp": "2026-01-01T00:00:00Z"})
     made = plan(cycle.model_copy(update={"metadata": gone}), w.observe(), w.now)
@@ -137,7 +137,7 @@ def test_nothing_starts_while_the_cycle_is_deleted() -> None:
 
 
 def test_a_strangers_job_is_left_alone() -> None:
-    w = world()
+    w = make_simulator()
     w.strangers.add(job_name(w.cycle().metadata.name, "uid-1", AttemptKey(0, StageName.PREPARE, "", 1)))
     made = reconcile(w, 3)
     assert (made.creates, made.deletes) == ((), ())
@@ -151,14 +151,14 @@ def test_a_strangers_job_is_left_alone() -> None:
 
 def test_stage_that_this_version_cannot_run_fails_the_cycle_at_once() -> None:
     generator = {"openAI": {"model": "m", "baseURL": "http://m/v1"}, "distillation": {"baseModel": "g"}}
-    w = world(generator=generator)
+    w = make_simulator(generator=generator)
     made = reconcile(w)
     assert not made.creates
     assert condition(w, "Failed").reason == "Unsupported"
 
 
 def test_a_status_restored_from_a_backup_repeats_no_attempt() -> None:
-    w = world()
+    w = make_simulator()
     run(w, until(w, "sft"))
     kept = [r for r in w.status.stages if r.name != "sft"]
     forgotten = w.cycle().model_copy(update={"status": w.status.model_copy(update={"stages": kept})})

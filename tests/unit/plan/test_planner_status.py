@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from tests.support.simulator_helpers import finish, reconcile, record, restart, run, until, world
+from tests.support.simulator_helpers import finish, make_simulator, reconcile, record, restart, run, until
 
 from medgr2_api.stage_contract import Progress
 from medgr2_api.status import CycleStatus
@@ -16,7 +16,7 @@ from medgr2_operator.plan.types import Observed
 
 
 def test_twenty_iterations_stay_small() -> None:
-    w = world(iterations=20)
+    w = make_simulator(iterations=20)
     sizes = []
     for t in range(1, 21):
         until(w, "report", t)
@@ -30,7 +30,7 @@ def test_twenty_iterations_stay_small() -> None:
 
 
 def test_the_worst_status_still_fits() -> None:
-    w = world(iterations=20)
+    w = make_simulator(iterations=20)
     finish(w)
     long = [
         r.model_copy(update={"message": "ä" * 512, "reason": "R" * 64, "job_name": "j" * 52, "token": "t" * 32})
@@ -44,7 +44,7 @@ def test_the_worst_status_still_fits() -> None:
 
 
 def test_progress_is_cut_to_what_people_look_at() -> None:
-    w = world()
+    w = make_simulator()
     found = run(w, until(w, "generate"))
     (seen,) = [j for j in w.observe().jobs if j.uid == found.uid]
     figures = {f"m{i:02d}": 1.0 for i in range(50)} | {"generatorUSD": 0.25}
@@ -59,7 +59,7 @@ def test_progress_is_cut_to_what_people_look_at() -> None:
 
 
 def test_tokens_are_bounded() -> None:
-    w = world()
+    w = make_simulator()
     w.status = w.status.model_copy(update={"restart_tokens": [f"t{i}" for i in range(200)]})
     restart(w, "prepare", 0, "one-more")
     assert "RestartIgnored" in [event.reason for event in reconcile(w).events]

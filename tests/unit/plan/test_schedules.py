@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from tests.support.cycle_specs import SPECS, spec_of
 from tests.support.event_schedules import settle
-from tests.support.planner_simulator import World
+from tests.support.planner_simulator import PlannerSimulator
 from tests.support.simulator_events import ACTIONS, BY_NAME
 
 NUMBERS = st.integers(0, 255)
@@ -25,15 +25,15 @@ class Schedules(RuleBasedStateMachine):
 
     @initialize(number=st.integers(0, len(SPECS) - 1))
     def start(self, number: int) -> None:
-        self.world = World(spec_of(number))
+        self.simulator = PlannerSimulator(spec_of(number))
 
     @rule(name=MOVES, a=NUMBERS, b=NUMBERS)
     def move(self, name: str, a: int, b: int) -> None:
-        BY_NAME[name](self.world, a, b)
+        BY_NAME[name](self.simulator, a, b)
 
     def teardown(self) -> None:
-        if hasattr(self, "world"):
-            settle(self.world)
+        if hasattr(self, "simulator"):
+            settle(self.simulator)
 
 
 def _explore(examples: int) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from tests.support.simulator_helpers import fail, finish, job, reconcile, restart, run, succeed, until, world
+from tests.support.simulator_helpers import fail, finish, job, make_simulator, reconcile, restart, run, succeed, until
 
 from medgr2_operator.plan.scope import oldest_iteration
 
 
 def test_everything_is_read_at_first() -> None:
-    assert oldest_iteration(world(iterations=5).cycle()) == 0
+    assert oldest_iteration(make_simulator(iterations=5).cycle()) == 0
 
 
 def test_two_iterations_are_kept_in_sight() -> None:
-    w = world(iterations=4)
+    w = make_simulator(iterations=4)
     until(w, "report", 4)
     assert oldest_iteration(w.cycle()) == 3
     finish(w)
@@ -20,7 +20,7 @@ def test_two_iterations_are_kept_in_sight() -> None:
 
 
 def test_a_stage_that_has_not_succeeded_keeps_its_iteration_in_sight() -> None:
-    w = world(iterations=5)
+    w = make_simulator(iterations=5)
     evaluate = run(w, until(w, "evaluate", 1))
     for _ in range(60):
         for found in list(w.jobs.values()):
@@ -36,7 +36,7 @@ def test_a_stage_that_has_not_succeeded_keeps_its_iteration_in_sight() -> None:
 
 
 def test_a_restart_opens_any_iteration_again() -> None:
-    w = world(iterations=4)
+    w = make_simulator(iterations=4)
     finish(w)
     restart(w, "sft", 1, "again")
     assert oldest_iteration(w.cycle()) == 0

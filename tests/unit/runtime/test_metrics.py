@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.samples import Sample
 from tests.support import event_schedules, simulator_helpers
 from tests.support.planner_objects import SimJob
-from tests.support.planner_simulator import World
+from tests.support.planner_simulator import PlannerSimulator
 from tests.support.simulator_helpers import edit, fail, finish, job, restart, run, succeed, until
 
 from medgr2_api.stage_contract import Progress, StageName, StageResult
@@ -56,8 +56,8 @@ class Exported:
 
 
 @dataclass
-class Counted(World):
-    """A world whose executor tells metrics of each status that it stored, as the reconciler does."""
+class Counted(PlannerSimulator):
+    """A simulator whose executor tells metrics of each status that it stored, as the reconciler does."""
 
     exported: Exported = field(default_factory=Exported)
     attempts: set[AttemptKey] = field(default_factory=set)
@@ -83,7 +83,7 @@ def outcomes(w: Counted, stage: str) -> dict[str, int]:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_every_attempt_counts_once_whatever_happens(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_schedules, "World", Counted)
+    monkeypatch.setattr(event_schedules, "PlannerSimulator", Counted)
     w = event_schedules.run_schedule(seed)
     assert isinstance(w, Counted)
     active = sum(1 for record in w.status.stages if record.attempt and record.state in ACTIVE)
@@ -292,10 +292,10 @@ def test_no_label_holds_what_a_user_or_his_code_wrote(monkeypatch: pytest.Monkey
             assert 0 <= int(sample.labels["iteration"]) <= 20
 
 
-def _saying(w: World, found: SimJob, words: str) -> Any:
+def _saying(w: PlannerSimulator, found: SimJob, words: str) -> Any:
     """What is seen of the Jobs, with a progress full of the user's words."""
     progress = Progress(phase=words, step=1, total=9, metrics={words: 1.0})
-    seen = World.jobs_now(w)
+    seen = PlannerSimulator.jobs_now(w)
     return tuple(
         type(each)(**{**each.__dict__, "progress": progress, "pending_message": words})
         if each.name == found.name

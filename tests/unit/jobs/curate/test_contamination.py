@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.curate_fixtures import FAR, World, candidate, phash
+from tests.support.curate_fixtures import FAR, CurateWorkspace, candidate, phash
 
 ALL: dict[str, Any] = {"selection": {"strategy": "All"}}
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> World:
-    return World(tmp_path)
+def made(tmp_path: Path) -> CurateWorkspace:
+    return CurateWorkspace(tmp_path)
 
 
 def item(image: str, split: str, name: str = "real", **changes: Any) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def same_text(name: str, image: str, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("split", "kind"), [("test", "benchmark"), ("validation", "validation")])
-def test_an_image_within_four_bits_of_a_held_out_one_is_out(made: World, split: str, kind: str) -> None:
+def test_an_image_within_four_bits_of_a_held_out_one_is_out(made: CurateWorkspace, split: str, kind: str) -> None:
     held, (four, five, other) = made.image(split), made.free[:3]
     made.prepare_again({held: phash(), four: phash(1, 20, 40, 63), five: phash(1, 20, 40, 62, 63), other: FAR})
     candidates = [candidate("four", four), candidate("five", five), candidate("far", other), candidate("same", held)]
@@ -45,7 +45,7 @@ def test_an_image_within_four_bits_of_a_held_out_one_is_out(made: World, split: 
 
 
 @pytest.mark.parametrize(("split", "kind"), [("test", "benchmark"), ("validation", "validation")])
-def test_a_held_out_question_is_out_when_options_and_answer_agree(made: World, split: str, kind: str) -> None:
+def test_a_held_out_question_is_out_when_options_and_answer_agree(made: CurateWorkspace, split: str, kind: str) -> None:
     held = made.image(split)
     made.prepare_again({held: phash()}, [item(held, split)])
     other_options = ["Meniscus", "Halo", "Comet tail", "Target"]
@@ -62,7 +62,7 @@ def test_a_held_out_question_is_out_when_options_and_answer_agree(made: World, s
     }  # fmt: skip
 
 
-def test_a_template_may_be_asked_of_other_images(made: World) -> None:
+def test_a_template_may_be_asked_of_other_images(made: CurateWorkspace) -> None:
     """The prepared items ask it of images that differ: to have seen it elsewhere gives nothing away."""
     held, near, seed = made.image("test"), made.free[1], made.free[2]
     once = item(held, "test")
@@ -72,7 +72,7 @@ def test_a_template_may_be_asked_of_other_images(made: World) -> None:
     assert made.reasons([same_text("t", made.free[5])], **ALL) == {"t": []}
 
 
-def test_phantoms_are_compared_exactly(made: World) -> None:
+def test_phantoms_are_compared_exactly(made: CurateWorkspace) -> None:
     """They have no perceptual hash, and their questions are templates: as in the quickstart."""
     held = made.tables["items"][-1]
     assert held["split"] == "test"
@@ -86,7 +86,7 @@ def test_phantoms_are_compared_exactly(made: World) -> None:
     assert made.reasons(candidates, nearDuplicates=near, **ALL) == {"text": [], "image": ["benchmark_image"]}
 
 
-def test_an_item_without_an_answer_holds_no_text(made: World) -> None:
+def test_an_item_without_an_answer_holds_no_text(made: CurateWorkspace) -> None:
     held = made.image("test")
     made.prepare_again({held: phash()}, [item(held, "test", answer_index=None)])
     assert made.reasons([same_text("t", made.free[0])], **ALL) == {"t": []}

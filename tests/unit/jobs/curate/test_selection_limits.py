@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.curate_fixtures import World, candidate
+from tests.support.curate_fixtures import CurateWorkspace, candidate
 
 from medgr2_api.curation import Balance, Curation, Selection
 from medgr2_api.cycle import AnswerFormat
@@ -167,7 +167,7 @@ def test_no_group_exceeds_its_share_and_nothing_more_could_be_taken(
 
 
 def test_balance_of_the_spec(tmp_path: Path) -> None:
-    made = World(tmp_path)
+    made = CurateWorkspace(tmp_path)
     kinds = ["CT/a", "CT/a", "CT/a", "CT/b", "MRI/a", "MRI/b"]
     candidates = [candidate(f"t{n}", made.free[n], modality=kind.split("/")[0], question_type=kind.split("/")[1])
                   for n, kind in enumerate(kinds)]  # fmt: skip
@@ -245,7 +245,7 @@ def test_medical_words_are_not_taken_for_letters(text: str) -> None:
 
 
 def test_the_training_set_has_the_dealt_options_and_nothing_else_changes(tmp_path: Path) -> None:
-    made = World(tmp_path)
+    made = CurateWorkspace(tmp_path)
     candidates = [
         candidate(
             f"t{n}",

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support import jobs_fixtures as world
-from tests.support.curate_fixtures import FAR, World, candidate, phash
+from tests.support import jobs_fixtures
+from tests.support.curate_fixtures import FAR, CurateWorkspace, candidate, phash
 
 from medgr2_api.curation import NearDuplicates
 from medgr2_jobs.duplicates import phash_index, text_fingerprint
@@ -23,15 +23,15 @@ OTHER = "What would be the next step after the finding in the right kidney?"
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> World:
-    return World(tmp_path)
+def made(tmp_path: Path) -> CurateWorkspace:
+    return CurateWorkspace(tmp_path)
 
 
 def limits(hamming: int = 4, jaccard: float = 0.8) -> dict[str, Any]:
     return {**ALL, "nearDuplicates": {"imageHamming": hamming, "textJaccard": jaccard}}
 
 
-def test_both_image_and_text_must_be_near(made: World) -> None:
+def test_both_image_and_text_must_be_near(made: CurateWorkspace) -> None:
     first, near, far, unhashed = made.free[:4]
     made.prepare_again({first: phash(), near: phash(0, 5, 33, 60), far: FAR})
     candidates = [
@@ -50,7 +50,7 @@ def test_both_image_and_text_must_be_near(made: World) -> None:
     assert made.reasons(candidates, **ALL) == {name: [] for name in expected}
 
 
-def test_the_best_scored_stays_then_the_first(made: World) -> None:
+def test_the_best_scored_stays_then_the_first(made: CurateWorkspace) -> None:
     image = made.free[0]
     candidates = [candidate("low", image, QUESTION), candidate("high", image, ASKED),
                   candidate("tied", image, ASKED + " Really?")]  # fmt: skip
@@ -60,7 +60,7 @@ def test_the_best_scored_stays_then_the_first(made: World) -> None:
     assert found == {"low": ["near_duplicate"], "high": [], "tied": ["near_duplicate"]}
 
 
-def test_what_is_ruled_out_stands_for_nothing(made: World) -> None:
+def test_what_is_ruled_out_stands_for_nothing(made: CurateWorkspace) -> None:
     """The better one is too near a benchmark's image; the other one, a bit farther away, is not."""
     held, (near, next_) = made.image("test"), made.free[:2]
     made.prepare_again({held: phash(), near: phash(1, 2, 3, 4), next_: phash(1, 2, 3, 4, 5)})
@@ -69,7 +69,7 @@ def test_what_is_ruled_out_stands_for_nothing(made: World) -> None:
     assert made.reasons(candidates, scores, **limits()) == {"near": ["benchmark_near_image"], "next": []}
 
 
-def test_near_duplicates_are_not_a_chain(made: World) -> None:
+def test_near_duplicates_are_not_a_chain(made: CurateWorkspace) -> None:
     """b is near a, c is near b and not near a: b goes, and c stays."""
     a, b, c = made.free[:3]
     made.prepare_again({a: phash(), b: phash(1, 2, 3, 4), c: phash(1, 2, 3, 4, 5, 6, 7, 8)})
@@ -77,7 +77,7 @@ def test_near_duplicates_are_not_a_chain(made: World) -> None:
     assert made.reasons(candidates, **limits()) == {"a": [], "b": ["near_duplicate"], "c": []}
 
 
-def test_the_same_is_called_the_same(made: World) -> None:
+def test_the_same_is_called_the_same(made: CurateWorkspace) -> None:
     image, seed = made.free[0], made.seed[0]
     candidates = [
         candidate("one", image, QUESTION),
@@ -94,12 +94,12 @@ def test_the_same_is_called_the_same(made: World) -> None:
     assert allowed == {"one": [], "two": ["duplicate"], "known": [], "nearly": ["near_duplicate"]}
 
 
-def test_what_an_earlier_iteration_kept_counts_as_known(made: World) -> None:
+def test_what_an_earlier_iteration_kept_counts_as_known(made: CurateWorkspace) -> None:
     first, near = made.free[:2]
     made.prepare_again({first: phash(), near: phash(7)})
     assert made.curate([candidate("t1", first, QUESTION)], **limits())[0] == 0
     again = [candidate("t2", near, ASKED, iteration=2)]
-    previous = world.ref(made.root, made.asked)
+    previous = jobs_fixtures.ref(made.root, made.asked)
     assert made.reasons(again, iteration=2, previous=previous, **limits()) == {"t2": ["near_overlap"]}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import jobs_fixtures as world
+from tests.support import jobs_fixtures
 
 from medgr2_api.stage_contract import StageName, StageRequest
 from medgr2_jobs.generate import providers, rate_control, request_retry
@@ -34,8 +34,8 @@ def request(root: Path, candidates: int = 40, **fields: Any) -> StageRequest:
         "answerFormat": "Letter",
         "shards": 1,
     }
-    prepare = world.publish(root, StageName.PREPARE, world.phantom_tables(root, {"train": 8}))
-    return world.request(StageName.GENERATE, 1, parameters, {"prepare": prepare}, **fields)
+    prepare = jobs_fixtures.publish(root, StageName.PREPARE, jobs_fixtures.phantom_tables(root, {"train": 8}))
+    return jobs_fixtures.request(StageName.GENERATE, 1, parameters, {"prepare": prepare}, **fields)
 
 
 class Provider:
@@ -65,7 +65,7 @@ def no_answer(*, trouble: bool) -> Reply:
 
 
 def outcomes(root: Path, asked: StageRequest) -> Counter[str]:
-    return Counter(row["outcome"] for row in world.run(root, asked).rows("candidates"))
+    return Counter(row["outcome"] for row in jobs_fixtures.run(root, asked).rows("candidates"))
 
 
 def test_questions_that_the_server_dislikes_are_no_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,5 +121,5 @@ def test_what_is_in_flight_may_finish_within_the_grace_period(tmp_path: Path, mo
 def test_another_seed_asks_with_other_sampling_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     provider = Provider(monkeypatch, lambda number: Reply("refused"))
     for seed in (5, 6):
-        world.run(tmp_path, request(tmp_path, 4, seed=seed))
+        jobs_fixtures.run(tmp_path, request(tmp_path, 4, seed=seed))
     assert len(set(provider.seeds)) == 8

@@ -7,5 +7,5 @@ from tests.support import policy_fixtures
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> policy_fixtures.World:
-    return policy_fixtures.build(tmp_path_factory.mktemp("world"))
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> policy_fixtures.PolicyWorkspace:
+    return policy_fixtures.build(tmp_path_factory.mktemp("workspace"))

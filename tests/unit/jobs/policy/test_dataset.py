@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.policy_fixtures import FORMAT, World
+from tests.support.policy_fixtures import FORMAT, PolicyWorkspace
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from medgr2_api.training_spec import PromptSource
@@ -17,21 +17,23 @@ from medgr2_jobs.prompts import answers
 
 
 @pytest.fixture(scope="module")
-def processor(world: World) -> Any:
-    return vlm.load_processor(world.context(world.sft()).input("prepare").folder_of("models/policy"))
+def processor(workspace: PolicyWorkspace) -> Any:
+    return vlm.load_processor(workspace.context(workspace.sft()).input("prepare").folder_of("models/policy"))
 
 
 @pytest.fixture(scope="module")
-def collator(world: World, processor: Any) -> CompletionCollator:
-    return CompletionCollator(Encoder(processor, world.images))
+def collator(workspace: PolicyWorkspace, processor: Any) -> CompletionCollator:
+    return CompletionCollator(Encoder(processor, workspace.images))
 
 
-def test_collator_feeds_the_tensors_of_trls_own(world: World, processor: Any, collator: CompletionCollator) -> None:
-    rows = sft_rows(world.training, FORMAT)[:9]
+def test_collator_feeds_the_tensors_of_trls_own(
+    workspace: PolicyWorkspace, processor: Any, collator: CompletionCollator
+) -> None:
+    rows = sft_rows(workspace.training, FORMAT)[:9]
     ours = collator(list(sft_dataset(rows)))
     conversations = [
         {
-            "images": [world.images.load(row.image_sha256 or "")],
+            "images": [workspace.images.load(row.image_sha256 or "")],
             "prompt": [{"role": "user", "content": row.prompt}],
             "completion": [{"role": "assistant", "content": row.response}],
         }
@@ -45,9 +47,9 @@ def test_collator_feeds_the_tensors_of_trls_own(world: World, processor: Any, co
 
 
 def test_only_the_answer_and_the_end_of_its_turn_are_supervised(
-    world: World, processor: Any, collator: CompletionCollator
+    workspace: PolicyWorkspace, processor: Any, collator: CompletionCollator
 ) -> None:
-    rows = sft_rows(world.training, FORMAT)[:4]
+    rows = sft_rows(workspace.training, FORMAT)[:4]
     labels = collator(list(sft_dataset(rows)))["labels"]
     for (_, row), line in zip(rows, labels, strict=True):
         assert processor.tokenizer.decode(line[line != -100]) == row.response + "<|im_end|>\n"
@@ -136,13 +138,13 @@ def test_source_kept_asks_the_training_set_only() -> None:
     assert all(p.answer_index == 0 for p in prompts)
 
 
-def test_rows_for_grpo_carry_their_own_picture(world: World) -> None:
-    prompts = grpo_prompts(world.training, world.candidates, FORMAT, PromptSource.CANDIDATES)
-    dataset = grpo_dataset(prompts, world.images)
+def test_rows_for_grpo_carry_their_own_picture(workspace: PolicyWorkspace) -> None:
+    prompts = grpo_prompts(workspace.training, workspace.candidates, FORMAT, PromptSource.CANDIDATES)
+    dataset = grpo_dataset(prompts, workspace.images)
     assert len(dataset) == len(prompts) == 48
     for index in (0, 17, 47):
         row = dataset[index]
-        assert row["image"] == world.images.load(prompts[index].image_sha256)
+        assert row["image"] == workspace.images.load(prompts[index].image_sha256)
         assert row["prompt"] == [{"role": "user", "content": row["text"]}]
         assert row["text"] == answers.prompt(prompts[index].question, prompts[index].options, FORMAT)
         assert row["answer_index"] == prompts[index].answer_index

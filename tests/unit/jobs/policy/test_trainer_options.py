@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.support.policy_fixtures import World
+from tests.support.policy_fixtures import PolicyWorkspace
 from trl import GRPOConfig
 
 from medgr2_jobs.errors import ConfigError, DataError
@@ -38,9 +38,9 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"lr_scheduler_type": "sideways"}, "SFTConfig refuses these settings"),
     ],
 )
-def test_sft_refuses(world: World, trainer: dict[str, Any], said: str) -> None:
+def test_sft_refuses(workspace: PolicyWorkspace, trainer: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        sft.run(world.context(world.sft(trainer)))
+        sft.run(workspace.context(workspace.sft(trainer)))
     assert said in str(caught.value)
 
 
@@ -58,16 +58,16 @@ def test_sft_refuses(world: World, trainer: dict[str, Any], said: str) -> None:
         ({}, {"roles": ("prepare", "curate", "sft", "candidates")}, "trains no reward model"),
     ],
 )
-def test_grpo_refuses(world: World, trainer: dict[str, Any], changes: dict[str, Any], said: str) -> None:
+def test_grpo_refuses(workspace: PolicyWorkspace, trainer: dict[str, Any], changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        grpo.run(world.context(world.grpo(trainer, **changes)))
+        grpo.run(workspace.context(workspace.grpo(trainer, **changes)))
     assert said in str(caught.value)
 
 
-def test_grpo_refuses_a_batch_larger_than_the_data(world: World) -> None:
+def test_grpo_refuses_a_batch_larger_than_the_data(workspace: PolicyWorkspace) -> None:
     """TRL drops incomplete batches: it would train on nothing."""
     with pytest.raises(DataError, match="48 distinct prompts, and one generation batch takes 64"):
-        grpo.run(world.context(world.grpo({"per_device_train_batch_size": 256})))
+        grpo.run(workspace.context(workspace.grpo({"per_device_train_batch_size": 256})))
 
 
 def test_a_whole_number_stays_a_float_where_the_library_wants_one() -> None:

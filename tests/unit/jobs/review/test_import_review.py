@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.curate_fixtures import World, candidate
+from tests.support.curate_fixtures import CurateWorkspace, candidate
 
 from medgr2_api import paths
 from medgr2_api.stage_contract import StageName
@@ -21,7 +21,7 @@ from medgr2_jobs.review import export_review, import_review
 ALL: dict[str, Any] = {"selection": {"strategy": "All"}}
 
 
-class Reviewed(World):
+class Reviewed(CurateWorkspace):
     """Four candidates of which one is dropped, curated and linked into cycle `test`."""
 
     def __init__(self, root: Path) -> None:

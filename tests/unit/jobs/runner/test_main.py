@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support import jobs_fixtures as world
+from tests.support import jobs_fixtures
 
 from medgr2_api.parameters import CODE_VERSION
 from medgr2_api.stage_contract import RESULT_PATH_ENV, ArtifactRef, CycleRef, StageName, StageRequest, StageResult
@@ -38,7 +38,7 @@ class Stage:
 
     def request(self, *, seed: int = 1, inputs: dict[str, ArtifactRef] | None = None, **fields: Any) -> StageRequest:
         parameters = {"seed": seed, "shards": 1, "answerFormat": "Letter"}
-        return world.request(StageName.SCORE, 1, parameters, inputs or {}, **fields)
+        return jobs_fixtures.request(StageName.SCORE, 1, parameters, inputs or {}, **fields)
 
     def run(self, code: Code, asked: StageRequest | None = None) -> StageResult:
         self._patch.setitem(sys.modules, "stub_stage", SimpleNamespace(run=code))
@@ -68,7 +68,7 @@ def test_an_error_after_the_commit_takes_nothing_away(score: Stage) -> None:
         assert score.run(write).reason == "ZeroDivisionError"
     result = score.run(never, score.request(attempt=2))
     assert (result.exit_code, result.reason) == (0, "Reused")
-    assert world.reader(score.root, score.request()).file("x.bin").read_bytes() == b"x"
+    assert jobs_fixtures.reader(score.root, score.request()).file("x.bin").read_bytes() == b"x"
 
 
 def test_an_artifact_that_another_cycle_published_meanwhile_is_verified(score: Stage) -> None:
@@ -95,7 +95,7 @@ def test_who_comes_second_says_what_it_spent_itself(score: Stage) -> None:
 
     result = score.run(slow)
     assert (result.exit_code, result.usage["gpuSeconds"]) == (0, 7.0)
-    assert world.reader(score.root, score.request()).manifest.usage["gpuSeconds"] == 1.0
+    assert jobs_fixtures.reader(score.root, score.request()).manifest.usage["gpuSeconds"] == 1.0
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -147,10 +147,10 @@ def test_a_stage_that_has_torch_keeps_the_memory_it_frees(
 
 def test_the_manifest_says_what_it_was_made_from_and_with(score: Stage) -> None:
     rows = [{"triplet_id": "t", "outcome": "ok"}]
-    candidates = world.publish(score.root, StageName.GENERATE, {"candidates": rows}, iteration=1)
+    candidates = jobs_fixtures.publish(score.root, StageName.GENERATE, {"candidates": rows}, iteration=1)
     asked = score.request(inputs={"candidates": candidates}, attempt=3)
     assert score.run(write, asked).exit_code == 0
-    made = world.reader(score.root, asked).manifest
+    made = jobs_fixtures.reader(score.root, asked).manifest
     assert made.inputs == {"candidates": candidates.output_digest}
     assert made.parameters == asked.parameters
     assert (made.cycle, made.iteration, made.attempt) == ("test", 1, 3)
@@ -175,4 +175,4 @@ def test_a_restarted_attempt_begins_empty(score: Stage) -> None:
     writer.open()
     writer.path("half.bin").write_bytes(b"half")
     score.run(write)
-    assert [part.name for part in world.reader(score.root, score.request()).manifest.parts] == ["x.bin"]
+    assert [part.name for part in jobs_fixtures.reader(score.root, score.request()).manifest.parts] == ["x.bin"]

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support import jobs_fixtures as world
-from tests.support.curate_fixtures import World, candidate
+from tests.support import jobs_fixtures
+from tests.support.curate_fixtures import CurateWorkspace, candidate
 
 from medgr2_api.stage_contract import StageName
 from medgr2_jobs.curate import contamination
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> World:
-    return World(tmp_path)
+def made(tmp_path: Path) -> CurateWorkspace:
+    return CurateWorkspace(tmp_path)
 
 
 def threshold(value: float) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def threshold(value: float) -> dict[str, Any]:
 ALL = {"selection": {"strategy": "All"}}
 
 
-def test_every_reason_is_written_down(made: World) -> None:
+def test_every_reason_is_written_down(made: CurateWorkspace) -> None:
     seed = made.seed[0]
     candidates = [
         candidate("kept", made.free[0]),
@@ -80,7 +80,7 @@ def test_every_reason_is_written_down(made: World) -> None:
     }
 
 
-def test_training_set_grows(made: World) -> None:
+def test_training_set_grows(made: CurateWorkspace) -> None:
     code, first = made.curate([candidate("t1", made.free[0])], {"t1": 9.0}, **threshold(3.0))
     assert code == 0
     rows = first.rows("training")
@@ -91,7 +91,7 @@ def test_training_set_grows(made: World) -> None:
         assert row["score"] is None
     assert rows[-1]["score"] == 9.0
 
-    previous = world.ref(made.root, made.asked)
+    previous = jobs_fixtures.ref(made.root, made.asked)
     again = [candidate("t2", made.free[0], iteration=2), candidate("t3", made.free[1], iteration=2)]
     code, second = made.curate(again, {"t2": 9.5, "t3": -2.0}, iteration=2, previous=previous, **threshold(3.0))
     assert code == 0
@@ -106,7 +106,7 @@ def test_training_set_grows(made: World) -> None:
     assert {row["template_sha256"] for row in lineage} == {"feed"}
 
 
-def test_allow_overlap_never_lets_a_held_out_image_in(made: World) -> None:
+def test_allow_overlap_never_lets_a_held_out_image_in(made: CurateWorkspace) -> None:
     seed = made.seed[0]
     candidates = [
         candidate("known", seed["image_sha256"], seed["question"]),
@@ -122,18 +122,18 @@ def test_allow_overlap_never_lets_a_held_out_image_in(made: World) -> None:
     }
 
 
-def test_best_of_equal_candidates_stays(made: World) -> None:
+def test_best_of_equal_candidates_stays(made: CurateWorkspace) -> None:
     candidates = [candidate(name, made.free[0]) for name in ("low", "high", "mid")]
     found = made.reasons(candidates, {"low": 1.0, "high": 9.0, "mid": 5.0}, **threshold(3.0))
     assert found == {"low": ["duplicate", "below_threshold"], "high": [], "mid": ["duplicate"]}
 
 
-def test_a_broken_candidate_stands_for_no_good_one(made: World) -> None:
+def test_a_broken_candidate_stands_for_no_good_one(made: CurateWorkspace) -> None:
     candidates = [candidate("broken", made.free[0], outcome="refused"), candidate("good", made.free[0])]
     assert made.reasons(candidates, **ALL) == {"broken": ["outcome:refused"], "good": []}
 
 
-def test_a_score_that_is_no_number_is_no_score(made: World) -> None:
+def test_a_score_that_is_no_number_is_no_score(made: CurateWorkspace) -> None:
     scores = {"none": None, "nan": math.nan, "infinite": math.inf, "good": 1.0}
     candidates = [candidate(name, image) for name, image in zip(scores, made.free, strict=False)]
     for selection in ({"strategy": "TopK", "k": 4}, {"strategy": "Threshold", "threshold": 0.0}):
@@ -141,9 +141,9 @@ def test_a_score_that_is_no_number_is_no_score(made: World) -> None:
         assert found == {"none": ["not_scored"], "nan": ["not_scored"], "infinite": ["not_scored"], "good": []}
 
 
-def test_the_seed_is_written_in_the_answer_format_of_prepare(made: World) -> None:
+def test_the_seed_is_written_in_the_answer_format_of_prepare(made: CurateWorkspace) -> None:
     parameters = {"answerFormat": "OptionText"}
-    made.prepare = world.publish(made.root, StageName.PREPARE, made.tables, parameters=parameters)
+    made.prepare = jobs_fixtures.publish(made.root, StageName.PREPARE, made.tables, parameters=parameters)
     code, found = made.curate([], {}, **ALL)
     assert code == 0
     for row in found.rows("training"):
@@ -156,7 +156,7 @@ def test_either_table_of_prepare_holds_an_image_out() -> None:
     assert contamination.held_images(images, items) == {"benchmark": {"a", "b"}, "validation": {"c"}}
 
 
-def test_without_scores(made: World, capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_scores(made: CurateWorkspace, capfd: pytest.CaptureFixture[str]) -> None:
     candidates = [candidate(f"t{number}", image) for number, image in enumerate(made.free)]
     candidates.append(candidate("bad", made.free[0], "?", outcome="schema"))
     found = made.reasons(candidates, **ALL)
@@ -168,7 +168,7 @@ def test_without_scores(made: World, capfd: pytest.CaptureFixture[str]) -> None:
     assert "stage score is disabled" in capfd.readouterr().err
 
 
-def test_top_k_keeps_k_that_may_be_kept(made: World) -> None:
+def test_top_k_keeps_k_that_may_be_kept(made: CurateWorkspace) -> None:
     candidates = [candidate(f"t{number}", image) for number, image in enumerate(made.free[:5])]
     candidates.append(candidate("bench", made.image("test")))
     scores = {f"t{number}": float(number) for number in range(5)} | {"bench": 10.0}
@@ -178,7 +178,7 @@ def test_top_k_keeps_k_that_may_be_kept(made: World) -> None:
     assert found["t0"] == ["not_in_top_k"]
 
 
-def test_fitted_precision(made: World) -> None:
+def test_fitted_precision(made: CurateWorkspace) -> None:
     candidates = [candidate("up", made.free[0]), candidate("down", made.free[1])]
     grades = [(10.0, 8.0), (6.0, 6.0), (0.0, 2.0), (-6.0, -4.0)]
     rows = [{"sample_id": "s", "grade": "g", "target": target, "score": score} for target, score in grades]
@@ -192,7 +192,7 @@ def test_fitted_precision(made: World) -> None:
     assert made.curate(candidates, scores, selection=selection)[0] == 78
 
 
-def test_no_candidates_is_the_seed(made: World) -> None:
+def test_no_candidates_is_the_seed(made: CurateWorkspace) -> None:
     for candidates, scores in (([], {}), (None, None)):
         code, found = made.curate(candidates, scores, **threshold(3.0))
         assert code == 0
@@ -200,18 +200,18 @@ def test_no_candidates_is_the_seed(made: World) -> None:
         assert found.rows("decisions") == found.rows("lineage") == []
 
 
-def test_iteration_two_needs_the_first(made: World) -> None:
+def test_iteration_two_needs_the_first(made: CurateWorkspace) -> None:
     assert made.curate([], {}, iteration=2, **threshold(3.0))[0] == 78
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("curate"))
+def shared(tmp_path_factory: pytest.TempPathFactory) -> CurateWorkspace:
+    return CurateWorkspace(tmp_path_factory.mktemp("curate"))
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_nothing_held_out_and_nothing_twice(shared: World, data: st.DataObject) -> None:
+def test_nothing_held_out_and_nothing_twice(shared: CurateWorkspace, data: st.DataObject) -> None:
     images = [row["image_sha256"] for row in shared.tables["images"]]
     names = data.draw(st.lists(st.integers(0, 9999).map(str), unique=True, max_size=25))
     questions = ["What is it?", "what is it", "Where?", *(row["question"] for row in shared.tables["items"])]

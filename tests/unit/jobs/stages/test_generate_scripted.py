@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support import jobs_fixtures as world
+from tests.support import jobs_fixtures
 
 from medgr2_api.stage_contract import Shard, StageName, StageRequest
 from medgr2_jobs.runner import main
@@ -29,19 +29,19 @@ PARAMETERS: dict[str, Any] = {
 
 
 @pytest.fixture
-def prepared(tmp_path: Path) -> world.Tables:
-    return world.phantom_tables(tmp_path, {"train": 20, "validation": 4, "test": 4})
+def prepared(tmp_path: Path) -> jobs_fixtures.Tables:
+    return jobs_fixtures.phantom_tables(tmp_path, {"train": 20, "validation": 4, "test": 4})
 
 
-def asked(root: Path, tables: world.Tables, iteration: int = 1, **changes: Any) -> StageRequest:
+def asked(root: Path, tables: jobs_fixtures.Tables, iteration: int = 1, **changes: Any) -> StageRequest:
     fields = {name: changes.pop(name) for name in ("shard", "attempt") if name in changes}
-    prepare = world.publish(root, StageName.PREPARE, tables)
+    prepare = jobs_fixtures.publish(root, StageName.PREPARE, tables)
     parameters = {**PARAMETERS, "iteration": iteration, **changes}
-    return world.request(StageName.GENERATE, iteration, parameters, {"prepare": prepare}, **fields)
+    return jobs_fixtures.request(StageName.GENERATE, iteration, parameters, {"prepare": prepare}, **fields)
 
 
-def test_candidates(tmp_path: Path, prepared: world.Tables) -> None:
-    found = world.run(tmp_path, asked(tmp_path, prepared))
+def test_candidates(tmp_path: Path, prepared: jobs_fixtures.Tables) -> None:
+    found = jobs_fixtures.run(tmp_path, asked(tmp_path, prepared))
     rows, truth = found.rows("candidates"), found.rows("truth")
     assert len(rows) == 40
     train = {row["image_sha256"] for row in prepared["images"] if row["split"] == "train"}
@@ -56,43 +56,43 @@ def test_candidates(tmp_path: Path, prepared: world.Tables) -> None:
     assert found.manifest.counters["candidates"] == found.manifest.counters["ok"] == 40
 
 
-def test_again_is_the_same_and_another_seed_is_not(tmp_path: Path, prepared: world.Tables) -> None:
-    one = world.run(tmp_path, asked(tmp_path, prepared)).digest
+def test_again_is_the_same_and_another_seed_is_not(tmp_path: Path, prepared: jobs_fixtures.Tables) -> None:
+    one = jobs_fixtures.run(tmp_path, asked(tmp_path, prepared)).digest
     shutil.rmtree(tmp_path / "artifacts" / "generate")
-    assert world.run(tmp_path, asked(tmp_path, prepared)).digest == one
-    assert world.run(tmp_path, asked(tmp_path, prepared, seed=6)).digest != one
+    assert jobs_fixtures.run(tmp_path, asked(tmp_path, prepared)).digest == one
+    assert jobs_fixtures.run(tmp_path, asked(tmp_path, prepared, seed=6)).digest != one
 
 
-def test_iterations_go_on(tmp_path: Path, prepared: world.Tables) -> None:
-    first = world.run(tmp_path, asked(tmp_path, prepared, 1, candidates=30)).rows("candidates")
-    second = world.run(tmp_path, asked(tmp_path, prepared, 2, candidates=30, seed=99)).rows("candidates")
+def test_iterations_go_on(tmp_path: Path, prepared: jobs_fixtures.Tables) -> None:
+    first = jobs_fixtures.run(tmp_path, asked(tmp_path, prepared, 1, candidates=30)).rows("candidates")
+    second = jobs_fixtures.run(tmp_path, asked(tmp_path, prepared, 2, candidates=30, seed=99)).rows("candidates")
     images = [{row["image_sha256"] for row in rows} for rows in (first, second)]
     assert len(images[0] & images[1]) == 0
     assert len(images[0] | images[1]) == 20
     assert not {row["triplet_id"] for row in first} & {row["triplet_id"] for row in second}
 
 
-def test_shards_make_the_whole(tmp_path: Path, prepared: world.Tables) -> None:
-    whole = world.run(tmp_path, asked(tmp_path, prepared)).rows("candidates")
+def test_shards_make_the_whole(tmp_path: Path, prepared: jobs_fixtures.Tables) -> None:
+    whole = jobs_fixtures.run(tmp_path, asked(tmp_path, prepared)).rows("candidates")
     for index in range(3):
         request = asked(tmp_path, prepared, shards=3, shard=Shard(index=index, count=3))
         assert main.execute(request, tmp_path) == 0
-    assert world.reader(tmp_path, request).rows("candidates") == whole
+    assert jobs_fixtures.reader(tmp_path, request).rows("candidates") == whole
 
 
-def test_more_questions_than_kinds_take_more_images(tmp_path: Path, prepared: world.Tables) -> None:
-    rows = world.run(tmp_path, asked(tmp_path, prepared, questionsPerImage=5)).rows("candidates")
+def test_more_questions_than_kinds_take_more_images(tmp_path: Path, prepared: jobs_fixtures.Tables) -> None:
+    rows = jobs_fixtures.run(tmp_path, asked(tmp_path, prepared, questionsPerImage=5)).rows("candidates")
     assert len(rows) == 40
     assert len({row["image_sha256"] for row in rows}) == 10
 
 
-def test_no_candidates(tmp_path: Path, prepared: world.Tables) -> None:
-    found = world.run(tmp_path, asked(tmp_path, {**prepared, "images": []}, candidates=0))
+def test_no_candidates(tmp_path: Path, prepared: jobs_fixtures.Tables) -> None:
+    found = jobs_fixtures.run(tmp_path, asked(tmp_path, {**prepared, "images": []}, candidates=0))
     assert found.rows("candidates") == found.rows("truth") == []
 
 
 def test_real_images_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    tables = world.phantom_tables(tmp_path, {"train": 3}, real=3)
+    tables = jobs_fixtures.phantom_tables(tmp_path, {"train": 3}, real=3)
     assert main.execute(asked(tmp_path, tables), tmp_path) == 78
     assert "is no phantom" in capfd.readouterr().err
     del tables["phantoms"]
@@ -100,11 +100,13 @@ def test_real_images_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[st
 
 
 def test_no_training_image(tmp_path: Path) -> None:
-    assert main.execute(asked(tmp_path, world.phantom_tables(tmp_path, {"validation": 2})), tmp_path) == 65
+    assert main.execute(asked(tmp_path, jobs_fixtures.phantom_tables(tmp_path, {"validation": 2})), tmp_path) == 65
 
 
 @pytest.mark.parametrize("kind", ["gemini", "vllm", "oracle"])
-def test_other_providers(tmp_path: Path, prepared: world.Tables, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_other_providers(
+    tmp_path: Path, prepared: jobs_fixtures.Tables, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert main.execute(asked(tmp_path, prepared, provider={"kind": kind}), tmp_path) == 78
     assert kind in capfd.readouterr().err
 
