@@ -23,7 +23,7 @@ from .scheduling import (
 )
 from .stage_contract import StageName
 from .status import CycleStatus
-from .training_spec import Evaluation, Policy, RewardModel
+from .training_spec import AnswerFormat, Evaluation, Policy, RewardModel
 from .types import DNSLabel
 
 
@@ -34,13 +34,6 @@ class Preset(ApiEnum):
     PAPER = "Paper"
     MEDR1 = "MedR1"
     TINY = "Tiny"
-
-
-class AnswerFormat(ApiEnum):
-    """What stands between <answer> and </answer>."""
-
-    LETTER = "Letter"
-    OPTION_TEXT = "OptionText"
 
 
 class CycleSpec(Model):
@@ -125,9 +118,9 @@ class CycleSpec(Model):
     stages: Annotated[list[StageSettings], Field(max_length=11), Keyed(("name",))] = []
     """What differs for single stages."""
 
-    def stage(self, name: StageName) -> StageSettings:
+    def stage(self, name: str) -> StageSettings:
         """The settings of a stage; defaults where the spec says nothing."""
-        return next((stage for stage in self.stages if stage.name == name), StageSettings(name=name))
+        return next((stage for stage in self.stages if stage.name == name), StageSettings(name=StageName(name)))
 
 
 class Metadata(Model):

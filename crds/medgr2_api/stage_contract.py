@@ -154,7 +154,7 @@ class StageRequest(Model):
     input_hash: str
     """Where to publish: `artifacts/<stage>/<inputHash>`."""
     parameters: dict[str, Any]
-    """The stage's resolved parameters (`parameters.py`), as JSON."""
+    """The stage's resolved parameters (`stages`), as JSON."""
     inputs: dict[str, ArtifactRef] = Field(default_factory=dict)
     """Artifacts to read, by role: `prepare`, `candidates`, `reward`, `policy`, `evaluate-0` and so on."""
     shard: Shard = Shard()

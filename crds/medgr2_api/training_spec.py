@@ -100,6 +100,13 @@ class RewardModel(Model):
     """How it learns."""
 
 
+class AnswerFormat(ApiEnum):
+    """What stands between <answer> and </answer>."""
+
+    LETTER = "Letter"
+    OPTION_TEXT = "OptionText"
+
+
 class InitFrom(ApiEnum):
     """Where each iteration's SFT starts."""
 

@@ -104,7 +104,7 @@ def test_grpo_may_be_absent_but_not_both(prepared: tuple[Path, ArtifactRef]) -> 
 
 
 def context(root: Path, request: StageRequest) -> StageContext[Any]:
-    from medgr2_api.parameters import EvaluateParameters
+    from medgr2_api.stages.evaluate import EvaluateParameters
 
     made = StageContext(request, EvaluateParameters.model_validate(request.parameters), root)
     made.writer.open()

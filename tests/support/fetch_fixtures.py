@@ -6,8 +6,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from medgr2_api.parameters import PrepareParameters
 from medgr2_api.stage_contract import StageName
+from medgr2_api.stages.prepare import PrepareParameters
 from medgr2_jobs.runner.context import StageContext
 from tests.support.fixtures import prepare_parameters, stage_request
 

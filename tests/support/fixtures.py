@@ -14,10 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from medgr2_api import paths
+from medgr2_api import paths, stages
 from medgr2_api.hashing import canonical_json
-from medgr2_api.parameters import StageParameters, input_hash, parameters_model
 from medgr2_api.stage_contract import ArtifactRef, CycleRef, Progress, StageName, StageRequest
+from medgr2_api.stages import StageParameters, input_hash
 
 #: A tiny model that has seen almost nothing: loads and runs like any other, answers nonsense.
 BASE = "builtin://tiny-qwen2.5-vl?steps=4&images=32&batch=8"
@@ -68,7 +68,9 @@ def stage_request(
         inputs: by role.
         fields: further fields of StageRequest, such as `attempt=2`.
     """
-    checked = parameters_model(stage).model_validate(parameters) if isinstance(parameters, dict) else parameters
+    checked = (
+        stages.definition(stage).parameters.model_validate(parameters) if isinstance(parameters, dict) else parameters
+    )
     inputs = inputs or {}
     token = fields.get("token", "")
     return StageRequest(

@@ -7,9 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from medgr2_api import paths
+from medgr2_api import paths, stages
 from medgr2_api.hashing import sha256_of
-from medgr2_api.parameters import parameters_model
 from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageName, StageRequest
 from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.runner import main
@@ -50,7 +49,7 @@ def request(
     name: StageName, iteration: int, parameters: dict[str, Any], inputs: dict[str, ArtifactRef], **fields: Any
 ) -> StageRequest:
     """A request for a stage; its parameters are checked."""
-    checked = parameters_model(name).model_validate(parameters).dump()
+    checked = stages.definition(name).parameters.model_validate(parameters).dump()
     digests = {role: ref.output_digest for role, ref in inputs.items()}
     return StageRequest(
         cycle=fields.pop("cycle", CYCLE),

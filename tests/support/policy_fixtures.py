@@ -12,11 +12,9 @@ from typing import Any
 
 import torch
 
-from medgr2_api import paths
-from medgr2_api.cycle import AnswerFormat
-from medgr2_api.parameters import parameters_model
+from medgr2_api import paths, stages
 from medgr2_api.stage_contract import REQUEST_ENV, WORKSPACE_ENV, ArtifactRef, CycleRef, StageName, StageRequest
-from medgr2_api.training_spec import Grades, RewardHead
+from medgr2_api.training_spec import AnswerFormat, Grades, RewardHead
 from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.models.tiny import model as tiny_model
 from medgr2_jobs.models.tiny import tokenizer as tiny_tokenizer
@@ -112,7 +110,9 @@ class PolicyWorkspace:
 
     def context(self, request: StageRequest) -> StageContext[Any]:
         """What the stage's `run` is given."""
-        context = StageContext(request, parameters_model(request.stage).model_validate(request.parameters), self.root)
+        context = StageContext(
+            request, stages.definition(request.stage).parameters.model_validate(request.parameters), self.root
+        )
         context.writer.open()
         return context
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medgr2_api.cycle import AnswerFormat
+from medgr2_api.training_spec import AnswerFormat
 
 from ..prompts import answers
 

@@ -22,8 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medgr2_api.cycle import AnswerFormat
-from medgr2_api.training_spec import Grades
+from medgr2_api.training_spec import AnswerFormat, Grades
 
 from ..prompts import answers
 from . import finding_negation, paraphrase, synthetic_images

@@ -13,7 +13,7 @@ from typing import Any
 
 from medgr2_api.data import DICOM, MMMU, Benchmark, DataFormat, DataSource, OnLeak, Phantom, SourceRole, SplitBy
 from medgr2_api.hashing import sha256_of
-from medgr2_api.parameters import PrepareParameters
+from medgr2_api.stages.prepare import PrepareParameters
 
 from .. import fetch
 from ..duplicates.phash_index import phash

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from medgr2_api.cycle import AnswerFormat
-from medgr2_api.training_spec import Control
+from medgr2_api.training_spec import AnswerFormat, Control
 
 from ..models.vlm import Encoder, Row
 from ..prompts import answers

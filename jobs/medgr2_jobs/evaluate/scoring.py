@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from medgr2_api.cycle import AnswerFormat
+from medgr2_api.training_spec import AnswerFormat
 
 from ..models import vlm
 from ..models.vlm import Encoder, Row

@@ -19,7 +19,7 @@ from . import pin_file, worker_client
 from .pin_file import Kind
 
 if TYPE_CHECKING:
-    from medgr2_api.parameters import PrepareParameters
+    from medgr2_api.stages.prepare import PrepareParameters
 
     from .worker_client import Context
 

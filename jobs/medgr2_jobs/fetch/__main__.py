@@ -15,9 +15,10 @@ from types import FrameType
 
 from medgr2_api.cycle import Cycle
 from medgr2_api.hashing import sha256_of
-from medgr2_api.parameters import PrepareParameters, stage_parameters
 from medgr2_api.presets import resolve
 from medgr2_api.stage_contract import CycleRef, ExitCode, StageName, StageRequest
+from medgr2_api.stages import stage_parameters
+from medgr2_api.stages.prepare import PrepareParameters
 from medgr2_api.yaml_loader import CycleError, load_cycle
 
 from ..errors import Checkpointed, StageError

@@ -18,7 +18,7 @@ from .request import Order
 
 if TYPE_CHECKING:  # a fetching process starts for each URI, and needs none of it
     from medgr2_api.data import Fetch
-    from medgr2_api.parameters import PrepareParameters
+    from medgr2_api.stages.prepare import PrepareParameters
     from medgr2_api.uris import SecretKeyRef
 
     from ..runner.context import StageContext

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from medgr2_api.parameters import Provider
+from medgr2_api.stages.generate import Provider
 
 from ..errors import ConfigError
 from ..store.images import ImageStore

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medgr2_api.parameters import GenerateParameters
 from medgr2_api.stage_contract import CycleRef, Shard
+from medgr2_api.stages.generate import GenerateParameters
 
 from ..errors import DataError
 from . import sampling_plan

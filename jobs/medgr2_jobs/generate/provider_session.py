@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from medgr2_api import paths
-from medgr2_api.parameters import GenerateParameters, Provider
 from medgr2_api.stage_contract import VLLM_BASE_URL_ENV, CycleRef, Shard
+from medgr2_api.stages.generate import GenerateParameters, Provider
 
 from ..errors import ConfigError
 from ..runner import mounted_secrets

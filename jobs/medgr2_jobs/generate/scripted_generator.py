@@ -11,8 +11,8 @@ import math
 import random
 from typing import Any
 
-from medgr2_api.cycle import AnswerFormat
 from medgr2_api.generator import Scripted
+from medgr2_api.training_spec import AnswerFormat
 
 from ..data import paraphrase, synthetic_images
 from ..data.synthetic_images import Attributes

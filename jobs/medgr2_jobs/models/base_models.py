@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
-from medgr2_api.parameters import PrepareParameters
+from medgr2_api.stages.prepare import PrepareParameters
 
 from .. import fetch
 from ..errors import ConfigError

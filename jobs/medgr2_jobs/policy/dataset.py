@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from medgr2_api.cycle import AnswerFormat
-from medgr2_api.training_spec import PromptSource
+from medgr2_api.training_spec import AnswerFormat, PromptSource
 
 from ..errors import DataError
 from ..models.vlm import Encoder, Row

@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 
 from medgr2_api.cycle import Cycle, CycleSpec
-from medgr2_api.parameters import GenerateParameters, stage_parameters
 from medgr2_api.stage_contract import StageName
+from medgr2_api.stages import stage_parameters
+from medgr2_api.stages.generate import GenerateParameters
 
 
 class Verdict(StrEnum):

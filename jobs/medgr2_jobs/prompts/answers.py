@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from medgr2_api.cycle import AnswerFormat
+from medgr2_api.training_spec import AnswerFormat
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 #: The innermost block: an <answer> that is mentioned and never closed does not swallow the one that follows.

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from medgr2_api import paths
-from medgr2_api.cycle import AnswerFormat
 from medgr2_api.stage_contract import WORKSPACE_ENV, ArtifactRef, ExitCode, StageName
+from medgr2_api.training_spec import AnswerFormat
 
 from ..errors import ConfigError, StageError
 from ..prompts import answers

@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from medgr2_api.parameters import parameters_model
 from medgr2_api.stage_contract import ExitCode, StageName, StageRequest, StageResult
+from medgr2_api.stages import definition
 
 from ..errors import Checkpointed, ConfigError, DiskFull, StageError
 from ..store import fencing
@@ -115,7 +115,7 @@ def build_context(
     if request.stage not in MODULES:
         raise ConfigError(f"this version has no stage {request.stage}")
     try:
-        parameters = parameters_model(request.stage).model_validate(request.parameters)
+        parameters = definition(request.stage).parameters.model_validate(request.parameters)
     except ValidationError as error:
         raise ConfigError(f"parameters of stage {request.stage}: {error}") from error
     return StageContext(request, parameters, root, stop=stop, ranks=ranks, usage=usage)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from medgr2_api import paths
-from medgr2_api.parameters import StageParameters
 from medgr2_api.stage_contract import Progress, StageRequest
+from medgr2_api.stages import StageParameters
 
 from ..errors import Checkpointed, ConfigError
 from ..store.artifact import ArtifactReader, ArtifactWriter

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from medgr2_api import paths
-from medgr2_api.parameters import CODE_VERSION
 from medgr2_api.stage_contract import ExitCode, StageName, StageRequest, StageResult
+from medgr2_api.stages import definition
 
 from ..errors import StageError
 from ..store import atomic, fencing, manifest
@@ -30,7 +30,7 @@ def publish(context: StageContext[Any], outcome: Outcome, spent: dict[str, float
     ours = manifest.Manifest(
         stage=request.stage,
         input_hash=request.input_hash,
-        code_version=CODE_VERSION[request.stage],
+        code_version=definition(request.stage).code_version,
         cycle=request.cycle.name,
         iteration=request.iteration,
         attempt=request.attempt,

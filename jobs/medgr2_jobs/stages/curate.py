@@ -7,8 +7,8 @@ from collections import Counter
 from typing import Any
 
 from medgr2_api.curation import Curation
-from medgr2_api.cycle import AnswerFormat
-from medgr2_api.parameters import CurateParameters
+from medgr2_api.stages.curate import CurateParameters
+from medgr2_api.training_spec import AnswerFormat
 
 from ..curate import option_shuffle, rejection_rules
 from ..curate.rejection_rules import Facts, Reasons, Rows

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from medgr2_api.parameters import EvaluateParameters
+from medgr2_api.stages.evaluate import EvaluateParameters
 
 from ..errors import ConfigError, DataError
 from ..evaluate.controls import CONDITION_OF, BlankEncoder, Condition, Item, OptionPrior, rows

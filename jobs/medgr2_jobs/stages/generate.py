@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medgr2_api.parameters import GenerateParameters
+from medgr2_api.stages.generate import GenerateParameters
 
 from ..errors import ConfigError, DataError, TemporaryError
 from ..generate import candidate_schema, sampling_plan

@@ -18,7 +18,7 @@ from typing import Any
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from medgr2_api.parameters import GRPOParameters
+from medgr2_api.stages.grpo import GRPOParameters
 from medgr2_api.training_spec import RewardTermType
 
 from ..errors import ConfigError, DataError

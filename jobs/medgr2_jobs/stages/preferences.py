@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from medgr2_api.parameters import PreferencesParameters
+from medgr2_api.stages.preferences import PreferencesParameters
 from medgr2_api.training_spec import Grades
 
 from ..errors import DataError

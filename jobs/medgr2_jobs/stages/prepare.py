@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from medgr2_api.data import DataFormat
-from medgr2_api.parameters import PrepareParameters
+from medgr2_api.stages.prepare import PrepareParameters
 
 from .. import fetch
 from ..data import graded_dataset, splits, wordnet

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from medgr2_api.parameters import ReportParameters
+from medgr2_api.stages.report import ReportParameters
 
 from ..errors import ConfigError
 from ..report import figures, funnel, markdown

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from medgr2_api.cycle import AnswerFormat
-from medgr2_api.parameters import RewardParameters
+from medgr2_api.stages.reward import RewardParameters
+from medgr2_api.training_spec import AnswerFormat
 
 from ..errors import ConfigError, DataError
 from ..models import vlm

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from medgr2_api.parameters import ScoreParameters
 from medgr2_api.stage_contract import Shard
+from medgr2_api.stages.score import ScoreParameters
 
 from ..errors import CorruptArtifact
 from ..models import vlm

@@ -10,7 +10,7 @@ import math
 
 from trl import SFTConfig, SFTTrainer
 
-from medgr2_api.parameters import SFTParameters
+from medgr2_api.stages.sft import SFTParameters
 from medgr2_api.training_spec import InitFrom
 
 from ..models import vlm

@@ -8,9 +8,9 @@ from functools import lru_cache
 from typing import Any
 
 from medgr2_api.cycle import CycleSpec
-from medgr2_api.parameters import StageParameters, input_hash, stage_parameters
 from medgr2_api.presets import resolve
 from medgr2_api.stage_contract import StageName
+from medgr2_api.stages import StageParameters, input_hash, stage_parameters
 
 from .graph import Graph, Shape, build
 

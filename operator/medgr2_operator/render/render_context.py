@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.parameters import Provider
 from medgr2_api.scheduling import PodTemplate, StageSettings
+from medgr2_api.stages.generate import Provider
 
 from ..plan.types import JobCreate
 from .errors import RenderError

@@ -13,9 +13,9 @@ from tests.support.cycle_documents import changed, spec_with
 
 from medgr2_api.cycle import Cycle, CycleSpec
 from medgr2_api.hashing import canonical_json, normalise, sha256_of
-from medgr2_api.parameters import input_hash, stage_parameters
 from medgr2_api.presets import resolve
 from medgr2_api.stage_contract import StageName
+from medgr2_api.stages import input_hash, stage_parameters
 from medgr2_api.yaml_loader import parse_cycle
 
 STAGES = [stage for stage in StageName if stage is not StageName.DISTILL]

@@ -13,9 +13,9 @@ from tests.support.fake_artifacts import publish
 from typer.testing import CliRunner
 
 from medgr2_api.cycle import Cycle, CycleSpec, Metadata
-from medgr2_api.parameters import stage_parameters
 from medgr2_api.presets import resolve
 from medgr2_api.stage_contract import StageName
+from medgr2_api.stages import stage_parameters
 from medgr2_operator.cli.app import app
 from medgr2_operator.cli.cluster import cluster
 from medgr2_operator.render.settings import RenderSettings

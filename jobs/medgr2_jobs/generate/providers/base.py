@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from medgr2_api.generator import Sampling
-from medgr2_api.parameters import Provider
+from medgr2_api.stages.generate import Provider
 
 from .. import candidate_schema
 from ..pricing import Usage

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from medgr2_api.cycle import AnswerFormat
 from medgr2_api.hashing import sha256_of
+from medgr2_api.training_spec import AnswerFormat
 
 from ...data import synthetic_images
 from ...data.synthetic_images import Attributes

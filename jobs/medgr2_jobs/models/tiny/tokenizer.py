@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import Qwen2_5_VLProcessor, Qwen2Tokenizer, Qwen2VLImageProcessorPil, Qwen2VLVideoProcessor
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from medgr2_api.cycle import AnswerFormat
+from medgr2_api.training_spec import AnswerFormat
 
 from ...data import synthetic_images
 from ...prompts import answers

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.support.curate_fixtures import CurateWorkspace, candidate
 
 from medgr2_api.curation import Balance, Curation, Selection
-from medgr2_api.cycle import AnswerFormat
+from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.curate import balance, option_prior_filter, option_shuffle
 from medgr2_jobs.curate.selection import Batch, Chosen, choose
 from medgr2_jobs.prompts import answers

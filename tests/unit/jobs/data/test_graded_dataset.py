@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from medgr2_api.cycle import AnswerFormat
-from medgr2_api.training_spec import Grades
+from medgr2_api.training_spec import AnswerFormat, Grades
 from medgr2_jobs.data import graded_dataset, synthetic_images
 from medgr2_jobs.prompts import answers
 

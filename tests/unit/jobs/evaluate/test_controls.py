@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from medgr2_api.cycle import AnswerFormat
+from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.evaluate import controls
 from medgr2_jobs.evaluate.controls import Condition
 from medgr2_jobs.models import vlm

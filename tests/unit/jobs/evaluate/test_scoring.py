@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from medgr2_api.cycle import AnswerFormat
+from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.evaluate import scoring
 from medgr2_jobs.models import vlm
 from medgr2_jobs.models.vlm import Row

@@ -12,4 +12,4 @@ def test_a_fetching_process_imports_little() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     ).stdout.split()
     assert {"medgr2_jobs.fetch.hub"} < set(imported)
-    assert not {"numpy", "PIL", "medgr2_api.parameters", "huggingface_hub", "pyarrow"} & set(imported)
+    assert not {"numpy", "PIL", "medgr2_api.stages", "huggingface_hub", "pyarrow"} & set(imported)

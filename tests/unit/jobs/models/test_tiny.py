@@ -13,8 +13,8 @@ import pytest
 import torch
 from tests.support.fixtures import prepare_parameters, stage_request
 
-from medgr2_api.cycle import AnswerFormat
 from medgr2_api.stage_contract import StageName
+from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.errors import Checkpointed
 from medgr2_jobs.models import vlm

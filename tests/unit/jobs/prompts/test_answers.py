@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medgr2_api.cycle import AnswerFormat
+from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.prompts import answers
 
 OPTIONS = ["solid mass", "mass", "cyst", "No finding"]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tests.support.fake_artifacts import publish
 
-from medgr2_api.parameters import ReportParameters
 from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageName, StageRequest
+from medgr2_api.stages.report import ReportParameters
 from medgr2_jobs.evaluate.metrics import ItemSet, result_rows
 from medgr2_jobs.prompts import answers
 from medgr2_jobs.runner.context import StageContext

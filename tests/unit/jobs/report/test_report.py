@@ -25,8 +25,8 @@ Context = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def made(trial: Trial, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from medgr2_api.parameters import ReportParameters
     from medgr2_api.stage_contract import CycleRef, StageName, StageRequest
+    from medgr2_api.stages.report import ReportParameters
     from medgr2_jobs.runner.context import StageContext
 
     root, inputs = trial

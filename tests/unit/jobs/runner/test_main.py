@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tests.support import jobs_fixtures
 
-from medgr2_api.parameters import CODE_VERSION
+from medgr2_api import stages
 from medgr2_api.stage_contract import RESULT_PATH_ENV, ArtifactRef, CycleRef, StageName, StageRequest, StageResult
 from medgr2_jobs.runner import attempt, main, process_tuning, publishing
 from medgr2_jobs.runner.context import Outcome, StageContext
@@ -154,7 +154,7 @@ def test_the_manifest_says_what_it_was_made_from_and_with(score: Stage) -> None:
     assert made.inputs == {"candidates": candidates.output_digest}
     assert made.parameters == asked.parameters
     assert (made.cycle, made.iteration, made.attempt) == ("test", 1, 3)
-    assert made.code_version == CODE_VERSION[StageName.SCORE]
+    assert made.code_version == stages.definition("score").code_version
     assert {"torch", "transformers", "trl", "pyarrow"} <= set(made.packages)
 
 

@@ -1,0 +1,108 @@
+"""The stages of Algorithm 1. Everything that has to know which stages there are asks here."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from medgr2_api.hashing import sha256_of
+
+from .curate import CURATE
+from .definition import Source, StageDefinition, StageParameters
+from .evaluate import EVALUATE
+from .generate import GENERATE
+from .grpo import GRPO
+from .preferences import PREFERENCES
+from .prepare import PREPARE
+from .report import REPORT
+from .reward import REWARD
+from .score import SCORE
+from .sft import SFT
+
+if TYPE_CHECKING:
+    from medgr2_api.cycle import CycleSpec
+
+#: In the order in which one iteration reads naturally: makers before readers.
+_STAGES: dict[str, StageDefinition] = {
+    stage.name: stage for stage in (PREPARE, GENERATE, SCORE, CURATE, SFT, GRPO, PREFERENCES, REWARD, EVALUATE, REPORT)
+}
+
+__all__ = [
+    "CURATE",
+    "EVALUATE",
+    "GENERATE",
+    "GRPO",
+    "PREFERENCES",
+    "PREPARE",
+    "REPORT",
+    "REWARD",
+    "SCORE",
+    "SFT",
+    "StageDefinition",
+    "StageParameters",
+    "definition",
+    "input_hash",
+    "stage_parameters",
+]
+
+
+def definition(name: str) -> StageDefinition:
+    """The definition of a stage. Raises KeyError: there is none of that name."""
+    return _STAGES[name]
+
+
+def _seed(seed: int, stage: str, iteration: int) -> int:
+    """A stage's own seed in [0, 2^31), independent of the other stages'."""
+    digest = hashlib.sha256(f"{seed}/{stage}/{iteration}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def stage_parameters(spec: CycleSpec, cycle: str, stage: str, iteration: int) -> StageParameters:
+    """The parameters of a stage.
+
+    Args:
+        spec: a spec that went through `presets.resolve`.
+        cycle: `metadata.name`; only the report depends on it.
+        stage: which stage.
+        iteration: which iteration.
+
+    Raises:
+        KeyError: there is no such stage.
+    """
+    chosen = definition(stage)
+    document = {"seed": _seed(spec.seed, stage, iteration), **chosen.build(Source(spec, cycle, iteration))}
+    return chosen.parameters.model_validate(document)
+
+
+#: How something is reached, and how fast: changing it must not repeat paid work.
+_NOT_HASHED = {
+    "provider": ("baseUrl", "apiKeySecretRef", "concurrency", "prices", "rateLimit"),
+    "data": ("fetch",),
+}
+
+
+def input_hash(stage: str, parameters: StageParameters, inputs: dict[str, str], token: str = "") -> str:
+    """Where a stage publishes: sha256 over code version, normalised parameters, input digests and restart token.
+
+    Args:
+        stage: which stage.
+        parameters: its parameters.
+        inputs: output digest of each input, by role.
+        token: the restartFrom token under which the stage runs; empty at first.
+
+    Returns:
+        64 hex digits.
+    """
+    hashed: dict[str, Any] = parameters.dump()
+    for part, fields in _NOT_HASHED.items():
+        for field in fields:
+            hashed.get(part, {}).pop(field, None)
+    return sha256_of(
+        {
+            "stage": stage,
+            "code": definition(stage).code_version,
+            "parameters": hashed,
+            "inputs": inputs,
+            "token": token,
+        }
+    )

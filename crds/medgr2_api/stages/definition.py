@@ -1,0 +1,126 @@
+"""What a stage is. From its definition follow the graph, the hash, the module to run, the checks and the docs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Literal
+
+from medgr2_api.model import Model
+
+if TYPE_CHECKING:
+    from medgr2_api.cycle import CycleSpec
+
+ModelKind = Literal["policy", "reward"]
+Condition = Callable[["CycleSpec"], bool]
+
+
+class StageParameters(Model):
+    """Base of the parameters of every stage."""
+
+    seed: int
+    """The stage's own seed."""
+
+
+class Iterations(Enum):
+    """In which iterations a stage exists."""
+
+    FIRST = "0"
+    """Once, before the loop."""
+    LOOP = "1.."
+    BOTH = "0.."
+
+
+class Of(Enum):
+    """Whose artifact is read, seen from iteration t."""
+
+    FIRST = "0"
+    """Iteration 0's."""
+    SAME = "t"
+    """This iteration's."""
+    PREVIOUS = "t-1"
+    """That of the iteration before."""
+    EVERY = "0..t"
+    """Every one so far; the roles are `<role>-0`, `<role>-1`, …"""
+    NEWEST = "newest promoted before t"
+    """A model: of the versions of earlier iterations the newest that was promoted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """An artifact that a stage reads."""
+
+    role: str
+    makers: str | tuple[str, ...]
+    """The stage that makes it; of several the first that the cycle has."""
+    of: Of = Of.SAME
+    required: bool = True
+    """Without it there is no such stage."""
+    when: Condition | None = None
+    """Read only by a spec (resolved) of which this holds; None: always."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.makers, str):
+            object.__setattr__(self, "makers", (self.makers,))
+
+
+@dataclass(frozen=True, eq=False)
+class Wait:
+    """From the second iteration on the stage waits for a stage of the iteration before, and reads nothing of it."""
+
+    stage: str
+    when: Condition | None = None
+    """Waits only where this holds of the spec (resolved); None: always."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a stage's parameters follow from."""
+
+    spec: CycleSpec
+    """The spec, resolved."""
+    cycle: str
+    """The cycle's `metadata.name`; only the report depends on it."""
+    iteration: int
+
+
+@dataclass(frozen=True, eq=False)
+class StageDefinition:
+    """One stage of Algorithm 1."""
+
+    name: str
+    sentence: str
+    """What it does, for docs/stages.md."""
+    parameters: type[StageParameters]
+    """Which parts of the resolved spec it depends on: the `parameters` of its request, and of its input hash. What is
+    not there (image, resources, secrets, concurrency, addresses) may change without repeating paid work."""
+    build: Callable[[Source], dict[str, Any]]
+    """The parameters, less the seed."""
+    iterations: Iterations
+    reads: tuple[Read, ...] = ()
+    publishes: tuple[str, ...] = ()
+    """Parts that its artifact always has: `candidates.parquet`, `results.json`; `model/` is a folder."""
+    may_publish: tuple[str, ...] = ()
+    """Parts that it has now and then."""
+    code_version: int = 1
+    """Raised when the stage's code changes what it would publish for the same parameters and inputs."""
+    waits: tuple[Wait, ...] = ()
+    sharded: bool = False
+    """Its work can be divided among processes that know nothing of each other (`shards`)."""
+    distributed: bool = False
+    """It can train in several processes (`numNodes`, `numProcPerNode`, `deepspeed`)."""
+    makes: ModelKind | None = None
+    """The kind of model that it makes. Of several stages of an iteration the last one's counts."""
+    promoted: bool = False
+    """Its model counts only when the stage has found it good enough; iteration 0's always does."""
+    first_on_demand: bool = False
+    """In iteration 0 it exists exactly where a stage requires it, also where it is switched off for the loop."""
+    pays: bool = False
+    """It spends `budget.generatorUSD`; two of them never run at the same time."""
+    serves: tuple[str, ...] = ()
+    """It makes no sense without at least one of these stages."""
+    needed: Callable[[CycleSpec, frozenset[str]], bool] | None = None
+    """Whether a spec (resolved) that has these stages has a use for it; None: always."""
+    module: str = ""
+    """Where its code is: a module with `run(ctx)`; empty: `medgr2_jobs.stages.<name>`."""

@@ -1,0 +1,46 @@
+"""Stage evaluate: the base model (iteration 0) or an iteration's checkpoints on validation and benchmarks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from medgr2_api.training_spec import AnswerFormat, Control
+
+from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
+
+if TYPE_CHECKING:
+    pass
+
+
+class EvaluateParameters(StageParameters):
+    """Measuring checkpoints."""
+
+    iteration: int
+    """Iteration that made the checkpoints."""
+    controls: list[Control]
+    """Controls beside the real measurement."""
+    answer_format: AnswerFormat
+    """What stands between <answer> and </answer>."""
+
+
+def _build(source: Source) -> dict[str, Any]:
+    return {
+        "iteration": source.iteration,
+        "controls": source.spec.evaluation.controls,
+        "answer_format": source.spec.answer_format,
+    }
+
+
+EVALUATE = StageDefinition(
+    name="evaluate",
+    sentence="Measures the base model, later both checkpoints, with controls.",
+    parameters=EvaluateParameters,
+    build=_build,
+    iterations=Iterations.BOTH,
+    reads=(
+        Read("prepare", "prepare", Of.FIRST),
+        Read("sft", "sft"),
+        Read("grpo", "grpo", required=False),
+    ),
+    publishes=("predictions.parquet", "results.json"),
+)

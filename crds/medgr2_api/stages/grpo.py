@@ -1,0 +1,51 @@
+"""Stage grpo: reinforcement learning of the policy with group-relative advantages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from medgr2_api.training_spec import GRPO as Settings
+from medgr2_api.training_spec import AnswerFormat, RewardTermType
+
+from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
+
+if TYPE_CHECKING:
+    from medgr2_api.cycle import CycleSpec
+
+
+class GRPOParameters(StageParameters):
+    """Reinforcement learning."""
+
+    grpo: Settings
+    """Rewards, prompts and how the policy learns."""
+    answer_format: AnswerFormat
+    """What stands between <answer> and </answer>."""
+
+
+def _build(source: Source) -> dict[str, Any]:
+    return {"grpo": source.spec.policy.grpo.dump(), "answer_format": source.spec.answer_format}
+
+
+def learns_from_reward(spec: CycleSpec) -> bool:
+    """Whether R is a term of the reward."""
+    return any(term.type is RewardTermType.REWARD_MODEL and term.weight for term in spec.policy.grpo.rewards or [])
+
+
+GRPO = StageDefinition(
+    name="grpo",
+    sentence="Trains the policy by GRPO on the reward model's scores and on matching trusted answers.",
+    parameters=GRPOParameters,
+    build=_build,
+    iterations=Iterations.LOOP,
+    reads=(
+        Read("prepare", "prepare", Of.FIRST),
+        Read("curate", "curate"),
+        Read("sft", "sft"),
+        Read("candidates", "generate", required=False),
+        Read("reward", "reward", Of.NEWEST, when=learns_from_reward),
+    ),
+    publishes=("model/", "rollouts.parquet", "log.json"),
+    code_version=2,  # on a CPU the LM head scores the answers only: other rounding
+    distributed=True,
+    makes="policy",
+)

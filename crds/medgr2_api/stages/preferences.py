@@ -1,0 +1,47 @@
+"""Stage preferences: the policy's own answers, graded, for the next reward model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from medgr2_api.training_spec import AnswerFormat, Grades, Preferences
+
+from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
+
+if TYPE_CHECKING:
+    pass
+
+
+class PreferencesParameters(StageParameters):
+    """Sampling the policy."""
+
+    preferences: Preferences
+    """How many prompts and answers, and from where."""
+    grades: Grades
+    """Target scores of right and wrong answers."""
+    answer_format: AnswerFormat
+    """What stands between <answer> and </answer>."""
+
+
+def _build(source: Source) -> dict[str, Any]:
+    return {
+        "preferences": source.spec.policy.preferences.dump(),
+        "grades": source.spec.reward_model.grades.dump(),
+        "answer_format": source.spec.answer_format,
+    }
+
+
+PREFERENCES = StageDefinition(
+    name="preferences",
+    sentence="Samples answers of the policy and grades them, for the retraining of the reward model.",
+    parameters=PreferencesParameters,
+    build=_build,
+    iterations=Iterations.LOOP,
+    reads=(
+        Read("prepare", "prepare", Of.FIRST),
+        Read("curate", "curate"),
+        Read("policy", ("grpo", "sft")),
+    ),
+    publishes=("preferences.parquet",),
+    serves=("reward",),
+)

@@ -1,0 +1,56 @@
+"""Stage prepare: the user's data and models, fetched, checked, stored and divided; D_grade built."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from medgr2_api.data import Data
+from medgr2_api.training_spec import AnswerFormat, Grades
+
+from .definition import Iterations, Source, StageDefinition, StageParameters
+
+if TYPE_CHECKING:
+    pass
+
+
+class PrepareParameters(StageParameters):
+    """Inputs to fetch, pin and split; D_grade to build."""
+
+    data: Data
+    """Sources, split and benchmarks."""
+    policy_base_model: str
+    """Model that the policy starts from."""
+    reward_base_model: str
+    """Model that R starts from."""
+    reward_checkpoint: str | None = None
+    """The user's own R⁽⁰⁾, if any."""
+    answer_format: AnswerFormat
+    """What stands between <answer> and </answer>."""
+    grades: Grades
+    """Target scores of D_grade."""
+    mismatches_per_item: int
+    """Wrong-image and wrong-answer rows of each gold item."""
+
+
+def _build(source: Source) -> dict[str, Any]:
+    return {
+        "data": source.spec.data.dump(),
+        "policy_base_model": source.spec.policy.base_model,
+        "reward_base_model": source.spec.reward_model.base_model,
+        "reward_checkpoint": source.spec.reward_model.checkpoint,
+        "answer_format": source.spec.answer_format,
+        "grades": source.spec.reward_model.grades.dump(),
+        "mismatches_per_item": source.spec.reward_model.mismatches_per_item,
+    }
+
+
+PREPARE = StageDefinition(
+    name="prepare",
+    sentence="Fetches, checks, stores and divides the user's data and models, and builds D_grade.",
+    parameters=PrepareParameters,
+    build=_build,
+    iterations=Iterations.FIRST,
+    publishes=("images.parquet", "items.parquet", "grades.parquet", "quarantine.parquet", "splits.json", "models/"),
+    may_publish=("phantoms.parquet", "inputs.json"),
+    code_version=3,  # images and grades say more; real texts get flipped findings
+)

@@ -1,0 +1,49 @@
+"""Stage report: tables, figures and lineage of the cycle so far."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from medgr2_api.types import FreeForm
+
+from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
+
+if TYPE_CHECKING:
+    pass
+
+
+class ReportParameters(StageParameters):
+    """Tables and figures of one cycle."""
+
+    cycle: str
+    """Name of the cycle."""
+    iteration: int
+    """Newest iteration in the report."""
+    settings: FreeForm
+    """The resolved spec's headline choices, for the report's table."""
+
+
+def _build(source: Source) -> dict[str, Any]:
+    return {
+        "cycle": source.cycle,
+        "iteration": source.iteration,
+        "settings": {"preset": str(source.spec.preset), "seed": source.spec.seed},
+    }
+
+
+_TOLD = ("evaluate", "generate", "curate", "reward", "score", "grpo", "sft")
+
+REPORT = StageDefinition(
+    name="report",
+    sentence="Makes tables, figures and lineage of the cycle so far.",
+    parameters=ReportParameters,
+    build=_build,
+    iterations=Iterations.LOOP,
+    reads=(
+        Read("prepare", "prepare", Of.FIRST, required=False),
+        *(Read(name, name, Of.EVERY, required=False) for name in _TOLD),
+    ),
+    publishes=("results.json", "report.md", "tables/", "figures/"),
+    may_publish=("funnel.json", "lineage_report.parquet"),
+    code_version=2,  # the funnel
+)

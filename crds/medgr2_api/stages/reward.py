@@ -1,0 +1,67 @@
+"""Stage reward: R⁽⁰⁾ on D_grade, and its retraining on preferences in each iteration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from medgr2_api.training_spec import AnswerFormat, Grades, Promotion, RewardHead, RewardTraining
+
+from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
+
+if TYPE_CHECKING:
+    pass
+
+
+class RewardParameters(StageParameters):
+    """R⁽⁰⁾ (iteration 0) or its retraining."""
+
+    retrain: bool
+    """false: R⁽⁰⁾ on D_grade; true: retraining on preferences."""
+    head: RewardHead
+    """What the scalar head sees."""
+    grades: Grades
+    """Target scores of D_grade and of the preferences."""
+    training: RewardTraining
+    """How the reward model learns."""
+    replay_fraction: float
+    """Share of graded rows in a retraining."""
+    promotion: Promotion
+    """When a retrained model is taken over."""
+    checkpoint: str | None = None
+    """The user's own R⁽⁰⁾, if any; iteration 0 only."""
+    answer_format: AnswerFormat
+    """What stands between <answer> and </answer>."""
+
+
+def _build(source: Source) -> dict[str, Any]:
+    model = source.spec.reward_model
+    return {
+        "retrain": source.iteration > 0,
+        "head": model.head,
+        "grades": model.grades.dump(),
+        # R⁽⁰⁾ is not retrained: another way of retraining must not repeat it
+        "training": model.training.model_dump(mode="json", exclude=None if source.iteration else {"retrain_trainer"}),
+        "replay_fraction": model.replay_fraction,
+        "promotion": model.promotion.dump(),
+        "checkpoint": model.checkpoint if source.iteration == 0 else None,
+        "answer_format": source.spec.answer_format,
+    }
+
+
+REWARD = StageDefinition(
+    name="reward",
+    sentence="Trains the reward model on D_grade; later retrains it on preferences and takes it over if it passes.",
+    parameters=RewardParameters,
+    build=_build,
+    iterations=Iterations.BOTH,
+    reads=(
+        Read("prepare", "prepare", Of.FIRST),
+        Read("preferences", "preferences"),
+        Read("reward", "reward", Of.NEWEST),
+    ),
+    publishes=("model/", "calibration.parquet", "metrics.json", "gate.json", "training_log.json"),
+    distributed=True,
+    makes="reward",
+    promoted=True,
+    first_on_demand=True,
+)

@@ -1,0 +1,53 @@
+"""Stage sft: supervised fine-tuning of the policy on D_gen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from medgr2_api.training_spec import AnswerFormat, InitFrom, Training
+
+from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
+
+if TYPE_CHECKING:
+    from medgr2_api.cycle import CycleSpec
+
+
+class SFTParameters(StageParameters):
+    """Supervised fine-tuning."""
+
+    init_from: InitFrom
+    """Where the training starts."""
+    training: Training
+    """How the policy learns."""
+    answer_format: AnswerFormat
+    """What stands between <answer> and </answer>."""
+
+
+def _build(source: Source) -> dict[str, Any]:
+    return {
+        "init_from": source.spec.policy.init_from,
+        "training": source.spec.policy.sft.dump(),
+        "answer_format": source.spec.answer_format,
+    }
+
+
+def _goes_on(spec: CycleSpec) -> bool:
+    return spec.policy.init_from is InitFrom.PREVIOUS
+
+
+SFT = StageDefinition(
+    name="sft",
+    sentence="Fine-tunes the policy on the training set.",
+    parameters=SFTParameters,
+    build=_build,
+    iterations=Iterations.LOOP,
+    reads=(
+        Read("prepare", "prepare", Of.FIRST),
+        Read("curate", "curate"),
+        Read("policy", ("grpo", "sft"), Of.PREVIOUS, required=False, when=_goes_on),
+    ),
+    publishes=("model/", "log.json"),
+    code_version=2,  # on a CPU the LM head scores the answers only: other rounding
+    distributed=True,
+    makes="policy",
+)
