@@ -9,11 +9,10 @@ import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from medgr2_api import paths
 from medgr2_api.stage_contract import Progress, StageRequest
-from medgr2_api.stages import StageParameters
 
 from ..errors import Checkpointed, ConfigError
 from ..store.artifact import ArtifactReader, ArtifactWriter
@@ -21,7 +20,10 @@ from ..store.images import ImageStore
 from . import mounted_secrets
 from .process_group import Ranks
 
-P = TypeVar("P", bound=StageParameters)
+if TYPE_CHECKING:
+    from medgr2_api.stages import StageParameters
+
+P = TypeVar("P", bound="StageParameters")
 
 _PROGRESS_INTERVAL = 0.5  # seconds between writes of the progress file
 
