@@ -1,6 +1,7 @@
 """From a YAML file to a `Cycle`, or to a list of everything that is wrong with it.
 
-YAML is read as `kubectl` reads it (PyYAML alone would read `1e-4` as text, `12:30` as 750 and dates as dates).
+YAML is read as `kubectl` reads it (PyYAML alone would read `1e-4` as text, `12:30` as 750 and dates as dates). Not
+ruamel.yaml: it reads YAML 1.2, in which `on` and `yes` are text; to kubectl they are booleans.
 """
 
 from __future__ import annotations
