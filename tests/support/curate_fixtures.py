@@ -42,6 +42,7 @@ def candidate(name: str, image: str, question: str = "What is it?", **changes: A
         "template_sha256": "feed",
         "generator": "test",
         "outcome": "ok",
+        "error": "",
         "attempts": 1,
         **changes,
     }

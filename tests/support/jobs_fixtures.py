@@ -16,7 +16,8 @@ from medgr2_jobs.store import manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
 from medgr2_jobs.store.images import ImageStore
 
-Tables = dict[str, list[dict[str, Any]]]
+Tables = dict[Any, list[Any]]
+"""Rows by their class (or, of tables that are still dicts, by name)."""
 CYCLE = CycleRef(name="test", uid="uid-1")
 
 
@@ -116,4 +117,16 @@ def phantom_tables(root: Path, splits: dict[str, int], *, real: int = 0) -> Tabl
 
 
 def _image(sha256: str, modality: str, split: str) -> dict[str, Any]:
-    return {"image_sha256": sha256, "modality": modality, "split": split, "source": "seed", "allow_external": True}
+    return {
+        "image_sha256": sha256,
+        "width": 56,
+        "height": 56,
+        "modality": modality,
+        "source": "seed",
+        "source_path": "",
+        "split": split,
+        "allow_external": True,
+        "dataset": "",
+        "patient": "",
+        "phash": "",
+    }

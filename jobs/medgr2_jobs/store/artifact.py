@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from medgr2_api import paths
 from medgr2_api.stage_contract import ArtifactRef, StageRequest
@@ -164,6 +164,20 @@ class ArtifactReader:
             manifest.verify_part(folder, part)
             self._verified.add(key)
         return Path(key)
+
+
+class Inputs(Protocol):
+    """Artifacts by role, such as `prepare` or `curate-1`; a stage's context is one."""
+
+    def has_input(self, role: str) -> bool:
+        """Whether there is an artifact of that role."""
+
+    def input(self, role: str) -> ArtifactReader:
+        """The artifact of that role.
+
+        Raises:
+            ConfigError: there is none.
+        """
 
 
 class ArtifactWriter:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Protocol
+
+from ..errors import CorruptArtifact
 
 
 class Split(StrEnum):
@@ -77,6 +79,32 @@ class Scoring(StrEnum):
     """What it writes at temperature 0."""
     OPTION_LOGPROB = "option_logprob"
     """The offered option that it finds likeliest."""
+
+
+class Question(Protocol):
+    """What every question carries, from the seed to the predictions."""
+
+    @property
+    def image_sha256(self) -> str: ...
+
+    @property
+    def modality(self) -> str: ...
+
+    @property
+    def question_type(self) -> str: ...
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def options(self) -> tuple[str, ...]: ...
+
+
+class AnsweredQuestion(Question, Protocol):
+    """A question of which an answer is known, or believed."""
+
+    @property
+    def answer_index(self) -> int: ...
 
 
 class TableRow:
@@ -191,7 +219,10 @@ class QuarantinedRecord(TableRow):
 
 @dataclass(frozen=True, slots=True)
 class Candidate(TableRow):
-    """One question to the generator and what came of it. Question, options and answer are null unless outcome is ok."""
+    """One question to the generator and what came of it.
+
+    Question, options, answer, rationale and response say something only where the outcome is ok: see `triplet_of`.
+    """
 
     TABLE = "candidates"
     VERSION = 2
@@ -217,6 +248,45 @@ class Candidate(TableRow):
     thinking_tokens: int | None
     usd: float | None
     """What it cost in US dollars; null where nothing has a price."""
+
+
+@dataclass(frozen=True, slots=True)
+class Triplet:
+    """What a candidate says that can be used: an image, a question about it, and the answer that is believed."""
+
+    triplet_id: str
+    iteration: int
+    image_sha256: str
+    modality: str
+    question_type: str
+    question: str
+    options: tuple[str, ...]
+    answer_index: int
+    rationale: str
+    response: str
+
+
+def triplet_of(candidate: Candidate) -> Triplet | None:
+    """The candidate's triplet; None where nothing usable came of it.
+
+    Raises:
+        CorruptArtifact: its outcome is ok, and yet a part of the triplet is missing.
+    """
+    if candidate.outcome is not CandidateOutcome.OK:
+        return None
+    question, options, answer_index = candidate.question, candidate.options, candidate.answer_index
+    rationale, response = candidate.rationale, candidate.response
+    if question is None or options is None or answer_index is None or rationale is None or response is None:
+        names = ("question", "options", "answer_index", "rationale", "response")
+        missing = ", ".join(name for name in names if getattr(candidate, name) is None)
+        raise CorruptArtifact(
+            f"table candidates, triplet {candidate.triplet_id!r}: its outcome is ok, but it has no {missing}; "
+            f"run stage generate of iteration {candidate.iteration} again (`--restart-from`)"
+        )
+    return Triplet(
+        candidate.triplet_id, candidate.iteration, candidate.image_sha256, candidate.modality, candidate.question_type,
+        question, options, answer_index, rationale, response,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
