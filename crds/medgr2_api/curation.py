@@ -8,6 +8,7 @@ from pydantic import Field
 
 from .cel_rules import Keyed, Rule
 from .model import ApiEnum, Model
+from .plugin import PluginRef
 from .types import Fraction
 
 
@@ -93,3 +94,7 @@ class Curation(Model):
     """Drop what the options alone give away: an option prior fitted on the training set answers it."""
     balance: Balance | None = None
     """Cap the share of a group; absent: no cap."""
+    further_rules: Annotated[
+        Annotated[list[PluginRef], Field(min_length=1, max_length=16), Keyed(("name",))] | None, Field(alias="rules")
+    ] = None
+    """Further rules that drop candidates, from other packages (entry points medgr2.curation_rules)."""

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from .cel_rules import Keyed, Rule
 from .model import ApiEnum, Model
+from .plugin import PluginRef
 from .types import DNSLabel, HttpURL, KubernetesObject, RelativePath
 from .uris import URI, SecretKeyRef
 
@@ -21,10 +22,13 @@ class DataFormat(ApiEnum):
     DICOM = "DICOM"
     IMAGE_FOLDER = "ImageFolder"
     PHANTOM = "Phantom"
+    PLUGIN = "Plugin"
 
 
-#: Formats that hold images only, and often patients: no gold answers, and not sent to outside providers by default.
+#: Formats that hold images only: no gold answers.
 IMAGES_ONLY = frozenset({DataFormat.DICOM, DataFormat.IMAGE_FOLDER})
+#: Formats whose images may show patients: not sent to outside providers by default.
+STAYS_INSIDE = IMAGES_ONLY | {DataFormat.PLUGIN}
 
 
 class SourceRole(ApiEnum):
@@ -113,6 +117,11 @@ _FORMAT_RULES = (
         "'mmmu' goes with format MMMU",
         lambda s: s.mmmu is None or s.format is DataFormat.MMMU,
     ),
+    Rule(
+        "(self.format == 'Plugin') == has(self.plugin)",
+        "'plugin' goes with format Plugin: give both or neither",
+        lambda s: (s.format is DataFormat.PLUGIN) == (s.plugin is not None),
+    ),
 )
 _DICOM_RULE = Rule(
     "!has(self.dicom) || self.format == 'DICOM'",
@@ -148,17 +157,19 @@ class DataSource(Model):
     """Seed: its questions and answers are gold, its images also feed the generator. Images: only its images are
     used. Default: Seed for formats that carry answers, Images for DICOM and ImageFolder."""
     allow_external: bool | None = None
-    """Whether these images may be sent to a provider outside the cluster. Default: false for DICOM and ImageFolder,
-    true otherwise."""
+    """Whether these images may be sent to a provider outside the cluster. Default: false for DICOM, ImageFolder and
+    Plugin, true otherwise."""
     dicom: DICOM | None = None
     """How to read DICOM files."""
     phantom: Phantom | None = None
     """How to draw a Phantom source."""
+    plugin: PluginRef | None = None
+    """What reads a Plugin source: code of another package (entry points medgr2.readers)."""
 
     @property
     def may_leave(self) -> bool:
         """Whether its images may be sent to a provider outside the house."""
-        return self.format not in IMAGES_ONLY if self.allow_external is None else self.allow_external
+        return self.format not in STAYS_INSIDE if self.allow_external is None else self.allow_external
 
 
 class Benchmark(Model):
@@ -183,6 +194,8 @@ class Benchmark(Model):
     """What to do when a training image is also in this benchmark: Drop it from training and say how many, or Fail."""
     phantom: Phantom | None = None
     """How to draw a Phantom benchmark."""
+    plugin: PluginRef | None = None
+    """What reads a Plugin benchmark: code of another package (entry points medgr2.readers)."""
 
 
 class Split(Model):

@@ -13,7 +13,7 @@ from typing import Any
 
 from .curation import SelectionStrategy
 from .cycle import CycleSpec, Preset
-from .data import IMAGES_ONLY, SourceRole
+from .data import IMAGES_ONLY, STAYS_INSIDE, SourceRole
 from .generator import is_external
 from .hashing import normalise
 
@@ -191,7 +191,7 @@ def _derive(document: dict[str, Any]) -> dict[str, Origin]:
         images_only = source["format"] in IMAGES_ONLY
         role = SourceRole.IMAGES if images_only else SourceRole.SEED
         derived.append((f"data.sources[{index}]", source, "role", str(role)))
-        derived.append((f"data.sources[{index}]", source, "allowExternal", not images_only))
+        derived.append((f"data.sources[{index}]", source, "allowExternal", source["format"] not in STAYS_INSIDE))
     server = document["generator"].get("openAI")
     if server is not None:
         derived.append(("generator.openAI", server, "external", is_external(server["baseURL"])))

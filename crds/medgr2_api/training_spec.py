@@ -5,14 +5,15 @@ A field whose value a preset owns is optional and has no default here: `presets.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from .cel_rules import Keyed
+from .cel_rules import Keyed, Rule
 from .curation import Curation as Curation
 from .curation import SelectionStrategy as SelectionStrategy
 from .model import ApiEnum, Model
+from .plugin import PluginRef
 from .types import Fraction, FreeForm, Positive
 from .uris import ModelURI
 
@@ -132,6 +133,7 @@ class RewardTermType(ApiEnum):
 
     REWARD_MODEL = "RewardModel"
     ANSWER_MATCH = "AnswerMatch"
+    PLUGIN = "Plugin"
 
 
 class Normalization(ApiEnum):
@@ -144,12 +146,31 @@ class Normalization(ApiEnum):
 class RewardTerm(Model):
     """One term of GRPO's reward."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "(self.type == 'Plugin') == has(self.plugin)",
+            "'plugin' goes with type Plugin: give both or neither",
+            lambda t: (t.type is RewardTermType.PLUGIN) == (t.plugin is not None),
+        ),
+    )
+
     type: RewardTermType
-    """RewardModel: R(I, q, a'). AnswerMatch: 1 where the answer equals a trusted one."""
+    """RewardModel: R(I, q, a'). AnswerMatch: 1 where the answer equals a trusted one. Plugin: of another package."""
     weight: float
     """Weight of the term (paper: α = 0.8 for R, β = 0.2 for the match)."""
     normalization: Normalization = Normalization.MIN_MAX
-    """MinMax: (R + 6) / 16; None: raw."""
+    """Of RewardModel. MinMax: (R + 6) / 16; None: raw."""
+    plugin: PluginRef | None = None
+    """The term of another package (entry points medgr2.rewards)."""
+
+
+#: Several terms may be plugins, so the type alone is no key of the list.
+_ONCE = Rule(
+    "self.all(t, self.exists_one(u, u.type == t.type &&"
+    " (has(t.plugin) ? t.plugin.name : '') == (has(u.plugin) ? u.plugin.name : '')))",
+    "a term is named twice",
+    lambda terms: len({(t.type, t.plugin and t.plugin.name) for t in terms}) == len(terms),
+)
 
 
 class PromptSource(ApiEnum):
@@ -162,7 +183,7 @@ class PromptSource(ApiEnum):
 class GRPO(Model):
     """Reinforcement learning with group-relative advantages."""
 
-    rewards: Annotated[list[RewardTerm], Field(min_length=1, max_length=2), Keyed(("type",))] | None = None
+    rewards: Annotated[list[RewardTerm], Field(min_length=1, max_length=8), _ONCE] | None = None
     """Terms of the reward."""
     prompt_source: PromptSource | None = None
     """Candidates: questions of kept and rejected candidates and of the seed; the match term counts only where the

@@ -18,9 +18,12 @@ from typing import Any
 import numpy as np
 
 from medgr2_api.curation import Curation
+from medgr2_api.plugin import PluginGroup, PluginRef
 
+from .. import plugins
 from ..duplicates.near import NearIndex, exact_duplicates, triplet_key
 from ..duplicates.text_fingerprint import text_of
+from ..errors import ConfigError
 from ..generate.candidate_schema import OK
 from . import contamination
 
@@ -139,8 +142,11 @@ def _near_duplicates(facts: Facts, reasons: Reasons) -> Iterator[tuple[str, str]
                 yield name, NEAR_DUPLICATE
 
 
-#: Reason → what finds it. A rule is given what the rules above it found.
-RULES: dict[str, Callable[[Facts, Reasons], Found]] = {
+Rule = Callable[[Facts, Reasons], Found]
+"""Told the facts and what the rules before it found (not to be changed), it names candidates and why they go."""
+
+#: Reason → what finds it, in this order.
+RULES: dict[str, Rule] = {
     "outcome:…": _outcomes,
     "benchmark_image, validation_image": _held_images,
     "benchmark_near_image, validation_near_image": _near_held_images,
@@ -148,14 +154,34 @@ RULES: dict[str, Callable[[Facts, Reasons], Found]] = {
     "duplicate": _duplicates,
     "overlap": _overlaps,
     "near_overlap": _near_overlaps,
-    "near_duplicate": _near_duplicates,
 }
+#: After those of other packages: what they rule out stands for nothing near it.
+LAST: Rule = _near_duplicates
 
 
 def ruled_out(facts: Facts) -> Reasons:
-    """The reasons against each candidate, by triplet id; none against what may be kept."""
+    """The reasons against each candidate, by triplet id; none against what may be kept.
+
+    Raises:
+        ConfigError: a rule of another package is not there, or names what is no candidate.
+    """
     reasons: Reasons = {row["triplet_id"]: [] for row in facts.candidates}
-    for rule in RULES.values():
+    further = [_of_plugin(plugin) for plugin in facts.curation.further_rules or []]
+    for rule in (*RULES.values(), *further, LAST):
         for name, reason in list(rule(facts, reasons)):
             reasons[name].append(reason)
     return reasons
+
+
+def _of_plugin(plugin: PluginRef) -> Rule:
+    """A rule of another package; its reasons begin with its name."""
+    where = f"curation.rules[{plugin.name}]"
+    rule: Rule = plugins.load(PluginGroup.CURATION_RULES, plugin, where)
+
+    def named(facts: Facts, reasons: Reasons) -> Iterator[tuple[str, str]]:
+        for name, reason in rule(facts, reasons):
+            if name not in reasons:
+                raise ConfigError(f"{where}: rejects {name!r}, which is the id of no candidate; correct the plugin")
+            yield name, f"{plugin.name}:{reason}"
+
+    return named

@@ -1,15 +1,20 @@
-"""Which module reads which format. A new format is a new module and a line here."""
+"""What reads which format. A new format is a new module and a line here; other packages bring theirs as plugins."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from medgr2_api.data import DataFormat
+from medgr2_api.data import Benchmark, DataFormat, DataSource
+from medgr2_api.plugin import PluginGroup
 
-from .record import BadRecord, Place, Record
+from .. import plugins
+from .record import Bad, BadRecord, Identities, Place, Record
 
-#: Each has `read(place) -> Iterator[Record | BadRecord]`; imported when needed. Phantoms are drawn to files first.
+Reader = Callable[[Place], Iterator[Record | BadRecord]]
+"""Yields the records of a source or benchmark, bad ones among them."""
+
+#: Each module has a `Reader` called `read`; imported when needed. Phantoms are drawn to files first.
 READERS = {
     DataFormat.OMNIMEDVQA: "omnimedvqa",
     DataFormat.PHANTOM: "omnimedvqa",
@@ -20,11 +25,38 @@ READERS = {
 }
 
 
-def read(data_format: DataFormat, place: Place) -> Iterator[Record | BadRecord]:
-    """The records of a source or benchmark, one at a time, bad ones among them.
+def reader(given: DataSource | Benchmark, where: str) -> Reader:
+    """What reads a source or benchmark.
+
+    Args:
+        given: the source or benchmark.
+        where: where it stands in the spec, for messages.
 
     Raises:
-        DataError: nothing there, or a file that is not of the format.
+        ConfigError: it is of another package, and is not there.
     """
-    found: Iterator[Record | BadRecord] = importlib.import_module(f".{READERS[data_format]}", __package__).read(place)
-    return found
+    if given.plugin is not None:
+        return _checked(plugins.load(PluginGroup.READERS, given.plugin, f"{where}.plugin"))
+    read: Reader = importlib.import_module(f".{READERS[given.format]}", __package__).read
+    return read
+
+
+def _checked(read: Reader) -> Reader:
+    """A reader of another package; of its records those are bad that no table could hold."""
+
+    def records(place: Place) -> Iterator[Record | BadRecord]:
+        identities = Identities()
+        for number, record in enumerate(read(place)):
+            if isinstance(record, BadRecord):
+                yield record
+                continue
+            where = f"record[{number}]"
+            try:
+                identities.take(record.question_id, where, "question_id")
+                if record.answer_index is not None and not 0 <= record.answer_index < len(record.options):
+                    raise Bad("answer_index", f"{record.answer_index} is no index of {len(record.options)} options")
+                yield record
+            except Bad as bad:
+                yield BadRecord(f"{where} (question_id {record.question_id!r})", bad.field, bad.reason)
+
+    return records

@@ -100,13 +100,14 @@ class Ingest:
         if isinstance(given, DataSource):
             loaded.questions = given.role is not SourceRole.IMAGES
             external = given.allow_external is not False
+        read = format_registry.reader(given, where)
         place, expected = self._place(given, loaded)
         file = self.ctx.work / "items" / f"{'source' if loaded.on_leak is None else 'benchmark'}-{given.name}.parquet"
         with ExitStack() as stack:
             if loaded.questions:
                 loaded.items = file
                 items = stack.enter_context(tables.writer(file, "items"))
-            for number, record in enumerate(format_registry.read(given.format, place)):
+            for number, record in enumerate(read(place)):
                 if number % TICK == 0:
                     self.ctx.check_stop()
                     self.ctx.progress(f"read {given.name}", number, expected)

@@ -1,8 +1,8 @@
-"""GRPO's reward: r = α·R'(I, q, a') + β·match(a'), what is logged of it, and a sample of the rollouts.
+"""GRPO's reward: r = α·R'(I, q, a') + β·match(a') + other terms, and a sample of the rollouts.
 
-All terms are added here and TRL sees one function, because the weights depend on the row: where no answer is trusted
-the match term does not count and the rest is weighted up (DECISIONS 20). TRL's own `reward_weights` cannot do that: a
-term that is None counts as 0 there.
+All terms (`reward_terms.py`) are added here and TRL sees one function, because the weights depend on the row: where no
+answer is trusted the match term does not count and the rest is weighted up (DECISIONS 20). TRL's own `reward_weights`
+cannot do that: a term that is None counts as 0 there.
 """
 
 from __future__ import annotations
@@ -18,13 +18,10 @@ import numpy as np
 from medgr2_api.training_spec import Normalization, RewardTerm, RewardTermType
 
 from ..errors import ConfigError
-from ..models.vlm import Row
 from ..prompts import answers
 from ..reward.model import SCORE_MAX, SCORE_MIN
 from ..store import atomic
-
-Scorer = Callable[[Sequence[Row]], np.ndarray]
-"""R: scores float (n,) in [-6, 10] of n rows; equal rows are scored once."""
+from .reward_terms import MATCH, OTHERS, REWARD_MODEL, Completion, Scorer, answer_match, make_term
 
 _ROLLOUTS = "medgr2-rollouts.json"
 _SAMPLED_STEPS = 32  # steps of a run whose rollouts are kept: one group each
@@ -34,15 +31,26 @@ def check_terms(terms: Sequence[RewardTerm], has_reward: bool, field_name: str) 
     """Refuses what cannot be rewarded.
 
     Raises:
-        ConfigError: R is asked for but not there, a term is named twice, or the weights are 0 or add up to 0.
+        ConfigError: R or another package's term is asked for but not there, a term is named twice, or the weights are 0
+            or add up to 0.
     """
     kinds = [term.type for term in terms]
-    if len(set(kinds)) != len(kinds):
+    if len({(term.type, term.plugin and term.plugin.name) for term in terms}) != len(terms):
         raise ConfigError(f"{field_name}: a term is named twice")
     if not any(term.weight for term in terms):
         raise ConfigError(f"{field_name}: every weight is 0; nothing would be learnt")
-    if abs(sum(term.weight for term in terms)) < 1e-9:  # R takes over the whole weight where no answer is trusted
+    others = [term.weight for term in terms if term.type is not RewardTermType.ANSWER_MATCH]
+    # where no answer is trusted the others take over the whole weight
+    if abs(sum(term.weight for term in terms)) < 1e-9:
         raise ConfigError(f"{field_name}: the weights add up to 0; prompts without a trusted answer would earn nothing")
+    if any(others) and abs(sum(others)) < 1e-9:
+        raise ConfigError(
+            f"{field_name}: the weights beside AnswerMatch add up to 0; where no answer is trusted they could not take "
+            "over its weight in proportion to their own"
+        )
+    for given in terms:
+        if given.plugin is not None:
+            make_term(given)
     if RewardTermType.REWARD_MODEL in kinds and not has_reward:
         raise ConfigError(
             f"{field_name}: has a RewardModel term, but this cycle trains no reward model (stage reward is disabled "
@@ -76,14 +84,13 @@ class PolicyReward:
     def __init__(self, terms: Sequence[RewardTerm], group_size: int, score: Scorer | None, rollouts: Rollouts) -> None:
         """
         Args:
-            terms: α, β and how they are scaled.
+            terms: α, β and further ones, and how they are scaled.
             group_size: G; a prompt's completions stand side by side.
             score: R; None when no term asks for it.
             rollouts: takes the sample.
         """
-        self.terms = {term.type: term for term in terms}
+        self.terms = [make_term(spec, score) for spec in terms]
         self.group_size = group_size
-        self.score = score
         self.rollouts = rollouts
 
     def reward(
@@ -113,18 +120,23 @@ class PolicyReward:
         said = [message[0]["content"] for message in completions]
         picked = [answers.extract(answer, offered) for answer, offered in zip(said, options, strict=True)]
         trusted = np.array([index is not None for index in answer_index])
-        match = np.array([p is not None and p == a for p, a in zip(picked, answer_index, strict=True)], dtype=float)
-        rows = [Row(*parts) for parts in zip(image_sha256, text, said, strict=True)]
-        scores = self.score(rows) if self.score is not None else None
-
-        parts = self._parts(scores, match, trusted)
+        completed = [
+            Completion(image, asked, tuple(offered), answer, choice, right)
+            for image, asked, offered, answer, choice, right in zip(
+                image_sha256, text, options, said, picked, answer_index, strict=True
+            )
+        ]
+        values = {one.name: np.asarray(one.values(completed)) for one in self.terms}
+        parts = self._parts(values, trusted)
         total = np.sum(list(parts.values()), axis=0)
 
         figures = self._figures(parts, total)
+        figures |= {name: float(found.mean()) for name, found in values.items() if name != MATCH}
+        match, scores = answer_match(completed), values.get(REWARD_MODEL)
         if trusted.any():
-            figures["match"] = float(match[trusted].mean())
+            figures[MATCH] = float(match[trusted].mean())
         if scores is not None:
-            figures["reward_model"] = float(scores.mean())
+            rows = [completion.row for completion in completed]
             figures["unique_completions"] = len(set(rows)) / len(rows)
         figures["parse_failures"] = sum(p is None for p in picked) / len(picked)
         figures["well_formed"] = sum(map(answers.well_formed, said)) / len(said)
@@ -147,29 +159,24 @@ class PolicyReward:
             ]
         return [float(value) for value in total]
 
-    def _parts(
-        self, scores: np.ndarray | None, match: np.ndarray, trusted: np.ndarray
-    ) -> dict[RewardTermType, np.ndarray]:
+    def _parts(self, values: dict[str, np.ndarray], trusted: np.ndarray) -> dict[str, np.ndarray]:
         """Each term's weighted share of the reward, float (B,).
 
-        Without a trusted answer the other terms take over the weight of the match, so that rewards of both kinds of
-        prompt have the same range.
+        Without a trusted answer the other terms take over the weight of the match, in proportion to their own
+        (evenly, when those are 0), so that rewards of both kinds of prompt have the same range.
         """
-        whole = sum(term.weight for term in self.terms.values())
-        parts: dict[RewardTermType, np.ndarray] = {}
-        if (term := self.terms.get(RewardTermType.REWARD_MODEL)) is not None:
-            assert scores is not None
-            value = (
-                (scores - SCORE_MIN) / (SCORE_MAX - SCORE_MIN)
-                if term.normalization is Normalization.MIN_MAX
-                else scores
-            )
-            parts[term.type] = np.where(trusted, term.weight, whole) * value
-        if (term := self.terms.get(RewardTermType.ANSWER_MATCH)) is not None:
-            parts[term.type] = np.where(trusted, term.weight, 0.0) * match
+        whole = sum(one.spec.weight for one in self.terms)
+        others = [one.spec.weight for one in self.terms if one.name != MATCH]
+        parts: dict[str, np.ndarray] = {}
+        for one in self.terms:
+            value, weight = values[one.name], one.spec.weight
+            if one.name == REWARD_MODEL and one.spec.normalization is Normalization.MIN_MAX:
+                value = (value - SCORE_MIN) / (SCORE_MAX - SCORE_MIN)
+            share = weight / sum(others) if any(others) else 1 / len(others or [1])
+            parts[one.name] = np.where(trusted, weight, 0.0 if one.name == MATCH else share * whole) * value
         return parts
 
-    def _figures(self, parts: dict[RewardTermType, np.ndarray], total: np.ndarray) -> dict[str, float]:
+    def _figures(self, parts: dict[str, np.ndarray], total: np.ndarray) -> dict[str, float]:
         """Share of zero-variance groups, and each term's share of the variance within groups.
 
         The share of term k is Σ cov(part_k, r) / Σ var(r) over the groups: the shares of all terms add up to 1.
@@ -179,13 +186,10 @@ class PolicyReward:
         variance = float((centred**2).sum())
         figures = {"zero_variance_groups": float((groups.std(1) < 1e-6).mean())}
         if variance > 0:
-            for kind, part in parts.items():
+            for name, part in parts.items():
                 covariance = float((centred * part.reshape(-1, self.group_size)).sum())
-                figures[f"variance_share_{_NAMES[kind]}"] = covariance / variance
+                figures[f"variance_share_{name}"] = covariance / variance
         return figures
-
-
-_NAMES = {RewardTermType.REWARD_MODEL: "reward_model", RewardTermType.ANSWER_MATCH: "match"}
 
 
 def summary(history: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -193,13 +197,14 @@ def summary(history: Sequence[dict[str, Any]]) -> dict[str, float]:
     other figures' mean over the last fifth (of the steps that have them)."""
     steps = [entry for entry in history if "reward" in entry]
     fifth = max(1, len(steps) // 5)
+    others = sorted({key for entry in steps for key in entry if key.removeprefix("variance_share_").startswith(OTHERS)})
     found: dict[str, float] = {}
     for name, key, part in (
         ("reward_first", "reward", steps[:fifth]),
         ("reward_last", "reward", steps[-fifth:]),
         ("reward_model_first", "reward_model", steps[:fifth]),
         ("reward_model_last", "reward_model", steps[-fifth:]),
-        *((key.split("/")[-1], key, steps[-fifth:]) for key in _SUMMARISED),
+        *((key.split("/")[-1], key, steps[-fifth:]) for key in (*_SUMMARISED, *others)),
     ):
         values = [entry[key] for entry in part if entry.get(key) is not None]
         if values:

@@ -155,12 +155,8 @@ def _lineage(ctx: StageContext[CurateParameters], candidates: Rows, decisions: R
 
 
 def _counters(facts: Facts, reasons: Reasons, chosen: Chosen, kept: int) -> dict[str, float]:
-    """Headline figures. A candidate with several reasons counts under each."""
-    dropped = Counter(
-        rejection_rules.OUTCOME if reason.startswith(f"{rejection_rules.OUTCOME}:") else reason
-        for found in reasons.values()
-        for reason in found
-    )
+    """Headline figures. A candidate with several reasons counts under each; what stands behind a colon is detail."""
+    dropped = Counter(reason.partition(":")[0] for found in reasons.values() for reason in found)
     return {
         "candidates": len(facts.candidates),
         "ok": len(facts.usable),

@@ -27,7 +27,8 @@ from ..models.patches import pixel_cache, repeated_prompts
 from ..models.patches.trl_head import score_supervised_only
 from ..policy.dataset import grpo_dataset, grpo_prompts, with_seed_share
 from ..policy.model import ExactResume, sampling_stop_list, save, trained
-from ..policy.rewards import PolicyReward, Rollouts, Scorer, check_terms, summary
+from ..policy.reward_terms import Scorer
+from ..policy.rewards import PolicyReward, Rollouts, check_terms, summary
 from ..reward.model import RewardModel
 from ..reward.scorer import score
 from ..runner.context import Outcome, StageContext
