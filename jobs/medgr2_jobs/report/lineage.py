@@ -11,32 +11,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from medgr2_api import paths
-from medgr2_api.stage_contract import WORKSPACE_ENV, ArtifactRef, ExitCode, StageName
+from medgr2_api.stage_contract import WORKSPACE_ENV, ExitCode
 from medgr2_api.training_spec import AnswerFormat
 
 from ..errors import ConfigError, StageError
 from ..prompts import answers
-from ..store import manifest
-from ..store.artifact import ArtifactReader
+from ..store.artifact import ArtifactReader, Inputs
+from .cycle_artifacts import CycleArtifacts, NotThere
 
 Row = dict[str, Any]
-
-
-class NotThere(StageError):
-    """There is no such cycle or candidate (exit 2)."""
-
-    exit_code = ExitCode.USAGE
-
-
-class Inputs(Protocol):
-    """Artifacts by role, such as `curate-1`. A stage's context is one; so is `CycleArtifacts`."""
-
-    def has_input(self, role: str) -> bool: ...
-
-    def input(self, role: str) -> ArtifactReader: ...
 
 
 def lineage_rows(inputs: Inputs, last: int, only: str = "") -> list[Row]:
@@ -94,60 +80,6 @@ def _table(reader: ArtifactReader, name: str, column: str, only: str) -> Any:
 def _rows(reader: ArtifactReader, name: str, only: str) -> list[Row]:
     rows: list[Row] = _table(reader, name, "triplet_id", only).to_pylist()
     return rows
-
-
-class CycleArtifacts:
-    """What a cycle's links name, by role. What is not there any more, or was made from something else, is left out."""
-
-    def __init__(self, root: Path, cycle: str) -> None:
-        """
-        Raises:
-            NotThere: the workspace has no such cycle.
-            CorruptArtifact: a manifest cannot be read.
-        """
-        self._root = root
-        self._folder = (root / paths.iteration_link(cycle, 0, StageName.PREPARE)).parent.parent
-        if not self._folder.is_dir():
-            known = sorted(path.name for path in (root / "cycles").glob("*") if path.is_dir())
-            raise NotThere(f"no cycle {cycle!r} in {root}; cycles there: {', '.join(known) or 'none'}")
-        self._readers: dict[str, ArtifactReader] = {}
-        for link in sorted(self._folder.glob("i[0-9]*/*")):
-            reader = self._reader(link)
-            if reader is not None:
-                self._readers[f"{link.name}-{int(link.parent.name[1:])}"] = reader
-        for role in [role for role in self._readers if role.startswith(("sft-", "grpo-"))]:
-            if not self._is_of_its_curate(role):
-                del self._readers[role]
-
-    @property
-    def last(self) -> int:
-        """Newest iteration of which anything is there."""
-        return max((int(role.rpartition("-")[2]) for role in self._readers), default=0)
-
-    def has_input(self, role: str) -> bool:
-        """Whether there is an artifact of that role."""
-        return role in self._readers
-
-    def input(self, role: str) -> ArtifactReader:
-        """The artifact of that role."""
-        return self._readers[role]
-
-    def _reader(self, link: Path) -> ArtifactReader | None:
-        """None: the link leads nowhere, out of the workspace, or to what was never published."""
-        folder, root = link.resolve(), self._root.resolve()
-        if not folder.is_relative_to(root) or link.name not in set(StageName):
-            return None
-        if manifest.load(folder) is None and not any(folder.glob(f"shard-*/{paths.MANIFEST}")):
-            return None
-        path = str(folder.relative_to(root))
-        ref = ArtifactRef(stage=StageName(link.name), iteration=int(link.parent.name[1:]), path=path, output_digest="")
-        return ArtifactReader(root, ref)
-
-    def _is_of_its_curate(self, role: str) -> bool:
-        """After a restart, a model that learnt from the old data stays linked until there is a new one."""
-        curate = self._readers.get(f"curate-{role.rpartition('-')[2]}")
-        learnt_from = self._readers[role].manifest.inputs.get("curate")
-        return curate is not None and learnt_from in (None, curate.digest)
 
 
 def story(root: Path, cycle: str, triplet: str) -> Row:
@@ -220,8 +152,8 @@ def _image(made: CycleArtifacts, sha256: str) -> Row:
     import pyarrow.compute
 
     image: Row = {"sha256": sha256, "path": str(paths.image(sha256))}
-    if made.has_input("prepare-0"):
-        table = made.input("prepare-0").table("images")
+    if made.has_input("prepare"):
+        table = made.input("prepare").table("images")
         for row in table.filter(pyarrow.compute.field("image_sha256") == sha256).to_pylist():
             image |= {"modality": row["modality"], "source": row["source"], "sourcePath": row["source_path"]}
     return image

@@ -17,7 +17,7 @@ from pathlib import Path
 from medgr2_api.stage_contract import WORKSPACE_ENV, ExitCode
 
 from ..errors import ConfigError, DataError, StageError
-from ..report.lineage import CycleArtifacts
+from ..report.cycle_artifacts import CycleArtifacts
 from . import export_review, import_review
 
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import jinja2
 
 from ..errors import ConfigError
-from ..report.lineage import CycleArtifacts
+from ..report.cycle_artifacts import CycleArtifacts
 from ..store.images import ImageStore
 from ..store.tar import ROOT, Counted, Exported
 from . import import_review

@@ -20,7 +20,7 @@ from medgr2_api.types import relative_path
 from ..errors import CorruptArtifact
 from . import atomic, manifest
 from .manifest import Manifest, Part
-from .rows import TableRow
+from .rows import StoredRow, TableRow
 from .safe_path import inside
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .tables import TableWriter
 
 R = TypeVar("R", bound=TableRow)
+S = TypeVar("S", bound=StoredRow)
 
 _SHARD = re.compile(r"shard-(\d+)")
 
@@ -55,8 +56,8 @@ class ArtifactReader:
                 f"run stage {ref.stage} again (`--restart-from`)"
             )
         self._verified: set[str] = set()
-        self._arrow: dict[type[TableRow], pa.Table] = {}
-        self._rows: dict[type[TableRow], list[Any]] = {}
+        self._arrow: dict[type[StoredRow], pa.Table] = {}
+        self._rows: dict[type[StoredRow], list[Any]] = {}
 
     def _load_shards(self) -> list[tuple[Path, Manifest]]:
         """Folder and manifest of each published shard, in the order of their numbers."""
@@ -105,7 +106,7 @@ class ArtifactReader:
         return path
 
     @overload
-    def rows(self, kind: type[R]) -> list[R]: ...
+    def rows(self, kind: type[S]) -> list[S]: ...
 
     @overload
     def rows(self, kind: str) -> list[dict[str, Any]]: ...
@@ -124,11 +125,34 @@ class ArtifactReader:
             self._rows[kind] = tables.from_arrow(kind, self.arrow(kind), str(self.folder))
         return self._rows[kind]
 
-    def has_table(self, kind: type[TableRow]) -> bool:
+    def batches(self, kind: type[S]) -> Iterator[list[S]]:
+        """The rows of a table, all shards in order, some thousand at a time; none of them is kept.
+
+        Raises:
+            CorruptArtifact: the artifact has no such table, or it is damaged.
+        """
+        from . import tables
+
+        for path in self._table_paths(kind.TABLE):
+            yield from tables.batches(path, kind)
+
+    def where(self, kind: type[S], column: str, value: str) -> list[S]:
+        """The rows of a table with this value in this column: only they become objects.
+
+        Raises:
+            CorruptArtifact: the artifact has no such table, or it is damaged.
+        """
+        import pyarrow.compute
+
+        from . import tables
+
+        return tables.from_arrow(kind, self.arrow(kind).filter(pyarrow.compute.field(column) == value))
+
+    def has_table(self, kind: type[StoredRow]) -> bool:
         """Whether the table was published."""
         return self.has(f"{kind.TABLE}.parquet")
 
-    def arrow(self, kind: type[TableRow]) -> pa.Table:
+    def arrow(self, kind: type[StoredRow]) -> pa.Table:
         """The parquet table, all shards in order; name, version and columns are checked. Read once.
 
         Raises:

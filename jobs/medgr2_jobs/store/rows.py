@@ -107,14 +107,26 @@ class AnsweredQuestion(Question, Protocol):
     def answer_index(self) -> int: ...
 
 
-class TableRow:
-    """Base of all rows."""
+class StoredRow:
+    """Base of all that is read from tables."""
 
     __slots__ = ()
 
     TABLE: ClassVar[str]
     """Name of the table: the file is `<TABLE>.parquet`."""
     VERSION: ClassVar[int]
+
+
+class TableRow(StoredRow):
+    """Base of all rows: a field per column of the table."""
+
+    __slots__ = ()
+
+
+class TableView(StoredRow):
+    """Base of rows with some columns of a table, in its order. Only these are read; a view is never written."""
+
+    __slots__ = ()
 
 
 # prepare

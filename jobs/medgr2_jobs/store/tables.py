@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 
 from ..errors import CorruptArtifact
 from . import atomic
-from .rows import TableRow
+from .rows import StoredRow, TableRow, TableView
 
 R = TypeVar("R", bound=TableRow)
+S = TypeVar("S", bound=StoredRow)
 
 #: Rows of a row group of a table that is written as it is made.
 _BATCH_ROWS = 8192
@@ -40,10 +41,10 @@ class _Column:
     """From what arrow gives to what the field holds; None: as it is."""
 
 
-_COLUMNS: dict[type[TableRow], tuple[_Column, ...]] = {}
+_COLUMNS: dict[type[StoredRow], tuple[_Column, ...]] = {}
 
 
-def _columns(kind: type[TableRow]) -> tuple[_Column, ...]:
+def _columns(kind: type[StoredRow]) -> tuple[_Column, ...]:
     if kind not in _COLUMNS:
         hints = typing.get_type_hints(kind)
         _COLUMNS[kind] = tuple(_column(field.name, hints[field.name]) for field in fields(kind))  # type: ignore[arg-type]
@@ -62,7 +63,7 @@ def _column(name: str, hint: Any) -> _Column:
     return _Column(name, _PLAIN[hint], nullable, None)
 
 
-def schema(kind: type[TableRow]) -> pa.Schema:
+def schema(kind: type[StoredRow]) -> pa.Schema:
     """The arrow schema of a table; name and version ride along in its metadata."""
     columns = [(column.name, column.type) for column in _columns(kind)]
     return pa.schema(columns, metadata={"medgr2.table": kind.TABLE, "medgr2.version": str(kind.VERSION)})
@@ -74,7 +75,7 @@ def to_arrow(kind: type[R], rows: Sequence[R]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema(kind))
 
 
-def from_arrow(kind: type[R], table: pa.Table, where: str = "") -> list[R]:
+def from_arrow(kind: type[S], table: pa.Table, where: str = "") -> list[S]:
     """The rows of an arrow table.
 
     Raises:
@@ -150,42 +151,65 @@ def writer(path: Path, kind: type[R]) -> Iterator[TableWriter[R]]:
         made.close()
 
 
-def batches(path: Path, kind: type[R], size: int) -> Iterator[list[R]]:
-    """The rows of a table that this process has written, `size` at a time."""
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=size):
-            yield from_arrow(kind, pa.Table.from_batches([batch]), str(path))
+def batches(path: Path, kind: type[S], size: int = _BATCH_ROWS) -> Iterator[list[S]]:
+    """The rows of a table, `size` at a time: for tables of which only a part shall be in memory.
+
+    Raises:
+        CorruptArtifact: as `read_arrow` and `from_arrow`.
+    """
+    with _opened(path, kind) as file:
+        for batch in file.iter_batches(batch_size=size, columns=_names(kind)):
+            yield from_arrow(kind, _cast(path, kind, pa.Table.from_batches([batch])), str(path))
 
 
-def read_arrow(path: Path, kind: type[TableRow]) -> pa.Table:
-    """Reads a table and checks that it is `kind` in a version we know.
+def read_arrow(path: Path, kind: type[StoredRow]) -> pa.Table:
+    """Reads a table, or a view's columns of it, and checks that it is `kind` in a version we know.
 
     Raises:
         CorruptArtifact: not parquet, another table, another version, or other columns.
     """
-    try:
-        # not pq.read_table: it would read columns from folders that are called `key=value`
-        with pq.ParquetFile(path) as file:
-            table = file.read()
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the file's
-            raise
-        raise CorruptArtifact(f"{path}: not a readable parquet file ({error})") from error
-    metadata = table.schema.metadata or {}
-    found = (metadata.get(b"medgr2.table", b"").decode(), metadata.get(b"medgr2.version", b"").decode())
-    expected = (kind.TABLE, str(kind.VERSION))
-    if found != expected:
-        raise CorruptArtifact(f"{path}: is table {found}, this version of MedGR2 reads {expected}")
-    try:
-        return table.cast(schema(kind))
-    except (ValueError, pa.ArrowException) as error:  # other names or types of columns
-        raise CorruptArtifact(f"{path}: its columns are not those of table {expected} ({error})") from error
+    with _opened(path, kind) as file:
+        return _cast(path, kind, file.read(columns=_names(kind)))
 
 
-def read(path: Path, kind: type[R]) -> list[R]:
+def read(path: Path, kind: type[S]) -> list[S]:
     """The rows of a table.
 
     Raises:
         CorruptArtifact: as `read_arrow` and `from_arrow`.
     """
     return from_arrow(kind, read_arrow(path, kind), str(path))
+
+
+def _names(kind: type[StoredRow]) -> list[str] | None:
+    """The columns to read; None: all that there are."""
+    return [column.name for column in _columns(kind)] if issubclass(kind, TableView) else None
+
+
+@contextmanager
+def _opened(path: Path, kind: type[StoredRow]) -> Iterator[pq.ParquetFile]:
+    """The file, once it is known to be the table in this version; what goes wrong inside is the file's fault, too."""
+    try:
+        # not pq.read_table: it would read columns from folders that are called `key=value`
+        with pq.ParquetFile(path) as file:
+            _check_version(path, kind, file.schema_arrow.metadata or {})
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the file's
+            raise
+        raise CorruptArtifact(f"{path}: not a readable parquet file ({error})") from error
+
+
+def _check_version(path: Path, kind: type[StoredRow], metadata: dict[bytes, bytes]) -> None:
+    stored = (metadata.get(b"medgr2.table", b"").decode(), metadata.get(b"medgr2.version", b"").decode())
+    expected = (kind.TABLE, str(kind.VERSION))
+    if stored != expected:
+        raise CorruptArtifact(f"{path}: is table {stored}, this version of MedGR2 reads {expected}")
+
+
+def _cast(path: Path, kind: type[StoredRow], table: pa.Table) -> pa.Table:
+    try:
+        return table.cast(schema(kind))
+    except (ValueError, pa.ArrowException) as error:  # other names or types of columns
+        expected = (kind.TABLE, str(kind.VERSION))
+        raise CorruptArtifact(f"{path}: its columns are not those of table {expected} ({error})") from error

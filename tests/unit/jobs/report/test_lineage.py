@@ -14,7 +14,8 @@ from tests.support.fake_artifacts import publish
 from medgr2_api import paths
 from medgr2_api.stage_contract import ArtifactRef, StageName
 from medgr2_jobs.prompts import answers
-from medgr2_jobs.report.lineage import NotThere, story
+from medgr2_jobs.report.cycle_artifacts import NotThere
+from medgr2_jobs.report.lineage import story
 from medgr2_jobs.store import manifest
 
 OPTIONS = ["cyst", "mass"]
@@ -163,7 +164,7 @@ def test_a_model_of_older_data_has_not_seen_it(loop: Loop) -> None:
     link = loop.root / paths.iteration_link("loop", 1, "sft")
     path = link.resolve() / "manifest.json"
     document = json.loads(path.read_text())
-    document["inputs"] = {"curate": "an older one"}
+    document["inputs"] = {"curate-1": "an older one"}
     path.write_text(json.dumps(document))
     assert manifest.load(link.resolve()) is not None
     assert loop.story(KEPT)["seenBy"] == ["grpo@1"]

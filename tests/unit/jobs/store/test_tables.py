@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from medgr2_jobs.errors import CorruptArtifact
 from medgr2_jobs.store import rows as row_classes
 from medgr2_jobs.store import tables
-from medgr2_jobs.store.rows import Candidate, CandidateOutcome, Decision, Score, TableRow, Truth
+from medgr2_jobs.store.rows import Candidate, CandidateOutcome, Decision, Score, TableRow, TableView, Truth
 
 ROWS = [Score(f"t{number}", number / 3) for number in range(500)]
 KINDS = [
@@ -128,6 +129,38 @@ def test_unknown_files_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1 no more")
     with pytest.raises(CorruptArtifact, match="not a readable parquet"):
         tables.read(path, Score)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes(TableView):
+    """Two columns of the candidates."""
+
+    TABLE = Candidate.TABLE
+    VERSION = Candidate.VERSION
+
+    triplet_id: str
+    outcome: CandidateOutcome
+
+
+def test_a_view_reads_its_columns_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.parquet"
+    tables.write(path, Candidate, [candidate()] * 3)
+    assert tables.read(path, Outcomes) == [Outcomes(candidate().triplet_id, CandidateOutcome.OK)] * 3
+    assert tables.read_arrow(path, Outcomes).column_names == ["triplet_id", "outcome"]
+    assert [len(batch) for batch in tables.batches(path, Outcomes, 2)] == [2, 1]
+
+
+def test_a_view_of_another_table_or_of_other_columns_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    tables.write(path, Score, ROWS)
+    for read in (tables.read, lambda path, kind: list(tables.batches(path, kind))):
+        with pytest.raises(CorruptArtifact, match="is table"):
+            read(path, Outcomes)
+    table = tables.to_arrow(Candidate, [candidate()])
+    pq.write_table(table.drop_columns("outcome").replace_schema_metadata(table.schema.metadata), path)
+    for read in (tables.read, lambda path, kind: list(tables.batches(path, kind))):
+        with pytest.raises(CorruptArtifact, match="columns"):
+            read(path, Outcomes)
 
 
 def test_folders_do_not_become_columns(tmp_path: Path) -> None:

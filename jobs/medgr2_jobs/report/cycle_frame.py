@@ -1,0 +1,145 @@
+"""A cycle's tables as the report reads them: each once, by iteration, and only the columns that are in use."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+from ..store.artifact import ArtifactReader, Inputs
+from ..store.rows import (
+    Candidate,
+    CandidateOutcome,
+    Condition,
+    Decision,
+    Image,
+    Item,
+    Prediction,
+    Score,
+    Scoring,
+    Split,
+    StoredRow,
+    TableView,
+    Truth,
+)  # fmt: skip
+
+S = TypeVar("S", bound=StoredRow)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageColumns(TableView):
+    """Where an image comes from."""
+
+    TABLE = Image.TABLE
+    VERSION = Image.VERSION
+
+    image_sha256: str
+    modality: str
+    source: str
+    source_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class ItemColumns(TableView):
+    """Which images the seed and the benchmarks show."""
+
+    TABLE = Item.TABLE
+    VERSION = Item.VERSION
+
+    split: Split
+    image_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateColumns(TableView):
+    """What candidates are counted by."""
+
+    TABLE = Candidate.TABLE
+    VERSION = Candidate.VERSION
+
+    triplet_id: str
+    image_sha256: str
+    modality: str
+    question_type: str
+    paradigm: str
+    outcome: CandidateOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionColumns(TableView):
+    """Who was right about which question."""
+
+    TABLE = Prediction.TABLE
+    VERSION = Prediction.VERSION
+
+    checkpoint: str
+    split: Split
+    benchmark: str
+    item_id: str
+    image_sha256: str
+    condition: Condition
+    scoring: Scoring
+    correct: bool
+
+
+class CycleFrame:
+    """The artifacts of a cycle up to an iteration. Tables of stages that it does not have, or not yet, are empty."""
+
+    def __init__(self, artifacts: Inputs, last: int) -> None:
+        """
+        Args:
+            artifacts: by role: `prepare`, and `<stage>-<iteration>` of all others. A stage's context, or
+                `CycleArtifacts`.
+            last: the newest iteration.
+        """
+        self.artifacts = artifacts
+        self.last = last
+
+    def iterations(self, stage: str) -> list[int]:
+        """Iterations of which there is an artifact of this stage."""
+        return [t for t in range(self.last + 1) if self.artifacts.has_input(f"{stage}-{t}")]
+
+    def artifact(self, stage: str, iteration: int) -> ArtifactReader:
+        """The artifact of a stage; it must be there."""
+        return self.artifacts.input(f"{stage}-{iteration}")
+
+    @cached_property
+    def images(self) -> dict[str, ImageColumns]:
+        """The images by their sha256."""
+        if not self.artifacts.has_input("prepare"):
+            return {}
+        return {row.image_sha256: row for row in self.artifacts.input("prepare").rows(ImageColumns)}
+
+    @property
+    def items(self) -> list[ItemColumns]:
+        """The seed's questions and those of the benchmarks."""
+        return self.artifacts.input("prepare").rows(ItemColumns) if self.artifacts.has_input("prepare") else []
+
+    def candidates(self, iteration: int) -> list[CandidateColumns]:
+        """All candidates of an iteration."""
+        return self._rows("generate", iteration, CandidateColumns)
+
+    def truth(self, iteration: int) -> dict[str, bool]:
+        """Whether each candidate is really right, where the generator knows (scripted); otherwise empty."""
+        if not self.artifacts.has_input(f"generate-{iteration}"):
+            return {}
+        generated = self.artifact("generate", iteration)
+        return {row.triplet_id: row.correct for row in generated.rows(Truth)} if generated.has_table(Truth) else {}
+
+    def scores(self, iteration: int) -> dict[str, float]:
+        """R's score of each candidate that has one; a score that is no number is none."""
+        rows = self._rows("score", iteration, Score)
+        return {row.triplet_id: row.score for row in rows if math.isfinite(row.score)}
+
+    def decisions(self, iteration: int) -> list[Decision]:
+        """What curate says of each candidate of an iteration."""
+        return self._rows("curate", iteration, Decision)
+
+    def predictions(self, iteration: int) -> list[PredictionColumns]:
+        """All answers of an iteration's checkpoints; iteration 0 has those of the base model."""
+        return self._rows("evaluate", iteration, PredictionColumns)
+
+    def _rows(self, stage: str, iteration: int, kind: type[S]) -> list[S]:
+        role = f"{stage}-{iteration}"
+        return self.artifacts.input(role).rows(kind) if self.artifacts.has_input(role) else []
