@@ -95,7 +95,7 @@ def preparing(root: Path, pairs: int) -> list[float]:
         seconds = {}
         for kept in (True, False) if index % 2 else (False, True):
             processor = vlm.load_processor(root / "mid")
-            prepare = (pixel_cache.keep(processor) if kept else processor).image_processor
+            prepare = (pixel_cache.apply(processor, vlm.device()) if kept else processor).image_processor
             began = time.process_time()
             for _ in range(2):
                 prepare(images=batch, return_tensors="pt")
@@ -120,8 +120,8 @@ def sharing(root: Path, pairs: int) -> list[float]:
         rows = [row for row in batch for _ in range(8)]
         seconds = {}
         for shared in (True, False) if index % 2 else (False, True):
-            processor = pixel_cache.keep(vlm.load_processor(root / "tiny", padding_side="left"))
-            processor = repeated_prompts.share(processor) if shared else processor
+            processor = pixel_cache.apply(vlm.load_processor(root / "tiny", padding_side="left"), vlm.device())
+            processor = repeated_prompts.apply(processor, vlm.device()) if shared else processor
             images, texts = [row[0] for row in rows], [f"{processor.image_token}{row[1]}" for row in rows]
             began = time.process_time()
             for _ in range(2):

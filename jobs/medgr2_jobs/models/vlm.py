@@ -73,7 +73,7 @@ def load_model(path: Path, *, train: bool = False) -> Any:
         raise ConfigError(f"{path}: its weights lack {lacking} …; the folder is incomplete")
     if model.config.model_type not in SUPPORTED:
         raise ConfigError(f"{path}: model type {model.config.model_type!r}; supported: {', '.join(SUPPORTED)}")
-    return qwen_vl.take(model).to(device()).train(train)
+    return qwen_vl.apply(model.to(device()).train(train))
 
 
 def load_processor(path: Path, padding_side: str = "right") -> Any:

@@ -23,8 +23,7 @@ from medgr2_api.training_spec import RewardTermType
 
 from ..errors import ConfigError, DataError
 from ..models import vlm
-from ..models.patches import pixel_cache, repeated_prompts
-from ..models.patches.trl_head import score_supervised_only
+from ..models.patches import pixel_cache, repeated_prompts, trl_head
 from ..policy.dataset import grpo_dataset, grpo_prompts, with_seed_share
 from ..policy.model import ExactResume, sampling_stop_list, save, trained
 from ..policy.reward_terms import Scorer
@@ -108,10 +107,11 @@ def run(ctx: StageContext[GRPOParameters]) -> Outcome:
 
     ctx.progress("load", 0, steps)
     source = ctx.input("sft").folder_of("model")
-    processor = repeated_prompts.share(pixel_cache.keep(vlm.load_processor(source, padding_side="left")))
+    processor = vlm.load_processor(source, padding_side="left")
+    processor = repeated_prompts.apply(pixel_cache.apply(processor, vlm.device()), vlm.device())
     model = vlm.load_model(source, train=True)
     args.generation_kwargs = _generation_options(args, sampling_stop_list(processor, model))
-    score_supervised_only()
+    trl_head.apply(vlm.device())
     lora, rollouts = lora_config(grpo.lora), Rollouts()
     if ctx.ranks.main and (checkpoint := latest_checkpoint(ctx.work, ctx.ranks.layout)):
         rollouts.load(checkpoint)

@@ -14,7 +14,7 @@ from medgr2_api.stages.sft import SFTParameters
 from medgr2_api.training_spec import InitFrom
 
 from ..models import vlm
-from ..models.patches.trl_head import score_supervised_only
+from ..models.patches import trl_head
 from ..policy.dataset import CompletionCollator, sft_dataset, sft_rows
 from ..policy.model import ExactResume, save, trained
 from ..runner.context import Outcome, StageContext
@@ -60,7 +60,7 @@ def run(ctx: StageContext[SFTParameters]) -> Outcome:
     collator.check(rows)
 
     lora = lora_config(parameters.training.lora)
-    score_supervised_only()
+    trl_head.apply(vlm.device())
     callback = StageCallback(ctx, "sft", ("loss", "mean_token_accuracy"))
     trainer = PolicyTrainer(
         model=vlm.load_model(source, train=True),

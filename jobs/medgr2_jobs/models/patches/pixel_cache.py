@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
-from .qwen_vl import once
+from . import registry
 
 _KEPT_BYTES = 512 * 2**20
 
@@ -41,20 +41,21 @@ class PixelCache:
         return pixels
 
 
-def keep(processor: Any) -> Any:
+def apply(processor: Any, device: torch.device) -> Any:
     """Has a processor do each different picture once, for as long as its pixels are kept.
 
     TRL hands a GRPO prompt's picture over twice for every completion, and all of them again in every epoch.
 
     Args:
         processor: of a family in `vlm.SUPPORTED`.
+        device: where the model is.
 
     Returns:
         The processor.
     """
-    kind = type(processor.image_processor)
-    _caches[processor.image_processor] = PixelCache()
-    kind.preprocess = once(kind.preprocess, _preprocess)
+    if registry.PIXEL_CACHE.wanted(device):
+        _caches[processor.image_processor] = PixelCache()
+        registry.replace(type(processor.image_processor), "preprocess", _preprocess)
     return processor
 
 

@@ -10,28 +10,31 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from functools import lru_cache, wraps
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch.nn import functional
+
+from . import registry
 
 _IMAGE = 1  # in mm_token_type_ids
 _GRIDS = 256  # batches whose layout is remembered
 _GIVEN = {"position_ids", "window_index", "cu_window_seqlens"}  # what a caller may have made beforehand
 
 
-def take(model: Any) -> Any:
-    """Changes the classes that a loaded model is made of, so that every model of its family takes the shortcuts.
+def apply(model: Any) -> Any:
+    """Changes the classes that a model is made of, so that every model of its family takes the shortcuts.
 
     Args:
-        model: of a family in `vlm.SUPPORTED`, as it was loaded.
+        model: of a family in `vlm.SUPPORTED`, as it was loaded, on its device.
 
     Returns:
         The model.
     """
-    for owner, name, shortcut in places(model):
-        setattr(owner, name, once(getattr(owner, name), shortcut))
+    if registry.QWEN_VL.wanted(model.device):
+        for owner, name, shortcut in places(model):
+            registry.replace(owner, name, shortcut)
     return model
 
 
@@ -45,19 +48,6 @@ def places(model: Any) -> Iterator[tuple[Any, str, Callable[..., Any]]]:
     for name, shortcut in _OF_MODULES.items():
         if hasattr(home, name):
             yield home, name, shortcut
-
-
-def once(original: Callable[..., Any], shortcut: Callable[..., Any]) -> Callable[..., Any]:
-    """The shortcut around the original; an original that already is one stays."""
-    if hasattr(original, "medgr2_original"):
-        return original
-
-    @wraps(original)  # transformers asks for signatures
-    def replaced(*args: Any, **kwargs: Any) -> Any:
-        return shortcut(original, *args, **kwargs)
-
-    replaced.medgr2_original = original  # type: ignore[attr-defined]
-    return replaced
 
 
 def _embed_patches(original: Callable[..., Any], module: Any, patches: torch.Tensor) -> torch.Tensor:

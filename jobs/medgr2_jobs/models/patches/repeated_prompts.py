@@ -7,28 +7,30 @@ from typing import Any
 from weakref import WeakSet
 
 import numpy
+import torch
 from transformers import BatchFeature
 
-from .qwen_vl import once
+from . import registry
 
 _OF_ROWS = {"input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw"}
 _PATCHES = "pixel_values"
 
 
-def share(processor: Any) -> Any:
+def apply(processor: Any, device: torch.device) -> Any:
     """Has a processor do each different prompt of a batch once.
 
     TRL hands every prompt over twice in a step, each time once for every completion.
 
     Args:
         processor: of a family in `vlm.SUPPORTED`.
+        device: where the model is.
 
     Returns:
         The processor.
     """
-    kind = type(processor)
-    _sharing.add(processor)
-    kind.__call__ = once(kind.__call__, _process)
+    if registry.REPEATED_PROMPTS.wanted(device):
+        _sharing.add(processor)
+        registry.replace(type(processor), "__call__", _process)
     return processor
 
 

@@ -7,18 +7,23 @@ scoring it takes a third of an SFT step, and changes neither loss nor gradient.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from trl.trainer import utils
 
+from . import registry
 
-def score_supervised_only() -> None:
-    """Has TRL's trainers leave out, on the CPU too, the positions whose label is -100."""
-    original = utils._use_triton
-    if getattr(original, "medgr2", False):
-        return
 
-    def compact(device: torch.device) -> bool:
-        return device.type == "cpu" or original(device)
+def apply(device: torch.device) -> None:
+    """Has TRL's trainers leave out, on the CPU too, the positions whose label is -100.
 
-    compact.medgr2 = True  # type: ignore[attr-defined]
-    utils._use_triton = compact
+    Args:
+        device: where the model is.
+    """
+    if registry.TRL_HEAD.wanted(device):
+        registry.replace(utils, "_use_triton", _supervised_only)
+
+
+def _supervised_only(original: Callable[[torch.device], bool], device: torch.device) -> bool:
+    return device.type == "cpu" or original(device)

@@ -70,4 +70,4 @@ def build(tokenizer: Any, seed: int) -> Any:
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    return qwen_vl.take(model)
+    return qwen_vl.apply(model)

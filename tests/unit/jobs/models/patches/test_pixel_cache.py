@@ -12,9 +12,11 @@ from transformers import Qwen2VLImageProcessor
 
 from medgr2_jobs.models.patches import pixel_cache
 
+CPU = torch.device("cpu")
+
 
 class Processor:
-    """What a processor is to `keep`."""
+    """What a processor is to the patch."""
 
     def __init__(self) -> None:
         self.image_processor = Counting(patch_size=14, merge_size=2, min_pixels=28 * 28, max_pixels=28 * 28 * 8)
@@ -34,7 +36,7 @@ class Counting(Qwen2VLImageProcessor):
 def processor(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(Counting, "preprocess", Counting.preprocess, raising=False)
     monkeypatch.setattr(Counting, "done", 0)
-    return pixel_cache.keep(Processor()).image_processor
+    return pixel_cache.apply(Processor(), CPU).image_processor
 
 
 def picture(seed: int, width: int = 56, height: int = 28, mode: str = "RGB") -> Image.Image:

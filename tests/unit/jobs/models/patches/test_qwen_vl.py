@@ -50,7 +50,7 @@ def model(request: pytest.FixtureRequest) -> Any:
         request.param, text_config=_TEXT, vision_config={**_VISION, **FAMILIES[request.param]}, **_TOKENS
     )
     made = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").float()
-    return qwen_vl.take(made).train()
+    return qwen_vl.apply(made).train()
 
 
 @pytest.fixture
@@ -161,19 +161,19 @@ def test_attention_is_called_once_for_windows_of_one_size(model: Any, monkeypatc
 
 def test_taken_once(model: Any) -> None:
     before = type(model.model).get_rope_index
-    qwen_vl.take(model)
+    qwen_vl.apply(model)
     assert type(model.model).get_rope_index is before
 
 
 def test_loaded_and_built_models_take_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     taken: list[str] = []
-    real = qwen_vl.take
+    real = qwen_vl.apply
 
     def watched(model: Any) -> Any:
         taken.append(type(model).__name__)
         return real(model)
 
-    monkeypatch.setattr(qwen_vl, "take", watched)
+    monkeypatch.setattr(qwen_vl, "apply", watched)
     tiny_model.build(tokenizer.processor().tokenizer, 0).save_pretrained(tmp_path)
     assert len(taken) == 1
     vlm.load_model(tmp_path)

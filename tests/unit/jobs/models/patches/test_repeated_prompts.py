@@ -13,6 +13,7 @@ from PIL import Image
 from medgr2_jobs.models.patches import pixel_cache, repeated_prompts
 from medgr2_jobs.models.tiny import tokenizer
 
+CPU = torch.device("cpu")
 PICTURES = [
     Image.fromarray(numpy.random.default_rng(seed).integers(0, 255, (56, 56, 3), dtype=numpy.uint8)) for seed in (0, 1)
 ]
@@ -31,7 +32,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(kind, "__call__", counting)
     processor = type(tokenizer.processor())
-    monkeypatch.setattr(processor, "__call__", processor.__call__)  # and so `share`'s change goes with the test
+    monkeypatch.setattr(processor, "__call__", processor.__call__)  # and so the patch's change goes with the test
     return counts
 
 
@@ -66,11 +67,15 @@ def same(found: Any, expected: Any) -> None:
         torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("keep", [pixel_cache.keep, lambda processor: processor], ids=["kept pictures", "plain"])
+@pytest.mark.parametrize(
+    "keep",
+    [lambda processor: pixel_cache.apply(processor, CPU), lambda processor: processor],
+    ids=["kept pictures", "plain"],
+)
 def test_the_same_batch(seen: list[int], keep: Callable[[Any], Any]) -> None:
     expected = both_ways(keep(tokenizer.processor()), REPEATED)
     assert seen == [5, 5]
-    found = both_ways(repeated_prompts.share(keep(tokenizer.processor())), REPEATED)
+    found = both_ways(repeated_prompts.apply(keep(tokenizer.processor()), CPU), REPEATED)
     assert seen[2:] == [3, 3]
     for one, other in zip(found, expected, strict=True):
         assert list(one) == list(other)
@@ -79,14 +84,14 @@ def test_the_same_batch(seen: list[int], keep: Callable[[Any], Any]) -> None:
 
 
 def test_another_processor_is_left_alone(seen: list[int]) -> None:
-    shared, other = repeated_prompts.share(tokenizer.processor()), tokenizer.processor()
+    shared, other = repeated_prompts.apply(tokenizer.processor(), CPU), tokenizer.processor()
     both_ways(other, REPEATED)
     both_ways(shared, REPEATED)
     assert seen == [5, 5, 3, 3]
 
 
 def test_rows_of_no_picture_or_of_several_go_the_librarys_way(seen: list[int]) -> None:
-    plain, shared = tokenizer.processor(), repeated_prompts.share(tokenizer.processor())
+    plain, shared = tokenizer.processor(), repeated_prompts.apply(tokenizer.processor(), CPU)
     image = plain.image_token
     for images, texts in (
         (None, ["one", "one"]),
