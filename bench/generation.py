@@ -31,7 +31,7 @@ from PIL import Image
 from tests.support import jobs_fixtures, kill_run
 from tests.support.chat_server import serving
 from tests.support.generate_fixtures import PRICES, QUESTION_USD, asked, ledgers
-from tests.support.stage_server import stage_server
+from tests.support.light_forkserver import light_forkserver
 
 from medgr2_api.stage_contract import REQUEST_ENV, SECRETS_ENV, WORKSPACE_ENV
 from medgr2_jobs.store.images import ImageStore
@@ -110,7 +110,7 @@ def killed(scratch: Path) -> dict[str, float]:
     """What was charged for questions of shards that were killed again and again."""
     root = scratch / "killed"
     root.mkdir()
-    with serving() as server, stage_server(root) as stages:
+    with serving() as server, light_forkserver(root) as stages:
         ran = kill_run.run(root, server, stages, rows=ROWS, kills=KILLS, shards=SHARDS)
     assert not ran.failures, ran.failures
     paid, hanging = (sum(both) for both in zip(*ledgers(root, ran.requests[0]).values(), strict=True))

@@ -3,7 +3,7 @@
     make bench NAME=makespan        # about ten minutes on two cores
 
 Two fresh workspaces, the same cycle and seed, one after the other: once as the graph allows, once with
-`maxParallelStages: 1`. Start-up of the stage server counts in both.
+`maxParallelStages: 1`. Start-up of the forkserver counts in both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long a person waits for the command line, and a run for its stage server.
+"""How long a person waits for the command line, and a run for its forkserver.
 
 make bench NAME=startup
 """
@@ -22,8 +22,8 @@ def seconds(*command: str) -> float:
     return time.monotonic() - started
 
 
-def zygote_seconds() -> float:
-    """Wall seconds until the stage server has imported everything a stage may need."""
+def forkserver_seconds() -> float:
+    """Wall seconds until the forkserver has imported everything a stage may need."""
     started = time.monotonic()
     command = [sys.executable, "-m", "medgr2_jobs.runner.forkserver"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -38,10 +38,10 @@ def zygote_seconds() -> float:
 def main() -> int:
     """Prints the line of JSON: medians."""
     helped = [seconds(sys.executable, "-m", "medgr2_operator.cli.app", "--help") for _ in range(REPEATS)]
-    servers = [zygote_seconds() for _ in range(2)]  # the first one also fills the disk cache
+    servers = [forkserver_seconds() for _ in range(2)]  # the first one also fills the disk cache
     figures = {
         "medgr2 --help, median seconds": round(statistics.median(helped), 3),
-        "stage server ready, seconds": round(servers[-1], 1),
+        "forkserver ready, seconds": round(servers[-1], 1),
     }
     print(json.dumps({"name": "startup", "figures": figures, "n": REPEATS, "cores": os.cpu_count()}))
     return 0

@@ -78,7 +78,7 @@ class Review(Model):
     iteration: Annotated[int, Field(ge=1, le=20)]
     """Which iteration."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    """Which review: it lies in the workspace as reviews/<sha256>.jsonl (`medgr2 decisions import` puts it there)."""
+    """Which review: it lies in the workspace as reviews/<sha256>.jsonl (`medgr2 review import` puts it there)."""
 
 
 class Curation(Model):

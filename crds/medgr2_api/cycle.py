@@ -75,7 +75,7 @@ class CycleSpec(Model):
     approved: Annotated[list[StageRef], Field(max_length=220)] = []
     """What was paused and may go on; `medgr2 approve` appends here."""
     reviews: Annotated[list[Review], Field(max_length=20), Keyed(("iteration",))] = []
-    """Experts' decisions on kept triplets; `medgr2 decisions import` adds them. A stage curate that has finished takes
+    """Experts' decisions on kept triplets; `medgr2 review import` adds them. A stage curate that has finished takes
     notice by restartFrom."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 17
     """Seed of everything random."""

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from medgr2_operator.cli.cluster_options import ReaderPodOptions
 from medgr2_operator.cli.connection import Cluster
 from medgr2_operator.cli.errors import CommandError
 from medgr2_operator.cli.volume import opened
@@ -174,7 +175,7 @@ def test_a_pod_that_is_gone_before_the_command_starts_is_a_failure_that_may_pass
     async def tries() -> None:
         async with (
             connect(str(volume.control_plane.kubeconfig)) as (client, _),
-            opened(Cluster(client, volume.namespace), "loop", "", START_SECONDS) as at,
+            opened(Cluster(client, volume.namespace), "loop", ReaderPodOptions("", START_SECONDS)) as at,
         ):
             volume.kubectl("delete", "pod", at.pod, "--grace-period=1", "--wait")
             await at.run("export", "big", stdout=print)
@@ -193,7 +194,7 @@ def test_the_reading_pod_can_only_read(volume: Volume) -> None:
         )
         async with (
             connect(str(volume.control_plane.kubeconfig)) as (client, _),
-            opened(Cluster(client, volume.namespace), "loop", "", START_SECONDS) as at,
+            opened(Cluster(client, volume.namespace), "loop", ReaderPodOptions("", START_SECONDS)) as at,
         ):
             return [
                 (await execute(client, at.pod, at.namespace, READER, ["python", "-c", program], print)).exit_code
@@ -217,7 +218,7 @@ def test_the_writing_pod_can_write_to_one_folder_only(volume: Volume) -> None:
         data = bytes(range(250)) * 280
         async with (
             connect(str(volume.control_plane.kubeconfig)) as (client, _),
-            opened(Cluster(client, volume.namespace), "loop", "", START_SECONDS, "reviews") as at,
+            opened(Cluster(client, volume.namespace), "loop", ReaderPodOptions("", START_SECONDS), "reviews") as at,
         ):
             return [
                 (await execute(client, at.pod, at.namespace, READER, ["python", "-c", program], print, data)).exit_code

@@ -64,21 +64,21 @@ def test_a_review_goes_out_and_comes_back(env: KwokEnv, node: StreamingNode, med
     curated(node.workspace)
     here = tmp_path / "here"
     here.mkdir()
-    said = medgr2("decisions", "export", "loop", here, "--iteration", 1)
+    said = medgr2("review", "export", "loop", here, "--iteration", 1)
     folder = here / "loop-i001-triplets"
     assert said.startswith(f"{folder}/triplets.jsonl: 2 triplets of curate@1")
     rows = [json.loads(line) for line in (folder / "triplets.jsonl").read_text().splitlines()]
     assert [row["question"] for row in rows] == ["Was ist größer?"] * 2
     with Image.open(folder / rows[0]["image"]) as image:
         assert image.size == (32, 32)
-    again = medgr2.run("decisions", "export", "loop", here, "--iteration", 1)
+    again = medgr2.run("review", "export", "loop", here, "--iteration", 1)
     assert (again.code, again.err) == (2, f"{folder} is there already; --force replaces it\n")
-    assert ": 3 triplets" in medgr2("decisions", "export", "loop", here, "--iteration", 1, "--force", "--all")
+    assert ": 3 triplets" in medgr2("review", "export", "loop", here, "--iteration", 1, "--force", "--all")
 
     rows[0]["veto"], rows[1]["veto"] = True, False
     back = tmp_path / "back.jsonl"
     back.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    told = medgr2("decisions", "import", "loop", back, "--iteration", 1)
+    told = medgr2("review", "import", "loop", back, "--iteration", 1)
     (written,) = (node.workspace / "reviews").iterdir()
     assert told.splitlines() == [
         f"reviews/{written.name}: 1 vetoed, 1 confirmed, of 3 candidates",
@@ -89,7 +89,7 @@ def test_a_review_goes_out_and_comes_back(env: KwokEnv, node: StreamingNode, med
     assert spec["restartFrom"] == {"iteration": 1, "stage": "curate", "token": "r1"}
 
     back.write_text(json.dumps({"triplet_id": rows[1]["triplet_id"], "veto": True}) + "\n")
-    told = medgr2("decisions", "import", "loop", back, "--iteration", 1, "--no-restart")
+    told = medgr2("review", "import", "loop", back, "--iteration", 1, "--no-restart")
     assert told.splitlines()[1] == "loop: spec.reviews names it; `medgr2 restart loop curate@1` lets it count"
     after = env.cycle()["spec"]
     assert after["restartFrom"] == spec["restartFrom"]
@@ -103,13 +103,13 @@ def test_what_is_not_right_changes_nothing(env: KwokEnv, node: StreamingNode, me
     curated(node.workspace)
     back = tmp_path / "back.csv"
     back.write_text("triplet_id,veto\nt001-000000,yes\nt001-000077,yes\n")
-    refused = medgr2.run("decisions", "import", "loop", back, "--iteration", 1)
+    refused = medgr2.run("review", "import", "loop", back, "--iteration", 1)
     assert refused.code != 0
     # exit codes of a container: `test_cli_node.py`
     assert "back.csv:3: no candidate 't001-000077' in this iteration; it has 3" in refused.err
-    missing = medgr2.run("decisions", "import", "loop", tmp_path / "nothing.csv", "--iteration", 1)
+    missing = medgr2.run("review", "import", "loop", tmp_path / "nothing.csv", "--iteration", 1)
     assert (missing.code, missing.err) == (2, f"{tmp_path}/nothing.csv: No such file or directory\n")
-    early = medgr2.run("decisions", "export", "loop", tmp_path, "--iteration", 2)
+    early = medgr2.run("review", "export", "loop", tmp_path, "--iteration", 2)
     assert early.code != 0
     assert "curate@2 has not finished" in early.err
     assert "reviews" not in env.cycle()["spec"]
@@ -125,7 +125,7 @@ def test_thousands_of_decisions_arrive_whole(env: KwokEnv, node: StreamingNode, 
     rows = [{"triplet_id": f"t001-{n:06d}", "veto": n % 2 == 0, "reason": "ungenau " * 12} for n in range(2000)]
     back.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert back.stat().st_size > 200_000
-    assert "1000 vetoed, 1000 confirmed" in medgr2("decisions", "import", "loop", back, "--iteration", 1)
+    assert "1000 vetoed, 1000 confirmed" in medgr2("review", "import", "loop", back, "--iteration", 1)
 
 
 def test_the_operator_lets_curate_take_notice(
@@ -138,7 +138,7 @@ def test_the_operator_lets_curate_take_notice(
     curated(node.workspace)
     back = tmp_path / "back.jsonl"
     back.write_text('{"triplet_id": "t001-000001", "veto": true}\n')
-    medgr2("decisions", "import", "loop", back, "--iteration", 1, "--wait")
+    medgr2("review", "import", "loop", back, "--iteration", 1, "--wait")
     env.wait("Complete")
     again = {name.split("-i001-")[1].split("-a")[0] for name in set(env.created_jobs()) - before}
     assert again == {"curate", "sft", "grpo", "preferences", "reward", "evaluate", "report"}

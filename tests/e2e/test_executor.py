@@ -72,7 +72,7 @@ def test_kill_9_of_stages_at_random_moments(space: Workspace, undisturbed: Works
     assert space.digests() == undisturbed.digests()
 
 
-def test_kill_9_of_the_zygote(space: Workspace, undisturbed: Workspace) -> None:
+def test_kill_9_of_the_forkserver(space: Workspace, undisturbed: Workspace) -> None:
     process = space.start(step=0.03)
     while not space.ledger("start"):
         time.sleep(0.05)
@@ -80,11 +80,11 @@ def test_kill_9_of_the_zygote(space: Workspace, undisturbed: Workspace) -> None:
     os.kill(int(children[0]), signal.SIGKILL)
     assert process.wait(600) == 0, process.said()
     output = process.said()
-    assert "stage server ended (signal SIGKILL)" in output.replace("\n", " ") or "SIGKILL" in output
+    assert "the forkserver ended (signal SIGKILL)" in output.replace("\n", " ")
     assert space.digests() == undisturbed.digests()
 
 
-def test_nothing_is_started_beside_what_a_killed_run_or_zygote_left_behind(space: Workspace) -> None:
+def test_nothing_is_started_beside_what_a_killed_run_or_forkserver_left_behind(space: Workspace) -> None:
     process = space.start(step=10)  # time enough to start a second writer, if nobody waited
     for attempts in (1, 2):
         while len(space.ledger("start")) < attempts:

@@ -84,10 +84,10 @@ def test_same_seed_same_bytes_although_everything_is_killed(undisturbed: Loop, t
 
 
 def _stages(run: int) -> list[tuple[int, str, float]]:
-    """(pid, stage, age in seconds) of the stages below a run: children of its zygote, named by their log."""
+    """(pid, stage, age in seconds) of the stages below a run: children of its forkserver, named by their log."""
     found = []
-    for zygote in _children(run):
-        for pid in _children(zygote):
+    for forkserver in _children(run):
+        for pid in _children(forkserver):
             try:
                 log = Path(os.readlink(f"/proc/{pid}/fd/1")).stem
                 started = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])

@@ -1,4 +1,4 @@
-"""The zygote as its parent sees it: orders on stdin, replies on stdout, nothing outlives the parent."""
+"""The forkserver as its parent sees it: orders on stdin, replies on stdout, nothing outlives the parent."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.support.contract_fixtures import request
 COMMAND = [sys.executable, str(Path(__file__).parents[1] / "support" / "fake_forkserver.py")]
 
 
-class Zygote:
-    """A real zygote, with stages of six steps."""
+class Forkserver:
+    """A real forkserver, with stages of six steps."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -64,46 +64,46 @@ class Zygote:
 
 
 @pytest.fixture
-def zygote(tmp_path: Path) -> Iterator[Zygote]:
-    made = Zygote(tmp_path)
+def forkserver(tmp_path: Path) -> Iterator[Forkserver]:
+    made = Forkserver(tmp_path)
     with made.process:
         yield made
         made.process.kill()
 
 
-def test_orders_may_come_in_pieces_and_several_at_once(zygote: Zygote) -> None:
-    text = zygote.order("a") + zygote.order("b") + zygote.order("c")
-    zygote.send(text[:20])
+def test_orders_may_come_in_pieces_and_several_at_once(forkserver: Forkserver) -> None:
+    text = forkserver.order("a") + forkserver.order("b") + forkserver.order("c")
+    forkserver.send(text[:20])
     time.sleep(0.3)
-    zygote.send(text[20:-5])
+    forkserver.send(text[20:-5])
     time.sleep(0.3)
-    zygote.send(text[-5:])
-    replies = [zygote.reply() for _ in range(6)]
+    forkserver.send(text[-5:])
+    replies = [forkserver.reply() for _ in range(6)]
     assert {reply["id"] for reply in replies if "pid" in reply} == {"a", "b", "c"}
     assert {reply["id"]: reply["exitCode"] for reply in replies if "pid" not in reply} == dict.fromkeys("abc", 2)
-    assert "MEDGR2_STAGE_REQUEST is not set" in (zygote.root / "b.log").read_text()
+    assert "MEDGR2_STAGE_REQUEST is not set" in (forkserver.root / "b.log").read_text()
 
 
-def test_a_killed_stage_is_told_by_its_signal(zygote: Zygote) -> None:
-    os.kill(zygote.start_stage(), signal.SIGKILL)
-    assert zygote.reply() == {"id": "long", "exitCode": 128 + signal.SIGKILL}
+def test_a_killed_stage_is_told_by_its_signal(forkserver: Forkserver) -> None:
+    os.kill(forkserver.start_stage(), signal.SIGKILL)
+    assert forkserver.reply() == {"id": "long", "exitCode": 128 + signal.SIGKILL}
 
 
-def test_when_its_parent_is_gone_the_stages_checkpoint(zygote: Zygote) -> None:
-    zygote.start_stage()
-    assert zygote.process.stdin is not None
-    zygote.process.stdin.close()
+def test_when_its_parent_is_gone_the_stages_checkpoint(forkserver: Forkserver) -> None:
+    forkserver.start_stage()
+    assert forkserver.process.stdin is not None
+    forkserver.process.stdin.close()
     began = time.monotonic()
-    assert zygote.process.wait(60) == 0
+    assert forkserver.process.wait(60) == 0
     assert time.monotonic() - began < 20, "after the step it was in, not after all six"
-    assert StageResult.model_validate_json((zygote.root / "result.json").read_text()).reason == "Checkpointed"
+    assert StageResult.model_validate_json((forkserver.root / "result.json").read_text()).reason == "Checkpointed"
 
 
-def test_when_the_zygote_is_gone_the_stages_checkpoint(zygote: Zygote) -> None:
-    zygote.start_stage()
-    zygote.process.kill()
+def test_when_the_forkserver_is_gone_the_stages_checkpoint(forkserver: Forkserver) -> None:
+    forkserver.start_stage()
+    forkserver.process.kill()
     began = time.monotonic()
-    while not (zygote.root / "result.json").exists():
+    while not (forkserver.root / "result.json").exists():
         time.sleep(0.05)
         assert time.monotonic() - began < 20, "after the step it was in, not after all six"
-    assert StageResult.model_validate_json((zygote.root / "result.json").read_text()).reason == "Checkpointed"
+    assert StageResult.model_validate_json((forkserver.root / "result.json").read_text()).reason == "Checkpointed"

@@ -10,7 +10,7 @@ import pytest
 from tests.support import jobs_fixtures, kill_run
 from tests.support.chat_server import ChatServer, serving
 from tests.support.generate_fixtures import QUESTION_USD, ledgers, outcomes, prepare_root
-from tests.support.stage_server import stage_server
+from tests.support.light_forkserver import light_forkserver
 
 ROWS, KILLS, SHARDS, IN_FLIGHT = 5000, 50, 4, 8
 
@@ -24,7 +24,7 @@ def server() -> Iterator[ChatServer]:
 @pytest.mark.slow
 def test_fifty_kills_in_five_thousand_rows(tmp_path: Path, server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
     root = prepare_root(tmp_path, monkeypatch)
-    with stage_server(root) as stages:
+    with light_forkserver(root) as stages:
         ran = kill_run.run(root, server, stages, rows=ROWS, kills=KILLS, shards=SHARDS)
     assert not ran.failures
     assert ran.kills == KILLS

@@ -1,4 +1,4 @@
-"""The real zygote and the real stage contract around stages that take milliseconds.
+"""The real forkserver and the real stage contract around stages that take milliseconds.
 
 For tests of the executor only: what a stage computes is replaced, how it is asked, stopped, killed, published and
 restarted is not. Each fake keeps a ledger of its starts and ends and refuses to run beside another writer of its stage.

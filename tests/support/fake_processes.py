@@ -14,9 +14,9 @@ from medgr2_api.hashing import combined_digest, sha256_of
 from medgr2_api.stage_contract import REQUEST_ENV, RESULT_PATH_ENV, StageName, StageRequest, StageResult
 from medgr2_api.status import Phase
 from medgr2_operator.local import runner
-from medgr2_operator.local.executor import Executor, Listener
+from medgr2_operator.local.executor import Executor, RunObserver
+from medgr2_operator.local.forkserver_client import Exited
 from medgr2_operator.local.runner import Runner
-from medgr2_operator.local.stage_server_client import Exited
 from medgr2_operator.local.state import StateFile, merge
 from tests.support.cycle_documents import tiny_cycle
 
@@ -46,7 +46,7 @@ def failed(request: StageRequest, code: int, reason: str, message: str = "") -> 
 
 
 class FakeProcesses:
-    """In place of the stage server's client; has its methods."""
+    """In place of the forkserver's client; has its methods."""
 
     def __init__(self, behave: StageBehaviour) -> None:
         self.behave = behave
@@ -90,17 +90,17 @@ def make_executor(
     root: Path,
     monkeypatch: pytest.MonkeyPatch,
     behave: StageBehaviour,
-    listener: Listener | None = None,
+    observer: RunObserver | None = None,
     **options: Any,
 ) -> tuple[Executor, FakeProcesses]:
     """An executor of the cycle in its stored state, and the fake processes that it starts."""
     processes = FakeProcesses(behave)
-    monkeypatch.setattr(runner, "Processes", lambda *_: processes)
+    monkeypatch.setattr(runner, "ForkserverClient", lambda *_: processes)
     cycle = merge(Cycle.model_validate(tiny_cycle()), StateFile(root, "loop").load())
-    return Executor(root, cycle, listener or Listener(), **options), processes
+    return Executor(root, cycle, observer or RunObserver(), **options), processes
 
 
 def run_executors(*made: Executor, **options: Any) -> Phase:
     """A run of these; the phase of the first when it has ended."""
-    Runner(made, made[0].listener, **options).run()
+    Runner(made, made[0].observer, **options).run()
     return made[0].phase

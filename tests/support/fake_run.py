@@ -1,4 +1,4 @@
-"""`medgr2` with the fake zygote."""
+"""`medgr2` with the fake forkserver."""
 
 from __future__ import annotations
 

@@ -27,13 +27,12 @@ PRELOAD = [
         for name in (
             "app",
             "connection",
-            "decisions",
             "logs",
             "results",
-            "reviewing",
+            "review",
             "run",
-            "steer",
-            "stories",
+            "lifecycle",
+            "lineage",
             "volume",
         )
     ),

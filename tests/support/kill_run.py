@@ -14,7 +14,7 @@ from typing import Any
 from medgr2_api.stage_contract import Shard, StageRequest
 from tests.support.chat_server import Answer, ChatServer
 from tests.support.generate_fixtures import PRICES, QUESTION_USD, asked
-from tests.support.stage_server import StageServer
+from tests.support.light_forkserver import LightForkserver
 
 #: Above what a question may cost at most.
 ROOM = 0.006
@@ -35,7 +35,7 @@ class Run:
     failures: list[str] = field(default_factory=list)
 
 
-def run(root: Path, server: ChatServer, stage_server: StageServer, *, rows: int, kills: int, shards: int = 4) -> Run:
+def run(root: Path, server: ChatServer, forkserver: LightForkserver, *, rows: int, kills: int, shards: int = 4) -> Run:
     """Runs the shards to their end: `kills` times one of them is killed, and the first budget does not suffice.
 
     Kills come when a random number of answers has been given, and a random moment later.
@@ -70,12 +70,12 @@ def run(root: Path, server: ChatServer, stage_server: StageServer, *, rows: int,
     def start(index: int) -> None:
         attempts[index] += 1
         request = made[index].model_copy(update={"attempt": attempts[index]})
-        stage_server.start(f"s{index}-a{attempts[index]}", request)
+        forkserver.start(f"s{index}-a{attempts[index]}", request)
 
     for index in range(shards):
         start(index)
     while open_shards:
-        _events(stage_server, pids, found, open_shards, waiting, start)
+        _events(forkserver, pids, found, open_shards, waiting, start)
         if waiting and waiting == open_shards:
             found.charged_at_first_budget = server.ledger.charged.total() * QUESTION_USD
             made = [one.model_copy(update={"generator_budget_usd": last}) for one in made]
@@ -92,11 +92,11 @@ def run(root: Path, server: ChatServer, stage_server: StageServer, *, rows: int,
 
 
 def _events(
-    stage_server: StageServer, pids: dict[int, int], found: Run, open_shards: set[int], waiting: set[int], start: Any
+    forkserver: LightForkserver, pids: dict[int, int], found: Run, open_shards: set[int], waiting: set[int], start: Any
 ) -> None:
     """Takes note of one start or end, if there is any within a moment."""
     try:
-        event = stage_server.events.get(timeout=0.005)
+        event = forkserver.events.get(timeout=0.005)
     except queue.Empty:  # nothing started or ended meanwhile
         return
     index = int(event["id"].split("-")[0][1:])
@@ -113,5 +113,5 @@ def _events(
     elif code == 128 + signal.SIGKILL:
         start(index)
     else:
-        found.failures.append(stage_server.log(event["id"]))
+        found.failures.append(forkserver.log(event["id"]))
         open_shards.discard(index)

@@ -1,4 +1,4 @@
-"""`python -m medgr2_jobs.review export|import CYCLE --iteration N`: the jobs' half of `medgr2 decisions`. No torch.
+"""`python -m medgr2_jobs.review export|import CYCLE --iteration N`: the jobs' half of `medgr2 review`. No torch.
 
 export: the folder for the expert as a tar archive on stdout; the last line of stderr is JSON, as with
 `medgr2_jobs.store.tar`. import: the decisions from stdin into the workspace; prints JSON.
@@ -53,7 +53,7 @@ def receive(root: Path, cycle: str, iteration: int, data: bytes, name: str) -> d
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="medgr2 decisions")
+    parser = argparse.ArgumentParser(prog="medgr2 review")
     parser.add_argument("command", choices=("export", "import"))
     parser.add_argument("cycle")
     parser.add_argument("--iteration", type=int, required=True)

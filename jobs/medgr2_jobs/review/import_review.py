@@ -189,7 +189,7 @@ def load(root: Path, sha256: str, candidates: Sequence[Row]) -> list[Verdict]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise ConfigError(f"{path}: not there; put it there with `medgr2 decisions import`") from None
+        raise ConfigError(f"{path}: not there; put it there with `medgr2 review import`") from None
     if hashlib.sha256(data).hexdigest() != sha256:
         raise CorruptArtifact(f"{path}: changed since it was written; import the decisions again")
     return check(parse(data, name), candidates, name)

@@ -11,7 +11,7 @@ stdout.
 ```
 
 Nothing outlives its parent: when stdin closes (the executor is gone, `kill -9` included) the children are asked to
-checkpoint; when the zygote dies, the kernel asks them.
+checkpoint; when the forkserver dies, the kernel asks them.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Zygote:
         """In the child: own session, own log, default signals, then the stage."""
         os.setsid()
         die_with_parent(signal.SIGTERM)
-        if os.getppid() != parent:  # the zygote died between fork and prctl
+        if os.getppid() != parent:  # the forkserver died between fork and prctl
             return 128 + signal.SIGTERM
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

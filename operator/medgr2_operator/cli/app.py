@@ -37,7 +37,7 @@ def run(
     ] = 0,
     plain: Annotated[bool, typer.Option("--plain", help="Plain lines, also on a terminal.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only look it over: ask the generator five questions, forecast the cost.")
+        bool, typer.Option("--dry-run", help="Only check it: ask the generator five questions, forecast the cost.")
     ] = False,
 ) -> None:
     """Run a cycle on this computer, or several side by side: what two of them need is made once.
@@ -45,10 +45,9 @@ def run(
     Interrupt it at any moment; the same command goes on.
     """
     if dry_run:
-        from .doctor import DRY_RUN_QUESTIONS
-        from .doctor import doctor as examine
+        from .jobs_commands import DRY_RUN_QUESTIONS, doctor
 
-        raise typer.Exit(max(examine(file, workspace, secrets_dir, DRY_RUN_QUESTIONS, False) for file in files))
+        raise typer.Exit(max(doctor(file, workspace, secrets_dir, DRY_RUN_QUESTIONS, False) for file in files))
     from .run import Options, run_cycles
 
     options = Options(restart_from, secrets_dir, threads, parallelism, plain)
@@ -58,15 +57,15 @@ def run(
 @app.command()
 def validate(file: File) -> None:
     """Check a cycle: fields, values, and what this version supports."""
-    from .validate_plan import validate_file
+    from .cycle_file import validate
 
-    raise typer.Exit(validate_file(file))
+    raise typer.Exit(validate(file))
 
 
 @app.command()
 def plan(file: File, workspace: Workspace = Path(".medgr2")) -> None:
     """Show the resolved parameters and where each came from, the graph, what would run and why, and what is reused."""
-    from .validate_plan import show_plan
+    from .plan import show_plan
 
     raise typer.Exit(show_plan(file, workspace))
 
@@ -78,9 +77,9 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="Rows as JSON.")] = False,
 ) -> None:
     """Tabulate cycles of one workspace, with paired differences."""
-    from .validate_plan import compare_cycles
+    from .jobs_commands import compare
 
-    raise typer.Exit(compare_cycles(cycles, workspace, json))
+    raise typer.Exit(compare(cycles, workspace, json))
 
 
 @app.command()
@@ -91,12 +90,12 @@ def doctor(
     questions: Annotated[
         int, typer.Option(min=0, help="Questions to ask the generator, and to pay, to try it and to forecast the cost.")
     ] = 3,
-    json: Annotated[bool, typer.Option("--json", help="Findings as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Results as JSON.")] = False,
 ) -> None:
-    """Look a cycle over before it is run: data, models, room, splits, the generator, and what it will cost."""
-    from .doctor import doctor as examine
+    """Check a cycle before it runs: data, models, capacity, splits, the generator, and what it will cost."""
+    from .jobs_commands import doctor
 
-    raise typer.Exit(examine(file, workspace, secrets_dir, questions, json))
+    raise typer.Exit(doctor(file, workspace, secrets_dir, questions, json))
 
 
 @app.command()
@@ -105,14 +104,14 @@ def prompt(
     modality: Annotated[str, typer.Option(help="Modality of the image, such as CT.")] = "",
     question_type: Annotated[str, typer.Option(help="Kind of question, such as Diagnosis.")] = "Diagnosis",
     provider: Annotated[
-        str, typer.Option(help="openAI, gemini or vllm: each takes the schema in other words.")
+        str, typer.Option(help="openAI, gemini or vllm: each has its own dialect of the schema.")
     ] = "openAI",
     image: Annotated[Path | None, typer.Option(help="A picture file that would go along.")] = None,
 ) -> None:
     """Show what a generator is sent about one image."""
-    from .doctor import prompt as preview
+    from .jobs_commands import prompt
 
-    raise typer.Exit(preview(paradigm, modality, question_type, provider, image))
+    raise typer.Exit(prompt(paradigm, modality, question_type, provider, image))
 
 
 @app.command()
@@ -122,9 +121,9 @@ def fetch(
     secrets_dir: Annotated[Path | None, typer.Option(help="Folder with secrets: <secrets-dir>/<name>/<key>.")] = None,
 ) -> None:
     """Fetch the data and models that a cycle names to WORKSPACE/inputs, also for a site without network."""
-    from .fetch import fetch_cycle
+    from .jobs_commands import fetch
 
-    raise typer.Exit(fetch_cycle(file, workspace, secrets_dir))
+    fetch(file, workspace, secrets_dir)
 
 
 @app.command()

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .cluster_options import (
-    Context,
+    ClusterOptions,
     Force,
-    Image,
-    Kubeconfig,
-    Local,
+    LocalWorkspace,
     Name,
-    Namespace,
-    PodTimeout,
+    ReaderPodOptions,
     Timeout,
     Wait,
-    here,
-    on_cluster,
+    run_local,
+    with_options,
 )
-from .review import decisions
 
 if TYPE_CHECKING:
     from .connection import Cluster
@@ -34,9 +31,23 @@ cluster = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+review = typer.Typer(
+    name="review", help="Let an expert review kept triplets; what is vetoed is not learnt.", no_args_is_help=True
+)
+cluster.add_typer(review)
+
+Iteration = Annotated[int, typer.Option(min=1, max=20, help="Whose triplets.", show_default=False)]
+
+
+class Format(StrEnum):
+    """Of the file with the triplets."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
 
 
 @cluster.command()
+@with_options
 def logs(
     cycle: Name,
     stage: Annotated[str, typer.Argument(metavar="STAGE[@N]", help="Default: what runs now, else what ran last.")] = "",
@@ -47,179 +58,210 @@ def logs(
     no_volume: Annotated[
         bool, typer.Option("--no-volume", help="When the pods are gone, do not look on the volume.")
     ] = False,
-    image: Image = "",
-    pod_timeout: PodTimeout = 120,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = "",
+    *,
+    pod: ReaderPodOptions,
+    on: ClusterOptions,
 ) -> None:
     """Show what a stage prints, of all of its pods."""
 
-    async def command(at: Cluster) -> int:
+    async def command(cluster: Cluster) -> int:
         from .logs import show
         from .volume import files
 
         async def read(paths: Sequence[str]) -> dict[str, bytes]:
-            return await files(at, cycle, paths, image, pod_timeout)
+            return await files(cluster, cycle, paths, pod)
 
-        return await show(at, cycle, stage, attempt, follow, None if no_volume else read)
+        return await show(cluster, cycle, stage, attempt, follow, None if no_volume else read)
 
-    on_cluster(command, namespace, context, kubeconfig)
+    on.run(command)
 
 
 @cluster.command()
-def suspend(
-    cycle: Name,
-    wait: Wait = False,
-    timeout: Timeout = 600,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = "",
-) -> None:
+@with_options
+def suspend(cycle: Name, wait: Wait = False, timeout: Timeout = 600, *, on: ClusterOptions) -> None:
     """Let running stages write a checkpoint and stop; --wait: until they have."""
 
-    async def command(at: Cluster) -> int:
+    async def command(cluster: Cluster) -> int:
         from .lifecycle import suspend
 
-        return await suspend(at, cycle, wait * timeout)
+        return await suspend(cluster, cycle, wait * timeout)
 
-    on_cluster(command, namespace, context, kubeconfig)
+    on.run(command)
 
 
 @cluster.command()
-def resume(
-    cycle: Name,
-    wait: Wait = False,
-    timeout: Timeout = 60,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = "",
-) -> None:
+@with_options
+def resume(cycle: Name, wait: Wait = False, timeout: Timeout = 60, *, on: ClusterOptions) -> None:
     """Let a suspended cycle go on from its checkpoints."""
 
-    async def command(at: Cluster) -> int:
+    async def command(cluster: Cluster) -> int:
         from .lifecycle import resume
 
-        return await resume(at, cycle, wait * timeout)
+        return await resume(cluster, cycle, wait * timeout)
 
-    on_cluster(command, namespace, context, kubeconfig)
+    on.run(command)
 
 
 @cluster.command()
+@with_options
 def restart(
     cycle: Name,
     stage: Annotated[str, typer.Argument(metavar="STAGE@N", help="Such as grpo@2.", show_default=False)],
     wait: Wait = False,
     timeout: Timeout = 60,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = "",
+    *,
+    on: ClusterOptions,
 ) -> None:
     """Run a stage, and all that depends on it, again."""
 
-    async def command(at: Cluster) -> int:
+    async def command(cluster: Cluster) -> int:
         from .lifecycle import restart
 
-        return await restart(at, cycle, stage, wait * timeout)
+        return await restart(cluster, cycle, stage, wait * timeout)
 
-    on_cluster(command, namespace, context, kubeconfig)
+    on.run(command)
 
 
 @cluster.command()
+@with_options
 def approve(
     cycle: Name,
     stage: Annotated[str, typer.Argument(metavar="STAGE[@N]", help="Default: all that wait.")] = "",
     wait: Wait = False,
     timeout: Timeout = 60,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = "",
+    *,
+    on: ClusterOptions,
 ) -> None:
     """Let a stage go on that spec.pauseBefore holds back."""
 
-    async def command(at: Cluster) -> int:
+    async def command(cluster: Cluster) -> int:
         from .lifecycle import approve
 
-        return await approve(at, cycle, stage, wait * timeout)
+        return await approve(cluster, cycle, stage, wait * timeout)
 
-    on_cluster(command, namespace, context, kubeconfig)
+    on.run(command)
 
 
 @cluster.command()
+@with_options
 def cp(
     source: Annotated[str, typer.Argument(metavar="CYCLE:PATH", help="Relative to the workspace.", show_default=False)],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="File or folder here.")] = Path("."),
     force: Force = False,
-    image: Image = "",
-    pod_timeout: PodTimeout = 120,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = "",
+    *,
+    pod: ReaderPodOptions,
+    on: ClusterOptions,
 ) -> None:
     """Copy a file or folder of a cycle's workspace to this computer."""
 
-    async def command(at: Cluster) -> int:
+    async def command(cluster: Cluster) -> int:
         from .volume import copy
 
-        return await copy(at, source, target, image, pod_timeout, force)
+        return await copy(cluster, source, target, pod, force)
 
-    on_cluster(command, namespace, context, kubeconfig)
+    on.run(command)
 
 
 @cluster.command()
+@with_options
 def report(
     cycle: Name,
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder here.")] = Path("."),
     force: Force = False,
-    workspace: Local = None,
-    image: Image = "",
-    pod_timeout: PodTimeout = 120,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = "",
+    workspace: LocalWorkspace = None,
+    *,
+    pod: ReaderPodOptions,
+    on: ClusterOptions,
 ) -> None:
     """Fetch a cycle's newest report, and say where it is."""
     if workspace is not None:
         from .lineage import local_report
 
-        raise typer.Exit(here(lambda: local_report(workspace, cycle)))
+        run_local(lambda: local_report(workspace, cycle))
 
-    async def command(at: Cluster) -> int:
+    async def command(cluster: Cluster) -> int:
         from .volume import report
 
-        return await report(at, cycle, target, image, pod_timeout, force)
+        return await report(cluster, cycle, target, pod, force)
 
-    on_cluster(command, namespace, context, kubeconfig)
+    on.run(command)
 
 
 @cluster.command()
+@with_options
 def lineage(
     cycle: Name,
     triplet: Annotated[str, typer.Argument(help="Id of a candidate, such as t001-000042-03.", show_default=False)],
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-    workspace: Local = None,
-    image: Image = "",
-    pod_timeout: PodTimeout = 120,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = "",
+    workspace: LocalWorkspace = None,
+    *,
+    pod: ReaderPodOptions,
+    on: ClusterOptions,
 ) -> None:
-    """Tell a triplet's story: its image, prompt, generator, score, decision, and which policies saw it."""
+    """Show where a triplet came from and went: image, prompt, generator, score, decision, the policies that saw it."""
     if workspace is not None:
-        from .lineage import local_story, print_story
+        from .lineage import local_lineage, print_lineage
 
-        raise typer.Exit(here(lambda: print_story(local_story(workspace, cycle, triplet), json)))
+        run_local(lambda: print_lineage(local_lineage(workspace, cycle, triplet), json))
 
-    async def command(at: Cluster) -> int:
-        from .lineage import print_story
-        from .volume import story
+    async def command(cluster: Cluster) -> int:
+        from .lineage import print_lineage
+        from .volume import lineage
 
-        return print_story(await story(at, cycle, triplet, image, pod_timeout), json)
+        return print_lineage(await lineage(cluster, cycle, triplet, pod), json)
 
-    on_cluster(command, namespace, context, kubeconfig)
+    on.run(command)
 
 
-cluster.add_typer(decisions)
+@review.command("export")
+@with_options
+def export_review(
+    cycle: Name,
+    iteration: Iteration,
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder here.")] = Path("."),
+    file_format: Annotated[Format, typer.Option("--format", help="Of the list.")] = Format.JSONL,
+    everything: Annotated[bool, typer.Option("--all", help="Also what was dropped, with the reasons.")] = False,
+    force: Force = False,
+    workspace: LocalWorkspace = None,
+    *,
+    pod: ReaderPodOptions,
+    on: ClusterOptions,
+) -> None:
+    """Write what curate kept into a folder: a list with an empty column `veto`, the images, and a page to look at."""
+    from .review import ExportRequest, export_from_cluster, export_local
+
+    request = ExportRequest(cycle, iteration, str(file_format), everything, target, force)
+    if workspace is not None:
+        run_local(lambda: export_local(workspace, request))
+    on.run(lambda cluster: export_from_cluster(cluster, request, pod))
+
+
+@review.command("import")
+@with_options
+def import_review(
+    cycle: Name,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL or CSV with triplet_id and veto.")],
+    iteration: Iteration,
+    no_restart: Annotated[
+        bool, typer.Option("--no-restart", help="On a cluster: do not let curate run again yet.")
+    ] = False,
+    wait: Wait = False,
+    timeout: Timeout = 60,
+    workspace: LocalWorkspace = None,
+    *,
+    pod: ReaderPodOptions,
+    on: ClusterOptions,
+) -> None:
+    """Check an expert's review and let it count: curate drops what was vetoed."""
+    from .review import import_local, import_to_cluster
+
+    if workspace is not None:
+        run_local(lambda: import_local(workspace, cycle, iteration, file))
+    on.run(
+        lambda cluster: import_to_cluster(
+            cluster, cycle, iteration, file, pod, restart=not no_restart, wait=wait * timeout
+        )
+    )
 
 
 def main() -> None:

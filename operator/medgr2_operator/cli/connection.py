@@ -1,4 +1,4 @@
-"""What all commands on a cluster share: which cluster and namespace, a cycle by its name, and what to say of errors."""
+"""What all commands on a cluster share: the connection, a cycle by its name, and the text and exit code of errors."""
 
 from __future__ import annotations
 
@@ -16,22 +16,14 @@ from medgr2_api.stage_contract import ExitCode
 
 from ..kube.client import CYCLES, ApiError, Client, Manifest, NotFoundError
 from ..kube.kubeconfig import KubeconfigError, connect
+from .cluster_options import ClusterOptions
 from .errors import CommandError, did_you_mean
 
 INTERRUPTED = 128 + signal.SIGINT
-_MISSING_RIGHT = re.compile(
+_FORBIDDEN = re.compile(
     r'User "(?P<user>[^"]*)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]*)" in API group "(?P<group>[^"]*)"'
     r'( in the namespace "(?P<namespace>[^"]*)")?'
 )
-
-
-@dataclass(frozen=True)
-class Where:
-    """As given on the command line; empty: what the kubeconfig says."""
-
-    namespace: str = ""
-    context: str = ""
-    kubeconfig: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,10 +49,10 @@ class Cluster:
         if error.reason != "NotFound":  # the address itself is unknown
             return "this cluster knows no MedGR2Cycle; is the operator installed?"
         try:
-            there = sorted(found["metadata"]["name"] for found in await self.client.list(CYCLES, self.namespace))
+            names = sorted(cycle["metadata"]["name"] for cycle in await self.client.list(CYCLES, self.namespace))
         except ApiError:  # who may get a cycle may not be allowed to list them
             return text
-        return f"{text}{did_you_mean(name, there)}; there: {', '.join(there) or 'none'}"
+        return f"{text}{did_you_mean(name, names)}; there: {', '.join(names) or 'none'}"
 
 
 def parsed(manifest: Manifest) -> Cycle:
@@ -79,7 +71,7 @@ def parsed(manifest: Manifest) -> Cycle:
         ) from error
 
 
-def run(where: Where, command: Callable[[Cluster], Awaitable[int]]) -> int:
+def run(options: ClusterOptions, command: Callable[[Cluster], Awaitable[int]]) -> int:
     """Connects, runs the command, and says in one line what went wrong; returns the exit code."""
 
     async def connected() -> int:
@@ -87,8 +79,8 @@ def run(where: Where, command: Callable[[Cluster], Awaitable[int]]) -> int:
         assert task is not None
         # as Ctrl-C does: what the command made on the cluster is removed on the way out
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        async with connect(where.kubeconfig, where.context) as (client, namespace):
-            return await command(Cluster(client, where.namespace or namespace))
+        async with connect(options.kubeconfig, options.context) as (client, namespace):
+            return await command(Cluster(client, options.namespace or namespace))
 
     try:
         return asyncio.run(connected())
@@ -116,15 +108,15 @@ def explain(error: ApiError) -> tuple[str, int]:
         return "the cluster does not know you (401): sign in again, or check the kubeconfig", ExitCode.USAGE
     if error.status == 403:
         return _forbidden(str(error)), ExitCode.USAGE
-    passing = error.status in (409, 429) or error.status >= 500
-    return str(error), ExitCode.TEMPORARY if passing else ExitCode.USAGE
+    temporary = error.status in (409, 429) or error.status >= 500
+    return str(error), ExitCode.TEMPORARY if temporary else ExitCode.USAGE
 
 
 def _forbidden(text: str) -> str:
-    """Which right is missing; a quota's or a policy's refusal in its own words."""
-    found = _MISSING_RIGHT.search(text)
-    if not found:
+    """Which permission is missing; a refusal by a quota or a policy as it is."""
+    match = _FORBIDDEN.search(text)
+    if not match:
         return text
-    group = f".{found['group']}" if found["group"] else ""
-    namespace = f" in namespace {found['namespace']}" if found["namespace"] else ""
-    return f"not allowed: {found['user']} may not {found['verb']} {found['resource']}{group}{namespace}"
+    group = f".{match['group']}" if match["group"] else ""
+    namespace = f" in namespace {match['namespace']}" if match["namespace"] else ""
+    return f"not allowed: {match['user']} may not {match['verb']} {match['resource']}{group}{namespace}"

@@ -1,4 +1,4 @@
-"""`medgr2 suspend`, `resume`, `restart`, `approve`, and the end of `decisions import`.
+"""`medgr2 suspend`, `resume`, `restart`, `approve`, and the end of `review import`.
 
 Each changes one thing in the spec and says what it did."""
 
@@ -20,11 +20,11 @@ from ..plan.types import StageKey
 from .connection import Cluster, parsed
 from .errors import CommandError, parse_stage
 
-_TRIES = 20  # against other writers; the operator's status counts as one
+_MAX_CONFLICTS = 20  # with other writers; the operator's status counts as one
 _POLL = 0.5  # seconds
 _ENDED = (Phase.COMPLETE, Phase.FAILED)
 _ACTIVE = (AttemptState.PENDING, AttemptState.RUNNING, AttemptState.TERMINATING)
-_WAITS = re.compile(r"\b([a-z]+)@(\d+)\b")
+_STAGE_REF = re.compile(r"\b([a-z]+)@(\d+)\b")
 
 
 async def suspend(cluster: Cluster, name: str, wait: float) -> int:
@@ -48,7 +48,7 @@ async def resume(cluster: Cluster, name: str, wait: float) -> int:
     cycle = await cluster.cycle(name)
     if cycle["spec"].get("suspend"):
         cycle = await cluster.client.patch(CYCLES, name, cluster.namespace, {"spec": {"suspend": False}})
-        print(f"{name}: goes on")
+        print(f"{name}: resumed")
     else:
         print(f"{name} was not suspended")
     if wait:
@@ -58,31 +58,33 @@ async def resume(cluster: Cluster, name: str, wait: float) -> int:
 
 async def restart(cluster: Cluster, name: str, stage: str, wait: float) -> int:
     """Runs a stage, and all that depends on it, again. With `wait` seconds: until the operator has begun."""
-    wanted, iteration = parse_stage(stage)
+    stage_name, iteration = parse_stage(stage)
     if iteration is None:
-        raise CommandError(f"{stage!r}: say of which iteration, such as {wanted}@2")
+        raise CommandError(f"{stage!r}: say of which iteration, such as {stage_name}@2")
 
     def edit(stored: Manifest) -> _Edit:
-        return _restarting(parsed(stored), StageKey(iteration, wanted))
+        return _restarting(parsed(stored), StageKey(iteration, stage_name))
 
     return await _change(cluster, name, edit, wait)
 
 
-async def review(cluster: Cluster, name: str, iteration: int, sha256: str, restart: bool, wait: float) -> int:
-    """Names an expert's review in the spec, and with `restart` lets curate take notice, both in one patch.
+async def name_review(cluster: Cluster, name: str, iteration: int, sha256: str, restart: bool, wait: float) -> int:
+    """Names an expert's review in the spec and with `restart` runs curate again, both in one patch.
 
     With `wait` seconds: until the operator has begun.
     """
 
     def edit(stored: Manifest) -> _Edit:
-        given = [found for found in stored["spec"].get("reviews") or [] if found["iteration"] != iteration]
-        value = sorted([*given, {"iteration": iteration, "sha256": sha256}], key=lambda found: int(found["iteration"]))
+        others = [review for review in stored["spec"].get("reviews") or [] if review["iteration"] != iteration]
+        value = sorted(
+            [*others, {"iteration": iteration, "sha256": sha256}], key=lambda review: int(review["iteration"])
+        )
         named = {"op": "add", "path": "/spec/reviews", "value": value}
         if not restart:
-            told = f"{name}: spec.reviews names it; `medgr2 restart {name} curate@{iteration}` lets it count"
-            return _Edit([named], told, lambda now: True)
+            summary = f"{name}: spec.reviews names it; `medgr2 restart {name} curate@{iteration}` lets it count"
+            return _Edit([named], summary, lambda now: True)
         again = _restarting(parsed(stored), StageKey(iteration, StageName.CURATE))
-        return _Edit([named, *again.operations], again.told, again.done)
+        return _Edit([named, *again.operations], again.summary, again.done)
 
     return await _change(cluster, name, edit, wait)
 
@@ -120,29 +122,29 @@ class _Edit:
 
     operations: list[Manifest]
     """RFC 6902; none: nothing is to be changed."""
-    told: str
+    summary: str
     done: Callable[[Manifest], bool]
     """Whether the operator has acted on it."""
 
 
 async def _change(cluster: Cluster, name: str, edit: Callable[[Manifest], _Edit], wait: float) -> int:
     """Reads, changes exactly what was read, and begins again when somebody else was faster: no edit is lost."""
-    for _ in range(_TRIES):
+    for _ in range(_MAX_CONFLICTS):
         stored = await cluster.cycle(name)
-        wanted = edit(stored)
-        if wanted.operations:
+        change = edit(stored)
+        if change.operations:
             version = stored["metadata"]["resourceVersion"]
             unchanged = {"op": "replace", "path": "/metadata/resourceVersion", "value": version}
             try:
-                operations = [unchanged, *wanted.operations]
+                operations = [unchanged, *change.operations]
                 stored = await cluster.client.json_patch(CYCLES, name, cluster.namespace, operations)
             except ConflictError:
                 continue
-        print(wanted.told)
+        print(change.summary)
         if wait:
-            await _until(cluster, stored, wait, wanted.done)
+            await _until(cluster, stored, wait, change.done)
         return ExitCode.OK
-    raise CommandError(f"{name} was changed by others {_TRIES} times in a row; try again", ExitCode.TEMPORARY)
+    raise CommandError(f"{name} was changed by others {_MAX_CONFLICTS} times in a row; try again", ExitCode.TEMPORARY)
 
 
 def _reach(cycle: Cycle, start: StageKey) -> int:
@@ -162,7 +164,7 @@ def _reach(cycle: Cycle, start: StageKey) -> int:
 
 
 def _fresh_token(cycle: Cycle) -> str:
-    """A word that has not acted yet; the operator ignores the others."""
+    """A token that is new to the cycle; the operator ignores the others."""
     now = cycle.spec.restart_from
     used = {*cycle.status.restart_tokens, *([now.token] if now else ())}
     return next(token for number in range(1, len(used) + 2) if (token := f"r{number}") not in used)
@@ -179,16 +181,18 @@ def _to_approve(cycle: Cycle, stored: Manifest, stage: str) -> list[StageKey]:
         if not waiting:
             raise CommandError(f"{name}: nothing waits for approval")
         return waiting
-    wanted, iteration = parse_stage(stage)
-    if wanted not in cycle.spec.pause_before:
+    stage_name, iteration = parse_stage(stage)
+    if stage_name not in cycle.spec.pause_before:
         before = ", ".join(cycle.spec.pause_before) or "nothing"
-        raise CommandError(f"{name} does not wait before {wanted}: spec.pauseBefore has {before}")
+        raise CommandError(f"{name} does not wait before {stage_name}: spec.pauseBefore has {before}")
     if iteration is not None:
-        _reach(cycle, StageKey(iteration, wanted))
-        return [StageKey(iteration, wanted)]
-    chosen = [key for key in waiting if key.name is wanted]
+        _reach(cycle, StageKey(iteration, stage_name))
+        return [StageKey(iteration, stage_name)]
+    chosen = [key for key in waiting if key.name is stage_name]
     if not chosen:
-        raise CommandError(f"{name}: no {wanted} waits for approval now; to approve it beforehand say {wanted}@N")
+        raise CommandError(
+            f"{name}: no {stage_name} waits for approval now; to approve it beforehand say {stage_name}@N"
+        )
     return chosen
 
 
@@ -197,7 +201,9 @@ def _waiting(cycle: Manifest) -> list[StageKey]:
     progressing = next((c for c in _conditions(cycle) if c["type"] == "Progressing"), {})
     if progressing.get("reason") != "Paused":
         return []
-    return [StageKey(int(n), StageName(s)) for s, n in _WAITS.findall(progressing["message"]) if s in set(StageName)]
+    return [
+        StageKey(int(n), StageName(s)) for s, n in _STAGE_REF.findall(progressing["message"]) if s in set(StageName)
+    ]
 
 
 # -- waiting -----------------------------------------------------------------------------------------------------------
@@ -217,7 +223,7 @@ async def _until(cluster: Cluster, changed: Manifest, seconds: float, done: Call
         if seen and done(now):
             return
         if time.monotonic() > deadline:
-            why = _summary(now) if seen else "the operator has not looked at it; does it run?"
+            why = _summary(now) if seen else "the operator has not reconciled it; is it running?"
             raise CommandError(f"{name}: not within {seconds:.0f} s: {why}", ExitCode.TEMPORARY)
         await asyncio.sleep(_POLL)
 
@@ -233,8 +239,8 @@ def _conditions(cycle: Manifest) -> list[Manifest]:
 def _condition(cycle: Manifest, kind: str) -> str:
     """Its status; empty: there is none, or it is about an older spec."""
     generation = cycle["metadata"]["generation"]
-    found = next((c for c in _conditions(cycle) if c["type"] == kind), {})
-    return str(found.get("status", "")) if found.get("observedGeneration", 0) >= generation else ""
+    condition = next((c for c in _conditions(cycle) if c["type"] == kind), {})
+    return str(condition.get("status", "")) if condition.get("observedGeneration", 0) >= generation else ""
 
 
 def _stopped(cycle: Manifest) -> bool:

@@ -1,73 +1,65 @@
-"""`medgr2 lineage`, and `medgr2 report` in a workspace on this computer: what the jobs know, for people."""
+"""`medgr2 lineage`, and `medgr2 report` in a workspace on this computer: what the jobs know, in words."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from medgr2_api import paths as names
+from medgr2_api import paths
 from medgr2_api.stage_contract import ExitCode
 
+from . import jobs_process
 from .errors import CommandError
 
 _SHOWN_DIGEST = 12
 
 
-def local_story(workspace: Path, cycle: str, triplet: str) -> bytes:
-    """A candidate's story as JSON. It is in parquet: a process of its own reads it.
+def local_lineage(workspace: Path, cycle: str, triplet: str) -> bytes:
+    """A candidate's lineage as JSON.
 
     Raises:
         CommandError: no such cycle or candidate, or nothing here that reads parquet.
     """
-    if importlib.util.find_spec("pyarrow") is None:
-        raise CommandError("lineage reads parquet, which needs the jobs' packages: pip install 'medgr2[jobs]'")
-    command = [sys.executable, "-m", "medgr2_jobs.report.lineage", cycle, triplet, "--workspace", str(workspace)]
-    done = subprocess.run(command, capture_output=True, check=False)
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise CommandError(lines[-1] if lines else f"exit code {done.returncode}", done.returncode)
-    return done.stdout
+    jobs_process.require_parquet("lineage")
+    return jobs_process.output("report.lineage", cycle, triplet, "--workspace", str(workspace))
 
 
-def print_story(document: bytes, as_json: bool) -> int:
-    """Prints a story: as it came, or in words."""
-    story = json.loads(document)
+def print_lineage(document: bytes, as_json: bool) -> int:
+    """Prints a lineage: as it came, or in words."""
+    lineage = json.loads(document)
     if as_json:
-        print(json.dumps(story, indent=1, ensure_ascii=False))
+        print(json.dumps(lineage, indent=1, ensure_ascii=False))
         return ExitCode.OK
-    print(f"{story['triplet']} of cycle {story['cycle']}, iteration {story['iteration']}")
-    for label, text in _lines(story):
+    print(f"{lineage['triplet']} of cycle {lineage['cycle']}, iteration {lineage['iteration']}")
+    for label, text in _lines(lineage):
         print(f"  {label:<10} {text}")
     return ExitCode.OK
 
 
-def _lines(story: dict[str, Any]) -> list[tuple[str, str]]:
-    image, prompt = story["image"], story["prompt"]
+def _lines(lineage: dict[str, Any]) -> list[tuple[str, str]]:
+    image, prompt = lineage["image"], lineage["prompt"]
     source = f"{image['source']}: {image['sourcePath']}" if image.get("source") else ""
-    found = [
+    lines = [
         ("image", ", ".join(filter(None, [image.get("modality"), source, image["path"]]))),
         ("prompt", f"{prompt['paradigm']}, template {prompt['templateSha256'][:_SHOWN_DIGEST]}"),
-        ("generator", story["generator"]),
-        *([("cost", cost)] if (cost := _cost(story.get("cost") or {})) else []),
+        ("generator", lineage["generator"]),
+        *([("cost", cost)] if (cost := _cost(lineage.get("cost") or {})) else []),
     ]
-    if story["outcome"] not in (None, "ok"):
-        outcome = ": ".join(filter(None, [story["outcome"], story.get("error")]))
-        return [*found, ("outcome", outcome), ("decision", _decision(story))]
-    found.append(("question", story["question"]))
-    if story["options"]:
-        found.append(("options", " | ".join(story["options"])))
-        found.append(("answer", story["answer"] or "none of them"))
-    if story["rationale"]:
-        found.append(("rationale", story["rationale"]))
+    if lineage["outcome"] not in (None, "ok"):
+        outcome = ": ".join(filter(None, [lineage["outcome"], lineage.get("error")]))
+        return [*lines, ("outcome", outcome), ("decision", _decision(lineage))]
+    lines.append(("question", lineage["question"]))
+    if lineage["options"]:
+        lines.append(("options", " | ".join(lineage["options"])))
+        lines.append(("answer", lineage["answer"] or "none of them"))
+    if lineage["rationale"]:
+        lines.append(("rationale", lineage["rationale"]))
     return [
-        *found,
-        ("score", _score(story)),
-        ("decision", _decision(story)),
-        ("seen by", ", ".join(story["seenBy"]) or "no policy so far"),
+        *lines,
+        ("score", _score(lineage)),
+        ("decision", _decision(lineage)),
+        ("seen by", ", ".join(lineage["seenBy"]) or "no policy so far"),
     ]
 
 
@@ -82,18 +74,18 @@ def _cost(cost: dict[str, Any]) -> str:
     return f"{tries}{tokens}{thought}{usd}"
 
 
-def _score(story: dict[str, Any]) -> str:
-    if story["score"] is None:
+def _score(lineage: dict[str, Any]) -> str:
+    if lineage["score"] is None:
         return "none so far"
-    by = story["scoredBy"]
+    by = lineage["scoredBy"]
     model = f", by {by['stage'] or 'reward model ' + by['digest'][:_SHOWN_DIGEST]}" if by else ""
-    return f"{story['score']:.2f}{model}"
+    return f"{lineage['score']:.2f}{model}"
 
 
-def _decision(story: dict[str, Any]) -> str:
-    if story["keep"] is None:
+def _decision(lineage: dict[str, Any]) -> str:
+    if lineage["keep"] is None:
         return "none so far"
-    return "kept" if story["keep"] else f"rejected: {', '.join(story['reasons']) or 'no reason given'}"
+    return "kept" if lineage["keep"] else f"rejected: {', '.join(lineage['reasons']) or 'no reason given'}"
 
 
 def local_report(workspace: Path, cycle: str) -> int:
@@ -102,7 +94,7 @@ def local_report(workspace: Path, cycle: str) -> int:
     Raises:
         CommandError: there is none.
     """
-    folder = workspace / names.report(cycle)
+    folder = workspace / paths.report(cycle)
     if not (folder / "report.md").is_file():
         known = sorted(path.parent.name for path in workspace.glob("cycles/*/report"))
         raise CommandError(f"no report of {cycle} in {workspace}; cycles with one: {', '.join(known) or 'none'}")

@@ -24,7 +24,7 @@ from .errors import CommandError, parse_stage
 _POLL = 1.0  # seconds
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _STAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)")
-_AT_WORK = (AttemptState.PENDING, AttemptState.RUNNING, AttemptState.TERMINATING)
+_ACTIVE = (AttemptState.PENDING, AttemptState.RUNNING, AttemptState.TERMINATING)
 _ENDED = (Phase.COMPLETE, Phase.FAILED)
 
 ReadVolume = Callable[[Sequence[str]], Awaitable[dict[str, bytes]]]
@@ -45,17 +45,17 @@ async def show(
         read_volume: for the log of an attempt whose pods are gone; None: leave the volume alone.
     """
     cycle = await cluster.cycle(name)
-    chosen = choose(cycle, stage, attempt)
+    chosen = choose_attempts(cycle, stage, attempt)
     stages = [_StageLog(cluster, cycle, key, several=len(chosen) > 1) for key in chosen]
     await asyncio.gather(*(one.follow() for one in stages) if follow else (one.show() for one in stages))
     for one in stages:
         if not one.shown:
-            await one.look_on_volume(read_volume)
+            await one.print_from_volume(read_volume)
     return ExitCode.OK
 
 
-def choose(cycle: Manifest, stage: str, attempt: int = 0) -> list[AttemptKey]:
-    """Whose log is meant.
+def choose_attempts(cycle: Manifest, stage: str, attempt: int = 0) -> list[AttemptKey]:
+    """The attempts whose log is asked for.
 
     Raises:
         CommandError: nothing has run that fits.
@@ -65,11 +65,11 @@ def choose(cycle: Manifest, stage: str, attempt: int = 0) -> list[AttemptKey]:
     if not ran:
         raise CommandError(f"{name}: no stage has run yet")
     if not stage:
-        running = [record for record in ran if record.state in _AT_WORK]
+        running = [record for record in ran if record.state in _ACTIVE]
         fitting = running or [max(ran, key=lambda record: (str(record.completion_time or ""), record.iteration))]
     else:
-        wanted, iteration = parse_stage(stage)
-        of_stage = [record for record in ran if record.name == wanted]
+        stage_name, iteration = parse_stage(stage)
+        of_stage = [record for record in ran if record.name == stage_name]
         newest = max((record.iteration for record in of_stage), default=None)
         fitting = [record for record in of_stage if record.iteration == (newest if iteration is None else iteration)]
         if not fitting:
@@ -99,7 +99,7 @@ class _StageLog:
     """Others are printed, too: say before each line whose it is."""
     shown: set[str] = field(default_factory=set)
     """Uids of the pods whose log was, or is being, printed."""
-    _told: str = ""
+    _last_notice: str = ""
 
     async def show(self) -> None:
         """Prints what the attempt's pods have written so far."""
@@ -123,43 +123,43 @@ class _StageLog:
                 if all(task.done() for task in tasks):
                     if self._has_ended(record):
                         return
-                    self._tell(record, pods)
+                    self._notice_once(record, pods)
                 await asyncio.sleep(_POLL)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)  # while there is a connection to close
 
-    async def look_on_volume(self, read_volume: ReadVolume | None) -> None:
+    async def print_from_volume(self, read_volume: ReadVolume | None) -> None:
         """Prints the log that is on the volume.
 
         Raises:
             CommandError: it is not there.
         """
         cycle, key = self.cycle["metadata"]["name"], self.key
-        _say(f"{self._name}, attempt {key.attempt}: its pods are gone")
+        _notice(f"{self._name}, attempt {key.attempt}: its pods are gone")
         stages: list[Manifest] = self.cycle["spec"].get("stages") or []
         shards = next((stage.get("shards") or 1 for stage in stages if stage["name"] == key.name), 1)
         paths = [
             str(paths.log(cycle, paths.attempt_name(key.iteration, key.name, key.token, key.attempt, shard)))
             for shard in range(shards)
         ]
-        found = await read_volume(paths) if read_volume else {}
-        for content in found.values():
+        logs = await read_volume(paths) if read_volume else {}
+        for content in logs.values():
             _write(content)
-        if not found:
+        if not logs:
             record = await self._record()
-            said = f"; the stage is {record.state}: {record.message}" if record and record.message else ""
+            state = f"; the stage is {record.state}: {record.message}" if record and record.message else ""
             where = ", and the volume has no log of it" if read_volume else ""
             raise CommandError(
-                f"{self._name}, attempt {key.attempt}: the log went with its pods{where}{said}", ExitCode.ERROR
+                f"{self._name}, attempt {key.attempt}: the log went with its pods{where}{state}", ExitCode.ERROR
             )
 
     def _printer(self, pod: Manifest) -> _Printer:
         self.shown.add(pod["metadata"]["uid"])
         index = (pod["metadata"].get("annotations") or {}).get(_INDEX)
-        mark = f"{self._name}#{index} | " if index is not None else f"{self._name} | " if self.several else ""
-        return _Printer(self.cluster, pod, mark.encode())
+        prefix = f"{self._name}#{index} | " if index is not None else f"{self._name} | " if self.several else ""
+        return _Printer(self.cluster, pod, prefix.encode())
 
     async def _pods(self) -> list[Manifest]:
         """Pods of all attempts of the stage, in the order of their index."""
@@ -176,25 +176,25 @@ class _StageLog:
         """The stage in the present status."""
         self.cycle = await self.cluster.cycle(self.cycle["metadata"]["name"])
         mine = (self.key.iteration, self.key.name)
-        return next((found for found in _records(self.cycle) if (found.iteration, found.name) == mine), None)
+        return next((record for record in _records(self.cycle) if (record.iteration, record.name) == mine), None)
 
     def _has_ended(self, record: StageStatus | None) -> bool:
         """Whether nothing more can come; says how it ended."""
         over = self.cycle.get("status", {}).get("phase") in _ENDED
         if record is None or not (over or record.state is AttemptState.SUCCEEDED or record.given_up):
             return over
-        _say(f"{self._name}: {record.state}{f': {record.message}' if record.message else ''}")
+        _notice(f"{self._name}: {record.state}{f': {record.message}' if record.message else ''}")
         return True
 
-    def _tell(self, record: StageStatus | None, pods: Iterable[Manifest]) -> None:
-        """Says what is waited for, once."""
+    def _notice_once(self, record: StageStatus | None, pods: Iterable[Manifest]) -> None:
+        """Says once what the stage waits for."""
         causes = (cause for pod in pods if (cause := why_waiting(pod)))
         suspended = "the cycle is suspended" if self.cycle["spec"].get("suspend") else ""
         reason = f"{record.reason} {record.message}".strip() if record else ""
         text = next(causes, "") or suspended or reason
-        if text and text != self._told:
-            _say(f"{self._name} waits: {text}")
-            self._told = text
+        if text and text != self._last_notice:
+            _notice(f"{self._name} waits: {text}")
+            self._last_notice = text
 
     @property
     def _name(self) -> str:
@@ -204,11 +204,11 @@ class _StageLog:
 class _Printer:
     """One pod's log. A connection that breaks is taken up where it broke."""
 
-    def __init__(self, cluster: Cluster, pod: Manifest, mark: bytes) -> None:
-        self._cluster, self._mark = cluster, mark
+    def __init__(self, cluster: Cluster, pod: Manifest, prefix: bytes) -> None:
+        self._cluster, self._prefix = cluster, prefix
         self._pod = str(pod["metadata"]["name"])
         self._last = b""  # time of the last line that was printed
-        self._told = ""
+        self._last_notice = ""
 
     async def run(self, *, follow: bool) -> None:
         """Prints what there is; with `follow` until the pod has ended, whatever becomes of the connection."""
@@ -222,7 +222,7 @@ class _Printer:
                 passing = isinstance(error, BrokenStreamError) or error.status == 0 or error.status >= 500
                 if not follow or not passing:
                     raise
-                self._tell(error)
+                self._notice_once(error)
                 whole = False
             if not follow or (whole and await self._has_ended()):
                 return
@@ -236,30 +236,30 @@ class _Printer:
             return True
         return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
-    def _tell(self, error: ApiError) -> None:
-        """Says what is wrong, once."""
-        if str(error) != self._told:
-            self._told = str(error)
-            _say(f"{error}; trying again")
+    def _notice_once(self, error: ApiError) -> None:
+        """Says once what is wrong."""
+        if str(error) != self._last_notice:
+            self._last_notice = str(error)
+            _notice(f"{error}; trying again")
 
     async def _print(self, follow: bool) -> None:
         printed, since = self._last, ""
-        if found := _STAMP.fullmatch(printed):
-            since = (found[1] + found[2]).decode()  # whole seconds: what was printed of this one comes again
+        if stamp := _STAMP.fullmatch(printed):
+            since = (stamp[1] + stamp[2]).decode()  # whole seconds: what was printed of this one comes again
         try:
             async for line in log(
                 self._cluster.client, self._pod, self._cluster.namespace, MAIN, follow=follow, since=since
             ):
-                stamp, _, text = line.partition(b" ")
-                if not _STAMP.fullmatch(stamp):  # the kubelet's own words
-                    _write(self._mark + line + b"\n")
-                elif stamp > printed:
-                    self._last = stamp
-                    _write(self._mark + text + b"\n")
+                time, _, text = line.partition(b" ")
+                if not _STAMP.fullmatch(time):  # a message of the kubelet
+                    _write(self._prefix + line + b"\n")
+                elif time > printed:
+                    self._last = time
+                    _write(self._prefix + text + b"\n")
         except ApiError as error:
             if error.status != 400:
                 raise
-            _say(f"{self._pod} has written nothing yet: {error}")  # its container has not started
+            _notice(f"{self._pod} has written nothing yet: {error}")  # its container has not started
 
 
 def _has_begun(pod: Manifest) -> bool:
@@ -272,5 +272,5 @@ def _write(data: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def _say(text: str) -> None:
+def _notice(text: str) -> None:
     print(text, file=sys.stderr)

@@ -1,114 +1,197 @@
-"""`medgr2 decisions export|import`: an expert reviews kept triplets. Only typer is imported here, as in `app.py`."""
+"""`medgr2 review export|import`: an expert's review of kept triplets, through a workspace on this computer or a cycle's
+volume on a cluster. The jobs read and write it: they know parquet."""
 
 from __future__ import annotations
 
-from enum import StrEnum
+import json
+import subprocess
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
-import typer
+from medgr2_api import paths
+from medgr2_api.stage_contract import ExitCode
 
-from .cluster_options import (
-    Context,
-    Force,
-    Image,
-    Kubeconfig,
-    Local,
-    Name,
-    Namespace,
-    PodTimeout,
-    Timeout,
-    Wait,
-    here,
-    on_cluster,
-)
+from . import jobs_process
+from .errors import CommandError
+from .unpack import UNPACKING, Unpacker, final_place, refusal
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the client's packages are not needed without a cluster
+    from .cluster_options import ReaderPodOptions
     from .connection import Cluster
 
-decisions = typer.Typer(
-    name="decisions", help="Let an expert review kept triplets; what is vetoed is not learnt.", no_args_is_help=True
-)
-
-Iteration = Annotated[int, typer.Option(min=1, max=20, help="Whose triplets.", show_default=False)]
-
-
-class Format(StrEnum):
-    """Of the file with the triplets."""
-
-    JSONL = "jsonl"
-    CSV = "csv"
+#: Folder of the workspace that a review is written to.
+FOLDER = paths.review("").parent.name
+_CHUNK = 1 << 20
+_MAX_BYTES = 64 << 20  # of a file with a review: a hundred thousand triplets with long reasons
 
 
-@decisions.command("export")
-def export(
-    cycle: Name,
-    iteration: Iteration,
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder here.")] = Path("."),
-    file_format: Annotated[Format, typer.Option("--format", help="Of the list.")] = Format.JSONL,
-    everything: Annotated[bool, typer.Option("--all", help="Also what was dropped, with the reasons.")] = False,
-    force: Force = False,
-    workspace: Local = None,
-    image: Image = "",
-    pod_timeout: PodTimeout = 120,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = "",
-) -> None:
-    """Write what curate kept into a folder: a list with an empty column `veto`, the images, and a page to look at."""
-    from .review_local import Wanted
+@dataclass(frozen=True)
+class ExportRequest:
+    """What is to be exported, and where to."""
 
-    wanted = Wanted(cycle, iteration, str(file_format), everything, target, force)
-    if workspace is not None:
-        from .review_local import export_here
+    cycle: str
+    iteration: int
+    file_format: str
+    everything: bool
+    target: Path
+    force: bool
 
-        raise typer.Exit(here(lambda: export_here(workspace, wanted)))
+    @property
+    def arguments(self) -> list[str]:
+        """Of `medgr2_jobs.review`."""
+        every = ["--all"] if self.everything else []
+        return ["export", self.cycle, "--iteration", str(self.iteration), "--format", self.file_format, *every]
 
-    async def command(at: Cluster) -> int:
-        from .volume import opened
+    def folder(self) -> Path:
+        """The folder that is made.
 
-        place = wanted.place()
-        async with opened(at, cycle, image, pod_timeout) as volume:
-            told = await volume.unpack("review", *wanted.arguments, target=place, what=cycle, replace=force)
-        return wanted.say(place, told)
+        Raises:
+            CommandError: it exists already.
+        """
+        return final_place(self.target, f"{self.cycle}-i{self.iteration:03d}-triplets", self.force)
 
-    on_cluster(command, namespace, context, kubeconfig)
+    def print_next_steps(self, folder: Path, summary: dict[str, Any]) -> None:
+        """Says what is where, and what to do with it."""
+        file = folder / f"triplets.{self.file_format}"
+        print(f"{file}: {summary['triplets']} triplets of curate@{self.iteration}; {folder / 'index.html'} shows them")
+        print("fill in veto (true or false) where you have decided, or use the page; then")
+        print(f"  medgr2 review import {self.cycle} {file} --iteration {self.iteration}")
 
 
-@decisions.command("import")
-def import_(
-    cycle: Name,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL or CSV with triplet_id and veto.")],
-    iteration: Iteration,
-    no_restart: Annotated[
-        bool, typer.Option("--no-restart", help="On a cluster: do not let curate run again yet.")
-    ] = False,
-    wait: Wait = False,
-    timeout: Timeout = 60,
-    workspace: Local = None,
-    image: Image = "",
-    pod_timeout: PodTimeout = 120,
-    namespace: Namespace = "",
-    context: Context = "",
-    kubeconfig: Kubeconfig = "",
-) -> None:
-    """Check an expert's decisions and let them count: curate drops what was vetoed."""
-    if workspace is not None:
-        from .review_local import import_here
+@dataclass(frozen=True)
+class ImportedReview:
+    """What the jobs say of a review that they took."""
 
-        raise typer.Exit(here(lambda: import_here(workspace, cycle, iteration, file)))
+    sha256: str
+    decided: int
+    vetoed: int
+    candidates: int
 
-    async def command(at: Cluster) -> int:
-        from .lifecycle import review
-        from .review_local import FOLDER, Imported, read_file, receiving
-        from .volume import opened
+    @classmethod
+    def from_json(cls, document: bytes) -> ImportedReview:
+        """From what `medgr2_jobs.review import` prints."""
+        return cls(**json.loads(document))
 
-        data, pieces = read_file(file), list[bytes]()
-        arguments = receiving(cycle, iteration, file, len(data))
-        async with opened(at, cycle, image, pod_timeout, FOLDER) as volume:
-            await volume.run("review", *arguments, stdout=pieces.append, stdin=data)
-        imported = Imported.of(b"".join(pieces))
-        print(imported)
-        return await review(at, cycle, iteration, imported.sha256, not no_restart, wait * timeout)
+    def __str__(self) -> str:
+        counts = f"{self.vetoed} vetoed, {self.decided - self.vetoed} confirmed, of {self.candidates} candidates"
+        return f"{paths.review(self.sha256)}: {counts}"
 
-    on_cluster(command, namespace, context, kubeconfig)
+
+def export_local(workspace: Path, request: ExportRequest) -> int:
+    """Exports from a workspace on this computer.
+
+    Raises:
+        CommandError: nothing to review, or the target exists already.
+    """
+    folder = request.folder()
+    with tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(_command(workspace, *request.arguments), stdout=subprocess.PIPE, stderr=stderr)
+        assert process.stdout is not None
+        try:
+            with Unpacker(folder) as unpacker:
+                while chunk := process.stdout.read(_CHUNK):
+                    unpacker.write(chunk)
+                code = process.wait()
+                stderr.seek(0)
+                text = stderr.read()
+                if code:
+                    raise jobs_process.failure(text, code)
+                summary = unpacker.end(text.decode(errors="replace"), replace=request.force)
+        except UNPACKING as error:
+            raise refusal(str(folder), error) from error
+        finally:
+            process.stdout.close()
+            process.kill()
+            process.wait()
+    request.print_next_steps(folder, summary)
+    return ExitCode.OK
+
+
+async def export_from_cluster(cluster: Cluster, request: ExportRequest, pod: ReaderPodOptions) -> int:
+    """Exports from a cycle's volume."""
+    from .volume import opened
+
+    folder = request.folder()
+    async with opened(cluster, request.cycle, pod) as volume:
+        summary = await volume.unpack(
+            "review", *request.arguments, target=folder, what=request.cycle, replace=request.force
+        )
+    request.print_next_steps(folder, summary)
+    return ExitCode.OK
+
+
+def import_local(workspace: Path, cycle: str, iteration: int, file: Path) -> int:
+    """Takes a review into a workspace on this computer, and says what to put into the spec.
+
+    Raises:
+        CommandError: the file is not right; the message names its line.
+    """
+    data = _read(file)
+    arguments = [*_import_arguments(cycle, iteration, file, data), "--workspace", str(workspace)]
+    jobs_process.require_parquet("review")
+    imported = ImportedReview.from_json(jobs_process.output("review", *arguments, stdin=data))
+    print(imported)
+    print(f"put this into the spec of {cycle} (another review of iteration {iteration} goes):")
+    print(f"  reviews: [{{iteration: {iteration}, sha256: {imported.sha256}}}]")
+    print("then let curate take notice:")
+    print(f"  medgr2 run CYCLE.yaml --workspace {workspace} --restart-from curate@{iteration}")
+    return ExitCode.OK
+
+
+async def import_to_cluster(
+    cluster: Cluster, cycle: str, iteration: int, file: Path, pod: ReaderPodOptions, *, restart: bool, wait: float
+) -> int:
+    """Takes a review onto a cycle's volume and names it in the spec.
+
+    Args:
+        cluster: where.
+        cycle: its name.
+        iteration: whose triplets.
+        file: JSONL or CSV.
+        pod: through which it is written.
+        restart: let curate run again.
+        wait: seconds to wait until the operator has begun; 0: do not.
+
+    Raises:
+        CommandError: the file is not right; the message names its line.
+    """
+    from .lifecycle import name_review
+    from .volume import opened
+
+    data, chunks = _read(file), list[bytes]()
+    async with opened(cluster, cycle, pod, FOLDER) as volume:
+        arguments = _import_arguments(cycle, iteration, file, data)
+        await volume.run("review", *arguments, stdout=chunks.append, stdin=data)
+    imported = ImportedReview.from_json(b"".join(chunks))
+    print(imported)
+    return await name_review(cluster, cycle, iteration, imported.sha256, restart, wait)
+
+
+def _import_arguments(cycle: str, iteration: int, file: Path, data: bytes) -> list[str]:
+    """Of `medgr2_jobs.review`, which reads the file from stdin."""
+    return ["import", cycle, "--iteration", str(iteration), "--name", file.name, "--bytes", str(len(data))]
+
+
+def _read(file: Path) -> bytes:
+    """The file with the review.
+
+    Raises:
+        CommandError: it cannot be read, or is none.
+    """
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise CommandError(f"{file}: {error.strerror}") from None
+    if not data.strip():
+        raise CommandError(f"{file}: is empty", ExitCode.DATA_ERROR)
+    if len(data) > _MAX_BYTES:
+        raise CommandError(f"{file}: more than {_MAX_BYTES >> 20} MiB: not a list of triplets", ExitCode.DATA_ERROR)
+    return data
+
+
+def _command(workspace: Path, *arguments: str) -> list[str]:
+    jobs_process.require_parquet("review")
+    return jobs_process.command("review", *arguments, "--workspace", str(workspace))

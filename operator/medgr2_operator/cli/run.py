@@ -9,18 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from medgr2_api import paths as names
+from medgr2_api import paths
 from medgr2_api.cycle import Cycle
 from medgr2_api.scheduling import RestartFrom
-from medgr2_api.stage_contract import ExitCode
+from medgr2_api.stage_contract import ExitCode, StageName
 from medgr2_api.status import AttemptState, Phase
 
-from ..local.executor import Executor, Listener
+from ..local.executor import Executor, RunObserver
 from ..local.lock import RunLock, WorkspaceBusy
 from ..local.runner import Runner
 from ..local.state import StateError, StateFile, merge
 from ..local.terminal_ui import LiveView, PlainView, make_view
-from .loading import load, parse_stage
+from .cycle_file import read_cycle
+from .errors import CommandError, parse_stage
 from .results import print_results
 
 
@@ -37,59 +38,73 @@ class Options:
 
 def run_cycles(files: Sequence[Path], workspace: Path, options: Options) -> int:
     """Runs the cycles side by side to their ends; returns the process's exit code, that of the first that failed."""
-    wanted = {file: load(file, local=True) for file in files}
+    cycles = {file: read_cycle(file, local=True) for file in files}
     view = make_view(options.plain, len(files))
     try:
-        _refuse(files, wanted, options)
+        _check_names(files, cycles, options)
         workspace.mkdir(parents=True, exist_ok=True)
         lock = RunLock(workspace, lambda pid: view.on_notice(f"waiting for the stages that run {pid} left behind"))
         with lock:
-            executors = [_executor(workspace, file, cycle, view, options) for file, cycle in wanted.items()]
+            executors = [_executor(workspace, file, cycle, view, options) for file, cycle in cycles.items()]
             runner = Runner(executors, view, parallelism=options.parallelism, inherit=(lock.fileno,))
             return _run(runner, view, files)
-    except (WorkspaceBusy, StateError, ValueError) as error:
+    except (WorkspaceBusy, StateError, CommandError) as error:
         print(error, file=sys.stderr)
         return ExitCode.USAGE
 
 
-def _refuse(files: Sequence[Path], wanted: dict[Path, Cycle], options: Options) -> None:
+def _check_names(files: Sequence[Path], cycles: dict[Path, Cycle], options: Options) -> None:
     """
     Raises:
-        ValueError: these cycles cannot be run together, or not in this way.
+        CommandError: these cycles cannot be run together, or not with these options.
     """
     if options.restart_from and len(files) > 1:
-        raise ValueError(f"--restart-from {options.restart_from}: of which cycle? Give one file")
+        raise CommandError(f"--restart-from {options.restart_from}: of which cycle? Give one file")
     owners: dict[str, Path] = {}
     for file in files:
-        name = wanted[file].metadata.name
+        name = cycles[file].metadata.name
         if name in owners:
-            raise ValueError(f"{file}: metadata.name: {name!r} is also the name of the cycle in {owners[name]}")
+            raise CommandError(f"{file}: metadata.name: {name!r} is also the name of the cycle in {owners[name]}")
         owners[name] = file
 
 
-def _executor(workspace: Path, file: Path, wanted: Cycle, view: Listener, options: Options) -> Executor:
+def _executor(workspace: Path, file: Path, cycle: Cycle, view: RunObserver, options: Options) -> Executor:
     """
     Raises:
-        ValueError, StateError: what is wanted does not fit the cycle, or what is there.
+        StateError: the options do not fit the cycle, or the cycle its stored state.
     """
-    state = StateFile(workspace, wanted.metadata.name)
+    state = StateFile(workspace, cycle.metadata.name)
     try:
-        cycle = merge(_with_restart(wanted, state, options.restart_from), state.load())
-    except (StateError, ValueError) as error:
+        cycle = merge(_with_restart(cycle, state, options.restart_from), state.load())
+    except (StateError, CommandError) as error:
         raise StateError(f"{file}: {error}") from error
     return Executor(workspace, cycle, view, secrets=options.secrets, threads=options.threads)
 
 
-def _with_restart(wanted: Cycle, state: StateFile, restart_from: str) -> Cycle:
-    """`--restart-from` as spec.restartFrom with a token that has not acted yet."""
+def _with_restart(cycle: Cycle, state: StateFile, restart_from: str) -> Cycle:
+    """`--restart-from` as spec.restartFrom with a token that is new to the cycle."""
     if not restart_from:
-        return wanted
-    stage, iteration = parse_stage(restart_from, wanted.spec.iterations)
+        return cycle
+    stage, iteration = restart_point(restart_from, cycle.spec.iterations)
     stored = state.load()
     used = set(stored.status.restart_tokens) if stored else set()
     token = next(f"r{n}" for n in range(1, len(used) + 2) if f"r{n}" not in used)
-    spec = wanted.spec.model_copy(update={"restart_from": RestartFrom(iteration=iteration, stage=stage, token=token)})
-    return wanted.model_copy(update={"spec": spec})
+    spec = cycle.spec.model_copy(update={"restart_from": RestartFrom(iteration=iteration, stage=stage, token=token)})
+    return cycle.model_copy(update={"spec": spec})
+
+
+def restart_point(text: str, iterations: int) -> tuple[StageName, int]:
+    """`grpo@2` → (grpo, 2).
+
+    Raises:
+        CommandError: no such stage or iteration; the message says what is possible.
+    """
+    stage, iteration = parse_stage(text)
+    if iteration is None:
+        raise CommandError(f"--restart-from {text!r}: expected STAGE@ITERATION, such as {stage}@2")
+    if iteration > iterations:
+        raise CommandError(f"--restart-from {text!r}: the cycle has {iterations} iterations")
+    return stage, iteration
 
 
 def _run(runner: Runner, view: LiveView | PlainView, files: Sequence[Path]) -> int:
@@ -109,7 +124,7 @@ def _run(runner: Runner, view: LiveView | PlainView, files: Sequence[Path]) -> i
         for number, handler in previous.items():
             signal.signal(number, handler)
     stopped = bool(interrupted)
-    codes = [_tell(executor, stopped=stopped, several=len(files) > 1) for executor in runner.executors]
+    codes = [_print_end(executor, stopped=stopped, several=len(files) > 1) for executor in runner.executors]
     if stopped and any(executor.phase is not Phase.COMPLETE for executor in runner.executors):
         root, command = runner.executors[0].root, " ".join(map(str, files))
         print(f"stopped; the same command goes on: medgr2 run {command} --workspace {root}", file=sys.stderr)
@@ -117,30 +132,30 @@ def _run(runner: Runner, view: LiveView | PlainView, files: Sequence[Path]) -> i
     return next((code for code in codes if code), ExitCode.OK)
 
 
-def _tell(executor: Executor, *, stopped: bool, several: bool) -> int:
+def _print_end(executor: Executor, *, stopped: bool, several: bool) -> int:
     """Says how a cycle ended; returns its exit code."""
     name = executor.cycle.metadata.name
     if several:
         print(f"\n{name}: {executor.phase}", flush=True)
     if executor.phase is Phase.COMPLETE:
-        print_results(executor.root / names.report(name))
+        print_results(executor.root / paths.report(name))
         return ExitCode.OK
-    return ExitCode.OK if stopped and executor.phase is not Phase.FAILED else _explain(executor, executor.phase)
+    return ExitCode.OK if stopped and executor.phase is not Phase.FAILED else _print_cause(executor, executor.phase)
 
 
-def _explain(executor: Executor, phase: Phase) -> int:
+def _print_cause(executor: Executor, phase: Phase) -> int:
     """Why the run ended without being complete."""
     status = executor.cycle.status
     if phase is Phase.FAILED:
         for stage in status.stages:
             if stage.state is AttemptState.FAILED:
-                attempt = names.attempt_name(stage.iteration, stage.name, stage.token, stage.attempt)
-                log = executor.root / names.log(executor.cycle.metadata.name, attempt)
+                attempt = paths.attempt_name(stage.iteration, stage.name, stage.token, stage.attempt)
+                log = executor.root / paths.log(executor.cycle.metadata.name, attempt)
                 print(f"{stage.name}@{stage.iteration} failed: {stage.reason}: {stage.message}", file=sys.stderr)
                 print(f"  log: {log}", file=sys.stderr)
         return executor.failure_exit_code or ExitCode.ERROR
     progressing = next((condition for condition in status.conditions if condition.type == "Progressing"), None)
     print(f"{phase}: {progressing.message if progressing else status.summary}", file=sys.stderr)
     if phase is Phase.PAUSED:
-        print("look at what is there, then list the stage in spec.approved and run again", file=sys.stderr)
+        print("review the results, then list the stage in spec.approved and run again", file=sys.stderr)
     return ExitCode.OK

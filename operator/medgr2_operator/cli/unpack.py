@@ -1,4 +1,4 @@
-"""A tar archive that comes in pieces → files in their place, moved there once all of them are known to be right."""
+"""A tar archive that comes in chunks → files in their place, moved there once all of them are verified."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from medgr2_api.stage_contract import ExitCode
 
 from .errors import CommandError
 
-#: Name in the archive of what was asked for (`medgr2_jobs.store.tar`).
+#: Name in the archive of the file or folder (`medgr2_jobs.store.tar`).
 ROOT = "data"
-_PIECE = 1 << 20
+_CHUNK = 1 << 20
 
 
 class BadArchiveError(Exception):
@@ -43,7 +43,7 @@ def final_place(target: Path, name: str, force: bool) -> Path:
     """As with cp: into a folder that is there under its own name, else under the name given.
 
     Raises:
-        CommandError: its folder is not there, or it is and is not to be replaced.
+        CommandError: its folder does not exist, or it exists and is not to be replaced.
     """
     final = target / name if target.is_dir() else target
     if not final.parent.is_dir():
@@ -81,7 +81,7 @@ class Unpacker:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def write(self, data: bytes) -> None:
-        """The next piece of the archive.
+        """The next chunk of the archive.
 
         Raises:
             BadArchiveError: it is none, or a member may not be unpacked.
@@ -95,16 +95,16 @@ class Unpacker:
             while rest:
                 rest = rest[self._pipe.write(rest) :]
         except BrokenPipeError:
-            self._done.result()  # raises why nobody reads any more
+            self._done.result()  # raises why reading stopped
             raise
 
-    def end(self, told: str, *, replace: bool) -> dict[str, Any]:
-        """As `finish`, with what the archive's writer said on stderr: its last line is JSON with the sha256.
+    def end(self, stderr: str, *, replace: bool) -> dict[str, Any]:
+        """As `finish`, by the stderr of the archive's writer: its last line is JSON with the sha256.
 
         Returns:
             that summary.
         """
-        summary: dict[str, Any] = json.loads(told.strip().splitlines()[-1])
+        summary: dict[str, Any] = json.loads(stderr.strip().splitlines()[-1])
         self.finish(summary["sha256"], replace=replace)
         return summary
 
@@ -144,14 +144,14 @@ def _unpack(stream: BinaryIO, folder: Path) -> None:
         try:
             with tarfile.open(fileobj=stream, mode="r|") as archive:
                 for member in archive:
-                    _take(archive, member, folder)
-            while stream.read(_PIECE):  # what fills the last block
+                    _extract(archive, member, folder)
+            while stream.read(_CHUNK):  # what fills the last block
                 pass
         except tarfile.TarError as error:
             raise BadArchiveError(f"not a whole tar archive: {error}; try again") from error
 
 
-def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
     parts = PurePosixPath(member.name).parts
     if not parts or parts[0] != ROOT or ".." in parts or "\0" in member.name or "\\" in member.name:
         raise BadArchiveError(f"the archive has {member.name!r}, which leads elsewhere")
@@ -165,6 +165,6 @@ def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> No
         content = archive.extractfile(member)
         assert content is not None  # of a regular file
         with path.open("xb") as file:
-            shutil.copyfileobj(content, file, _PIECE)
+            shutil.copyfileobj(content, file, _CHUNK)
     except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
         raise BadArchiveError(f"the archive has {member.name!r} twice, or before its folder") from error

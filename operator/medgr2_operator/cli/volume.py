@@ -16,12 +16,13 @@ from medgr2_api.stage_contract import ExitCode
 from medgr2_api.types import relative_path
 
 from ..kube.client import JOBS, ApiError, Client, Manifest
-from ..kube.ephemeral_pod import PodNotRunningError, running, taken_away
+from ..kube.ephemeral_pod import PodNotRunningError, is_gone, running
 from ..kube.logs_exec import BrokenStreamError, execute
 from ..render import labels
 from ..render.pod import MAIN
 from ..render.settings import RenderSettings
 from ..render.volume_reader_pod import READER, reader
+from .cluster_options import ReaderPodOptions
 from .connection import Cluster, parsed
 from .errors import CommandError
 from .unpack import UNPACKING, Unpacker, final_place, refusal
@@ -52,18 +53,18 @@ class Volume:
             ended = await execute(self.client, self.pod, self.namespace, READER, command, stdout, stdin)
         except BrokenStreamError:
             raise
-        except ApiError as error:  # it did not start: is that the image's fault, or is there no pod any more?
-            if await taken_away(self.client, self.pod, self.namespace):
+        except ApiError as error:  # it did not start: is it the image, or is there no pod any more?
+            if await is_gone(self.client, self.pod, self.namespace):
                 raise CommandError(f"pod {self.pod} was taken away: {error}", ExitCode.TEMPORARY) from error
             raise
         if ended.exit_code == 0:
             return ended.stderr
-        said = (ended.stderr.strip().splitlines() or [f"exit code {ended.exit_code}"])[-1]
-        if "No module named" in said:
-            said = f"image {self.image} is not one of this version's stages ({said}); give another with --image"
+        reason = (ended.stderr.strip().splitlines() or [f"exit code {ended.exit_code}"])[-1]
+        if "No module named" in reason:
+            reason = f"image {self.image} is not one of this version's stages ({reason}); give another with --image"
         known = ended.exit_code in set(ExitCode)
-        killed = ended.exit_code > 128  # with its pod: nothing is wrong with what was asked
-        raise CommandError(said, ExitCode.TEMPORARY if killed else ended.exit_code if known else ExitCode.ERROR)
+        killed = ended.exit_code > 128  # with its pod: nothing is wrong with the request
+        raise CommandError(reason, ExitCode.TEMPORARY if killed else ended.exit_code if known else ExitCode.ERROR)
 
     async def fetch(self, path: str, target: Path, *, replace: bool = False) -> dict[str, Any]:
         """Copies a file or folder; it is there as a whole, or not at all.
@@ -83,7 +84,7 @@ class Volume:
         return await self.unpack("store.tar", path, target=target, what=path, replace=replace)
 
     async def unpack(self, module: str, *arguments: str, target: Path, what: str, replace: bool) -> dict[str, Any]:
-        """Unpacks the archive that a module prints (as `export` does); it is there as a whole, or not at all.
+        """Unpacks the archive that a module prints (as `store.tar` does); it is there as a whole, or not at all.
 
         Args:
             module: of medgr2_jobs.
@@ -101,21 +102,20 @@ class Volume:
         """
         try:
             with Unpacker(target) as unpacker:
-                told = await self.run(module, *arguments, stdout=unpacker.write)
-                return unpacker.end(told, replace=replace)
+                stderr = await self.run(module, *arguments, stdout=unpacker.write)
+                return unpacker.end(stderr, replace=replace)
         except UNPACKING as error:
             raise refusal(what, error) from error
 
 
 @asynccontextmanager
-async def opened(cluster: Cluster, name: str, image: str, wait: float, writable: str = "") -> AsyncIterator[Volume]:
+async def opened(cluster: Cluster, name: str, options: ReaderPodOptions, writable: str = "") -> AsyncIterator[Volume]:
     """The volume of a cycle, for as long as the block lasts.
 
     Args:
         cluster: where.
         name: of the cycle.
-        image: of the pod; empty: the stages'.
-        wait: seconds for the pod to start.
+        options: of the pod.
         writable: folder of the workspace that may be written to; empty: none.
 
     Raises:
@@ -124,11 +124,11 @@ async def opened(cluster: Cluster, name: str, image: str, wait: float, writable:
     """
     stored = await cluster.cycle(name)
     cycle = parsed(stored)
-    image = image or cycle.spec.template.image or await _image_of_stages(cluster, stored)
+    image = options.image or cycle.spec.template.image or await _image_of_stages(cluster, stored)
     pod_name = f"{name[:_NAME_LENGTH].rstrip('-')}-read-{secrets.token_hex(4)}"
     manifest = reader(cycle, pod_name, image, LIFETIME, RenderSettings(image=image), writable)
     try:
-        async with running(cluster.client, manifest, wait) as pod:
+        async with running(cluster.client, manifest, options.pod_timeout) as pod:
             yield Volume(cluster.client, cluster.namespace, pod, image)
     except PodNotRunningError as error:
         raise CommandError(str(error), ExitCode.TEMPORARY) from error
@@ -145,52 +145,52 @@ async def _image_of_stages(cluster: Cluster, stored: Manifest) -> str:
     return str(next(container["image"] for container in containers if container["name"] == MAIN))
 
 
-async def copy(cluster: Cluster, source: str, target: Path, image: str, wait: float, force: bool) -> int:
+async def copy(cluster: Cluster, source: str, target: Path, pod: ReaderPodOptions, force: bool) -> int:
     """`medgr2 cp CYCLE:PATH TARGET`."""
     name, colon, path = source.partition(":")
     if not colon or not name:
         raise CommandError(f"{source!r}: expected CYCLE:PATH, such as loop:cycles/loop/report")
     path = _checked(path)
     final = final_place(target, Path(path).name or name, force)
-    async with opened(cluster, name, image, wait) as volume:
-        told = await volume.fetch(path, final, replace=force)
-    print(f"{final}: {told['files']} files, {told['bytes']} bytes")
-    _say_left_out(told)
+    async with opened(cluster, name, pod) as volume:
+        summary = await volume.fetch(path, final, replace=force)
+    print(f"{final}: {summary['files']} files, {summary['bytes']} bytes")
+    _print_left_out(summary)
     return ExitCode.OK
 
 
-async def report(cluster: Cluster, name: str, target: Path, image: str, wait: float, force: bool) -> int:
+async def report(cluster: Cluster, name: str, target: Path, pod: ReaderPodOptions, force: bool) -> int:
     """`medgr2 report CYCLE`: fetches the newest report."""
     final = final_place(target, f"{name}-report", force)
-    async with opened(cluster, name, image, wait) as volume:
+    async with opened(cluster, name, pod) as volume:
         await volume.fetch(str(paths.report(name)), final, replace=force)
     print(f"report: {final / 'report.md'}")
     return ExitCode.OK
 
 
-async def story(cluster: Cluster, name: str, triplet: str, image: str, wait: float) -> bytes:
-    """A candidate's story as JSON."""
-    pieces: list[bytes] = []
-    async with opened(cluster, name, image, wait) as volume:
-        await volume.run("report.lineage", name, triplet, stdout=pieces.append)
-    return b"".join(pieces)
+async def lineage(cluster: Cluster, name: str, triplet: str, pod: ReaderPodOptions) -> bytes:
+    """A candidate's lineage as JSON."""
+    chunks: list[bytes] = []
+    async with opened(cluster, name, pod) as volume:
+        await volume.run("report.lineage", name, triplet, stdout=chunks.append)
+    return b"".join(chunks)
 
 
-async def files(cluster: Cluster, name: str, paths: Sequence[str], image: str, wait: float) -> dict[str, bytes]:
+async def files(cluster: Cluster, name: str, paths: Sequence[str], pod: ReaderPodOptions) -> dict[str, bytes]:
     """The content of those of these files that are there."""
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory() as folder:
-        async with opened(cluster, name, image, wait) as volume:
+        async with opened(cluster, name, pod) as volume:
             for number, path in enumerate(paths):
-                place = Path(folder, str(number))
+                file = Path(folder, str(number))
                 try:
-                    await volume.fetch(path, place)
+                    await volume.fetch(path, file)
                 except CommandError as error:
                     if error.code != ExitCode.USAGE:
                         raise
                 else:
-                    found[path] = place.read_bytes()
-    return found
+                    contents[path] = file.read_bytes()
+    return contents
 
 
 def _checked(path: str) -> str:
@@ -201,8 +201,8 @@ def _checked(path: str) -> str:
         raise CommandError(str(error)) from None
 
 
-def _say_left_out(told: dict[str, Any]) -> None:
-    if told["left_out_count"]:
-        names = ", ".join(told["left_out"])
-        more = " and more" if told["left_out_count"] > len(told["left_out"]) else ""
-        print(f"left out {told['left_out_count']} links that lead elsewhere: {names}{more}", file=sys.stderr)
+def _print_left_out(summary: dict[str, Any]) -> None:
+    if summary["left_out_count"]:
+        names = ", ".join(summary["left_out"])
+        more = " and more" if summary["left_out_count"] > len(summary["left_out"]) else ""
+        print(f"left out {summary['left_out_count']} links that lead elsewhere: {names}{more}", file=sys.stderr)

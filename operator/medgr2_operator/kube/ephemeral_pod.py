@@ -45,7 +45,7 @@ async def running(client: Client, manifest: Manifest, seconds: float) -> AsyncIt
         await client.delete(PODS, name, namespace, uid=pod["metadata"]["uid"])
 
 
-async def taken_away(client: Client, name: str, namespace: str) -> bool:
+async def is_gone(client: Client, name: str, namespace: str) -> bool:
     """Whether a pod that ran is gone, going or at its end.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The planner over processes: what the operator does with Jobs, this does with subprocesses and `state.json`."""
+"""Carries out plans with processes: what the operator does with Jobs, this does with subprocesses and `state.json`."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from medgr2_api.stage_contract import (
 )
 from medgr2_api.status import AttemptState, Phase
 
-from ..plan.planner import plan
+from ..plan import planner
 from ..plan.shard_results import combine, worst
 from ..plan.types import AttemptKey, Event, JobCreate, JobDelete, JobState, Observed, ObservedJob, ObservedPod, Plan
-from .stage_server_client import Exited, Processes
+from .forkserver_client import Exited, ForkserverClient
 from .state import StateFile
 
 _UNFINISHED = (AttemptState.PENDING, AttemptState.RUNNING, AttemptState.TERMINATING)
 
 
 @dataclass
-class Attempt:
-    """An attempt whose processes this executor started."""
+class LocalAttempt:
+    """An attempt whose forkserver this executor started."""
 
     create: JobCreate
     uid: str
@@ -58,30 +58,30 @@ class Attempt:
         return len(self.exit_codes) < len(self.shards)
 
 
-class Listener:
-    """What the terminal view is told; see `view.py`."""
+class RunObserver:
+    """Is notified of what happens in a run; `terminal_ui.py` shows it."""
 
     def on_plan(self, cycle: Cycle) -> None:
-        """After every plan, with its status."""
+        """After every plan; `cycle` has its status."""
 
     def on_event(self, cycle: str, event: Event) -> None:
         """A transition of the cycle of that name."""
 
     def on_notice(self, text: str) -> None:
-        """Something the user should know once."""
+        """Something the user should be told."""
 
     def tick(self) -> None:
         """Several times a second."""
 
 
 class Executor:
-    """One cycle of a run: what its planner wants is done by the processes that the run gives it (`runner.py`)."""
+    """One cycle of a run: carries out its plans with processes of the run's forkserver (`runner.py`)."""
 
     def __init__(
         self,
         root: Path,
         cycle: Cycle,
-        listener: Listener,
+        observer: RunObserver,
         *,
         secrets: Path | None = None,
         threads: int = 1,
@@ -89,17 +89,17 @@ class Executor:
     ) -> None:
         self.root = root.resolve()
         self.cycle = cycle
-        self.listener = listener
+        self.observer = observer
         self.secrets = secrets
         self.threads = threads
         self.now = now
         self.state = StateFile(self.root, cycle.metadata.name)
-        self.attempts: dict[AttemptKey, Attempt] = {}
+        self.attempts: dict[AttemptKey, LocalAttempt] = {}
         self.failure_exit_code = 0
-        self.processes: Processes | None = None
-        """Where stages are started; the run sets it, and sets another when this one has died."""
+        self.forkserver: ForkserverClient | None = None
+        """Where stages are started; the run sets it, and replaces it after a crash."""
         self.done = False
-        """Whether the cycle is at its end, or (after `leave`) all its stages have checkpointed."""
+        """Whether the cycle has ended, or (after `leave`) all its stages have checkpointed."""
         self._leaving = False
 
     @property
@@ -114,42 +114,42 @@ class Executor:
                 self._signal(attempt, signal.SIGKILL)
         self._leaving = True
 
-    # -- one look at the world -------------------------------------------------------------------------------------
+    # -- reconcile -------------------------------------------------------------------------------------------------
 
-    def step(self, admits: Callable[[JobCreate], bool]) -> float | None:
+    def reconcile(self, admit: Callable[[JobCreate], bool]) -> float | None:
         """Observe, plan, and apply in the contract's order: status, deletes, creates, events.
 
         Args:
-            admits: whether an attempt may start now. What may not is passed over: the planner asks for it again.
+            admit: whether an attempt may start now. One that may not is skipped: the planner plans it again.
 
         Returns:
-            Seconds until the planner wants to look again without being woken; None: only when something changes.
+            Seconds until the next call, whatever happens; None: only when something changes.
         """
-        made = plan(self._seen_cycle(), self._observe(), self.now())
-        changed = made.status != self.cycle.status
-        self.cycle = self.cycle.model_copy(update={"status": made.status})
-        if changed or made.creates or made.deletes:
+        plan = planner.plan(self._effective_cycle(), self._observe(), self.now())
+        changed = plan.status != self.cycle.status
+        self.cycle = self.cycle.model_copy(update={"status": plan.status})
+        if changed or plan.creates or plan.deletes:
             self.state.save(self.cycle)
-        for delete in made.deletes:
+        for delete in plan.deletes:
             self._delete(delete)
-        for create in made.creates:
-            if create.key not in self.attempts and admits(create):  # there: created just before a crash of this loop
+        for create in plan.creates:
+            if create.key not in self.attempts and admit(create):  # known: created just before a crash of this loop
                 self._create(create)
-        for event in made.events:
-            self.listener.on_event(self.cycle.metadata.name, event)
-        self.listener.on_plan(self.cycle)
-        self.done = self._at_end(made)
-        return made.requeue_after
+        for event in plan.events:
+            self.observer.on_event(self.cycle.metadata.name, event)
+        self.observer.on_plan(self.cycle)
+        self.done = self._at_end(plan)
+        return plan.requeue_after
 
-    def _seen_cycle(self) -> Cycle:
-        """Leaving is a suspension that the file does not record: the next run resumes."""
+    def _effective_cycle(self) -> Cycle:
+        """Leaving is a suspension that the state file does not record: the next run resumes."""
         if not self._leaving:
             return self.cycle
         return self.cycle.model_copy(update={"spec": self.cycle.spec.model_copy(update={"suspend": True})})
 
     def _observe(self) -> Observed:
         jobs = [self._observe_attempt(attempt) for attempt in self.attempts.values()]
-        jobs += self._left_behind()
+        jobs += self._left_by_earlier_run()
         pods = [
             ObservedPod(name=name, key=key, terminating=attempt.kill_at is not None)
             for key, attempt in self.attempts.items()
@@ -158,7 +158,7 @@ class Executor:
         ]
         return Observed(jobs=tuple(jobs), pods=tuple(pods))
 
-    def _observe_attempt(self, attempt: Attempt) -> ObservedJob:
+    def _observe_attempt(self, attempt: LocalAttempt) -> ObservedJob:
         create = attempt.create
         job = ObservedJob(
             key=create.key,
@@ -200,9 +200,9 @@ class Executor:
             result=combine([results[name] for name in shards]),
         )
 
-    def _left_behind(self) -> list[ObservedJob]:
+    def _left_by_earlier_run(self) -> list[ObservedJob]:
         """Attempts of an earlier run that left a result; the run lock guarantees that none still runs."""
-        found = []
+        jobs = []
         for stage in self.cycle.status.stages:
             key = AttemptKey(stage.iteration, stage.name, stage.token, stage.attempt)
             if stage.state not in _UNFINISHED or stage.attempt == 0 or key in self.attempts:
@@ -218,14 +218,14 @@ class Executor:
                     state=JobState.RUNNING,
                     started=stage.start_time,
                 )
-                found.append(self._finished(job, names, codes, self.now()))
-        return found
+                jobs.append(self._finished(job, names, codes, self.now()))
+        return jobs
 
-    # -- doing -----------------------------------------------------------------------------------------------------
+    # -- apply -----------------------------------------------------------------------------------------------------
 
     def _create(self, create: JobCreate) -> None:
         names = [self._shard_name(create.key, index) for index in range(create.shards)]
-        attempt = Attempt(create, uuid.uuid4().hex[:12], self.now(), names)
+        attempt = LocalAttempt(create, uuid.uuid4().hex[:12], self.now(), names)
         self.attempts[create.key] = attempt
         for index, name in enumerate(names):
             request = create.request.model_copy(
@@ -241,13 +241,13 @@ class Executor:
             if create.key.name is StageName.PREPARE:  # the one stage that may fetch, unless the user forbids it
                 env["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "0")
             if not request.collect:
-                env |= self._several(create.key.name)
-            assert self.processes is not None
+                env |= self._distributed_env(create.key.name)
+            assert self.forkserver is not None
             log = self.root / paths.log(self.cycle.metadata.name, name)
-            self.processes.start(self._process(name), env, log)
+            self.forkserver.start(self._process(name), env, log)
 
-    def _several(self, stage: StageName) -> dict[str, str]:
-        """What a training in several processes is told."""
+    def _distributed_env(self, stage: StageName) -> dict[str, str]:
+        """Environment of a training in several processes."""
         settings = self.cycle.spec.stage(stage)
         count = {NUM_PROC_PER_NODE_ENV: str(settings.num_proc_per_node)} if settings.num_proc_per_node > 1 else {}
         return {**count, **({DEEPSPEED_ENV: str(settings.deepspeed)} if settings.deepspeed else {})}
@@ -264,13 +264,13 @@ class Executor:
             self._result_path(self._shard_name(delete.key, index)).unlink(missing_ok=True)
 
     def kill_overdue(self) -> None:
-        """Kills what was asked to stop and has used up its grace period."""
+        """Kills the processes whose grace period is over."""
         for attempt in self.attempts.values():
             if attempt.alive and attempt.kill_at is not None and time.monotonic() > attempt.kill_at:
                 self._signal(attempt, signal.SIGKILL)
 
-    def note_exit(self, exited: Exited) -> None:
-        """Takes down how a process ended, if it is one of this cycle's."""
+    def record_exit(self, exited: Exited) -> None:
+        """Records how a process ended, if it is one of this cycle's."""
         for attempt in self.attempts.values():
             for name in attempt.shards:
                 if exited.name == self._process(name):
@@ -278,27 +278,27 @@ class Executor:
                     if not attempt.alive:
                         attempt.finished = self.now()
 
-    def bury(self) -> None:
-        """The zygote died, and its stages have ended: an attempt counts by the result it left, if any."""
+    def handle_forkserver_crash(self) -> None:
+        """After a crash of the forkserver, once its stages have ended: a result that an attempt left counts."""
         for key, attempt in list(self.attempts.items()):
             for name in attempt.shards:
                 result = self._result(name)
                 if name not in attempt.exit_codes and result is not None:
                     attempt.exit_codes[name] = result.exit_code
             attempt.finished = attempt.finished or self.now()
-            if attempt.alive:  # no word from it: to the planner it vanished
+            if attempt.alive:  # no result: to the planner it vanished
                 del self.attempts[key]
 
-    def _signal(self, attempt: Attempt, number: int) -> None:
-        assert self.processes is not None
+    def _signal(self, attempt: LocalAttempt, number: int) -> None:
+        assert self.forkserver is not None
         for name in attempt.shards:
             if name not in attempt.exit_codes:
-                self.processes.signal(self._process(name), number)
+                self.forkserver.signal(self._process(name), number)
 
     # -- files -----------------------------------------------------------------------------------------------------
 
     def _process(self, name: str) -> str:
-        """A name that no other cycle's stage has."""
+        """Its name in the forkserver, where names are unique over all cycles."""
         return f"{self.cycle.metadata.name}/{name}"
 
     def _shard_name(self, key: AttemptKey, shard: int) -> str:
@@ -313,20 +313,20 @@ class Executor:
         except (FileNotFoundError, ValidationError):
             return None
 
-    def _progress(self, attempt: Attempt) -> Progress | None:
+    def _progress(self, attempt: LocalAttempt) -> Progress | None:
         """Of the slowest shard."""
-        found = []
+        reports = []
         for name in attempt.shards:
             path = self.root / paths.progress(self.cycle.metadata.name, name)
             try:
-                found.append(Progress.model_validate_json(path.read_text()))
+                reports.append(Progress.model_validate_json(path.read_text()))
             except (FileNotFoundError, ValidationError):
                 continue
-        return min(found, key=lambda p: p.step / p.total if p.total else 0.0) if found else None
+        return min(reports, key=lambda p: p.step / p.total if p.total else 0.0) if reports else None
 
-    def _at_end(self, made: Plan) -> bool:
-        if any(attempt.alive for attempt in self.attempts.values()) or made.creates:
+    def _at_end(self, plan: Plan) -> bool:
+        if any(attempt.alive for attempt in self.attempts.values()) or plan.creates:
             return False
         if self._leaving:
             return True
-        return made.status.phase in (Phase.COMPLETE, Phase.FAILED, Phase.SUSPENDED, Phase.PAUSED) and not made.deletes
+        return plan.status.phase in (Phase.COMPLETE, Phase.FAILED, Phase.SUSPENDED, Phase.PAUSED) and not plan.deletes

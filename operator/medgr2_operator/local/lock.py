@@ -43,15 +43,15 @@ class RunLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.fileno = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         deadline = time.monotonic() + self._patience
-        told = False
+        notified = False
         while not self._try():
             pid = self._holder()
             if _alive(pid) or time.monotonic() > deadline:
                 os.close(self.fileno)
                 raise WorkspaceBusy(pid)
-            if not told:
+            if not notified:
                 self._waiting(pid)
-                told = True
+                notified = True
             time.sleep(0.2)
         os.ftruncate(self.fileno, 0)
         os.pwrite(self.fileno, f"{os.getpid()}\n".encode(), 0)

@@ -58,22 +58,22 @@ class StateFile:
             os.close(handle)
 
 
-def merge(wanted: Cycle, stored: Cycle | None) -> Cycle:
+def merge(cycle: Cycle, stored: Cycle | None) -> Cycle:
     """What to run: the file's spec with the stored status, as an API server would take the update.
 
     Raises:
         StateError: the change touches something immutable.
     """
     if stored is None:
-        uid = paths.local_uid(wanted.metadata.name)
-        return wanted.model_copy(update={"metadata": wanted.metadata.model_copy(update={"uid": uid, "generation": 1})})
-    if wanted.spec.iterations < stored.spec.iterations:
+        uid = paths.local_uid(cycle.metadata.name)
+        return cycle.model_copy(update={"metadata": cycle.metadata.model_copy(update={"uid": uid, "generation": 1})})
+    if cycle.spec.iterations < stored.spec.iterations:
         raise StateError(
-            f"spec.iterations: {stored.spec.iterations} → {wanted.spec.iterations}: iterations may only grow; "
+            f"spec.iterations: {stored.spec.iterations} → {cycle.spec.iterations}: iterations may only grow; "
             "use another metadata.name for a shorter cycle (finished stages are reused)"
         )
-    if wanted.spec.workspace != stored.spec.workspace:
+    if cycle.spec.workspace != stored.spec.workspace:
         raise StateError("spec.workspace: is immutable; use another metadata.name")
-    changed = sha256_of(wanted.spec.dump()) != sha256_of(stored.spec.dump())
+    changed = sha256_of(cycle.spec.dump()) != sha256_of(stored.spec.dump())
     metadata = stored.metadata.model_copy(update={"generation": stored.metadata.generation + int(changed)})
-    return wanted.model_copy(update={"metadata": metadata, "status": stored.status})
+    return cycle.model_copy(update={"metadata": metadata, "status": stored.status})

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live picture on a terminal, plain lines elsewhere."""
+"""Shows a run: a live view on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medgr2_api.stage_contract import StageName
 from medgr2_api.status import AttemptState, Phase, StageStatus
 
 from ..plan.types import Event
-from .executor import Listener
+from .executor import RunObserver
 
 _MARKS: dict[AttemptState, tuple[str, str]] = {
     AttemptState.SUCCEEDED: ("✔", "green"),
@@ -32,12 +32,12 @@ _PLAIN_INTERVAL = 10.0  # seconds between progress lines of one stage
 
 
 def make_view(plain: bool, cycles: int = 1) -> PlainView | LiveView:
-    """A live picture when stdout is a terminal and `plain` is false."""
+    """A live view when stdout is a terminal and `plain` is false."""
     console = Console()
     return LiveView(console) if console.is_terminal and not plain else PlainView(console, several=cycles > 1)
 
 
-class PlainView(Listener):
+class PlainView(RunObserver):
     """One line per transition, and now and then one for progress; of several cycles, each with its cycle's name."""
 
     def __init__(self, console: Console, *, several: bool = False) -> None:
@@ -77,7 +77,7 @@ class PlainView(Listener):
         sys.stdout.flush()
 
 
-class LiveView(Listener):
+class LiveView(RunObserver):
     """Of each cycle: the graph by iteration, bars for what runs, the score so far."""
 
     def __init__(self, console: Console) -> None:
@@ -112,7 +112,7 @@ class LiveView(Listener):
 
 
 def render(cycle: Cycle, elapsed: float) -> RenderableType:
-    """The whole picture as a rich renderable."""
+    """A cycle as a rich renderable."""
     status = cycle.status
     style = {Phase.COMPLETE: "bold green", Phase.FAILED: "bold red"}.get(status.phase, "bold cyan")
     head = Text.assemble(

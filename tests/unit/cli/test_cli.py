@@ -11,7 +11,8 @@ import yaml
 from typer.testing import CliRunner
 
 from medgr2_operator.cli.app import app
-from medgr2_operator.cli.loading import parse_stage
+from medgr2_operator.cli.errors import CommandError
+from medgr2_operator.cli.run import restart_point
 
 ROOT = Path(__file__).parents[3]
 QUICKSTART = ROOT / "examples" / "quickstart.yaml"
@@ -28,7 +29,7 @@ def invoke(*arguments: object) -> tuple[int, str]:
     [
         "medgr2_operator.cli.app",
         "medgr2_operator.cli.run",
-        "medgr2_operator.cli.validate_plan",
+        "medgr2_operator.cli.plan",
         "medgr2_operator.local.terminal_ui",
     ],
 )
@@ -158,8 +159,11 @@ def test_compare_names_the_cycles_that_are_there(tmp_path: Path) -> None:
 
 
 def test_restart_from_is_read_or_refused() -> None:
-    assert parse_stage("grpo@2", 3) == ("grpo", 2)
-    with pytest.raises(ValueError, match="STAGE@ITERATION"):
-        parse_stage("grop@2", 3)
-    with pytest.raises(ValueError, match="3 iterations"):
-        parse_stage("grpo@4", 3)
+    assert restart_point("grpo@2", 3) == ("grpo", 2)
+    with pytest.raises(CommandError, match="did you mean grpo"):
+        restart_point("grop@2", 3)
+    for text in ("grpo", "grpo@", "grpo@x"):
+        with pytest.raises(CommandError, match="STAGE@ITERATION, such as grpo@2"):
+            restart_point(text, 3)
+    with pytest.raises(CommandError, match="3 iterations"):
+        restart_point("grpo@4", 3)

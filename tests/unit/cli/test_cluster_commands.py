@@ -21,7 +21,7 @@ from medgr2_operator.cli.app import app
 from medgr2_operator.cli.cluster import cluster
 from medgr2_operator.cli.connection import explain
 from medgr2_operator.cli.errors import CommandError, parse_stage
-from medgr2_operator.cli.logs import choose
+from medgr2_operator.cli.logs import choose_attempts
 from medgr2_operator.kube.client import ApiError
 from medgr2_operator.kube.ephemeral_pod import why_waiting
 from medgr2_operator.render.settings import RenderSettings
@@ -174,18 +174,18 @@ FAILED = stage("reward", 0, "Failed", completionTime="2026-01-01T00:00:02Z", att
     ],
 )
 def test_whose_log_is_meant(stages: list[dict[str, Any]], asked: str, chosen: list[str]) -> None:
-    assert [f"{key.name}@{key.iteration}" for key in choose(a_cycle(*stages), asked)] == chosen
+    assert [f"{key.name}@{key.iteration}" for key in choose_attempts(a_cycle(*stages), asked)] == chosen
 
 
 def test_which_attempts_log_is_meant() -> None:
-    assert choose(a_cycle(DONE, FAILED), "reward")[0].attempt == 3
-    assert choose(a_cycle(DONE, FAILED), "reward", 2)[0].attempt == 2
+    assert choose_attempts(a_cycle(DONE, FAILED), "reward")[0].attempt == 3
+    assert choose_attempts(a_cycle(DONE, FAILED), "reward", 2)[0].attempt == 2
     with pytest.raises(CommandError, match="reward@0 has had 3 attempts so far"):
-        choose(a_cycle(DONE, FAILED), "reward", 4)
+        choose_attempts(a_cycle(DONE, FAILED), "reward", 4)
     with pytest.raises(CommandError, match="sft@1 has not run; there is prepare@0, reward@0"):
-        choose(a_cycle(DONE, FAILED), "sft@1")
+        choose_attempts(a_cycle(DONE, FAILED), "sft@1")
     with pytest.raises(CommandError, match="no stage has run yet"):
-        choose(a_cycle(), "")
+        choose_attempts(a_cycle(), "")
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ STORY: dict[str, Any] = {
 
 
 def told(capsys: pytest.CaptureFixture[str], **changes: Any) -> list[str]:
-    assert lineage.print_story(json.dumps({**STORY, **changes}).encode(), False) == 0
+    assert lineage.print_lineage(json.dumps({**STORY, **changes}).encode(), False) == 0
     return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
 
 

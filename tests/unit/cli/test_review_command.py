@@ -1,4 +1,4 @@
-"""`medgr2 decisions` in a workspace on this computer, as a person runs it; and how the reader may write."""
+"""`medgr2 review` in a workspace on this computer, as a person runs it; and how the reader may write."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def workspace(tmp_path: Path) -> Path:
 
 
 def invoke(*arguments: object) -> tuple[int, str]:
-    done = runner.invoke(app, ["decisions", *map(str, arguments)])
+    done = runner.invoke(app, ["review", *map(str, arguments)])
     return done.exit_code, done.output
 
 
 def test_both_programs_have_it() -> None:
     for program in (app, cluster):
-        assert "  decisions " in runner.invoke(program, ["--help"]).output
-        shown = runner.invoke(program, ["decisions", "--help"]).output
+        assert "  review " in runner.invoke(program, ["--help"]).output
+        shown = runner.invoke(program, ["review", "--help"]).output
         assert "export" in shown
         assert "import" in shown
 

@@ -16,7 +16,7 @@ from medgr2_api.scheduling import DeepSpeed, StageSettings
 from medgr2_api.stage_contract import Progress, StageName, StageRequest, StageResult
 from medgr2_api.status import Phase, StageStatus
 from medgr2_operator.local import executor
-from medgr2_operator.local.executor import Executor, Listener
+from medgr2_operator.local.executor import Executor, RunObserver
 
 
 def record(made: Executor, name: StageName) -> StageStatus:
@@ -92,7 +92,7 @@ def test_a_shard_without_a_readable_result_is_collected(tmp_path: Path, monkeypa
     assert record(made, StageName.GENERATE).output_digest == whole(StageName.GENERATE, 1, 2)
 
 
-class Interrupts(Listener):
+class Interrupts(RunObserver):
     """Interrupts as soon as a stage runs, and `again` when it was asked to stop."""
 
     def __init__(self, *, again: bool) -> None:
@@ -122,9 +122,9 @@ def ignore_sigterm(processes: FakeProcesses) -> None:
 
 
 def test_the_second_interrupt_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    listener = Interrupts(again=True)
-    made, processes = make_executor(tmp_path, monkeypatch, lambda request: None, listener)
-    listener.executor, listener.processes = made, processes
+    observer = Interrupts(again=True)
+    made, processes = make_executor(tmp_path, monkeypatch, lambda request: None, observer)
+    observer.executor, observer.processes = made, processes
     ignore_sigterm(processes)
     began = time.monotonic()
     run_executors(made)
@@ -135,9 +135,9 @@ def test_the_second_interrupt_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_stage_that_does_not_stop_is_killed_after_the_grace_period(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listener = Interrupts(again=False)
-    made, processes = make_executor(tmp_path, monkeypatch, lambda request: None, listener)
-    listener.executor, listener.processes = made, processes
+    observer = Interrupts(again=False)
+    made, processes = make_executor(tmp_path, monkeypatch, lambda request: None, observer)
+    observer.executor, observer.processes = made, processes
     ignore_sigterm(processes)
     # a minute passes at every look at the clock; after a day and a half there is no more time
     clock = iter(range(0, 2000 * 60, 60))
@@ -170,7 +170,7 @@ def test_what_a_killed_run_left_behind_is_taken_and_not_done_again(
 def test_progress_is_that_of_the_slowest_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Progress] = []
 
-    class ProgressRecorder(Listener):
+    class ProgressRecorder(RunObserver):
         def on_plan(self, cycle: Cycle) -> None:
             shown = [found.progress for found in cycle.status.stages if found.progress is not None]
             seen.extend(shown)

@@ -13,12 +13,12 @@ from medgr2_api.cycle import Cycle
 from medgr2_api.stage_contract import StageName, StageRequest, StageResult
 from medgr2_api.status import AttemptState, Phase
 from medgr2_operator.local import runner
-from medgr2_operator.local.executor import Executor, Listener
-from medgr2_operator.local.stage_server_client import ZygoteDied
+from medgr2_operator.local.executor import Executor, RunObserver
+from medgr2_operator.local.forkserver_client import ForkserverCrashed
 from medgr2_operator.local.state import merge
 
 
-class SlowStages(Listener):
+class SlowStages(RunObserver):
     """Stages that run until the next tick, which ends the one that has run longest."""
 
     def __init__(self) -> None:
@@ -44,11 +44,11 @@ def pair(
 ) -> tuple[Executor, Executor, FakeProcesses]:
     """Two cycles that differ from curation on, and the fake processes that they start."""
     processes = stage.processes if isinstance(stage, SlowStages) else FakeProcesses(stage)
-    monkeypatch.setattr(runner, "Processes", lambda *_: processes)
+    monkeypatch.setattr(runner, "ForkserverClient", lambda *_: processes)
 
     def cycle(name: str, **spec: Any) -> Executor:
-        listener = stage if isinstance(stage, SlowStages) else Listener()
-        return Executor(root, merge(Cycle.model_validate(tiny_cycle(name, **spec)), None), listener)
+        observer = stage if isinstance(stage, SlowStages) else RunObserver()
+        return Executor(root, merge(Cycle.model_validate(tiny_cycle(name, **spec)), None), observer)
 
     return cycle("first"), cycle("second", curation={"selection": {"strategy": "All"}}), processes
 
@@ -137,20 +137,20 @@ def test_leaving_ends_all_cycles_also_one_that_waits(tmp_path: Path, monkeypatch
     assert all(stage.state is not AttemptState.RUNNING for stage in second.cycle.status.stages)
 
 
-def test_a_stage_server_that_is_gone_when_a_stage_is_to_start_is_replaced(
+def test_a_forkserver_that_is_gone_when_a_stage_is_to_start_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
     first, second, processes = pair(tmp_path, monkeypatch, ok)
-    monkeypatch.setattr(first.listener, "on_notice", told.append)
+    monkeypatch.setattr(first.observer, "on_notice", told.append)
     begin, deaths = processes.start, iter([True, False, True])
 
     def start(name: str, env: dict[str, str], log: Path) -> None:
         if next(deaths, False):
-            raise ZygoteDied("the stage server ended")
+            raise ForkserverCrashed("the forkserver ended")
         begin(name, env, log)
 
     monkeypatch.setattr(processes, "start", start)
     run_executors(first, second)
     assert (first.phase, second.phase) == (Phase.COMPLETE, Phase.COMPLETE)
-    assert told == ["the stage server ended; starting another"] * 2
+    assert told == ["the forkserver ended; starting another"] * 2

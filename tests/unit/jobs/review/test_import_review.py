@@ -202,7 +202,7 @@ def test_a_review_that_is_not_there_or_was_changed_is_refused(
     made: Reviewed, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert made.again("f" * 64) == 78
-    assert "medgr2 decisions import" in capfd.readouterr().err
+    assert "medgr2 review import" in capfd.readouterr().err
     sha256 = made.put({"triplet_id": "t1", "veto": True})["sha256"]
     path = made.root / paths.review(sha256)
     path.write_bytes(path.read_bytes().replace(b"true", b"false"))

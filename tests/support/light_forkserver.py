@@ -1,4 +1,4 @@
-"""Stage processes by the hundred: the stage server of `medgr2 run`, without the libraries that take seconds."""
+"""Stage processes by the hundred: the forkserver of `medgr2 run`, without the libraries that take seconds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ sys.exit(forkserver.main())
 """
 
 
-class StageServer:
+class LightForkserver:
     """Starts stages; `events` has what it says of them: a pid at the start, an exit code at the end."""
 
     def __init__(self, process: subprocess.Popen[str], root: Path) -> None:
@@ -56,13 +56,13 @@ class StageServer:
 
 
 @contextmanager
-def stage_server(root: Path) -> Iterator[StageServer]:
-    """A running stage server; its stages end with it."""
+def light_forkserver(root: Path) -> Iterator[LightForkserver]:
+    """A running one; its stages end with it."""
     process = subprocess.Popen(
         [sys.executable, "-c", _CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ)
     )
     try:
-        yield StageServer(process, root)
+        yield LightForkserver(process, root)
     finally:
         assert process.stdin is not None
         process.stdin.close()

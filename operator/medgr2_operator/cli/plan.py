@@ -1,8 +1,7 @@
-"""`medgr2 validate`, `medgr2 plan` and `medgr2 compare`."""
+"""`medgr2 plan`."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +10,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from medgr2_api import paths as names
 from medgr2_api.cycle import CycleSpec
 from medgr2_api.presets import resolve_with_origins
 
 from ..local.state import StateError, StateFile
 from ..plan.spec_cache import resolved
 from ..plan.types import StageKey
-from .loading import load
+from .cycle_file import read_cycle
 from .plan_preview import Forecast, forecast
 
 #: Parts of the spec whose values `medgr2 plan` lists; the rest says where and when stages run.
@@ -35,16 +33,9 @@ _LEARNING = (
 )
 
 
-def validate_file(file: Path) -> int:
-    """Says whether the cycle is sound; `load` ends the command with the problems when it is not."""
-    cycle = load(file)
-    print(f"{file}: {cycle.metadata.name} is valid")
-    return 0
-
-
 def show_plan(file: Path, workspace: Path) -> int:
     """Parameters with their origin, then each stage: what it reads, and whether it would run."""
-    cycle = load(file)
+    cycle = read_cycle(file)
     console = Console()
     parameters = Table(title="parameters", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for column in ("parameter", "value", "from"):
@@ -98,17 +89,3 @@ def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
             yield from _leaves(item, f"{path}.{key}" if path else key)
     else:
         yield path, value
-
-
-def compare_cycles(cycles: list[str], workspace: Path, as_json: bool) -> int:
-    """The table is the jobs' business (it reads parquet): a process of its own makes it."""
-    missing = [name for name in cycles if not (workspace / names.report(name)).exists()]
-    if missing:
-        known = sorted(path.parent.name for path in workspace.glob("cycles/*/report"))
-        print(
-            f"no report of {', '.join(missing)} in {workspace}; finished cycles there: {', '.join(known) or 'none'}",
-            file=sys.stderr,
-        )
-        return 2
-    command = [sys.executable, "-m", "medgr2_jobs.report.compare", str(workspace), *cycles]
-    return subprocess.run([*command, "--json"] if as_json else command, check=False).returncode

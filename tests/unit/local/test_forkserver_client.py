@@ -1,4 +1,4 @@
-"""Talking to the zygote: here a script that is slow to say what it started."""
+"""The client of the forkserver: here a script that is slow to say what it started."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from medgr2_operator.local.stage_server_client import SPIN, Exited, Processes
+from medgr2_operator.local.forkserver_client import SPIN, Exited, ForkserverClient
 
 SLOW = """
 import json, subprocess, sys, time
@@ -24,16 +24,16 @@ for line in sys.stdin:
 
 
 def test_a_signal_reaches_a_stage_whose_process_is_not_known_yet(tmp_path: Path) -> None:
-    processes = Processes(tmp_path / "zygote.log", (), [sys.executable, "-c", SLOW])
-    processes.start("sft", {}, tmp_path / "sft.log")
-    assert processes.pid("sft") is None
-    processes.signal("sft", signal.SIGTERM)
+    client = ForkserverClient(tmp_path / "forkserver.log", (), [sys.executable, "-c", SLOW])
+    client.start("sft", {}, tmp_path / "sft.log")
+    assert client.pid("sft") is None
+    client.signal("sft", signal.SIGTERM)
     ended: list[Exited] = []
     began = time.monotonic()
     while not ended and time.monotonic() - began < 30:
-        ended = processes.wait(0.1)
+        ended = client.wait(0.1)
     assert ended == [Exited("sft", 128 + signal.SIGTERM)]
-    processes.close()
+    client.close()
 
 
 @pytest.mark.parametrize(("given", "turns"), [({}, SPIN["GOMP_SPINCOUNT"]), ({"GOMP_SPINCOUNT": "7"}, "7")])
@@ -44,6 +44,6 @@ def test_threads_do_not_spin_for_long_unless_the_user_says_so(
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     program = "import os, sys; print(os.environ['GOMP_SPINCOUNT'], file=sys.stderr); sys.stdin.read()"
-    processes = Processes(tmp_path / "zygote.log", (), [sys.executable, "-c", program])
-    processes.close()
-    assert (tmp_path / "zygote.log").read_text() == f"{turns}\n"
+    client = ForkserverClient(tmp_path / "forkserver.log", (), [sys.executable, "-c", program])
+    client.close()
+    assert (tmp_path / "forkserver.log").read_text() == f"{turns}\n"

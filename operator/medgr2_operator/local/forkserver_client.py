@@ -1,4 +1,4 @@
-"""Stages as processes: talks to the zygote (`medgr2_jobs.runner.forkserver`), which forks them."""
+"""Stages as processes: the client of the forkserver (`medgr2_jobs.runner.forkserver`), which forks them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ZYGOTE_COMMAND = (sys.executable, "-m", "medgr2_jobs.runner.forkserver")
+FORKSERVER_COMMAND = (sys.executable, "-m", "medgr2_jobs.runner.forkserver")
 #: Threads of OpenMP spin while they wait for each other, by default for milliseconds: stages that run side by side,
 #: with more threads than there are cores, then take up to six times as long (docs/measurements.md). So they spin less.
 SPIN = {"GOMP_SPINCOUNT": "3000"}
@@ -30,14 +30,14 @@ class Exited:
     exit_code: int
 
 
-class ZygoteDied(Exception):
-    """The zygote ended by itself; its children were asked to checkpoint."""
+class ForkserverCrashed(Exception):
+    """The forkserver ended by itself; the kernel has asked its stages to checkpoint."""
 
 
-class Processes:
+class ForkserverClient:
     """Starts stages and tells which have ended."""
 
-    def __init__(self, log: Path, inherit: Sequence[int], command: Sequence[str] = ZYGOTE_COMMAND) -> None:
+    def __init__(self, log: Path, inherit: Sequence[int], command: Sequence[str] = FORKSERVER_COMMAND) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._events: queue.Queue[Exited | None] = queue.Queue()
         self._pids: dict[str, int] = {}
@@ -46,34 +46,34 @@ class Processes:
         self._lock = threading.Lock()
         self._closed = False
         with log.open("ab") as stderr:
-            self._zygote = subprocess.Popen(
+            self._server = subprocess.Popen(
                 list(command),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 pass_fds=tuple(inherit),
-                start_new_session=True,  # Ctrl-C is ours to handle
+                start_new_session=True,  # Ctrl-C is handled here
                 env={**SPIN, **os.environ, **_SETTINGS},
             )
         self.log = log
-        self._reader = threading.Thread(target=self._read, name="zygote", daemon=True)
+        self._reader = threading.Thread(target=self._read, name="forkserver", daemon=True)
         self._reader.start()
 
     def start(self, name: str, env: Mapping[str, str], log: Path) -> None:
         """Starts a stage; its stdout and stderr go to `log`.
 
         Raises:
-            ZygoteDied: there is nothing to start it with.
+            ForkserverCrashed: there is nothing to start it with.
         """
-        order = json.dumps({"id": name, "env": dict(env), "log": str(log)}) + "\n"
+        request = json.dumps({"id": name, "env": dict(env), "log": str(log)}) + "\n"
         with self._lock:
             self._starting.add(name)
-        assert self._zygote.stdin is not None
+        assert self._server.stdin is not None
         try:
-            self._zygote.stdin.write(order.encode())
-            self._zygote.stdin.flush()
+            self._server.stdin.write(request.encode())
+            self._server.stdin.flush()
         except (BrokenPipeError, ValueError):
-            raise ZygoteDied(self._obituary()) from None
+            raise ForkserverCrashed(self._crash_report()) from None
 
     def signal(self, name: str, number: int) -> None:
         """Sends a signal to a stage (at once, or as soon as its process exists)."""
@@ -94,19 +94,19 @@ class Processes:
         """The stages that ended; waits up to `timeout` seconds for the first.
 
         Raises:
-            ZygoteDied: no more stages can be started.
+            ForkserverCrashed: no more stages can be started.
         """
         ended: list[Exited] = []
         with contextlib.suppress(queue.Empty):
             while True:
                 event = self._events.get(timeout=0 if ended else max(timeout, 0.001))
                 if event is None:
-                    raise ZygoteDied(self._obituary())
+                    raise ForkserverCrashed(self._crash_report())
                 ended.append(event)
         return ended
 
     def wait_for_orphans(self, patience: float) -> None:
-        """After the zygote's death: waits until its stages have ended, and kills what is left after `patience` s."""
+        """After a crash: waits until the stages have ended, and kills those that are left after `patience` seconds."""
         deadline = time.monotonic() + patience
         for pid in list(self._pids.values()):
             while _exists(pid):
@@ -116,21 +116,21 @@ class Processes:
                 time.sleep(0.05)
 
     def close(self) -> None:
-        """Lets the zygote end; children that still run are asked to checkpoint first."""
+        """Ends the forkserver; stages that still run are asked to checkpoint first."""
         self._closed = True
-        if self._zygote.stdin:
+        if self._server.stdin:
             with contextlib.suppress(BrokenPipeError):
-                self._zygote.stdin.close()
+                self._server.stdin.close()
         try:
-            self._zygote.wait(timeout=90)
+            self._server.wait(timeout=90)
         except subprocess.TimeoutExpired:
-            self._zygote.kill()
-            self._zygote.wait()
+            self._server.kill()
+            self._server.wait()
         self._reader.join(timeout=5)
 
     def _read(self) -> None:
-        assert self._zygote.stdout is not None
-        for line in self._zygote.stdout:
+        assert self._server.stdout is not None
+        for line in self._server.stdout:
             reply = json.loads(line)
             name = reply.get("id")
             if name is None:
@@ -149,14 +149,14 @@ class Processes:
         if not self._closed:
             self._events.put(None)
 
-    def _obituary(self) -> str:
+    def _crash_report(self) -> str:
         try:
-            code: int | None = self._zygote.wait(timeout=5)
-        except subprocess.TimeoutExpired:  # it closed its output and lives on
+            code: int | None = self._server.wait(timeout=5)
+        except subprocess.TimeoutExpired:  # it closed its output and still runs
             code = None
         tail = self.log.read_text(errors="replace").strip().splitlines()[-3:]
         ended = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-        return f"the stage server ended ({ended}); its last words are in {self.log}: {' / '.join(tail)}"
+        return f"the forkserver ended ({ended}); log {self.log} ends with: {' / '.join(tail)}"
 
 
 def _exists(pid: int) -> bool:

@@ -1,0 +1,54 @@
+"""`medgr2 doctor`, `prompt`, `fetch` and `compare`: what they look at is the jobs' business, and so is their work."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from medgr2_api import paths
+from medgr2_api.stage_contract import SECRETS_ENV, ExitCode
+
+from . import jobs_process
+from .cycle_file import read_cycle
+
+#: What `medgr2 run --dry-run` asks and pays.
+DRY_RUN_QUESTIONS = 5
+
+
+def doctor(file: Path, workspace: Path, secrets: Path | None, questions: int, as_json: bool) -> int:
+    """Checks a cycle before it runs; ends with 1 when something would fail."""
+    read_cycle(file)
+    if not workspace.is_dir():
+        print(f"{workspace}: no such folder; it is the one that all stages share", file=sys.stderr)
+        return ExitCode.USAGE
+    options = ["--workspace", str(workspace), "--questions", str(questions)]
+    options += ["--secrets-dir", str(secrets)] if secrets else []
+    options += ["--json"] if as_json else []
+    return jobs_process.run("preflight", str(file), *options)
+
+
+def prompt(paradigm: str, modality: str, question_type: str, provider: str, image: Path | None) -> int:
+    """Prints what a generator is sent about one image."""
+    options = ["--paradigm", paradigm, "--modality", modality, "--question-type", question_type, "--provider", provider]
+    return jobs_process.run("generate.preview", *options, *(["--image", str(image)] if image else []))
+
+
+def fetch(file: Path, workspace: Path, secrets: Path | None) -> NoReturn:
+    """Fetches what a cycle names; this process becomes the jobs'."""
+    read_cycle(file)
+    environment = {SECRETS_ENV: str(secrets.resolve()) if secrets else ""}
+    jobs_process.become("fetch", str(file), "--workspace", str(workspace), environment=environment)
+
+
+def compare(cycles: list[str], workspace: Path, as_json: bool) -> int:
+    """Prints a table of finished cycles."""
+    missing = [name for name in cycles if not (workspace / paths.report(name)).exists()]
+    if missing:
+        known = sorted(path.parent.name for path in workspace.glob("cycles/*/report"))
+        print(
+            f"no report of {', '.join(missing)} in {workspace}; finished cycles there: {', '.join(known) or 'none'}",
+            file=sys.stderr,
+        )
+        return ExitCode.USAGE
+    return jobs_process.run("report.compare", str(workspace), *cycles, *(["--json"] if as_json else []))
