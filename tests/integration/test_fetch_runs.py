@@ -25,7 +25,7 @@ from medgr2_jobs.errors import StageError
 from medgr2_jobs.fetch import pin_file
 from medgr2_jobs.runner.main import execute
 from medgr2_jobs.store.artifact import ArtifactReader
-from medgr2_operator.local.executor import Executor, Listener
+from medgr2_operator.local.executor import Executor, RunObserver
 from medgr2_operator.local.runner import Runner
 from tests.support.fixtures import prepare_parameters, run_stage, stage_request
 from tests.support.hub_fixtures import CHUNK, DATA, FILES, LOADED, content, get, model_files, safetensors
@@ -245,7 +245,7 @@ def test_two_runs_at_the_same_time_fetch_once(hub: HubServer, tmp_path: Path) ->
     assert len([request for request in hub.requests if request.endswith("/api/datasets/org/data")]) == 1
 
 
-def test_prepare_fetches_in_a_run_whose_stage_server_is_offline(hub: HubServer, tmp_path: Path) -> None:
+def test_prepare_fetches_in_a_run_whose_forkserver_is_offline(hub: HubServer, tmp_path: Path) -> None:
     """`medgr2 run` forks stages from a process that has read HF_HUB_OFFLINE=1 long before."""
     hub.repository("org/model", model_files())
     others = [str(stage) for stage in StageName if stage not in (StageName.PREPARE, StageName.DISTILL)]
@@ -263,8 +263,8 @@ def test_prepare_fetches_in_a_run_whose_stage_server_is_offline(hub: HubServer, 
     )
     root = tmp_path / "w"
     root.mkdir()
-    made = Executor(root, cycle, Listener())
-    Runner([made], Listener(), command=(sys.executable, "-c", server)).run()
+    made = Executor(root, cycle, RunObserver())
+    Runner([made], RunObserver(), command=(sys.executable, "-c", server)).run()
     assert made.phase is Phase.PAUSED
     assert [path.parent.parent.name for path in root.rglob("manifest.json")] == ["prepare"]
     assert "GET /api/models/org/model" in hub.requests
