@@ -21,8 +21,8 @@ from medgr2_operator.cli.connection import Cluster
 from medgr2_operator.cli.lifecycle import approve
 from medgr2_operator.kube.client import Resource
 from medgr2_operator.kube.kubeconfig import connect
-from medgr2_operator.render.settings import RenderSettings
-from medgr2_operator.render.volume_reader_pod import reader
+from medgr2_operator.render.render_context import RenderSettings
+from medgr2_operator.render.volume_reader_pod import reader_pod
 from tests.cluster import tools
 from tests.cluster.commands import Medgr2
 from tests.cluster.fixtures import eventually
@@ -236,7 +236,7 @@ def test_the_reading_pod_is_restricted(env: KwokEnv) -> None:
     env.apply()
     env.kubectl("label", "namespace", env.namespace, "pod-security.kubernetes.io/enforce=restricted")
     cycle = Cycle.model_validate(env.cycle())
-    pod = reader(cycle, "loop-read-1", "localhost/stage:test", 600, RenderSettings(image=""))
+    pod = reader_pod(cycle, "loop-read-1", "localhost/stage:test", 600, RenderSettings(image=""))
 
     def dry_run(manifest: dict[str, Any]) -> str:
         arguments = ("-n", env.namespace, "create", "--dry-run=server", "-f", "-")

@@ -14,8 +14,8 @@ from PIL import Image
 from medgr2_api.cycle import Cycle
 from medgr2_api.stage_contract import StageName
 from medgr2_jobs.store.images import ImageStore
-from medgr2_operator.render.settings import RenderSettings
-from medgr2_operator.render.volume_reader_pod import reader
+from medgr2_operator.render.render_context import RenderSettings
+from medgr2_operator.render.volume_reader_pod import reader_pod
 from tests.cluster.commands import Medgr2
 from tests.cluster.fixtures import eventually
 from tests.cluster.test_cli_streams import StreamingNode
@@ -155,7 +155,7 @@ def test_the_writing_pod_is_restricted_and_writes_to_reviews_only(env: KwokEnv) 
     env.apply(workspace={"persistentVolumeClaim": {"claimName": "medgr2-data"}, "subPath": "teams/ml"})
     env.kubectl("label", "namespace", env.namespace, "pod-security.kubernetes.io/enforce=restricted")
     cycle = Cycle.model_validate(env.cycle())
-    pod = reader(cycle, "loop-read-1", "localhost/stage:test", 600, RenderSettings(image=""), "reviews")
+    pod = reader_pod(cycle, "loop-read-1", "localhost/stage:test", 600, RenderSettings(image=""), "reviews")
     arguments = ("-n", env.namespace, "create", "--dry-run=server", "-o", "yaml", "-f", "-")
     made = yaml.safe_load(env.control_plane.kubectl(*arguments, stdin=yaml.safe_dump(pod)))
     mounts = [mount for mount in made["spec"]["containers"][0]["volumeMounts"] if mount["name"] == "workspace"]

@@ -10,7 +10,7 @@ from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageName, StageReq
 from medgr2_operator.plan.job_names import job_name
 from medgr2_operator.plan.spec_cache import resolved
 from medgr2_operator.plan.types import AttemptKey, JobCreate
-from medgr2_operator.render.settings import RenderSettings
+from medgr2_operator.render.render_context import RenderSettings
 from tests.support.cycle_specs import make_spec
 
 UID = "5d0c1a52-7c3b-4d0e-9f5a-0d6f0a1b2c3d"

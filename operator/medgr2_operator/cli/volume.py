@@ -20,8 +20,8 @@ from ..kube.ephemeral_pod import PodNotRunningError, is_gone, running
 from ..kube.logs_exec import BrokenStreamError, execute
 from ..render import labels
 from ..render.pod import MAIN
-from ..render.settings import RenderSettings
-from ..render.volume_reader_pod import READER, reader
+from ..render.render_context import RenderSettings
+from ..render.volume_reader_pod import READER, reader_pod
 from .cluster_options import ReaderPodOptions
 from .connection import Cluster, parsed
 from .errors import CommandError
@@ -126,7 +126,7 @@ async def opened(cluster: Cluster, name: str, options: ReaderPodOptions, writabl
     cycle = parsed(stored)
     image = options.image or cycle.spec.template.image or await _image_of_stages(cluster, stored)
     pod_name = f"{name[:_NAME_LENGTH].rstrip('-')}-read-{secrets.token_hex(4)}"
-    manifest = reader(cycle, pod_name, image, LIFETIME, RenderSettings(image=image), writable)
+    manifest = reader_pod(cycle, pod_name, image, LIFETIME, RenderSettings(image=image), writable)
     try:
         async with running(cluster.client, manifest, options.pod_timeout) as pod:
             yield Volume(cluster.client, cluster.namespace, pod, image)

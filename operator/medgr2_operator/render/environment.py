@@ -17,32 +17,31 @@ from medgr2_api.stage_contract import (
 )
 
 from . import rendezvous
-from .errors import RenderError
-from .render_context import Attempt
+from .render_context import RenderContext, RenderError
 from .volumes import HF_HOME, SCRATCH, SECRETS_DIR, WORKSPACE
 
 RESULT_PATH = "/dev/termination-log"
 
 
 def escape(text: str) -> str:
-    """Text that kubelet hands over unchanged: it replaces `$(NAME)`, and `$$` is how one dollar is written."""
+    """Text that the kubelet passes on unchanged: it replaces `$(NAME)`, and `$$` is how one dollar is written."""
     return text.replace("$", "$$")
 
 
-def of_stage(attempt: Attempt, threads: int, *, gpus: bool, base_url: str = "") -> list[dict[str, Any]]:
+def of_stage(context: RenderContext, threads: int, *, gpus: bool, base_url: str = "") -> list[dict[str, Any]]:
     """Variables of container main: the contract's, defaults, and the user's.
 
     Args:
-        attempt: whose container.
+        context: of the attempt.
         threads: CPU threads of one process.
         gpus: whether the container has any.
         base_url: where a model server beside the stage answers.
     """
-    request = attempt.create.request.model_copy(
+    request = context.create.request.model_copy(
         update={
             # a pod takes its own number from JOB_COMPLETION_INDEX: all pods of a Job share one template
-            "shard": Shard(index=0, count=attempt.shards),
-            "grace_seconds": float(attempt.template.termination_grace_period_seconds),
+            "shard": Shard(index=0, count=context.shards),
+            "grace_seconds": float(context.template.termination_grace_period_seconds),
             "threads": threads,
         }
     )
@@ -51,25 +50,25 @@ def of_stage(attempt: Attempt, threads: int, *, gpus: bool, base_url: str = "") 
         RESULT_PATH_ENV: RESULT_PATH,
         WORKSPACE_ENV: WORKSPACE,
         SECRETS_ENV: SECRETS_DIR,
-        PROGRESS_PORT_ENV: str(attempt.settings.progress_port),
+        PROGRESS_PORT_ENV: str(context.settings.progress_port),
         **({VLLM_BASE_URL_ENV: base_url} if base_url else {}),
-        **rendezvous.environment(attempt),
-        **({DEEPSPEED_ENV: str(attempt.stage.deepspeed)} if attempt.stage.deepspeed and not attempt.collects else {}),
+        **rendezvous.environment(context),
+        **({DEEPSPEED_ENV: str(context.stage.deepspeed)} if context.stage.deepspeed and not context.collects else {}),
     }
     defaults = {
         **_HOME,
-        "HF_HUB_OFFLINE": "0" if attempt.create.key.name in _FETCHES else "1",
+        "HF_HUB_OFFLINE": "0" if context.create.key.name in _FETCHES else "1",
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",  # what a killed stage printed last must not be lost in a buffer
         **_devices(gpus),
     }
-    return [*_variables(contract), *_with_users(defaults, attempt)]
+    return [*_variables(contract), *_with_user_env(defaults, context)]
 
 
-def of_sidecar(attempt: Attempt, *, gpus: bool) -> list[dict[str, Any]]:
+def of_sidecar(context: RenderContext, *, gpus: bool) -> list[dict[str, Any]]:
     """Variables of a model server: the user's (tokens to fetch models, proxies) over a place for its caches."""
-    return _with_users({**_HOME, **_devices(gpus)}, attempt)
+    return _with_user_env({**_HOME, **_devices(gpus)}, context)
 
 
 #: Stages that may fetch from the Hugging Face hub; all others read what those pinned.
@@ -86,16 +85,16 @@ def _devices(gpus: bool) -> dict[str, str]:
     return {} if gpus else {"NVIDIA_VISIBLE_DEVICES": "void"}
 
 
-def _with_users(defaults: dict[str, str], attempt: Attempt) -> list[dict[str, Any]]:
-    """The user's variables behind our defaults, so that they can refer to them; those of the same name replace them."""
-    users = attempt.template.env
-    for index, variable in enumerate(users):
+def _with_user_env(defaults: dict[str, str], context: RenderContext) -> list[dict[str, Any]]:
+    """The defaults, then the user's variables, which may refer to them; one of the same name replaces the default."""
+    user_env = context.template.env
+    for index, variable in enumerate(user_env):
         if variable["name"] == INDEX_ENV or variable["name"].startswith("MEDGR2_"):
             raise RenderError(
                 f"spec.template.env[{index}]", f"{variable['name']} is the operator's to set: use another name"
             )
-    names = {variable["name"] for variable in users}
-    return [*_variables({name: text for name, text in defaults.items() if name not in names}), *users]
+    names = {variable["name"] for variable in user_env}
+    return [*_variables({name: text for name, text in defaults.items() if name not in names}), *user_env]
 
 
 def _variables(values: dict[str, str]) -> list[dict[str, Any]]:

@@ -1,17 +1,17 @@
-"""The labels of everything we make: how people, selectors and the observer tell attempts apart."""
+"""Labels and owners of everything that the operator creates: how people, selectors and garbage collection tell objects
+and attempts apart."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from medgr2_api.cycle import Cycle
 from medgr2_api.stage_contract import StageName
 
 from ..plan.types import AttemptKey
-from .errors import RenderError
-from .metadata import claim_name
+from .render_context import RenderError
 
 CYCLE = "medgr2.io/cycle"
 CYCLE_UID = "medgr2.io/cycle-uid"
@@ -52,11 +52,6 @@ def of_attempt(cycle: Cycle, key: AttemptKey) -> dict[str, str]:
     }
 
 
-def of_volume(cycle: Cycle) -> dict[str, str]:
-    """Label of a pod that shares a node with all others of its volume; a claim's name may be too long for a label."""
-    return {VOLUME: hashlib.sha256(claim_name(cycle).encode()).hexdigest()[:16]}
-
-
 def attempt_key(labels: Mapping[str, str]) -> AttemptKey | None:
     """Which attempt an object with these labels belongs to; None where they name none."""
     try:
@@ -65,6 +60,31 @@ def attempt_key(labels: Mapping[str, str]) -> AttemptKey | None:
     except (KeyError, ValueError):
         return None
     return key if attempt > 0 else None
+
+
+def owner_reference(cycle: Cycle) -> dict[str, Any]:
+    """Deleting the cycle deletes the object.
+
+    Where the API server checks it (OpenShift), `blockOwnerDeletion` needs the right to update the cycle's finalizers.
+    """
+    return {
+        "apiVersion": cycle.api_version,
+        "kind": cycle.kind,
+        "name": cycle.metadata.name,
+        "uid": cycle.metadata.uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+
+
+def owned(cycle: Cycle, name: str, labels: dict[str, str]) -> dict[str, Any]:
+    """Metadata of an object that goes with the cycle."""
+    return {
+        "name": name,
+        "namespace": cycle.metadata.namespace,
+        "labels": labels,
+        "ownerReferences": [owner_reference(cycle)],
+    }
 
 
 def value(path: str, text: str) -> str:
@@ -81,7 +101,7 @@ def value(path: str, text: str) -> str:
 
 
 def _number(text: str) -> int:
-    """Only as `of_attempt` writes it: two texts must not name one attempt."""
+    """Only in the form that `of_attempt` writes: two texts must not name one attempt."""
     if re.fullmatch(r"0|[1-9][0-9]{0,8}", text) is None:
         raise ValueError(text)
     return int(text)

@@ -1,4 +1,4 @@
-"""RFC 6902: the user's last word on a Job."""
+"""The user's RFC 6902 patches of a Job."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import jsonpatch
 import jsonpointer
 
 from . import labels
-from .errors import RenderError
-from .render_context import Attempt
+from .render_context import RenderContext, RenderError
 
-_OURS = (
+_LABELS = (
     labels.NAME,
     labels.MANAGED_BY,
     labels.COMPONENT,
@@ -24,7 +23,7 @@ _OURS = (
     labels.TOKEN,
     labels.ATTEMPT,
 )
-#: By these the operator knows the Job and its pods again; whoever changed them would make it start a second one.
+#: By these the operator identifies the Job and its pods; a patch of them would make it start a second one.
 _IDENTITY: tuple[tuple[str, ...], ...] = (
     ("apiVersion",),
     ("kind",),
@@ -32,20 +31,20 @@ _IDENTITY: tuple[tuple[str, ...], ...] = (
     ("metadata", "generateName"),
     ("metadata", "namespace"),
     ("metadata", "ownerReferences"),
-    *(("metadata", "labels", label) for label in _OURS),
-    *(("spec", "template", "metadata", "labels", label) for label in _OURS),
+    *(("metadata", "labels", label) for label in _LABELS),
+    *(("spec", "template", "metadata", "labels", label) for label in _LABELS),
 )
 
 
-def patched(attempt: Attempt, job: dict[str, Any]) -> dict[str, Any]:
+def patched(context: RenderContext, job: dict[str, Any]) -> dict[str, Any]:
     """A copy of the Job with the patches of the template and then of the stage.
 
     Raises:
-        RenderError: a patch does not apply, or changes by what the Job is known; the path names the patch.
+        RenderError: a patch does not apply, or changes the Job's identity; the path names the patch.
     """
     document: Any = _plain(job)
     before = _identity(document)
-    for path, operation in _operations(attempt):
+    for path, operation in _operations(context):
         try:
             document = jsonpatch.apply_patch(document, [_plain(operation)], in_place=True)
         except (jsonpatch.JsonPatchException, jsonpointer.JsonPointerException) as error:
@@ -53,7 +52,7 @@ def patched(attempt: Attempt, job: dict[str, Any]) -> dict[str, Any]:
         after = _identity(document)
         changed = [place for place in _IDENTITY if after[place] != before[place]]
         if changed:
-            raise RenderError(path, f"must not change {'.'.join(changed[0])}: the operator knows the Job by it")
+            raise RenderError(path, f"must not change {'.'.join(changed[0])}: the operator identifies the Job by it")
     assert isinstance(document, dict)
     return document
 
@@ -63,12 +62,12 @@ def _plain(value: dict[str, Any]) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _operations(attempt: Attempt) -> Iterator[tuple[str, dict[str, Any]]]:
+def _operations(context: RenderContext) -> Iterator[tuple[str, dict[str, Any]]]:
     """The operations in order. A stage's are about the pods that do its work, so collecting leaves them out."""
-    for index, operation in enumerate(attempt.template.patches):
+    for index, operation in enumerate(context.template.patches):
         yield f"spec.template.patches[{index}]", operation
-    for index, operation in enumerate([] if attempt.collects else attempt.stage.patches):
-        yield f"{attempt.path}.patches[{index}]", operation
+    for index, operation in enumerate([] if context.collects else context.stage.patches):
+        yield f"{context.path}.patches[{index}]", operation
 
 
 def _identity(document: Any) -> dict[tuple[str, ...], Any]:

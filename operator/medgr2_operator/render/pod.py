@@ -1,25 +1,24 @@
-"""The pod of an attempt."""
+"""The pod of an attempt, and on which nodes it may run."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from . import environment, labels, rendezvous, resources, security, vllm_sidecar, volumes
-from .affinity import placement
-from .render_context import Attempt
+from . import containers, environment, labels, pvc, rendezvous, vllm_sidecar, volumes
+from .render_context import RenderContext
 
 #: The container that does the work. podFailurePolicy and the observer read its exit code, never another's.
 MAIN = "main"
 
 
-def template(attempt: Attempt) -> dict[str, Any]:
+def template(context: RenderContext) -> dict[str, Any]:
     """The Job's pod template."""
-    spec = attempt.template
+    spec = context.template
     return {
         "metadata": {
             "labels": {
-                **labels.of_attempt(attempt.cycle, attempt.create.key),
-                **(labels.of_volume(attempt.cycle) if attempt.single_node else {}),
+                **labels.of_attempt(context.cycle, context.create.key),
+                **(pvc.volume_label(context.cycle) if context.single_node else {}),
             }
         },
         "spec": {
@@ -29,43 +28,70 @@ def template(attempt: Attempt) -> dict[str, Any]:
             "enableServiceLinks": False,
             **({"serviceAccountName": spec.service_account_name} if spec.service_account_name else {}),
             **({"imagePullSecrets": spec.image_pull_secrets} if spec.image_pull_secrets else {}),
-            **rendezvous.subdomain(attempt),
-            "securityContext": security.of_pod(attempt),
-            **placement(attempt),
-            **({"initContainers": [vllm_sidecar.container(attempt)]} if attempt.has_sidecar else {}),
-            "containers": [_main(attempt)],
-            "volumes": volumes.volumes(attempt),
+            **rendezvous.subdomain(context),
+            "securityContext": containers.pod_security_context(context.settings.user_id, spec.security_context),
+            **_placement(context),
+            **({"initContainers": [vllm_sidecar.container(context)]} if context.has_sidecar else {}),
+            "containers": [_main(context)],
+            "volumes": volumes.volumes(context),
         },
     }
 
 
-def _main(attempt: Attempt) -> dict[str, Any]:
-    wanted = _resources(attempt)
-    threads = resources.threads(wanted, attempt.processes, attempt.path)
+def _main(context: RenderContext) -> dict[str, Any]:
+    resources = _resources(context)
+    threads = containers.threads(resources, context.processes, context.path)
     return {
         "name": MAIN,
-        "image": attempt.image,
-        "imagePullPolicy": attempt.settings.image_pull_policy,
+        "image": context.image,
+        "imagePullPolicy": context.settings.image_pull_policy,
         "command": ["python", "-m", "medgr2_jobs.runner.main"],
         "env": environment.of_stage(
-            attempt,
+            context,
             threads,
-            gpus=resources.has_accelerators(wanted),
-            base_url=vllm_sidecar.BASE_URL if attempt.has_sidecar else "",
+            gpus=containers.has_accelerators(resources),
+            base_url=vllm_sidecar.BASE_URL if context.has_sidecar else "",
         ),
-        **({"envFrom": attempt.template.env_from} if attempt.template.env_from else {}),
-        "ports": [{"name": "progress", "containerPort": attempt.settings.progress_port}],
-        "resources": wanted,
+        **({"envFrom": context.template.env_from} if context.template.env_from else {}),
+        "ports": [{"name": "progress", "containerPort": context.settings.progress_port}],
+        "resources": resources,
         "terminationMessagePath": environment.RESULT_PATH,
-        "terminationMessagePolicy": "FallbackToLogsOnError",  # a stage that died without a word: its last lines
-        "securityContext": security.of_container(),
-        "volumeMounts": volumes.stage_mounts(attempt),
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # the log's tail, when a stage died without a result
+        "securityContext": containers.security_context(),
+        "volumeMounts": volumes.stage_mounts(context),
     }
 
 
-def _resources(attempt: Attempt) -> dict[str, Any]:
-    settings = attempt.settings
-    if attempt.collects:
+def _resources(context: RenderContext) -> dict[str, Any]:
+    settings = context.settings
+    if context.collects:
         return {"requests": {"cpu": settings.collect_cpu_request, "memory": settings.collect_memory_request}}
-    given = {} if attempt.has_sidecar else attempt.stage.resources  # they are the sidecar's
-    return resources.with_requests(given, settings.cpu_request, settings.memory_request)
+    given = {} if context.has_sidecar else context.stage.resources  # they are the sidecar's
+    return containers.with_requests(given, settings.cpu_request, settings.memory_request)
+
+
+def _placement(context: RenderContext) -> dict[str, Any]:
+    """The pod's nodeSelector, tolerations and affinity.
+
+    What a stage says instead of the template is about the nodes of its work (GPUs); collecting needs none of them.
+    """
+    template = context.template
+    selector, tolerations = template.node_selector, template.tolerations
+    if not context.collects:
+        selector = selector if context.stage.node_selector is None else context.stage.node_selector
+        tolerations = tolerations if context.stage.tolerations is None else context.stage.tolerations
+    affinity = _same_node(template.affinity, context) if context.single_node else template.affinity
+    placement = {"nodeSelector": selector, "tolerations": tolerations, "affinity": affinity}
+    return {name: value for name, value in placement.items() if value}
+
+
+def _same_node(affinity: dict[str, Any], context: RenderContext) -> dict[str, Any]:
+    """The affinity, narrowed to the node where pods with the same volume run; to any node while there is none.
+
+    The scheduler places one pod after the other, so this holds for stages that start at the same moment, too; a node
+    name that was read before would not.
+    """
+    pods = affinity.get("podAffinity") or {}
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    term = {"labelSelector": {"matchLabels": pvc.volume_label(context.cycle)}, "topologyKey": "kubernetes.io/hostname"}
+    return {**affinity, "podAffinity": {**pods, required: [*(pods.get(required) or []), term]}}

@@ -1,7 +1,8 @@
-"""The workspace's PersistentVolumeClaim."""
+"""The workspace's PersistentVolumeClaim, and the label of the pods that share it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -9,8 +10,17 @@ from medgr2_api.cycle import Cycle
 from medgr2_api.data import WhenDeleted
 
 from . import labels
-from .metadata import claim_name as claim_name
-from .metadata import owner_reference
+
+
+def claim_name(cycle: Cycle) -> str:
+    """The claim that the cycle's pods mount."""
+    existing = cycle.spec.workspace.persistent_volume_claim
+    return existing.claim_name if existing else f"{cycle.metadata.name}-workspace"
+
+
+def volume_label(cycle: Cycle) -> dict[str, str]:
+    """Label of a pod that shares a node with all others of its volume; a claim's name may be too long for a label."""
+    return {labels.VOLUME: hashlib.sha256(claim_name(cycle).encode()).hexdigest()[:16]}
 
 
 def claim(cycle: Cycle) -> dict[str, Any] | None:
@@ -23,17 +33,17 @@ def claim(cycle: Cycle) -> dict[str, Any] | None:
     template = workspace.volume_claim_template
     if template is None:
         return None
-    ours = labels.of_cycle(cycle, "workspace")
+    own_labels = labels.of_cycle(cycle, "workspace")
     metadata: dict[str, Any] = {"name": claim_name(cycle), "namespace": cycle.metadata.namespace}
     if workspace.retention.when_deleted is WhenDeleted.DELETE:
-        metadata["ownerReferences"] = [owner_reference(cycle)]
+        metadata["ownerReferences"] = [labels.owner_reference(cycle)]
     else:
-        del ours[labels.CYCLE_UID]
-    given = template.get("metadata") or {}
-    metadata["labels"] = {**(given.get("labels") or {}), **ours}
-    if given.get("annotations"):
-        metadata["annotations"] = given["annotations"]
-    made: dict[str, Any] = json.loads(
+        del own_labels[labels.CYCLE_UID]
+    template_metadata = template.get("metadata") or {}
+    metadata["labels"] = {**(template_metadata.get("labels") or {}), **own_labels}
+    if template_metadata.get("annotations"):
+        metadata["annotations"] = template_metadata["annotations"]
+    manifest: dict[str, Any] = json.loads(
         json.dumps(
             {
                 "apiVersion": "v1",
@@ -43,4 +53,4 @@ def claim(cycle: Cycle) -> dict[str, Any] | None:
             }
         )
     )
-    return made
+    return manifest

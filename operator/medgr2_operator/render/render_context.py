@@ -1,4 +1,4 @@
-"""What there is to know of an attempt while its objects are written."""
+"""The input of rendering, settings and attempt, and its error."""
 
 from __future__ import annotations
 
@@ -10,12 +10,45 @@ from medgr2_api.scheduling import PodTemplate, StageSettings
 from medgr2_api.stages.generate import Provider
 
 from ..plan.types import JobCreate
-from .errors import RenderError
-from .settings import RenderSettings
 
 
 @dataclass(frozen=True)
-class Attempt:
+class RenderSettings:
+    """The operator's configuration of the objects it creates: what a spec does not say."""
+
+    image: str
+    """Image of the stages, where the cycle names none."""
+    vllm_image: str = "vllm/vllm-openai:v0.31.0"
+    """Image of the vLLM sidecar, where the cycle names none."""
+    image_pull_policy: str = "IfNotPresent"
+    """As in a container."""
+    cpu_request: str = "1"
+    """CPU of containers without GPUs whose stage says nothing about it."""
+    memory_request: str = "2Gi"
+    """Memory of containers without GPUs whose stage says nothing about it."""
+    collect_cpu_request: str = "100m"
+    """CPU of a pod that only reads a manifest."""
+    collect_memory_request: str = "256Mi"
+    """Memory of a pod that only reads a manifest."""
+    user_id: int = 65532
+    """User and group of the pods, where `template.securityContext` names none; the owner of new files."""
+    progress_port: int = 8080
+    """Where a stage serves `/progress` and `/metrics`."""
+    vllm_startup_seconds: int = 3600
+    """Longest time a vLLM sidecar may take to load its model, download included."""
+
+
+class RenderError(ValueError):
+    """The spec asks for an impossible manifest. Permanent until the spec is edited."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+        """Where in the cycle: `spec.template.patches[2]`."""
+
+
+@dataclass(frozen=True)
+class RenderContext:
     """A planned attempt, its cycle, and the operator's settings."""
 
     cycle: Cycle
@@ -65,7 +98,7 @@ class Attempt:
 
     @cached_property
     def provider(self) -> Provider | None:
-        """Whom the stage asks for text, in its own request's words; None for a stage that asks nobody."""
+        """The provider in the stage's request; None for a stage that calls none."""
         document = self.create.request.parameters.get("provider")
         return Provider.model_validate(document) if document and not self.collects else None
 

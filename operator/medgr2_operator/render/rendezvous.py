@@ -9,8 +9,7 @@ from medgr2_api.cycle import Cycle
 from medgr2_api.stage_contract import NUM_NODES_ENV, NUM_PROC_PER_NODE_ENV, RDZV_ENDPOINT_ENV, RDZV_ID_ENV, StageName
 
 from . import labels
-from .metadata import owned
-from .render_context import Attempt
+from .render_context import RenderContext
 
 PORT = 29500
 
@@ -24,17 +23,17 @@ def service_name(cycle: Cycle, stage: StageName) -> str:
     return cycle.metadata.name[: _MAX_LENGTH - len(tail)].rstrip("-") + tail
 
 
-def service(attempt: Attempt) -> dict[str, Any]:
+def service(context: RenderContext) -> dict[str, Any]:
     """The headless Service that gives the pods names.
 
     One per stage of a cycle, for all its iterations and attempts (the pods' names tell them apart): a Service for each
     attempt would be one more thing to delete, and many would pile up over fifty restarts.
     """
-    cycle, stage = attempt.cycle, attempt.create.key.name
+    cycle, stage = context.cycle, context.create.key.name
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": owned(
+        "metadata": labels.owned(
             cycle, service_name(cycle, stage), {**labels.of_cycle(cycle, "rendezvous"), labels.STAGE: str(stage)}
         ),
         "spec": {
@@ -46,22 +45,22 @@ def service(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def subdomain(attempt: Attempt) -> dict[str, str]:
+def subdomain(context: RenderContext) -> dict[str, str]:
     """The pods' place in DNS; the Job controller sets their host names to `<job>-<index>`."""
-    return {"subdomain": service_name(attempt.cycle, attempt.create.key.name)} if attempt.nodes > 1 else {}
+    return {"subdomain": service_name(context.cycle, context.create.key.name)} if context.nodes > 1 else {}
 
 
-def environment(attempt: Attempt) -> dict[str, str]:
+def environment(context: RenderContext) -> dict[str, str]:
     """What `torchrun` is told; empty for a stage of one process. A pod's node rank is its JOB_COMPLETION_INDEX."""
-    if attempt.nodes == attempt.processes == 1:
+    if context.nodes == context.processes == 1:
         return {}
     host = "127.0.0.1"  # alone, also beside other shards: nobody else takes part
-    if attempt.nodes > 1:
-        namespace = attempt.cycle.metadata.namespace
-        host = f"{attempt.create.name}-0.{service_name(attempt.cycle, attempt.create.key.name)}.{namespace}.svc"
+    if context.nodes > 1:
+        namespace = context.cycle.metadata.namespace
+        host = f"{context.create.name}-0.{service_name(context.cycle, context.create.key.name)}.{namespace}.svc"
     return {
-        NUM_NODES_ENV: str(attempt.nodes),
-        NUM_PROC_PER_NODE_ENV: str(attempt.processes),
+        NUM_NODES_ENV: str(context.nodes),
+        NUM_PROC_PER_NODE_ENV: str(context.processes),
         RDZV_ENDPOINT_ENV: f"{host}:{PORT}",
-        RDZV_ID_ENV: attempt.create.name,  # a pod of an earlier attempt cannot join
+        RDZV_ID_ENV: context.create.name,  # a pod of an earlier attempt cannot join
     }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import environment, resources, security, volumes
-from .render_context import Attempt
+from . import containers, environment, volumes
+from .render_context import RenderContext
 
 NAME = "vllm"
 PORT = 8000
@@ -16,14 +16,14 @@ _PROBE_SECONDS = 10
 _PARALLELISM = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
 
 
-def container(attempt: Attempt) -> dict[str, Any]:
-    """The init container. It gets all that the stage's `resources` name; the stage itself only asks it questions."""
-    vllm = attempt.cycle.spec.generator.vllm
+def container(context: RenderContext) -> dict[str, Any]:
+    """The init container. It gets the stage's `resources`; the stage itself only sends it requests."""
+    vllm = context.cycle.spec.generator.vllm
     assert vllm is not None
-    assert attempt.provider is not None
-    settings = attempt.settings
-    wanted = resources.with_requests(attempt.stage.resources, settings.cpu_request, settings.memory_request)
-    arguments = [attempt.provider.model, "--port", str(PORT), *_parallelism(wanted, vllm.args), *vllm.args]
+    assert context.provider is not None
+    settings = context.settings
+    resources = containers.with_requests(context.stage.resources, settings.cpu_request, settings.memory_request)
+    arguments = [context.provider.model, "--port", str(PORT), *_parallelism(resources, vllm.args), *vllm.args]
     return {
         "name": NAME,
         "image": vllm.image or settings.vllm_image,
@@ -32,25 +32,25 @@ def container(attempt: Attempt) -> dict[str, Any]:
         "command": ["vllm", "serve"],  # named, because the entry point of vLLM's images has changed before
         "args": [environment.escape(argument) for argument in arguments],
         "workingDir": volumes.WORKSPACE,  # a model may be a folder of the workspace; it is served under the same name
-        "env": environment.of_sidecar(attempt, gpus=resources.has_accelerators(wanted)),
-        **({"envFrom": attempt.template.env_from} if attempt.template.env_from else {}),
+        "env": environment.of_sidecar(context, gpus=containers.has_accelerators(resources)),
+        **({"envFrom": context.template.env_from} if context.template.env_from else {}),
         "ports": [{"name": "openai", "containerPort": PORT}],
-        # Until it answers the stage does not start: loading a model is no reason to retry a question.
+        # The stage starts once it answers: a request must not fail because the model is still loading.
         "startupProbe": {
             "httpGet": {"path": "/health", "port": "openai"},
             "periodSeconds": _PROBE_SECONDS,
             "timeoutSeconds": 5,
             "failureThreshold": max(1, settings.vllm_startup_seconds // _PROBE_SECONDS),
         },
-        "resources": wanted,
-        "securityContext": security.of_container(),
-        "volumeMounts": volumes.sidecar_mounts(attempt),
+        "resources": resources,
+        "securityContext": containers.security_context(),
+        "volumeMounts": volumes.sidecar_mounts(context),
     }
 
 
-def _parallelism(wanted: dict[str, Any], arguments: list[str]) -> list[str]:
+def _parallelism(resources: dict[str, Any], arguments: list[str]) -> list[str]:
     """All GPUs for one model, unless the user shares them out: vLLM alone would use the first only."""
-    gpus = int((wanted.get("limits") or {}).get("nvidia.com/gpu", 0))
+    gpus = int((resources.get("limits") or {}).get("nvidia.com/gpu", 0))
     if gpus < 2 or any(argument.split("=")[0] in _PARALLELISM for argument in arguments):
         return []
     return ["--tensor-parallel-size", str(gpus)]

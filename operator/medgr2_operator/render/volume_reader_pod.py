@@ -1,5 +1,5 @@
-"""The pod through which people look at a cycle's volume: short-lived, read-only (but for a folder, when asked), and
-without any rights."""
+"""The pod through which people read a cycle's volume: short-lived, without permissions, and read-only except for one
+folder at most."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import Any
 from medgr2_api.cycle import Cycle
 from medgr2_api.stage_contract import WORKSPACE_ENV
 
-from . import labels, security
-from .metadata import claim_name, owned
-from .settings import RenderSettings
+from . import containers, labels, pvc
+from .render_context import RenderSettings
 from .volumes import SCRATCH, WORKSPACE
 
 #: Its only container.
 READER = "reader"
 
 
-def reader(
+def reader_pod(
     cycle: Cycle, name: str, image: str, seconds: int, settings: RenderSettings, writable: str = ""
 ) -> dict[str, Any]:
     """The pod.
@@ -26,7 +25,7 @@ def reader(
         cycle: whose volume; the pod goes with it.
         name: of the pod.
         image: has Python and medgr2_jobs.
-        seconds: after which Kubernetes ends it, should nobody else do so.
+        seconds: after which Kubernetes ends it if nothing else did.
         settings: the operator's.
         writable: folder of the workspace that it may write to; the rest stays read-only. Empty: none.
     """
@@ -35,7 +34,7 @@ def reader(
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": owned(cycle, name, {**labels.of_cycle(cycle, READER), **labels.of_volume(cycle)}),
+        "metadata": labels.owned(cycle, name, {**labels.of_cycle(cycle, READER), **pvc.volume_label(cycle)}),
         "spec": {
             "restartPolicy": "Never",
             "activeDeadlineSeconds": seconds,
@@ -44,9 +43,9 @@ def reader(
             "enableServiceLinks": False,
             **({"serviceAccountName": template.service_account_name} if template.service_account_name else {}),
             **({"imagePullSecrets": template.image_pull_secrets} if template.image_pull_secrets else {}),
-            "securityContext": security.with_users(settings.user_id, template.security_context),
+            "securityContext": containers.pod_security_context(settings.user_id, template.security_context),
             **{key: value for key, value in placement.items() if value},
-            "affinity": _beside_the_volume(cycle),
+            "affinity": _affinity(cycle),
             "containers": [
                 {
                     "name": READER,
@@ -61,7 +60,7 @@ def reader(
                     "resources": {
                         "requests": {"cpu": settings.collect_cpu_request, "memory": settings.collect_memory_request}
                     },
-                    "securityContext": security.of_container(),
+                    "securityContext": containers.security_context(),
                     "volumeMounts": [
                         {
                             "name": "workspace",
@@ -75,7 +74,7 @@ def reader(
                 }
             ],
             "volumes": [
-                {"name": "workspace", "persistentVolumeClaim": {"claimName": claim_name(cycle)}},
+                {"name": "workspace", "persistentVolumeClaim": {"claimName": pvc.claim_name(cycle)}},
                 {"name": "scratch", "emptyDir": {}},
             ],
         },
@@ -88,9 +87,9 @@ def _writable(sub_path: str, folder: str) -> dict[str, Any]:
     return {"name": "workspace", "mountPath": f"{WORKSPACE}/{folder}", "subPath": inside}
 
 
-def _beside_the_volume(cycle: Cycle) -> dict[str, Any]:
-    """The node where stages use a volume that only one node can mount. Their pods have the label only then, so this
-    says nothing for other volumes, and a wish does for the others: whoever reads need not know what kind it is."""
-    selector = {"labelSelector": {"matchLabels": labels.of_volume(cycle)}, "topologyKey": "kubernetes.io/hostname"}
-    wish = {"weight": 100, "podAffinityTerm": selector}
-    return {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [wish]}}
+def _affinity(cycle: Cycle) -> dict[str, Any]:
+    """Prefers the node where stages use a volume that only one node can mount. Their pods have the label only then, so
+    for other volumes the preference has no effect, and a reader need not know the volume's kind."""
+    selector = {"labelSelector": {"matchLabels": pvc.volume_label(cycle)}, "topologyKey": "kubernetes.io/hostname"}
+    preference = {"weight": 100, "podAffinityTerm": selector}
+    return {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [preference]}}

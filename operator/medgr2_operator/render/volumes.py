@@ -7,8 +7,8 @@ from typing import Any
 from medgr2_api.data import Fetch
 from medgr2_api.stage_contract import StageName
 
-from .metadata import claim_name
-from .render_context import Attempt
+from . import pvc
+from .render_context import RenderContext
 
 WORKSPACE = "/workspace"
 SECRETS_DIR = "/var/run/secrets/medgr2.io"
@@ -20,35 +20,35 @@ HF_HOME = f"{WORKSPACE}/cache/huggingface"
 _SIDECAR_SCRATCH = "sidecar-scratch"
 
 
-def volumes(attempt: Attempt) -> list[dict[str, Any]]:
+def volumes(context: RenderContext) -> list[dict[str, Any]]:
     """Volumes of the pod. None has a size limit: shared memory is bounded by the memory limits of the pod."""
     return [
-        {"name": "workspace", "persistentVolumeClaim": {"claimName": claim_name(attempt.cycle)}},
+        {"name": "workspace", "persistentVolumeClaim": {"claimName": pvc.claim_name(context.cycle)}},
         {"name": "scratch", "emptyDir": {}},
         {"name": "shm", "emptyDir": {"medium": "Memory"}},
-        *([{"name": _SIDECAR_SCRATCH, "emptyDir": {}}] if attempt.has_sidecar else []),
-        *(_secret_volume(index, name, keys) for index, (name, keys) in enumerate(_secrets(attempt).items())),
+        *([{"name": _SIDECAR_SCRATCH, "emptyDir": {}}] if context.has_sidecar else []),
+        *(_secret_volume(index, name, keys) for index, (name, keys) in enumerate(_secrets(context).items())),
     ]
 
 
-def stage_mounts(attempt: Attempt) -> list[dict[str, Any]]:
+def stage_mounts(context: RenderContext) -> list[dict[str, Any]]:
     """Mounts of container main; `StageContext.secret` reads `<secrets>/<name>/<key>`."""
     return [
-        *_mounts(attempt, "scratch"),
+        *_mounts(context, "scratch"),
         *(
             {"name": _volume_name(index), "mountPath": f"{SECRETS_DIR}/{name}", "readOnly": True}
-            for index, name in enumerate(_secrets(attempt))
+            for index, name in enumerate(_secrets(context))
         ),
     ]
 
 
-def sidecar_mounts(attempt: Attempt) -> list[dict[str, Any]]:
+def sidecar_mounts(context: RenderContext) -> list[dict[str, Any]]:
     """Mounts of a model server: models lie on the workspace; no secret."""
-    return _mounts(attempt, _SIDECAR_SCRATCH)
+    return _mounts(context, _SIDECAR_SCRATCH)
 
 
-def _mounts(attempt: Attempt, scratch: str) -> list[dict[str, Any]]:
-    sub_path = attempt.cycle.spec.workspace.sub_path
+def _mounts(context: RenderContext, scratch: str) -> list[dict[str, Any]]:
+    sub_path = context.cycle.spec.workspace.sub_path
     return [
         {"name": "workspace", "mountPath": WORKSPACE, **({"subPath": sub_path} if sub_path else {})},
         {"name": scratch, "mountPath": SCRATCH},
@@ -56,21 +56,21 @@ def _mounts(attempt: Attempt, scratch: str) -> list[dict[str, Any]]:
     ]
 
 
-def _secrets(attempt: Attempt) -> dict[str, list[str]]:
+def _secrets(context: RenderContext) -> dict[str, list[str]]:
     """The Secrets that the stage reads, each with the keys it needs: the provider's, or those to fetch with."""
-    wanted = [attempt.provider.api_key_secret_ref if attempt.provider else None]
-    if attempt.create.key.name is StageName.PREPARE and not attempt.collects:
-        fetch = Fetch.model_validate(attempt.create.request.parameters.get("data", {}).get("fetch", {}))
-        wanted += [
+    references = [context.provider.api_key_secret_ref if context.provider else None]
+    if context.create.key.name is StageName.PREPARE and not context.collects:
+        fetch = Fetch.model_validate(context.create.request.parameters.get("data", {}).get("fetch", {}))
+        references += [
             fetch.hub_token_secret_ref,
             fetch.s3.access_key_id_secret_ref,
             fetch.s3.secret_access_key_secret_ref,
         ]
-    found: dict[str, list[str]] = {}
-    for reference in wanted:
-        if reference is not None and reference.key not in found.setdefault(reference.name, []):
-            found[reference.name].append(reference.key)
-    return found
+    keys: dict[str, list[str]] = {}
+    for reference in references:
+        if reference is not None and reference.key not in keys.setdefault(reference.name, []):
+            keys[reference.name].append(reference.key)
+    return keys
 
 
 def _volume_name(index: int) -> str:

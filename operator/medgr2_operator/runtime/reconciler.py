@@ -34,9 +34,8 @@ from ..plan.planner import plan
 from ..plan.scope import oldest_iteration
 from ..plan.types import Event, JobCreate, JobState, Observed, ObservedJob, Plan
 from ..render import labels
-from ..render.errors import RenderError
 from ..render.job import QUEUE_LABEL, job
-from ..render.settings import RenderSettings
+from ..render.render_context import RenderError, RenderSettings
 from . import observe
 from .keys import CycleKey
 from .progress_poller import Poller

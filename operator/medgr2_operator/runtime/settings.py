@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..render.settings import RenderSettings
+from ..render.render_context import RenderSettings
 
 PREFIX = "MEDGR2_OPERATOR_"
 

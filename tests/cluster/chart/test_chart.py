@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from medgr2_operator.render import rendezvous, vllm_sidecar
-from medgr2_operator.render.settings import RenderSettings
+from medgr2_operator.render.render_context import RenderSettings
 from medgr2_operator.runtime.settings import Settings, from_environment
 from tests.cluster import prometheus_operator, tools
 from tests.cluster.control_plane import ControlPlane

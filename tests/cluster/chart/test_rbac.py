@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from medgr2_api.stage_contract import Progress
-from medgr2_operator.render.settings import RenderSettings
+from medgr2_operator.render.render_context import RenderSettings
 from tests.cluster.audit import Event
 from tests.cluster.chart.conftest import restricted_namespace
 from tests.cluster.control_plane import ControlPlane

@@ -24,8 +24,8 @@ from medgr2_operator.cli.errors import CommandError, parse_stage
 from medgr2_operator.cli.logs import choose_attempts
 from medgr2_operator.kube.client import ApiError
 from medgr2_operator.kube.ephemeral_pod import why_waiting
-from medgr2_operator.render.settings import RenderSettings
-from medgr2_operator.render.volume_reader_pod import reader
+from medgr2_operator.render.render_context import RenderSettings
+from medgr2_operator.render.volume_reader_pod import reader_pod
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = Path(__file__).parent / "golden" / "reader.yaml"
@@ -214,7 +214,7 @@ def reading(**template: Any) -> dict[str, Any]:
     workspace = {"persistentVolumeClaim": {"claimName": "medgr2-data"}, "subPath": "teams/ml"}
     spec = make_spec(workspace=workspace, template=template)
     cycle = Cycle(metadata=Metadata(name="omnimed", namespace="ml", uid="5d0c1a52"), spec=spec)
-    return reader(cycle, "omnimed-read-1234", "medgr2/jobs:test", 600, RenderSettings(image="unused"))
+    return reader_pod(cycle, "omnimed-read-1234", "medgr2/jobs:test", 600, RenderSettings(image="unused"))
 
 
 def test_the_reading_pod() -> None:

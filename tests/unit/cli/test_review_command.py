@@ -18,8 +18,8 @@ from medgr2_api.stage_contract import StageName
 from medgr2_api.stages import stage_parameters
 from medgr2_operator.cli.app import app
 from medgr2_operator.cli.cluster import cluster
-from medgr2_operator.render.settings import RenderSettings
-from medgr2_operator.render.volume_reader_pod import reader
+from medgr2_operator.render.render_context import RenderSettings
+from medgr2_operator.render.volume_reader_pod import reader_pod
 
 runner = CliRunner(env={"COLUMNS": "200", "KUBECONFIG": "/nowhere"})
 
@@ -117,7 +117,7 @@ def test_the_reader_may_write_to_one_folder_at_most() -> None:
     cycle = Cycle(metadata=Metadata(name="loop", namespace="ml", uid="u"), spec=make_spec())
 
     def mounts(writable: str) -> list[dict[str, Any]]:
-        pod = reader(cycle, "r", "image", 600, RenderSettings(image=""), writable)
+        pod = reader_pod(cycle, "r", "image", 600, RenderSettings(image=""), writable)
         return [m for m in pod["spec"]["containers"][0]["volumeMounts"] if m["name"] == "workspace"]
 
     assert mounts("") == [{"name": "workspace", "mountPath": "/workspace", "readOnly": True}]

@@ -10,9 +10,9 @@ from tests.support.render_cases import CASES, SETTINGS, Case
 
 from medgr2_api.stage_contract import PERMANENT_EXIT_CODES, StageName
 from medgr2_operator.render import labels
-from medgr2_operator.render.errors import RenderError
 from medgr2_operator.render.job import PRIORITY_LABEL, QUEUE_LABEL, job
 from medgr2_operator.render.pvc import claim
+from medgr2_operator.render.render_context import RenderError
 
 #: How a pod ends that was asked to: no rule may match these, or a Job fails whose pods its queue has stopped. They are
 #: counted, and the limit of 0 fails the Job of a pod that nobody stopped.

@@ -11,8 +11,8 @@ from tests.support.render_cases import SETTINGS, Case
 
 from medgr2_api.stage_contract import StageName
 from medgr2_operator.render import labels
-from medgr2_operator.render.errors import RenderError
 from medgr2_operator.render.job import job
+from medgr2_operator.render.render_context import RenderError
 
 FINE = {"op": "add", "path": "/metadata/annotations", "value": {"a": "b"}}
 POD = "/spec/template/spec"

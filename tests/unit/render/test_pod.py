@@ -14,8 +14,8 @@ from tests.support.render_cases import CASES, GPU, SETTINGS, Case
 
 from medgr2_api.stage_contract import StageName, StageRequest
 from medgr2_operator.render import labels
-from medgr2_operator.render.errors import RenderError
 from medgr2_operator.render.job import job
+from medgr2_operator.render.render_context import RenderError
 
 SHAPES = (GPU, {}, {"limits": {"cpu": 1}}, {"requests": {"cpu": "4"}})
 _TEXT = st.text(st.sampled_from("$(){}ab\\\"' é") | st.characters(exclude_categories=["Cs"]))

@@ -1,14 +1,37 @@
-"""CPU, memory and GPUs of the containers."""
+"""Resources and security contexts of the containers, as the Pod Security Standard `restricted` accepts them."""
 
 from __future__ import annotations
 
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from .errors import RenderError
+from .render_context import RenderError
 
 #: Suffixes of a quantity that make sense for CPUs.
 _SCALES = {"n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"), "k": Decimal(1000)}
+
+
+def pod_security_context(user: int, own: dict[str, Any]) -> dict[str, Any]:
+    """A pod's context: restricted defaults under the user's `own`; null removes one (OpenShift picks users itself)."""
+    defaults: dict[str, Any] = {
+        "runAsNonRoot": True,
+        "runAsUser": user,
+        "runAsGroup": user,
+        "fsGroup": user,
+        "fsGroupChangePolicy": "OnRootMismatch",  # else every pod's start walks through all files of the volume
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    merged = {**defaults, **own}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def security_context() -> dict[str, Any]:
+    """A container's context: no privilege escalation, and only the mounts are writable."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
 
 
 def has_accelerators(resources: dict[str, Any]) -> bool:
@@ -23,8 +46,8 @@ def with_requests(resources: dict[str, Any], cpu: str, memory: str) -> dict[str,
         return resources
     limits = resources.get("limits") or {}
     # a limit without a request is a request of the same size
-    ours = {name: amount for name, amount in (("cpu", cpu), ("memory", memory)) if name not in limits}
-    requests = {**ours, **(resources.get("requests") or {})}
+    defaults = {name: amount for name, amount in (("cpu", cpu), ("memory", memory)) if name not in limits}
+    requests = {**defaults, **(resources.get("requests") or {})}
     return {**resources, **({"requests": requests} if requests else {})}
 
 
