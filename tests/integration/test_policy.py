@@ -146,7 +146,7 @@ def test_each_completion_is_scored_against_its_own_image(
 
     truth = {}
     for row in [*workspace.training, *workspace.candidates[:-1]]:
-        text = answers.prompt(row["question"], row["options"], FORMAT)
+        text = answers.prompt_text(row["question"], row["options"], FORMAT)
         truth.setdefault(text, set()).add(row["image_sha256"])
     assert len(asked) == 24
     groups = [asked[start : start + 3] for start in range(0, 24, 3)]

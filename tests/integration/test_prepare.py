@@ -16,6 +16,8 @@ from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.runner.main import execute
 from medgr2_jobs.store.artifact import ArtifactReader
 from medgr2_jobs.store.images import ImageStore
+from medgr2_jobs.store.rows import GradedRow, Item, Phantom, QuarantinedRecord
+from medgr2_jobs.store.rows import Image as ImageRow
 from tests.support.fixtures import prepare_parameters, prepared_workspace, run_stage, stage_request
 from tests.support.prepare_workspace import PrepareWorkspace
 
@@ -28,31 +30,31 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PrepareWorkspa
 def test_phantoms_end_to_end(tmp_path: Path) -> None:
     request, ref = prepared_workspace(tmp_path)
     prepared = ArtifactReader(tmp_path, ref)
-    images = {row["image_sha256"]: row for row in prepared.rows("images")}
-    items = prepared.rows("items")
-    truth = {row["image_sha256"]: row for row in prepared.rows("phantoms")}
+    images = {row.image_sha256: row for row in prepared.rows(ImageRow)}
+    items = prepared.rows(Item)
+    truth = {row.image_sha256: row for row in prepared.rows(Phantom)}
     counters = prepared.manifest.counters
 
     assert len(images) == len(truth) == counters["images"] == 80
-    assert {row["source"] for row in images.values()} == {"seed", "pool", "bench"}
-    assert {row["split"] for row in images.values() if row["source"] == "pool"} == {"train"}
-    assert not [item for item in items if item["source"] == "pool"]
+    assert {row.source for row in images.values()} == {"seed", "pool", "bench"}
+    assert {row.split for row in images.values() if row.source == "pool"} == {"train"}
+    assert not [item for item in items if item.source == "pool"]
     for item in items:
-        assert images[item["image_sha256"]]["split"] == item["split"]
-        assert (item["benchmark"] == "bench") == (item["split"] == "test")
-        gold = item["options"][item["answer_index"]]
-        assert truth[item["image_sha256"]][item["question_type"]] == gold
-    assert len({item["item_id"] for item in items}) == len(items) == 200
+        assert images[item.image_sha256].split == item.split
+        assert (item.benchmark == "bench") == (item.split == "test")
+        gold = item.options[item.answer_index]
+        assert getattr(truth[item.image_sha256], item.question_type) == gold
+    assert len({item.item_id for item in items}) == len(items) == 200
     assert (counters["seed_items"], counters["validation_items"], counters["benchmark_items"]) == (128, 32, 40)
 
-    by_id = {item["item_id"]: item for item in items}
-    graded = prepared.rows("grades")
-    assert {row["split"] for row in graded} == {"train", "heldout"}
+    by_id = {item.item_id: item for item in items}
+    graded = prepared.rows(GradedRow)
+    assert {row.split for row in graded} == {"train", "heldout"}
     for row in graded:
-        split = "train" if row["split"] == "train" else "validation"
-        assert by_id[row["item_id"]]["split"] == split
-        assert images[row["image_sha256"]]["split"] == split
-    assert prepared.rows("quarantine") == []
+        split = "train" if row.split == "train" else "validation"
+        assert by_id[row.item_id].split == split
+        assert images[row.image_sha256].split == split
+    assert prepared.rows(QuarantinedRecord) == []
     assert json.loads(prepared.file("splits.json").read_text())["images"] == {"test": 10, "train": 62, "validation": 8}
     for role in ("policy", "reward"):
         folder = prepared.folder_of(f"models/{role}")
@@ -73,29 +75,29 @@ def test_the_same_request_gives_the_same_digest(tmp_path: Path) -> None:
 
 def test_real_files_go_through(workspace: PrepareWorkspace) -> None:
     prepared = workspace.tables()
-    assert len(prepared.rows("items")) == 50
+    assert len(prepared.rows(Item)) == 50
     assert not prepared.has("phantoms.parquet")
-    seed = prepared.rows("items")[0]
-    assert seed["item_id"] == f"seed/{workspace.records()[0]['question_id']}"
+    seed = prepared.rows(Item)[0]
+    assert seed.item_id == f"seed/{workspace.records()[0]['question_id']}"
 
 
 def test_test_fraction_becomes_a_benchmark(workspace: PrepareWorkspace) -> None:
     prepared = workspace.tables(data={"split": {"validationFraction": 0.2, "testFraction": 0.2}, "benchmarks": []})
-    held = [item for item in prepared.rows("items") if item["split"] == "test"]
-    assert {item["benchmark"] for item in held} == {"seed"}
-    assert len({item["image_sha256"] for item in held}) == 4
+    held = [item for item in prepared.rows(Item) if item.split == "test"]
+    assert {item.benchmark for item in held} == {"seed"}
+    assert len({item.image_sha256 for item in held}) == 4
 
 
 def test_few_bad_records_are_set_aside(workspace: PrepareWorkspace) -> None:
     workspace.change(3, gt_answer="Unicorn")
     prepared = workspace.tables(data={"maxBadFraction": 0.1})
-    (row,) = prepared.rows("quarantine")
-    assert row["source"] == "seed"
-    assert row["record"].startswith("questions.json[3]")
-    assert row["field"] == "gt_answer"
-    assert "'Unicorn' is not among the options" in row["reason"]
+    (row,) = prepared.rows(QuarantinedRecord)
+    assert row.source == "seed"
+    assert row.record.startswith("questions.json[3]")
+    assert row.field == "gt_answer"
+    assert "'Unicorn' is not among the options" in row.reason
     assert prepared.manifest.counters["quarantined"] == 1
-    assert len(prepared.rows("items")) == 49
+    assert len(prepared.rows(Item)) == 49
 
 
 def test_as_many_bad_records_as_allowed_are_set_aside_in_benchmarks_too(workspace: PrepareWorkspace) -> None:
@@ -105,7 +107,7 @@ def test_as_many_bad_records_as_allowed_are_set_aside_in_benchmarks_too(workspac
     workspace.refused(65, "data.benchmarks[bench]: 2 of 10", data={"maxBadFraction": 0.1})
     workspace.change(2, "bench", gt_answer=right)
     prepared = workspace.tables(data={"maxBadFraction": 0.1})  # one of ten
-    assert [row["source"] for row in prepared.rows("quarantine")] == ["bench"]
+    assert [row.source for row in prepared.rows(QuarantinedRecord)] == ["bench"]
 
 
 def test_images_are_scaled_and_kept_from_others_as_the_spec_says(workspace: PrepareWorkspace) -> None:
@@ -115,9 +117,9 @@ def test_images_are_scaled_and_kept_from_others_as_the_spec_says(workspace: Prep
     (workspace.root / "seed" / "some.json").write_text(json.dumps(records))
     pool = {"name": "pool", "role": "Images", "uri": "seed/some.json", "allowExternal": False}
     workspace.data["sources"] = [{**source, "allowExternal": True}, {**source, **pool}]
-    rows = workspace.tables(data={"maxPixels": 784}).rows("images")
-    assert [row["allow_external"] for row in rows if row["split"] != "test"].count(False) == 2
-    assert {row["width"] * row["height"] for row in rows} == {784}
+    rows = workspace.tables(data={"maxPixels": 784}).rows(ImageRow)
+    assert [row.allow_external for row in rows if row.split != "test"].count(False) == 2
+    assert {row.width * row.height for row in rows} == {784}
 
 
 def test_asked_to_stop_it_stops(workspace: PrepareWorkspace) -> None:
@@ -218,14 +220,14 @@ def test_leaked_images_are_dropped_and_counted(workspace: PrepareWorkspace) -> N
     counters = prepared.manifest.counters
     assert counters["leaked_images"] == 2
     assert counters["leaked_share"] == pytest.approx(0.4)
-    tested = {item["image_sha256"] for item in prepared.rows("items") if item["split"] == "test"}
-    learnt = {item["image_sha256"] for item in prepared.rows("items") if item["split"] != "test"}
+    tested = {item.image_sha256 for item in prepared.rows(Item) if item.split == "test"}
+    learnt = {item.image_sha256 for item in prepared.rows(Item) if item.split != "test"}
     assert (len(tested), len(learnt)) == (5, 18)
     assert not tested & learnt
-    assert not tested & {row["image_sha256"] for row in prepared.rows("grades")}
+    assert not tested & {row.image_sha256 for row in prepared.rows(GradedRow)}
     (leak,) = json.loads(prepared.file("splits.json").read_text())["leaks"]
     assert set(leak["images"]) <= tested
-    splits = {row["image_sha256"]: row["split"] for row in prepared.rows("images")}
+    splits = {row.image_sha256: row.split for row in prepared.rows(ImageRow)}
     assert {splits[sha256] for sha256 in leak["images"]} == {"test"}
 
 
@@ -244,10 +246,10 @@ def test_leaks_of_image_pools_and_of_every_benchmark_are_dropped(workspace: Prep
     copy_bench_images(workspace, 1)
     prepared = workspace.tables()
     assert prepared.manifest.counters["leaked_images"] == 4
-    rows = prepared.rows("images")
-    assert {row["source"] for row in rows} == {"seed", "bench", "second"}, "the pool has nothing of its own"
-    assert sum(row["split"] == "test" for row in rows) == 8
-    assert all((row["source"] == "seed") == (row["split"] != "test") for row in rows)
+    rows = prepared.rows(ImageRow)
+    assert {row.source for row in rows} == {"seed", "bench", "second"}, "the pool has nothing of its own"
+    assert sum(row.split == "test" for row in rows) == 8
+    assert all((row.source == "seed") == (row.split != "test") for row in rows)
 
 
 def test_nothing_left_to_train_on(workspace: PrepareWorkspace) -> None:

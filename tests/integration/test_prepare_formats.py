@@ -12,6 +12,8 @@ from PIL import Image
 
 from medgr2_jobs.stages import prepare
 from medgr2_jobs.store.artifact import ArtifactReader
+from medgr2_jobs.store.rows import GradedRow, Item
+from medgr2_jobs.store.rows import Image as ImageRow
 from tests.support.fixtures import prepared_workspace
 from tests.support.prepare_workspace import PrepareWorkspace
 
@@ -53,18 +55,18 @@ def test_formats_go_through_one_door(workspace: PrepareWorkspace) -> None:
     folder = {"name": "pool", "format": "ImageFolder", "uri": "folder", "modality": "X-Ray", "role": "Images"}
     workspace.data["sources"] = [_jsonl("lab"), folder | {"allowExternal": False}]
     prepared = workspace.tables()
-    rows = prepared.rows("images")
-    assert {row["source"] for row in rows} == {"lab", "pool", "bench"}
-    assert {(row["modality"], row["allow_external"]) for row in rows if row["source"] == "pool"} == {("X-Ray", False)}
-    assert {row["source"] for row in prepared.rows("items")} == {"lab", "bench"}
-    assert all(len(row["phash"]) == 16 for row in rows)
-    assert {row["dataset"] for row in rows if row["source"] == "lab"} == {"d0", "d1", "d2"}
-    assert all(row["source"] == "lab" and row["seed"] is not None for row in prepared.rows("grades"))
+    rows = prepared.rows(ImageRow)
+    assert {row.source for row in rows} == {"lab", "pool", "bench"}
+    assert {(row.modality, row.allow_external) for row in rows if row.source == "pool"} == {("X-Ray", False)}
+    assert {row.source for row in prepared.rows(Item)} == {"lab", "bench"}
+    assert all(len(row.phash) == 16 for row in rows)
+    assert {row.dataset for row in rows if row.source == "lab"} == {"d0", "d1", "d2"}
+    assert all(row.source == "lab" and row.seed is not None for row in prepared.rows(GradedRow))
 
 
 def test_phantoms_have_no_perceptual_hash(tmp_path: Path) -> None:
     _, ref = prepared_workspace(tmp_path)
-    assert {row["phash"] for row in ArtifactReader(tmp_path, ref).rows("images")} == {""}
+    assert {row.phash for row in ArtifactReader(tmp_path, ref).rows(ImageRow)} == {""}
 
 
 def test_all_images_of_a_patient_stay_together(workspace: PrepareWorkspace) -> None:
@@ -76,13 +78,13 @@ def test_all_images_of_a_patient_stay_together(workspace: PrepareWorkspace) -> N
     }
     prepared = workspace.tables()
     sides: dict[str, set[str]] = {}
-    for row in prepared.rows("images"):
-        sides.setdefault(row["patient"], set()).add(row["split"])
+    for row in prepared.rows(ImageRow):
+        sides.setdefault(row.patient, set()).add(row.split)
     assert len(sides) == 4
     assert all(len(found) == 1 for found in sides.values())
     assert {side for found in sides.values() for side in found} == {"train", "validation"}
     assert json.loads(prepared.file("splits.json").read_text())["by"] == "Patient"
-    assert not any("patient " in str(row) for row in prepared.rows("images"))
+    assert not any("patient " in str(row) for row in prepared.rows(ImageRow))
 
 
 def test_a_record_without_a_patient_is_refused_where_patients_decide(workspace: PrepareWorkspace) -> None:
@@ -97,8 +99,8 @@ def test_all_images_of_a_dataset_stay_together(workspace: PrepareWorkspace) -> N
     _lines(workspace, "lab")
     data = {"sources": [_jsonl("lab")], "split": {"by": "Source", "validationFraction": 0.3}, "benchmarks": []}
     sides: dict[str, set[str]] = {}
-    for row in workspace.tables(data=data).rows("images"):
-        sides.setdefault(row["dataset"], set()).add(row["split"])
+    for row in workspace.tables(data=data).rows(ImageRow):
+        sides.setdefault(row.dataset, set()).add(row.split)
     assert len(sides) == 3
     assert all(len(found) == 1 for found in sides.values())
 
@@ -112,10 +114,10 @@ def test_an_image_that_looks_like_a_benchmarks_is_a_leak(workspace: PrepareWorks
     prepared = workspace.tables(data=data)
     assert prepared.manifest.counters["near_leaked_images"] == prepared.manifest.counters["leaked_images"] == 1
     assert prepared.manifest.counters["leaked_share"] == 0, "none of the benchmark's own images would be trained on"
-    assert len([item for item in prepared.rows("items") if item["source"] == "lab"]) == 11
+    assert len([item for item in prepared.rows(Item) if item.source == "lab"]) == 11
     (leak,) = json.loads(prepared.file("splits.json").read_text())["leaks"]
     assert leak["near"] == leak["images"] != []
-    assert not {row["image_sha256"] for row in prepared.rows("images")} & set(leak["near"])
+    assert not {row.image_sha256 for row in prepared.rows(ImageRow)} & set(leak["near"])
     workspace.refused(65, "benchmark 'exam'", "lab/3.png", data=data | {"benchmarks": [_jsonl("exam", onLeak="Fail")]})
 
 
@@ -128,14 +130,14 @@ def test_what_was_fetched_is_published_with_its_pin(workspace: PrepareWorkspace)
     pins = json.loads(prepared.file("inputs.json").read_text())
     assert [pin["uri"] for pin in pins] == sorted([source["uri"], source["images"]])
     assert all(len(pin["sha256"]) == 64 for pin in pins)
-    assert len(prepared.rows("items")) == 22
+    assert len(prepared.rows(Item)) == 22
 
 
 def test_memory_holds_a_sample_of_the_items_only(monkeypatch: pytest.MonkeyPatch, workspace: PrepareWorkspace) -> None:
     """Other images and rationales come from a bounded pool; every item still gets its grades."""
-    whole = {row["item_id"] for row in workspace.tables().rows("grades")}
+    whole = {row.item_id for row in workspace.tables().rows(GradedRow)}
     monkeypatch.setattr(prepare, "POOL", 5)
-    rows = workspace.tables(seed=5).rows("grades")
-    assert {row["item_id"] for row in rows} == whole
-    shown = {row["image_sha256"] for row in rows if row["grade"] == "imageMismatch" and row["split"] == "train"}
+    rows = workspace.tables(seed=5).rows(GradedRow)
+    assert {row.item_id for row in rows} == whole
+    shown = {row.image_sha256 for row in rows if row.grade == "imageMismatch" and row.split == "train"}
     assert 1 <= len(shown) <= 5

@@ -20,18 +20,13 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from medgr2_api.training_spec import AnswerFormat, Grades
 
 from ..prompts import answers
+from ..store.rows import Grade, GradedRow, Item, Split
 from . import finding_negation, paraphrase, synthetic_images
-from .splits import TRAIN
 from .wordnet import Lexicon
-
-ORIGINAL, PERTURBED, INCOHERENT = "original", "perturbed", "incoherent"
-IRRELEVANT, IMAGE_MISMATCH = "irrelevant", "imageMismatch"
-HELDOUT = "heldout"
 
 #: Of the mixed wrong rows: how many contradict themselves, how many talk of something else (the rest is left out).
 _AGAINST, _OTHER = 0.4, 0.2
@@ -41,13 +36,10 @@ _PARAPHRASED_WRONG = 0.5
 #: Answers that say nothing without their question, normalised.
 _POLAR = frozenset({"yes", "no", "true", "false"})
 
-Item = dict[str, Any]
-"""A row of table `items`."""
-
 
 def rationale_for(item: Item) -> str:
     """The item's rationale, or a neutral sentence that names its gold option."""
-    return item["rationale"] or neutral(item["options"][item["answer_index"]])
+    return item.rationale or neutral(item.options[item.answer_index])
 
 
 def neutral(option: str) -> str:
@@ -70,11 +62,11 @@ def rows(
     answer_format: AnswerFormat,
     seed: int,
     lexicon: Lexicon | None = None,
-) -> Iterator[dict[str, Any]]:
-    """The rows of table `grades` for items of one split, in the order of the items.
+) -> Iterator[GradedRow]:
+    """D_grade of items of one split, in the order of the items.
 
     Args:
-        items: rows of table `items`, read once.
+        items: read once.
         pool: items of the same split, which other images and other rationales are taken from.
         grades: the targets.
         mismatches: how many wrong answers, mixed wrong rows and wrong images each item gets; at 0 it gets one row
@@ -85,43 +77,43 @@ def rows(
     """
     others = _Pool(pool)
     targets = {
-        ORIGINAL: grades.original,
-        PERTURBED: grades.perturbed,
-        INCOHERENT: grades.incoherent,
-        IRRELEVANT: grades.irrelevant,
-        IMAGE_MISMATCH: grades.image_mismatch,
+        Grade.ORIGINAL: grades.original,
+        Grade.PERTURBED: grades.perturbed,
+        Grade.INCOHERENT: grades.incoherent,
+        Grade.IRRELEVANT: grades.irrelevant,
+        Grade.IMAGE_MISMATCH: grades.image_mismatch,
     }
     for item in items:
-        rng = random.Random(f"grades/{seed}/{item['item_id']}")
+        rng = random.Random(f"grades/{seed}/{item.item_id}")
         words = _Words(item, lexicon, rng)
-        made = [*_texts(item, mismatches, others, words, rng)]
+        variants = [*_texts(item, mismatches, others, words, rng)]
         for why, shown in others.images(item, mismatches, rng):
-            made.append((IMAGE_MISMATCH, why, _Text(words.often(rationale_for(item)), item["answer_index"]), shown))
+            variants.append(
+                (Grade.IMAGE_MISMATCH, why, _Text(words.often(rationale_for(item)), item.answer_index), shown)
+            )
         # phantoms are drawn for questions that only the image answers: they have all they need of the above
         flipped = (
-            finding_negation.flip(item["rationale"], rng)
-            if synthetic_images.paraphrase(item["rationale"]) is None
-            else None
+            finding_negation.flip(item.rationale, rng) if synthetic_images.paraphrase(item.rationale) is None else None
         )
         if flipped is not None and mismatches:
-            made.append((IRRELEVANT, "flippedFinding", _Text(words.often(flipped), item["answer_index"]), item))
-        for number, (grade, perturbation, text, shown) in enumerate(made):
-            yield {
-                "sample_id": f"{item['item_id']}#{number}",
-                "item_id": item["item_id"],
-                "source": item["source"],
-                "split": TRAIN if item["split"] == TRAIN else HELDOUT,
-                "image_sha256": shown["image_sha256"],
-                "modality": shown["modality"],
-                "question_type": item["question_type"],
-                "question": item["question"],
-                "options": item["options"],
-                "response": answers.response(text.rationale, text.index, item["options"], answer_format),
-                "grade": grade,
-                "target": targets[grade],
-                "perturbation": perturbation,
-                "seed": seed,
-            }
+            variants.append((Grade.IRRELEVANT, "flippedFinding", _Text(words.often(flipped), item.answer_index), item))
+        for number, (grade, perturbation, text, shown) in enumerate(variants):
+            yield GradedRow(
+                sample_id=f"{item.item_id}#{number}",
+                item_id=item.item_id,
+                source=item.source,
+                split=Split.TRAIN if item.split is Split.TRAIN else Split.HELDOUT,
+                image_sha256=shown.image_sha256,
+                modality=shown.modality,
+                question_type=item.question_type,
+                question=item.question,
+                options=item.options,
+                response=answers.response(text.rationale, text.index, item.options, answer_format),
+                grade=grade,
+                target=targets[grade],
+                perturbation=perturbation,
+                seed=seed,
+            )
 
 
 @dataclass(frozen=True)
@@ -134,7 +126,7 @@ class _Words:
 
     def other(self, text: str) -> tuple[str, str] | None:
         """(perturbation, the same in other words); None when there are none."""
-        keep = tuple(self.item["options"])
+        keep = self.item.options
         if self.lexicon is not None and synthetic_images.paraphrase(text) is None:
             said = paraphrase.paraphrase(text, self.rng, keep, self.lexicon.synonyms)
             if said is not None:
@@ -152,29 +144,29 @@ class _Words:
 
 def _texts(
     item: Item, mismatches: int, pool: _Pool, words: _Words, rng: random.Random
-) -> Iterator[tuple[str, str, _Text, Item]]:
+) -> Iterator[tuple[Grade, str, _Text, Item]]:
     """The rows that change the text and keep the image."""
-    gold = item["answer_index"]
+    gold = item.answer_index
     right = rationale_for(item)
-    wrong = [index for index in range(len(item["options"])) if index != gold]
+    wrong = [index for index in range(len(item.options)) if index != gold]
     rng.shuffle(wrong)
 
-    yield ORIGINAL, "none", _Text(right, gold), item
+    yield Grade.ORIGINAL, "none", _Text(right, gold), item
     perturbed = words.other(right)
     if perturbed is not None and perturbed[1] != right:
-        yield PERTURBED, perturbed[0], _Text(perturbed[1], gold), item
-    yield INCOHERENT, "phraseDeletion", _Text(paraphrase.drop_phrases(right, rng), gold), item
+        yield Grade.PERTURBED, perturbed[0], _Text(perturbed[1], gold), item
+    yield Grade.INCOHERENT, "phraseDeletion", _Text(paraphrase.drop_phrases(right, rng), gold), item
     if mismatches == 0:
-        yield IRRELEVANT, "otherRationale", _Text(pool.other_rationale(item, rng), wrong[0]), item
+        yield Grade.IRRELEVANT, "otherRationale", _Text(pool.other_rationale(item, rng), wrong[0]), item
     for number in range(mismatches):
         index = wrong[number % len(wrong)]
         believed = words.often(pool.rationale_of_wrong(item, index, rng))
-        yield IRRELEVANT, "wrongAnswer", _Text(believed, index), item
+        yield Grade.IRRELEVANT, "wrongAnswer", _Text(believed, index), item
         drawn = rng.random()
         if drawn < _AGAINST:
-            yield IRRELEVANT, "rationaleAgainstAnswer", _Text(words.often(right), index), item
+            yield Grade.IRRELEVANT, "rationaleAgainstAnswer", _Text(words.often(right), index), item
         elif drawn < _AGAINST + _OTHER:
-            yield IRRELEVANT, "otherRationale", _Text(pool.other_rationale(item, rng), index), item
+            yield Grade.IRRELEVANT, "otherRationale", _Text(pool.other_rationale(item, rng), index), item
 
 
 class _Pool:
@@ -190,36 +182,36 @@ class _Pool:
         self._known: dict[tuple[str, str], set[str]] = defaultdict(set)
         self._named: dict[str, set[str]] = defaultdict(set)
         for item in items:
-            gold = answers.normalise(item["options"][item["answer_index"]])
-            self._by_answer[item["question_type"], gold].append(item)
-            self._types[item["question_type"]].append(item)
-            self._images[item["modality"]].setdefault(item["image_sha256"], item)
-            self._known[item["image_sha256"], _asked(item, gold)].add(gold)
+            gold = answers.normalise(item.options[item.answer_index])
+            self._by_answer[item.question_type, gold].append(item)
+            self._types[item.question_type].append(item)
+            self._images[item.modality].setdefault(item.image_sha256, item)
+            self._known[item.image_sha256, _asked(item, gold)].add(gold)
             if gold not in _POLAR:
-                self._named[item["image_sha256"]].add(gold)
-        self._shown = {modality: list(found.values()) for modality, found in self._images.items()}
+                self._named[item.image_sha256].add(gold)
+        self._shown = {modality: list(by_image.values()) for modality, by_image in self._images.items()}
 
     def rationale_of_wrong(self, item: Item, index: int, rng: random.Random) -> str:
         """A rationale for a wrong option: the item's own with the option exchanged, else that of an item where it is
         right, else the neutral sentence."""
-        gold, option = item["options"][item["answer_index"]], item["options"][index]
-        own = item["rationale"]
+        gold, option = item.options[item.answer_index], item.options[index]
+        own = item.rationale
         if not own:
             return neutral(option)
         exchanged = paraphrase.swap(own, gold, option)
         if exchanged is not None:
             return exchanged
-        others = self._by_answer.get((item["question_type"], answers.normalise(option)), [])
+        others = self._by_answer.get((item.question_type, answers.normalise(option)), [])
         return rationale_for(rng.choice(others)) if others else neutral(option)
 
     def other_rationale(self, item: Item, rng: random.Random) -> str:
         """Another question's rationale, of another type where there is one."""
-        types = [name for name in self._types if name != item["question_type"]]
+        types = [name for name in self._types if name != item.question_type]
         if types:
             return rationale_for(rng.choice(self._types[rng.choice(types)]))
         for _ in range(8):
             other = rng.choice(self.items)
-            if other["question"] != item["question"]:
+            if other.question != item.question:
                 return rationale_for(other)
         return "The text is about something else."
 
@@ -230,7 +222,7 @@ class _Pool:
         modality answers needs another one. Images whose answer is known to be one of the other options come first:
         of the others we only know that nothing says the answer is the same.
         """
-        names = [item["modality"]]
+        names = [item.modality]
         if _asks_modality(item):
             names = []
         same = self._choose(item, names, rng, count)
@@ -238,13 +230,13 @@ class _Pool:
             yield "otherImage", shown
         if same or not count:
             return
-        elsewhere = [name for name in self._shown if name != item["modality"]]
+        elsewhere = [name for name in self._shown if name != item.modality]
         for shown in self._choose(item, elsewhere, rng, count):
             yield "otherModality", shown
 
     def _choose(self, item: Item, modalities: Sequence[str], rng: random.Random, count: int) -> list[Item]:
-        gold = answers.normalise(item["options"][item["answer_index"]])
-        others = {answers.normalise(option) for option in item["options"]} - {gold}
+        gold = answers.normalise(item.options[item.answer_index])
+        others = {answers.normalise(option) for option in item.options} - {gold}
         asked = _asked(item, gold)
         certain: list[Item] = []
         unknown: list[Item] = []
@@ -254,24 +246,24 @@ class _Pool:
             if len(certain) >= count:
                 break
             shown = rng.choice(rng.choice(pools))
-            if shown["image_sha256"] == item["image_sha256"] or shown in certain or shown in unknown:
+            if shown.image_sha256 == item.image_sha256 or shown in certain or shown in unknown:
                 continue
-            known = self._known.get((shown["image_sha256"], asked), set())
-            if gold in known or gold in self._named[shown["image_sha256"]]:
+            known = self._known.get((shown.image_sha256, asked), set())
+            if gold in known or gold in self._named[shown.image_sha256]:
                 continue
             if known & others:
                 certain.append(shown)
-            elif not (_asks_modality(item) and shown["modality"] == item["modality"]):
+            elif not (_asks_modality(item) and shown.modality == item.modality):
                 unknown.append(shown)
         return (certain + unknown)[:count]
 
 
 def _asked(item: Item, gold: str) -> str:
     """What the answer is an answer to: a named finding to all questions of its type, a yes to its question alone."""
-    return answers.normalise(item["question"]) if gold in _POLAR else item["question_type"]
+    return answers.normalise(item.question) if gold in _POLAR else item.question_type
 
 
 def _asks_modality(item: Item) -> bool:
     """Whether the image's modality is what the question asks for."""
-    gold = answers.normalise(item["options"][item["answer_index"]])
-    return gold == answers.normalise(item["modality"]) or "modality" in answers.normalise(item["question_type"])
+    gold = answers.normalise(item.options[item.answer_index])
+    return gold == answers.normalise(item.modality) or "modality" in answers.normalise(item.question_type)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from medgr2_api.data import DICOM, MMMU, Benchmark, DataFormat, DataSource, OnLeak, Phantom, SourceRole, SplitBy
 from medgr2_api.hashing import sha256_of
@@ -19,8 +18,9 @@ from .. import fetch
 from ..duplicates.phash_index import phash
 from ..errors import DataError
 from ..runner.context import StageContext
-from ..store import atomic
-from ..store import legacy_tables as tables
+from ..store import atomic, tables
+from ..store.rows import Image, Item, QuarantinedRecord, Split, TableRow
+from ..store.rows import Phantom as PhantomRow
 from . import format_registry, synthetic_images
 from .record import BadRecord, Place, Record
 
@@ -30,8 +30,43 @@ TICK = 64  # records between two looks at the clock and at the stop signal
 _BATCH = 1024  # questions in memory when they are read back
 
 
+@dataclass(frozen=True, slots=True)
+class ReadItem(TableRow):
+    """A question as it was read: which split its image falls into is known when every input is read. Kept in the
+    stage's work folder."""
+
+    TABLE = "read_items"
+    VERSION = 1
+
+    item_id: str
+    source: str
+    image_sha256: str
+    modality: str
+    question_type: str
+    question: str
+    options: tuple[str, ...]
+    answer_index: int
+    rationale: str
+
+    def item(self, split: Split, benchmark: str) -> Item:
+        """The row of table `items`."""
+        return Item(
+            item_id=self.item_id,
+            source=self.source,
+            split=split,
+            benchmark=benchmark,
+            image_sha256=self.image_sha256,
+            modality=self.modality,
+            question_type=self.question_type,
+            question=self.question,
+            options=self.options,
+            answer_index=self.answer_index,
+            rationale=self.rationale,
+        )
+
+
 @dataclass
-class Seen:
+class ImageFacts:
     """What is known of a stored image."""
 
     width: int
@@ -45,9 +80,21 @@ class Seen:
     """Empty for phantoms: they are drawn alike, and the hash tells them badly apart."""
     allow_external: bool
 
-    def row(self, sha256: str, split: str) -> dict[str, Any]:
+    def row(self, sha256: str, split: Split, source: str) -> Image:
         """The row of table `images`."""
-        return {"image_sha256": sha256, "split": split, **self.__dict__}
+        return Image(
+            image_sha256=sha256,
+            width=self.width,
+            height=self.height,
+            modality=self.modality,
+            source=source,
+            source_path=self.source_path,
+            split=split,
+            allow_external=self.allow_external,
+            dataset=self.dataset,
+            patient=self.patient,
+            phash=self.phash,
+        )
 
 
 @dataclass
@@ -67,16 +114,16 @@ class Loaded:
     attributes: dict[str, synthetic_images.Attributes] = field(default_factory=dict)
     """For phantoms: what each image (by its image_path) shows."""
     items: Path | None = None
-    """Its questions, as a table `items` without splits."""
+    """Its questions: a table of `ReadItem`."""
     good: int = 0
     bad: int = 0
     shown: list[BadRecord] = field(default_factory=list)
     """The first few bad ones."""
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self) -> Iterator[ReadItem]:
         """Its questions, in their order."""
         if self.items is not None:
-            for batch in tables.batches(self.items, _BATCH):
+            for batch in tables.batches(self.items, ReadItem, _BATCH):
                 yield from batch
 
 
@@ -85,11 +132,13 @@ class Ingest:
 
     def __init__(self, ctx: Context) -> None:
         self.ctx = ctx
-        self.images: dict[str, Seen] = {}
-        self.truth: dict[str, dict[str, Any]] = {}
+        self.images: dict[str, ImageFacts] = {}
+        self.phantoms: dict[str, PhantomRow] = {}
         """For phantoms: what each image shows."""
 
-    def read(self, given: DataSource | Benchmark, where: str, quarantine: tables.TableWriter) -> Loaded:
+    def read(
+        self, given: DataSource | Benchmark, where: str, quarantine: tables.TableWriter[QuarantinedRecord]
+    ) -> Loaded:
         """Reads one source or benchmark.
 
         Raises:
@@ -106,7 +155,7 @@ class Ingest:
         with ExitStack() as stack:
             if loaded.questions:
                 loaded.items = file
-                items = stack.enter_context(tables.writer(file, "items"))
+                items = stack.enter_context(tables.writer(file, ReadItem))
             for number, record in enumerate(read(place)):
                 if number % TICK == 0:
                     self.ctx.check_stop()
@@ -117,7 +166,7 @@ class Ingest:
                 loaded.good += 1
                 self._take(loaded, record, external=external, hashed=given.format is not DataFormat.PHANTOM)
                 if loaded.questions and record.answer_index is not None:
-                    items.append(_item(loaded, record))
+                    items.append(_item(loaded, record, record.answer_index))
         _check_bad(loaded, self.ctx.parameters.data.max_bad_fraction)
         return loaded
 
@@ -171,9 +220,9 @@ class Ingest:
     def _take(self, loaded: Loaded, record: Record, *, external: bool, hashed: bool) -> None:
         """Notes a record's image."""
         sha256 = record.image.sha256
-        seen = self.images.get(sha256)
-        if seen is None:
-            seen = self.images[sha256] = Seen(
+        facts = self.images.get(sha256)
+        if facts is None:
+            facts = self.images[sha256] = ImageFacts(
                 width=record.image.width,
                 height=record.image.height,
                 modality=record.modality,
@@ -184,13 +233,14 @@ class Ingest:
                 phash=phash(self.ctx.images.load(sha256)) if hashed else "",
                 allow_external=external,
             )
-        seen.allow_external = seen.allow_external and external  # the stricter source decides
+        facts.allow_external = facts.allow_external and external  # the stricter source decides
         loaded.images.add(sha256)
         if loaded.on_leak is None and (unit := self._unit(loaded, record)):
             loaded.units.setdefault(unit, set()).add(sha256)
         if shown := loaded.attributes.get(record.image_path):
-            values = {kind: shown.value(kind) for kind in synthetic_images.KINDS}
-            self.truth.setdefault(sha256, {"image_sha256": sha256, **values})
+            self.phantoms.setdefault(
+                sha256, PhantomRow(sha256, shown.modality, shown.finding, shown.location, shown.count)
+            )
 
     def _unit(self, loaded: Loaded, record: Record) -> str:
         """What the record's image must stay together with; empty: it stands alone.
@@ -211,26 +261,25 @@ class Ingest:
         return record.patient
 
 
-def _item(loaded: Loaded, record: Record) -> dict[str, Any]:
-    """A row of table `items`, without its split."""
-    return {
-        "item_id": f"{loaded.name}/{record.question_id}",
-        "source": loaded.name,
-        "image_sha256": record.image.sha256,
-        "modality": record.modality,
-        "question_type": record.question_type,
-        "question": record.question,
-        "options": list(record.options),
-        "answer_index": record.answer_index,
-        "rationale": record.rationale,
-    }
+def _item(loaded: Loaded, record: Record, answer_index: int) -> ReadItem:
+    return ReadItem(
+        item_id=f"{loaded.name}/{record.question_id}",
+        source=loaded.name,
+        image_sha256=record.image.sha256,
+        modality=record.modality,
+        question_type=record.question_type,
+        question=record.question,
+        options=record.options,
+        answer_index=answer_index,
+        rationale=record.rationale,
+    )
 
 
-def _set_aside(loaded: Loaded, bad: BadRecord, quarantine: tables.TableWriter) -> None:
+def _set_aside(loaded: Loaded, bad: BadRecord, quarantine: tables.TableWriter[QuarantinedRecord]) -> None:
     loaded.bad += 1
     if len(loaded.shown) < SHOWN:
         loaded.shown.append(bad)
-    quarantine.append({"source": loaded.name, "record": bad.where, "field": bad.field, "reason": bad.reason})
+    quarantine.append(QuarantinedRecord(loaded.name, bad.where, bad.field, bad.reason))
 
 
 def _check_bad(loaded: Loaded, most: float) -> None:

@@ -12,11 +12,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from medgr2_api.data import OnLeak, Split
+from medgr2_api.data import OnLeak
+from medgr2_api.data import Split as SplitShares
 
 from ..errors import DataError
+from ..store.rows import Split
 
-TRAIN, VALIDATION, TEST = "train", "validation", "test"
 _SHOWN = 5  # names in a message
 
 
@@ -68,8 +69,8 @@ def together(units: Mapping[str, Iterable[str]]) -> dict[str, str]:
 
 
 def assign(
-    sources: Sequence[Iterable[str]], split: Split, seed: int, joined: Mapping[str, str] | None = None
-) -> dict[str, str]:
+    sources: Sequence[Iterable[str]], shares: SplitShares, seed: int, joined: Mapping[str, str] | None = None
+) -> dict[str, Split]:
     """The split of every image.
 
     Each source is divided by itself, so that each contributes its share; an image that two sources hold keeps the
@@ -77,7 +78,7 @@ def assign(
 
     Args:
         sources: the images (sha256) of each source that has questions.
-        split: shares of validation and test; a share above 0 gets at least one image where there are enough.
+        shares: of validation and test; one above 0 gets at least one image where there are enough.
         seed: decides the order.
         joined: as `together` gives it; an image that is not in it stands alone. Groups are dealt whole, so shares
             are met as nearly as the groups allow: a split takes groups, none twice as large as what it lacks, until
@@ -87,25 +88,25 @@ def assign(
     members: dict[str, list[str]] = defaultdict(list)
     for image, first in joined.items():
         members[first].append(image)
-    assigned: dict[str, str] = {}
+    assigned: dict[str, Split] = {}
     for images in sources:
         groups = list(dict.fromkeys(joined.get(image, image) for image in images if image not in assigned))
         sizes = {group: len(members.get(group, [group])) for group in groups}
         ordered = order(seed, groups)
         total = sum(sizes.values())
-        test = _count(split.test_fraction, total)
-        validation = min(_count(split.validation_fraction, total), max(0, total - test - 1))
-        wanted = {TEST: test, VALIDATION: validation}
-        for group, held in _deal(ordered, sizes, wanted).items():
+        test = _count(shares.test_fraction, total)
+        validation = min(_count(shares.validation_fraction, total), max(0, total - test - 1))
+        counts = {Split.TEST: test, Split.VALIDATION: validation}
+        for group, held in _deal(ordered, sizes, counts).items():
             for image in members.get(group, [group]):
                 assigned.setdefault(image, held)
     return assigned
 
 
-def _deal(ordered: Sequence[str], sizes: Mapping[str, int], wanted: Mapping[str, int]) -> dict[str, str]:
+def _deal(ordered: Sequence[str], sizes: Mapping[str, int], counts: Mapping[Split, int]) -> dict[str, Split]:
     """The split of each group, in the order of `ordered`."""
-    dealt: dict[str, str] = {}
-    for held, count in wanted.items():
+    dealt: dict[str, Split] = {}
+    for held, count in counts.items():
         left = [group for group in ordered if group not in dealt]
         given = 0
         for group in left:
@@ -116,7 +117,7 @@ def _deal(ordered: Sequence[str], sizes: Mapping[str, int], wanted: Mapping[str,
                 given += sizes[group]
         if count and not given and len(dealt) < len(ordered) - 1:
             dealt[min(left, key=lambda group: sizes[group])] = held
-    return {group: dealt.get(group, TRAIN) for group in ordered}
+    return {group: dealt.get(group, Split.TRAIN) for group in ordered}
 
 
 def leaks(
@@ -153,7 +154,7 @@ def leaks(
     return Leak(benchmark, frozenset(common), len(equal) / max(1, len(images)), frozenset(alike))
 
 
-def digest(assigned: Mapping[str, str]) -> str:
+def digest(assigned: Mapping[str, Split]) -> str:
     """sha256 over the sorted lines `<image sha256> <split>`: two runs with this hash have the same splits."""
     lines = "".join(f"{sha256} {name}\n" for sha256, name in sorted(assigned.items()))
     return hashlib.sha256(lines.encode()).hexdigest()

@@ -92,14 +92,14 @@ def rows(condition: Condition, items: Sequence[Item], answer_format: AnswerForma
     with a single image.
     """
     if condition is Condition.OPTIONS_ONLY:
-        return [Row(None, answers.prompt("", item["options"], answer_format).lstrip()) for item in items]
+        return [Row(None, answers.prompt_text("", item["options"], answer_format).lstrip()) for item in items]
     shown = derangement(items) if condition is Condition.SHUFFLED else {}
     if shown is None:
         return None
     return [
         Row(
             shown.get(item["image_sha256"], item["image_sha256"]),
-            answers.prompt(item["question"], item["options"], answer_format),
+            answers.prompt_text(item["question"], item["options"], answer_format),
         )
         for item in items
     ]

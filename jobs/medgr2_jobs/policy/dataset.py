@@ -55,7 +55,7 @@ def sft_rows(training: Records, answer_format: AnswerFormat) -> list[tuple[str, 
             record["row_id"],
             Row(
                 record["image_sha256"],
-                answers.prompt(record["question"], record["options"], answer_format),
+                answers.prompt_text(record["question"], record["options"], answer_format),
                 record["response"] or "",
             ),
         )
@@ -142,8 +142,8 @@ def grpo_prompts(
     asked: dict[str, dict[str, Any]] = {}
 
     def identify(record: dict[str, Any]) -> str:
-        text = answers.prompt(record["question"], record["options"], answer_format)
-        return answers.prompt_id(record["image_sha256"], text)
+        text = answers.prompt_text(record["question"], record["options"], answer_format)
+        return answers.Prompt(record["image_sha256"], text).prompt_id
 
     for record in training:
         name = identify(record)
@@ -171,7 +171,7 @@ def grpo_prompts(
         Prompt(
             prompt_id=name,
             image_sha256=record["image_sha256"],
-            text=answers.prompt(record["question"], record["options"], answer_format),
+            text=answers.prompt_text(record["question"], record["options"], answer_format),
             question=record["question"],
             options=tuple(record["options"]),
             answer_index=trusted(name),

@@ -10,6 +10,8 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from medgr2_api.training_spec import AnswerFormat
 
@@ -22,7 +24,39 @@ _FORMAT = re.compile(
 )
 
 
-def prompt(question: str, options: Sequence[str], answer_format: AnswerFormat) -> str:
+class Question(Protocol):
+    """A row that asks something about an image: an item, a graded row, a training row, …"""
+
+    @property
+    def image_sha256(self) -> str: ...
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def options(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the policy is asked."""
+
+    image_sha256: str
+    text: str
+    """The user turn, without the image."""
+
+    @property
+    def prompt_id(self) -> str:
+        """Names the prompt by its content: 16 hex digits, equal exactly for the same image and the same text."""
+        return hashlib.sha256(f"{self.image_sha256}\n{self.text}".encode()).hexdigest()[:16]
+
+
+def prompt_of(row: Question, answer_format: AnswerFormat) -> Prompt:
+    """How a row's question is put to the policy."""
+    return Prompt(row.image_sha256, prompt_text(row.question, row.options, answer_format))
+
+
+def prompt_text(question: str, options: Sequence[str], answer_format: AnswerFormat) -> str:
     """The user turn, without the image.
 
     `Letter` spells the task out for an instruction-tuned model. `OptionText` is bare: it is for small models that
@@ -36,11 +70,6 @@ def prompt(question: str, options: Sequence[str], answer_format: AnswerFormat) -
         "Think about what the image shows inside <think> </think>, "
         "then give the letter of the right option inside <answer> </answer>."
     )
-
-
-def prompt_id(image_sha256: str, text: str) -> str:
-    """Names a prompt by its content: 16 hex digits, equal exactly for the same image and the same prompt text."""
-    return hashlib.sha256(f"{image_sha256}\n{text}".encode()).hexdigest()[:16]
 
 
 def answer_text(index: int, options: Sequence[str], answer_format: AnswerFormat) -> str:

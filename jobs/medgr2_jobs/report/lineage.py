@@ -64,7 +64,9 @@ def _prompted(inputs: Inputs, iteration: int, only: str) -> set[str]:
     return {
         row["triplet_id"]
         for row in _rows(inputs.input(role), "candidates", only)
-        if answers.prompt_id(row["image_sha256"], answers.prompt(row["question"], row["options"], answer_format))
+        if answers.Prompt(
+            row["image_sha256"], answers.prompt_text(row["question"], row["options"], answer_format)
+        ).prompt_id
         in prompts
     }
 

@@ -14,11 +14,11 @@ from ..curate import option_shuffle, rejection_rules
 from ..curate.rejection_rules import Facts, Reasons, Rows
 from ..curate.selection import WITHOUT_SCORES, Batch, Chosen, choose
 from ..data import graded_dataset
-from ..data.splits import TRAIN
 from ..errors import ConfigError
 from ..prompts import answers
 from ..review import import_review
 from ..runner.context import Outcome, StageContext
+from ..store.rows import Split
 
 SEED, GENERATED = "seed", "generated"
 VETOED = "vetoed"
@@ -97,11 +97,14 @@ def _known(ctx: StageContext[CurateParameters], items: Rows) -> Rows:
             "iteration": 0,
             **{name: item[name] for name in _QUESTION},
             "response": answers.response(
-                graded_dataset.rationale_for(item), item["answer_index"], item["options"], answer_format
+                item["rationale"] or graded_dataset.neutral(item["options"][item["answer_index"]]),
+                item["answer_index"],
+                item["options"],
+                answer_format,
             ),
         }
         for item in items
-        if item["split"] == TRAIN
+        if item["split"] == Split.TRAIN
     ]
 
 

@@ -161,7 +161,7 @@ def _sample_part(
 ) -> None:
     """Draws and grades the samples of some prompts; writes the distinct ones, and how many were drawn of each grade."""
     wanted = parameters.preferences
-    texts = [answers.prompt(p["question"], p["options"], parameters.answer_format) for p in prompts]
+    texts = [answers.prompt_text(p["question"], p["options"], parameters.answer_format) for p in prompts]
     asked = [
         Row(prompt["image_sha256"], text)
         for prompt, text in zip(prompts, texts, strict=True)
@@ -173,7 +173,7 @@ def _sample_part(
     rows: list[dict[str, Any]] = []
     drawn: Counter[str] = Counter()
     for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        name = answers.prompt_id(prompt["image_sha256"], text)
+        name = answers.Prompt(prompt["image_sha256"], text).prompt_id
         samples = Counter(said[index * wanted.samples_per_prompt : (index + 1) * wanted.samples_per_prompt])
         for sample, times in samples.items():  # in the order of their first appearance
             rows.append(_row(prompt, name, sample, parameters.grades))

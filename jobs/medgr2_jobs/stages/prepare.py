@@ -11,7 +11,6 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from medgr2_api.data import DataFormat
 from medgr2_api.stages.prepare import PrepareParameters
@@ -19,12 +18,13 @@ from medgr2_api.stages.prepare import PrepareParameters
 from .. import fetch
 from ..data import graded_dataset, splits, wordnet
 from ..data.ingest import TICK, Ingest, Loaded
-from ..data.splits import TEST, TRAIN, VALIDATION, Leak
+from ..data.splits import Leak
 from ..duplicates import phash_index
 from ..errors import DataError
 from ..models import base_models
 from ..runner.context import Outcome, StageContext
-from ..store.legacy_tables import TableWriter
+from ..store.rows import GradedRow, Image, Item, Phantom, QuarantinedRecord, Split
+from ..store.tables import TableWriter
 
 Context = StageContext[PrepareParameters]
 #: Bits in which the perceptual hashes of a training image and of a benchmark's may differ (DECISIONS 8).
@@ -45,41 +45,41 @@ def run(ctx: Context) -> Outcome:
     base_models.check(ctx)
 
     ingest = Ingest(ctx)
-    with ctx.writer.stream("quarantine") as quarantine:
+    with ctx.writer.stream(QuarantinedRecord) as quarantine:
         sources = [ingest.read(source, f"data.sources[{source.name}]", quarantine) for source in data.sources]
         benchmarks = [ingest.read(given, f"data.benchmarks[{given.name}]", quarantine) for given in data.benchmarks]
         quarantined = quarantine.rows
 
-    found = _leaks(ingest, sources, benchmarks)
-    leaked = {sha256 for leak in found for sha256 in leak.images}
+    leaks = _leaks(ingest, sources, benchmarks)
+    leaked = {sha256 for leak in leaks for sha256 in leak.images}
     assigned = _assign(ctx, sources, leaked)
-    with ctx.writer.stream("items") as items:
+    with ctx.writer.stream(Item) as items:
         counts, pools = _divide(ctx, items, sources, benchmarks, assigned, leaked)
-    if not counts[TRAIN]:
+    if not counts[Split.TRAIN]:
         raise DataError(_nothing_to_train(sources, leaked, counts))
     drawn = all(source.format is DataFormat.PHANTOM for source in data.sources)  # they have words of their own
     lexicon = None if drawn else wordnet.find(ctx.root / "cache" / "wordnet")
-    with ctx.writer.stream("grades") as graded:
-        told = _grade(ctx, graded, sources, assigned, leaked, pools, lexicon)
+    with ctx.writer.stream(GradedRow) as graded:
+        grade_counts = _grade(ctx, graded, sources, assigned, leaked, pools, lexicon)
 
     everywhere = _write_images(ctx, ingest, benchmarks, assigned)
-    _write_splits(ctx, everywhere, counts, found)
+    _write_splits(ctx, everywhere, counts, leaks)
     if pins := fetch.pins(ctx):
         ctx.writer.path("inputs.json").write_text(json.dumps(pins, indent=1, sort_keys=True) + "\n")
     ctx.images.sync()
     tested = set().union(*(loaded.images for loaded in benchmarks)) if benchmarks else set()
     counters = {
         "images": len(everywhere),
-        "train_images": sum(split == TRAIN for split in everywhere.values()),
-        "seed_items": counts[TRAIN],
-        "validation_items": counts[VALIDATION],
-        "benchmark_items": counts[TEST],
+        "train_images": sum(split == Split.TRAIN for split in everywhere.values()),
+        "seed_items": counts[Split.TRAIN],
+        "validation_items": counts[Split.VALIDATION],
+        "benchmark_items": counts[Split.TEST],
         "quarantined": quarantined,
         "leaked_images": len(leaked),
         "leaked_share": len(leaked & tested) / max(1, len(tested)),
-        "near_leaked_images": len({sha256 for leak in found for sha256 in leak.near}),
+        "near_leaked_images": len({sha256 for leak in leaks for sha256 in leak.near}),
         "wordnet": int(lexicon is not None),
-        **told,
+        **grade_counts,
     }
     return Outcome(counters={name: float(n) for name, n in counters.items()} | base_models.publish(ctx))
 
@@ -89,20 +89,20 @@ def _leaks(ingest: Ingest, sources: list[Loaded], benchmarks: list[Loaded]) -> l
     names = {
         sha256: f"{loaded.name}/{ingest.images[sha256].source_path}" for loaded in sources for sha256 in loaded.images
     }
-    phashes = {sha256: seen.phash for sha256, seen in ingest.images.items() if seen.phash}
+    phashes = {sha256: facts.phash for sha256, facts in ingest.images.items() if facts.phash}
     training = sorted(sha256 for sha256 in names if sha256 in phashes)
     trained = phash_index.codes(training, phashes)
-    found = []
+    leaks = []
     for loaded in benchmarks:
         tested = phash_index.codes(sorted(sha256 for sha256 in loaded.images if sha256 in phashes), phashes)
         close = phash_index.within(trained, tested, NEAR)
         near = {sha256 for sha256, held in zip(training, close, strict=True) if held}
         assert loaded.on_leak is not None
-        found.append(splits.leaks(set(names), loaded.name, loaded.images, loaded.on_leak, names, near))
-    return found
+        leaks.append(splits.leaks(set(names), loaded.name, loaded.images, loaded.on_leak, names, near))
+    return leaks
 
 
-def _assign(ctx: Context, sources: list[Loaded], leaked: set[str]) -> dict[str, str]:
+def _assign(ctx: Context, sources: list[Loaded], leaked: set[str]) -> dict[str, Split]:
     """The split of every image of the sources that may be trained on."""
     units: dict[str, set[str]] = {}
     for loaded in sources:
@@ -113,40 +113,40 @@ def _assign(ctx: Context, sources: list[Loaded], leaked: set[str]) -> dict[str, 
     assigned = splits.assign(seeds, ctx.parameters.data.split, ctx.parameters.seed, joined)
     for loaded in sources:
         for sha256 in loaded.images - leaked:
-            assigned.setdefault(sha256, TRAIN)
+            assigned.setdefault(sha256, Split.TRAIN)
     return assigned
 
 
-def _kept(loaded: Loaded, assigned: dict[str, str], leaked: set[str]) -> Iterator[dict[str, Any]]:
+def _kept(loaded: Loaded, assigned: dict[str, Split], leaked: set[str]) -> Iterator[Item]:
     """A source's or benchmark's rows of table `items`."""
     for row in loaded.rows():
         if loaded.on_leak is not None:
-            yield row | {"split": TEST, "benchmark": loaded.name}
-        elif row["image_sha256"] not in leaked:
-            split = assigned[row["image_sha256"]]
-            yield row | {"split": split, "benchmark": loaded.name if split == TEST else ""}
+            yield row.item(Split.TEST, loaded.name)
+        elif row.image_sha256 not in leaked:
+            split = assigned[row.image_sha256]
+            yield row.item(split, loaded.name if split is Split.TEST else "")
 
 
 def _divide(
     ctx: Context,
-    items: TableWriter,
+    items: TableWriter[Item],
     sources: list[Loaded],
     benchmarks: list[Loaded],
-    assigned: dict[str, str],
+    assigned: dict[str, Split],
     leaked: set[str],
-) -> tuple[Counter[str], dict[str, list[dict[str, Any]]]]:
+) -> tuple[Counter[str], dict[Split, list[Item]]]:
     """Writes `items`; returns how many each split has (and each benchmark, as `test/<name>`), and D_grade's pools."""
     counts: Counter[str] = Counter()
-    samples = {TRAIN: _Sample(POOL), VALIDATION: _Sample(POOL)}
+    samples = {Split.TRAIN: _Sample(POOL), Split.VALIDATION: _Sample(POOL)}
     for loaded in [*sources, *benchmarks]:
         for number, row in enumerate(_kept(loaded, assigned, leaked)):
             if number % TICK == 0:
                 ctx.check_stop()
             items.append(row)
-            counts[row["split"]] += 1
-            counts[f"{row['split']}/{row['benchmark']}".rstrip("/")] += bool(row["benchmark"])
-            if row["split"] in samples:
-                samples[row["split"]].add(row)
+            counts[row.split] += 1
+            counts[f"{row.split}/{row.benchmark}".rstrip("/")] += bool(row.benchmark)
+            if row.split in samples:
+                samples[row.split].add(row)
     return counts, {split: sample.rows() for split, sample in samples.items()}
 
 
@@ -156,48 +156,48 @@ class _Sample:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._heap: list[tuple[int, int, dict[str, Any]]] = []
+        self._heap: list[tuple[int, int, Item]] = []
         self._seen = 0
 
-    def add(self, row: dict[str, Any]) -> None:
-        entry = (-splits.lot(row["image_sha256"]), self._seen, row)
+    def add(self, row: Item) -> None:
+        entry = (-splits.lot(row.image_sha256), self._seen, row)
         self._seen += 1
         if len(self._heap) < self.size:
             heapq.heappush(self._heap, entry)
         else:
             heapq.heappushpop(self._heap, entry)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Item]:
         return [row for _, _, row in sorted(self._heap, key=lambda entry: entry[1])]
 
 
 def _grade(
     ctx: Context,
-    graded: TableWriter,
+    graded: TableWriter[GradedRow],
     sources: list[Loaded],
-    assigned: dict[str, str],
+    assigned: dict[str, Split],
     leaked: set[str],
-    pools: dict[str, list[dict[str, Any]]],
+    pools: dict[Split, list[Item]],
     lexicon: wordnet.Lexicon | None,
 ) -> dict[str, int]:
     """Writes D_grade of the seed: train items, and the held-out rows from the validation items; returns counters."""
     counts: Counter[str] = Counter()
     for split, pool in pools.items():
-        chosen = (row for loaded in sources for row in _kept(loaded, assigned, leaked) if row["split"] == split)
+        chosen = (row for loaded in sources for row in _kept(loaded, assigned, leaked) if row.split is split)
         for number, row in enumerate(_rows(ctx, chosen, pool, lexicon)):
             if number % TICK == 0:
                 ctx.check_stop()
                 ctx.progress(f"grade {split}", number, 0)
             graded.append(row)
-            counts["heldout_grade_rows" if row["split"] == graded_dataset.HELDOUT else "grade_rows"] += 1
-            counts[f"grade_{row['grade']}"] += 1
-    told = {"grade_rows": counts.pop("grade_rows"), "heldout_grade_rows": counts.pop("heldout_grade_rows")}
-    return told | dict(sorted(counts.items()))
+            counts["heldout_grade_rows" if row.split is Split.HELDOUT else "grade_rows"] += 1
+            counts[f"grade_{row.grade}"] += 1
+    sizes = {"grade_rows": counts.pop("grade_rows"), "heldout_grade_rows": counts.pop("heldout_grade_rows")}
+    return sizes | dict(sorted(counts.items()))
 
 
 def _rows(
-    ctx: Context, chosen: Iterable[dict[str, Any]], pool: list[dict[str, Any]], lexicon: wordnet.Lexicon | None
-) -> Iterator[dict[str, Any]]:
+    ctx: Context, chosen: Iterable[Item], pool: list[Item], lexicon: wordnet.Lexicon | None
+) -> Iterator[GradedRow]:
     return graded_dataset.rows(
         chosen,
         pool=pool,
@@ -209,31 +209,33 @@ def _rows(
     )
 
 
-def _write_images(ctx: Context, ingest: Ingest, benchmarks: list[Loaded], assigned: dict[str, str]) -> dict[str, str]:
+def _write_images(
+    ctx: Context, ingest: Ingest, benchmarks: list[Loaded], assigned: dict[str, Split]
+) -> dict[str, Split]:
     """Writes `images` (and `phantoms`): what may be trained on, and what benchmarks hold; returns each one's split."""
     tested = set().union(*(loaded.images for loaded in benchmarks)) if benchmarks else set()
     names = {sha256: loaded.name for loaded in reversed(benchmarks) for sha256 in loaded.images}
-    everywhere: dict[str, str] = {}
-    with ctx.writer.stream("images") as table:
-        for sha256, seen in ingest.images.items():
+    everywhere: dict[str, Split] = {}
+    with ctx.writer.stream(Image) as table:
+        for sha256, facts in ingest.images.items():
             if sha256 not in assigned and sha256 not in tested:
                 continue  # it only looked like a benchmark's: no split has it
-            everywhere[sha256] = assigned.get(sha256, TEST)
-            row = seen.row(sha256, everywhere[sha256])
-            table.append(row if sha256 in assigned else row | {"source": names[sha256]})
-    if truth := [row for sha256, row in ingest.truth.items() if sha256 in everywhere]:
-        ctx.writer.table("phantoms", truth)
+            everywhere[sha256] = assigned.get(sha256, Split.TEST)
+            source = facts.source if sha256 in assigned else names[sha256]
+            table.append(facts.row(sha256, everywhere[sha256], source))
+    if phantoms := [row for sha256, row in ingest.phantoms.items() if sha256 in everywhere]:
+        ctx.writer.table(Phantom, phantoms)
     return everywhere
 
 
-def _write_splits(ctx: Context, everywhere: dict[str, str], counts: Counter[str], found: list[Leak]) -> None:
+def _write_splits(ctx: Context, everywhere: dict[str, Split], counts: Counter[str], leaks: list[Leak]) -> None:
     split = ctx.parameters.data.split
     summary = {
         "hash": splits.digest(everywhere),
         "by": str(split.by),
         "seed": ctx.parameters.seed,
         "images": dict(Counter(everywhere.values())),
-        "items": {name: n for name, n in counts.items() if n and name != TEST},
+        "items": {name: n for name, n in counts.items() if n and name != Split.TEST},
         "leaks": [
             {
                 "benchmark": leak.benchmark,
@@ -241,7 +243,7 @@ def _write_splits(ctx: Context, everywhere: dict[str, str], counts: Counter[str]
                 "near": sorted(leak.near),
                 "shareOfBenchmark": leak.share,
             }
-            for leak in found
+            for leak in leaks
         ],
     }
     ctx.writer.path("splits.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
@@ -251,7 +253,7 @@ def _nothing_to_train(sources: list[Loaded], leaked: set[str], counts: Counter[s
     if not any(loaded.questions for loaded in sources):
         return "data.sources: none has questions and answers; at least one source with role Seed is needed"
     return (
-        f"nothing is left to train on: the train split has no item ({counts[VALIDATION]} validation, {counts[TEST]} "
-        f"test; {len(leaked)} image(s) were dropped because a benchmark holds them). Add data, or lower "
-        "data.split.validationFraction and testFraction"
+        f"nothing is left to train on: the train split has no item ({counts[Split.VALIDATION]} validation, "
+        f"{counts[Split.TEST]} test; {len(leaked)} image(s) were dropped because a benchmark holds them). Add data, or "
+        "lower data.split.validationFraction and testFraction"
     )

@@ -91,7 +91,9 @@ def run(ctx: StageContext[RewardParameters]) -> Outcome:
 
 def graded_row(row: Mapping[str, Any], answer_format: AnswerFormat) -> vlm.Row:
     """A row of grades, preferences or candidates as R reads it: image, the policy's prompt, the response."""
-    return vlm.Row(row["image_sha256"], answers.prompt(row["question"], row["options"], answer_format), row["response"])
+    return vlm.Row(
+        row["image_sha256"], answers.prompt_text(row["question"], row["options"], answer_format), row["response"]
+    )
 
 
 def _start(ctx: StageContext[RewardParameters]) -> tuple[Path, bool]:

@@ -91,7 +91,7 @@ def rows(settings: Settings, seed: int, step: int, answer_format: AnswerFormat) 
             continue
         shown = Attributes(**{kind: rng.choice(values) for kind, values in synthetic_images.VALUES.items()})
         asked = synthetic_images.question(shown, rng.choice(synthetic_images.KINDS), rng)
-        prompt = f"Note: {caption(shown, 'answers')} {answers.prompt(asked.text, asked.options, answer_format)}"
+        prompt = f"Note: {caption(shown, 'answers')} {answers.prompt_text(asked.text, asked.options, answer_format)}"
         response = answers.response(asked.rationale, asked.answer_index, asked.options, answer_format)
         found.append(Row(None, prompt, response))
     return found

@@ -120,5 +120,5 @@ def _corpus() -> list[str]:
             texts += [value, f" {value}, {value}", looks, f" {looks}"]
             texts += [template.format(value) for template in synthetic_images.RATIONALES[kind]]
         for asked in synthetic_images.QUESTIONS[kind]:
-            texts += [answers.prompt(asked, values, answer_format) for answer_format in AnswerFormat]
+            texts += [answers.prompt_text(asked, values, answer_format) for answer_format in AnswerFormat]
     return [text for text in texts for _ in range(4)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import asdict, replace
 from hashlib import sha256
 
 import pytest
@@ -81,26 +82,26 @@ def test_what_may_be_flipped_is_never_replaced_by_a_synonym() -> None:
 
 
 def test_d_grade_has_flipped_findings_of_real_texts() -> None:
-    items = [{**item, "rationale": "A mass in the left lung."} for item in phantom_items(20)]
-    flipped = [row for row in make(items) if row["perturbation"] == "flippedFinding"]
+    items = [replace(item, rationale="A mass in the left lung.") for item in phantom_items(20)]
+    flipped = [row for row in make(items) if row.perturbation == "flippedFinding"]
     assert len(flipped) == len(items)
     for row in flipped:
-        item = next(item for item in items if item["item_id"] == row["item_id"])
-        assert (row["grade"], row["target"]) == ("irrelevant", -6.0)
-        assert "right lung" in row["response"]
-        assert answers.extract(row["response"], row["options"]) == item["answer_index"]
-        assert row["image_sha256"] == item["image_sha256"]
-    assert not [row for row in make(items, mismatches=0) if row["perturbation"] == "flippedFinding"]
+        item = next(item for item in items if item.item_id == row.item_id)
+        assert (row.grade, row.target) == ("irrelevant", -6.0)
+        assert "right lung" in row.response
+        assert answers.extract(row.response, row.options) == item.answer_index
+        assert row.image_sha256 == item.image_sha256
+    assert not [row for row in make(items, mismatches=0) if row.perturbation == "flippedFinding"]
 
 
 def test_the_rows_of_phantoms_are_what_they_were() -> None:
     """The quickstart's D_grade is tuned and measured (docs/measurements.md): it must not drift unnoticed."""
     digest = sha256()
     for row in make(phantom_items(60), mismatches=3):
-        kept = {name: value for name, value in row.items() if name not in ("source", "seed")}
+        kept = {name: value for name, value in asdict(row).items() if name not in ("source", "seed")}
         digest.update(json.dumps(kept, sort_keys=True).encode())
     assert digest.hexdigest() == "dcd8d8c6479490457a8881def51b8a4c08fd998a898161ab58d0e426f3a29075"
 
 
 def test_every_row_tells_its_source_and_seed() -> None:
-    assert {(row["source"], row["seed"]) for row in make(phantom_items(4), seed=7)} == {("seed", 7)}
+    assert {(row.source, row.seed) for row in make(phantom_items(4), seed=7)} == {("seed", 7)}

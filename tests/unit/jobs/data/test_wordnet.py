@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import nltk
@@ -128,10 +129,10 @@ def test_a_text_in_wordnets_words(lexicon: Lexicon) -> None:
 
 def test_rows_say_whose_words_they_have(lexicon: Lexicon) -> None:
     def told(rationale: str | None, lexicon: Lexicon | None) -> set[str]:
-        items = [{**item, "rationale": rationale or item["rationale"]} for item in phantom_items(3)]
-        rows = [row for row in make(items, lexicon=lexicon) if row["grade"] == "perturbed"]
+        items = [replace(item, rationale=rationale or item.rationale) for item in phantom_items(3)]
+        rows = [row for row in make(items, lexicon=lexicon) if row.grade == "perturbed"]
         assert len(rows) == len(items)
-        return {row["perturbation"] for row in rows}
+        return {row.perturbation for row in rows}
 
     assert told(TEXT, None) == {"synonyms"}
     assert told(TEXT, lexicon) == {"wordnet"}
@@ -140,7 +141,7 @@ def test_rows_say_whose_words_they_have(lexicon: Lexicon) -> None:
 
 
 def test_the_same_rows_each_time(lexicon: Lexicon, cache: Path) -> None:
-    items = [{**item, "rationale": TEXT} for item in phantom_items(5)]
+    items = [replace(item, rationale=TEXT) for item in phantom_items(5)]
     assert make(items, lexicon=lexicon) == make(items, lexicon=wordnet.find(cache))
 
 

@@ -146,5 +146,5 @@ def test_rows_for_grpo_carry_their_own_picture(workspace: PolicyWorkspace) -> No
         row = dataset[index]
         assert row["image"] == workspace.images.load(prompts[index].image_sha256)
         assert row["prompt"] == [{"role": "user", "content": row["text"]}]
-        assert row["text"] == answers.prompt(prompts[index].question, prompts[index].options, FORMAT)
+        assert row["text"] == answers.prompt_text(prompts[index].question, prompts[index].options, FORMAT)
         assert row["answer_index"] == prompts[index].answer_index

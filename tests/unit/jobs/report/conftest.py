@@ -128,8 +128,8 @@ def _publish_iteration(
         *training,
         *(training_row(r["triplet_id"], "generated", t, r["image_sha256"]) for r in fresh if r["keep"]),
     ]
-    text = answers.prompt(candidates[0]["question"], OPTIONS, answers.AnswerFormat.OPTION_TEXT)
-    rollout = {"step": 1, "prompt_id": answers.prompt_id(candidates[0]["image_sha256"], text), "completion": "",
+    text = answers.prompt_text(candidates[0]["question"], OPTIONS, answers.AnswerFormat.OPTION_TEXT)
+    rollout = {"step": 1, "prompt_id": answers.Prompt(candidates[0]["image_sha256"], text).prompt_id, "completion": "",
                "reward": 0.5, "reward_model": 0.5, "match": None, "parsed": True}  # fmt: skip
     log = [
         {"step": s, "loss": 0.0, "reward": 0.6 + 0.004 * s + 0.03 * random.normal(), "kl": 0.0} for s in range(1, 41)

@@ -73,8 +73,8 @@ class Loop:
     def trained(self) -> None:
         publish(self.root, StageName.SFT, 1, files={"log.json": []}, cycle="loop")
         row = CANDIDATES[3]
-        text = answers.prompt(row["question"], OPTIONS, answers.AnswerFormat.LETTER)
-        rollout = {"step": 1, "prompt_id": answers.prompt_id(row["image_sha256"], text), "completion": "",
+        text = answers.prompt_text(row["question"], OPTIONS, answers.AnswerFormat.LETTER)
+        rollout = {"step": 1, "prompt_id": answers.Prompt(row["image_sha256"], text).prompt_id, "completion": "",
                    "reward": 0.5, "reward_model": 0.5, "match": None, "parsed": True}  # fmt: skip
         publish(self.root, StageName.GRPO, 1, tables={"rollouts": [rollout]}, parameters={"answerFormat": "Letter"},
                 cycle="loop")  # fmt: skip
