@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.splits import TRAIN, VALIDATION
 from ..duplicates import phash_index
 from ..duplicates.text_fingerprint import Text, text_of
+from ..store.rows import Split
 
 BENCHMARK, HELD_BACK = "benchmark", "validation"
 #: The least that counts as a near-duplicate image here, whatever curation.nearDuplicates says.
@@ -20,7 +20,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def _kind(split: str) -> str | None:
-    return None if split == TRAIN else HELD_BACK if split == VALIDATION else BENCHMARK
+    return None if split == Split.TRAIN else HELD_BACK if split == Split.VALIDATION else BENCHMARK
 
 
 def held_images(images: Iterable[Mapping[str, Any]], items: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:

@@ -11,7 +11,7 @@ from typing import Any
 from medgr2_api.generator import Paradigm, WeightedParadigm
 from medgr2_api.stage_contract import Shard
 
-from ..data.splits import TRAIN
+from ..store.rows import Split
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def training_images(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     modality: dict[str, str] = {}
     elsewhere: set[str] = set()
     for row in rows:
-        if row["split"] == TRAIN:
+        if row["split"] == Split.TRAIN:
             modality[row["image_sha256"]] = row["modality"] or ""
         else:
             elsewhere.add(row["image_sha256"])

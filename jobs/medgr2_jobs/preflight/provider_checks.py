@@ -11,11 +11,11 @@ from medgr2_api.data import DataFormat
 from medgr2_api.stage_contract import CycleRef, StageName
 from medgr2_api.uris import is_remote
 
-from ..data.splits import TRAIN
 from ..errors import StageError
 from ..generate import candidate_schema
 from ..store.images import ImageStore
 from ..store.manifest import load
+from ..store.rows import Split
 from .check_result import Case, Finding, failed, ok, skipped, warning
 from .data_checks import PICTURES
 
@@ -125,4 +125,4 @@ def _pictures(case: Case) -> Iterator[tuple[Path, bool, str]]:
 
 
 def _row(sha256: str, modality: str, allowed: bool) -> dict[str, Any]:
-    return {"image_sha256": sha256, "modality": modality, "split": TRAIN, "allow_external": allowed}
+    return {"image_sha256": sha256, "modality": modality, "split": Split.TRAIN, "allow_external": allowed}
