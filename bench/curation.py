@@ -31,7 +31,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from medgr2_api import paths
-from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageName, StageRequest
+from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageRequest
 from medgr2_jobs.prompts.answers import normalise
 from medgr2_jobs.store import manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
@@ -184,8 +184,8 @@ def build(scale: float, seed: int = 5) -> tuple[dict[str, dict[str, Rows]], dict
     return made, planted, clean
 
 
-STAGES = {"prepare": StageName.PREPARE, "candidates": StageName.GENERATE, "scores": StageName.SCORE,
-          "previous": StageName.CURATE}  # fmt: skip
+STAGES = {"prepare": "prepare", "candidates": "generate", "scores": "score",
+          "previous": "curate"}  # fmt: skip
 
 
 def publish(root: Path, made: dict[str, dict[str, Rows]]) -> dict[str, ArtifactRef]:
@@ -277,7 +277,7 @@ def main() -> None:
                     "nearDuplicates": {"imageHamming": NEAR_BITS, "textJaccard": JACCARD},
                     "balance": {"by": ["modality", "questionType"], "maxShare": 1.0}}  # fmt: skip
         asked = StageRequest(
-            cycle=CycleRef(name="bench", uid="u"), iteration=2, stage=StageName.CURATE, input_hash="c" * 64,
+            cycle=CycleRef(name="bench", uid="u"), iteration=2, stage="curate", input_hash="c" * 64,
             parameters={"seed": 1, "curation": curation}, inputs=publish(root, made),
         )  # fmt: skip
         program = (
@@ -291,8 +291,8 @@ def main() -> None:
         done = subprocess.run([sys.executable, "-c", program, name], input=asked.model_dump_json(by_alias=True),
                               text=True, check=True, stdout=subprocess.PIPE)  # fmt: skip
         wall, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-        path = str(paths.artifact(StageName.CURATE, asked.input_hash))
-        published = ArtifactReader(root, ArtifactRef(stage=StageName.CURATE, iteration=2, path=path, output_digest=""))
+        path = str(paths.artifact("curate", asked.input_hash))
+        published = ArtifactReader(root, ArtifactRef(stage="curate", iteration=2, path=path, output_digest=""))
         given = {row["triplet_id"]: row["reasons"] for row in published.rows("decisions")}
     figures: dict[str, float] = {
         "wall_minutes": round(wall / 60, 3),

@@ -25,7 +25,6 @@ from PIL import Image
 from safetensors.numpy import save_file
 from tests.support.fixtures import prepare_parameters, stage_request
 
-from medgr2_api.stage_contract import StageName
 from medgr2_jobs.runner.main import execute
 
 PICTURES = 2000
@@ -82,7 +81,7 @@ def measure(root: Path, file: str) -> dict[str, float]:
     }
     parameters = prepare_parameters(data=data, policyBaseModel="model", rewardBaseModel="model")
     started = time.monotonic()
-    code = execute(stage_request(StageName.PREPARE, 0, parameters), root)
+    code = execute(stage_request("prepare", 0, parameters), root)
     if code:
         raise SystemExit(f"prepare ended with {code}")
     seconds = time.monotonic() - started

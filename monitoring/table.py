@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from medgr2_api.stage_contract import CycleRef, Progress, StageName, StageRequest
+from medgr2_api.stage_contract import CycleRef, Progress, StageRequest
 from medgr2_jobs.runner.metrics_server import FIGURES, StageMetrics
 from medgr2_operator.runtime.metrics import Metrics
 from medgr2_operator.runtime.settings import Settings
@@ -73,7 +73,7 @@ def operator_rows() -> list[Row]:
 def stage_rows() -> list[Row]:
     """A stage's metrics: those that every stage has, then those of the stages that know the figure."""
     cycle = CycleRef(name="c", uid="u")
-    request = StageRequest(cycle=cycle, iteration=1, stage=StageName.SFT, input_hash="h", parameters={})
+    request = StageRequest(cycle=cycle, iteration=1, stage="sft", input_hash="h", parameters={})
     progress = Progress(eta_seconds=1.0, metrics=dict.fromkeys(FIGURES, 0.0))
     return [_row(family) for family in StageMetrics(request, progress, 0.0).collect()]
 

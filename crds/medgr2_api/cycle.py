@@ -21,7 +21,7 @@ from .scheduling import (
     StageRef,
     StageSettings,
 )
-from .stage_contract import StageName
+from .stages import StageName
 from .status import CycleStatus
 from .training_spec import AnswerFormat, Evaluation, Policy, RewardModel
 from .types import DNSLabel
@@ -118,9 +118,9 @@ class CycleSpec(Model):
     stages: Annotated[list[StageSettings], Field(max_length=11), Keyed(("name",))] = []
     """What differs for single stages."""
 
-    def stage(self, name: str) -> StageSettings:
+    def stage(self, name: StageName) -> StageSettings:
         """The settings of a stage; defaults where the spec says nothing."""
-        return next((stage for stage in self.stages if stage.name == name), StageSettings(name=StageName(name)))
+        return next((stage for stage in self.stages if stage.name == name), StageSettings(name=name))
 
 
 class Metadata(Model):

@@ -14,7 +14,7 @@ from pydantic import Field
 from .cel_rules import Keyed, Rule
 from .model import ApiEnum, Model
 from .types import Argument, Fraction, HttpURL, Positive
-from .uris import ModelURI, SecretKeyRef
+from .uris import SecretKeyRef
 
 ModelName = Annotated[str, Field(min_length=1, max_length=512)]
 
@@ -117,15 +117,6 @@ class RateLimit(Model):
     """Tokens a minute, in and out; absent: no limit of ours."""
 
 
-class Distillation(Model):
-    """Fine-tune an open generator on the kept triplets. Absent: off."""
-
-    base_model: ModelURI
-    """Model to fine-tune."""
-    min_acceptance_delta: float = -0.02
-    """The new generator replaces the old one only if its acceptance on a fixed probe set changes by at least this."""
-
-
 class Generator(Model):
     """Who proposes question, answer and rationale. Exactly one of gemini, openAI, vllm, scripted."""
 
@@ -163,8 +154,6 @@ class Generator(Model):
     """What the provider charges; needed for `budget.generatorUSD`."""
     rate_limit: RateLimit = RateLimit()
     """What the provider allows."""
-    distillation: Distillation | None = None
-    """Fine-tune the generator on what was kept."""
 
     @property
     def external(self) -> bool:

@@ -21,8 +21,6 @@ from __future__ import annotations
 import hashlib
 from pathlib import PurePosixPath
 
-from .stage_contract import StageName
-
 MANIFEST = "manifest.json"
 STATE = "state.json"
 LOCK = "run.lock"
@@ -33,9 +31,9 @@ def image(sha256: str) -> PurePosixPath:
     return PurePosixPath("images", sha256[:2], f"{sha256}.png")
 
 
-def artifact(stage: StageName | str, input_hash: str) -> PurePosixPath:
+def artifact(stage: str, input_hash: str) -> PurePosixPath:
     """The folder a stage publishes to."""
-    return PurePosixPath("artifacts", str(stage), input_hash)
+    return PurePosixPath("artifacts", stage, input_hash)
 
 
 def shard(index: int) -> str:
@@ -48,13 +46,13 @@ def cycle(name: str) -> PurePosixPath:
     return PurePosixPath("cycles", name)
 
 
-def attempt_name(iteration: int, stage: StageName | str, token: str, attempt: int, shard_index: int = 0) -> str:
+def attempt_name(iteration: int, stage: str, token: str, attempt: int, shard_index: int = 0) -> str:
     """Name of an attempt's log, progress and result files: `i002-grpo-ta-a1-s0`."""
     mark = f"-t{token}" if token else ""
     return f"i{iteration:03d}-{stage}{mark}-a{attempt}-s{shard_index}"
 
 
-def fence(cycle_name: str, iteration: int, stage: StageName | str) -> PurePosixPath:
+def fence(cycle_name: str, iteration: int, stage: str) -> PurePosixPath:
     """The fence file: the newest attempt writes its number here; an older one then publishes nothing."""
     return cycle(cycle_name) / "fences" / f"i{iteration:03d}-{stage}.json"
 
@@ -74,9 +72,9 @@ def result(cycle_name: str, attempt: str) -> PurePosixPath:
     return cycle(cycle_name) / "results" / f"{attempt}.json"
 
 
-def iteration_link(cycle_name: str, iteration: int, stage: StageName | str) -> PurePosixPath:
+def iteration_link(cycle_name: str, iteration: int, stage: str) -> PurePosixPath:
     """Link from a cycle's iteration to the artifact it used."""
-    return cycle(cycle_name) / "iterations" / f"i{iteration:03d}" / str(stage)
+    return cycle(cycle_name) / "iterations" / f"i{iteration:03d}" / stage
 
 
 def fetched(key: str) -> PurePosixPath:

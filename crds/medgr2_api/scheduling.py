@@ -8,7 +8,8 @@ from pydantic import Field
 
 from .cel_rules import Rule
 from .model import ApiEnum, Model
-from .stage_contract import StageName
+from .stages import StageName, definition, stage_names
+from .stages.definition import Iterations
 from .types import EnvVar, KubernetesObject
 
 
@@ -26,7 +27,11 @@ class Metric(ApiEnum):
     MICRO_ACCURACY = "microAccuracy"
 
 
-_BASELINE = (StageName.REWARD, StageName.EVALUATE, StageName.REPORT)
+def _stages_of(iterations: Iterations) -> list[str]:
+    return [name for name in stage_names() if definition(name).iterations is iterations]
+
+
+_FIRST, _BOTH = _stages_of(Iterations.FIRST), _stages_of(Iterations.BOTH)
 
 
 class StageRef(Model):
@@ -34,11 +39,10 @@ class StageRef(Model):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "self.stage == 'prepare' ? self.iteration == 0"
-            " : self.iteration > 0 || self.stage in ['reward', 'evaluate', 'report']",
-            "no such stage in this iteration: prepare runs in iteration 0 only, and beside it there only reward,"
-            " evaluate and report",
-            lambda r: r.iteration == 0 if r.stage is StageName.PREPARE else r.iteration > 0 or r.stage in _BASELINE,
+            f"self.stage in {_FIRST} ? self.iteration == 0 : self.iteration > 0 || self.stage in {_BOTH}",
+            f"no such stage in this iteration: {' and '.join(_FIRST)} runs in iteration 0 only, and beside it there"
+            f" only {' and '.join(_BOTH)}",
+            lambda r: definition(r.stage).iterations.include(r.iteration),
         ),
     )
 
@@ -147,7 +151,7 @@ class StageSettings(Model):
     enabled: bool = True
     """false takes the stage out, and what only it feeds."""
     shards: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Parts that run side by side (generate, score, evaluate)."""
+    """Parts that run side by side, where the stage can be divided."""
     num_nodes: Annotated[int, Field(ge=1, le=1000)] = 1
     """Pods of one torchrun."""
     num_proc_per_node: Annotated[int, Field(ge=1, le=64)] = 1

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from .model import ApiEnum, Model
+from .model import Model
 from .types import Figures, FiniteOrNone
 
 #: The termination message of a pod holds 4 KiB for all containers; ours stays at half of it.
@@ -42,22 +42,6 @@ INDEX_ENV = "JOB_COMPLETION_INDEX"
 """Set by the Job controller in every pod of an Indexed Job: the shard, or torchrun's node rank."""
 
 
-class StageName(ApiEnum):
-    """The stages of Algorithm 1, in the order in which one iteration reads naturally."""
-
-    PREPARE = "prepare"
-    GENERATE = "generate"
-    SCORE = "score"
-    CURATE = "curate"
-    SFT = "sft"
-    GRPO = "grpo"
-    PREFERENCES = "preferences"
-    REWARD = "reward"
-    DISTILL = "distill"
-    EVALUATE = "evaluate"
-    REPORT = "report"
-
-
 class ExitCode(IntEnum):
     """The exit codes of a stage and of the command line (sysexits.h where it has one)."""
 
@@ -79,9 +63,6 @@ class ExitCode(IntEnum):
     """Ended from outside: by SIGTERM before a checkpoint could be written, or because another process of the same
     training ended or never came."""
 
-
-#: Stages that can run in several processes: the trainings. Others are divided into shards, or run alone.
-DISTRIBUTED_STAGES = frozenset({StageName.REWARD, StageName.SFT, StageName.GRPO})
 
 PERMANENT_EXIT_CODES = frozenset({ExitCode.USAGE, ExitCode.USAGE_SYSEXITS, ExitCode.DATA_ERROR, ExitCode.CONFIG})
 
@@ -108,7 +89,7 @@ class Progress(Model):
 class ArtifactRef(Model):
     """A published artifact that a stage reads."""
 
-    stage: StageName
+    stage: str
     """Stage that published it."""
     iteration: int
     """Iteration that it belongs to."""
@@ -145,7 +126,7 @@ class StageRequest(Model):
     """The cycle that the stage works for."""
     iteration: Annotated[int, Field(ge=0)]
     """Iteration; 0 for what runs once before the loop."""
-    stage: StageName
+    stage: str
     """What to do."""
     token: str = ""
     """The restartFrom token that this attempt belongs to; empty at first."""
@@ -186,7 +167,7 @@ class StageResult(Model):
     reused: bool = False
     """A valid manifest was already there; nothing was run."""
     promoted: bool | None = None
-    """Stages reward and distill: false keeps the model before it."""
+    """A stage whose model has to be promoted: false keeps the model before it."""
     checkpoint_step: int = -1
     """Last step that is safe on the volume; -1: none. An attempt that moved it made progress."""
     metrics: Figures = Field(default_factory=dict)

@@ -9,7 +9,8 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from .cel_rules import Keyed
 from .model import ApiEnum, Model
-from .stage_contract import Progress, StageName
+from .stage_contract import Progress
+from .stages import StageName
 
 
 class Phase(ApiEnum):
@@ -73,7 +74,7 @@ class StageStatus(Model):
     output_digest: str = ""
     """Digest of what it published; empty: not finished."""
     promoted: bool | None = None
-    """Stages reward and distill: false kept the model before it."""
+    """A stage whose model has to be promoted: false kept the model before it."""
     reused: bool = False
     """A valid result was already on the volume."""
     collect: bool = False
@@ -142,8 +143,6 @@ class Models(Model):
     """R, the reward model."""
     policy: ModelPointer | None = None
     """π, the policy."""
-    generator: ModelPointer | None = None
-    """G, when it is distilled."""
 
 
 class Score(Model):

@@ -12,7 +12,7 @@ from typing import Any
 
 from .cycle import CycleSpec
 from .scheduling import DeepSpeed
-from .stage_contract import DISTRIBUTED_STAGES, StageName
+from .stages import REWARD, definition, stage_names
 from .validation_errors import Problem
 
 TINY_MODEL = "builtin://tiny-qwen2.5-vl"
@@ -38,18 +38,15 @@ def _unknown_builtin(name: str) -> bool:
 
 _BUILTIN = f"there is no built-in model {{value!r}}: use {TINY_MODEL}, a folder of the workspace, or an id of the hub"
 
+_DISTRIBUTED = " and ".join(name for name in stage_names() if definition(name).distributed)
+_SHARDED = " and ".join(name for name in stage_names() if definition(name).sharded)
+
 GAPS: tuple[Gap, ...] = (
     Gap(
         "generator.vllm",
         lambda v: True,
         "a vLLM beside the stage needs Kubernetes: run `vllm serve` yourself and name it in openAI.baseURL",
         local=True,
-    ),
-    Gap("generator.distillation", lambda v: True, "distilling the generator is not supported yet: leave it out"),
-    Gap(
-        "stages[]",
-        lambda v: v["name"] == "distill" and v["enabled"],
-        "the stage distill is not there yet: leave it out, or set enabled: false",
     ),
     Gap("policy.baseModel", _unknown_builtin, _BUILTIN),
     Gap("rewardModel.baseModel", _unknown_builtin, _BUILTIN),
@@ -61,14 +58,19 @@ GAPS: tuple[Gap, ...] = (
     Gap(
         "stages[]",
         lambda v: (
-            v["name"] not in DISTRIBUTED_STAGES and (v["numNodes"] * v["numProcPerNode"] > 1 or v.get("deepspeed"))
+            not definition(v["name"]).distributed and (v["numNodes"] * v["numProcPerNode"] > 1 or v.get("deepspeed"))
         ),
-        "only reward, sft and grpo run in several processes: set 1 for numNodes and numProcPerNode, without deepspeed"
-        " (generate, score and evaluate have shards)",
+        f"only {_DISTRIBUTED} run in several processes: set 1 for numNodes and numProcPerNode, without deepspeed"
+        f" ({_SHARDED} have shards)",
     ),
     Gap(
         "stages[]",
-        lambda v: v["name"] == StageName.REWARD and v.get("deepspeed") == DeepSpeed.ZERO3,
+        lambda v: v["shards"] > 1 and not definition(v["name"]).sharded,
+        f"only {_SHARDED} have shards: set 1",
+    ),
+    Gap(
+        "stages[]",
+        lambda v: v["name"] == REWARD.name and v.get("deepspeed") == DeepSpeed.ZERO3,
         "the reward model cannot be shared out by Zero3: use Zero2",
     ),
     Gap(

@@ -73,7 +73,7 @@ def test_restart(env: KwokEnv, medgr2: Medgr2) -> None:
         ("grop@1", "no stage 'grop' (did you mean grpo?)"),
         ("grpo", "say of which iteration, such as grpo@2"),
         ("grpo@2", "grpo@2: loop has 1 iterations"),
-        ("distill@1", "loop has no stage distill@1; of iteration 1 it has generate@1, score@1"),
+        ("prepare@1", "loop has no stage prepare@1; of iteration 1 it has generate@1, score@1"),
     ):
         refused = medgr2.run("restart", "loop", stage)
         assert refused.code == 2

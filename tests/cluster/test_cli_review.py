@@ -12,7 +12,6 @@ import yaml
 from PIL import Image
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.stage_contract import StageName
 from medgr2_jobs.store.images import ImageStore
 from medgr2_operator.render.render_context import RenderSettings
 from medgr2_operator.render.volume_reader_pod import reader_pod
@@ -54,9 +53,9 @@ def curated(workspace: Path, count: int = 3) -> None:
          "reasons": [] if row is not candidates[-1] else ["below_threshold"]}
         for row in candidates
     ]  # fmt: skip
-    publish(workspace, StageName.GENERATE, 1, tables={"candidates": candidates}, cycle="loop")
+    publish(workspace, "generate", 1, tables={"candidates": candidates}, cycle="loop")
     tables: dict[str, list[dict[str, Any]]] = {"decisions": decisions, "training": [], "lineage": []}
-    publish(workspace, StageName.CURATE, 1, tables=tables, cycle="loop")
+    publish(workspace, "curate", 1, tables=tables, cycle="loop")
 
 
 def test_a_review_goes_out_and_comes_back(env: KwokEnv, node: StreamingNode, medgr2: Medgr2, tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ import kubernetes.client
 import pytest
 import yaml
 
-from medgr2_api.stage_contract import StageName
 from tests.cluster import tools
 from tests.cluster.commands import Medgr2, Printed
 from tests.cluster.control_plane import ControlPlane
@@ -287,7 +286,7 @@ def test_lineage(env: KwokEnv, node: StreamingNode, medgr2: Medgr2) -> None:
            "question_type": "finding", "question": "Was ist das für eins?", "options": ["a", "b"], "answer_index": 1,
            "rationale": "", "response": "", "paradigm": "Direct", "template_sha256": "f" * 64, "generator": "g",
            "outcome": "ok", "attempts": 1, "input_tokens": 0, "output_tokens": 0, "usd": 0.0}  # fmt: skip
-    publish(node.workspace, StageName.GENERATE, 1, tables={"candidates": [row]}, cycle="loop")
+    publish(node.workspace, "generate", 1, tables={"candidates": [row]}, cycle="loop")
     told = medgr2("lineage", "loop", "t001-000000-00")
     assert "Was ist das für eins?" in told
     assert "decision   none so far" in told

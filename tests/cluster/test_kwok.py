@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from medgr2_api.stage_contract import REQUEST_ENV, CycleRef, StageName, StageRequest, StageResult
+from medgr2_api.stage_contract import REQUEST_ENV, CycleRef, StageRequest, StageResult
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Kubectl, eventually
 from tests.cluster.kwok import GPUS, NODES, Kwok, behaviour, tolerates
@@ -47,7 +47,7 @@ def request(attempt: int = 1) -> list[Document]:
     asked = StageRequest(
         cycle=CycleRef(name="c", uid="u"),
         iteration=1,
-        stage=StageName.SFT,
+        stage="sft",
         attempt=attempt,
         input_hash="abc",
         parameters={"price": "$5"},

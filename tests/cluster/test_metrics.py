@@ -19,7 +19,7 @@ import pytest
 from monitoring import queries, table
 from prometheus_client.parser import text_string_to_metric_families
 
-from medgr2_api.stage_contract import CycleRef, Progress, StageName, StageRequest
+from medgr2_api.stage_contract import CycleRef, Progress, StageRequest
 from medgr2_jobs.runner.metrics_server import FIGURES, handler
 from tests.cluster import tools
 from tests.cluster.control_plane import ControlPlane
@@ -38,7 +38,7 @@ class Stage:
         self.address = f"127.77.{os.getpid() % 250}.{os.getpid() // 250 % 250 + 1}"
         self._file = folder / "progress.json"
         cycle = CycleRef(name="loop", uid="u")
-        request = StageRequest(cycle=cycle, iteration=1, stage=StageName.GRPO, input_hash="h", parameters={})
+        request = StageRequest(cycle=cycle, iteration=1, stage="grpo", input_hash="h", parameters={})
         self._server = ThreadingHTTPServer((self.address, STAGE_PORT), handler(self._file, request))
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 

@@ -28,7 +28,6 @@ from medgr2_api.stage_contract import (
     RESULT_PATH_ENV,
     WORKSPACE_ENV,
     ExitCode,
-    StageName,
     StageRequest,
     StageResult,
 )
@@ -230,7 +229,7 @@ def first_reward(root: Path) -> StageRequest:
         "promotion": {},
         "answerFormat": "OptionText",
     }
-    return stage_request(StageName.REWARD, 0, parameters, {"prepare": prepare})
+    return stage_request("reward", 0, parameters, {"prepare": prepare})
 
 
 def test_the_reward_model_in_two_processes_of_one_node(tmp_path: Path, cluster: Callable[..., Cluster]) -> None:

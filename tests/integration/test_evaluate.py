@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from medgr2_api.stage_contract import ArtifactRef, ExitCode, StageName, StageRequest
+from medgr2_api.stage_contract import ArtifactRef, ExitCode, StageRequest
 from medgr2_jobs.errors import Checkpointed
 from medgr2_jobs.runner.context import StageContext
 from medgr2_jobs.runner.main import execute
@@ -27,7 +27,7 @@ def parameters(iteration: int, controls: list[str] | None = None) -> dict[str, A
     return {"seed": 3, "iteration": iteration, "controls": chosen, "answerFormat": "OptionText"}
 
 
-def checkpoint(root: Path, prepare: ArtifactRef, name: StageName) -> ArtifactRef:
+def checkpoint(root: Path, prepare: ArtifactRef, name: str) -> ArtifactRef:
     """Publishes the base model as if stage `name` had made it."""
     folder = ArtifactReader(root, prepare).folder_of("models/policy")
     return publish(root, name, 1, folders={"model": folder})
@@ -46,7 +46,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ArtifactRe
 
 def test_the_base_model_under_every_condition(prepared: tuple[Path, ArtifactRef]) -> None:
     root, prepare = prepared
-    ref = run_stage(root, stage_request(StageName.EVALUATE, 0, parameters(0), {"prepare": prepare}))
+    ref = run_stage(root, stage_request("evaluate", 0, parameters(0), {"prepare": prepare}))
     reader = ArtifactReader(root, ref)
     items = ArtifactReader(root, prepare).rows("items")
     sizes = Counter(item["split"] for item in items)
@@ -81,8 +81,8 @@ def test_the_base_model_under_every_condition(prepared: tuple[Path, ArtifactRef]
 
 def test_checkpoints_of_an_iteration_and_the_same_bytes_again(prepared: tuple[Path, ArtifactRef]) -> None:
     root, prepare = prepared
-    inputs = {"prepare": prepare, **{name: checkpoint(root, prepare, StageName(name)) for name in ("sft", "grpo")}}
-    request = stage_request(StageName.EVALUATE, 1, parameters(1, ["BlankImage", "OptionPrior"]), inputs)
+    inputs = {"prepare": prepare, **{name: checkpoint(root, prepare, name) for name in ("sft", "grpo")}}
+    request = stage_request("evaluate", 1, parameters(1, ["BlankImage", "OptionPrior"]), inputs)
     first = run_stage(root, request)
     reader = ArtifactReader(root, first)
     rows = reader.rows("predictions")
@@ -97,10 +97,10 @@ def test_checkpoints_of_an_iteration_and_the_same_bytes_again(prepared: tuple[Pa
 
 def test_grpo_may_be_absent_but_not_both(prepared: tuple[Path, ArtifactRef]) -> None:
     root, prepare = prepared
-    sft = checkpoint(root, prepare, StageName.SFT)
-    ref = run_stage(root, stage_request(StageName.EVALUATE, 1, parameters(1, []), {"prepare": prepare, "sft": sft}))
+    sft = checkpoint(root, prepare, "sft")
+    ref = run_stage(root, stage_request("evaluate", 1, parameters(1, []), {"prepare": prepare, "sft": sft}))
     assert {row["checkpoint"] for row in ArtifactReader(root, ref).rows("predictions")} == {"sft"}
-    assert execute(stage_request(StageName.EVALUATE, 1, parameters(1), {"prepare": prepare}), root) == ExitCode.CONFIG
+    assert execute(stage_request("evaluate", 1, parameters(1), {"prepare": prepare}), root) == ExitCode.CONFIG
 
 
 def context(root: Path, request: StageRequest) -> StageContext[Any]:
@@ -115,7 +115,7 @@ def test_a_stop_keeps_finished_parts_and_the_next_attempt_goes_on(
     prepared: tuple[Path, ArtifactRef], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, prepare = prepared
-    request = stage_request(StageName.EVALUATE, 0, parameters(0, ["BlankImage"]), {"prepare": prepare})
+    request = stage_request("evaluate", 0, parameters(0, ["BlankImage"]), {"prepare": prepare})
     measured: list[str] = []
     original = evaluate._measure
 
@@ -134,9 +134,7 @@ def test_a_stop_keeps_finished_parts_and_the_next_attempt_goes_on(
     evaluate.run(again)
     assert measured == ["real", "blank", "blank", "real", "blank"]  # the first part was not measured twice
 
-    undisturbed = stage_request(
-        StageName.EVALUATE, 0, parameters(0, ["BlankImage"]), {"prepare": prepare}, token="fresh"
-    )
+    undisturbed = stage_request("evaluate", 0, parameters(0, ["BlankImage"]), {"prepare": prepare}, token="fresh")
     reference = ArtifactReader(root, run_stage(root, undisturbed))
     for name in ("predictions.parquet", "results.json"):
         assert (again.writer.folder / name).read_bytes() == reference.file(name).read_bytes()

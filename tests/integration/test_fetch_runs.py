@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.stage_contract import RESULT_PATH_ENV, SECRETS_ENV, StageName, StageResult
+from medgr2_api.stage_contract import RESULT_PATH_ENV, SECRETS_ENV, StageResult
+from medgr2_api.stages import stage_names
 from medgr2_api.status import Phase
 from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.errors import StageError
@@ -176,7 +177,7 @@ def test_a_site_without_network_gets_the_same_digest(
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()
-    request = stage_request(StageName.PREPARE, 0, models(hub, data={"sources": [source]}))
+    request = stage_request("prepare", 0, models(hub, data={"sources": [source]}))
     first = run_stage(here, request)
     prepared = ArtifactReader(here, first)
     assert len(prepared.rows("items")) == 40 + 40
@@ -187,7 +188,7 @@ def test_a_site_without_network_gets_the_same_digest(
     shutil.copytree(here / "inputs", there / "inputs")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     hub.requests.clear()
-    again = stage_request(StageName.PREPARE, 0, models(None, data={"sources": [source]}))
+    again = stage_request("prepare", 0, models(None, data={"sources": [source]}))
     assert again.input_hash == request.input_hash
     assert run_stage(there, again).output_digest == first.output_digest
     assert hub.requests == []
@@ -195,7 +196,7 @@ def test_a_site_without_network_gets_the_same_digest(
 
 def test_the_stage_publishes_what_was_fetched_and_no_pickles(hub: HubServer, tmp_path: Path) -> None:
     model = hub.repository("org/model", model_files())
-    prepared = ArtifactReader(tmp_path, run_stage(tmp_path, stage_request(StageName.PREPARE, 0, models(hub))))
+    prepared = ArtifactReader(tmp_path, run_stage(tmp_path, stage_request("prepare", 0, models(hub))))
     for role in ("policy", "reward"):
         assert {path.name for path in prepared.folder_of(f"models/{role}").iterdir()} == LOADED
     (pin,) = json.loads(prepared.file("inputs.json").read_text())
@@ -211,7 +212,7 @@ def test_the_stage_ends_with_the_codes_of_the_contract(
 ) -> None:
     monkeypatch.setenv(RESULT_PATH_ENV, str(tmp_path / "result.json"))
     hub.fault = lambda method, path: Fault(status=status)
-    assert execute(stage_request(StageName.PREPARE, 0, models(hub)), tmp_path) == code
+    assert execute(stage_request("prepare", 0, models(hub)), tmp_path) == code
     result = StageResult.model_validate_json((tmp_path / "result.json").read_text())
     assert result.reason == reason
     assert result.message.startswith("policy.baseModel: hf://org/model: ")
@@ -219,7 +220,7 @@ def test_the_stage_ends_with_the_codes_of_the_contract(
 
 def test_a_model_of_an_unknown_family_is_refused_before_anything_is_drawn(hub: HubServer, tmp_path: Path) -> None:
     hub.repository("org/model", {**model_files(), "config.json": b'{"model_type": "llava"}'})
-    assert execute(stage_request(StageName.PREPARE, 0, models(hub)), tmp_path) == 78
+    assert execute(stage_request("prepare", 0, models(hub)), tmp_path) == 78
     assert not (tmp_path / "images").exists()
 
 
@@ -248,7 +249,7 @@ def test_two_runs_at_the_same_time_fetch_once(hub: HubServer, tmp_path: Path) ->
 def test_prepare_fetches_in_a_run_whose_forkserver_is_offline(hub: HubServer, tmp_path: Path) -> None:
     """`medgr2 run` forks stages from a process that has read HF_HUB_OFFLINE=1 long before."""
     hub.repository("org/model", model_files())
-    others = [str(stage) for stage in StageName if stage not in (StageName.PREPARE, StageName.DISTILL)]
+    others = [stage for stage in stage_names() if stage != "prepare"]
     data = {"sources": [{"name": "seed", "format": "Phantom", "phantom": {"images": 20}}]}
     changes = {
         "data": {**data, "fetch": {"hubEndpoint": hub.url}},

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from medgr2_api.stage_contract import StageName
 from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.runner.main import execute
 from medgr2_jobs.store.artifact import ArtifactReader
@@ -125,7 +124,7 @@ def test_images_are_scaled_and_kept_from_others_as_the_spec_says(workspace: Prep
 def test_asked_to_stop_it_stops(workspace: PrepareWorkspace) -> None:
     stop = threading.Event()
     stop.set()
-    asked = stage_request(StageName.PREPARE, 0, prepare_parameters(data=workspace.data))
+    asked = stage_request("prepare", 0, prepare_parameters(data=workspace.data))
     assert execute(asked, workspace.root, stop) == 85
     assert len(list(workspace.root.glob("images/*/*.png"))) <= 1, "it looks while it reads, not when all is read"
 
@@ -170,7 +169,7 @@ def test_dots_in_an_image_path(workspace: PrepareWorkspace) -> None:
 
 def test_dots_in_the_uri(workspace: PrepareWorkspace) -> None:
     workspace.data["sources"][0]["uri"] = "seed/questions.json"
-    request = stage_request(StageName.PREPARE, 0, prepare_parameters(data=workspace.data))
+    request = stage_request("prepare", 0, prepare_parameters(data=workspace.data))
     request.parameters["data"]["sources"][0]["uri"] = "../outside.json"
     assert execute(request, workspace.root) == 78
     assert "must not contain '..'" in workspace.result_path.read_text()
@@ -282,7 +281,7 @@ def test_torch_is_not_imported_without_a_built_in_model(workspace: PrepareWorksp
     _, ref = prepared_workspace(tmp_path / "other")
     ArtifactReader(tmp_path / "other", ref).folder_of("models/policy").rename(workspace.root / "mine")
     parameters = prepare_parameters(data=workspace.data, policyBaseModel="mine", rewardBaseModel="mine")
-    request = stage_request(StageName.PREPARE, 0, parameters)
+    request = stage_request("prepare", 0, parameters)
     code = (
         "import sys; from pathlib import Path; from medgr2_jobs.runner.main import execute;"
         "from medgr2_api.stage_contract import StageRequest;"

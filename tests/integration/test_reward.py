@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from medgr2_api.stage_contract import REQUEST_ENV, WORKSPACE_ENV, ArtifactRef, ExitCode, Shard, StageName, StageRequest
+from medgr2_api.stage_contract import REQUEST_ENV, WORKSPACE_ENV, ArtifactRef, ExitCode, Shard, StageRequest
 from medgr2_jobs.reward.model import RewardModel
 from medgr2_jobs.runner import main
 from medgr2_jobs.runner.main import execute
@@ -59,7 +59,7 @@ def document(reader: ArtifactReader, name: str) -> Any:
     return json.loads(reader.file(name).read_text())
 
 
-def publish(root: Path, stage: StageName, table: str, rows: list[dict[str, Any]], mark: str = "f") -> ArtifactRef:
+def publish(root: Path, stage: str, table: str, rows: list[dict[str, Any]], mark: str = "f") -> ArtifactRef:
     """An artifact with one table, as if its stage had run."""
     request = StageRequest(
         cycle={"name": "test", "uid": "0000-test"}, iteration=1, stage=stage, input_hash=mark * 64, parameters={}
@@ -126,7 +126,7 @@ class RewardWorkspace:
 
     def request(self, **changes: Any) -> StageRequest:
         """A first training."""
-        return stage_request(StageName.REWARD, 0, reward_parameters(**changes), {"prepare": self.prepare})
+        return stage_request("reward", 0, reward_parameters(**changes), {"prepare": self.prepare})
 
 
 def prepared(root: Path) -> RewardWorkspace:
@@ -205,12 +205,10 @@ def test_sigterm_leaves_a_checkpoint_and_exit_85(workspace, tmp_path):
 @pytest.mark.parametrize(("promotion", "promoted"), [({}, True), ({"minSpearman": 1.0}, False)])
 def test_retraining_and_its_gate(trained, promotion, promoted):
     workspace, first = trained
-    preferences = publish(workspace.root, StageName.PREFERENCES, "preferences", preferences_of(workspace.grades))
+    preferences = publish(workspace.root, "preferences", "preferences", preferences_of(workspace.grades))
     parameters = reward_parameters(retrain=True, promotion=promotion, training={"retrainTrainer": {"max_steps": 4}})
     inputs = {"prepare": workspace.prepare, "reward": first, "preferences": preferences}
-    reader = published(
-        workspace.root, run_stage(workspace.root, stage_request(StageName.REWARD, 1, parameters, inputs))
-    )
+    reader = published(workspace.root, run_stage(workspace.root, stage_request("reward", 1, parameters, inputs)))
     assert reader.manifest.promoted is promoted
     assert document(reader, "gate.json")["passed"] is promoted
     log = document(reader, "training_log.json")
@@ -226,7 +224,7 @@ def test_a_checkpoint_of_the_users_own(trained, tmp_path):
     workspace, first = trained
     source = published(workspace.root, first).folder_of("model")
     shutil.copytree(source, tmp_path / "mine")
-    made = run_stage(tmp_path, stage_request(StageName.PREPARE, 0, prepare_parameters(rewardCheckpoint="mine")))
+    made = run_stage(tmp_path, stage_request("prepare", 0, prepare_parameters(rewardCheckpoint="mine")))
     own = RewardWorkspace(tmp_path, made)
     reader = published(tmp_path, run_stage(tmp_path, own.request(checkpoint="mine")))
     taken = reader.folder_of("model")
@@ -246,8 +244,8 @@ def test_scoring_in_shards_and_after_a_kill(trained, monkeypatch):
     root = workspace.root
     monkeypatch.setattr(score_stage, "PART_ROWS", 20)
     rows = candidates_of(workspace.grades)
-    inputs = {"candidates": publish(root, StageName.GENERATE, "candidates", rows), "reward": reward}
-    request = stage_request(StageName.SCORE, 1, SCORING, inputs)
+    inputs = {"candidates": publish(root, "generate", "candidates", rows), "reward": reward}
+    request = stage_request("score", 1, SCORING, inputs)
     folder = work_of(root, request)
     status = in_child(request, root, lambda: len(list(folder.glob("scores-*.parquet"))) >= 2, signal.SIGKILL)
     assert os.WTERMSIG(status) == signal.SIGKILL
@@ -265,11 +263,11 @@ def test_scoring_in_shards_and_after_a_kill(trained, monkeypatch):
     assert [row["triplet_id"] for row in whole.rows("scores")] == ok
     assert whole.manifest.counters["scored"] == len(ok)
 
-    split = stage_request(StageName.SCORE, 1, {**SCORING, "shards": 3}, inputs)
+    split = stage_request("score", 1, {**SCORING, "shards": 3}, inputs)
     for index in range(3):
         assert execute(split.model_copy(update={"shard": Shard(index=index, count=3)}), root) == 0
     path = f"artifacts/score/{split.input_hash}"
-    shards = ArtifactReader(root, ArtifactRef(stage=StageName.SCORE, iteration=1, path=path, output_digest=""))
+    shards = ArtifactReader(root, ArtifactRef(stage="score", iteration=1, path=path, output_digest=""))
     assert len(shards.shards) == 3
     found = {row["triplet_id"]: row["score"] for row in shards.rows("scores")}
     assert found.keys() == set(ok)
@@ -278,8 +276,6 @@ def test_scoring_in_shards_and_after_a_kill(trained, monkeypatch):
 
 def test_no_candidates(trained):
     workspace, reward = trained
-    none = publish(
-        workspace.root, StageName.GENERATE, "candidates", [{"triplet_id": "torn", "outcome": "unparsable"}], "e"
-    )
-    request = stage_request(StageName.SCORE, 2, SCORING, {"candidates": none, "reward": reward})
+    none = publish(workspace.root, "generate", "candidates", [{"triplet_id": "torn", "outcome": "unparsable"}], "e")
+    request = stage_request("score", 2, SCORING, {"candidates": none, "reward": reward})
     assert published(workspace.root, run_stage(workspace.root, request)).rows("scores") == []

@@ -11,7 +11,6 @@ import pytest
 import torch
 from prometheus_client import generate_latest
 
-from medgr2_api.stage_contract import StageName
 from medgr2_jobs.reward import train as reward_train
 from medgr2_jobs.runner.main import execute
 from medgr2_jobs.runner.metrics_server import FIGURES, StageMetrics
@@ -73,7 +72,7 @@ def test_the_reward_stage_counts_the_tokens_it_learns_from(tmp_path: Path, monke
         progress(self, phase, step, total, **metrics)
 
     monkeypatch.setattr(trainer.StageContext, "progress", listening)
-    assert execute(stage_request(StageName.REWARD, 0, parameters, {"prepare": prepare}), tmp_path) == 0
+    assert execute(stage_request("reward", 0, parameters, {"prepare": prepare}), tmp_path) == 0
     assert {"loss"} | SPEED <= set(said[-1])
     assert [round(each["tokens"]) for each in said[:4]] == [sum(batches[: n + 1]) for n in range(4)]
 

@@ -17,7 +17,6 @@ from medgr2_api.stage_contract import (
     WORKSPACE_ENV,
     ArtifactRef,
     CycleRef,
-    StageName,
     StageRequest,
     StageResult,
 )
@@ -34,7 +33,7 @@ def request(**fields: Any) -> StageRequest:
     fields = {
         "cycle": CycleRef(name="test", uid="uid-1"),
         "iteration": 1,
-        "stage": StageName.SCORE,
+        "stage": "score",
         "input_hash": HASH,
         "parameters": PARAMETERS,
         **fields,
@@ -82,13 +81,13 @@ def until(path: Path, process: Forked) -> None:
 
 def artifact(root: Path) -> Path:
     """Where the fake stage publishes."""
-    return root / paths.artifact(StageName.SCORE, HASH)
+    return root / paths.artifact("score", HASH)
 
 
 def ref(result: StageResult) -> ArtifactRef:
     """The reference to what it published."""
-    path = str(paths.artifact(StageName.SCORE, HASH))
-    return ArtifactRef(stage=StageName.SCORE, iteration=1, path=path, output_digest=result.output_digest)
+    path = str(paths.artifact("score", HASH))
+    return ArtifactRef(stage="score", iteration=1, path=path, output_digest=result.output_digest)
 
 
 def names(folder: Path) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from medgr2_api.stage_contract import ArtifactRef, StageName
+from medgr2_api.stage_contract import ArtifactRef
 from medgr2_jobs.runner import main
 from tests.support import jobs_fixtures
 
@@ -54,7 +54,7 @@ class CurateWorkspace:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.tables = jobs_fixtures.phantom_tables(root, {"train": 6, "validation": 2, "test": 2}, real=10)
-        self.prepare = jobs_fixtures.publish(root, StageName.PREPARE, self.tables)
+        self.prepare = jobs_fixtures.publish(root, "prepare", self.tables)
         self.seed = [row for row in self.tables["items"] if row["split"] == "train"]
         self.free = [row["image_sha256"] for row in self.tables["images"][10:]]
 
@@ -63,7 +63,7 @@ class CurateWorkspace:
         for row in self.tables["images"]:
             row["phash"] = (phashes or {}).get(row["image_sha256"], row.get("phash", ""))
         self.tables["items"] += items or []
-        self.prepare = jobs_fixtures.publish(self.root, StageName.PREPARE, self.tables)
+        self.prepare = jobs_fixtures.publish(self.root, "prepare", self.tables)
 
     def image(self, split: str) -> str:
         return next(row["image_sha256"] for row in self.tables["images"] if row["split"] == split)
@@ -83,18 +83,18 @@ class CurateWorkspace:
         inputs = {"prepare": self.prepare}
         if candidates is not None:
             tables = {"candidates": candidates}
-            inputs["candidates"] = jobs_fixtures.publish(self.root, StageName.GENERATE, tables, iteration=iteration)
+            inputs["candidates"] = jobs_fixtures.publish(self.root, "generate", tables, iteration=iteration)
         if scores is not None:
             rows = [{"triplet_id": name, "score": score} for name, score in scores.items()]
             inputs["scores"] = jobs_fixtures.publish(
-                self.root, StageName.SCORE, {"scores": rows}, iteration=iteration, inputs={"reward": "r0"}
+                self.root, "score", {"scores": rows}, iteration=iteration, inputs={"reward": "r0"}
             )
         if calibration is not None:
-            inputs["reward"] = jobs_fixtures.publish(self.root, StageName.REWARD, {"calibration": calibration})
+            inputs["reward"] = jobs_fixtures.publish(self.root, "reward", {"calibration": calibration})
         if previous is not None:
             inputs["previous"] = previous
         parameters = {"seed": seed, "curation": curation, "review": review}
-        asked = jobs_fixtures.request(StageName.CURATE, iteration, parameters, inputs)
+        asked = jobs_fixtures.request("curate", iteration, parameters, inputs)
         code = main.execute(asked, self.root)
         self.asked = asked
         return code, jobs_fixtures.reader(self.root, asked) if code == 0 else None

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from medgr2_api import paths
-from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageName, StageRequest
+from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageRequest
 from medgr2_jobs.store import manifest
 from medgr2_jobs.store.artifact import ArtifactWriter
 
 
 def publish(
     root: Path,
-    stage: StageName,
+    stage: str,
     iteration: int,
     *,
     tables: dict[str, list[dict[str, Any]]] | None = None,
@@ -36,7 +36,7 @@ def publish(
         files: JSON documents by file name.
         folders: folders to take, by name.
         counters: headline figures.
-        promoted: stages reward and distill.
+        promoted: of a stage whose model has to be promoted.
         parameters: of the stage.
         cycle: name of the cycle.
     """

@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from medgr2_api.stage_contract import StageName
 from medgr2_jobs.errors import DataError
-from medgr2_jobs.runner import attempt, forkserver
+from medgr2_jobs.runner import forkserver
 from medgr2_jobs.runner.context import Outcome, StageContext
+from tests.support.stage_registry import run_instead
 
 STEPS = 6
 
@@ -47,7 +47,7 @@ def run(ctx: StageContext[Any]) -> Outcome:
         ctx.writer.path("out.txt").write_text(f"{name} {request.shard.index} {text}")
         _note(folder, "end", name, request.token, request.attempt)
     counters = {}
-    if request.stage is StageName.EVALUATE:
+    if request.stage == "evaluate":
         checkpoints = ["base"] if request.iteration == 0 else [role for role in ("sft", "grpo") if ctx.has_input(role)]
         counters = {f"validation/{c}/macroAccuracy": 0.25 + 0.2 * request.iteration for c in checkpoints}
     return Outcome(counters=counters)
@@ -63,7 +63,7 @@ def _note(folder: Path, what: str, name: str, token: str, attempt: int) -> None:
 def main() -> int:
     """Like `medgr2_jobs.runner.forkserver.main`, without the heavy imports."""
     sys.modules["fake_stage"] = sys.modules[__name__]
-    attempt.MODULES.update(dict.fromkeys(attempt.MODULES, "fake_stage"))
+    run_instead("fake_stage")
     forkserver.PRELOAD = ("medgr2_jobs.runner.main",)
     return forkserver.main()
 

@@ -11,7 +11,7 @@ import pytest
 
 from medgr2_api.cycle import Cycle
 from medgr2_api.hashing import combined_digest, sha256_of
-from medgr2_api.stage_contract import REQUEST_ENV, RESULT_PATH_ENV, StageName, StageRequest, StageResult
+from medgr2_api.stage_contract import REQUEST_ENV, RESULT_PATH_ENV, StageRequest, StageResult
 from medgr2_api.status import Phase
 from medgr2_operator.local import runner
 from medgr2_operator.local.executor import Executor, RunObserver
@@ -29,7 +29,7 @@ def digest(request: StageRequest) -> str:
     return sha256_of([request.stage, request.iteration, request.shard.index])
 
 
-def whole(stage: StageName, iteration: int, shards: int) -> str:
+def whole(stage: str, iteration: int, shards: int) -> str:
     """Digest of all shards of a stage."""
     return combined_digest([sha256_of([stage, iteration, index]) for index in range(shards)])
 

@@ -10,13 +10,13 @@ import signal
 import sys
 import time
 
-from medgr2_api.stage_contract import StageName
 from medgr2_jobs.errors import DataError
-from medgr2_jobs.runner import attempt, publishing
 from medgr2_jobs.runner import main as runner
+from medgr2_jobs.runner import publishing
 from medgr2_jobs.runner.context import Outcome, StageContext
 from medgr2_jobs.store import atomic, manifest
 from medgr2_jobs.store.artifact import ArtifactWriter
+from tests.support.stage_registry import run_instead
 
 PARTS = 8
 
@@ -114,7 +114,7 @@ def crash_at(point: str) -> None:
 
 def main() -> int:
     """Entry point."""
-    attempt.MODULES[StageName.SCORE] = __name__
+    run_instead(__name__, "score")
     if len(sys.argv) > 2:
         crash_at(sys.argv[2])
     return runner.main()

@@ -6,7 +6,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from medgr2_api.stage_contract import StageName
 from medgr2_api.stages.prepare import PrepareParameters
 from medgr2_jobs.runner.context import StageContext
 from tests.support.fixtures import prepare_parameters, stage_request
@@ -25,7 +24,7 @@ def context(
     """
     root.mkdir(parents=True, exist_ok=True)
     data = {**overrides.pop("data", {}), "fetch": fetch or {}}
-    asked = stage_request(StageName.PREPARE, 0, prepare_parameters(data=data, **overrides))
+    asked = stage_request("prepare", 0, prepare_parameters(data=data, **overrides))
     parameters = PrepareParameters.model_validate(asked.parameters)
     return StageContext(asked, parameters, root, stop=stop)
 

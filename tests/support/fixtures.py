@@ -2,7 +2,7 @@
 
 from tests.support.fixtures import prepared_workspace, stage_request
 request, prepare = prepared_workspace(tmp_path)                     # an ArtifactRef of stage prepare
-request = stage_request(StageName.GENERATE, 1, parameters, {"prepare": prepare})
+request = stage_request("generate", 1, parameters, {"prepare": prepare})
 assert execute(request, tmp_path) == 0
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from medgr2_api import paths, stages
 from medgr2_api.hashing import canonical_json
-from medgr2_api.stage_contract import ArtifactRef, CycleRef, Progress, StageName, StageRequest
+from medgr2_api.stage_contract import ArtifactRef, CycleRef, Progress, StageRequest
 from medgr2_api.stages import StageParameters, input_hash
 
 #: A tiny model that has seen almost nothing: loads and runs like any other, answers nonsense.
@@ -53,7 +53,7 @@ def prepare_parameters(**overrides: Any) -> dict[str, Any]:
 
 
 def stage_request(
-    stage: StageName,
+    stage: str,
     iteration: int,
     parameters: dict[str, Any] | StageParameters,
     inputs: dict[str, ArtifactRef] | None = None,
@@ -112,7 +112,7 @@ def prepared_workspace(root: Path, **overrides: Any) -> tuple[StageRequest, Arti
     if key not in _PREPARED:
         template = Path(_session_folder().name) / str(len(_PREPARED))
         template.mkdir()
-        request = stage_request(StageName.PREPARE, 0, parameters)
+        request = stage_request("prepare", 0, parameters)
         _PREPARED[key] = (template, request, run_stage(template, request))
     template, request, ref = _PREPARED[key]
     shutil.copytree(template, root, symlinks=True, dirs_exist_ok=True)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from medgr2_api import paths
-from medgr2_api.stage_contract import REQUEST_ENV, SECRETS_ENV, WORKSPACE_ENV, StageName, StageRequest
+from medgr2_api.stage_contract import REQUEST_ENV, SECRETS_ENV, WORKSPACE_ENV, StageRequest
 from medgr2_jobs.generate import append_only_log, rate_control
 from tests.support import jobs_fixtures
 from tests.support.chat_server import TOKENS_IN, TOKENS_OUT
@@ -72,7 +72,7 @@ def asked(
     }
     tables = tables or jobs_fixtures.phantom_tables(root, {"train": 8, "test": 2})
     return jobs_fixtures.request(
-        StageName.GENERATE, 1, parameters, {"prepare": jobs_fixtures.publish(root, StageName.PREPARE, tables)}, **fields
+        "generate", 1, parameters, {"prepare": jobs_fixtures.publish(root, "prepare", tables)}, **fields
     )
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from medgr2_api import paths, stages
 from medgr2_api.hashing import sha256_of
-from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageName, StageRequest
+from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageRequest
 from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.runner import main
 from medgr2_jobs.store import manifest
@@ -21,7 +21,7 @@ Tables = dict[Any, list[Any]]
 CYCLE = CycleRef(name="test", uid="uid-1")
 
 
-def publish(root: Path, name: StageName, tables: Tables, *, iteration: int = 0, **fields: Any) -> ArtifactRef:
+def publish(root: Path, name: str, tables: Tables, *, iteration: int = 0, **fields: Any) -> ArtifactRef:
     """An artifact of these tables; `fields` go into its manifest."""
     input_hash = sha256_of([name, iteration, str(tables), str(fields)])
     asked = StageRequest(cycle=CYCLE, iteration=iteration, stage=name, input_hash=input_hash, parameters={})
@@ -47,7 +47,7 @@ def publish(root: Path, name: StageName, tables: Tables, *, iteration: int = 0, 
 
 
 def request(
-    name: StageName, iteration: int, parameters: dict[str, Any], inputs: dict[str, ArtifactRef], **fields: Any
+    name: str, iteration: int, parameters: dict[str, Any], inputs: dict[str, ArtifactRef], **fields: Any
 ) -> StageRequest:
     """A request for a stage; its parameters are checked."""
     checked = stages.definition(name).parameters.model_validate(parameters).dump()

@@ -178,11 +178,10 @@ class KwokEnv:
 
     def first_job_name(self, name: str = "loop") -> str:
         """The name that the first Job of a cycle will have."""
-        from medgr2_api.stage_contract import StageName
         from medgr2_operator.plan.job_names import job_name
         from medgr2_operator.plan.types import AttemptKey
 
-        return job_name(name, self.cycle(name)["metadata"]["uid"], AttemptKey(0, StageName.PREPARE, "", 1))
+        return job_name(name, self.cycle(name)["metadata"]["uid"], AttemptKey(0, "prepare", "", 1))
 
     def stranger(self, name: str) -> None:
         """Somebody else's Job of that name, which never ends."""

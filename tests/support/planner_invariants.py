@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.stage_contract import StageName
 from medgr2_api.status import AttemptState, CycleStatus
 from medgr2_operator.plan import planner
 from medgr2_operator.plan.types import AttemptKey, JobCreate, Observed, Plan, StageKey
@@ -97,9 +96,9 @@ def inputs_exist(create: JobCreate, published: Mapping[tuple[str, str], str]) ->
         if published.get((ref.stage, ref.path.rsplit("/", 1)[1])) != ref.output_digest:
             raise Broken(f"inputs exist: {create.key} reads {role}, which was never published")
     if "prepare" not in request.inputs and request.stage not in (
-        StageName.PREPARE,
-        StageName.SCORE,
-        StageName.REPORT,
+        "prepare",
+        "score",
+        "report",
     ):
         raise Broken(f"inputs exist: {create.key} was started without prepare")
 

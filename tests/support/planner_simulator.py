@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from medgr2_api.cycle import Cycle, CycleSpec
-from medgr2_api.stage_contract import Progress, StageName, StageResult
+from medgr2_api.stage_contract import Progress, StageResult
 from medgr2_api.status import CycleStatus
 from medgr2_operator.plan import planner
 from medgr2_operator.plan.scope import oldest_iteration
@@ -185,12 +185,12 @@ class PlannerSimulator:
         digest = self.published.setdefault(place, hashlib.sha256("/".join(place).encode()).hexdigest())
         coin = int(digest[:8], 16)
         metrics, promoted, usage = {}, None, {}
-        if job.key.name is StageName.EVALUATE:
+        if job.key.name == "evaluate":
             checkpoints = ("sft", "grpo") if job.key.iteration else ("base",)
             metrics = {f"validation/{name}/macroAccuracy": coin % 1000 / 1000 for name in checkpoints}
-        if job.key.name is StageName.REWARD:
+        if job.key.name == "reward":
             promoted = bool(coin % 3) if job.key.iteration else None
-        if job.key.name is StageName.GENERATE and not reused:
+        if job.key.name == "generate" and not reused:
             usage = {"generatorUSD": 0.5}
         return StageResult.model_construct(
             exit_code=0,
@@ -232,7 +232,7 @@ class PlannerSimulator:
             for job in self.jobs.values()
         )
         others = tuple(
-            ObservedJob(AttemptKey(0, StageName.PREPARE, "", 1), name, "theirs", JobState.RUNNING, owned=False)
+            ObservedJob(AttemptKey(0, "prepare", "", 1), name, "theirs", JobState.RUNNING, owned=False)
             for name in self.strangers
         )
         return ours + others

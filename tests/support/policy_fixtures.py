@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from medgr2_api import paths, stages
-from medgr2_api.stage_contract import REQUEST_ENV, WORKSPACE_ENV, ArtifactRef, CycleRef, StageName, StageRequest
+from medgr2_api.stage_contract import REQUEST_ENV, WORKSPACE_ENV, ArtifactRef, CycleRef, StageRequest
 from medgr2_api.training_spec import AnswerFormat, Grades, RewardHead
 from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.models.tiny import model as tiny_model
@@ -55,7 +55,7 @@ class PolicyWorkspace:
         return ImageStore(self.root)
 
     def request(
-        self, stage: StageName, parameters: dict[str, Any], roles: list[str], *, attempt: int = 1, name: str = ""
+        self, stage: str, parameters: dict[str, Any], roles: list[str], *, attempt: int = 1, name: str = ""
     ) -> StageRequest:
         """A request for `stage`; `name` tells runs with the same parameters apart."""
         digest = hashlib.sha256(f"{stage}/{parameters}/{sorted(roles)}/{name}".encode()).hexdigest()
@@ -76,7 +76,7 @@ class PolicyWorkspace:
             "numEpochs": 1,
             "trainer": SFT_TRAINER if trainer is None else trainer,
         }
-        return self.request(StageName.SFT, {"initFrom": "Base", "training": training}, ["prepare", "curate"], **more)
+        return self.request("sft", {"initFrom": "Base", "training": training}, ["prepare", "curate"], **more)
 
     def grpo(
         self,
@@ -100,13 +100,11 @@ class PolicyWorkspace:
             "trainer": {**GRPO_TRAINER, **(trainer or {})},
             **changes,
         }
-        return self.request(StageName.GRPO, {"grpo": grpo}, list(roles), attempt=attempt, name=name)
+        return self.request("grpo", {"grpo": grpo}, list(roles), attempt=attempt, name=name)
 
     def preferences(self, **changes: Any) -> StageRequest:
         wanted = {"prompts": 40, "samplesPerPrompt": 4, "temperature": 1.0, "seedFraction": 0.5, **changes}
-        return self.request(
-            StageName.PREFERENCES, {"preferences": wanted, "grades": {}}, ["prepare", "curate", "policy"]
-        )
+        return self.request("preferences", {"preferences": wanted, "grades": {}}, ["prepare", "curate", "policy"])
 
     def context(self, request: StageRequest) -> StageContext[Any]:
         """What the stage's `run` is given."""
@@ -164,7 +162,7 @@ def build(root: Path, images: int = 24) -> PolicyWorkspace:
 
     refs: dict[str, ArtifactRef] = {}
 
-    def publish(role: str, stage: StageName, write: Callable[[ArtifactWriter], Any]) -> None:
+    def publish(role: str, stage: str, write: Callable[[ArtifactWriter], Any]) -> None:
         refs[role] = _publish(root, role, stage, write)
 
     processor = tiny_tokenizer.processor()
@@ -186,21 +184,21 @@ def build(root: Path, images: int = 24) -> PolicyWorkspace:
         made = RewardModel.fresh(base, RewardHead.LAST_TOKEN_AND_LIKELIHOOD, Grades(), base="", train=False)
         made.save(writer.path("model"), processor)
 
-    publish("prepare", StageName.PREPARE, prepare)
-    publish("curate", StageName.CURATE, lambda writer: writer.table("training", training))
-    publish("candidates", StageName.GENERATE, lambda writer: writer.table("candidates", candidates))
-    publish("sft", StageName.SFT, policy)
-    publish("policy", StageName.GRPO, policy)
-    publish("reward", StageName.REWARD, reward)
+    publish("prepare", "prepare", prepare)
+    publish("curate", "curate", lambda writer: writer.table("training", training))
+    publish("candidates", "generate", lambda writer: writer.table("candidates", candidates))
+    publish("sft", "sft", policy)
+    publish("policy", "grpo", policy)
+    publish("reward", "reward", reward)
     return PolicyWorkspace(root, refs, training, candidates, items)
 
 
 def publish_table(workspace: PolicyWorkspace, table: str, rows: list[dict[str, Any]]) -> ArtifactRef:
     """Another artifact of curate with this table."""
-    return _publish(workspace.root, f"more/{rows}", StageName.CURATE, lambda writer: writer.table(table, rows))
+    return _publish(workspace.root, f"more/{rows}", "curate", lambda writer: writer.table(table, rows))
 
 
-def _publish(root: Path, name: str, stage: StageName, write: Callable[[ArtifactWriter], Any]) -> ArtifactRef:
+def _publish(root: Path, name: str, stage: str, write: Callable[[ArtifactWriter], Any]) -> ArtifactRef:
     input_hash = hashlib.sha256(name.encode()).hexdigest()
     request = StageRequest(cycle=CYCLE, iteration=1, stage=stage, parameters={}, input_hash=input_hash)
     writer = ArtifactWriter(root, request)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from medgr2_api import paths
-from medgr2_api.stage_contract import RESULT_PATH_ENV, StageName, StageRequest, StageResult
+from medgr2_api.stage_contract import RESULT_PATH_ENV, StageRequest, StageResult
 from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.runner.main import execute
 from medgr2_jobs.store.artifact import ArtifactReader
@@ -43,7 +43,7 @@ class PrepareWorkspace:
 
     def run(self, **overrides: Any) -> tuple[StageResult, StageRequest]:
         data = {**self.data, **overrides.pop("data", {})}
-        request = stage_request(StageName.PREPARE, 0, prepare_parameters(data=data, **overrides))
+        request = stage_request("prepare", 0, prepare_parameters(data=data, **overrides))
         code = execute(request, self.root)
         result = StageResult.model_validate_json(self.result_path.read_text())
         assert result.exit_code == code
@@ -56,7 +56,7 @@ class PrepareWorkspace:
         for fragment in fragments:
             assert fragment in result.message, result.message
         assert len(result.message) <= 1024
-        folder = self.root / paths.artifact(StageName.PREPARE, request.input_hash)
+        folder = self.root / paths.artifact("prepare", request.input_hash)
         left = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
         assert not [path for path in left if "work" not in path.relative_to(folder).parts], left
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medgr2_api.cycle import Cycle, Metadata
-from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageName, StageRequest
+from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageRequest
 from medgr2_operator.plan.job_names import job_name
 from medgr2_operator.plan.spec_cache import resolved
 from medgr2_operator.plan.types import AttemptKey, JobCreate
@@ -22,7 +22,7 @@ GPU = {"limits": {"nvidia.com/gpu": 8, "cpu": 32, "memory": "400Gi"}}
 class Case:
     """One attempt of one cycle."""
 
-    stage: StageName
+    stage: str
     spec: dict[str, Any] = field(default_factory=dict)
     """Changes to the smallest spec."""
     request: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Case:
             input_hash="1f" * 32,
             inputs={
                 "prepare": ArtifactRef(
-                    stage=StageName.PREPARE,
+                    stage="prepare",
                     iteration=0,
                     path=f"artifacts/prepare/{'2e' * 32}",
                     output_digest="3d" * 32,
@@ -87,9 +87,9 @@ FETCH = {
 }
 
 CASES: dict[str, Case] = {
-    "plain": Case(StageName.CURATE),
+    "plain": Case("curate"),
     "gpu-kueue": Case(
-        StageName.SFT,
+        "sft",
         {
             "queueing": _QUEUEING,
             "template": {
@@ -123,7 +123,7 @@ CASES: dict[str, Case] = {
         resumes=True,
     ),
     "shards": Case(
-        StageName.GENERATE,
+        "generate",
         {
             "generator": {
                 "openAI": {
@@ -146,14 +146,14 @@ CASES: dict[str, Case] = {
         },
     ),
     "fetch": Case(
-        StageName.PREPARE,
+        "prepare",
         {"data": FETCH},
         {"parameters": {"seed": 7, "data": FETCH}},
         iteration=0,
     ),
-    "two-nodes": Case(StageName.GRPO, {"stages": [_TWO_NODES]}),
+    "two-nodes": Case("grpo", {"stages": [_TWO_NODES]}),
     "vllm": Case(
-        StageName.GENERATE,
+        "generate",
         {
             "generator": {"vllm": {"model": "Qwen/Qwen2.5-VL-32B-Instruct", "args": ["--max-model-len", "8192"]}},
             "template": {"env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}}]},
@@ -161,7 +161,7 @@ CASES: dict[str, Case] = {
         },
     ),
     "collect": Case(
-        StageName.GRPO,
+        "grpo",
         {
             "template": {"patches": [{"op": "add", "path": "/metadata/annotations", "value": {"team": "imaging"}}]},
             "stages": [
@@ -176,7 +176,7 @@ CASES: dict[str, Case] = {
         attempt=2,
     ),
     "patches": Case(
-        StageName.SCORE,
+        "score",
         {
             "template": {
                 "patches": [
@@ -197,7 +197,7 @@ CASES: dict[str, Case] = {
         },
     ),
     "volume-claim-template": Case(
-        StageName.PREPARE,
+        "prepare",
         {
             "workspace": {
                 "volumeClaimTemplate": {

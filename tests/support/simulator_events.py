@@ -11,7 +11,8 @@ from datetime import timedelta
 from typing import Any
 
 from medgr2_api.scheduling import RestartFrom, StageRef
-from medgr2_api.stage_contract import StageName, StageResult
+from medgr2_api.stage_contract import StageResult
+from medgr2_api.stages import stage_names
 from medgr2_operator.plan.job_names import job_name
 from medgr2_operator.plan.types import AttemptKey, JobState
 from tests.support.planner_invariants import one_writer
@@ -122,7 +123,7 @@ def fail(w: PlannerSimulator, a: int, b: int) -> None:
         job.step += 10 * progressed
         result = None
         if code is not None and b % 3:
-            usage = {"generatorUSD": 0.2} if job.key.name is StageName.GENERATE else {}
+            usage = {"generatorUSD": 0.2} if job.key.name == "generate" else {}
             result = StageResult.model_construct(
                 exit_code=code, checkpoint_step=job.step if progressed else -1, usage=usage
             )
@@ -179,7 +180,7 @@ def jump(w: PlannerSimulator, a: int, b: int) -> None:
 
 def edit(w: PlannerSimulator, a: int, b: int) -> None:
     """An edit of the spec."""
-    stage = StageRef(iteration=1, stage=StageName.SFT)
+    stage = StageRef(iteration=1, stage="sft")
     rate = w.spec.policy.sft.model_copy(update={"learning_rate": 1e-5 * (1 + b % 2)})
     changes: dict[str, Any] = (
         {"suspend": not w.spec.suspend},
@@ -195,7 +196,7 @@ def edit(w: PlannerSimulator, a: int, b: int) -> None:
 
 def restart(w: PlannerSimulator, a: int, b: int) -> None:
     """Somebody wants a stage again."""
-    names = list(StageName)
+    names = list(stage_names())
     if len(w.status.restart_tokens) < 4:
         wish = RestartFrom.model_construct(iteration=b % 3, stage=names[a % len(names)], token=f"t{w.generation}")
         w.set_spec({"restart_from": wish})
@@ -206,8 +207,8 @@ def stranger(w: PlannerSimulator, a: int, b: int) -> None:
     if w.strangers:
         w.strangers.clear()
     else:
-        name = list(StageName)[a % len(StageName)]
-        iteration = 0 if name is StageName.PREPARE else 1
+        name = stage_names()[a % len(stage_names())]
+        iteration = 0 if name == "prepare" else 1
         taken = job_name(w.cycle().metadata.name, "uid-1", AttemptKey(iteration, name, "", 1 + b % 2))
         if taken not in w.jobs:
             w.strangers.add(taken)

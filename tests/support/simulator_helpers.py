@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from medgr2_api.scheduling import RestartFrom
-from medgr2_api.stage_contract import StageName, StageResult
+from medgr2_api.stage_contract import StageResult
 from medgr2_api.status import AttemptState, Condition, StageStatus
 from medgr2_operator.plan.types import JobState, Plan
 from tests.support import simulator_events
@@ -75,7 +75,7 @@ def until(w: PlannerSimulator, name: str, iteration: int = 1) -> SimJob:
     for _ in range(60):
         w.reconcile()
         for found in list(w.jobs.values()):
-            if found.key.name is StageName(name) and found.key.iteration == iteration:
+            if found.key.name == name and found.key.iteration == iteration:
                 if found.state not in ENDED:
                     return found
             elif found.state not in ENDED and not found.deleting:
@@ -113,4 +113,4 @@ def edit(w: PlannerSimulator, **changes: Any) -> None:
 
 def restart(w: PlannerSimulator, stage: str, iteration: int, token: str) -> None:
     """Somebody wants a stage again."""
-    edit(w, restart_from=RestartFrom(iteration=iteration, stage=StageName(stage), token=token))
+    edit(w, restart_from=RestartFrom(iteration=iteration, stage=stage, token=token))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from medgr2_api.hashing import sha256_of
 
 from .curate import CURATE
-from .definition import Source, StageDefinition, StageParameters
+from .definition import Of, Source, StageDefinition, StageParameters
 from .evaluate import EVALUATE
 from .generate import GENERATE
 from .grpo import GRPO
@@ -22,11 +27,6 @@ from .sft import SFT
 if TYPE_CHECKING:
     from medgr2_api.cycle import CycleSpec
 
-#: In the order in which one iteration reads naturally: makers before readers.
-_STAGES: dict[str, StageDefinition] = {
-    stage.name: stage for stage in (PREPARE, GENERATE, SCORE, CURATE, SFT, GRPO, PREFERENCES, REWARD, EVALUATE, REPORT)
-}
-
 __all__ = [
     "CURATE",
     "EVALUATE",
@@ -39,16 +39,65 @@ __all__ = [
     "SCORE",
     "SFT",
     "StageDefinition",
+    "StageName",
     "StageParameters",
     "definition",
     "input_hash",
+    "register",
+    "stage_names",
     "stage_parameters",
 ]
+
+
+_STAGES: dict[str, StageDefinition] = {}
+_NAME = re.compile(r"[a-z]{1,16}")  # becomes part of the names of Jobs, Services and folders
+
+
+def register(stage: StageDefinition) -> None:
+    """Makes a stage known. What it reads of its own iteration has to be known already.
+
+    Raises:
+        ValueError: the name is taken or no name for a stage, or it reads what no known stage makes.
+    """
+    if not _NAME.fullmatch(stage.name):
+        raise ValueError(f"stage {stage.name!r}: a name has at most 16 letters a-z")
+    if stage.name in _STAGES:
+        raise ValueError(f"stage {stage.name}: there is one of this name already")
+    for read in stage.reads:
+        before = read.of in (Of.PREVIOUS, Of.NEWEST)
+        unknown = [name for name in read.makers if not before and name not in _STAGES and name != stage.name]
+        if unknown:
+            raise ValueError(
+                f"stage {stage.name} reads {read.role!r} of {', '.join(unknown)}: register that one before"
+            )
+    _STAGES[stage.name] = stage
 
 
 def definition(name: str) -> StageDefinition:
     """The definition of a stage. Raises KeyError: there is none of that name."""
     return _STAGES[name]
+
+
+def stage_names() -> tuple[str, ...]:
+    """All stages, in the order in which one iteration reads naturally: makers before readers."""
+    return tuple(_STAGES)
+
+
+def _known(name: str) -> str:
+    if name not in _STAGES:  # as pydantic says it of an enum
+        raise PydanticCustomError("enum", "Input should be {expected}", {"expected": ", ".join(map(repr, _STAGES))})
+    return name
+
+
+class _Enum:
+    """The names in the CRD."""
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(core), "enum": list(_STAGES)}
+
+
+StageName = Annotated[str, AfterValidator(_known), _Enum()]
+"""A registered stage."""
 
 
 def _seed(seed: int, stage: str, iteration: int) -> int:
@@ -106,3 +155,7 @@ def input_hash(stage: str, parameters: StageParameters, inputs: dict[str, str], 
             "token": token,
         }
     )
+
+
+for _stage in (PREPARE, GENERATE, SCORE, CURATE, SFT, GRPO, PREFERENCES, REWARD, EVALUATE, REPORT):
+    register(_stage)

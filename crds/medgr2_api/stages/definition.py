@@ -31,6 +31,10 @@ class Iterations(Enum):
     LOOP = "1.."
     BOTH = "0.."
 
+    def include(self, iteration: int) -> bool:
+        """Whether the stage can be in this iteration."""
+        return self is Iterations.BOTH or (iteration == 0) is (self is Iterations.FIRST)
+
 
 class Of(Enum):
     """Whose artifact is read, seen from iteration t."""
@@ -118,9 +122,23 @@ class StageDefinition:
     """In iteration 0 it exists exactly where a stage requires it, also where it is switched off for the loop."""
     pays: bool = False
     """It spends `budget.generatorUSD`; two of them never run at the same time."""
+    fetches: bool = False
+    """It may use the network to fetch data and models."""
+    measures: bool = False
+    """Its figures hold the validation scores that early stopping and `status.best` go by."""
     serves: tuple[str, ...] = ()
     """It makes no sense without at least one of these stages."""
     needed: Callable[[CycleSpec, frozenset[str]], bool] | None = None
     """Whether a spec (resolved) that has these stages has a use for it; None: always."""
     module: str = ""
-    """Where its code is: a module with `run(ctx)`; empty: `medgr2_jobs.stages.<name>`."""
+    """Where its code is, if not in `medgr2_jobs.stages.<name>`."""
+
+    @property
+    def edges(self) -> tuple[Read | Wait, ...]:
+        """All that it depends on."""
+        return (*self.reads, *self.waits)
+
+    @property
+    def code(self) -> str:
+        """The module with its `run(ctx)`; imported only when it runs."""
+        return self.module or f"medgr2_jobs.stages.{self.name}"

@@ -43,4 +43,5 @@ EVALUATE = StageDefinition(
         Read("grpo", "grpo", required=False),
     ),
     publishes=("predictions.parquet", "results.json"),
+    measures=True,
 )

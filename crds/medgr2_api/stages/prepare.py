@@ -52,5 +52,6 @@ PREPARE = StageDefinition(
     iterations=Iterations.FIRST,
     publishes=("images.parquet", "items.parquet", "grades.parquet", "quarantine.parquet", "splits.json", "models/"),
     may_publish=("phantoms.parquet", "inputs.json"),
+    fetches=True,
     code_version=3,  # images and grades say more; real texts get flipped findings
 )

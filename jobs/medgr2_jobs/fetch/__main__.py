@@ -16,8 +16,8 @@ from types import FrameType
 from medgr2_api.cycle import Cycle
 from medgr2_api.hashing import sha256_of
 from medgr2_api.presets import resolve
-from medgr2_api.stage_contract import CycleRef, ExitCode, StageName, StageRequest
-from medgr2_api.stages import stage_parameters
+from medgr2_api.stage_contract import CycleRef, ExitCode, StageRequest
+from medgr2_api.stages import PREPARE, stage_parameters
 from medgr2_api.stages.prepare import PrepareParameters
 from medgr2_api.yaml_loader import CycleError, load_cycle
 
@@ -35,12 +35,12 @@ class _Context(StageContext[PrepareParameters]):
 
 
 def _context(cycle: Cycle, root: Path, stop: threading.Event) -> _Context:
-    parameters = stage_parameters(resolve(cycle.spec), cycle.metadata.name, StageName.PREPARE, 0)
+    parameters = stage_parameters(resolve(cycle.spec), cycle.metadata.name, PREPARE.name, 0)
     assert isinstance(parameters, PrepareParameters)
     request = StageRequest(
         cycle=CycleRef(name=cycle.metadata.name, uid="fetch"),
         iteration=0,
-        stage=StageName.PREPARE,
+        stage=PREPARE.name,
         input_hash=sha256_of("fetch"),
         parameters=parameters.dump(),
     )

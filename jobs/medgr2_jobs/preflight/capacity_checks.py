@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medgr2_api.stage_contract import StageName
+from medgr2_api.stages import GRPO, REWARD, SFT
 from medgr2_api.training_spec import LoRA
 
 from ..data import synthetic_images
@@ -81,9 +81,9 @@ def _needed(case: Case, policy: float, reward: float) -> tuple[float, str]:
     spec = case.spec
     images = _pixels(case) * _BYTES_PER_PIXEL
     trained = {
-        StageName.SFT: (policy, spec.policy.sft.lora),
-        StageName.GRPO: (policy, spec.policy.grpo.lora),
-        StageName.REWARD: (reward, spec.reward_model.training.lora),
+        SFT.name: (policy, spec.policy.sft.lora),
+        GRPO.name: (policy, spec.policy.grpo.lora),
+        REWARD.name: (reward, spec.reward_model.training.lora),
     }
     on = {name: size for name, size in trained.items() if spec.stage(name).enabled}
     published = spec.iterations * sum(size * _share(lora) for size, lora in on.values())

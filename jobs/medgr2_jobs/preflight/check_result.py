@@ -8,8 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from medgr2_api.cycle import Cycle, CycleSpec
-from medgr2_api.stage_contract import StageName
-from medgr2_api.stages import stage_parameters
+from medgr2_api.stages import GENERATE, stage_parameters
 from medgr2_api.stages.generate import GenerateParameters
 
 
@@ -51,7 +50,7 @@ class Case:
     @cached_property
     def parameters(self) -> GenerateParameters:
         """What the first generate stage will be told."""
-        found = stage_parameters(self.spec, self.cycle.metadata.name, StageName.GENERATE, 1)
+        found = stage_parameters(self.spec, self.cycle.metadata.name, GENERATE.name, 1)
         assert isinstance(found, GenerateParameters)
         return found
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from medgr2_api import paths
 from medgr2_api.data import DataFormat
-from medgr2_api.stage_contract import CycleRef, StageName
+from medgr2_api.stage_contract import CycleRef
+from medgr2_api.stages import PREPARE
 from medgr2_api.uris import is_remote
 
 from ..errors import StageError
@@ -84,7 +85,7 @@ def _cost(case: Case, told: str, usd: float | None) -> Finding:
 
 def _images(case: Case) -> list[dict[str, Any]]:
     """Rows of table `images` to ask about: prepare's where it has run, else a few pictures of the sources."""
-    link = case.root / paths.iteration_link(case.cycle.metadata.name, 0, StageName.PREPARE)
+    link = case.root / paths.iteration_link(case.cycle.metadata.name, 0, PREPARE.name)
     if link.is_dir():
         prepared = _prepared(link)
         if prepared:

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from medgr2_api import paths
-from medgr2_api.stage_contract import ArtifactRef, ExitCode, StageName
+from medgr2_api.stage_contract import ArtifactRef, ExitCode
+from medgr2_api.stages import EVALUATE
 
 from ..errors import StageError
 from ..evaluate.metrics import cluster_mean
@@ -168,11 +169,11 @@ def _answered(root: Path, cycle: str, split: str, scoring: str) -> dict[tuple[st
             f"(cycles there: {', '.join(_cycles(root)) or 'none'})"
         )
     found: dict[tuple[str, int, str], Answers] = {}
-    folder = (root / paths.iteration_link(cycle, 0, StageName.EVALUATE)).parent.parent
-    for link in sorted(folder.glob(f"i*/{StageName.EVALUATE}")):
+    folder = (root / paths.iteration_link(cycle, 0, EVALUATE.name)).parent.parent
+    for link in sorted(folder.glob(f"i*/{EVALUATE.name}")):
         iteration = int(link.parent.name.removeprefix("i"))
         path = link.resolve().relative_to(root.resolve())
-        ref = ArtifactRef(stage=StageName.EVALUATE, iteration=iteration, path=str(path), output_digest="")
+        ref = ArtifactRef(stage=EVALUATE.name, iteration=iteration, path=str(path), output_digest="")
         for (checkpoint, benchmark), answers in answers_of(
             ArtifactReader(root, ref).rows("predictions"), split, scoring
         ).items():

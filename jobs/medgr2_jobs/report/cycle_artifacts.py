@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from medgr2_api import paths
-from medgr2_api.stage_contract import ArtifactRef, ExitCode, StageName
+from medgr2_api.stage_contract import ArtifactRef, ExitCode
+from medgr2_api.stages import PREPARE, stage_names
 
 from ..errors import ConfigError, CorruptArtifact, StageError
 from ..store import manifest
@@ -31,14 +32,14 @@ class CycleArtifacts:
             CorruptArtifact: a manifest cannot be read.
         """
         self._root = root
-        self._folder = (root / paths.iteration_link(cycle, 0, StageName.PREPARE)).parent.parent
+        self._folder = (root / paths.iteration_link(cycle, 0, PREPARE.name)).parent.parent
         if not self._folder.is_dir():
             names = sorted(path.name for path in (root / "cycles").glob("*") if path.is_dir())
             raise NotThere(f"no cycle {cycle!r} in {root}; cycles there: {', '.join(names) or 'none'}")
         self._readers: dict[str, ArtifactReader] = {}
         self._links: dict[str, Path] = {}
         for link in sorted(self._folder.glob("i[0-9]*/*")):
-            role = link.name if link.name == StageName.PREPARE else f"{link.name}-{int(link.parent.name[1:])}"
+            role = link.name if link.name == PREPARE.name else f"{link.name}-{int(link.parent.name[1:])}"
             self._links[role] = link
             reader = self._reader(link)
             if reader is not None:
@@ -52,7 +53,7 @@ class CycleArtifacts:
         """Newest iteration of which anything is there."""
         return max((reader.ref.iteration for reader in self._readers.values()), default=0)
 
-    def linked(self, stage: StageName) -> list[int]:
+    def linked(self, stage: str) -> list[int]:
         """Iterations that had an artifact of this stage, whether it is still there or not."""
         return sorted(int(role.rpartition("-")[2]) for role, link in self._links.items() if link.name == stage)
 
@@ -80,12 +81,12 @@ class CycleArtifacts:
     def _reader(self, link: Path) -> ArtifactReader | None:
         """None: the link leads nowhere, out of the workspace, or to what was never published."""
         folder, root = link.resolve(), self._root.resolve()
-        if not folder.is_relative_to(root) or link.name not in set(StageName):
+        if not folder.is_relative_to(root) or link.name not in set(stage_names()):
             return None
         if manifest.load(folder) is None and not any(folder.glob(f"shard-*/{paths.MANIFEST}")):
             return None
         path = str(folder.relative_to(root))
-        ref = ArtifactRef(stage=StageName(link.name), iteration=int(link.parent.name[1:]), path=path, output_digest="")
+        ref = ArtifactRef(stage=link.name, iteration=int(link.parent.name[1:]), path=path, output_digest="")
         return ArtifactReader(self._root, ref)
 
     def _is_of_its_curate(self, role: str) -> bool:

@@ -15,28 +15,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from medgr2_api.stage_contract import ExitCode, StageName, StageRequest, StageResult
-from medgr2_api.stages import definition
+from medgr2_api.stage_contract import ExitCode, StageRequest, StageResult
+from medgr2_api.stages import definition, stage_names
 
 from ..errors import Checkpointed, ConfigError, DiskFull, StageError
 from ..store import fencing
 from . import process_tuning, publishing
 from .context import Outcome, StageContext
 from .process_group import Ranks
-
-#: Each module has `run(ctx: StageContext) -> Outcome`; imported only when its stage runs.
-MODULES: dict[StageName, str] = {
-    StageName.PREPARE: "medgr2_jobs.stages.prepare",
-    StageName.GENERATE: "medgr2_jobs.stages.generate",
-    StageName.SCORE: "medgr2_jobs.stages.score",
-    StageName.CURATE: "medgr2_jobs.stages.curate",
-    StageName.SFT: "medgr2_jobs.stages.sft",
-    StageName.GRPO: "medgr2_jobs.stages.grpo",
-    StageName.PREFERENCES: "medgr2_jobs.stages.preferences",
-    StageName.REWARD: "medgr2_jobs.stages.reward",
-    StageName.EVALUATE: "medgr2_jobs.stages.evaluate",
-    StageName.REPORT: "medgr2_jobs.stages.report",
-}
 
 
 def guarded(
@@ -85,7 +71,7 @@ def work(
 ) -> StageResult:
     """Runs the stage's code and publishes. Of several processes the main one publishes; all return its result."""
     context = build_context(request, root, stop, ranks, usage)
-    run: Callable[[StageContext[Any]], Outcome] = process_tuning.load(MODULES[request.stage]).run
+    run: Callable[[StageContext[Any]], Outcome] = process_tuning.load(definition(request.stage).code).run
     if ranks.main:
         fencing.raise_fence(root, request)
     _set_up(context.parameters.seed, request.threads)
@@ -112,7 +98,7 @@ def build_context(
     Raises:
         ConfigError: there is no such stage, or its parameters are not those of this version.
     """
-    if request.stage not in MODULES:
+    if request.stage not in stage_names():
         raise ConfigError(f"this version has no stage {request.stage}")
     try:
         parameters = definition(request.stage).parameters.model_validate(request.parameters)

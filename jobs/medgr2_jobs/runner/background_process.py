@@ -6,10 +6,12 @@ import ctypes
 import multiprocessing
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import TemporaryError
-from .context import StageContext
+
+if TYPE_CHECKING:  # a fetching process imports this module, and little else
+    from .context import StageContext
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

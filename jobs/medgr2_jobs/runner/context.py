@@ -35,7 +35,7 @@ class Outcome:
     counters: dict[str, float] = field(default_factory=dict)
     """Headline figures; must be the same for the same inputs (no times)."""
     promoted: bool | None = None
-    """Stages reward and distill: false keeps the model before it."""
+    """A stage whose model has to be promoted: false keeps the model before it."""
     usage: dict[str, float] = field(default_factory=dict)
     """Money and time."""
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from medgr2_api import paths
-from medgr2_api.stage_contract import ExitCode, StageName, StageRequest, StageResult
-from medgr2_api.stages import definition
+from medgr2_api.stage_contract import ExitCode, StageRequest, StageResult
+from medgr2_api.stages import REPORT, definition
 
 from ..errors import StageError
 from ..store import atomic, fencing, manifest
@@ -66,7 +66,7 @@ def link(request: StageRequest, root: Path, folder: Path, published: manifest.Ma
     """
     link = root / paths.iteration_link(request.cycle.name, request.iteration, request.stage)
     links = [(link, folder.parent if request.shard.count > 1 else folder)]
-    if request.stage is StageName.REPORT and published.parts:
+    if request.stage == REPORT.name and published.parts:
         attempt = Path(published.parts[0].path).parts[0]
         links.append((root / paths.report(request.cycle.name), folder / attempt))
     for name, target in links:

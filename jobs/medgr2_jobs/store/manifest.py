@@ -11,7 +11,6 @@ from pydantic import Field, ValidationError
 from medgr2_api import paths
 from medgr2_api.hashing import combined_digest, sha256_of
 from medgr2_api.model import Model
-from medgr2_api.stage_contract import StageName
 from medgr2_api.types import Figures, relative_path
 
 from ..errors import CorruptArtifact
@@ -40,7 +39,7 @@ class Manifest(Model):
     """What an artifact is made of, from what, and by what."""
 
     schema_version: int = SCHEMA_VERSION
-    stage: StageName
+    stage: str
     input_hash: str
     code_version: int
     cycle: str

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from medgr2_api.stage_contract import ExitCode, StageName
+from medgr2_api.stage_contract import ExitCode
+from medgr2_api.stages import stage_names
 
 
 class CommandError(Exception):
@@ -22,16 +23,16 @@ def did_you_mean(word: str, words: Sequence[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def parse_stage(text: str) -> tuple[StageName, int | None]:
+def parse_stage(text: str) -> tuple[str, int | None]:
     """`grpo@2` → (grpo, 2); `grpo` → (grpo, None).
 
     Raises:
         CommandError: no such stage.
     """
     name, at, number = text.partition("@")
-    names = [str(stage) for stage in StageName]
+    names = list(stage_names())
     if name not in names:
         raise CommandError(f"no stage {name!r}{did_you_mean(name, names)}; stages: {', '.join(names)}")
     if at and not (number.isascii() and number.isdecimal()):
         raise CommandError(f"{text!r}: expected STAGE@ITERATION, such as {name}@2")
-    return StageName(name), int(number) if at else None
+    return name, int(number) if at else None

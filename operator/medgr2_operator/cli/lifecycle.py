@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.stage_contract import ExitCode, StageName
+from medgr2_api.stage_contract import ExitCode
+from medgr2_api.stages import CURATE, stage_names
 from medgr2_api.status import AttemptState, Phase
 
 from ..kube.client import CYCLES, ConflictError, Manifest
@@ -83,7 +84,7 @@ async def name_review(cluster: Cluster, name: str, iteration: int, sha256: str, 
         if not restart:
             summary = f"{name}: spec.reviews names it; `medgr2 restart {name} curate@{iteration}` lets it count"
             return _Edit([named], summary, lambda now: True)
-        again = _restarting(parsed(stored), StageKey(iteration, StageName.CURATE))
+        again = _restarting(parsed(stored), StageKey(iteration, CURATE.name))
         return _Edit([named, *again.operations], again.summary, again.done)
 
     return await _change(cluster, name, edit, wait)
@@ -188,7 +189,7 @@ def _to_approve(cycle: Cycle, stored: Manifest, stage: str) -> list[StageKey]:
     if iteration is not None:
         _reach(cycle, StageKey(iteration, stage_name))
         return [StageKey(iteration, stage_name)]
-    chosen = [key for key in waiting if key.name is stage_name]
+    chosen = [key for key in waiting if key.name == stage_name]
     if not chosen:
         raise CommandError(
             f"{name}: no {stage_name} waits for approval now; to approve it beforehand say {stage_name}@N"
@@ -201,9 +202,7 @@ def _waiting(cycle: Manifest) -> list[StageKey]:
     progressing = next((c for c in _conditions(cycle) if c["type"] == "Progressing"), {})
     if progressing.get("reason") != "Paused":
         return []
-    return [
-        StageKey(int(n), StageName(s)) for s, n in _STAGE_REF.findall(progressing["message"]) if s in set(StageName)
-    ]
+    return [StageKey(int(n), s) for s, n in _STAGE_REF.findall(progressing["message"]) if s in set(stage_names())]
 
 
 # -- waiting -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from types import FrameType
 from medgr2_api import paths
 from medgr2_api.cycle import Cycle
 from medgr2_api.scheduling import RestartFrom
-from medgr2_api.stage_contract import ExitCode, StageName
+from medgr2_api.stage_contract import ExitCode
 from medgr2_api.status import AttemptState, Phase
 
 from ..local.executor import Executor, RunObserver
@@ -93,7 +93,7 @@ def _with_restart(cycle: Cycle, state: StateFile, restart_from: str) -> Cycle:
     return cycle.model_copy(update={"spec": spec})
 
 
-def restart_point(text: str, iterations: int) -> tuple[StageName, int]:
+def restart_point(text: str, iterations: int) -> tuple[str, int]:
     """`grpo@2` → (grpo, 2).
 
     Raises:

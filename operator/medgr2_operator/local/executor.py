@@ -25,9 +25,9 @@ from medgr2_api.stage_contract import (
     ExitCode,
     Progress,
     Shard,
-    StageName,
     StageResult,
 )
+from medgr2_api.stages import definition
 from medgr2_api.status import AttemptState, Phase
 
 from ..plan import planner
@@ -238,7 +238,7 @@ class Executor:
                 WORKSPACE_ENV: str(self.root),
                 SECRETS_ENV: str(self.secrets.resolve()) if self.secrets else "",
             }
-            if create.key.name is StageName.PREPARE:  # the one stage that may fetch, unless the user forbids it
+            if definition(create.key.name).fetches:  # unless the user forbids it
                 env["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "0")
             if not request.collect:
                 env |= self._distributed_env(create.key.name)
@@ -246,7 +246,7 @@ class Executor:
             log = self.root / paths.log(self.cycle.metadata.name, name)
             self.forkserver.start(self._process(name), env, log)
 
-    def _distributed_env(self, stage: StageName) -> dict[str, str]:
+    def _distributed_env(self, stage: str) -> dict[str, str]:
         """Environment of a training in several processes."""
         settings = self.cycle.spec.stage(stage)
         count = {NUM_PROC_PER_NODE_ENV: str(settings.num_proc_per_node)} if settings.num_proc_per_node > 1 else {}

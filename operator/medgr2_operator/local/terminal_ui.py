@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.stage_contract import StageName
+from medgr2_api.stages import stage_names
 from medgr2_api.status import AttemptState, Phase, StageStatus
 
 from ..plan.types import Event
@@ -27,7 +27,6 @@ _MARKS: dict[AttemptState, tuple[str, str]] = {
     AttemptState.FAILED: ("✘", "red"),
     AttemptState.GONE: ("↻", "yellow"),
 }
-_ORDER = list(StageName)
 _PLAIN_INTERVAL = 10.0  # seconds between progress lines of one stage
 
 
@@ -128,7 +127,7 @@ def _graph(cycle: Cycle) -> Table:
     by_key = {(stage.iteration, stage.name): stage for stage in cycle.status.stages}
     for iteration in range(cycle.spec.iterations + 1):
         cells = Text()
-        for name in _ORDER:
+        for name in stage_names():
             stage = by_key.get((iteration, name))
             if stage is None:
                 continue

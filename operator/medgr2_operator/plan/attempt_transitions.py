@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from medgr2_api.cycle import CycleSpec
-from medgr2_api.stage_contract import Progress, StageName, StageResult
+from medgr2_api.stage_contract import Progress, StageResult
+from medgr2_api.stages import definition
 from medgr2_api.status import AttemptState, StageStatus
 
 from .failure_policy import Ending, FailureClass, Stop, backoff_seconds, classify
@@ -148,7 +149,7 @@ def _succeeded(look: Look) -> None:
         message=cut(result.message),
     )
     ledger.count(reused_stages=int(result.reused))
-    if look.key.name is StageName.EVALUATE:
+    if definition(look.key.name).measures:
         others = tuple(score for score in ledger.scores if score.iteration != look.key.iteration)
         ledger.scores = tuple(sorted((*others, *scores_in(look.key.iteration, result)), key=lambda s: s.iteration))
     ledger.event("Reused" if result.reused else "Succeeded", f"{look.key}: {result.output_digest[:12]}", look.key)

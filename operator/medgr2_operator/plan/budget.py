@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from medgr2_api.cycle import CycleSpec
-from medgr2_api.stage_contract import BUDGET_SPENT, StageName
+from medgr2_api.stage_contract import BUDGET_SPENT
+from medgr2_api.stages import definition
 from medgr2_api.status import CycleStatus, StageStatus
 
 from .graph import Graph
@@ -26,7 +27,7 @@ def exceeded(spec: CycleSpec, ledger: Ledger, graph: Graph) -> str:
         if gpus := sum(record.gpus for record in running):
             ledger.wake_in(left / gpus)
     if budget.generator_usd is not None and any(
-        node.key.name is StageName.GENERATE and not ledger.done(node.key) for node in graph
+        definition(node.key.name).pays and not ledger.done(node.key) for node in graph
     ):
         spent = ledger.usage.generator_usd
         told = any(_said_spent(record, budget.generator_usd) for record in ledger.records.values())
@@ -38,7 +39,7 @@ def exceeded(spec: CycleSpec, ledger: Ledger, graph: Graph) -> str:
 def _said_spent(record: StageStatus, budget: float) -> bool:
     """Whether the stage stopped because its next question might have passed this budget. It reads the ledgers on the
     volume, so it knows better than the status; what is left may be less than one question costs."""
-    spent = record.name is StageName.GENERATE and record.reason == BUDGET_SPENT
+    spent = definition(record.name).pays and record.reason == BUDGET_SPENT
     return spent and (record.generator_budget_usd or 0.0) >= budget
 
 

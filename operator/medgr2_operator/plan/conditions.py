@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.stage_contract import StageName
+from medgr2_api.stages import definition
 from medgr2_api.status import AttemptState, Condition, ModelPointer, Models, Phase, StageStatus
 
 from .cycle_state import Standing, Verdict
@@ -117,17 +117,11 @@ def summary(word: Phase, ledger: Ledger, iteration: int, iterations: int) -> str
 def models(graph: Graph, ledger: Ledger) -> Models:
     """The newest model of each kind; of those that have to be promoted, the newest promoted one."""
     newest: dict[str, StageStatus] = {}
-    policies = {graph.policy(record.iteration) for record in ledger.records.values()}
-    for key in sorted(ledger.records):
-        record = ledger.records[key]
-        if not ledger.done(key):
-            continue
-        if key in policies:
-            newest["policy"] = record
-        elif key.name is StageName.REWARD and (record.promoted is not False or key.iteration == 0):
-            newest["reward"] = record
-        elif key.name is StageName.DISTILL and record.promoted is not False:
-            newest["generator"] = record
+    for (iteration, kind), key in graph.makers.items():
+        if ledger.done(key):
+            record = ledger.records[key]
+            if iteration == 0 or not definition(key.name).promoted or record.promoted is not False:
+                newest[kind] = record
     return Models(
         **{
             kind: ModelPointer(iteration=r.iteration, stage=r.name, digest=r.output_digest)

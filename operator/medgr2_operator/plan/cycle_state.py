@@ -11,7 +11,6 @@ from . import budget
 from .failure_policy import Stop
 from .graph import Graph
 from .scores import stopped_at
-from .spec_cache import Resolved
 from .status_draft import Ledger
 from .types import Observed
 
@@ -54,13 +53,13 @@ def newest_iteration(ledger: Ledger) -> int:
     return max((key.iteration for key, record in ledger.records.items() if record.attempt), default=0)
 
 
-def decide(cycle: Cycle, known: Resolved, graph: Graph, ledger: Ledger, observed: Observed) -> Standing:
+def decide(cycle: Cycle, graph: Graph, ledger: Ledger, observed: Observed) -> Standing:
     """Where the cycle stands."""
     idle = not any(True for _ in ledger.active())
     if all(ledger.done(node.key) for node in graph):
         return Standing(complete=_completion(cycle, ledger), finished=idle)
     spent = budget.exceeded(cycle.spec, ledger, graph)
-    failing = _failure(cycle, known, graph, ledger, spent)
+    failing = _failure(cycle, graph, ledger, spent)
     if failing is not None:
         return Standing(failing=failing, finished=idle)
     if cycle.spec.suspend:
@@ -79,12 +78,8 @@ def _completion(cycle: Cycle, ledger: Ledger) -> Verdict:
     return Verdict("AllStagesSucceeded", f"{ran} iterations")
 
 
-def _failure(cycle: Cycle, known: Resolved, graph: Graph, ledger: Ledger, spent: str) -> Verdict | None:
+def _failure(cycle: Cycle, graph: Graph, ledger: Ledger, spent: str) -> Verdict | None:
     """Why the cycle fails, if it does."""
-    unsupported = known.unsupported(graph)
-    if unsupported:
-        names = ", ".join(unsupported)
-        return Verdict("Unsupported", f"this version cannot run: {names}; set stages: [{{name: …, enabled: false}}]")
     for node in graph:
         record = ledger.get(node.key)
         if record is not None and record.given_up:

@@ -51,7 +51,7 @@ def plan(cycle: Cycle, observed: Observed, now: datetime) -> Plan:
         return _answer(ledger, status, _deletes(ledger, view))
 
     graph = known.graph(iterations(cycle, ledger))  # a restart may have taken back what stopped the loop early
-    standing, starts = decide(cycle, known, graph, ledger, observed), Starts()
+    standing, starts = decide(cycle, graph, ledger, observed), Starts()
     obstacle = standing.failing or standing.held
     if obstacle is not None:
         for record in ledger.active():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from medgr2_api.cycle import CycleSpec
-from medgr2_api.stage_contract import StageName
+from medgr2_api.stages import definition
 from medgr2_api.status import StageStatus
 
 from .graph import Graph
@@ -46,5 +46,5 @@ def _forget(ledger: Ledger, record: StageStatus, token: str) -> None:
         ran = seconds_between(record.running_since, ledger.now)
         ledger.count(gpu_seconds=record.gpus * ran, wasted_gpu_seconds=record.gpus * (record.attempt_seconds + ran))
     ledger.put(StageStatus(iteration=key.iteration, name=key.name, token=token))
-    if key.name is StageName.EVALUATE:
+    if definition(key.name).measures:
         ledger.scores = tuple(score for score in ledger.scores if score.iteration != key.iteration)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from medgr2_api import paths
 from medgr2_api.cycle import Cycle
-from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageName, StageRequest
+from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageRequest
+from medgr2_api.stages import definition
 from medgr2_api.status import AttemptState, StageStatus
 
 from .graph import Graph, Node
@@ -66,9 +67,9 @@ def _lacks_attempt(record: StageStatus | None) -> bool:
 def _spends_elsewhere(cycle: Cycle, key: StageKey, view: View) -> bool:
     """Whether a pod of another iteration may still pay from the budget: what it leaves is known when it has ended."""
     return (
-        key.name is StageName.GENERATE
+        definition(key.name).pays
         and cycle.spec.budget.generator_usd is not None
-        and any(alive.name is StageName.GENERATE and alive != key for alive in view.alive_stages())
+        and any(definition(alive.name).pays and alive != key for alive in view.alive_stages())
     )
 
 
@@ -96,7 +97,7 @@ def _attempt(cycle: Cycle, known: Resolved, node: Node, ledger: Ledger, view: Vi
         return
 
     settings = cycle.spec.stage(key.name)
-    budget = cycle.spec.budget.generator_usd if key.name is StageName.GENERATE else None
+    budget = cycle.spec.budget.generator_usd if definition(key.name).pays else None
     inputs = _inputs(node, ledger)
     digests = {role: ref.output_digest for role, ref in inputs.items()}
     # a collecting attempt looks where the successful one published, whatever the spec says by now

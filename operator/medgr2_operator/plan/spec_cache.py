@@ -9,7 +9,6 @@ from typing import Any
 
 from medgr2_api.cycle import CycleSpec
 from medgr2_api.presets import resolve
-from medgr2_api.stage_contract import StageName
 from medgr2_api.stages import StageParameters, input_hash, stage_parameters
 
 from .graph import Graph, Shape, build
@@ -29,19 +28,14 @@ class Resolved:
         """The stage graph over `iterations` iterations."""
         return build(_shape(self.text), iterations)
 
-    def parameters(self, stage: StageName, iteration: int) -> dict[str, Any]:
+    def parameters(self, stage: str, iteration: int) -> dict[str, Any]:
         """A stage's parameters as JSON; the caller's own copy."""
         written: dict[str, Any] = json.loads(_parameters(self.text, self.cycle, stage, iteration)[1])
         return written
 
-    def input_hash(self, stage: StageName, iteration: int, inputs: dict[str, str], token: str) -> str:
+    def input_hash(self, stage: str, iteration: int, inputs: dict[str, str], token: str) -> str:
         """Where a stage publishes."""
         return _input_hash(self.text, self.cycle, stage, iteration, tuple(inputs.items()), token)
-
-    def unsupported(self, graph: Graph) -> list[StageName]:
-        """Stages of the graph that this version cannot run."""
-        names = dict.fromkeys(node.key.name for node in graph)
-        return [name for name in names if not _runs(self.text, self.cycle, name)]
 
 
 def resolved(cycle: str, spec: CycleSpec) -> Resolved:
@@ -57,15 +51,6 @@ def _shape(text: str) -> Shape:
     return Shape.of(_spec(text))
 
 
-@lru_cache(maxsize=16384)
-def _runs(text: str, cycle: str, stage: StageName) -> bool:
-    try:
-        _parameters(text, cycle, stage, 1)
-    except KeyError:
-        return False
-    return True
-
-
 @lru_cache(maxsize=16)
 def _spec(text: str) -> CycleSpec:
     return resolve(CycleSpec.model_validate_json(text))
@@ -73,12 +58,12 @@ def _spec(text: str) -> CycleSpec:
 
 @lru_cache(maxsize=256)
 def _input_hash(
-    text: str, cycle: str, stage: StageName, iteration: int, inputs: tuple[tuple[str, str], ...], token: str
+    text: str, cycle: str, stage: str, iteration: int, inputs: tuple[tuple[str, str], ...], token: str
 ) -> str:
     return input_hash(stage, _parameters(text, cycle, stage, iteration)[0], dict(inputs), token)
 
 
 @lru_cache(maxsize=64)
-def _parameters(text: str, cycle: str, stage: StageName, iteration: int) -> tuple[StageParameters, str]:
+def _parameters(text: str, cycle: str, stage: str, iteration: int) -> tuple[StageParameters, str]:
     parameters = stage_parameters(_spec(text), cycle, stage, iteration)
     return parameters, json.dumps(parameters.dump())

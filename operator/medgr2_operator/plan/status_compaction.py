@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from medgr2_api.stage_contract import StageName
+from medgr2_api.stages import stage_names
 from medgr2_api.status import AttemptState, CycleStatus, StageStatus
 
 from .status_draft import cut
@@ -13,7 +13,6 @@ from .status_draft import cut
 #: API server and etcd take more, but every write carries the whole status, and every watcher receives it.
 LIMIT_BYTES = 64 * 1024
 _TARGET_BYTES = LIMIT_BYTES - 4 * 1024
-_ORDER = {name: number for number, name in enumerate(StageName)}
 _KEPT = ("iteration", "name", "state", "token", "attempt", "input_hash", "output_digest", "promoted")
 #: More than a full record takes, less its texts (at most six bytes a character, where JSON is kept in ASCII).
 _RECORD_BYTES = 1200
@@ -29,7 +28,8 @@ def size(status: CycleStatus) -> int:
 
 def compact(status: CycleStatus) -> CycleStatus:
     """The status with its records in reading order, shortened as far as it takes; older iterations always are."""
-    ordered = sorted(status.stages, key=lambda record: (record.iteration, _ORDER[record.name]))
+    order = {name: number for number, name in enumerate(stage_names())}
+    ordered = sorted(status.stages, key=lambda record: (record.iteration, order[record.name]))
     newest = max((record.iteration for record in ordered if record.attempt), default=0)
     ordered = [_short(record) if record.iteration < newest - 1 else record for record in ordered]
     rest = _REST_BYTES + sum(_ESCAPED * len(condition.message) for condition in status.conditions)

@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
-from medgr2_api.stage_contract import Progress, StageName, StageRequest, StageResult
+from medgr2_api.stage_contract import Progress, StageRequest, StageResult
 from medgr2_api.status import CycleStatus
 
 
@@ -16,7 +16,7 @@ class StageKey(NamedTuple):
     """A stage of an iteration."""
 
     iteration: int
-    name: StageName
+    name: str
 
     def __str__(self) -> str:
         return f"{self.name}@{self.iteration}"
@@ -26,7 +26,7 @@ class AttemptKey(NamedTuple):
     """The identity of an attempt: nothing with the same identity is ever created twice."""
 
     iteration: int
-    name: StageName
+    name: str
     token: str
     attempt: int
 

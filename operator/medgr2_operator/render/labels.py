@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.stage_contract import StageName
+from medgr2_api.stages import stage_names
 
 from ..plan.types import AttemptKey
 from .render_context import RenderError
@@ -56,10 +56,10 @@ def attempt_key(labels: Mapping[str, str]) -> AttemptKey | None:
     """Which attempt an object with these labels belongs to; None where they name none."""
     try:
         iteration, attempt = _number(labels[ITERATION]), _number(labels[ATTEMPT])
-        key = AttemptKey(iteration, StageName(labels[STAGE]), labels[TOKEN], attempt)
+        key = AttemptKey(iteration, labels[STAGE], labels[TOKEN], attempt)
     except (KeyError, ValueError):
         return None
-    return key if attempt > 0 else None
+    return key if attempt > 0 and key.name in stage_names() else None
 
 
 def owner_reference(cycle: Cycle) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.stage_contract import NUM_NODES_ENV, NUM_PROC_PER_NODE_ENV, RDZV_ENDPOINT_ENV, RDZV_ID_ENV, StageName
+from medgr2_api.stage_contract import NUM_NODES_ENV, NUM_PROC_PER_NODE_ENV, RDZV_ENDPOINT_ENV, RDZV_ID_ENV
 
 from . import labels
 from .render_context import RenderContext
@@ -16,7 +16,7 @@ PORT = 29500
 _MAX_LENGTH = 63
 
 
-def service_name(cycle: Cycle, stage: StageName) -> str:
+def service_name(cycle: Cycle, stage: str) -> str:
     """`<cycle, shortened>-<stage>-<8 hex>`: an RFC 1035 label, different for each cycle that ever was."""
     digest = hashlib.sha256(f"{cycle.metadata.uid}/{stage}".encode()).hexdigest()[:8]
     tail = f"-{stage}-{digest}"

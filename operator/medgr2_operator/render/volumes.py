@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from medgr2_api.data import Fetch
-from medgr2_api.stage_contract import StageName
+from medgr2_api.stages import definition
 
 from . import pvc
 from .render_context import RenderContext
@@ -59,7 +59,7 @@ def _mounts(context: RenderContext, scratch: str) -> list[dict[str, Any]]:
 def _secrets(context: RenderContext) -> dict[str, list[str]]:
     """The Secrets that the stage reads, each with the keys it needs: the provider's, or those to fetch with."""
     references = [context.provider.api_key_secret_ref if context.provider else None]
-    if context.create.key.name is StageName.PREPARE and not context.collects:
+    if definition(context.create.key.name).fetches and not context.collects:
         fetch = Fetch.model_validate(context.create.request.parameters.get("data", {}).get("fetch", {}))
         references += [
             fetch.hub_token_secret_ref,

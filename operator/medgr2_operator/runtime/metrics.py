@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.stage_contract import StageName
+from medgr2_api.stages import stage_names
 from medgr2_api.status import AttemptState, CycleStatus, Phase, StageStatus
 
 from ..plan.failure_policy import FailureClass
@@ -51,7 +51,7 @@ class Metrics(Listener):
         self._attempts = Counter(
             "medgr2_stage_attempts_total", "Attempts that ended, by outcome", ["stage", "outcome"], registry=registry
         )
-        for stage, outcome in product(StageName, OUTCOMES):  # so that `increase()` sees the first of a kind
+        for stage, outcome in product(stage_names(), OUTCOMES):  # so that `increase()` sees the first of a kind
             self._attempts.labels(stage, outcome)
         self._durations = Histogram(
             "medgr2_stage_attempt_duration_seconds",
@@ -260,7 +260,7 @@ class Cycles(Collector):
                     tally[labels[0], labels[2]] += 1
         for phase in Phase:
             phases.add_sample("medgr2_cycles", {"phase": phase}, tally[phase,])
-        for stage, state in product(StageName, sorted(ACTIVE)):
+        for stage, state in product(stage_names(), sorted(ACTIVE)):
             stages.add_sample("medgr2_stages_active", {"stage": stage, "state": state}, tally[stage, state])
         return [phases, stages, *families.values()]
 

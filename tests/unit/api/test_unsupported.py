@@ -8,7 +8,7 @@ import pytest
 from tests.support.cycle_documents import spec_with
 
 from medgr2_api.generator import is_external
-from medgr2_api.stage_contract import StageName
+from medgr2_api.stages import stage_names
 from medgr2_api.unsupported import GAPS, OWNED_TRAINER_OPTIONS, TRAINERS, unsupported
 
 TINY = "builtin://tiny-qwen2.5-vl"
@@ -16,7 +16,6 @@ SUPPORTED: dict[str, Any] = {
     "generator": {"openAI": {"model": "m", "baseURL": "http://x"}},
     "policy": {"baseModel": TINY},
     "rewardModel": {"baseModel": "models/qwen"},
-    "stages": [{"name": "distill", "enabled": False}],
 }
 
 
@@ -31,11 +30,7 @@ def test_what_is_supported_passes() -> None:
 @pytest.mark.parametrize(
     ("values", "path"),
     [
-        (
-            {"generator": SUPPORTED["generator"] | {"distillation": {"baseModel": "m"}}},
-            "spec.generator.distillation",
-        ),
-        ({"stages": [{"name": "sft"}, {"name": "distill"}]}, "spec.stages[1]"),
+        ({"stages": [{"name": "sft"}, {"name": "evaluate", "shards": 2}]}, "spec.stages[1]"),
         ({"rewardModel": {"baseModel": "builtin://another"}}, "spec.rewardModel.baseModel"),
         ({"policy": {"baseModel": "builtin://another"}}, "spec.policy.baseModel"),
         ({"rewardModel": {"baseModel": TINY, "checkpoint": TINY}}, "spec.rewardModel.checkpoint"),
@@ -60,11 +55,9 @@ def test_what_needs_a_cluster_is_refused_by_the_local_runner_only(values: dict[s
 
 @pytest.mark.parametrize("setting", [{"numNodes": 2}, {"numProcPerNode": 8}, {"deepspeed": "Zero2"}])
 def test_only_trainings_run_in_several_processes(setting: dict[str, Any]) -> None:
-    for name in StageName:
+    for name in stage_names():
         found = _paths({"stages": [{"name": name, **setting}]})
-        assert found == (
-            [] if name in ("reward", "sft", "grpo") else ["spec.stages[0]"] * (2 if name == "distill" else 1)
-        )
+        assert found == ([] if name in ("reward", "sft", "grpo") else ["spec.stages[0]"])
 
 
 def test_the_reward_model_is_not_shared_out() -> None:

@@ -110,7 +110,7 @@ def test_everything_wrong_is_told_at_once_in_the_order_of_the_file() -> None:
         "  spec.iterations (line 6): must be at most 20, not '30'",
         "  spec.data.benchmarks[0].uri (line 10): '../test' must not contain '..'",
         "  spec.stages[0].name (line 14): 'grppo' is not one of prepare, generate, score, curate, sft, grpo, "
-        "preferences, reward, distill, evaluate, report: did you mean 'grpo'?",
+        "preferences, reward, evaluate, report: did you mean 'grpo'?",
     ]
 
 

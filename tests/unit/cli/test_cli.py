@@ -70,12 +70,12 @@ def test_unknown_field_is_named_with_its_line_and_the_nearest_right_one(tmp_path
 
 def test_unsupported_parts_are_refused_with_what_to_use_instead(tmp_path: Path) -> None:
     path = tmp_path / "cycle.yaml"
-    asked = "{scripted: {}, distillation: {baseModel: org/name}}"
-    path.write_text(QUICKSTART.read_text().replace("generator: {scripted: {}}", f"generator: {asked}"))
+    asked = "generator: {scripted: {}}\n  stages: [{name: evaluate, shards: 2}]"
+    path.write_text(QUICKSTART.read_text().replace("generator: {scripted: {}}", asked))
     code, output = invoke("validate", path)
     assert code == 2
-    assert "generator.distillation" in output
-    assert "leave it out" in output
+    assert "stages[0]" in output
+    assert "only generate and score have shards: set 1" in output
 
 
 @pytest.mark.parametrize("uri", ["../elsewhere", "a/../../b", "/etc"])

@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 from medgr2_api.cycle import Cycle, CycleSpec, Metadata
 from medgr2_api.presets import resolve
-from medgr2_api.stage_contract import StageName
 from medgr2_api.stages import stage_parameters
 from medgr2_operator.cli.app import app
 from medgr2_operator.cli.cluster import cluster
@@ -37,10 +36,10 @@ def workspace(tmp_path: Path) -> Path:
            "options": ["a", "b"], "answer_index": 1, "rationale": "", "response": "", "paradigm": "Direct",
            "template_sha256": "f", "generator": "g", "outcome": "ok", "attempts": 1}  # fmt: skip
     names = ["t0", "t1"]
-    publish(root, StageName.GENERATE, 1, tables={"candidates": [{**row, "triplet_id": name} for name in names]},
+    publish(root, "generate", 1, tables={"candidates": [{**row, "triplet_id": name} for name in names]},
             cycle="loop")  # fmt: skip
     decisions = [{"triplet_id": name, "keep": True, "score": 1.0, "reasons": []} for name in names]
-    publish(root, StageName.CURATE, 1, tables={"decisions": decisions, "training": [], "lineage": []}, cycle="loop")
+    publish(root, "curate", 1, tables={"decisions": decisions, "training": [], "lineage": []}, cycle="loop")
     return root
 
 
@@ -83,7 +82,7 @@ def test_out_and_back_and_what_to_do_next(workspace: Path, tmp_path: Path) -> No
     spec = resolve(
         CycleSpec.model_validate({**make_spec().dump(), "reviews": [{"iteration": 1, "sha256": written.stem}]})
     )
-    asked = [stage_parameters(spec, "loop", StageName.CURATE, iteration).dump() for iteration in (1, 2)]
+    asked = [stage_parameters(spec, "loop", "curate", iteration).dump() for iteration in (1, 2)]
     assert [parameters.get("review", "") for parameters in asked] == [written.stem, ""]
 
 

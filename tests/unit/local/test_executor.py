@@ -13,14 +13,14 @@ from tests.support.fake_processes import FakeProcesses, failed, make_executor, o
 from medgr2_api import paths
 from medgr2_api.cycle import Cycle
 from medgr2_api.scheduling import DeepSpeed, StageSettings
-from medgr2_api.stage_contract import Progress, StageName, StageRequest, StageResult
+from medgr2_api.stage_contract import Progress, StageRequest, StageResult
 from medgr2_api.status import Phase, StageStatus
 from medgr2_operator.local import executor
 from medgr2_operator.local.executor import Executor, RunObserver
 
 
-def record(made: Executor, name: StageName) -> StageStatus:
-    return next(found for found in made.cycle.status.stages if found.name is name and found.iteration == 1)
+def record(made: Executor, name: str) -> StageStatus:
+    return next(found for found in made.cycle.status.stages if found.name == name and found.iteration == 1)
 
 
 def test_stages_are_told_their_shard_their_threads_and_where_secrets_are(
@@ -28,7 +28,7 @@ def test_stages_are_told_their_shard_their_threads_and_where_secrets_are(
 ) -> None:
     made, processes = make_executor(tmp_path, monkeypatch, ok, threads=3, secrets=tmp_path / "secrets")
     assert run_executors(made) is Phase.COMPLETE
-    asked = [request for request in processes.requests.values() if request.stage is StageName.GENERATE]
+    asked = [request for request in processes.requests.values() if request.stage == "generate"]
     assert [(request.shard.index, request.shard.count) for request in asked] == [(0, 2), (1, 2)]
     assert {request.threads for request in processes.requests.values()} == {3}
     for environment in processes.environments.values():
@@ -38,21 +38,21 @@ def test_stages_are_told_their_shard_their_threads_and_where_secrets_are(
 
 def test_trainings_are_told_their_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, processes = make_executor(tmp_path, monkeypatch, ok)
-    several = StageSettings(name=StageName.SFT, num_proc_per_node=2, deepspeed=DeepSpeed.ZERO2)
+    several = StageSettings(name="sft", num_proc_per_node=2, deepspeed=DeepSpeed.ZERO2)
     spec = made.cycle.spec.model_copy(update={"stages": [*made.cycle.spec.stages, several]})
     made.cycle = made.cycle.model_copy(update={"spec": spec})
     assert run_executors(made) is Phase.COMPLETE
     for name, environment in processes.environments.items():
         told = (environment.get("MEDGR2_NUM_PROC_PER_NODE"), environment.get("MEDGR2_DEEPSPEED"))
-        assert told == (("2", "Zero2") if processes.requests[name].stage is StageName.SFT else (None, None))
+        assert told == (("2", "Zero2") if processes.requests[name].stage == "sft" else (None, None))
 
 
 def test_shards_count_as_one_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, processes = make_executor(tmp_path, monkeypatch, lambda request: ok(request, usage={"generatorUSD": 1.5}))
     assert run_executors(made) is Phase.COMPLETE
-    together = whole(StageName.GENERATE, 1, 2)
-    assert record(made, StageName.GENERATE).output_digest == together
-    (score,) = (request for request in processes.requests.values() if request.stage is StageName.SCORE)
+    together = whole("generate", 1, 2)
+    assert record(made, "generate").output_digest == together
+    (score,) = (request for request in processes.requests.values() if request.stage == "score")
     assert score.inputs["candidates"].output_digest == together
     assert made.cycle.status.usage.generator_usd == 1.5 * len(processes.requests)
 
@@ -61,7 +61,7 @@ def test_a_permanent_failure_outranks_the_checkpoint_of_another_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def behave(request: StageRequest) -> StageResult:
-        if request.stage is not StageName.GENERATE or request.attempt > 1:
+        if request.stage != "generate" or request.attempt > 1:
             return ok(request)
         if request.shard.index == 0:
             return failed(request, 85, "Checkpointed")
@@ -69,13 +69,13 @@ def test_a_permanent_failure_outranks_the_checkpoint_of_another_shard(
 
     made, _ = make_executor(tmp_path, monkeypatch, behave)
     assert run_executors(made) is Phase.FAILED
-    assert record(made, StageName.GENERATE).message == "row 7: is empty"
+    assert record(made, "generate").message == "row 7: is empty"
     assert made.failure_exit_code == 65
 
 
 def test_a_shard_without_a_readable_result_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def behave(request: StageRequest) -> StageResult | None:
-        lost = request.stage is StageName.GENERATE and request.shard.index == 1 and not request.collect
+        lost = request.stage == "generate" and request.shard.index == 1 and not request.collect
         return None if lost else ok(request)
 
     made, processes = make_executor(tmp_path, monkeypatch, behave)
@@ -89,7 +89,7 @@ def test_a_shard_without_a_readable_result_is_collected(tmp_path: Path, monkeypa
     monkeypatch.setattr(processes, "start", start)
     assert run_executors(made) is Phase.COMPLETE
     assert any(request.collect for request in processes.requests.values())
-    assert record(made, StageName.GENERATE).output_digest == whole(StageName.GENERATE, 1, 2)
+    assert record(made, "generate").output_digest == whole("generate", 1, 2)
 
 
 class Interrupts(RunObserver):
@@ -163,7 +163,7 @@ def test_what_a_killed_run_left_behind_is_taken_and_not_done_again(
 
     made, processes = make_executor(tmp_path, monkeypatch, ok)
     assert run_executors(made) is (Phase.FAILED if code else Phase.COMPLETE)
-    assert StageName.PREPARE not in {request.stage for request in processes.requests.values()}
+    assert "prepare" not in {request.stage for request in processes.requests.values()}
     assert made.failure_exit_code == code
 
 
@@ -176,11 +176,11 @@ def test_progress_is_that_of_the_slowest_shard(tmp_path: Path, monkeypatch: pyte
             seen.extend(shown)
             if shown:
                 for name, request in processes.requests.items():
-                    if request.stage is StageName.GENERATE:
+                    if request.stage == "generate":
                         processes.end(name, 0, ok(request).to_termination_message())
 
     def behave(request: StageRequest) -> StageResult | None:
-        if request.stage is not StageName.GENERATE:
+        if request.stage != "generate":
             return ok(request)
         name = paths.attempt_name(1, request.stage, "", request.attempt, request.shard.index)
         path = tmp_path / paths.progress("loop", name)
@@ -203,5 +203,5 @@ def test_only_prepare_may_reach_the_hub_and_only_if_the_user_lets_it(
     made, processes = make_executor(tmp_path, monkeypatch, ok)
     run_executors(made)
     for name, environment in processes.environments.items():
-        prepare = processes.requests[name].stage is StageName.PREPARE
+        prepare = processes.requests[name].stage == "prepare"
         assert environment.get("HF_HUB_OFFLINE") == ((users or "0") if prepare else None)

@@ -10,7 +10,7 @@ from tests.support.cycle_documents import tiny_cycle
 from tests.support.fake_processes import FakeProcesses, StageBehaviour, failed, ok, run_executors
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.stage_contract import StageName, StageRequest, StageResult
+from medgr2_api.stage_contract import StageRequest, StageResult
 from medgr2_api.status import AttemptState, Phase
 from medgr2_operator.local import runner
 from medgr2_operator.local.executor import Executor, RunObserver
@@ -53,9 +53,9 @@ def pair(
     return cycle("first"), cycle("second", curation={"selection": {"strategy": "All"}}), processes
 
 
-def makers(processes: FakeProcesses, stage: StageName) -> list[str]:
+def makers(processes: FakeProcesses, stage: str) -> list[str]:
     """The cycles that started it, in order."""
-    return [request.cycle.name for request in processes.requests.values() if request.stage is stage]
+    return [request.cycle.name for request in processes.requests.values() if request.stage == stage]
 
 
 def test_while_one_cycle_makes_an_artifact_the_other_waits_for_it(
@@ -65,7 +65,7 @@ def test_while_one_cycle_makes_an_artifact_the_other_waits_for_it(
     first, second, processes = pair(tmp_path, monkeypatch, slow)
     assert run_executors(first, second) is Phase.COMPLETE
     assert second.phase is Phase.COMPLETE
-    assert makers(processes, StageName.PREPARE) == ["first", "second"], "the second one finds what the first made"
+    assert makers(processes, "prepare") == ["first", "second"], "the second one finds what the first made"
     for running in slow.together:
         wanted = [(request.stage, request.input_hash, request.shard.index) for request in running]
         assert len(set(wanted)) == len(wanted), wanted
@@ -79,7 +79,7 @@ def test_no_more_stages_run_than_the_user_allows(tmp_path: Path, monkeypatch: py
     assert run_executors(first, second, parallelism=1) is Phase.COMPLETE
     assert second.phase is Phase.COMPLETE
     stages = {(request.cycle.name, request.stage) for running in slow.together for request in running}
-    assert {("first", StageName.SFT), ("second", StageName.SFT)} <= stages
+    assert {("first", "sft"), ("second", "sft")} <= stages
     for running in slow.together:  # the shards of a stage are one attempt
         assert len({(request.cycle.name, request.stage) for request in running}) == 1
 
@@ -89,12 +89,12 @@ def test_the_cycle_in_front_goes_first_when_there_is_room_for_one(
 ) -> None:
     first, second, processes = pair(tmp_path, monkeypatch, SlowStages())
     run_executors(second, first, parallelism=1)
-    assert makers(processes, StageName.PREPARE) == ["second", "first"]
+    assert makers(processes, "prepare") == ["second", "first"]
 
 
 def test_a_cycle_that_fails_does_not_stop_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def behave(request: StageRequest) -> StageResult:
-        if request.cycle.name == "first" and request.stage is StageName.CURATE:
+        if request.cycle.name == "first" and request.stage == "curate":
             return failed(request, 65, "DataError", "row 7: is empty")
         return ok(request)
 
@@ -108,14 +108,14 @@ def test_who_waited_for_an_artifact_makes_it_when_the_maker_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def behave(request: StageRequest) -> StageResult:
-        if request.cycle.name == "first" and request.stage is StageName.PREPARE:
+        if request.cycle.name == "first" and request.stage == "prepare":
             return failed(request, 65, "DataError", "row 7: is empty")
         return ok(request)
 
     first, second, processes = pair(tmp_path, monkeypatch, behave)
     run_executors(first, second)
     assert (first.phase, second.phase) == (Phase.FAILED, Phase.COMPLETE)
-    assert makers(processes, StageName.PREPARE) == ["first", "second"]
+    assert makers(processes, "prepare") == ["first", "second"]
 
 
 def test_leaving_ends_all_cycles_also_one_that_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_leaving_ends_all_cycles_also_one_that_waits(tmp_path: Path, monkeypatch
     monkeypatch.setattr(slow, "tick", lambda: None)
     run.run()
     assert (first.phase, second.phase) == (Phase.SUSPENDED, Phase.SUSPENDED)
-    assert makers(processes, StageName.PREPARE) == ["first"]
+    assert makers(processes, "prepare") == ["first"]
     assert all(stage.state is not AttemptState.RUNNING for stage in second.cycle.status.stages)
 
 

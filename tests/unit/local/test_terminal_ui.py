@@ -10,7 +10,7 @@ from rich.console import Console
 from tests.support.cycle_documents import tiny_cycle
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.stage_contract import Progress, StageName
+from medgr2_api.stage_contract import Progress
 from medgr2_api.status import AttemptState, CycleStatus, Phase, StageStatus
 from medgr2_operator.local import terminal_ui
 from medgr2_operator.plan.types import Event
@@ -18,10 +18,10 @@ from medgr2_operator.plan.types import Event
 
 def running(step: int) -> Cycle:
     stages = [
-        StageStatus(iteration=0, name=StageName.PREPARE, state=AttemptState.SUCCEEDED, reused=True),
+        StageStatus(iteration=0, name="prepare", state=AttemptState.SUCCEEDED, reused=True),
         StageStatus(
             iteration=1,
-            name=StageName.SFT,
+            name="sft",
             state=AttemptState.RUNNING,
             progress=Progress(phase="train", step=step, total=40, eta_seconds=75, metrics={"loss": 0.51239}),
         ),

@@ -8,7 +8,6 @@ import pytest
 from tests.support.cycle_specs import make_spec
 
 from medgr2_api.presets import resolve
-from medgr2_api.stage_contract import StageName
 from medgr2_operator.plan.graph import Graph, Shape, build
 from medgr2_operator.plan.types import StageKey
 
@@ -20,7 +19,7 @@ def graph_of(iterations: int = 2, off: tuple[str, ...] = (), **changes: Any) -> 
 
 def key(text: str) -> StageKey:
     name, iteration = text.split("@")
-    return StageKey(int(iteration), StageName(name))
+    return StageKey(int(iteration), name)
 
 
 def roles(graph: Graph, text: str) -> dict[str, str]:
@@ -118,15 +117,6 @@ def test_fitted_threshold_reads_the_reward_model() -> None:
     assert roles(fitted, "curate@2")["reward"] == "reward@1 reward@0"
 
 
-def test_distillation() -> None:
-    graph = graph_of(
-        3, generator={"openAI": {"model": "m", "baseURL": "http://m/v1"}, "distillation": {"baseModel": "g"}}
-    )
-    assert roles(graph, "distill@2") == {"prepare": "prepare@0", "curate": "curate@2", "generator": "distill@1"}
-    assert roles(graph, "generate@3")["generator"] == "distill@2 distill@1"
-    assert "generator" not in roles(graph, "generate@1")
-
-
 @pytest.mark.parametrize(
     ("off", "changes", "gone", "stays"),
     [
@@ -162,9 +152,9 @@ def test_first_reward_model_stays_while_it_is_read() -> None:
 
 
 def test_policy_of_an_iteration() -> None:
-    assert graph_of().policy(1) == key("grpo@1")
-    assert graph_of(off=("grpo",)).policy(1) == key("sft@1")
-    assert graph_of(off=("sft",)).policy(1) is None
+    assert graph_of().makers[1, "policy"] == key("grpo@1")
+    assert graph_of(off=("grpo",)).makers[1, "policy"] == key("sft@1")
+    assert (1, "policy") not in graph_of(off=("sft",)).makers
     assert roles(graph_of(off=("grpo",)), "preferences@1")["policy"] == "sft@1"
 
 

@@ -161,7 +161,7 @@ def _impure(patch: pytest.MonkeyPatch) -> None:
         (_old_runs_not_stopped, "suspends"),
         (_ends_are_not_final, "terminal for ever"),
         (_endless_backoff, "ends"),
-        (_tokens_forgotten, "ends"),
+        (_tokens_forgotten, "ends|forward"),
         (_failure_unnoticed, "ends"),
         (_impure, "idempotent|pure"),
     ],

@@ -17,7 +17,6 @@ from tests.support.simulator_helpers import (
     wait,
 )
 
-from medgr2_api.stage_contract import StageName
 from medgr2_api.status import Phase
 from medgr2_operator.plan.planner import plan
 from medgr2_operator.plan.types import AttemptKey
@@ -41,7 +40,7 @@ def test_raised_iterations_reopen_other_edits_do_not() -> None:
     assert not reconcile(w).creates
     edit(w, iterations=2)
     (create,) = reconcile(w).creates
-    assert create.key.stage == AttemptKey(2, StageName.GENERATE, "", 1).stage
+    assert create.key.stage == AttemptKey(2, "generate", "", 1).stage
     assert condition(w, "Complete").status == "False"
     finish(w)
     assert w.status.iteration == 2

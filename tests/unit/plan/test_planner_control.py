@@ -23,7 +23,7 @@ from tests.support.simulator_helpers import (
 )
 
 from medgr2_api.scheduling import StageRef
-from medgr2_api.stage_contract import StageName, StageResult
+from medgr2_api.stage_contract import StageResult
 from medgr2_api.status import AttemptState, Phase
 from medgr2_operator.plan.planner import plan
 from medgr2_operator.plan.types import JobState
@@ -87,7 +87,7 @@ def test_pause_and_approve() -> None:
                 succeed(w, found)
     assert w.status.phase is Phase.PAUSED
     assert condition(w, "Progressing").message == "waits for approval: sft@1"
-    edit(w, approved=[StageRef(iteration=1, stage=StageName.SFT)])
+    edit(w, approved=[StageRef(iteration=1, stage="sft")])
     reconcile(w)
     assert live(w) == {"sft@1"}
 
@@ -95,7 +95,7 @@ def test_pause_and_approve() -> None:
 def test_a_stage_that_has_begun_is_not_paused() -> None:
     w = make_simulator()
     fail(w, run(w, until(w, "sft")), 1)
-    edit(w, pause_before=[StageName.SFT])
+    edit(w, pause_before=["sft"])
     reconcile(w)
     wait(w, 60)
     assert reconcile(w).creates

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.support.render_cases import CASES, SETTINGS, Case
 
-from medgr2_api.stage_contract import PERMANENT_EXIT_CODES, StageName
+from medgr2_api.stage_contract import PERMANENT_EXIT_CODES
 from medgr2_operator.render import labels
 from medgr2_operator.render.job import PRIORITY_LABEL, QUEUE_LABEL, job
 from medgr2_operator.render.pvc import claim
@@ -71,7 +71,7 @@ def test_a_disruption_has_its_own_rule() -> None:
     ],
 )
 def test_how_many_pods(size: dict[str, Any], mode: str, pods: int, kinds: list[str]) -> None:
-    case = Case(StageName.EVALUATE, {"stages": [{"name": "evaluate", **size}]})
+    case = Case("evaluate", {"stages": [{"name": "evaluate", **size}]})
     objects = job(case.cycle(), case.create(), SETTINGS)
     assert [manifest["kind"] for manifest in objects] == kinds
     spec = objects[-1]["spec"]
@@ -83,7 +83,7 @@ def test_how_many_pods(size: dict[str, Any], mode: str, pods: int, kinds: list[s
 
 def test_shards_over_several_nodes_are_refused() -> None:
     with pytest.raises(RenderError, match=r"spec\.stages\[sft\]\.shards: .* not both"):
-        made(Case(StageName.SFT, {"stages": [{"name": "sft", "shards": 2, "numNodes": 2}]}))
+        made(Case("sft", {"stages": [{"name": "sft", "shards": 2, "numNodes": 2}]}))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_kueue(
 ) -> None:
     stage: dict[str, Any] = {"name": "sft", **({"queueName": own} if own is not None else {})}
     spec = {"stages": [stage], **({"queueing": queueing} if queueing else {})}
-    manifest = made(Case(StageName.SFT, spec, resumes=resumes))
+    manifest = made(Case("sft", spec, resumes=resumes))
     found = manifest["metadata"]["labels"]
     assert (found.get(QUEUE_LABEL), found.get(PRIORITY_LABEL)) == (queue, priority)
     assert manifest["spec"].get("suspend") == (True if queue else None)
@@ -122,7 +122,7 @@ def test_kueue(
 )
 def test_what_cannot_be_a_label_is_refused(spec: dict[str, Any], path: str) -> None:
     with pytest.raises(RenderError, match=path):
-        made(Case(StageName.SFT, spec))
+        made(Case("sft", spec))
 
 
 def test_no_claim_where_the_user_brings_one() -> None:

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.render_cases import SETTINGS, Case
 
-from medgr2_api.stage_contract import StageName
 from medgr2_operator.render import labels
 from medgr2_operator.render.job import job
 from medgr2_operator.render.render_context import RenderError
@@ -42,14 +41,14 @@ VALUES = st.sampled_from([None, 1, "x", [], {}, {"labels": {}}, [{"name": "main"
 def made(template: list[Any], stage: list[Any] | None = None) -> dict[str, Any]:
     """A Job with patches."""
     spec = {"template": {"patches": template}, "stages": [{"name": "sft", "patches": stage or []}]}
-    case = Case(StageName.SFT, spec)
+    case = Case("sft", spec)
     return job(case.cycle(), case.create(), SETTINGS)[-1]
 
 
 def identity(manifest: Any) -> list[Any]:
     """By what the operator knows a Job."""
     metadata, pod = manifest["metadata"], manifest["spec"]["template"]["metadata"]
-    ours = list(labels.of_attempt(Case(StageName.SFT).cycle(), Case(StageName.SFT).create().key))
+    ours = list(labels.of_attempt(Case("sft").cycle(), Case("sft").create().key))
     return [
         manifest["apiVersion"],
         manifest["kind"],
@@ -74,7 +73,7 @@ def test_patches_are_the_last_word() -> None:
 def test_a_patch_of_what_a_patch_added_leaves_the_spec_alone() -> None:
     added = {"op": "add", "path": "/metadata/annotations", "value": {}}
     changed = {"op": "add", "path": "/metadata/annotations/a", "value": "b"}
-    case = Case(StageName.SFT, {"template": {"patches": [added, changed]}})
+    case = Case("sft", {"template": {"patches": [added, changed]}})
     cycle = case.cycle()
     assert job(cycle, case.create(), SETTINGS)[-1]["metadata"]["annotations"] == {"a": "b"}
     assert cycle.spec.template.patches[0]["value"] == {}
@@ -88,7 +87,7 @@ def test_further_labels_are_welcome() -> None:
 
 def test_a_patch_of_one_container_leaves_the_other_alone() -> None:
     case = Case(
-        StageName.GENERATE,
+        "generate",
         {
             "generator": {"vllm": {"model": "m"}},
             "template": {
@@ -123,7 +122,7 @@ def test_a_patch_of_one_container_leaves_the_other_alone() -> None:
             {"op": op, "path": f"{at}/labels/{label.replace('/', '~1')}", "value": "x"}
             for op in ("replace", "remove")
             for at in ("/metadata", "/spec/template/metadata")
-            for label in labels.of_attempt(Case(StageName.SFT).cycle(), Case(StageName.SFT).create().key)
+            for label in labels.of_attempt(Case("sft").cycle(), Case("sft").create().key)
         ),
     ],
     ids=lambda operation: f"{operation['op']} {operation['path']}",

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.support import kubernetes_rules as rules
 from tests.support.render_cases import CASES, GPU, SETTINGS, Case
 
-from medgr2_api.stage_contract import StageName, StageRequest
+from medgr2_api.stage_contract import StageRequest
+from medgr2_api.stages import stage_names
 from medgr2_operator.render import labels
 from medgr2_operator.render.job import job
 from medgr2_operator.render.render_context import RenderError
@@ -58,7 +59,7 @@ def test_the_rule_of_kubelet(text: str, seen: str) -> None:
 @given(_TEXT, _TEXT)
 def test_every_dollar_reaches_the_stage(key: str, text: str) -> None:
     parameters = {"seed": 1, key: text, "nested": [{"text": text + "$(HOME)"}]}
-    case = Case(StageName.CURATE, {}, {"parameters": parameters})
+    case = Case("curate", {}, {"parameters": parameters})
     seen = StageRequest.model_validate_json(environment(case)["MEDGR2_STAGE_REQUEST"])
     assert seen.parameters == json.loads(json.dumps(parameters))
 
@@ -68,7 +69,7 @@ def test_every_dollar_reaches_the_stage(key: str, text: str) -> None:
 @given(st.text(st.sampled_from("$(){}aHOME"), min_size=1))
 def test_every_dollar_reaches_the_model_server(text: str) -> None:
     generator = {"vllm": {"model": text, "args": [text]}}
-    server = pod(Case(StageName.GENERATE, {"generator": generator}))["initContainers"][0]
+    server = pod(Case("generate", {"generator": generator}))["initContainers"][0]
     seen = [rules.expand(argument, variables(server)) for argument in server["args"]]
     assert (seen[0], seen[-1]) == (text, text)
 
@@ -96,7 +97,7 @@ def test_the_request_says_what_the_pod_has() -> None:
 )
 def test_threads_follow_the_cpus(resources: dict[str, Any], processes: int, threads: int) -> None:
     stage = {"name": "sft", "resources": resources, "numProcPerNode": processes}
-    container = pod(Case(StageName.SFT, {"stages": [stage]}), cpu_request="3")["containers"][0]
+    container = pod(Case("sft", {"stages": [stage]}), cpu_request="3")["containers"][0]
     seen = variables(container)
     assert json.loads(seen["MEDGR2_STAGE_REQUEST"])["threads"] == threads
     assert seen["OMP_NUM_THREADS"] == str(threads)
@@ -105,7 +106,7 @@ def test_threads_follow_the_cpus(resources: dict[str, Any], processes: int, thre
 @pytest.mark.parametrize("cpu", ["two", "2x", "m", "", "-1", "NaN"])
 def test_a_bad_quantity_is_named(cpu: str) -> None:
     with pytest.raises(RenderError, match=r"spec\.stages\[sft\]\.resources\.limits\.cpu: .* is not a number of CPUs"):
-        pod(Case(StageName.SFT, {"stages": [{"name": "sft", "resources": {"limits": {"cpu": cpu}}}]}))
+        pod(Case("sft", {"stages": [{"name": "sft", "resources": {"limits": {"cpu": cpu}}}]}))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_a_bad_quantity_is_named(cpu: str) -> None:
     ],
 )
 def test_requests_are_filled_in_without_gpus_only(resources: dict[str, Any], requests: dict[str, Any] | None) -> None:
-    case = Case(StageName.SCORE, {"stages": [{"name": "score", "resources": resources}]})
+    case = Case("score", {"stages": [{"name": "score", "resources": resources}]})
     assert pod(case)["containers"][0]["resources"].get("requests") == requests
 
 
@@ -150,7 +151,7 @@ def test_a_secret_is_mounted_where_it_is_needed_and_nowhere_else() -> None:
     folder = environment(CASES["shards"])["MEDGR2_SECRETS_DIR"]
     assert mount == {"name": "secret", "mountPath": f"{folder}/provider", "readOnly": True}
     assert volume["secret"]["items"] == [{"key": "api-key", "path": "api-key"}]
-    for stage in set(StageName) - {StageName.GENERATE, StageName.DISTILL}:
+    for stage in set(stage_names()) - {"generate"}:
         assert "provider" not in json.dumps(pod(replace(CASES["shards"], stage=stage, request={}))["volumes"])
     collecting = replace(CASES["shards"], request={**CASES["shards"].request, "collect": True})
     assert "secret" not in json.dumps(pod(collecting)["volumes"])
@@ -166,22 +167,22 @@ def test_prepare_gets_the_keys_it_fetches_with_and_no_other_stage_does() -> None
     assert all(m["readOnly"] for m in mounts.values())
     assert {source["defaultMode"] for source in sources.values()} == {0o440}
     assert {sources[m["name"]]["secretName"] for m in mounts.values()} == {"hub", "store"}
-    for stage in set(StageName) - {StageName.PREPARE, StageName.DISTILL}:
+    for stage in set(stage_names()) - {"prepare"}:
         assert "secretName" not in json.dumps(pod(replace(CASES["fetch"], stage=stage)))
     collecting = replace(CASES["fetch"], request={**CASES["fetch"].request, "collect": True})
     assert "secretName" not in json.dumps(pod(collecting))
 
 
 def test_only_prepare_may_reach_the_hub() -> None:
-    for stage in set(StageName) - {StageName.DISTILL}:
+    for stage in stage_names():
         seen = environment(Case(stage))
-        assert seen["HF_HUB_OFFLINE"] == ("0" if stage is StageName.PREPARE else "1")
+        assert seen["HF_HUB_OFFLINE"] == ("0" if stage == "prepare" else "1")
         assert seen["HF_HOME"].startswith(seen["MEDGR2_WORKSPACE"] + "/")
 
 
 def test_the_users_variables_are_last_and_replace_defaults() -> None:
     env = [{"name": "HOME", "value": "/workspace"}, {"name": "CACHE", "value": "$(HF_HOME)/x"}]
-    seen = environment(Case(StageName.SFT, {"template": {"env": env}}))
+    seen = environment(Case("sft", {"template": {"env": env}}))
     assert seen["HOME"] == "/workspace"
     assert seen["CACHE"] == "/workspace/cache/huggingface/x"
 
@@ -190,11 +191,11 @@ def test_the_users_variables_are_last_and_replace_defaults() -> None:
 def test_the_contracts_variables_are_not_the_users(name: str) -> None:
     env = [{"name": "A", "value": "1"}, {"name": name, "value": "1"}]
     with pytest.raises(RenderError, match=rf"spec\.template\.env\[1\]: {name}"):
-        pod(Case(StageName.SFT, {"template": {"env": env}}))
+        pod(Case("sft", {"template": {"env": env}}))
 
 
 def test_only_prepare_may_fetch_models() -> None:
-    assert environment(replace(CASES["plain"], stage=StageName.PREPARE))["HF_HUB_OFFLINE"] == "0"
+    assert environment(replace(CASES["plain"], stage="prepare"))["HF_HUB_OFFLINE"] == "0"
     assert environment(CASES["plain"])["HF_HUB_OFFLINE"] == "1"
 
 
@@ -238,13 +239,13 @@ def test_collecting_is_small(name: str) -> None:
     "affinity", [{}, {"podAffinity": {}}, CASES["volume-claim-template"].spec["template"]["affinity"]]
 )
 def test_pods_of_a_single_node_volume_stay_together(affinity: dict[str, Any]) -> None:
-    case = Case(StageName.SFT, {"template": {"affinity": affinity}}, single_node=True)
+    case = Case("sft", {"template": {"affinity": affinity}}, single_node=True)
     terms = pod(case)["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     assert terms[:-1] == affinity.get("podAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution", [])
     assert terms[-1]["topologyKey"] == "kubernetes.io/hostname"
     wanted = terms[-1]["labelSelector"]["matchLabels"]
     # also with another cycle's pods, and with itself: else the first pod would wait for ever
-    for other in (case, replace(case, name="another", stage=StageName.CURATE)):
+    for other in (case, replace(case, name="another", stage="curate")):
         assert wanted.items() <= made(other)["spec"]["template"]["metadata"]["labels"].items()
     elsewhere = {"workspace": {"persistentVolumeClaim": {"claimName": "c" * 253}}}
     found = made(replace(case, spec=elsewhere))["spec"]["template"]["metadata"]["labels"]
@@ -257,7 +258,7 @@ def test_pods_of_a_single_node_volume_stay_together(affinity: dict[str, Any]) ->
 
 def test_a_stages_words_replace_the_templates() -> None:
     case = Case(
-        StageName.SFT,
+        "sft",
         {
             "template": {"image": "a:1", "nodeSelector": {"pool": "a"}, "tolerations": [{"operator": "Exists"}]},
             "stages": [{"name": "sft", "image": "b:1", "nodeSelector": {}, "tolerations": []}],
@@ -265,7 +266,7 @@ def test_a_stages_words_replace_the_templates() -> None:
     )
     assert pod(case)["containers"][0]["image"] == "b:1"
     assert not {"nodeSelector", "tolerations"} & pod(case).keys()
-    other = pod(replace(case, stage=StageName.CURATE))
+    other = pod(replace(case, stage="curate"))
     assert other["containers"][0]["image"] == "a:1"
     assert (other["nodeSelector"], other["tolerations"]) == ({"pool": "a"}, [{"operator": "Exists"}])
     assert pod(CASES["plain"])["containers"][0]["image"] == SETTINGS.image

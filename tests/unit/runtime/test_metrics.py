@@ -16,7 +16,8 @@ from tests.support.planner_objects import SimJob
 from tests.support.planner_simulator import PlannerSimulator
 from tests.support.simulator_helpers import edit, fail, finish, job, restart, run, succeed, until
 
-from medgr2_api.stage_contract import Progress, StageName, StageResult
+from medgr2_api.stage_contract import Progress, StageResult
+from medgr2_api.stages import stage_names
 from medgr2_api.status import AttemptState, CycleStatus, Phase
 from medgr2_operator.plan.status_draft import ACTIVE, attempt_of
 from medgr2_operator.plan.types import AttemptKey, JobState, Plan
@@ -265,7 +266,7 @@ def test_no_label_holds_what_a_user_or_his_code_wrote(monkeypatch: pytest.Monkey
     finish(w)
     for status in (200, 404, 0):
         w.exported.metrics.controller.on_request("GET", "10.96.0.1:443", status, 0.1)
-    stages, states = set(map(str, StageName)), set(map(str, AttemptState))
+    stages, states = set(stage_names()), set(map(str, AttemptState))
     words = {
         "stage": stages,
         "outcome": set(OUTCOMES),

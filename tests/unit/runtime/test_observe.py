@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from medgr2_api.stage_contract import StageName, StageResult
+from medgr2_api.stage_contract import StageResult
 from medgr2_operator.plan.types import AttemptKey, JobState, ObservedJob
 from medgr2_operator.runtime import observe
 
 UID = "cycle-uid"
-KEY = AttemptKey(1, StageName.SFT, "", 2)
+KEY = AttemptKey(1, "sft", "", 2)
 LABELS = {
     "medgr2.io/iteration": "1",
     "medgr2.io/stage": "sft",

@@ -9,7 +9,8 @@ import tempfile
 import threading
 from pathlib import Path
 
-from medgr2_api.stage_contract import DISTRIBUTED_STAGES, ExitCode, StageRequest, StageResult
+from medgr2_api.stage_contract import ExitCode, StageRequest, StageResult
+from medgr2_api.stages import definition, stage_names
 
 from ...errors import ConfigError, RendezvousTimeout, Terminated
 from .rank_results import OUTCOMES_ENV, Outcomes, worst
@@ -35,10 +36,12 @@ def launch(request: StageRequest, world: World, stop: threading.Event) -> StageR
         RendezvousTimeout: the other nodes did not come.
         Terminated: asked to stop before there was anything to checkpoint, or while it could not.
     """
-    if request.stage not in DISTRIBUTED_STAGES:
+    if not definition(request.stage).distributed:
+        distributed = " and ".join(name for name in stage_names() if definition(name).distributed)
+        sharded = " and ".join(name for name in stage_names() if definition(name).sharded)
         raise ConfigError(
             f"stage {request.stage} runs in one process: take numNodes, numProcPerNode and deepspeed out of its "
-            f"settings ({', '.join(sorted(DISTRIBUTED_STAGES))} can use them); generate, score and evaluate have shards"
+            f"settings ({distributed} can use them); {sharded} have shards"
         )
     with tempfile.TemporaryDirectory(prefix="medgr2-") as folder:
         outcomes = Outcomes(Path(folder))

@@ -10,7 +10,7 @@ from tests.support import jobs_fixtures
 from tests.support.curate_fixtures import CurateWorkspace, candidate
 
 from medgr2_api.cycle import AnswerFormat
-from medgr2_api.stage_contract import ArtifactRef, StageName
+from medgr2_api.stage_contract import ArtifactRef
 from medgr2_jobs.curate.training_set import Origin, training_set
 from medgr2_jobs.errors import ConfigError, CorruptArtifact
 from medgr2_jobs.store.artifact import ArtifactReader
@@ -69,8 +69,8 @@ def test_it_equals_the_training_table(made: CurateWorkspace) -> None:
             for name in [row["triplet_id"]]
         ]
         assert any(row.option_order for row in decisions)
-        refs[f"generate-{t}"] = jobs_fixtures.publish(made.root, StageName.GENERATE, {"candidates": asked}, iteration=t)
-        refs[f"curate-{t}"] = jobs_fixtures.publish(made.root, StageName.CURATE, {Decision: decisions}, iteration=t)
+        refs[f"generate-{t}"] = jobs_fixtures.publish(made.root, "generate", {"candidates": asked}, iteration=t)
+        refs[f"curate-{t}"] = jobs_fixtures.publish(made.root, "curate", {Decision: decisions}, iteration=t)
     rows = training_set(Artifacts(made.root, refs), 2, LETTER)
     columns = [name for name in table[0] if name != "score"]
     assert [{name: getattr(row, name) for name in columns} for row in rows] == [
@@ -85,12 +85,12 @@ def test_what_is_missing_is_said(made: CurateWorkspace) -> None:
     decisions = [Decision("gone", True, (), None)]
     refs = {
         "prepare": made.prepare,
-        "curate-1": jobs_fixtures.publish(made.root, StageName.CURATE, {Decision: decisions}, iteration=1),
+        "curate-1": jobs_fixtures.publish(made.root, "curate", {Decision: decisions}, iteration=1),
     }
     with pytest.raises(ConfigError, match="generate-1"):
         training_set(Artifacts(made.root, refs), 1, LETTER)
     refs["generate-1"] = jobs_fixtures.publish(
-        made.root, StageName.GENERATE, {"candidates": [candidate("gone", made.free[0], outcome="schema")]}, iteration=1
+        made.root, "generate", {"candidates": [candidate("gone", made.free[0], outcome="schema")]}, iteration=1
     )
     with pytest.raises(CorruptArtifact, match="'gone', which is no usable candidate of generate@1"):
         training_set(Artifacts(made.root, refs), 1, LETTER)
@@ -99,4 +99,4 @@ def test_what_is_missing_is_said(made: CurateWorkspace) -> None:
 
 
 def nothing_kept(made: CurateWorkspace) -> ArtifactRef:
-    return jobs_fixtures.publish(made.root, StageName.CURATE, {Decision: []}, iteration=1)
+    return jobs_fixtures.publish(made.root, "curate", {Decision: []}, iteration=1)

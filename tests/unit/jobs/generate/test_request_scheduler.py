@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tests.support import jobs_fixtures
 
-from medgr2_api.stage_contract import StageName, StageRequest
+from medgr2_api.stage_contract import StageRequest
 from medgr2_jobs.generate import providers, rate_control, request_retry
 from medgr2_jobs.generate.provider_errors import Action, Failure
 from medgr2_jobs.generate.providers.base import Question, Reply
@@ -34,8 +34,8 @@ def request(root: Path, candidates: int = 40, **fields: Any) -> StageRequest:
         "answerFormat": "Letter",
         "shards": 1,
     }
-    prepare = jobs_fixtures.publish(root, StageName.PREPARE, jobs_fixtures.phantom_tables(root, {"train": 8}))
-    return jobs_fixtures.request(StageName.GENERATE, 1, parameters, {"prepare": prepare}, **fields)
+    prepare = jobs_fixtures.publish(root, "prepare", jobs_fixtures.phantom_tables(root, {"train": 8}))
+    return jobs_fixtures.request("generate", 1, parameters, {"prepare": prepare}, **fields)
 
 
 class Provider:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from tests.support.fixtures import prepare_parameters, stage_request
 
-from medgr2_api.stage_contract import StageName
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.errors import Checkpointed
@@ -29,7 +28,7 @@ SETTINGS = pretrain.Settings(steps=10, images=16, batch=4)
 
 
 def context(root: Path) -> StageContext[Any]:
-    request = stage_request(StageName.PREPARE, 0, prepare_parameters())
+    request = stage_request("prepare", 0, prepare_parameters())
     made: StageContext[Any] = StageContext(request, None, root)  # type: ignore[arg-type]
     made.writer.open()
     return made

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tests.support.fake_artifacts import publish
 
-from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageName, StageRequest
+from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageRequest
 from medgr2_api.stages.report import ReportParameters
 from medgr2_jobs.evaluate.metrics import ItemSet, result_rows
 from medgr2_jobs.prompts import answers
@@ -57,7 +57,7 @@ def publish_cycle(root: Path, cycle: str = "trial", *, better: float = 0.0) -> d
     train = [question(n, "train") for n in range(8)]
     refs = {
         "prepare": publish(
-            root, StageName.PREPARE, 0, tables={"items": [*train, *sets["validation"], *sets["test"]]}, cycle=cycle
+            root, "prepare", 0, tables={"items": [*train, *sets["validation"], *sets["test"]]}, cycle=cycle
         )
     }
     for t in (0, 1, 2):
@@ -82,7 +82,7 @@ def publish_cycle(root: Path, cycle: str = "trial", *, better: float = 0.0) -> d
             predictions += mine
         refs[f"evaluate-{t}"] = publish(
             root,
-            StageName.EVALUATE,
+            "evaluate",
             t,
             tables={"predictions": predictions},
             files={"results.json": results},
@@ -138,17 +138,17 @@ def _publish_iteration(
                "parse_failures": 0.02, "zero_variance_groups": 0.1, "variance_share_reward_model": 0.8,
                "variance_share_match": 0.2}  # fmt: skip
     held_out = {"spearman": 0.9 + 0.01 * t, "pairwise_accuracy": 0.95, "image_sensitivity": 0.88, "auroc": 0.98}
-    made: dict[StageName, dict[str, Any]] = {
-        StageName.GENERATE: {"tables": {"candidates": candidates, "truth": truth}},
-        StageName.CURATE: {
+    made: dict[str, dict[str, Any]] = {
+        "generate": {"tables": {"candidates": candidates, "truth": truth}},
+        "curate": {
             "tables": {"decisions": decisions, "training": training, "lineage": lineage}, "counters": {"threshold": 2.5}
         },
-        StageName.SFT: {"files": {"log.json": []}},
-        StageName.GRPO: {
+        "sft": {"files": {"log.json": []}},
+        "grpo": {
             "tables": {"rollouts": [rollout]}, "files": {"log.json": log}, "counters": figures,
             "parameters": {"answerFormat": "OptionText"},
         },
-        StageName.REWARD: {"files": {"metrics.json": {}}, "counters": held_out, "promoted": t == 1},
+        "reward": {"files": {"metrics.json": {}}, "counters": held_out, "promoted": t == 1},
     }  # fmt: skip
     for stage, parts in made.items():
         refs[f"{stage}-{t}"] = publish(root, stage, t, **parts, cycle=cycle)
@@ -166,7 +166,7 @@ def context() -> Callable[..., StageContext[ReportParameters]]:
     def make(root: Path, inputs: dict[str, ArtifactRef], cycle: str = "trial", attempt: int = 1) -> StageContext[Any]:
         parameters = ReportParameters(seed=1, cycle=cycle, iteration=2, settings={"preset": "Tiny", "seed": 17})
         request = StageRequest(
-            cycle=CycleRef(name=cycle, uid=f"{cycle}-uid"), iteration=2, stage=StageName.REPORT, attempt=attempt,
+            cycle=CycleRef(name=cycle, uid=f"{cycle}-uid"), iteration=2, stage="report", attempt=attempt,
             input_hash=f"{len(inputs):064d}", parameters=parameters.dump(), inputs=inputs,
         )  # fmt: skip
         made = StageContext(request, parameters, root)

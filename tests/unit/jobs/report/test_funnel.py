@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from tests.support.fake_artifacts import publish
 
-from medgr2_api.stage_contract import ArtifactRef, StageName
+from medgr2_api.stage_contract import ArtifactRef
 from medgr2_jobs.report import figures, funnel, markdown
 from medgr2_jobs.stages import report
 
@@ -38,9 +38,9 @@ def inputs(tmp_path: Path) -> dict[str, ArtifactRef]:
          "reasons": [] if number % 10 > 5 else ["x"]}
         for number in range(180)
     ]  # fmt: skip
-    refs["generate-1"] = publish(tmp_path, StageName.GENERATE, 1, tables={"candidates": candidates})
+    refs["generate-1"] = publish(tmp_path, "generate", 1, tables={"candidates": candidates})
     curate = {"decisions": decisions, "training": [], "lineage": []}
-    refs["curate-1"] = publish(tmp_path, StageName.CURATE, 1, tables=curate)
+    refs["curate-1"] = publish(tmp_path, "curate", 1, tables=curate)
     return refs
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.support.fake_artifacts import publish
 
 from medgr2_api import paths
-from medgr2_api.stage_contract import ArtifactRef, StageName
+from medgr2_api.stage_contract import ArtifactRef
 from medgr2_jobs.prompts import answers
 from medgr2_jobs.report.cycle_artifacts import NotThere
 from medgr2_jobs.report.lineage import story
@@ -55,28 +55,28 @@ class Loop:
         self.root = root
         image = {"image_sha256": "0f" * 32, "width": 1, "height": 1, "modality": "CT", "source": "ward",
                  "source_path": "scans/7.png", "split": "train", "allow_external": False}  # fmt: skip
-        publish(root, StageName.PREPARE, 0, tables={"images": [image]}, cycle="loop")
-        self.reward = publish(root, StageName.REWARD, 0, files={"x.json": 1}, cycle="loop").output_digest
+        publish(root, "prepare", 0, tables={"images": [image]}, cycle="loop")
+        self.reward = publish(root, "reward", 0, files={"x.json": 1}, cycle="loop").output_digest
 
     def generated(self) -> None:
-        publish(self.root, StageName.GENERATE, 1, tables={"candidates": CANDIDATES}, cycle="loop")
+        publish(self.root, "generate", 1, tables={"candidates": CANDIDATES}, cycle="loop")
 
     def scored(self) -> None:
         rows = [{"triplet_id": name, "score": score} for name, score in SCORES.items()]
-        publish(self.root, StageName.SCORE, 1, tables={"scores": rows}, cycle="loop")
+        publish(self.root, "score", 1, tables={"scores": rows}, cycle="loop")
 
     def curated(self) -> ArtifactRef:
         rows = [lineage_row(row, self.reward) for row in CANDIDATES]
         tables = {"lineage": rows, "training": [training_row(KEPT)]}
-        return publish(self.root, StageName.CURATE, 1, tables=tables, cycle="loop")
+        return publish(self.root, "curate", 1, tables=tables, cycle="loop")
 
     def trained(self) -> None:
-        publish(self.root, StageName.SFT, 1, files={"log.json": []}, cycle="loop")
+        publish(self.root, "sft", 1, files={"log.json": []}, cycle="loop")
         row = CANDIDATES[3]
         text = answers.prompt_text(row["question"], OPTIONS, answers.AnswerFormat.LETTER)
         rollout = {"step": 1, "prompt_id": answers.Prompt(row["image_sha256"], text).prompt_id, "completion": "",
                    "reward": 0.5, "reward_model": 0.5, "match": None, "parsed": True}  # fmt: skip
-        publish(self.root, StageName.GRPO, 1, tables={"rollouts": [rollout]}, parameters={"answerFormat": "Letter"},
+        publish(self.root, "grpo", 1, tables={"rollouts": [rollout]}, parameters={"answerFormat": "Letter"},
                 cycle="loop")  # fmt: skip
 
     def whole(self) -> Loop:

@@ -25,14 +25,14 @@ Context = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def made(trial: Trial, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from medgr2_api.stage_contract import CycleRef, StageName, StageRequest
+    from medgr2_api.stage_contract import CycleRef, StageRequest
     from medgr2_api.stages.report import ReportParameters
     from medgr2_jobs.runner.context import StageContext
 
     root, inputs = trial
     parameters = ReportParameters(seed=1, cycle="trial", iteration=2, settings={"preset": "Tiny", "seed": 17})
     request = StageRequest(
-        cycle=CycleRef(name="trial", uid="trial-uid"), iteration=2, stage=StageName.REPORT, input_hash="f" * 64,
+        cycle=CycleRef(name="trial", uid="trial-uid"), iteration=2, stage="report", input_hash="f" * 64,
         parameters=parameters.dump(), inputs=inputs,
     )  # fmt: skip
     ctx = StageContext(request, parameters, root)

@@ -13,7 +13,6 @@ import pytest
 from tests.support.curate_fixtures import CurateWorkspace, candidate
 
 from medgr2_api import paths
-from medgr2_api.stage_contract import StageName
 from medgr2_jobs.errors import DataError
 from medgr2_jobs.review import __main__ as command
 from medgr2_jobs.review import export_review, import_review
@@ -38,7 +37,7 @@ class Reviewed(CurateWorkspace):
     def again(self, review: str = "", **options: Any) -> int:
         code, found = self.curate(self.candidates, review=review, **{**ALL, **options})
         if code == 0:
-            refs = {StageName.GENERATE: self.asked.inputs["candidates"], StageName.CURATE: found.ref}
+            refs = {"generate": self.asked.inputs["candidates"], "curate": found.ref}
             for stage, ref in refs.items():
                 link = self.root / paths.iteration_link("test", 1, stage)
                 link.parent.mkdir(parents=True, exist_ok=True)

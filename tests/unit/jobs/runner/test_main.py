@@ -8,6 +8,7 @@ import random
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +18,8 @@ import pytest
 from tests.support import jobs_fixtures
 
 from medgr2_api import stages
-from medgr2_api.stage_contract import RESULT_PATH_ENV, ArtifactRef, CycleRef, StageName, StageRequest, StageResult
-from medgr2_jobs.runner import attempt, main, process_tuning, publishing
+from medgr2_api.stage_contract import RESULT_PATH_ENV, ArtifactRef, CycleRef, StageRequest, StageResult
+from medgr2_jobs.runner import main, process_tuning, publishing
 from medgr2_jobs.runner.context import Outcome, StageContext
 from medgr2_jobs.store.artifact import ArtifactWriter
 
@@ -34,11 +35,11 @@ class Stage:
         self._result = root / "result.json"
         self._patch = monkeypatch
         monkeypatch.setenv(RESULT_PATH_ENV, str(self._result))
-        monkeypatch.setitem(attempt.MODULES, StageName.SCORE, "stub_stage")
+        monkeypatch.setitem(stages._STAGES, "score", replace(stages.SCORE, module="stub_stage"))
 
     def request(self, *, seed: int = 1, inputs: dict[str, ArtifactRef] | None = None, **fields: Any) -> StageRequest:
         parameters = {"seed": seed, "shards": 1, "answerFormat": "Letter"}
-        return jobs_fixtures.request(StageName.SCORE, 1, parameters, inputs or {}, **fields)
+        return jobs_fixtures.request("score", 1, parameters, inputs or {}, **fields)
 
     def run(self, code: Code, asked: StageRequest | None = None) -> StageResult:
         self._patch.setitem(sys.modules, "stub_stage", SimpleNamespace(run=code))
@@ -147,7 +148,7 @@ def test_a_stage_that_has_torch_keeps_the_memory_it_frees(
 
 def test_the_manifest_says_what_it_was_made_from_and_with(score: Stage) -> None:
     rows = [{"triplet_id": "t", "outcome": "ok"}]
-    candidates = jobs_fixtures.publish(score.root, StageName.GENERATE, {"candidates": rows}, iteration=1)
+    candidates = jobs_fixtures.publish(score.root, "generate", {"candidates": rows}, iteration=1)
     asked = score.request(inputs={"candidates": candidates}, attempt=3)
     assert score.run(write, asked).exit_code == 0
     made = jobs_fixtures.reader(score.root, asked).manifest

@@ -12,13 +12,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from medgr2_api import paths
-from medgr2_api.stage_contract import PROGRESS_PORT_ENV, CycleRef, Progress, Shard, StageName, StageRequest
+from medgr2_api.stage_contract import PROGRESS_PORT_ENV, CycleRef, Progress, Shard, StageRequest
 from medgr2_jobs.runner import main
 from medgr2_jobs.runner.metrics_server import FIGURES, served
 
-REQUEST = StageRequest(
-    cycle=CycleRef(name="loop", uid="u"), iteration=2, stage=StageName.GRPO, input_hash="h", parameters={}
-)
+REQUEST = StageRequest(cycle=CycleRef(name="loop", uid="u"), iteration=2, stage="grpo", input_hash="h", parameters={})
 FILE = paths.progress("loop", "i002-grpo-a1-s0")
 
 

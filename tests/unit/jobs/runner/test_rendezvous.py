@@ -14,7 +14,6 @@ from medgr2_api.stage_contract import (
     INDEX_ENV,
     NUM_NODES_ENV,
     NUM_PROC_PER_NODE_ENV,
-    StageName,
     StageResult,
 )
 from medgr2_jobs.errors import ConfigError
@@ -26,7 +25,7 @@ from medgr2_operator.render.job import job
 
 def rendered(**settings: Any) -> dict[str, str]:
     """Variables of a training's pod."""
-    case = Case(StageName.SFT, {"stages": [{"name": "sft", **settings}]})
+    case = Case("sft", {"stages": [{"name": "sft", **settings}]})
     (container,) = job(case.cycle(), case.create(), SETTINGS)[-1]["spec"]["template"]["spec"]["containers"]
     return {variable["name"]: variable["value"] for variable in container["env"]}
 

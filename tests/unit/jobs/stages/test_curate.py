@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from tests.support import jobs_fixtures
 from tests.support.curate_fixtures import CurateWorkspace, candidate
 
-from medgr2_api.stage_contract import StageName
 from medgr2_jobs.curate import contamination
 
 
@@ -143,7 +142,7 @@ def test_a_score_that_is_no_number_is_no_score(made: CurateWorkspace) -> None:
 
 def test_the_seed_is_written_in_the_answer_format_of_prepare(made: CurateWorkspace) -> None:
     parameters = {"answerFormat": "OptionText"}
-    made.prepare = jobs_fixtures.publish(made.root, StageName.PREPARE, made.tables, parameters=parameters)
+    made.prepare = jobs_fixtures.publish(made.root, "prepare", made.tables, parameters=parameters)
     code, found = made.curate([], {}, **ALL)
     assert code == 0
     for row in found.rows("training"):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.support import jobs_fixtures
 
-from medgr2_api.stage_contract import Shard, StageName, StageRequest
+from medgr2_api.stage_contract import Shard, StageRequest
 from medgr2_jobs.runner import main
 
 PARAMETERS: dict[str, Any] = {
@@ -35,9 +35,9 @@ def prepared(tmp_path: Path) -> jobs_fixtures.Tables:
 
 def asked(root: Path, tables: jobs_fixtures.Tables, iteration: int = 1, **changes: Any) -> StageRequest:
     fields = {name: changes.pop(name) for name in ("shard", "attempt") if name in changes}
-    prepare = jobs_fixtures.publish(root, StageName.PREPARE, tables)
+    prepare = jobs_fixtures.publish(root, "prepare", tables)
     parameters = {**PARAMETERS, "iteration": iteration, **changes}
-    return jobs_fixtures.request(StageName.GENERATE, iteration, parameters, {"prepare": prepare}, **fields)
+    return jobs_fixtures.request("generate", iteration, parameters, {"prepare": prepare}, **fields)
 
 
 def test_candidates(tmp_path: Path, prepared: jobs_fixtures.Tables) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from medgr2_api import paths
-from medgr2_api.stage_contract import SECRETS_ENV, ArtifactRef, CycleRef, Shard, StageName, StageRequest
+from medgr2_api.stage_contract import SECRETS_ENV, ArtifactRef, CycleRef, Shard, StageRequest
 from medgr2_jobs.errors import ConfigError, CorruptArtifact, DiskFull, Fenced
 from medgr2_jobs.runner.context import StageContext
 from medgr2_jobs.store import atomic, fencing, manifest
@@ -21,7 +21,7 @@ from medgr2_jobs.store.safe_path import inside
 
 def request(**fields: Any) -> StageRequest:
     fields = {"cycle": CycleRef(name="c", uid="u1"), "iteration": 1, "input_hash": "abc", "parameters": {}, **fields}
-    return StageRequest(stage=StageName.SFT, **fields)
+    return StageRequest(stage="sft", **fields)
 
 
 def publish(root: Path, asked: StageRequest, files: dict[str, bytes]) -> ArtifactRef:
@@ -70,7 +70,7 @@ def test_other_digest_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["../outside", "/etc", "artifacts/../../outside", "~root", "a\\b", "a\0b"])
 def test_paths_stay_inside(tmp_path: Path, path: str) -> None:
-    ref = ArtifactRef(stage=StageName.SFT, iteration=1, path=path, output_digest="")
+    ref = ArtifactRef(stage="sft", iteration=1, path=path, output_digest="")
     with pytest.raises(ConfigError):
         ArtifactReader(tmp_path, ref)
 
@@ -148,7 +148,7 @@ def test_shards_are_in_numeric_order(tmp_path: Path) -> None:
         digests.append(found.output_digest)
     path = str(paths.artifact("sft", "abc"))
     digest = manifest.combined_digest(digests)
-    ref = ArtifactRef(stage=StageName.SFT, iteration=1, path=path, output_digest=digest)
+    ref = ArtifactRef(stage="sft", iteration=1, path=path, output_digest=digest)
     assert [folder.name for folder, _ in ArtifactReader(tmp_path, ref).shards] == [paths.shard(n) for n in order]
 
 
@@ -175,7 +175,7 @@ def test_first_commit_stands(tmp_path: Path) -> None:
         writer.open()
         writer.path("x").write_bytes(bytes([number]))
         made = manifest.Manifest(
-            stage=StageName.SFT,
+            stage="sft",
             input_hash="abc",
             code_version=1,
             cycle="c",
