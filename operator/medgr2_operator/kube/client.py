@@ -1,4 +1,8 @@
-"""Talking to the API server: plain dicts in and out, every request with a time limit and under one rate limit."""
+"""The client of the API server: plain dicts in and out, every request with a timeout and under one rate limit.
+
+`kubernetes.aio.dynamic` is not used: it knows neither timeout nor rate limit, and before its first request it discovers
+all API groups and caches them in a file of the temporary folder.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +70,7 @@ class ApiError(Exception):
         self.status = status
         """HTTP status; 0: no answer."""
         self.reason = reason
-        """The server's CamelCase word, such as AlreadyExists."""
+        """The server's reason, such as AlreadyExists."""
 
 
 class NotFoundError(ApiError):
@@ -79,8 +83,8 @@ class ConflictError(ApiError):
 
 _ERRORS: dict[int, type[ApiError]] = {404: NotFoundError, 409: ConflictError}
 
-Watch = Callable[[str, str, int, float], None]
-"""Told of every request: HTTP method, server's host, status (0: no answer), seconds."""
+RequestObserver = Callable[[str, str, int, float], None]
+"""Called after every request: HTTP method, server's host, status (0: no answer), seconds."""
 
 
 class Client:
@@ -92,19 +96,19 @@ class Client:
         *,
         requests_per_second: float = 200,
         burst: float = 400,
-        watch: Watch = lambda method, host, status, seconds: None,
+        on_request: RequestObserver = lambda method, host, status, seconds: None,
     ) -> None:
         """
         Args:
             api: configured with server and credentials.
             requests_per_second: sustained rate.
             burst: how many requests may come at once.
-            watch: is told of every request.
+            on_request: is called after every request.
         """
         self.api = api
-        """Only for what plain requests cannot do (`streams.py`)."""
+        """Only for what plain requests cannot do (`logs_exec.py`)."""
         self._limit = AsyncLimiter(burst, burst / requests_per_second)
-        self._watch = watch
+        self._on_request = on_request
         self._host = urlsplit(api.configuration.host).netloc
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> Manifest:
@@ -124,7 +128,7 @@ class Client:
         labels: str = "",
         fields: str = "",
         metadata_only: bool = False,
-        keep: Callable[[Manifest], Manifest] = lambda found: found,
+        keep: Callable[[Manifest], Manifest] = lambda item: item,
     ) -> list[Manifest]:
         """All objects that match the selectors, page by page; items carry no kind and apiVersion.
 
@@ -134,7 +138,7 @@ class Client:
             labels: a label selector.
             fields: a field selector.
             metadata_only: nothing else of the objects is sent.
-            keep: what of an object is kept, once it is read: there may be many.
+            keep: what to keep of each object: there may be many.
         """
         items: list[Manifest] = []
         query = {"limit": str(PAGE), "labelSelector": labels, "fieldSelector": fields}
@@ -253,7 +257,7 @@ class Client:
             except (TimeoutError, aiohttp.ClientError, OSError) as error:
                 raise no_answer(method, path, error) from error
             finally:
-                self._watch(method, self._host, status, time.monotonic() - began)
+                self._on_request(method, self._host, status, time.monotonic() - began)
         text = data.decode("utf-8", "replace")
         if status >= 400:
             raise refusal(method, path, status, text)
@@ -261,25 +265,27 @@ class Client:
 
 
 def no_answer(method: str, path: str, error: Exception) -> ApiError:
-    """The error of a request that came to nothing."""
+    """The error of a request without an answer."""
     return ApiError(f"{method} {path}: no answer ({type(error).__name__}: {error})")
 
 
 def refusal(method: str, path: str, status: int, text: str) -> ApiError:
-    """The error of a refused request, in the server's own words."""
+    """The error of a refused request, with the server's message."""
     try:
-        told = json.loads(text)
+        status_object = json.loads(text)
     except ValueError:
-        told = {}
-    message = told.get("message") or text[:500]
-    return _ERRORS.get(status, ApiError)(f"{method} {path}: {status} {message}", status, told.get("reason", ""))
+        status_object = {}
+    message = status_object.get("message") or text[:500]
+    return _ERRORS.get(status, ApiError)(
+        f"{method} {path}: {status} {message}", status, status_object.get("reason", "")
+    )
 
 
 @asynccontextmanager
 async def connect(
     kubeconfig: Path | None = None,
     context: str | None = None,
-    watch: Watch = lambda method, host, status, seconds: None,
+    on_request: RequestObserver = lambda method, host, status, seconds: None,
 ) -> AsyncIterator[Client]:
     """A client for the cluster we run in, or for a kubeconfig; closed at the end."""
     configuration = kubernetes_client.Configuration()
@@ -291,4 +297,4 @@ async def connect(
         kubernetes_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     configuration.retries = None  # the queue tries again, with backoff
     async with kubernetes_client.ApiClient(configuration) as api:
-        yield Client(api, watch=watch)
+        yield Client(api, on_request=on_request)

@@ -1,4 +1,4 @@
-"""Pods that live as long as a command of ours."""
+"""Pods that live as long as a command."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ async def _until_it_runs(client: Client, name: str, namespace: str, seconds: flo
 def why_waiting(pod: Manifest) -> str:
     """What a pod says about why it does not run; empty: nothing."""
     status = pod.get("status", {})
-    told = [f"{status.get('reason', '')} {status.get('message', '')}".strip()]
+    causes = [f"{status.get('reason', '')} {status.get('message', '')}".strip()]
     for container in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
         state = container.get("state") or {}
-        said = state.get("waiting") or state.get("terminated") or {}
-        told.append(f"{said.get('reason', '')}: {said.get('message', '')}".strip(": "))
+        details = state.get("waiting") or state.get("terminated") or {}
+        causes.append(f"{details.get('reason', '')}: {details.get('message', '')}".strip(": "))
     for condition in status.get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            told.append(f"{condition.get('reason', '')}: {condition.get('message', '')}".strip(": "))
-    return "; ".join(text for text in told if text)
+            causes.append(f"{condition.get('reason', '')}: {condition.get('message', '')}".strip(": "))
+    return "; ".join(text for text in causes if text)

@@ -14,8 +14,8 @@ _MESSAGE_LENGTH = 1024  # what the API server accepts
 _REMEMBERED = 4096
 
 
-class Recorder:
-    """Writes events. Call it only after the status that they tell of is stored."""
+class EventRecorder:
+    """Writes events; only after the status that they report is stored."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -58,9 +58,9 @@ class Recorder:
         try:
             await self._client.create(EVENTS, manifest)
             self._remember(name, 1)
-        except ConflictError:  # written before a restart of ours
-            standing = await self._client.get(EVENTS, name, namespace)
-            self._remember(name, int(standing.get("count") or 1))
+        except ConflictError:  # written before a restart of the operator
+            existing = await self._client.get(EVENTS, name, namespace)
+            self._remember(name, int(existing.get("count") or 1))
             await self._again(name, namespace, stamp)
 
     async def _again(self, name: str, namespace: str, stamp: str) -> bool:

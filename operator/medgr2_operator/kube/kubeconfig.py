@@ -1,4 +1,4 @@
-"""Which cluster and namespace a person means, as kubectl finds it out."""
+"""Cluster and namespace of a command, by kubectl's rules."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ async def connect(kubeconfig: str = "", context: str = "") -> AsyncIterator[tupl
 async def _configure(configuration: kubernetes_client.Configuration, kubeconfig: str, context: str) -> str:
     """Fills in server and credentials; returns the namespace."""
     paths = kubeconfig or os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
-    found = [path for path in paths.split(os.pathsep) if path and Path(path).expanduser().is_file()]
+    files = [path for path in paths.split(os.pathsep) if path and Path(path).expanduser().is_file()]
     try:
-        if not found and not kubeconfig and not context and _IN_POD.is_dir():
+        if not files and not kubeconfig and not context and _IN_POD.is_dir():
             kubernetes_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
             return (_IN_POD / "namespace").read_text().strip()
-        if not found:
+        if not files:
             raise KubeconfigError(f"no kubeconfig at {paths}: set KUBECONFIG, or give --kubeconfig")
         loader = await kubernetes_config.load_kube_config(  # type: ignore[no-untyped-call]
-            os.pathsep.join(found), context or None, client_configuration=configuration, persist_config=False
+            os.pathsep.join(files), context or None, client_configuration=configuration, persist_config=False
         )
     except (kubernetes_config.ConfigException, OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise KubeconfigError(f"{paths}: {error}") from error

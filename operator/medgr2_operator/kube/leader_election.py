@@ -3,6 +3,9 @@
 Who holds the Lease renews it; whoever finds it unchanged for its whole duration, by its own clock, takes it over. Every
 request ends well before the deadline to renew, and who misses that deadline ends its process: two leaders at a time
 would need a process that goes on after it.
+
+`kubernetes.aio.leaderelection` is not used: its requests have no timeout, a broken connection ends it, it measures by
+wall clock, and it never releases the Lease, so that each rollout would wait for the Lease to expire.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ class LeaseLostError(Exception):
 
 
 class Lease:
-    """One Lease, and who we are."""
+    """One Lease, and this replica's identity."""
 
     def __init__(
         self,
@@ -40,9 +43,9 @@ class Lease:
             client: to the API server.
             namespace: where the Lease lies.
             name: its name.
-            identity: ours; unique among the replicas.
+            identity: of this replica; unique among the replicas.
             duration: seconds after which others take an unrenewed Lease over.
-            renew_deadline: seconds after which we give up; below `duration`.
+            renew_deadline: seconds after which `hold` gives up; below `duration`.
             retry: seconds between tries.
         """
         self.client, self.namespace, self.name, self.identity = client, namespace, name, identity
@@ -51,7 +54,7 @@ class Lease:
         self._seen_at = 0.0
 
     async def acquire(self) -> None:
-        """Waits until the Lease is ours."""
+        """Waits until this replica holds the Lease."""
         while not await self._try():
             await asyncio.sleep(self.retry)
         _log.info("leading as %s", self.identity)
@@ -68,17 +71,17 @@ class Lease:
             left = renewed + self.renew_deadline - time.monotonic()
             if left > 0:
                 try:
-                    ours = await asyncio.wait_for(self._try(), left)
+                    held = await asyncio.wait_for(self._try(), left)
                 except TimeoutError:
-                    ours = False
-                if ours:
+                    held = False
+                if held:
                     renewed = time.monotonic()
                     continue
             if time.monotonic() - renewed >= self.renew_deadline or self._taken:
                 raise LeaseLostError(f"Lease {self.namespace}/{self.name} is lost")
 
     async def release(self) -> None:
-        """Gives it up, so that a standby need not wait for its end."""
+        """Releases it, so that a standby need not wait for it to expire."""
         try:
             lease = await self.client.get(LEASES, self.name, self.namespace)
             if lease["spec"].get("holderIdentity") == self.identity:
@@ -88,12 +91,12 @@ class Lease:
             _log.warning("the Lease was not released: %s", error)
 
     async def _try(self) -> bool:
-        """One try to take or renew it; False: somebody else has it, or the API server does not answer."""
+        """One try to acquire or renew it; False: another replica holds it, or the API server does not answer."""
         self._taken = False
         try:
             lease = await self.client.get(LEASES, self.name, self.namespace)
         except NotFoundError:
-            return await self._write(self._ours({}), create=True)
+            return await self._write(self._renewed({}), create=True)
         except ApiError as error:
             _log.warning("the Lease cannot be read: %s", error)
             return False
@@ -104,16 +107,16 @@ class Lease:
         holder = spec.get("holderIdentity") or ""
         if holder and holder != self.identity:
             self._taken = True
-            # by our clock since we saw it change, never by the times written in it: clocks differ
+            # by the local clock since it was seen to change, never by the times written in it: clocks differ
             if time.monotonic() - self._seen_at < float(spec.get("leaseDurationSeconds") or self.duration):
                 return False
-        return await self._write(self._ours(lease), create=False)
+        return await self._write(self._renewed(lease), create=False)
 
     _taken = False
 
-    def _ours(self, lease: Manifest) -> Manifest:
+    def _renewed(self, lease: Manifest) -> Manifest:
         before = lease.get("spec", {})
-        again = before.get("holderIdentity") == self.identity
+        still_holder = before.get("holderIdentity") == self.identity
         transitions = int(before.get("leaseTransitions") or 0)
         return {
             "apiVersion": LEASES.api_version,
@@ -122,9 +125,9 @@ class Lease:
             "spec": {
                 "holderIdentity": self.identity,
                 "leaseDurationSeconds": int(self.duration),
-                "acquireTime": before.get("acquireTime") if again else _stamp(),
+                "acquireTime": before.get("acquireTime") if still_holder else _stamp(),
                 "renewTime": _stamp(),
-                "leaseTransitions": transitions if again or not lease else transitions + 1,
+                "leaseTransitions": transitions if still_holder or not lease else transitions + 1,
             },
         }
 

@@ -1,4 +1,4 @@
-"""What a single request and answer cannot do: a log that goes on, and a command inside a container."""
+"""Streams: following a container's log, and running a command in a container."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .client import PODS, REQUEST_TIMEOUT, ApiError, Client, no_answer, refusal
 
 #: Channels of the protocol v4.channel.k8s.io: each message begins with the number of its channel.
 _PROTOCOL = "v4.channel.k8s.io"
-_STDIN, _STDOUT, _STDERR, _ENDED = 0, 1, 2, 3
-_PIECE = 32 * 1024  # bytes of stdin in one message
-_HEARTBEAT = 30.0  # seconds; a connection that died in silence must not be waited for
-_KEPT_STDERR = 64 * 1024  # bytes, of its end
+_STDIN, _STDOUT, _STDERR, _STATUS = 0, 1, 2, 3
+_CHUNK = 32 * 1024  # bytes of stdin in one message
+_HEARTBEAT = 30.0  # seconds; a connection may be lost without a sign
+_STDERR_TAIL = 64 * 1024  # bytes
 _Query = Sequence[tuple[str, str]]
 
 
@@ -24,12 +24,12 @@ class BrokenStreamError(ApiError):
 
 
 @dataclass(frozen=True)
-class Ended:
+class CommandResult:
     """How a command ended."""
 
     exit_code: int
     stderr: str
-    """The end of it."""
+    """Its tail."""
 
 
 async def log(
@@ -58,8 +58,8 @@ async def log(
         if answer.status >= 400:
             raise refusal("GET", path, answer.status, await answer.text())
         try:
-            async for piece in answer.content.iter_any():
-                *lines, rest = (rest + piece).split(b"\n")
+            async for chunk in answer.content.iter_any():
+                *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
                     yield line
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
@@ -76,7 +76,7 @@ async def execute(
     command: Sequence[str],
     stdout: Callable[[bytes], object],
     stdin: bytes = b"",
-) -> Ended:
+) -> CommandResult:
     """Runs a command in a container, to its end.
 
     Args:
@@ -85,8 +85,8 @@ async def execute(
         namespace: its namespace.
         container: which of its containers.
         command: program and arguments; there is no shell.
-        stdout: is handed what the command prints, byte for byte.
-        stdin: what it is given. The protocol has no end of input: it must know how much to read.
+        stdout: is called with what the command prints, byte for byte.
+        stdin: its input. The protocol has no end of input: the command must know how much to read.
 
     Raises:
         BrokenStreamError: the connection ended first.
@@ -95,50 +95,50 @@ async def execute(
     path = PODS.path(namespace, pod, "exec")
     streams = ["stdout", "stderr", *(["stdin"] if stdin else [])]
     query = [("container", container), *((name, "true") for name in streams), *(("command", part) for part in command)]
-    stderr, outcome, began = b"", b"", False
+    stderr, status_message, has_output = b"", b"", False
     try:
         async with await _websocket(client, path, query) as socket:
-            for start in range(0, len(stdin), _PIECE):
-                await socket.send_bytes(bytes([_STDIN]) + stdin[start : start + _PIECE])
+            for start in range(0, len(stdin), _CHUNK):
+                await socket.send_bytes(bytes([_STDIN]) + stdin[start : start + _CHUNK])
             async for message in socket:
                 if message.type is not aiohttp.WSMsgType.BINARY or not message.data:
                     continue
                 channel, data = message.data[0], message.data[1:]
                 if channel == _STDOUT:
-                    began = True
+                    has_output = True
                     stdout(data)
                 elif channel == _STDERR:
-                    stderr = (stderr + data)[-_KEPT_STDERR:]
-                elif channel == _ENDED:
-                    outcome += data
+                    stderr = (stderr + data)[-_STDERR_TAIL:]
+                elif channel == _STATUS:
+                    status_message += data
             broken = socket.exception()
     except (TimeoutError, aiohttp.ClientError) as error:
         raise no_answer("EXEC", path, error) from error
     text = stderr.decode("utf-8", "replace")
-    if not outcome:
+    if not status_message:
         raise BrokenStreamError(f"the connection to pod {pod} ended before {command[0]} did: {broken or 'closed'}")
     try:
-        return Ended(_exit_code(outcome, f"pod {pod}", text), text)
+        return CommandResult(_exit_code(status_message, f"pod {pod}", text), text)
     except ApiError as error:
-        if began:  # it ran, and its container was taken away
+        if has_output:  # it ran, and its container was removed
             raise BrokenStreamError(str(error)) from error
         raise
 
 
-def _exit_code(outcome: bytes, where: str, stderr: str) -> int:
+def _exit_code(status_message: bytes, where: str, stderr: str) -> int:
     """The code in the Status that ends the stream.
 
     Raises:
         ApiError: the command did not run.
     """
-    status = json.loads(outcome)
+    status = json.loads(status_message)
     if status.get("status") == "Success":
         return 0
     for cause in (status.get("details") or {}).get("causes") or ():
         if cause.get("reason") == "ExitCode":
             return int(cause["message"])
-    said = "; ".join([status.get("message", "the command could not be started"), *stderr.strip().splitlines()[-1:]])
-    raise ApiError(f"{where}: {said}")
+    message = "; ".join([status.get("message", "the command could not be started"), *stderr.strip().splitlines()[-1:]])
+    raise ApiError(f"{where}: {message}")
 
 
 async def _websocket(client: Client, path: str, query: _Query) -> aiohttp.ClientWebSocketResponse:
@@ -161,7 +161,7 @@ async def _websocket(client: Client, path: str, query: _Query) -> aiohttp.Client
             server_hostname=settings.tls_server_name,
         )
     except aiohttp.WSServerHandshakeError as error:
-        async with await _get(client, path, query) as answer:  # a plain request is refused in words
+        async with await _get(client, path, query) as answer:  # a plain request's refusal has a message
             if answer.status in (401, 403, 404):
                 raise refusal("EXEC", path, answer.status, await answer.text()) from error
         raise ApiError(f"EXEC {path}: {error.status} {error.message}", error.status) from error
@@ -180,7 +180,7 @@ async def _get(client: Client, path: str, query: _Query) -> aiohttp.ClientRespon
 
 
 async def _address(client: Client, path: str, query: _Query) -> tuple[str, dict[str, str]]:
-    """URL and headers, with what identifies us."""
+    """URL and headers, credentials included."""
     _, url, headers, _, _ = await client.api.param_serialize(
         "GET", path, query_params=list(query), header_params={}, auth_settings=["BearerToken"]
     )

@@ -1,6 +1,5 @@
-"""What every Kubernetes controller exports, under the names and labels of client-go and controller-runtime.
-
-Dashboards and alerts made for any controller work for this one. Requests of the watches are not among the API requests:
+"""The metrics that every Kubernetes controller exports, under the names and labels of client-go and controller-runtime:
+dashboards and alerts made for any controller work for this one. Requests of the watches are not among the API requests:
 kopf makes those.
 """
 
@@ -8,19 +7,18 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from .keys import CycleKey
 from .settings import Settings
-from .workqueue import Outcome, Watch, WorkQueue
+from .workqueue import CycleKey, QueueObserver, ReconcileResult, WorkQueue
 
 CONTROLLER = "medgr2cycle"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
-class ControllerMetrics(Watch):
+class ControllerMetrics(QueueObserver):
     """Metrics of the work queue, the reconciliations, the Lease and the API requests."""
 
     def __init__(self, registry: CollectorRegistry, queue: WorkQueue[CycleKey], settings: Settings) -> None:
-        queue.watch = self
+        queue.observer = self
         self._queue(registry, queue)
         self._reconcile(registry, queue, settings.workers)
         leader = Gauge(
@@ -42,8 +40,8 @@ class ControllerMetrics(Watch):
         )
 
     def _queue(self, registry: CollectorRegistry, queue: WorkQueue[CycleKey]) -> None:
-        names, ours = ["name", "controller"], (CONTROLLER, CONTROLLER)
-        for name, told, value in (
+        labels, values = ["name", "controller"], (CONTROLLER, CONTROLLER)
+        for name, description, value in (
             ("depth", "Items that wait in the queue", lambda: queue.depth),
             (
                 "unfinished_work_seconds",
@@ -56,21 +54,21 @@ class ControllerMetrics(Watch):
                 lambda: max(queue.working_seconds, default=0),
             ),
         ):
-            gauge = Gauge(f"workqueue_{name}", told, names, registry=registry)
-            gauge.labels(*ours).set_function(value)
-        adds = Counter("workqueue_adds_total", "Items that were added to the queue", names, registry=registry)
-        retries = Counter("workqueue_retries_total", "Items whose work failed", names, registry=registry)
-        self._adds, self._retries = adds.labels(*ours), retries.labels(*ours)
+            gauge = Gauge(f"workqueue_{name}", description, labels, registry=registry)
+            gauge.labels(*values).set_function(value)
+        adds = Counter("workqueue_adds_total", "Items that were added to the queue", labels, registry=registry)
+        retries = Counter("workqueue_retries_total", "Items whose work failed", labels, registry=registry)
+        self._adds, self._retries = adds.labels(*values), retries.labels(*values)
         waited = Histogram(
-            "workqueue_queue_duration_seconds", "Wait in the queue", names, buckets=_SECONDS, registry=registry
+            "workqueue_queue_duration_seconds", "Wait in the queue", labels, buckets=_SECONDS, registry=registry
         )
         worked = Histogram(
-            "workqueue_work_duration_seconds", "Work on an item", names, buckets=_SECONDS, registry=registry
+            "workqueue_work_duration_seconds", "Work on an item", labels, buckets=_SECONDS, registry=registry
         )
-        self._waited, self._worked = waited.labels(*ours), worked.labels(*ours)
+        self._waited, self._worked = waited.labels(*values), worked.labels(*values)
 
     def _reconcile(self, registry: CollectorRegistry, queue: WorkQueue[CycleKey], workers: int) -> None:
-        names = ["controller"]
+        labels = ["controller"]
         total = Counter(
             "controller_runtime_reconcile_total", "Reconciliations", ["controller", "result"], registry=registry
         )
@@ -80,26 +78,26 @@ class ControllerMetrics(Watch):
             "error": total.labels(CONTROLLER, "error"),
         }
         errors = Counter(
-            "controller_runtime_reconcile_errors_total", "Reconciliations that failed", names, registry=registry
+            "controller_runtime_reconcile_errors_total", "Reconciliations that failed", labels, registry=registry
         )
         seconds = Histogram(
             "controller_runtime_reconcile_time_seconds",
             "Duration of reconciliations",
-            names,
+            labels,
             buckets=_SECONDS,
             registry=registry,
         )
         self._errors, self._seconds = errors.labels(CONTROLLER), seconds.labels(CONTROLLER)
-        active = Gauge("controller_runtime_active_workers", "Workers that are busy", names, registry=registry)
+        active = Gauge("controller_runtime_active_workers", "Workers that are busy", labels, registry=registry)
         active.labels(CONTROLLER).set_function(lambda: queue.unfinished)
         most = Gauge(
-            "controller_runtime_max_concurrent_reconciles", "Reconciliations at a time", names, registry=registry
+            "controller_runtime_max_concurrent_reconciles", "Reconciliations at a time", labels, registry=registry
         )
         most.labels(CONTROLLER).set(workers)
 
     def on_request(self, method: str, host: str, status: int, seconds: float) -> None:
         """Of the client: after each request."""
-        self._requests.labels(status or "<error>", method, host).inc()  # client-go's word for no answer
+        self._requests.labels(status or "<error>", method, host).inc()  # client-go's code for no answer
         self._request_seconds.labels(method, host).observe(seconds)
 
     def added(self) -> None:
@@ -108,11 +106,11 @@ class ControllerMetrics(Watch):
     def taken(self, waited: float) -> None:
         self._waited.observe(waited)
 
-    def done(self, seconds: float, outcome: Outcome) -> None:
+    def done(self, seconds: float, result: ReconcileResult) -> None:
         self._worked.observe(seconds)
         self._seconds.observe(seconds)
-        self._results[outcome].inc()
-        if outcome == "error":
+        self._results[result].inc()
+        if result == "error":
             self._errors.inc()
 
     def retried(self) -> None:

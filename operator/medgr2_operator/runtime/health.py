@@ -1,4 +1,4 @@
-"""`/healthz`, `/readyz` and `/metrics`: up before the Lease is ours, so that a standby is ready, too."""
+"""`/healthz`, `/readyz` and `/metrics`: served before the Lease is acquired, so that a standby is ready, too."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class Health:
 
     def __init__(self) -> None:
         self.ready = False
-        """The API server answered once."""
+        """The API server has answered once."""
         self._beat = time.monotonic()
 
     async def beat(self) -> None:
-        """Shows for ever that the event loop turns."""
+        """Notes for ever that the event loop runs."""
         while True:
             self._beat = time.monotonic()
             await asyncio.sleep(1)
 
     @property
     def alive(self) -> bool:
-        """Whether the event loop turned lately. Not whether the API server answers: a restart would not mend that."""
+        """Whether the event loop ran lately. Not whether the API server answers: a restart would not help."""
         return time.monotonic() - self._beat < LOOP_LAG
 
 
@@ -39,7 +39,7 @@ class Health:
 async def serve(
     health: Health, registry: CollectorRegistry, port: int, host: str = "0.0.0.0"
 ) -> AsyncIterator[Callable[[], int]]:
-    """Serves the three paths; gives a function that tells the port (for port 0)."""
+    """Serves the three paths; yields a function that returns the port (for port 0)."""
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok") if health.alive else web.Response(status=500, text="the event loop hangs")

@@ -1,6 +1,6 @@
 """The operator's process: health endpoints, then the Lease, then watches, queue and workers.
 
-Ends with 0 when asked (SIGTERM), with 1 when the Lease is lost or something breaks: Kubernetes starts it again.
+Ends with 0 on SIGTERM, with 1 when the Lease is lost or something breaks: Kubernetes starts it again.
 """
 
 from __future__ import annotations
@@ -17,28 +17,25 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from ..kube.client import CYCLES, ApiError, Client, connect
-from ..kube.events import Recorder
+from ..kube.events import EventRecorder
 from ..kube.leader_election import Lease, LeaseLostError
 from . import health, logging_setup, watches
-from .keys import CycleKey
 from .metrics import Metrics
-from .progress_poller import Poller
+from .progress_poller import ProgressPoller
 from .reconciler import Reconciler
 from .settings import Settings, SettingsError, from_environment
-from .workqueue import WorkQueue
+from .workqueue import CycleKey, WorkQueue
 
 _log = logging.getLogger(__name__)
 
 
-async def operate(
-    settings: Settings, stop: asyncio.Event, told_port: Callable[[int], None] = lambda port: None
-) -> None:
+async def operate(settings: Settings, stop: asyncio.Event, on_port: Callable[[int], None] = lambda port: None) -> None:
     """Runs until `stop`.
 
     Args:
         settings: the configuration.
-        stop: ends it in good order: no new work, the Lease given up.
-        told_port: is told where the health endpoints are.
+        stop: ends it gracefully: no new work, the Lease released.
+        on_port: is called with the port of the health endpoints.
 
     Raises:
         LeaseLostError: another replica may be leading.
@@ -48,9 +45,9 @@ async def operate(
     metrics = Metrics(registry, queue, settings)
     async with AsyncExitStack() as stack:
         port = await stack.enter_async_context(health.serve(state, registry, settings.port))
-        told_port(port())
-        client = await stack.enter_async_context(connect(settings.kubeconfig, watch=metrics.controller.on_request))
-        await _reach(client, settings, state, stop)
+        on_port(port())
+        client = await stack.enter_async_context(connect(settings.kubeconfig, on_request=metrics.controller.on_request))
+        await _wait_for_api(client, settings, state, stop)
         if stop.is_set():
             return
         lease = Lease(client, settings.namespace, settings.lease_name, settings.identity)
@@ -60,8 +57,8 @@ async def operate(
             stack.push_async_callback(lease.release)
         metrics.controller.leader.set(1)
         render = settings.render()
-        poller = Poller(queue, render.progress_port)
-        reconcile = Reconciler(client, render, Recorder(client), poller, metrics)
+        poller = ProgressPoller(queue, render.progress_port)
+        reconcile = Reconciler(client, render, EventRecorder(client), poller, metrics)
         await _lead(settings, stop, queue, reconcile, poller, client, lease, metrics)
 
 
@@ -70,12 +67,12 @@ async def _lead(
     stop: asyncio.Event,
     queue: WorkQueue[CycleKey],
     reconcile: Reconciler,
-    poller: Poller,
+    poller: ProgressPoller,
     client: Client,
     lease: Lease,
     metrics: Metrics,
 ) -> None:
-    """Everything that only the leader does; ends when any part of it does."""
+    """What only the leader runs; ends when any part of it does."""
 
     async def work(key: CycleKey) -> float | None:
         with structlog.contextvars.bound_contextvars(namespace=key.namespace, cycle=key.name):
@@ -98,7 +95,7 @@ async def _lead(
             task.cancel()
     await asyncio.wait(rest, timeout=10)
     ended = {task.get_name(): task for task in done}
-    if "watch" in ended:  # kopf hears SIGTERM, too; when it ends it also cancels tasks of ours
+    if "watch" in ended:  # kopf handles SIGTERM, too; when it ends it also cancels our tasks
         ended["watch"].result()
     elif "stop" not in ended:
         for name, task in ended.items():
@@ -107,13 +104,13 @@ async def _lead(
 
 
 async def _resync(client: Client, queue: WorkQueue[CycleKey], settings: Settings, done: Callable[[], None]) -> None:
-    """Looks at every cycle now and then: a watch may die in silence."""
+    """Reconciles every cycle now and then: a watch may fail silently."""
     while True:
         complete = True
         for namespace in settings.watched or (None,):
             try:
-                for found in await client.list(CYCLES, namespace, metadata_only=True):
-                    queue.add(CycleKey(found["metadata"]["namespace"], found["metadata"]["name"]))
+                for cycle in await client.list(CYCLES, namespace, metadata_only=True):
+                    queue.add(CycleKey(cycle["metadata"]["namespace"], cycle["metadata"]["name"]))
             except ApiError as error:
                 complete = False
                 _log.warning("resync: %s", error)
@@ -122,7 +119,7 @@ async def _resync(client: Client, queue: WorkQueue[CycleKey], settings: Settings
         await asyncio.sleep(settings.resync_seconds)
 
 
-async def _reach(client: Client, settings: Settings, state: health.Health, stop: asyncio.Event) -> None:
+async def _wait_for_api(client: Client, settings: Settings, state: health.Health, stop: asyncio.Event) -> None:
     """Waits until the API server serves our kind of object."""
     while not stop.is_set():
         try:

@@ -1,7 +1,7 @@
 """What the operator exports to Prometheus, beside what every controller does (`controller_metrics.py`).
 
-Labels are bounded: their values are words of ours, stages and iterations. Only the metrics of single cycles
-(`medgr2_cycle_*`) name a cycle and its namespace, and they go when the cycle does.
+Labels are bounded: their values are the operator's own reasons, stages and iterations. Only the metrics of single
+cycles (`medgr2_cycle_*`) name a cycle and its namespace, and they go when the cycle does.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ from ..plan.failure_policy import FailureClass
 from ..plan.status_draft import ACTIVE, attempt_of, stage_of
 from ..plan.types import Plan
 from .controller_metrics import ControllerMetrics
-from .keys import CycleKey
-from .reconciler import Listener
+from .reconciler import ReconcileObserver
 from .settings import Settings
-from .workqueue import WorkQueue
+from .workqueue import CycleKey, WorkQueue
 
-#: What becomes of an attempt: it succeeded, a result was there already, its result could not be read, `restartFrom`
+#: How an attempt ends: it succeeded, a result was there already, its result could not be read, `restartFrom`
 #: took it back, or one of the planner's classes of failures.
 OUTCOMES = ("Succeeded", "Reused", "ResultUnreadable", "Restarted", *map(str, FailureClass))
 
@@ -40,7 +39,7 @@ _LATENCIES = (0.5, 1, 1.5, 2, 5, 10, 30, 60, 300)
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series beside each counter that nobody reads
 
 
-class Metrics(Listener):
+class Metrics(ReconcileObserver):
     """All metrics of one process."""
 
     def __init__(self, registry: CollectorRegistry, queue: WorkQueue[CycleKey], settings: Settings) -> None:
@@ -89,7 +88,7 @@ class Metrics(Listener):
             registry=registry,
         )
         self.controller = ControllerMetrics(registry, queue, settings)
-        self._cycles = Cycles()
+        self._cycles = CycleCollector()
         registry.register(self._cycles)
         ProcessCollector(registry=registry)
         self._ends: dict[CycleKey, datetime] = {}
@@ -99,16 +98,16 @@ class Metrics(Listener):
         """Every cycle was listed and is in the queue."""
         self._resync.set_to_current_time()
 
-    def on_stored(self, cycle: Cycle, made: Plan) -> None:
+    def on_stored(self, cycle: Cycle, plan: Plan) -> None:
         key = _key(cycle)
-        before, after = cycle.status, made.status
-        for old, new in _moves(before, after):
-            self._moved(key, old, new)
+        before, after = cycle.status, plan.status
+        for old, new in _transitions(before, after):
+            self._count(key, old, new)
         self._gpu.inc(max(0.0, after.usage.gpu_seconds - before.usage.gpu_seconds))
         self._wasted.inc(max(0.0, after.usage.wasted_gpu_seconds - before.usage.wasted_gpu_seconds))
-        self._cycles.tell(key, after, cycle.spec.iterations)
+        self._cycles.update(key, after, cycle.spec.iterations)
 
-    def _moved(self, key: CycleKey, old: StageStatus, new: StageStatus | None) -> None:
+    def _count(self, key: CycleKey, old: StageStatus, new: StageStatus | None) -> None:
         """Counts what happened to an attempt: it ran, or ended, or `restartFrom` took it back (no new record)."""
         stage = old.name
         started = new and (new.running_since or (new.start_time if old.start_time is None else None))
@@ -122,26 +121,26 @@ class Metrics(Listener):
                 if new.completion_time is not None:
                     self._ends[key] = max(self._ends.get(key, new.completion_time), new.completion_time)
 
-    def on_done(self, cycle: Cycle, made: Plan) -> None:
+    def on_done(self, cycle: Cycle, plan: Plan) -> None:
         key = _key(cycle)
-        self._cycles.tell(key, made.status, cycle.spec.iterations)
+        self._cycles.update(key, plan.status, cycle.spec.iterations)
         ended = self._ends.pop(key, None)
-        if ended is not None and made.creates:
+        if ended is not None and plan.creates:
             self._latency.observe(_between(ended, datetime.now(UTC)))
 
-    def on_refused(self, key: CycleKey) -> None:
-        self._cycles.refuse(key)
+    def on_invalid(self, key: CycleKey) -> None:
+        self._cycles.mark_invalid(key)
 
     def on_gone(self, key: CycleKey) -> None:
         self._ends.pop(key, None)
-        self._cycles.forget(key)
+        self._cycles.remove(key)
 
 
 def _key(cycle: Cycle) -> CycleKey:
     return CycleKey(cycle.metadata.namespace, cycle.metadata.name)
 
 
-def _moves(before: CycleStatus, after: CycleStatus) -> Iterator[tuple[StageStatus, StageStatus | None]]:
+def _transitions(before: CycleStatus, after: CycleStatus) -> Iterator[tuple[StageStatus, StageStatus | None]]:
     """Attempts that had not ended, before and after; None: their stage was started anew."""
     now = {stage_of(record): record for record in after.stages}
     for old in before.stages:
@@ -169,7 +168,7 @@ def _between(start: datetime, end: datetime) -> float:
     return max(0.0, (end - start).total_seconds())
 
 
-Told = tuple[str, tuple[str, ...], float]
+Sample = tuple[str, tuple[str, ...], float]
 """A sample: name of the metric, values of its labels behind namespace and cycle, value."""
 
 #: Metrics of a cycle: help and labels. Those whose name ends in `_total` are counters.
@@ -194,7 +193,7 @@ _OF_A_CYCLE: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def _samples(status: CycleStatus, iterations: int) -> Iterator[Told]:
+def _samples(status: CycleStatus, iterations: int) -> Iterator[Sample]:
     """What a status says, in samples: these are kept, for statuses are large."""
     yield "medgr2_cycle_phase", (status.phase,), 1
     yield "medgr2_cycle_iteration", (), status.iteration
@@ -222,25 +221,25 @@ def _samples(status: CycleStatus, iterations: int) -> Iterator[Told]:
     yield "medgr2_cycle_reused_stages_total", (), usage.reused_stages
 
 
-class Cycles(Collector):
+class CycleCollector(Collector):
     """Metrics of each cycle, from its last status, and of all cycles together: gone when the object is."""
 
     def __init__(self) -> None:
-        self._told: dict[CycleKey, list[Told]] = {}
+        self._samples_of: dict[CycleKey, list[Sample]] = {}
 
-    def tell(self, key: CycleKey, status: CycleStatus, iterations: int) -> None:
+    def update(self, key: CycleKey, status: CycleStatus, iterations: int) -> None:
         """Replaces what is known of a cycle."""
-        self._told[key] = list(_samples(status, iterations))
+        self._samples_of[key] = list(_samples(status, iterations))
 
-    def refuse(self, key: CycleKey) -> None:
+    def mark_invalid(self, key: CycleKey) -> None:
         """Its spec cannot be run; what runs of an earlier one goes on."""
-        standing: list[Told] = self._told.get(key, [("medgr2_cycle_phase", (str(Phase.PENDING),), 1)])
-        invalid: Told = ("medgr2_cycle_invalid", (), 1)
-        self._told[key] = [*(sample for sample in standing if sample != invalid), invalid]
+        samples: list[Sample] = self._samples_of.get(key, [("medgr2_cycle_phase", (str(Phase.PENDING),), 1)])
+        invalid: Sample = ("medgr2_cycle_invalid", (), 1)
+        self._samples_of[key] = [*(sample for sample in samples if sample != invalid), invalid]
 
-    def forget(self, key: CycleKey) -> None:
+    def remove(self, key: CycleKey) -> None:
         """There is no such cycle any more."""
-        self._told.pop(key, None)
+        self._samples_of.pop(key, None)
 
     def describe(self) -> list[Metric]:
         """The metrics without samples."""
@@ -251,8 +250,8 @@ class Cycles(Collector):
     def collect(self) -> Iterable[Metric]:
         phases, stages, *_ = self.describe()
         families, tally = _families(), Tally[tuple[str, ...]]()
-        for key, told in sorted(self._told.copy().items()):
-            for name, labels, value in told:
+        for key, samples in sorted(self._samples_of.copy().items()):
+            for name, labels, value in samples:
                 families[name].add_metric([key.namespace, key.name, *labels], value)
                 if name == "medgr2_cycle_phase":
                     tally[labels] += 1
@@ -268,7 +267,7 @@ class Cycles(Collector):
 def _families() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:
     return {
         name: (CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily)(
-            name, told, labels=["namespace", "cycle", *labels]
+            name, description, labels=["namespace", "cycle", *labels]
         )
-        for name, (told, labels) in _OF_A_CYCLE.items()
+        for name, (description, labels) in _OF_A_CYCLE.items()
     }

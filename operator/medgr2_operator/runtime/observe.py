@@ -1,4 +1,4 @@
-"""From the API server's Jobs and pods to what the planner sees. Pure: JSON in, records out."""
+"""From the API server's Jobs and pods to what the planner observes. Pure: JSON in, records out."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from ..render.pod import MAIN
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _FINISHED = ("Succeeded", "Failed")
 _SPEC = ("suspend", "completions", "backoffLimitPerIndex", "nodeName")
-#: Restarts of a sidecar after which it is taken for broken.
+#: Restarts of a sidecar after which it counts as broken.
 SIDECAR_RESTARTS = 3
-#: How long after its grace a pod counts as lost.
+#: How long after its grace period a pod counts as lost.
 LOST_AFTER = timedelta(seconds=60)
-#: Words of a pod's status for an end that its containers have no part in.
-_TAKEN_AWAY = ("Evicted", "Preempting", "NodeLost", "NodeShutdown", "Terminated", "Shutdown")
-#: Our words for a container that waits → the kubelet's.
-_WAITING = {
+#: Reasons of a pod's status for an end that its containers did not cause.
+_EVICTION_REASONS = ("Evicted", "Preempting", "NodeLost", "NodeShutdown", "Terminated", "Shutdown")
+#: Reason of a stage that waits → the kubelet's reasons of its container.
+_WAITING_REASONS = {
     "ImagePull": ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"),
     "ContainerConfig": ("CreateContainerConfigError", "CreateContainerError"),
 }
@@ -68,10 +68,10 @@ def live_pods(pods: Iterable[Manifest]) -> Iterator[ObservedPod]:
 
 
 def overdue_pods(pods: Iterable[Manifest], now: datetime) -> Iterator[Manifest]:
-    """Pods that should have ended long ago and of which their kubelet says nothing: their node is lost.
+    """Pods that should have ended long ago and of which their kubelet reports nothing: their node is lost.
 
-    A kubelet that is well kills a container when its grace is over, and says so. (The node itself is not asked: an
-    operator for one namespace has no right to.)
+    A healthy kubelet kills a container when its grace period is over, and reports it. (The node itself is not read: an
+    operator for one namespace has no permission to.)
     """
     return (pod for pod in pods if (left := _seconds_to_lost(pod, now)) is not None and left <= 0)
 
@@ -88,21 +88,21 @@ def _seconds_to_lost(pod: Manifest, now: datetime) -> float | None:
 
 
 @dataclass(frozen=True)
-class Running:
-    """A pod that can be asked for its progress."""
+class RunningPod:
+    """A pod whose progress can be polled."""
 
     attempt: AttemptKey
     address: str
 
 
-def running_pods(pods: Iterable[Manifest]) -> list[Running]:
+def running_pods(pods: Iterable[Manifest]) -> list[RunningPod]:
     """Pods that work and have an address."""
-    found = []
+    running = []
     for pod in pods:
         key, status = key_of(pod), pod.get("status", {})
-        if key is not None and status.get("phase") == "Running" and status.get("podIP"):
-            found.append(Running(key, str(status["podIP"])))
-    return found
+        if key is not None and status.get("phase") == "RunningPod" and status.get("podIP"):
+            running.append(RunningPod(key, str(status["podIP"])))
+    return running
 
 
 def jobs(
@@ -117,7 +117,7 @@ def jobs(
     Args:
         manifests: the Jobs.
         pods: all pods of the cycle, finished ones included.
-        cycle_uid: whose Jobs are ours.
+        cycle_uid: of the owner of its Jobs.
         now: the time, with its zone.
         quota: by uid of a Job, why its queue holds it back.
     """
@@ -135,7 +135,7 @@ def jobs(
 
 def _job(manifest: Manifest, key: AttemptKey, pods: Sequence[Manifest], quota: str) -> ObservedJob:
     metadata = manifest["metadata"]
-    # a queue that stopped a Job leaves pods for a moment that have ended: they run no more
+    # a Job that its queue suspended still has pods for a moment that have ended
     at_work = [pod for pod in pods if _alive(pod)] if manifest["spec"].get("suspend") else pods
     job = ObservedJob(
         key=key,
@@ -176,7 +176,7 @@ def _succeeded(job: ObservedJob, manifest: Manifest, pods: Sequence[Manifest], c
 
 
 def _failed(job: ObservedJob, pods: Sequence[Manifest], condition: Manifest) -> ObservedJob:
-    """What explains a failure: the first pod that ended of its own accord, else a disruption, else the Job's words."""
+    """What explains a failure: the first pod that failed by itself, else a disruption, else the Job's condition."""
     failed = [pod for pod in pods if pod["status"].get("phase") == "Failed"]
     own = sorted((pod for pod in failed if not _disruption(pod) and _terminated(pod)), key=_finished_at)
     lost = sorted((pod for pod in failed if _disruption(pod)), key=_finished_at)
@@ -187,22 +187,22 @@ def _failed(job: ObservedJob, pods: Sequence[Manifest], condition: Manifest) -> 
         seen = _explained(job, lost[0])
         orderly = seen.exit_code == ExitCode.CHECKPOINTED
         return replace(seen, reason="" if orderly else Loss.DISRUPTION, message=_disruption(lost[0]))
-    found = _CONDITION_MESSAGE.search(condition.get("message", ""))
-    code = int(found[1]) if found else None
+    match = _CONDITION_MESSAGE.search(condition.get("message", ""))
+    code = int(match[1]) if match else None
     disrupted = "DisruptionTarget" in condition.get("message", "")
     reason = Loss.DISRUPTION if disrupted else ""
     return replace(job, exit_code=code, reason=reason, message=condition.get("message", ""))
 
 
 def _explained(job: ObservedJob, pod: Manifest) -> ObservedJob:
-    """A failure in the words of the pod that caused it."""
+    """A failure as the pod that caused it reports it."""
     end = _terminated(pod)
     result = _result(end)
-    words = {str(end.get("reason")), result.reason if result else ""}
+    reasons = {str(end.get("reason")), result.reason if result else ""}
     return replace(
         job,
         exit_code=_exit_code(pod),
-        reason=next((word for word in (Loss.OUT_OF_MEMORY, Loss.RENDEZVOUS) if word in words), ""),
+        reason=next((word for word in (Loss.OUT_OF_MEMORY, Loss.RENDEZVOUS) if word in reasons), ""),
         message=result.message if result else str(end.get("message") or pod["status"].get("message", "")),
         result=result,
         finished=_time(end.get("finishedAt")) or job.finished,
@@ -219,8 +219,8 @@ def _alive(pod: Manifest) -> bool:
 def _main(pod: Manifest) -> Manifest:
     """State of the container that does the work; empty before it has one."""
     statuses = pod.get("status", {}).get("containerStatuses") or ()
-    found: Manifest = next((status.get("state") or {} for status in statuses if status.get("name") == MAIN), {})
-    return found
+    state: Manifest = next((status.get("state") or {} for status in statuses if status.get("name") == MAIN), {})
+    return state
 
 
 def _terminated(pod: Manifest) -> Manifest:
@@ -254,12 +254,12 @@ def _result(end: Manifest) -> StageResult | None:
 
 
 def _disruption(pod: Manifest) -> str:
-    """Why it was taken away from outside; empty: it was not."""
+    """Why it was evicted, preempted or deleted; empty: it was not."""
     status = pod.get("status", {})
     for condition in status.get("conditions") or ():
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
             return f"{condition.get('reason', '')}: {condition.get('message', '')}"
-    if status.get("reason") in _TAKEN_AWAY:  # the kubelet ended the pod, whatever its containers say
+    if status.get("reason") in _EVICTION_REASONS:  # the kubelet ended the pod, whatever its containers report
         return f"{status['reason']}: {status.get('message', '')}"
     return ""
 
@@ -296,8 +296,8 @@ def _why_waiting(manifest: Manifest, pods: Sequence[Manifest], quota: str) -> tu
         containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
         for container in containers:
             waiting = (container.get("state") or {}).get("waiting") or {}
-            for reason, words in _WAITING.items():
-                if waiting.get("reason") in words:
+            for reason, kubelet_reasons in _WAITING_REASONS.items():
+                if waiting.get("reason") in kubelet_reasons:
                     return reason, f"{waiting['reason']}: {waiting.get('message', '')}"
     return "", ""
 

@@ -1,5 +1,5 @@
-"""One look at one cycle: read it, ask the planner, carry the plan out. Holds no state that matters: whatever is lost
-with the process is read again."""
+"""Reconciles one cycle: reads it with its Jobs and pods, plans, and applies the plan. What is lost with the process is
+read again."""
 
 from __future__ import annotations
 
@@ -29,118 +29,121 @@ from ..kube.client import (
     NotFoundError,
     Resource,
 )
-from ..kube.events import Recorder
-from ..plan.planner import plan
+from ..kube.events import EventRecorder
+from ..plan import planner
 from ..plan.scope import oldest_iteration
 from ..plan.types import Event, JobCreate, JobState, Observed, ObservedJob, Plan
 from ..render import labels
-from ..render.job import QUEUE_LABEL, job
+from ..render.job import QUEUE_LABEL
+from ..render.job import job as render_job
 from ..render.render_context import RenderError, RenderSettings
 from . import observe
-from .keys import CycleKey
-from .progress_poller import Poller
-from .pvc_check import Claims, Workspace
+from .progress_poller import ProgressPoller
+from .pvc_check import VolumeCheck, WorkspaceState
+from .workqueue import CycleKey
 
 _log = logging.getLogger(__name__)
 
-#: Seconds until a cycle that waits to be scheduled is looked at again: pods and queues tell their causes without an
-#: event that we watch.
-PENDING_LOOK = 20.0
-#: Seconds between looks at a stage that is asked to end: when its Job is gone, no event tells of its pods.
-STOPPING_LOOK = 5.0
-#: Seconds between looks at a running stage that nothing has happened to.
-RUNNING_LOOK = 60.0
+#: Seconds until a cycle with a stage that waits to be scheduled is reconciled again: what pods and queues say about the
+#: cause raises no event that is watched.
+REQUEUE_PENDING = 20.0
+#: The same with a stage that terminates: once its Job is gone, no event tells of its pods.
+REQUEUE_TERMINATING = 5.0
+#: The same with a running stage, if no event comes.
+REQUEUE_RUNNING = 60.0
 
 
-class Listener:
-    """What metrics are told."""
+class ReconcileObserver:
+    """Is notified of what was reconciled; the metrics are."""
 
-    def on_stored(self, cycle: Cycle, made: Plan) -> None:
+    def on_stored(self, cycle: Cycle, plan: Plan) -> None:
         """The status of a plan was written; `cycle` is as it was before. Once per transition, whatever fails later."""
 
-    def on_done(self, cycle: Cycle, made: Plan) -> None:
-        """All of a plan was carried out."""
+    def on_done(self, cycle: Cycle, plan: Plan) -> None:
+        """All of a plan was applied."""
 
-    def on_refused(self, key: CycleKey) -> None:
-        """A cycle cannot be run as it is written."""
+    def on_invalid(self, key: CycleKey) -> None:
+        """The spec of a cycle cannot be run."""
 
     def on_gone(self, key: CycleKey) -> None:
         """There is no such cycle any more."""
 
 
 class Reconciler:
-    """`await reconciler(key)` brings one cycle one step on; returns the seconds until it wants to look again."""
+    """`await reconciler(key)` reconciles one cycle; returns the seconds after which to do so again."""
 
     def __init__(
         self,
         client: Client,
         settings: RenderSettings,
-        recorder: Recorder,
-        poller: Poller,
-        listener: Listener | None = None,
+        recorder: EventRecorder,
+        poller: ProgressPoller,
+        observer: ReconcileObserver | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._client, self._settings, self._recorder = client, settings, recorder
-        self._poller, self._listener = poller, listener or Listener()
-        self._now, self._claims = now, Claims(client)
-        self._strangers: dict[str, ObservedJob] = {}
-        """Jobs of others that have a name of ours, by namespace/name."""
+        self._poller, self._observer = poller, observer or ReconcileObserver()
+        self._now, self._volume_check = now, VolumeCheck(client)
+        self._foreign_jobs: dict[str, ObservedJob] = {}
+        """Jobs under a name of a cycle's Job that the cycle does not own, by namespace/name."""
         self._uids: dict[CycleKey, dict[str, str]] = {}
-        """Uids of Jobs that we created, by name, until a status tells them: that needs no write of its own."""
+        """Uids of created Jobs, by name, until they are in a status: no status is written for them alone."""
 
     async def __call__(self, key: CycleKey) -> float | None:
         try:
             manifest = await self._client.get(CYCLES, key.name, key.namespace)
         except NotFoundError:
-            self._listener.on_gone(key)
+            self._observer.on_gone(key)
             self._poller.watch(key, ())
             self._uids.pop(key, None)
             return None
         try:
             cycle = Cycle.model_validate(manifest, by_alias=True, by_name=False)
         except ValidationError as error:
-            found = explain(error, Cycle, lambda location: None)
-            await self._refuse(manifest, "; ".join(f"{dotted(place)}: {message}" for place, message in found))
+            errors = explain(error, Cycle, lambda location: None)
+            await self._reject(manifest, "; ".join(f"{dotted(place)}: {message}" for place, message in errors))
             return None
         if (left := self._time_to_live(cycle, cycle.status)) is not None and left <= 0:
             await self._client.delete(CYCLES, key.name, key.namespace, uid=cycle.metadata.uid)
             return None
         if problems := unsupported(cycle.spec):
-            await self._refuse(manifest, "; ".join(map(str, problems)))
+            await self._reject(manifest, "; ".join(map(str, problems)))
             return None
 
         self._add_uids(key, cycle)
-        # pods after Jobs, both after the cycle: what the planner takes for vanished is not there
+        # pods after Jobs, both after the cycle: what the planner finds missing has really vanished
         jobs = await self._list(JOBS, cycle)
         pods = await self._list(PODS, cycle)
-        workspace = await self._claims.of(cycle)
+        workspace = await self._volume_check.of(cycle)
         now = self._now()
-        made = plan(cycle, await self._observe(key, cycle, workspace, jobs, pods, now), now)
+        plan = planner.plan(cycle, await self._observe(key, cycle, workspace, jobs, pods, now), now)
         try:
             objects = [
-                thing for create in made.creates for thing in job(cycle, create, self._settings, workspace.single_node)
+                rendered
+                for create in plan.creates
+                for rendered in render_job(cycle, create, self._settings, workspace.single_node)
             ]
         except RenderError as error:
-            await self._refuse(manifest, str(error))
+            await self._reject(manifest, str(error))
             return None
         try:
-            ours = await self._carry_out(key, cycle, manifest, made, objects)
+            all_owned = await self._apply(key, cycle, manifest, plan, objects)
         except ConflictError:
-            return 0.0  # the cycle was changed since it was read: look again
+            return 0.0  # the cycle was changed since it was read
         for pod in observe.overdue_pods(pods, now):
-            # without this the stage waits for a node that may never come back; the fence guards the volume if it does
+            # else the stage waits for a node that may never come back; if it does, fencing protects the volume
             _log.warning("deleting pod %s of a lost node", pod["metadata"]["name"])
             await self._client.delete(
                 PODS, pod["metadata"]["name"], key.namespace, uid=pod["metadata"]["uid"], grace_seconds=0
             )
-        self._listener.on_done(cycle, made)
+        self._observer.on_done(cycle, plan)
         self._poller.watch(key, observe.running_pods(pods))
-        waits = PENDING_LOOK if workspace.problem else None  # nobody tells us of claims
-        left = self._time_to_live(cycle, made.status)
-        silence = observe.next_overdue(pods, now)
-        return _soonest(made.requeue_after, left, waits, silence, _next_look(made), None if ours else 0.0)
+        volume = REQUEUE_PENDING if workspace.problem else None  # claims are not watched
+        ttl, overdue = self._time_to_live(cycle, plan.status), observe.next_overdue(pods, now)
+        conflict = None if all_owned else 0.0
+        return _earliest(plan.requeue_after, ttl, volume, overdue, _requeue_by_state(plan), conflict)
 
-    # -- seeing --------------------------------------------------------------------------------------------------------
+    # -- observe -------------------------------------------------------------------------------------------------------
 
     async def _list(self, resource: Resource, cycle: Cycle) -> list[Manifest]:
         selector = f"{labels.CYCLE_UID}={cycle.metadata.uid}"
@@ -149,7 +152,7 @@ class Reconciler:
         return await self._client.list(resource, cycle.metadata.namespace, labels=selector, keep=observe.needed)
 
     def _add_uids(self, key: CycleKey, cycle: Cycle) -> None:
-        """Adds to the status that was read what we know besides: uids of Jobs that we created since."""
+        """Adds the uids of Jobs created since to the status that was read."""
         known = self._uids.pop(key, {})
         for number, stage in enumerate(cycle.status.stages):
             if stage.job_name in known and not stage.job_uid:
@@ -160,26 +163,27 @@ class Reconciler:
         self,
         key: CycleKey,
         cycle: Cycle,
-        workspace: Workspace,
+        workspace: WorkspaceState,
         jobs: list[Manifest],
         pods: list[Manifest],
         now: datetime,
     ) -> Observed:
         quota = await self._quota(jobs, key.namespace)
-        told = self._poller.told(key)
-        seen = [
-            replace(found, progress=told[found.key]) if found.key in told else found
-            for found in observe.jobs(jobs, pods, cycle.metadata.uid, now, quota)
+        progress = self._poller.progress(key)
+        observed = [
+            replace(job, progress=progress[job.key]) if job.key in progress else job
+            for job in observe.jobs(jobs, pods, cycle.metadata.uid, now, quota)
         ]
-        strangers = await self._strangers_of(cycle)
-        return Observed((*seen, *strangers), tuple(observe.live_pods(pods)), not workspace.problem, workspace.problem)
+        foreign_jobs = await self._foreign_jobs_of(cycle)
+        live_pods = tuple(observe.live_pods(pods))
+        return Observed((*observed, *foreign_jobs), live_pods, not workspace.problem, workspace.problem)
 
     async def _quota(self, jobs: list[Manifest], namespace: str) -> dict[str, str]:
         """By uid of a Job, what Kueue says of its place in the queue; asked only while something waits there."""
         waiting = {
-            found["metadata"]["uid"]
-            for found in jobs
-            if found["spec"].get("suspend") and QUEUE_LABEL in (found["metadata"].get("labels") or {})
+            job["metadata"]["uid"]
+            for job in jobs
+            if job["spec"].get("suspend") and QUEUE_LABEL in (job["metadata"].get("labels") or {})
         }
         if not waiting:
             return {}
@@ -188,89 +192,91 @@ class Reconciler:
         except ApiError as error:
             _log.warning("Kueue's workloads cannot be read: %s", error)
             return {}
-        told = {}
+        messages = {}
         for workload in workloads:
             for condition in workload.get("status", {}).get("conditions") or ():
                 if condition["type"] == "QuotaReserved" and condition["status"] == "False":
-                    told[observe.owner_uid(workload)] = condition.get("message", "")
-        return {uid: message for uid, message in told.items() if uid in waiting}
+                    messages[observe.owner_uid(workload)] = condition.get("message", "")
+        return {uid: message for uid, message in messages.items() if uid in waiting}
 
-    async def _strangers_of(self, cycle: Cycle) -> list[ObservedJob]:
-        """Jobs of others under names of ours that are still there."""
-        found = []
-        for name, seen in list(self._strangers.items()):
+    async def _foreign_jobs_of(self, cycle: Cycle) -> list[ObservedJob]:
+        """The cycle's foreign Jobs that still exist."""
+        existing = []
+        for name, job in list(self._foreign_jobs.items()):
             namespace, _, job_name = name.partition("/")
             if namespace == cycle.metadata.namespace and job_name in {s.job_name for s in cycle.status.stages}:
                 try:
                     await self._client.get(JOBS, job_name, namespace)
-                    found.append(seen)
+                    existing.append(job)
                 except NotFoundError:
-                    del self._strangers[name]
-        return found
+                    del self._foreign_jobs[name]
+        return existing
 
-    # -- doing ---------------------------------------------------------------------------------------------------------
+    # -- apply ---------------------------------------------------------------------------------------------------------
 
-    async def _carry_out(
-        self, key: CycleKey, cycle: Cycle, manifest: Manifest, made: Plan, objects: list[Manifest]
+    async def _apply(
+        self, key: CycleKey, cycle: Cycle, manifest: Manifest, plan: Plan, objects: list[Manifest]
     ) -> bool:
-        """Status, deletes, creates, events: a crash between any two leaves what the next look completes.
+        """Status, deletes, creates, events: the next reconcile completes what a crash between any two leaves undone.
 
         Returns:
-            False: a stranger has the name of one of our Jobs.
+            False: a foreign Job has the name of one to be created.
         """
         namespace = cycle.metadata.namespace
-        if made.status != cycle.status or made.creates or made.deletes:
-            # refused with 409 when the cycle was changed since it was read
-            manifest = await self._client.replace_status(CYCLES, {**manifest, "status": made.status.dump()})
-            self._listener.on_stored(cycle, made)
-        for delete in made.deletes:
+        if plan.status != cycle.status or plan.creates or plan.deletes:
+            # 409 when the cycle was changed since it was read
+            manifest = await self._client.replace_status(CYCLES, {**manifest, "status": plan.status.dump()})
+            self._observer.on_stored(cycle, plan)
+        for delete in plan.deletes:
             _log.info("deleting Job %s: %s", delete.name, delete.reason)
             await self._client.delete(JOBS, delete.name, namespace, uid=delete.uid)
-        keys = {create.name: create for create in made.creates}
-        ours = True
-        for thing in objects:
-            name = thing["metadata"]["name"]
-            if uid := await self._create(cycle, thing, keys.get(name)):
+        creates = {create.name: create for create in plan.creates}
+        all_owned = True
+        for rendered in objects:
+            name = rendered["metadata"]["name"]
+            if uid := await self._create(cycle, rendered, creates.get(name)):
                 self._uids.setdefault(key, {})[name] = uid
             else:
-                ours = False
-        await asyncio.gather(*(self._recorder.record(manifest, event) for event in made.events))
-        return ours
+                all_owned = False
+        await asyncio.gather(*(self._recorder.record(manifest, event) for event in plan.events))
+        return all_owned
 
-    async def _create(self, cycle: Cycle, thing: Manifest, create: JobCreate | None) -> str:
-        """Creates a Job or a Service. One of ours that is there already came before a crash; a stranger's stays.
+    async def _create(self, cycle: Cycle, rendered: Manifest, create: JobCreate | None) -> str:
+        """Creates a Job or a Service. One that the cycle owns already was created before a crash; a foreign one stays.
 
         Returns:
-            The uid of ours; empty: a stranger's is there.
+            Its uid; empty: a foreign Job has the name.
         """
-        resource = SERVICES if thing["kind"] == SERVICES.kind else JOBS
-        name, namespace = thing["metadata"]["name"], cycle.metadata.namespace
+        resource = SERVICES if rendered["kind"] == SERVICES.kind else JOBS
+        name, namespace = rendered["metadata"]["name"], cycle.metadata.namespace
         try:
-            made = await self._client.create(resource, thing)
-            _log.info("created %s %s", thing["kind"], name)
-            return str(made["metadata"]["uid"])
+            created = await self._client.create(resource, rendered)
+            _log.info("created %s %s", rendered["kind"], name)
+            return str(created["metadata"]["uid"])
         except ConflictError:
-            standing = await self._client.get(resource, name, namespace)
-            if observe.owner_uid(standing) == cycle.metadata.uid:
-                return str(standing["metadata"]["uid"])
+            existing = await self._client.get(resource, name, namespace)
+            if observe.owner_uid(existing) == cycle.metadata.uid:
+                return str(existing["metadata"]["uid"])
             if create is None:
                 raise ApiError(
-                    f"{thing['kind']} {name} exists and is not ours; delete it, or rename the cycle"
+                    f"{rendered['kind']} {name} exists and is not owned by this cycle; delete it, or rename the cycle"
                 ) from None
-            self._strangers[f"{namespace}/{name}"] = ObservedJob(
-                create.key, name, standing["metadata"]["uid"], JobState.RUNNING, owned=False
+            self._foreign_jobs[f"{namespace}/{name}"] = ObservedJob(
+                create.key, name, existing["metadata"]["uid"], JobState.RUNNING, owned=False
             )
             await self._recorder.record(
                 await self._client.get(CYCLES, cycle.metadata.name, namespace),
-                Event("Warning", "NameConflict", f"Job {name} exists and is not ours; it is left alone"),
+                Event(
+                    "Warning", "NameConflict", f"Job {name} exists and is not owned by this cycle; it is left as it is"
+                ),
             )
             return ""
 
-    async def _refuse(self, manifest: Manifest, message: str) -> None:
-        """Tells why a cycle cannot be run as it is written. What runs goes on; a new spec wakes us."""
-        self._listener.on_refused(CycleKey(manifest["metadata"]["namespace"], manifest["metadata"]["name"]))
+    async def _reject(self, manifest: Manifest, message: str) -> None:
+        """Reports why a spec cannot be run. What runs goes on; an edit of the spec calls for another reconcile."""
+        self._observer.on_invalid(CycleKey(manifest["metadata"]["namespace"], manifest["metadata"]["name"]))
         status = dict(manifest.get("status") or {})
-        told = Condition(
+        condition = Condition(
             type="Progressing",
             status="False",
             reason="InvalidSpec",
@@ -278,13 +284,13 @@ class Reconciler:
             observed_generation=manifest["metadata"].get("generation", 0),
             last_transition_time=self._now(),
         ).dump()
-        standing = {found["type"]: found for found in status.get("conditions") or ()}
-        before = standing.get("Progressing", {})
-        if {**before, "lastTransitionTime": ""} == {**told, "lastTransitionTime": ""}:
+        conditions = {existing["type"]: existing for existing in status.get("conditions") or ()}
+        before = conditions.get("Progressing", {})
+        if {**before, "lastTransitionTime": ""} == {**condition, "lastTransitionTime": ""}:
             return
         if before.get("status") == "False":
-            told["lastTransitionTime"] = before.get("lastTransitionTime", told["lastTransitionTime"])
-        status["conditions"] = [*({**standing, "Progressing": told}).values()]
+            condition["lastTransitionTime"] = before.get("lastTransitionTime", condition["lastTransitionTime"])
+        status["conditions"] = [*({**conditions, "Progressing": condition}).values()]
         written = await self._client.replace_status(CYCLES, {**manifest, "status": status})
         await self._recorder.record(written, Event("Warning", "InvalidSpec", message))
 
@@ -296,17 +302,17 @@ class Reconciler:
         return (ended + timedelta(seconds=ttl) - self._now()).total_seconds()
 
 
-_LOOKS = {
-    AttemptState.TERMINATING: STOPPING_LOOK,
-    AttemptState.PENDING: PENDING_LOOK,
-    AttemptState.RUNNING: RUNNING_LOOK,
+_REQUEUE_BY_STATE = {
+    AttemptState.TERMINATING: REQUEUE_TERMINATING,
+    AttemptState.PENDING: REQUEUE_PENDING,
+    AttemptState.RUNNING: REQUEUE_RUNNING,
 }
 
 
-def _next_look(made: Plan) -> float | None:
-    states = {stage.state for stage in made.status.stages if stage.attempt}
-    return next((seconds for state, seconds in _LOOKS.items() if state in states), None)
+def _requeue_by_state(plan: Plan) -> float | None:
+    states = {stage.state for stage in plan.status.stages if stage.attempt}
+    return next((seconds for state, seconds in _REQUEUE_BY_STATE.items() if state in states), None)
 
 
-def _soonest(*waits: float | None) -> float | None:
+def _earliest(*waits: float | None) -> float | None:
     return min((wait for wait in waits if wait is not None), default=None)

@@ -1,4 +1,4 @@
-"""What the operator is told: environment variables `MEDGR2_OPERATOR_*`, set by the chart."""
+"""The operator's configuration: environment variables `MEDGR2_OPERATOR_*`, set by the chart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PREFIX = "MEDGR2_OPERATOR_"
 
 
 class SettingsError(Exception):
-    """A variable has a value that cannot be."""
+    """A variable has an invalid value."""
 
 
 class Settings(BaseModel):
@@ -31,15 +31,15 @@ class Settings(BaseModel):
     namespace: str = "default"
     """Where the Lease lies: the operator's own namespace."""
     identity: str = Field(default_factory=socket.gethostname)
-    """Ours among the replicas: the pod's name."""
+    """Identity among the replicas: the pod's name."""
     kubeconfig: Path | None = None
     """Outside a cluster."""
     leader_election: bool = True
     lease_name: str = "medgr2-operator"
     workers: int = Field(default=16, ge=1, le=256)
-    """Cycles worked on at the same time."""
+    """Cycles reconciled at the same time."""
     resync_seconds: float = Field(default=300.0, gt=0)
-    """Every cycle is looked at again after this, whatever the watches say."""
+    """Every cycle is reconciled again after this, whatever the watches say."""
     port: int = Field(default=8080, ge=0, le=65535)
     """Of /healthz, /readyz and /metrics."""
     log_level: str = "INFO"
@@ -58,11 +58,11 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
     """Reads the settings.
 
     Raises:
-        SettingsError: an unknown variable, or a value that cannot be.
+        SettingsError: an unknown variable, or an invalid value.
     """
     given = {name.removeprefix(PREFIX).lower(): text for name, text in environment.items() if name.startswith(PREFIX)}
     try:
         return Settings.model_validate(given)
     except ValidationError as error:
-        told = "; ".join(f"{PREFIX}{str(d['loc'][0]).upper()}: {d['msg']}" for d in error.errors())
-        raise SettingsError(told) from error
+        message = "; ".join(f"{PREFIX}{str(d['loc'][0]).upper()}: {d['msg']}" for d in error.errors())
+        raise SettingsError(message) from error

@@ -12,6 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 _log = logging.getLogger(__name__)
@@ -20,12 +21,23 @@ K = TypeVar("K")
 BASE_DELAY, MAX_DELAY = 0.2, 120.0  # seconds
 
 
-Outcome = Literal["success", "requeue_after", "error"]
-"""controller-runtime's words for what came of the work on a key."""
+@dataclass(frozen=True, order=True)
+class CycleKey:
+    """A cycle in the queue."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
 
 
-class Watch:
-    """What metrics are told."""
+ReconcileResult = Literal["success", "requeue_after", "error"]
+"""controller-runtime's names for how the work on a key ended."""
+
+
+class QueueObserver:
+    """Is notified of what happens in the queue; the metrics are."""
 
     def added(self) -> None:
         """A key waits for a worker."""
@@ -33,7 +45,7 @@ class Watch:
     def taken(self, waited: float) -> None:
         """A worker has a key that waited so many seconds."""
 
-    def done(self, seconds: float, outcome: Outcome) -> None:
+    def done(self, seconds: float, result: ReconcileResult) -> None:
         """The work on a key ended after so many seconds."""
 
     def retried(self) -> None:
@@ -44,7 +56,7 @@ class WorkQueue(Generic[K]):
     """Keys to work on, now or later."""
 
     def __init__(self, jitter: Callable[[], float] = random.random) -> None:
-        self.watch = Watch()
+        self.observer = QueueObserver()
         self._ready: asyncio.Queue[K] = asyncio.Queue()
         self._since: dict[K, float] = {}
         """Keys that wait, since when."""
@@ -66,7 +78,7 @@ class WorkQueue(Generic[K]):
         elif key not in self._since:
             self._since[key] = time.monotonic()
             self._ready.put_nowait(key)
-            self.watch.added()
+            self.observer.added()
 
     def add_after(self, key: K, seconds: float) -> None:
         """Work on this in `seconds`, unless an earlier time is set already."""
@@ -100,40 +112,40 @@ class WorkQueue(Generic[K]):
             workers: keys at the same time.
         """
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._promote())
+            group.create_task(self._move_due())
             for _ in range(workers):
                 group.create_task(self._worker(work))
 
     async def _worker(self, work: Callable[[K], Awaitable[float | None]]) -> None:
         while True:
             key = await self._ready.get()
-            began = time.monotonic()
-            self.watch.taken(began - self._since.pop(key))
-            self._working[key] = began
-            self._due.pop(key, None)  # it is looked at now; the work says when to look again
-            outcome: Outcome = "error"
+            started = time.monotonic()
+            self.observer.taken(started - self._since.pop(key))
+            self._working[key] = started
+            self._due.pop(key, None)  # it is reconciled now; the work says when to do so again
+            result: ReconcileResult = "error"
             try:
                 after = await work(key)
                 self._failures.pop(key, None)
-                outcome = "success"
+                result = "success"
                 if after is not None:
-                    outcome = "requeue_after"
+                    result = "requeue_after"
                     self.add_after(key, after)
             except Exception as error:
                 failures = self._failures[key] = self._failures.get(key, 0) + 1
                 delay = min(MAX_DELAY, BASE_DELAY * 2 ** min(failures - 1, 16)) * (0.5 + self._jitter())
-                self.watch.retried()
+                self.observer.retried()
                 _log.warning("%s: failed %d times, next try in %.1f s: %s", key, failures, delay, error, exc_info=True)
                 self.add_after(key, delay)
             finally:
                 del self._working[key]
-                self.watch.done(time.monotonic() - began, outcome)
+                self.observer.done(time.monotonic() - started, result)
                 if key in self._again:
                     self._again.discard(key)
                     self.add(key)
 
-    async def _promote(self) -> None:
-        """Moves keys whose time has come to the ready ones."""
+    async def _move_due(self) -> None:
+        """Moves delayed keys that are due to the ready ones."""
         while True:
             self._wake.clear()
             while self._later and self._later[0][0] <= time.monotonic():

@@ -21,10 +21,9 @@ from medgr2_api.stages import stage_names
 from medgr2_api.status import AttemptState, CycleStatus, Phase
 from medgr2_operator.plan.status_draft import ACTIVE, attempt_of
 from medgr2_operator.plan.types import AttemptKey, JobState, Plan
-from medgr2_operator.runtime.keys import CycleKey
 from medgr2_operator.runtime.metrics import OUTCOMES, Metrics
 from medgr2_operator.runtime.settings import Settings
-from medgr2_operator.runtime.workqueue import WorkQueue
+from medgr2_operator.runtime.workqueue import CycleKey, WorkQueue
 
 NAME = "a-rather-long-name-of-a-cycle-for-the-test-of-names"
 KEY = CycleKey("ml", NAME)
@@ -237,12 +236,12 @@ def test_a_cycle_that_cannot_be_run_is_told_until_it_can() -> None:
     w = counted()
     of = {"namespace": "ml", "cycle": NAME}
     for _ in range(2):
-        w.exported.metrics.on_refused(KEY)
+        w.exported.metrics.on_invalid(KEY)
     assert w.exported.value("medgr2_cycle_invalid", **of) == 1
     assert w.exported.value("medgr2_cycles", phase="Pending") == 1
     w.reconcile()
     assert w.exported.value("medgr2_cycle_invalid", **of) is None
-    w.exported.metrics.on_refused(KEY)
+    w.exported.metrics.on_invalid(KEY)
     assert w.exported.value("medgr2_cycle_phase", **of, phase=str(w.status.phase)) == 1, "what runs goes on"
 
 

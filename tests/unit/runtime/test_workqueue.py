@@ -7,19 +7,19 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 
-from medgr2_operator.runtime.workqueue import BASE_DELAY, Outcome, Watch, WorkQueue
+from medgr2_operator.runtime.workqueue import BASE_DELAY, QueueObserver, ReconcileResult, WorkQueue
 
 Work = Callable[[str], Awaitable[float | None]]
 
 
-class Count(Watch):
+class CountingObserver(QueueObserver):
     """Counts what a queue tells."""
 
     def __init__(self, queue: WorkQueue[str]) -> None:
-        queue.watch = self
+        queue.observer = self
         self.adds = self.retries = 0
         self.waits: list[float] = []
-        self.outcomes: Counter[Outcome] = Counter()
+        self.results: Counter[ReconcileResult] = Counter()
 
     def added(self) -> None:
         self.adds += 1
@@ -27,8 +27,8 @@ class Count(Watch):
     def taken(self, waited: float) -> None:
         self.waits.append(waited)
 
-    def done(self, seconds: float, outcome: Outcome) -> None:
-        self.outcomes[outcome] += 1
+    def done(self, seconds: float, result: ReconcileResult) -> None:
+        self.results[result] += 1
 
     def retried(self) -> None:
         self.retries += 1
@@ -48,7 +48,7 @@ async def during(queue: WorkQueue[str], work: Work, until: Callable[[], bool], w
 def test_a_key_added_many_times_is_worked_on_once() -> None:
     async def test() -> None:
         queue: WorkQueue[str] = WorkQueue()
-        count = Count(queue)
+        count = CountingObserver(queue)
         done: list[str] = []
 
         async def work(key: str) -> None:
@@ -93,7 +93,7 @@ def test_one_worker_per_key_and_news_meanwhile_are_not_lost() -> None:
 def test_failures_are_tried_again_and_others_are_not_held_up() -> None:
     async def test() -> None:
         queue: WorkQueue[str] = WorkQueue(jitter=lambda: 0.5)
-        count = Count(queue)
+        count = CountingObserver(queue)
         loop = asyncio.get_running_loop()
         tries: list[float] = []
         good: list[str] = []
@@ -113,7 +113,7 @@ def test_failures_are_tried_again_and_others_are_not_held_up() -> None:
         assert good == ["good"]
         for number, wait in enumerate(waits):
             assert wait >= BASE_DELAY * 2**number * 0.95
-        assert (count.retries, count.outcomes) == (3, {"error": 3, "success": 2})
+        assert (count.retries, count.results) == (3, {"error": 3, "success": 2})
 
     asyncio.run(test())
 
@@ -121,7 +121,7 @@ def test_failures_are_tried_again_and_others_are_not_held_up() -> None:
 def test_the_earliest_of_several_delays_counts_and_only_once() -> None:
     async def test() -> None:
         queue: WorkQueue[str] = WorkQueue()
-        count = Count(queue)
+        count = CountingObserver(queue)
         done: list[str] = []
 
         async def work(key: str) -> None:
@@ -140,7 +140,7 @@ def test_the_earliest_of_several_delays_counts_and_only_once() -> None:
 def test_work_says_when_to_look_again() -> None:
     async def test() -> None:
         queue: WorkQueue[str] = WorkQueue()
-        count = Count(queue)
+        count = CountingObserver(queue)
         done: list[str] = []
 
         async def work(key: str) -> float | None:
@@ -151,6 +151,6 @@ def test_work_says_when_to_look_again() -> None:
         await during(queue, work, lambda: len(done) >= 3)
         await asyncio.sleep(0.05)
         assert len(done) == 3
-        assert count.outcomes == {"requeue_after": 2, "success": 1}
+        assert count.results == {"requeue_after": 2, "success": 1}
 
     asyncio.run(test())
