@@ -111,8 +111,8 @@ def _file(place: Place, path: Path, number: int) -> Iterator[Record | BadRecord]
     except StageError:
         raise
     except Exception as error:  # a tag is understood when it is asked for, and may turn out to be nonsense then
-        bad = _damaged(error, "-", "a tag makes no sense")
-        yield BadRecord(name, bad.field, bad.reason)
+        damaged = _damaged(error, "-", "a tag makes no sense")
+        yield BadRecord(name, damaged.field, damaged.reason)
         return
     for frame in opened.frames:
         try:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel_array
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
+from pydicom.pixels.utils import pixel_array
 
 from .record import Bad
 
@@ -118,4 +119,5 @@ def _first(value: Any) -> float | None:
 
 def _bytes(values: Values, bits: int) -> NDArray[np.uint8]:
     """Colour values of `bits` bits as 8."""
-    return (values.astype(np.uint64) * 255 // (2**bits - 1)).clip(0, 255).astype(np.uint8)
+    scaled: NDArray[np.uint64] = values.astype(np.uint64) * 255 // (2**bits - 1)
+    return scaled.clip(0, 255).astype(np.uint8)

@@ -62,8 +62,8 @@ def holds(path: str, values: Iterable[str]) -> bool:
 def _elements(dataset: Dataset) -> Iterator[DataElement]:
     """All elements but pixels, per-frame sequences, and what is so large that it was left on the disk."""
     for tag in sorted(dataset.keys()):
-        raw = dataset.get_item(tag, keep_deferred=True)
-        left = isinstance(raw, RawDataElement) and raw.value is None and raw.length
+        raw: DataElement | RawDataElement = dataset.get_item(tag, keep_deferred=True)
+        left = isinstance(raw, RawDataElement) and raw.value is None and raw.length > 0
         if tag.group == _PIXELS or tag == _PER_FRAME or left:
             continue
         element = dataset[tag]

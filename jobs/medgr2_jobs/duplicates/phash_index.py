@@ -65,9 +65,10 @@ def _own(image: str) -> int:
 
 def close(left: Codes, right: Codes, limit: int) -> NDArray[np.bool_]:
     """Whether the images at the same place differ in at most `limit` bits."""
-    distance = np.bitwise_count(left.bits ^ right.bits)
+    distance: NDArray[np.uint8] = np.bitwise_count(left.bits ^ right.bits)
     both, neither = left.hashed & right.hashed, ~(left.hashed | right.hashed)
-    return (both & (distance <= limit)) | (neither & (distance == 0))
+    near: NDArray[np.bool_] = (both & (distance <= limit)) | (neither & (distance == 0))
+    return near
 
 
 def bands(images: Codes, limit: int) -> list[Keys]:

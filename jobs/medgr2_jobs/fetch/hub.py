@@ -144,7 +144,7 @@ def _progress(tick: Tick, total: int) -> type[Any]:
 
     lock, done = threading.Lock(), [0]
 
-    class Bar(tqdm):
+    class Bar(tqdm):  # type: ignore[misc] # which has no types
         def __init__(self, *given: Any, **options: Any) -> None:
             super().__init__(*given, **{**options, "disable": True})
 

@@ -57,7 +57,7 @@ def load_model(path: Path, *, train: bool = False) -> Any:
     if not (path / "config.json").is_file():
         raise ConfigError(f"{path}: no config.json; a model folder in Hugging Face format is needed")
     try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(  # a pair, with the loading info
             path,
             output_loading_info=True,
             local_files_only=True,
@@ -68,6 +68,7 @@ def load_model(path: Path, *, train: bool = False) -> Any:
         )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{path}: cannot be loaded as a vision-language model ({error})") from error
+    model, report = loaded
     if report["missing_keys"]:  # transformers would leave them random and only log it
         lacking = ", ".join(sorted(report["missing_keys"])[:3])
         raise ConfigError(f"{path}: its weights lack {lacking} …; the folder is incomplete")

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from medgr2_api.data import Benchmark, DataSource
 from medgr2_api.stages import GRPO, REWARD, SFT
 from medgr2_api.training_spec import LoRA
 
 from ..data import synthetic_images
-from ..models import base_models
+from ..fetch import BUILTIN
 from .check_result import Case, Finding, failed, ok, skipped
 
 #: A PNG of a photograph takes about half of its raw bytes.
@@ -48,7 +49,7 @@ def tokens(case: Case) -> Iterator[Finding]:
         ("policy.baseModel", case.spec.policy.base_model),
         ("rewardModel.baseModel", case.spec.reward_model.base_model),
     ):
-        if name.startswith(base_models.BUILTIN):
+        if name.startswith(BUILTIN):
             yield ok(where, "made to measure")
             continue
         config = _json(case.root / name / "config.json")
@@ -99,7 +100,8 @@ def _share(lora: LoRA | None) -> float:
 def _pixels(case: Case) -> int:
     """How many pixels all images have at most, as far as files tell."""
     pixels = 0
-    for given in (*case.spec.data.sources, *case.spec.data.benchmarks):
+    inputs: list[DataSource | Benchmark] = [*case.spec.data.sources, *case.spec.data.benchmarks]
+    for given in inputs:
         if given.phantom is not None:
             pixels += given.phantom.images * synthetic_images.SIZE**2
         elif given.uri:
@@ -112,7 +114,7 @@ def _pixels(case: Case) -> int:
 def _size(case: Case, which: str) -> float | None:
     """Bytes of a model's weights; None: not known."""
     name = case.spec.policy.base_model if which == "policy" else case.spec.reward_model.base_model
-    if name.startswith(base_models.BUILTIN):
+    if name.startswith(BUILTIN):
         return 2e6
     weights = list((case.root / name).glob("*.safetensors"))
     return float(sum(path.stat().st_size for path in weights)) if weights else None

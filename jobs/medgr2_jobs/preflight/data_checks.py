@@ -10,7 +10,7 @@ from medgr2_api.data import Benchmark, DataFormat, DataSource, OnLeak
 from medgr2_api.uris import is_remote, looks_like_hub_id
 
 from ..errors import StageError
-from ..models import base_models
+from ..fetch import BUILTIN
 from ..store import atomic
 from ..store.safe_path import inside
 from .check_result import Case, Finding, failed, ok, skipped, warning
@@ -40,7 +40,7 @@ def models(case: Case) -> Iterator[Finding]:
     for where, name in named.items():
         if name is None:
             continue
-        if name.startswith(base_models.BUILTIN):
+        if name.startswith(BUILTIN):
             yield ok(where, "built in")
         elif is_remote(name) or (looks_like_hub_id(name) and not (case.root / name).is_dir()):
             yield skipped(where, f"{name} {_FETCHED}")

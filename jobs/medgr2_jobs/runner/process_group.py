@@ -67,8 +67,9 @@ class Group(Ranks):
         dist.barrier(group=self.group)
 
     def share(self, value: T | None) -> T:
+        import torch
         import torch.distributed as dist
 
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.group, device="cpu")
+        dist.broadcast_object_list(box, src=0, group=self.group, device=torch.device("cpu"))
         return super().share(box[0])

@@ -119,7 +119,7 @@ def lora_config(lora: LoRA | None, *, task_type: str | None = "CAUSAL_LM") -> Lo
         return None
     return LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha or 2 * lora.rank,
+        lora_alpha=lora.alpha or 2 * lora.rank,  # type: ignore[arg-type] # peft divides it by the rank: any number
         lora_dropout=lora.dropout,
         # the language model only: vLLM serves no adapters on the vision tower
         target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
@@ -163,7 +163,7 @@ def _usable(checkpoint: Path, layout: str) -> bool:
     return mark.is_file() and mark.read_text() == layout
 
 
-class StageCallback(TrainerCallback):  # type: ignore[misc]
+class StageCallback(TrainerCallback):
     """Progress, durable checkpoints, and SIGTERM → checkpoint → stop."""
 
     def __init__(

@@ -75,12 +75,15 @@ def _attend(
         )
         return attended
     count, heads = len(hidden_states), module.num_heads
-    rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb_vision  # type: ignore[attr-defined]
+    rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb_vision
     query, key, value = module.qkv(hidden_states).view(count, 3, heads, -1).unbind(1)
     query, key = rotate(query, key, *position_embeddings)
     (length,) = lengths
-    windows = (tensor.view(-1, length, *tensor.shape[1:]).transpose(1, 2) for tensor in (query, key, value))
-    mixed = functional.scaled_dot_product_attention(*windows, scale=module.scaling)
+
+    def windows(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.view(-1, length, *tensor.shape[1:]).transpose(1, 2)
+
+    mixed = functional.scaled_dot_product_attention(windows(query), windows(key), windows(value), scale=module.scaling)
     projected: torch.Tensor = module.proj(mixed.transpose(1, 2).reshape(count, -1))
     return projected
 

@@ -25,8 +25,8 @@ def build(tokenizer: Any, seed: int) -> Any:
     token = tokenizer.convert_tokens_to_ids
     half = HIDDEN // HEADS // 2
     height = width = (half - half // 4) // 2
-    config = Qwen2_5_VLConfig(
-        text_config={
+    shape: dict[str, Any] = {
+        "text_config": {
             "vocab_size": len(tokenizer),
             "hidden_size": HIDDEN,
             "intermediate_size": 2 * HIDDEN,
@@ -46,7 +46,7 @@ def build(tokenizer: Any, seed: int) -> Any:
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         },
-        vision_config={
+        "vision_config": {
             "depth": VISION_DEPTH,
             "hidden_size": VISION_HIDDEN,
             "intermediate_size": 2 * VISION_HIDDEN,
@@ -59,14 +59,14 @@ def build(tokenizer: Any, seed: int) -> Any:
             "fullatt_block_indexes": list(range(VISION_DEPTH)),
             "initializer_range": INITIALIZER_RANGE,
         },
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
-        tie_word_embeddings=True,
-        initializer_range=INITIALIZER_RANGE,
-    )
-    model = Qwen2_5_VLForConditionalGeneration(config).float()
+        "image_token_id": token("<|image_pad|>"),
+        "video_token_id": token("<|video_pad|>"),
+        "vision_start_token_id": token("<|vision_start|>"),
+        "vision_end_token_id": token("<|vision_end|>"),
+        "tie_word_embeddings": True,
+        "initializer_range": INITIALIZER_RANGE,
+    }
+    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**shape)).float()
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
