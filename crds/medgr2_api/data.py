@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from .cel_rules import Keyed, Rule
+from .hashing import NOT_HASHED
 from .model import ApiEnum, Model
 from .plugin import PluginRef
 from .types import DNSLabel, HttpURL, KubernetesObject, RelativePath
@@ -268,7 +269,7 @@ class Data(Model):
     """How unsplit sources are divided."""
     benchmarks: Annotated[list[Benchmark], Field(max_length=32), Keyed(("name",))] = []
     """Test sets; images found in them are taken out of training."""
-    fetch: Fetch = Fetch()
+    fetch: Annotated[Fetch, NOT_HASHED] = Fetch()
     """How to reach what prepare has to fetch, models included."""
     max_pixels: Annotated[int, Field(ge=784, le=16_777_216)] = 401_408
     """Larger images are scaled down to this many pixels, once, by prepare."""

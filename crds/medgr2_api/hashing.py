@@ -7,7 +7,11 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 #: YAML 1.1 reads `1e-4` (no dot) as text; such text among free-form options is a number that YAML misread.
 _NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
@@ -46,6 +50,44 @@ def canonical_json(value: Any) -> str:
 def sha256_of(value: Any) -> str:
     """Hex sha256 over `canonical_json(value)`."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+class NotHashed:
+    """Annotates a field that says how something is reached, or how fast: changing it must not repeat paid work."""
+
+
+NOT_HASHED = NotHashed()
+
+
+def meaning(value: Any, *, defaults: bool = False) -> Any:
+    """What of a model counts in a hash, as JSON with wire names; recursive over models, lists and objects.
+
+    A field that has its default is left out, so a version that adds a field finds what earlier ones have made. A
+    default must therefore never change its value without the code version of the stages that read it.
+
+    Args:
+        value: a model or a part of one.
+        defaults: keep fields that have their defaults: what to show to people.
+    """
+    if isinstance(value, BaseModel):
+        return {
+            field.alias or name: part
+            for name, field in type(value).model_fields.items()
+            if NOT_HASHED not in field.metadata
+            and ((part := meaning(getattr(value, name), defaults=defaults)) is not None or field.is_required())
+            and (defaults or not _is_default(field, part))
+        }
+    if isinstance(value, dict):
+        return {key: meaning(item, defaults=defaults) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [meaning(item, defaults=defaults) for item in value]
+    return to_jsonable_python(value)
+
+
+def _is_default(field: FieldInfo, part: Any) -> bool:
+    if field.is_required() or (get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1):
+        return False  # a tag says which model it is: without it, equal fields of two models would be one
+    return bool(part == meaning(field.get_default(call_default_factory=True)))
 
 
 def combined_digest(digests: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from medgr2_api.hashing import sha256_of
+from medgr2_api.hashing import meaning, sha256_of
 
 from .curate import CURATE
 from .definition import Of, Source, StageDefinition, StageParameters
@@ -123,15 +123,8 @@ def stage_parameters(spec: CycleSpec, cycle: str, stage: str, iteration: int) ->
     return chosen.parameters.model_validate(document)
 
 
-#: How something is reached, and how fast: changing it must not repeat paid work.
-_NOT_HASHED = {
-    "provider": ("baseUrl", "apiKeySecretRef", "concurrency", "prices", "rateLimit"),
-    "data": ("fetch",),
-}
-
-
 def input_hash(stage: str, parameters: StageParameters, inputs: dict[str, str], token: str = "") -> str:
-    """Where a stage publishes: sha256 over code version, normalised parameters, input digests and restart token.
+    """Where a stage publishes: sha256 over code version, what its parameters mean, input digests and restart token.
 
     Args:
         stage: which stage.
@@ -142,15 +135,11 @@ def input_hash(stage: str, parameters: StageParameters, inputs: dict[str, str], 
     Returns:
         64 hex digits.
     """
-    hashed: dict[str, Any] = parameters.dump()
-    for part, fields in _NOT_HASHED.items():
-        for field in fields:
-            hashed.get(part, {}).pop(field, None)
     return sha256_of(
         {
             "stage": stage,
             "code": definition(stage).code_version,
-            "parameters": hashed,
+            "parameters": meaning(parameters),
             "inputs": inputs,
             "token": token,
         }

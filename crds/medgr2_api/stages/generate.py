@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from medgr2_api.generator import Prices, RateLimit, Sampling, Scripted, WeightedParadigm
+from medgr2_api.hashing import NOT_HASHED
 from medgr2_api.model import Model
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_api.uris import SecretKeyRef
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Provider(Model):
-    """Who generates. `base_url` and the secret say how to reach it, not what it answers: they are not hashed."""
+    """Who generates, and how to reach it."""
 
     kind: str
     """scripted, openAI, gemini or vllm."""
@@ -24,17 +25,17 @@ class Provider(Model):
     """Model id; empty for the scripted generator."""
     scripted: Scripted | None = None
     """Error rates of the scripted generator."""
-    base_url: str = ""
+    base_url: Annotated[str, NOT_HASHED] = ""
     """Address of an OpenAI-compatible server."""
-    api_key_secret_ref: SecretKeyRef | None = None
+    api_key_secret_ref: Annotated[SecretKeyRef | None, NOT_HASHED] = None
     """Where the API key lies."""
-    concurrency: int = 1
+    concurrency: Annotated[int, NOT_HASHED] = 1
     """Requests in flight at most, in each shard."""
     external: bool = False
     """Images without `allowExternal` are not sent to it."""
-    prices: Prices | None = None
+    prices: Annotated[Prices | None, NOT_HASHED] = None
     """What it charges."""
-    rate_limit: RateLimit = RateLimit()
+    rate_limit: Annotated[RateLimit, NOT_HASHED] = RateLimit()
     """What it allows, over all shards."""
 
 
