@@ -71,6 +71,9 @@ class StageStatus(Model):
     """Its uid (locally: pid and start time)."""
     input_hash: str = ""
     """Hash of code version, parameters and inputs: where it publishes."""
+    asked: str = ""
+    """Digest of what the spec asked for when the hash was formed: while that is the same, unfinished work keeps its
+    hash through upgrades."""
     output_digest: str = ""
     """Digest of what it published; empty: not finished."""
     promoted: bool | None = None

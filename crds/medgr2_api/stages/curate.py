@@ -37,6 +37,9 @@ CURATE = StageDefinition(
     sentence="Decides which candidates are kept, with all reasons, and adds them to the training set D_gen.",
     parameters=CurateParameters,
     build=_build,
+    spec_paths={
+        "review": "reviews",
+    },
     iterations=Iterations.LOOP,
     reads=(
         Read("prepare", "prepare", Of.FIRST),

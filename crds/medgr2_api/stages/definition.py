@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -102,6 +102,8 @@ class StageDefinition:
     build: Callable[[Source], dict[str, Any]]
     """The parameters, less the seed."""
     iterations: Iterations
+    spec_paths: Mapping[str, str] = field(default_factory=dict)
+    """Where in the spec a parameter stands (both by their wire names), if not under its own name."""
     reads: tuple[Read, ...] = ()
     publishes: tuple[str, ...] = ()
     """Parts that its artifact always has: `candidates.parquet`, `results.json`; `model/` is a folder."""

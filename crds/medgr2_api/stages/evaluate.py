@@ -36,6 +36,9 @@ EVALUATE = StageDefinition(
     sentence="Measures the base model, later both checkpoints, with controls.",
     parameters=EvaluateParameters,
     build=_build,
+    spec_paths={
+        "controls": "evaluation.controls",
+    },
     iterations=Iterations.BOTH,
     reads=(
         Read("prepare", "prepare", Of.FIRST),

@@ -101,6 +101,15 @@ GENERATE = StageDefinition(
     sentence="Asks the generator for candidates: question, options, answer and rationale for an image.",
     parameters=GenerateParameters,
     build=_build,
+    spec_paths={
+        "paradigms": "generator.paradigms",
+        "questionTypes": "generator.questionTypes",
+        "candidates": "generator.candidates",
+        "questionsPerImage": "generator.questionsPerImage",
+        "sampling": "generator.sampling",
+        "provider": "generator",
+        "shards": "stages[generate].shards",
+    },
     iterations=Iterations.LOOP,
     reads=(Read("prepare", "prepare", Of.FIRST),),
     # it runs at most one iteration ahead, and not past an evaluation that may stop the loop

@@ -36,6 +36,9 @@ GRPO = StageDefinition(
     sentence="Trains the policy by GRPO on the reward model's scores and on matching trusted answers.",
     parameters=GRPOParameters,
     build=_build,
+    spec_paths={
+        "grpo": "policy.grpo",
+    },
     iterations=Iterations.LOOP,
     reads=(
         Read("prepare", "prepare", Of.FIRST),

@@ -36,6 +36,10 @@ PREFERENCES = StageDefinition(
     sentence="Samples answers of the policy and grades them, for the retraining of the reward model.",
     parameters=PreferencesParameters,
     build=_build,
+    spec_paths={
+        "preferences": "policy.preferences",
+        "grades": "rewardModel.grades",
+    },
     iterations=Iterations.LOOP,
     reads=(
         Read("prepare", "prepare", Of.FIRST),

@@ -49,6 +49,13 @@ PREPARE = StageDefinition(
     sentence="Fetches, checks, stores and divides the user's data and models, and builds D_grade.",
     parameters=PrepareParameters,
     build=_build,
+    spec_paths={
+        "policyBaseModel": "policy.baseModel",
+        "rewardBaseModel": "rewardModel.baseModel",
+        "rewardCheckpoint": "rewardModel.checkpoint",
+        "grades": "rewardModel.grades",
+        "mismatchesPerItem": "rewardModel.mismatchesPerItem",
+    },
     iterations=Iterations.FIRST,
     publishes=("images.parquet", "items.parquet", "grades.parquet", "quarantine.parquet", "splits.json", "models/"),
     may_publish=("phantoms.parquet", "inputs.json"),

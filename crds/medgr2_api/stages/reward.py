@@ -53,6 +53,14 @@ REWARD = StageDefinition(
     sentence="Trains the reward model on D_grade; later retrains it on preferences and takes it over if it passes.",
     parameters=RewardParameters,
     build=_build,
+    spec_paths={
+        "head": "rewardModel.head",
+        "grades": "rewardModel.grades",
+        "training": "rewardModel.training",
+        "replayFraction": "rewardModel.replayFraction",
+        "promotion": "rewardModel.promotion",
+        "checkpoint": "rewardModel.checkpoint",
+    },
     iterations=Iterations.BOTH,
     reads=(
         Read("prepare", "prepare", Of.FIRST),

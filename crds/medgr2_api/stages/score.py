@@ -40,6 +40,9 @@ SCORE = StageDefinition(
     sentence="Scores every candidate with the reward model.",
     parameters=ScoreParameters,
     build=_build,
+    spec_paths={
+        "shards": "stages[score].shards",
+    },
     iterations=Iterations.LOOP,
     reads=(Read("candidates", "generate"), Read("reward", "reward", Of.NEWEST)),
     publishes=("scores.parquet",),

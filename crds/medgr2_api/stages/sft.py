@@ -40,6 +40,10 @@ SFT = StageDefinition(
     sentence="Fine-tunes the policy on the training set.",
     parameters=SFTParameters,
     build=_build,
+    spec_paths={
+        "initFrom": "policy.initFrom",
+        "training": "policy.sft",
+    },
     iterations=Iterations.LOOP,
     reads=(
         Read("prepare", "prepare", Of.FIRST),

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from medgr2_api import paths as names
+from pydantic import ValidationError
+
+from medgr2_api import paths
 from medgr2_api.cycle import Cycle
-from medgr2_api.hashing import combined_digest
-from medgr2_api.status import AttemptState, CycleStatus
+from medgr2_api.hashing import combined_digest, meaning
+from medgr2_api.stages import StageParameters, definition, input_hash
+from medgr2_api.status import AttemptState, CycleStatus, StageStatus
 
 from ..plan.graph import Graph, Node
 from ..plan.spec_cache import resolved
@@ -35,48 +40,93 @@ class Forecast:
 
 def forecast(cycle: Cycle, status: CycleStatus, graph: Graph, workspace: Path) -> dict[StageKey, Forecast]:
     """What would happen to each stage, in the graph's order."""
-    finished = {
-        StageKey(stage.iteration, stage.name): stage for stage in status.stages if stage.state is AttemptState.SUCCEEDED
-    }
-    seen: dict[StageKey, Forecast] = {}
+    records = {StageKey(record.iteration, record.name): record for record in status.stages}
+    forecasts: dict[StageKey, Forecast] = {}
     for node in graph:
-        stage = finished.get(node.key)
-        if stage is not None:
-            seen[node.key] = Forecast("done in this cycle", stage.input_hash, stage.output_digest, stage.promoted)
-        else:
-            seen[node.key] = _look_up(cycle, node, seen, workspace)
-    return seen
+        forecasts[node.key] = _look_up(cycle, node, records.get(node.key), forecasts, workspace)
+    return forecasts
 
 
-def _look_up(cycle: Cycle, node: Node, seen: dict[StageKey, Forecast], workspace: Path) -> Forecast:
+def _look_up(
+    cycle: Cycle, node: Node, record: StageStatus | None, forecasts: dict[StageKey, Forecast], workspace: Path
+) -> Forecast:
+    done = record if record is not None and record.state is AttemptState.SUCCEEDED else None
     inputs: dict[str, str] = {}
     for item in node.inputs:
-        effective = next((seen[source] for source in item.sources if seen[source].promoted is not False), None)
-        if effective is None or not effective.reused:
+        maker = next((forecasts[source] for source in item.sources if forecasts[source].promoted is not False), None)
+        if maker is not None and maker.reused:
+            inputs[item.role] = maker.output_digest
+        elif done is None:
             return Forecast(f"runs: its input {item.role} ({item.sources[0]}) is not there yet")
-        inputs[item.role] = effective.output_digest
-    input_hash = resolved(cycle.metadata.name, cycle.spec).input_hash(node.key.name, node.key.iteration, inputs, "")
-    folder = workspace / names.artifact(node.key.name, input_hash)
-    manifests = _manifests(folder, max(1, cycle.spec.stage(node.key.name).shards))
-    if not manifests:
-        return Forecast("runs: nothing with these parameters and inputs is in the workspace", input_hash)
+    known, (iteration, name) = resolved(cycle.metadata.name, cycle.spec), node.key
+    parameters, token = known.parameters(name, iteration), record.token if record is not None else ""
+    now = input_hash(name, parameters, inputs, token)
+    linked = _manifests(workspace / paths.iteration_link(cycle.metadata.name, iteration, name))
+    why = "; ".join(_differences(linked[0], parameters, inputs)) if linked else ""
+    if done is not None:
+        what = "done in this cycle"
+        if why and done.input_hash != now:
+            what += f", with something else than it would be now (it counts when the stage is restarted): {why}"
+        return Forecast(what, done.input_hash, done.output_digest, done.promoted)
+    if record is not None and record.input_hash and record.asked == known.asked:
+        now = record.input_hash  # work that was begun goes on where it lies
+    manifests = _manifests(workspace / paths.artifact(name, now))
+    if len(manifests) < max(1, cycle.spec.stage(name).shards):
+        if token:
+            return Forecast(f"runs: restarted (token {token})", now)
+        return Forecast(f"runs again: {why}" if why else "runs: nothing with these parameters and inputs is there", now)
     first = manifests[0]
-    maker = f"{first['cycle']}, iteration {first['iteration']}"
     return Forecast(
-        f"reused: made by {maker}",
-        input_hash,
+        f"reused: made by {first['cycle']}, iteration {first['iteration']}",
+        now,
         combined_digest([str(manifest["outputDigest"]) for manifest in manifests]),
-        first.get("promoted"),  # type: ignore[arg-type]
+        first.get("promoted"),
     )
 
 
-def _manifests(folder: Path, shards: int) -> list[dict[str, object]]:
-    """The manifests of all shards; empty unless all are there."""
-    folders = [folder] if shards == 1 else [folder / names.shard(index) for index in range(shards)]
+def _manifests(folder: Path) -> list[dict[str, Any]]:
+    """The manifest of an artifact, or those of its shards in order; what cannot be read is not there."""
+    shards = sorted(folder.glob("shard-*"))
     found = []
-    for path in folders:
+    for path in shards or [folder]:
         try:
-            found.append(json.loads((path / names.MANIFEST).read_text()))
+            found.append(json.loads((path / paths.MANIFEST).read_text()))
         except (FileNotFoundError, json.JSONDecodeError):
-            return []
+            continue
     return found
+
+
+def _differences(made: dict[str, Any], parameters: StageParameters, inputs: dict[str, str]) -> Iterator[str]:
+    """Why an artifact is not what its stage would make now, by field of the spec: `policy.sft.numEpochs: 1 → 2`."""
+    stage = definition(made["stage"])
+    if made["codeVersion"] != stage.code_version:
+        yield f"the stage's code: version {made['codeVersion']} → {stage.code_version}"
+    try:  # the model fills in what is newer than the artifact
+        before = meaning(stage.parameters.model_validate(made["parameters"]), defaults=True)
+    except ValidationError:
+        before = made["parameters"]
+    for path, old, new in _changes(before, meaning(parameters, defaults=True), ""):
+        field, dot, rest = path.partition(".")
+        yield f"{stage.spec_paths.get(field, field)}{dot}{rest}: {_shown(old)} → {_shown(new)}"
+    for role in sorted({*made["inputs"], *inputs}):
+        old, new = made["inputs"].get(role), inputs.get(role)
+        if old != new:
+            yield f"input {role}: {_shown(old and old[:12])} → {_shown(new and new[:12])}"
+
+
+def _changes(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """(path, old value, new value) of each leaf that differs; None: it is not there."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            yield from _changes(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (before, now) in enumerate(zip(old, new, strict=True)):
+            yield from _changes(before, now, f"{path}[{index}]")
+    elif old != new:
+        yield path, old, new
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

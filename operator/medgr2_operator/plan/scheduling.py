@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from medgr2_api import paths
 from medgr2_api.cycle import Cycle
 from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageRequest
-from medgr2_api.stages import definition
+from medgr2_api.stages import definition, input_hash
 from medgr2_api.status import AttemptState, StageStatus
 
 from .graph import Graph, Node
@@ -100,9 +100,11 @@ def _attempt(cycle: Cycle, known: Resolved, node: Node, ledger: Ledger, view: Vi
     budget = cycle.spec.budget.generator_usd if definition(key.name).pays else None
     inputs = _inputs(node, ledger)
     digests = {role: ref.output_digest for role, ref in inputs.items()}
-    # a collecting attempt looks where the successful one published, whatever the spec says by now
-    collected = record.collect and record.input_hash
-    publishes = collected or known.input_hash(key.name, key.iteration, digests, record.token)
+    parameters = known.parameters(key.name, key.iteration)
+    # A collecting attempt looks where the successful one published, whatever the spec says by now. Work that was begun
+    # goes on where it lies while the user asks for the same, though another version might file it elsewhere.
+    begun = record.input_hash if record.collect or record.asked == known.asked else ""
+    publishes = begun or input_hash(key.name, parameters, digests, record.token)
     same = publishes == record.input_hash
     request = StageRequest.model_construct(
         cycle=CycleRef.model_construct(
@@ -113,7 +115,7 @@ def _attempt(cycle: Cycle, known: Resolved, node: Node, ledger: Ledger, view: Vi
         token=record.token,
         attempt=attempt.attempt,
         input_hash=publishes,
-        parameters=known.parameters(key.name, key.iteration),
+        parameters=parameters.dump(),
         inputs=inputs,
         generator_budget_usd=budget,
         grace_seconds=cycle.spec.template.termination_grace_period_seconds,
@@ -129,6 +131,7 @@ def _attempt(cycle: Cycle, known: Resolved, node: Node, ledger: Ledger, view: Vi
                 "job_name": name,
                 "job_uid": "",
                 "input_hash": publishes,
+                "asked": known.asked,
                 "gpus": 0 if record.collect else settings.gpus() * settings.shards,
                 "checkpoint_step": record.checkpoint_step if same else -1,
                 "attempt_seconds": 0.0,
