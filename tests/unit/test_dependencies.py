@@ -46,7 +46,6 @@ NOT_IMPORTED = {
     "pylibjpeg-rle": "pydicom, to decompress",
     "python-gdcm": "pydicom, to decompress",
     "ruff": "make lint",
-    "scikit-learn": "the reference that tests compare our figures with",
     "torchvision": "transformers' image processors",
     "types-pyyaml": "mypy",
 }

@@ -72,7 +72,11 @@ def rows_per_band(limit: float) -> int:
 
 
 def bands(found: list[Text], limit: float) -> list[NDArray[np.uint64]]:
-    """Keys (N,) of which two texts that are similar enough share at least one (MinHash, banded)."""
+    """Keys (N,) of which two texts that are similar enough share at least one (MinHash, banded).
+
+    Not datasketch's MinHashLSH: it answers one text at a time, and here a band of the text counts only together with
+    one of the image (`near`).
+    """
     rows = rows_per_band(limit)
     if rows == 0:
         return [np.zeros(len(found), np.uint64)]

@@ -132,7 +132,8 @@ class ItemSet:
         """Mean over answer texts of the F1 of naming that text.
 
         A class is a normalised option text (a letter's place carries no meaning); only texts that are right at least
-        once count. An answer that could not be parsed is a miss of the right text.
+        once count. An answer that could not be parsed is a miss of the right text. (By hand for the same reason as
+        `rank_statistics`; a test compares with sklearn's.)
         """
         gold = [_text(item, item["answer_index"]) for item in self.items]
         named = [

@@ -1,4 +1,7 @@
-"""What depends on the order of numbers only. numpy alone: importing scipy.stats takes as long as half of torch."""
+"""What depends on the order of numbers only.
+
+numpy alone: importing scipy.stats for these three takes 0.6 s of processor time and 74 MiB, sklearn.metrics 1 s.
+"""
 
 from __future__ import annotations
 

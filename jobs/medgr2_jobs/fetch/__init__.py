@@ -2,6 +2,9 @@
 
 Each URI is fetched once, into `inputs/<key>/`, and pinned there; later runs verify and use that, without a network,
 also when the source has changed since. A folder `inputs/` that was copied from another site serves as well.
+
+Not through fsspec: its file systems copy, but pin neither commit nor etag, take a broken object up nowhere, and need
+s3fs, a second S3 client beside pyarrow's.
 """
 
 from __future__ import annotations

@@ -113,7 +113,11 @@ class Exchange:
         done.error = "" if made is not None else reply.error or candidate_schema.OUTCOMES[outcome].meaning
 
     async def _ask(self, question: Question, done: Answered) -> Reply:
-        """The reply to a question; one with a failure when it is given up."""
+        """The reply to a question; one with a failure when it is given up.
+
+        (Not tenacity: a reply says by itself whether it is worth another request, each is reserved and settled, and all
+        workers wait together.)
+        """
         retries = 0
         while True:
             reply = await self._request(question, done)

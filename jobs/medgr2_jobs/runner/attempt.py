@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import random
 import sys
@@ -71,7 +72,7 @@ def work(
 ) -> StageResult:
     """Runs the stage's code and publishes. Of several processes the main one publishes; all return its result."""
     context = build_context(request, root, stop, ranks, usage)
-    run: Callable[[StageContext[Any]], Outcome] = process_tuning.load(definition(request.stage).code).run
+    run: Callable[[StageContext[Any]], Outcome] = importlib.import_module(definition(request.stage).code).run
     if ranks.main:
         fencing.raise_fence(root, request)
     _set_up(context.parameters.seed, request.threads)
@@ -124,7 +125,8 @@ def _set_up(seed: int, threads: int) -> None:
 
         torch.manual_seed(seed)
         torch.set_num_threads(threads)
-        process_tuning.keep_freed()
+        if not torch.cuda.is_available():  # there PyTorch's own allocator keeps what steps free, and nobody measured
+            process_tuning.keep_freed()
 
 
 def _disk_full(error: BaseException) -> bool:

@@ -10,6 +10,10 @@ stdout.
 ← {"id": "i001-sft-a1-s0", "exitCode": 0}          (128 + n when signal n ended it)
 ```
 
+Not multiprocessing's forkserver: it passes over a preload that fails, starts anew without a word when it died, imports
+the asking program's main module (here the operator's) in every child, and leaves the children to themselves when its
+parent is gone.
+
 Nothing outlives its parent: when stdin closes (the executor is gone, `kill -9` included) the children are asked to
 checkpoint; when the forkserver dies, the kernel asks them.
 """
@@ -51,7 +55,7 @@ def preload() -> None:
         process_tuning.load(name)
 
 
-class Zygote:
+class Forkserver:
     """The loop: read commands, fork, reap, reply."""
 
     def __init__(self) -> None:
@@ -157,7 +161,7 @@ class Zygote:
 def main() -> int:
     """Entry point."""
     preload()
-    return Zygote().serve()
+    return Forkserver().serve()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""The processes of one training, seen from one of them: which it is, and what they agree upon."""
+"""The processes of one training, seen from one of them: which it is, and what they agree upon.
+
+Not accelerate's PartialState: it waits in the default group only, whose short timeout finds a process that hangs, and
+it has no `any`.
+"""
 
 from __future__ import annotations
 

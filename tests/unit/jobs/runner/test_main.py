@@ -131,19 +131,23 @@ def test_all_randomness_comes_from_the_seed(score: Stage) -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
-@pytest.mark.parametrize("loaded", [True, False])
-def test_a_stage_that_has_torch_keeps_the_memory_it_frees(
-    score: Stage, monkeypatch: pytest.MonkeyPatch, loaded: bool
+@pytest.mark.parametrize(("loaded", "gpu"), [(True, False), (True, True), (False, False)])
+def test_a_stage_that_has_torch_keeps_the_memory_it_frees_but_not_on_a_gpu(
+    score: Stage, monkeypatch: pytest.MonkeyPatch, loaded: bool, gpu: bool
 ) -> None:
     asked: list[str] = []
     monkeypatch.setattr(process_tuning, "keep_freed", lambda: asked.append("kept"))
-    torch = SimpleNamespace(manual_seed=lambda seed: None, set_num_threads=lambda threads: None)
+    torch = SimpleNamespace(
+        manual_seed=lambda seed: None,
+        set_num_threads=lambda threads: None,
+        cuda=SimpleNamespace(is_available=lambda: gpu),
+    )
     if loaded:
         monkeypatch.setitem(sys.modules, "torch", torch)
     else:
         monkeypatch.delitem(sys.modules, "torch", raising=False)
     assert score.run(write).exit_code == 0
-    assert asked == (["kept"] if loaded else [])
+    assert asked == (["kept"] if loaded and not gpu else [])
 
 
 def test_the_manifest_says_what_it_was_made_from_and_with(score: Stage) -> None:
