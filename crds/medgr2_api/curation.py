@@ -94,7 +94,5 @@ class Curation(Model):
     """Drop what the options alone give away: an option prior fitted on the training set answers it."""
     balance: Balance | None = None
     """Cap the share of a group; absent: no cap."""
-    further_rules: Annotated[
-        Annotated[list[PluginRef], Field(min_length=1, max_length=16), Keyed(("name",))] | None, Field(alias="rules")
-    ] = None
+    further_rules: Annotated[list[PluginRef], Field(max_length=16, alias="rules"), Keyed(("name",))] = []
     """Further rules that drop candidates, from other packages (entry points medgr2.curation_rules)."""

@@ -9,7 +9,7 @@ from pydantic import Field
 from .cel_rules import Keyed, Rule
 from .curation import Curation, Review
 from .data import Data, DataFormat, Workspace
-from .generator import Generator
+from .generator import GENERATORS, Generator
 from .model import ApiEnum, Model
 from .scheduling import (
     Budget,
@@ -53,13 +53,11 @@ class CycleSpec(Model):
             lambda s: s.restart_from is None or s.restart_from.iteration <= s.iterations,
         ),
         Rule(
-            "!has(self.budget) || !has(self.budget.generatorUSD) || has(self.generator.prices)"
-            " || (!has(self.generator.gemini) && !has(self.generator.openAI))",
+            "!has(self.budget) || !has(self.budget.generatorUSD) || has(self.generator.prices) || "
+            f"({' && '.join(f'!has(self.generator.{name})' for name, kind in GENERATORS.items() if kind.charges)})",
             "budget.generatorUSD needs generator.prices: without them nobody knows what a question costs",
             lambda s: (
-                s.budget.generator_usd is None
-                or s.generator.prices is not None
-                or (s.generator.gemini is None and s.generator.openai is None)
+                s.budget.generator_usd is None or s.generator.prices is not None or not s.generator.chosen.charges
             ),
         ),
     )

@@ -7,20 +7,67 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from .cel_rules import Keyed, Rule
 from .model import ApiEnum, Model
+from .plugin import PluginRef
 from .types import Argument, Fraction, HttpURL, Positive
 from .uris import SecretKeyRef
 
 ModelName = Annotated[str, Field(min_length=1, max_length=512)]
 
 
-class Gemini(Model):
+class SchemaDialect(StrEnum):
+    """In whose words a request says which form the answer must have."""
+
+    RESPONSE_FORMAT = "response_format"
+    """OpenAI's chat completions."""
+    RESPONSE_SCHEMA = "responseSchema"
+    """Gemini's generateContent."""
+    JSON_SCHEMA = "JSON Schema"
+    """As it is; a plugin puts it as its provider wants it."""
+
+
+class GeneratorKind(Model):
+    """A kind of generator. All that others have to know of a kind stands in its class; its client is `<Class>Client` in
+    `medgr2_jobs.generate.providers.<kind>_client`."""
+
+    kind: ClassVar[str]
+    """Its field in `generator`."""
+    asked: ClassVar[bool] = True
+    """It is asked question by question, through a client; else our own code makes the candidates."""
+    always_external: ClassVar[bool] = True
+    """Images that go to it leave the house, whatever a request says."""
+    charges: ClassVar[bool] = True
+    """Its questions cost money: `budget.generatorUSD` needs `prices`."""
+    needs_key: ClassVar[bool] = False
+    """Without `apiKeySecretRef` it is not asked."""
+    needs_address: ClassVar[bool] = False
+    """Without an address it cannot be asked."""
+    beside_stage: ClassVar[bool] = False
+    """The operator runs it beside each pod of stage generate, and tells the stage its address."""
+    cluster_only: ClassVar[str] = ""
+    """Why `medgr2 run` cannot have it, and what to do instead; empty: it can."""
+    dialect: ClassVar[SchemaDialect] = SchemaDialect.RESPONSE_FORMAT
+    names_images: ClassVar[bool] = False
+    """An image is sent with its sha256 as its name."""
+
+    @property
+    def leaves_house(self) -> bool:
+        """Whether images that go to it leave the house."""
+        return self.always_external
+
+
+class Gemini(GeneratorKind):
     """Google's Gemini API."""
+
+    kind = "gemini"
+    needs_key = True
+    dialect = SchemaDialect.RESPONSE_SCHEMA
 
     model: ModelName
     """Model id; `medgr2 doctor` asks the provider whether it exists."""
@@ -30,8 +77,12 @@ class Gemini(Model):
     """Address of a proxy that speaks Gemini's API; absent: Google's own. Images leave the house either way."""
 
 
-class OpenAI(Model):
+class OpenAI(GeneratorKind):
     """Any server that speaks OpenAI's chat completions with images, such as vLLM."""
+
+    kind = "openAI"
+    always_external = False
+    needs_address = True
 
     model: ModelName
     """Model id as the server names it."""
@@ -44,9 +95,24 @@ class OpenAI(Model):
     false for loopback, private addresses, single names, and names that end in .svc, .local, .internal or .lan; else
     true."""
 
+    @property
+    def leaves_house(self) -> bool:
+        """As the spec says, else by its address."""
+        return is_external(self.base_url) if self.external is None else self.external
 
-class VLLM(Model):
+
+class VLLM(GeneratorKind):
     """A `vllm serve` that runs beside each generate pod and gets its GPUs."""
+
+    kind = "vllm"
+    always_external = False
+    charges = False
+    needs_address = True
+    beside_stage = True
+    cluster_only = (
+        "a vLLM beside the stage needs Kubernetes: run `vllm serve` yourself and name it in generator.openAI.baseURL"
+    )
+    names_images = True
 
     model: ModelName
     """Model to serve."""
@@ -56,8 +122,13 @@ class VLLM(Model):
     """Further arguments of `vllm serve`."""
 
 
-class Scripted(Model):
+class Scripted(GeneratorKind):
     """A generator made of code, for phantom images only: its errors are known exactly."""
+
+    kind = "scripted"
+    asked = False
+    always_external = False
+    charges = False
 
     error_rate: Annotated[Fraction | None, Field()] = None
     """How often a systematic confusion strikes the values that the script confuses."""
@@ -67,6 +138,33 @@ class Scripted(Model):
     """Share of candidates whose rationale is about something else."""
     incoherent_rate: Annotated[Fraction | None, Field()] = None
     """Share of candidates whose rationale has lost words."""
+
+
+class PluginProvider(PluginRef, GeneratorKind):
+    """A provider whose client comes from another package (entry points medgr2.providers)."""
+
+    kind = "plugin"
+    always_external = False
+    dialect = SchemaDialect.JSON_SCHEMA
+
+    model: ModelName
+    """Model id; every candidate is marked with it."""
+    base_url: Annotated[HttpURL | None, Field(alias="baseURL")] = None
+    """Address, for plugins that want one. Unlike `options` it can be changed without repeating paid work."""
+    api_key_secret_ref: SecretKeyRef | None = None
+    """Where the API key lies; absent: the plugin gets none."""
+    external: bool = True
+    """Whether it sends images out of the house, so that those without `allowExternal` are not given to it."""
+
+    @property
+    def leaves_house(self) -> bool:
+        """As the spec says."""
+        return self.external
+
+
+KINDS: tuple[type[GeneratorKind], ...] = (Gemini, OpenAI, VLLM, Scripted, PluginProvider)
+GENERATORS: dict[str, type[GeneratorKind]] = {kind.kind: kind for kind in KINDS}
+"""By its field in `generator`."""
 
 
 class Paradigm(ApiEnum):
@@ -118,13 +216,13 @@ class RateLimit(Model):
 
 
 class Generator(Model):
-    """Who proposes question, answer and rationale. Exactly one of gemini, openAI, vllm, scripted."""
+    """Who proposes question, answer and rationale. Exactly one kind of generator must be given."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "[has(self.gemini), has(self.openAI), has(self.vllm), has(self.scripted)].exists_one(given, given)",
-            "exactly one of gemini, openAI, vllm and scripted must be given",
-            lambda g: [g.gemini, g.openai, g.vllm, g.scripted].count(None) == 3,
+            f"[{', '.join(f'has(self.{name})' for name in GENERATORS)}].exists_one(given, given)",
+            f"exactly one of {' and '.join([', '.join([*GENERATORS][:-1]), [*GENERATORS][-1]])} must be given",
+            lambda g: len(g.given) == 1,
         ),
     )
 
@@ -136,6 +234,8 @@ class Generator(Model):
     """Run vLLM beside the stage."""
     scripted: Scripted | None = None
     """Use the scripted generator (phantom sources only)."""
+    plugin: PluginProvider | None = None
+    """Use a client from another package."""
     paradigms: Annotated[list[WeightedParadigm], Field(min_length=1, max_length=3), Keyed(("name",))] | None = None
     """Which prompting paradigms, and how often."""
     question_types: Annotated[list[Annotated[str, Field(max_length=64)]] | None, Field(min_length=1, max_length=32)] = (
@@ -156,12 +256,20 @@ class Generator(Model):
     """What the provider allows."""
 
     @property
+    def given(self) -> list[GeneratorKind]:
+        """The kinds that the spec names."""
+        values = (getattr(self, name) for name in type(self).model_fields)
+        return [value for value in values if isinstance(value, GeneratorKind)]
+
+    @property
+    def chosen(self) -> GeneratorKind:
+        """The one that the spec names."""
+        return self.given[0]
+
+    @property
     def external(self) -> bool:
         """Whether images that go to it leave the house."""
-        if self.openai is not None:
-            given = self.openai.external
-            return is_external(self.openai.base_url) if given is None else given
-        return self.gemini is not None
+        return self.chosen.leaves_house
 
 
 def is_external(base_url: str) -> bool:

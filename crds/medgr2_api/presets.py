@@ -14,7 +14,7 @@ from typing import Any
 from .curation import SelectionStrategy
 from .cycle import CycleSpec, Preset
 from .data import IMAGES_ONLY, STAYS_INSIDE, SourceRole
-from .generator import is_external
+from .generator import GENERATORS
 from .hashing import normalise
 
 TRAINER_FIELDS = frozenset({"trainer", "retrainTrainer"})
@@ -192,9 +192,11 @@ def _derive(document: dict[str, Any]) -> dict[str, Origin]:
         role = SourceRole.IMAGES if images_only else SourceRole.SEED
         derived.append((f"data.sources[{index}]", source, "role", str(role)))
         derived.append((f"data.sources[{index}]", source, "allowExternal", source["format"] not in STAYS_INSIDE))
-    server = document["generator"].get("openAI")
-    if server is not None:
-        derived.append(("generator.openAI", server, "external", is_external(server["baseURL"])))
+    for name, kind in GENERATORS.items():
+        generator = document["generator"].get(name)
+        if generator is not None and "external" in kind.model_fields:
+            leaves = kind.model_validate(generator).leaves_house
+            derived.append((f"generator.{name}", generator, "external", leaves))
     for parent in ("rewardModel.training", "policy.sft", "policy.grpo"):
         lora = (_descend(document, parent.split(".")) or {}).get("lora")
         if lora and lora["rank"]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .cycle import CycleSpec
+from .generator import GENERATORS
 from .scheduling import DeepSpeed
 from .stages import REWARD, definition, stage_names
 from .validation_errors import Problem
@@ -42,11 +43,10 @@ _DISTRIBUTED = " and ".join(name for name in stage_names() if definition(name).d
 _SHARDED = " and ".join(name for name in stage_names() if definition(name).sharded)
 
 GAPS: tuple[Gap, ...] = (
-    Gap(
-        "generator.vllm",
-        lambda v: True,
-        "a vLLM beside the stage needs Kubernetes: run `vllm serve` yourself and name it in openAI.baseURL",
-        local=True,
+    *(
+        Gap(f"generator.{name}", lambda v: True, kind.cluster_only, local=True)
+        for name, kind in GENERATORS.items()
+        if kind.cluster_only
     ),
     Gap("policy.baseModel", _unknown_builtin, _BUILTIN),
     Gap("rewardModel.baseModel", _unknown_builtin, _BUILTIN),

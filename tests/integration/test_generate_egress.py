@@ -17,10 +17,11 @@ from medgr2_jobs.runner.attempt import build_context
 from medgr2_jobs.runner.process_group import Ranks
 from medgr2_jobs.store.images import ImageStore
 from tests.support import jobs_fixtures
-from tests.support.chat_server import ChatServer, GeminiServer, serving
+from tests.support.chat_server import ChatServer, DescribeServer, GeminiServer, serving
 from tests.support.generate_fixtures import asked, outcomes, prepare_root
+from tests.support.plugin_fixtures import install, plugin
 
-SERVERS = {"openAI": ChatServer, "gemini": GeminiServer}
+SERVERS = {"openAI": ChatServer, "gemini": GeminiServer, "plugin": DescribeServer}
 
 
 @pytest.fixture(params=SERVERS)
@@ -31,6 +32,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[ChatServer]:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    install(monkeypatch)
     return prepare_root(tmp_path, monkeypatch)
 
 
@@ -44,8 +46,9 @@ def mixed(root: Path) -> jobs_fixtures.Tables:
 
 
 def request(root: Path, server: ChatServer, tables: jobs_fixtures.Tables, *, external: bool = True) -> StageRequest:
-    kind = "gemini" if isinstance(server, GeminiServer) else "openAI"
-    return asked(root, server.url, kind=kind, tables=tables, about={"external": external})
+    kind = next(kind for kind, served in SERVERS.items() if served is type(server))
+    about = {"external": external, **({"plugin": plugin("describe")} if kind == "plugin" else {})}
+    return asked(root, server.url, kind=kind, tables=tables, about=about)
 
 
 def sent(server: ChatServer, root: Path, tables: jobs_fixtures.Tables) -> set[str]:

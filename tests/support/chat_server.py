@@ -1,7 +1,7 @@
 """Loopback servers that speak a provider's protocol: they answer what a test wants, and write down what they are asked.
 
-`ChatServer` speaks OpenAI's chat completions, `GeminiServer` Gemini's generateContent. Both keep a ledger of their own:
-what they would have charged for.
+`ChatServer` speaks OpenAI's chat completions, `GeminiServer` Gemini's generateContent, `DescribeServer` the protocol of
+the example plugin. All keep a ledger of their own: what they would have charged for.
 """
 
 from __future__ import annotations
@@ -148,6 +148,17 @@ class GeminiServer(ChatServer):
             thought = [{"text": "hidden thought", "thought": True}]
             made["candidates"] = [{"content": {"role": "model", "parts": thought + parts}, "finishReason": reason}]
         return made
+
+
+class DescribeServer(ChatServer):
+    """What `medgr2_example_plugin.provider` speaks; `usage` {}: tokens are not told."""
+
+    path = ""
+
+    @staticmethod
+    def completion(body: dict[str, Any], answer: Answer) -> dict[str, Any]:
+        tokens = {"in": TOKENS_IN, "out": TOKENS_OUT} if answer.usage is None else answer.usage
+        return {"text": answer.content, "tokens": tokens}
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from medgr2_api.generator import Prices, RateLimit, Sampling, Scripted, WeightedParadigm
+from pydantic import AfterValidator
+
+from medgr2_api.generator import (
+    GENERATORS,
+    GeneratorKind,
+    Prices,
+    RateLimit,
+    Sampling,
+    Scripted,
+    WeightedParadigm,
+)
 from medgr2_api.hashing import NOT_HASHED
 from medgr2_api.model import Model
+from medgr2_api.plugin import PluginRef
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_api.uris import SecretKeyRef
 
@@ -16,17 +27,25 @@ if TYPE_CHECKING:
     from medgr2_api.cycle import CycleSpec
 
 
+def _known(kind: str) -> str:
+    if kind not in GENERATORS:
+        raise ValueError(f"there is no generator {kind!r}: this version has {', '.join(GENERATORS)}")
+    return kind
+
+
 class Provider(Model):
     """Who generates, and how to reach it."""
 
-    kind: str
-    """scripted, openAI, gemini or vllm."""
+    kind: Annotated[str, AfterValidator(_known)]
+    """One of `generator.GENERATORS`."""
     model: str = ""
     """Model id; empty for the scripted generator."""
     scripted: Scripted | None = None
     """Error rates of the scripted generator."""
+    plugin: PluginRef | None = None
+    """Where its client comes from, when it is of another package."""
     base_url: Annotated[str, NOT_HASHED] = ""
-    """Address of an OpenAI-compatible server."""
+    """Address of its server."""
     api_key_secret_ref: Annotated[SecretKeyRef | None, NOT_HASHED] = None
     """Where the API key lies."""
     concurrency: Annotated[int, NOT_HASHED] = 1
@@ -37,6 +56,21 @@ class Provider(Model):
     """What it charges."""
     rate_limit: Annotated[RateLimit, NOT_HASHED] = RateLimit()
     """What it allows, over all shards."""
+
+    @property
+    def about(self) -> type[GeneratorKind]:
+        """What is known of its kind."""
+        return GENERATORS[self.kind]
+
+    @property
+    def leaves_house(self) -> bool:
+        """Whether images that go to it leave the house."""
+        return self.external or self.about.always_external
+
+    @property
+    def where(self) -> str:
+        """What messages call it."""
+        return self.base_url or (f"plugin {self.plugin.name}" if self.plugin else self.kind)
 
 
 class GenerateParameters(StageParameters):
@@ -77,18 +111,16 @@ def _build(source: Source) -> dict[str, Any]:
 
 
 def _provider(spec: CycleSpec) -> dict[str, Any]:
-    generator = spec.generator
-    if generator.scripted is not None:
-        return {"kind": "scripted", "scripted": generator.scripted.dump(), "concurrency": 1}
-    asked = generator.openai or generator.gemini or generator.vllm
-    assert asked is not None
-    kind = {"OpenAI": "openAI", "Gemini": "gemini", "VLLM": "vllm"}[type(asked).__name__]
-    secret = getattr(asked, "api_key_secret_ref", None)
+    generator, chosen = spec.generator, spec.generator.chosen
+    if not chosen.asked:
+        return {"kind": chosen.kind, chosen.kind: chosen.dump(), "concurrency": 1}
+    access = {name: getattr(chosen, name, None) for name in ("base_url", "api_key_secret_ref")}
+    plugin = {name: getattr(chosen, name) for name in PluginRef.model_fields} if isinstance(chosen, PluginRef) else None
     return {
-        "kind": kind,
-        "model": asked.model,
-        "base_url": getattr(asked, "base_url", None) or "",
-        "api_key_secret_ref": secret.dump() if secret else None,
+        "kind": chosen.kind,
+        "model": getattr(chosen, "model", ""),
+        **{name: value for name, value in access.items() if value},
+        "plugin": plugin,
         "concurrency": generator.concurrency,
         "external": generator.external,
         "prices": generator.prices.dump() if generator.prices else None,

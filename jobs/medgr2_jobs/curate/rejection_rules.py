@@ -166,7 +166,7 @@ def ruled_out(facts: Facts) -> Reasons:
         ConfigError: a rule of another package is not there, or names what is no candidate.
     """
     reasons: Reasons = {row["triplet_id"]: [] for row in facts.candidates}
-    further = [_of_plugin(plugin) for plugin in facts.curation.further_rules or []]
+    further = [_of_plugin(plugin) for plugin in facts.curation.further_rules]
     for rule in (*RULES.values(), *further, LAST):
         for name, reason in list(rule(facts, reasons)):
             reasons[name].append(reason)

@@ -11,7 +11,6 @@ from medgr2_api.stages.generate import Provider
 from ..errors import ConfigError
 from ..store.images import ImageStore
 
-_GEMINI = "gemini"
 #: Images kept in memory: questions about the same one follow each other.
 _KEPT = 32
 
@@ -27,7 +26,7 @@ class Gate:
             store: where the bytes lie.
         """
         self._read = lru_cache(maxsize=_KEPT)(store.read)
-        self.external = provider.external or provider.kind == _GEMINI
+        self.external = provider.leaves_house
         allowed: dict[str, bool] = {}
         for row in images:  # the same picture may come from two sources: one that says no is enough
             sha256 = row["image_sha256"]

@@ -6,14 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from medgr2_api.generator import Paradigm
+from medgr2_api.generator import GENERATORS, OpenAI, Paradigm
 from medgr2_api.stage_contract import ExitCode
 
 from ..errors import StageError
 from ..store.images import ImageStore
 from . import prompt_templates
 
-_KINDS = ("openAI", "gemini", "vllm")
+_KINDS = [name for name, kind in GENERATORS.items() if kind.asked]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,11 +22,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--paradigm", choices=[str(paradigm) for paradigm in Paradigm], default="MetaCognitive")
     parser.add_argument("--modality", default="")
     parser.add_argument("--question-type", default="Diagnosis")
-    parser.add_argument("--provider", choices=_KINDS, default=_KINDS[0])
+    parser.add_argument("--provider", choices=_KINDS, default=OpenAI.kind)
     parser.add_argument("--image", type=Path)
     asked = parser.parse_args(arguments)
     print(
-        prompt_templates.preview(Paradigm(asked.paradigm), asked.modality, asked.question_type, asked.provider), end=""
+        prompt_templates.preview(
+            Paradigm(asked.paradigm), asked.modality, asked.question_type, GENERATORS[asked.provider]
+        ),
+        end="",
     )
     if asked.image is None:
         return ExitCode.OK

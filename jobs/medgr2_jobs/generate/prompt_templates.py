@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 from jinja2 import DictLoader, Environment, StrictUndefined, Template
 
-from medgr2_api.generator import Paradigm
+from medgr2_api.generator import GeneratorKind, Paradigm, SchemaDialect
 
 from ..prompts.answers import normalise
 from . import candidate_schema
@@ -86,28 +87,31 @@ def load(paradigm: Paradigm) -> Prompt:
     return Prompt(environment.get_template(_FILES[paradigm]), _priors(sources[_PRIORS]), digest)
 
 
-def preview(paradigm: Paradigm, modality: str, question_type: str, provider_kind: str) -> str:
-    """What is sent to a provider of this kind about one image, for people to read.
+def preview(paradigm: Paradigm, modality: str, question_type: str, kind: type[GeneratorKind]) -> str:
+    """What is sent to a generator of this kind about one image, for people to read.
 
     Args:
         paradigm: which template.
         modality: of the image; may be empty.
         question_type: what to ask for.
-        provider_kind: gemini, openAI or vllm: each takes the schema in its own words.
+        kind: of generator: each takes the schema in its own words.
     """
     prompt = load(paradigm)
-    form = (
-        {"responseSchema": candidate_schema.json_schema()}
-        if provider_kind == "gemini"
-        else {"response_format": candidate_schema.response_format()}
-    )
-    named = ", with its sha256 as uuid" if provider_kind == "vllm" else ""
+    form = _FORMS[kind.dialect]()
+    named = ", with its sha256 as uuid" if kind.names_images else ""
     return (
         f"# paradigm {paradigm}, template sha256 {prompt.sha256}\n"
         f"# user turn: the image (PNG{named}), then this text\n\n"
         f"{prompt.render(modality=modality, question_type=question_type)}\n\n"
         f"# beside it, where the server knows it\n\n{json.dumps(form, indent=2)}\n"
     )
+
+
+_FORMS: dict[SchemaDialect, Callable[[], dict[str, Any]]] = {
+    SchemaDialect.RESPONSE_FORMAT: lambda: {"response_format": candidate_schema.response_format()},
+    SchemaDialect.RESPONSE_SCHEMA: lambda: {"responseSchema": candidate_schema.json_schema()},
+    SchemaDialect.JSON_SCHEMA: candidate_schema.json_schema,
+}
 
 
 def _priors(text: str) -> Priors:

@@ -23,8 +23,6 @@ from .journal import Journal
 from .providers.base import Access, Client
 from .spend_ledger import Ledger
 
-_VLLM, _GEMINI = "vllm", "gemini"
-
 
 @dataclass
 class Errand:
@@ -81,8 +79,8 @@ async def errand(
     provider = server(parameters.provider)
     reference = provider.api_key_secret_ref
     key = mounted_secrets.read(reference.name, reference.key) if reference else None
-    if provider.kind == _GEMINI and key is None:  # or the library would take one from our own environment
-        raise ConfigError("generator.gemini.apiKeySecretRef: must be given")
+    if provider.about.needs_key and key is None:  # or a library would take one from our own environment
+        raise ConfigError(f"generator.{provider.kind}.apiKeySecretRef: must be given")
     client = providers.connect(Access(provider, key, parameters.sampling))
     paid: Ledger | None = None
     try:
@@ -96,19 +94,19 @@ async def errand(
 
 
 def server(provider: Provider) -> Provider:
-    """The provider with the address that it answers at: of a vLLM beside the stage, the operator tells.
+    """The provider with the address that it answers at: of a server beside the stage, the operator tells.
 
     Raises:
         ConfigError: address or model are missing.
     """
-    if provider.kind == _VLLM:
+    if provider.about.beside_stage:
         provider = provider.model_copy(update={"base_url": os.environ.get(VLLM_BASE_URL_ENV, "")})
         if not provider.base_url:
             raise ConfigError(
-                f"generator.vllm: {VLLM_BASE_URL_ENV} is not set, so there is no vLLM beside this stage; "
-                "without Kubernetes run `vllm serve` yourself and name it in generator.openAI.baseURL"
+                f"generator.{provider.kind}: {VLLM_BASE_URL_ENV} is not set, so nothing answers beside this stage; "
+                f"{provider.about.cluster_only}"
             )
-    if not provider.model or not (provider.base_url or provider.kind == _GEMINI):
+    if not provider.model or (provider.about.needs_address and not provider.base_url):
         raise ConfigError(f"generator.{provider.kind}: its address and its model must be given")
     return provider
 
@@ -120,7 +118,7 @@ def holder(cycle: CycleRef, attempt: int) -> str:
 
 def _ledger(root: Path, account: Account, provider: Provider) -> Ledger | None:
     if provider.prices is None:
-        if account.budget_usd is not None and provider.kind != _VLLM:
+        if account.budget_usd is not None and provider.about.charges:
             raise ConfigError(
                 "budget.generatorUSD needs generator.prices: without them nobody knows what a question costs"
             )

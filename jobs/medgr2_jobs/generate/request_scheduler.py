@@ -151,8 +151,7 @@ class Asking:
         try:
             answered = await exchange.answer(question)
         except ConfigError as error:
-            where = self.errand.provider.base_url or self.errand.provider.kind
-            raise ConfigError(f"{where}, model {self.errand.provider.model!r}: {error}") from None
+            raise ConfigError(f"{self._where()}, model {self.errand.provider.model!r}: {error}") from None
         row: Row = {
             "triplet_id": task.triplet_id,
             "iteration": parameters.iteration,
@@ -223,7 +222,7 @@ class Asking:
         )
 
     def _where(self) -> str:
-        return self.errand.provider.base_url or self.errand.provider.kind
+        return self.errand.provider.where
 
     @staticmethod
     def _now() -> float:

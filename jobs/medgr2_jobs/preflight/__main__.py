@@ -17,11 +17,12 @@ from medgr2_api.presets import resolve
 from medgr2_api.stage_contract import SECRETS_ENV, ExitCode
 from medgr2_api.yaml_loader import load_cycle
 
-from . import capacity_checks, data_checks, provider_checks
+from . import capacity_checks, data_checks, plugin_checks, provider_checks
 from .check_result import Case, Finding, Verdict
 
 #: In the order in which a person would look: what is there, whether it fits, and last what costs money.
 CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
+    plugin_checks.plugins,
     data_checks.data,
     data_checks.models,
     data_checks.overlap,

@@ -41,13 +41,13 @@ def trial(case: Case) -> Iterator[Finding]:
     from ..generate.cost_estimate import forecast
     from ..generate.probe import sample
 
-    kind = case.parameters.provider.kind
-    where = f"generator.{kind}"
-    if kind == "scripted":
+    kind = case.parameters.provider.about
+    where = f"generator.{kind.kind}"
+    if not kind.asked:
         yield ok(where, "code asks nobody")
         return
-    if kind == "vllm":
-        yield skipped(where, "a vLLM beside the stage only runs on the cluster")
+    if kind.beside_stage:
+        yield skipped(where, "a server beside the stage only runs on the cluster")
         return
     if case.questions == 0:
         yield skipped(where, "--questions 0: it was not asked")

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medgr2_api.generator import Scripted
 from medgr2_api.stages.generate import GenerateParameters
 
 from ..errors import ConfigError, DataError, TemporaryError
@@ -15,17 +16,16 @@ from ..generate.sampling_plan import Task
 from ..runner.context import Outcome, StageContext
 from ..store import manifest
 
-_SCRIPTED = "scripted"
 #: Rows between two progress notes of the scripted generator.
 _BLOCK = 256
 
 
 def run(ctx: StageContext[GenerateParameters]) -> Outcome:
     """Writes `candidates`, and for the scripted generator `truth`."""
-    if ctx.parameters.provider.kind == _SCRIPTED:
-        rows, withheld = _scripted(ctx), 0
-    else:
+    if ctx.parameters.provider.about.asked:
         rows, withheld = asyncio.run(_asked(ctx))
+    else:
+        rows, withheld = _scripted(ctx), 0
     ctx.writer.table("candidates", rows)
     return Outcome(counters={**_counters(rows), "images_withheld": withheld})
 
@@ -123,7 +123,7 @@ def _scripted(ctx: StageContext[GenerateParameters]) -> list[dict[str, Any]]:
                 **made,
                 "paradigm": "",
                 "template_sha256": "",
-                "generator": _SCRIPTED,
+                "generator": Scripted.kind,
                 "outcome": candidate_schema.OK,
                 "error": "",
                 "attempts": 1,

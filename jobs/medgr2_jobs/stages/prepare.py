@@ -191,7 +191,7 @@ def _grade(
             graded.append(row)
             counts["heldout_grade_rows" if row.split is Split.HELDOUT else "grade_rows"] += 1
             counts[f"grade_{row.grade}"] += 1
-    sizes = {"grade_rows": counts.pop("grade_rows"), "heldout_grade_rows": counts.pop("heldout_grade_rows")}
+    sizes = {name: counts.pop(name, 0) for name in ("grade_rows", "heldout_grade_rows")}
     return sizes | dict(sorted(counts.items()))
 
 

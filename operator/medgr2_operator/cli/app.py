@@ -104,8 +104,8 @@ def prompt(
     modality: Annotated[str, typer.Option(help="Modality of the image, such as CT.")] = "",
     question_type: Annotated[str, typer.Option(help="Kind of question, such as Diagnosis.")] = "Diagnosis",
     provider: Annotated[
-        str, typer.Option(help="openAI, gemini or vllm: each has its own dialect of the schema.")
-    ] = "openAI",
+        str, typer.Option(help="Kind of generator, as a cycle names it: each has its own dialect of the schema.")
+    ] = "",
     image: Annotated[Path | None, typer.Option(help="A picture file that would go along.")] = None,
 ) -> None:
     """Show what a generator is sent about one image."""

@@ -30,7 +30,8 @@ def doctor(file: Path, workspace: Path, secrets: Path | None, questions: int, as
 
 def prompt(paradigm: str, modality: str, question_type: str, provider: str, image: Path | None) -> int:
     """Prints what a generator is sent about one image."""
-    options = ["--paradigm", paradigm, "--modality", modality, "--question-type", question_type, "--provider", provider]
+    options = ["--paradigm", paradigm, "--modality", modality, "--question-type", question_type]
+    options += ["--provider", provider] if provider else []
     return jobs_process.run("generate.preview", *options, *(["--image", str(image)] if image else []))
 
 

@@ -104,8 +104,8 @@ class RenderContext:
 
     @property
     def has_sidecar(self) -> bool:
-        """Whether a vLLM runs beside the stage."""
-        return self.provider is not None and self.provider.kind == "vllm"
+        """Whether a model server runs beside the stage."""
+        return self.provider is not None and self.provider.about.beside_stage
 
     @property
     def image(self) -> str:

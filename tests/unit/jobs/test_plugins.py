@@ -52,12 +52,13 @@ def test_another_version_is_refused() -> None:
     assert "install 2.0" in told
 
 
-def test_what_is_not_installed_is_refused_with_what_is() -> None:
+def test_what_is_not_installed_is_refused_with_what_is(monkeypatch: pytest.MonkeyPatch) -> None:
     told = refusal(RULES, ref("short-question"))
     assert "no installed package has an entry point 'short-question' in medgr2.curation_rules" in told
     assert "did you mean 'short-questions'?" in told
     assert "short-questions (medgr2-example-plugin 1.0)" in told
-    assert "Installed are: none" in refusal(PluginGroup.PROVIDERS, ref("x"))
+    monkeypatch.undo()
+    assert "Installed are: none" in refusal(RULES, ref("short-questions"))
 
 
 def test_a_name_belongs_to_one_group() -> None:

@@ -1,29 +1,32 @@
-"""Whom to ask: kind of provider → its client. A client's library is imported when it is needed, and not before."""
+"""Whom to ask: kind of generator → its client. A client's library is imported when it is needed, and not before."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 
+from medgr2_api.generator import PluginProvider
+from medgr2_api.plugin import PluginGroup
+
+from ... import plugins
 from ...errors import ConfigError
 from .base import Access, Client
 
-#: Kind, as the spec names it → module and class.
-CLIENTS = {
-    "gemini": ("gemini_client", "GeminiClient"),
-    "openAI": ("openai_client", "OpenAIClient"),
-    "vllm": ("vllm_client", "VLLMClient"),
-}
+Connect = Callable[[Access], Client]
 
 
 def connect(access: Access) -> Client:
-    """The client of a provider.
+    """The client of a provider: of a kind of ours `<Class>Client` in `<kind>_client`, else what a plugin brings.
 
     Raises:
-        ConfigError: there is no such kind.
+        ConfigError: it is of another package, and is not there.
     """
-    kind = access.provider.kind
-    if kind not in CLIENTS:
-        raise ConfigError(f"generator {kind!r}: this version has scripted, {', '.join(sorted(CLIENTS))}")
-    module, name = CLIENTS[kind]
-    made: Client = getattr(importlib.import_module(f".{module}", __package__), name)(access)
-    return made
+    kind = access.provider.about
+    if issubclass(kind, PluginProvider):
+        if access.provider.plugin is None:
+            raise ConfigError("generator.plugin: its name and version are missing")
+        client: Connect = plugins.load(PluginGroup.PROVIDERS, access.provider.plugin, "generator.plugin")
+    else:
+        module = importlib.import_module(f".{kind.kind.lower()}_client", __package__)
+        client = getattr(module, f"{kind.__name__}Client")
+    return client(access)

@@ -6,7 +6,7 @@ from importlib import resources
 
 import pytest
 
-from medgr2_api.generator import Paradigm
+from medgr2_api.generator import GENERATORS, Paradigm
 from medgr2_jobs.generate import candidate_schema, prompt_templates
 
 TYPES = ["Diagnosis", "Procedural", "Descriptive", "Modality", "Anatomy", "Grading"]
@@ -80,11 +80,12 @@ def test_the_hash_covers_each_source(name: str, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"), [("gemini", "responseSchema"), ("openAI", "response_format"), ("vllm", "uuid")]
+    ("kind", "words"),
+    [("gemini", "responseSchema"), ("openAI", "response_format"), ("vllm", "uuid"), ("plugin", '"required"')],
 )
 def test_preview_shows_what_is_sent(kind: str, words: str) -> None:
     prompt = prompt_templates.load(Paradigm.META_COGNITIVE)
-    text = prompt_templates.preview(Paradigm.META_COGNITIVE, "CT", "Diagnosis", kind)
+    text = prompt_templates.preview(Paradigm.META_COGNITIVE, "CT", "Diagnosis", GENERATORS[kind])
     assert prompt.render(modality="CT", question_type="Diagnosis") in text
     assert prompt.sha256 in text
     assert words in text
