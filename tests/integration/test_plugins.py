@@ -18,7 +18,7 @@ from PIL import Image
 from medgr2_api import paths
 from medgr2_api.cycle import CycleSpec
 from medgr2_api.presets import resolve
-from medgr2_api.stage_contract import RESULT_PATH_ENV, ArtifactRef, StageName, StageRequest, StageResult
+from medgr2_api.stage_contract import RESULT_PATH_ENV, ArtifactRef, StageRequest, StageResult
 from medgr2_api.stages import stage_parameters
 from medgr2_api.unsupported import unsupported
 from medgr2_jobs.preflight.__main__ import main as preflight
@@ -103,13 +103,13 @@ def spec_of(document: dict[str, Any]) -> CycleSpec:
     return resolve(spec)
 
 
-def request(spec: CycleSpec, stage: StageName, inputs: dict[str, ArtifactRef], **fields: Any) -> StageRequest:
-    iteration = 0 if stage is StageName.PREPARE else 1
+def request(spec: CycleSpec, stage: str, inputs: dict[str, ArtifactRef], **fields: Any) -> StageRequest:
+    iteration = 0 if stage == "prepare" else 1
     return stage_request(stage, iteration, stage_parameters(spec, "loop", stage, iteration), inputs, **fields)
 
 
 def prepared(root: Path, spec: CycleSpec) -> ArtifactRef:
-    return run_stage(root, request(spec, StageName.PREPARE, {}))
+    return run_stage(root, request(spec, "prepare", {}))
 
 
 def refused(root: Path, asked: StageRequest) -> str:
@@ -136,7 +136,7 @@ def test_from_its_format_to_what_its_rule_drops(root: Path, server: DescribeServ
 
     short = json.dumps({**TRIPLET, "question": "A cyst, no?"})
     server.answer = lambda number, body: Answer(content=short) if body["seed"] % 2 else Answer()
-    asked = request(spec, StageName.GENERATE, {"prepare": prepare})
+    asked = request(spec, "generate", {"prepare": prepare})
     generate = run_stage(root, asked)
     candidates = ArtifactReader(root, generate).rows("candidates")
     assert outcomes(candidates) == {"ok": QUESTIONS}
@@ -148,7 +148,7 @@ def test_from_its_format_to_what_its_rule_drops(root: Path, server: DescribeServ
     assert ArtifactReader(root, generate).manifest.counters["images_withheld"] == 3
     assert ledgers(root, asked) == {f"{asked.input_hash}-s0.jsonl": (pytest.approx(QUESTIONS * QUESTION_USD), 0)}
 
-    curate = run_stage(root, request(spec, StageName.CURATE, {"prepare": prepare, "candidates": generate}))
+    curate = run_stage(root, request(spec, "curate", {"prepare": prepare, "candidates": generate}))
     reasons = {row["triplet_id"]: row["reasons"] for row in ArtifactReader(root, curate).rows("decisions")}
     for row in candidates:
         dropped = "short-questions:fewer_than_4_words" in reasons[row["triplet_id"]]
@@ -164,12 +164,12 @@ def test_images_that_may_not_leave_are_sent_only_to_a_plugin_that_is_inside(root
     assert "no image may leave the house" in problem.message
     spec = resolve(CycleSpec.model_validate(outside["spec"]))
     prepare = prepared(root, spec)
-    told = refused(root, request(spec, StageName.GENERATE, {"prepare": prepare}))
+    told = refused(root, request(spec, "generate", {"prepare": prepare}))
     assert "none of the 3 training images may leave the house" in told
     assert server.ledger.bodies == []
 
     outside["spec"]["generator"]["plugin"]["external"] = False
-    run_stage(root, request(spec_of(outside), StageName.GENERATE, {"prepare": prepare}))
+    run_stage(root, request(spec_of(outside), "generate", {"prepare": prepare}))
     sent = {body["image"] for body in server.ledger.requests}
     assert sent == images_of(root, ArtifactReader(root, prepare), "closed")
 
@@ -186,14 +186,14 @@ def test_a_provider_that_is_not_there_is_refused_before_any_question(
     root: Path, server: DescribeServer, provider: dict[str, Any], said: str
 ) -> None:
     spec = spec_of(document(server, provider=provider))
-    assert said in refused(root, request(spec, StageName.GENERATE, {"prepare": prepared(root, spec)}))
+    assert said in refused(root, request(spec, "generate", {"prepare": prepared(root, spec)}))
     assert server.ledger.bodies == []
 
 
 def test_a_reader_of_another_version_is_refused(root: Path, server: DescribeServer) -> None:
     wrong = document(server)
     wrong["spec"]["data"]["benchmarks"] = [source("bench", plugin=plugin("tsv", "0.9"))]
-    told = refused(root, request(spec_of(wrong), StageName.PREPARE, {}))
+    told = refused(root, request(spec_of(wrong), "prepare", {}))
     assert told.startswith("data.benchmarks[bench].plugin.version: asks for 0.9, but installed is")
 
 
@@ -202,7 +202,7 @@ def test_without_the_package_the_stage_says_what_is_missing(
 ) -> None:
     spec = spec_of(document(server))
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(PACKAGE)])
-    told = refused(root, request(spec, StageName.PREPARE, {}))
+    told = refused(root, request(spec, "prepare", {}))
     assert "data.sources[open].plugin: no installed package has an entry point 'tsv' in medgr2.readers" in told
 
 
@@ -210,7 +210,7 @@ def test_it_is_retried_paid_for_and_kept_like_any_provider(root: Path, server: D
     spec = spec_of(document(server))
     prepare = prepared(root, spec)
     server.answer = lambda number, body: retry(503) if number == 1 else Answer()
-    first = request(spec, StageName.GENERATE, {"prepare": prepare}, generator_budget_usd=WORST_USD + 1.5 * QUESTION_USD)
+    first = request(spec, "generate", {"prepare": prepare}, generator_budget_usd=WORST_USD + 1.5 * QUESTION_USD)
     assert execute(first, root) == 75
     result = StageResult.model_validate_json((root.parent / "result.json").read_text())
     assert result.reason == "BudgetSpent"
@@ -218,7 +218,7 @@ def test_it_is_retried_paid_for_and_kept_like_any_provider(root: Path, server: D
     assert 0 < answered < QUESTIONS
     assert result.usage["generatorUSD"] == pytest.approx(answered * QUESTION_USD)
 
-    run_stage(root, request(spec, StageName.GENERATE, {"prepare": prepare}, attempt=2))
+    run_stage(root, request(spec, "generate", {"prepare": prepare}, attempt=2))
     assert set(server.ledger.charged.values()) == {1}, "no question was paid twice"
     assert set(server.ledger.asked.values()) == {2}
 
@@ -226,7 +226,7 @@ def test_it_is_retried_paid_for_and_kept_like_any_provider(root: Path, server: D
 def test_an_answer_of_another_form_is_paid_for_and_not_used(root: Path, server: DescribeServer) -> None:
     server.answer = lambda number, body: Answer(usage={"in": "many"})
     spec = spec_of(document(server))
-    asked = request(spec, StageName.GENERATE, {"prepare": prepared(root, spec)})
+    asked = request(spec, "generate", {"prepare": prepared(root, spec)})
     assert execute(asked, root) == 75
     result = StageResult.model_validate_json((root.parent / "result.json").read_text())
     assert "6 of 6 questions got no answer; most often: not an answer: KeyError('out')" in result.message
@@ -236,7 +236,7 @@ def test_an_answer_of_another_form_is_paid_for_and_not_used(root: Path, server: 
 def test_the_hash_knows_version_and_options_and_not_how_it_is_reached(server: DescribeServer) -> None:
     def hashed(**provider: Any) -> str:
         spec = spec_of(document(server, provider=provider))
-        return request(spec, StageName.GENERATE, {}).input_hash
+        return request(spec, "generate", {}).input_hash
 
     standing = hashed()
     assert hashed(baseURL="http://elsewhere", apiKeySecretRef={"name": "other", "key": "key"}) == standing
