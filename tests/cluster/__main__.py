@@ -22,8 +22,8 @@ LEVELS = ("control-plane", "kwok", "node")
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.cluster", description="A Kubernetes cluster on loopback.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, told in (("up", "start a cluster, or say where it is"), ("build", "build what tests need")):
-        commands.add_parser(name, help=told).add_argument("--level", choices=LEVELS, default="kwok")
+    for name, description in (("up", "start a cluster, or say where it is"), ("build", "build what tests need")):
+        commands.add_parser(name, help=description).add_argument("--level", choices=LEVELS, default="kwok")
     commands.add_parser("down", help="stop it and remove everything it left")
     asked = parser.parse_args(arguments)
     cluster = KeptCluster()
@@ -47,11 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _build(level: str) -> int:
     """Programs and images at the same time: the ones need the processor, the others the network."""
-    wanted = tools.LEVELS["all"] if level == "node" else tools.WITHOUT_NODE
+    programs = tools.LEVELS["all"] if level == "node" else tools.WITHOUT_NODE
     try:
         with ThreadPoolExecutor(1) as beside:
             others = beside.submit(_build_images) if level == "node" else None
-            tools.ensure(wanted, _report)
+            tools.ensure(programs, _report)
             if others:
                 others.result()
     except (tools.ToolError, ProcessError, RuntimeError) as error:
@@ -61,8 +61,8 @@ def _build(level: str) -> int:
 
 
 def _build_images() -> None:
-    if found := system.obstacle():
-        raise tools.ToolError(found)
+    if obstacle := system.obstacle():
+        raise tools.ToolError(obstacle)
     if installed := system.install():
         print(f"installed {', '.join(installed)}", file=sys.stderr, flush=True)
     for image in images.ALL:

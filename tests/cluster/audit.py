@@ -81,8 +81,8 @@ class AuditLog:
 
     def created(self, resource: str, namespace: str) -> list[str]:
         """Names of the objects that were really created, one entry per creation."""
-        found = self.events(verb="create", resource=resource, namespace=namespace, subresource="", accepted=True)
-        return [event.name for event in found]
+        events = self.events(verb="create", resource=resource, namespace=namespace, subresource="", accepted=True)
+        return [event.name for event in events]
 
 
 def _event(raw: dict[str, Any]) -> Event:

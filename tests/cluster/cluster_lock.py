@@ -112,9 +112,9 @@ class KeptCluster:
     def down(self) -> bool:
         """Whether there was anything."""
         with locked():
-            found = self._folder.exists()
+            existed = self._folder.exists()
             _stop(ControlPlane(self._folder))
-        return found
+        return existed
 
 
 def remove_leftovers() -> list[str]:

@@ -65,8 +65,8 @@ def node_cluster() -> Iterator[Node]:
 
     Gone with the last file that needs it (they run side by side, see tests/conftest.py): a node is never quite idle.
     """
-    if found := system.obstacle():
-        pytest.skip(found)
+    if obstacle := system.obstacle():
+        pytest.skip(obstacle)
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
     cluster = SharedCluster(f"node-{run}", NODE_SETTINGS)
     system.install()
@@ -108,7 +108,7 @@ def fresh_namespace(control_plane: ControlPlane, title: str) -> Iterator[str]:
     core = kubernetes.client.CoreV1Api(control_plane.client())  # a kubectl each time would be a tenth of a small test
     core.create_namespace({"metadata": {"name": name}})
     eventually(
-        lambda: any(found.metadata.name == "default" for found in core.list_namespaced_service_account(name).items),
+        lambda: any(account.metadata.name == "default" for account in core.list_namespaced_service_account(name).items),
         f"the default ServiceAccount of {name}",
         NAMESPACE_SECONDS,
     )
@@ -129,8 +129,8 @@ class Kubectl:
 
     def get(self, *arguments: str) -> Document:
         """An object, or a list of them."""
-        found: Document = json.loads(self("get", *arguments, "-o", "json"))
-        return found
+        document: Document = json.loads(self("get", *arguments, "-o", "json"))
+        return document
 
     def apply(self, *documents: Document) -> None:
         self("apply", "-f", "-", stdin=yaml.safe_dump_all(documents))

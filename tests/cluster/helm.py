@@ -75,8 +75,8 @@ class Helm:
 
 def only(documents: Sequence[Document], kind: str, name: str = "") -> Document:
     """The one object of that kind, and name where one is given."""
-    (found,) = (d for d in documents if d["kind"] == kind and name in ("", d["metadata"]["name"]))
-    return found
+    (document,) = (d for d in documents if d["kind"] == kind and name in ("", d["metadata"]["name"]))
+    return document
 
 
 def environment(deployment: Document, pod: str) -> dict[str, str]:
@@ -96,8 +96,8 @@ class InstalledOperator(Operator):
 
     def __init__(self, control_plane: ControlPlane, folder: Path, namespace: str, name: str = "operator-0") -> None:
         super().__init__(control_plane, folder, namespace, name)
-        found = control_plane.kubectl("get", "deployment", RELEASE, "-n", namespace, "-o", "json")
-        self._deployment: Document = json.loads(found)
+        deployment = control_plane.kubectl("get", "deployment", RELEASE, "-n", namespace, "-o", "json")
+        self._deployment: Document = json.loads(deployment)
         account = self._deployment["spec"]["template"]["spec"]["serviceAccountName"]
         self.user = f"system:serviceaccount:{namespace}:{account}"
         self.kubeconfig = control_plane.service_account_kubeconfig(namespace, account)

@@ -190,7 +190,7 @@ def _trust(folder: Path) -> list[str]:
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    return sorted(found for found in path.rglob("*") if found.is_file() and "__pycache__" not in found.parts)
+    return sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
 
 
 def _exists(reference: str) -> bool:
@@ -222,16 +222,16 @@ def _buildah(*arguments: str) -> str:
 def _run(command: Sequence[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "BUILDAH_FORMAT": "docker"})
     if done.returncode:
-        said = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
-        raise RuntimeError(f"{' '.join(command[:1] + list(command[5:7]))} failed with {done.returncode}:\n{said}")
+        tail = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
+        raise RuntimeError(f"{' '.join(command[:1] + list(command[5:7]))} failed with {done.returncode}:\n{tail}")
     return done.stdout
 
 
 def _program(name: str) -> str:
-    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if not found:
+    program = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if not program:
         raise tools.ToolError(f"{name} is missing: run `python -m tests.cluster build --level node` as root")
-    return found
+    return program
 
 
 @contextmanager

@@ -46,7 +46,7 @@ class Schemas:
             check=False,
         )
         answer = json.loads(done.stdout)
-        return [f"{found['kind']} {found['name']}: {found['msg']}" for found in answer["resources"]]
+        return [f"{resource['kind']} {resource['name']}: {resource['msg']}" for resource in answer["resources"]]
 
 
 def _kinds(schema: Document) -> Iterator[str]:
@@ -64,11 +64,11 @@ def _strict(schema: Any) -> Any:
         return schema
     if schema.get("x-kubernetes-int-or-string"):
         return _NUMBER_OR_TEXT
-    made = {
+    schema = {
         # a property may have any name; "$ref" is within this file
         key: {name: _strict(item) for name, item in value.items()} if key == "properties" else _strict(value)
         for key, value in schema.items()
     }
-    if "properties" in made and not made.get("x-kubernetes-preserve-unknown-fields"):
-        made.setdefault("additionalProperties", False)
-    return made
+    if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        schema.setdefault("additionalProperties", False)
+    return schema

@@ -50,7 +50,7 @@ class Kueue:
         kubeconfig = self.control_plane.user_kubeconfig(USER)
         self.control_plane.processes.start("kueue", [binary, f"--kubeconfig={kubeconfig}", f"--config={config}"])
         webhooks = yaml.safe_load_all((manifests / "webhook" / "manifests.yaml").read_text())
-        self._apply(*(self._reachable(found, port) for found in webhooks))
+        self._apply(*(self._reachable(webhook, port) for webhook in webhooks))
         self.control_plane.processes.wait("kueue", self._answers, START_SECONDS)
 
     def running(self) -> bool:
@@ -99,8 +99,8 @@ class Kueue:
     def _answers(self) -> bool:
         """The webhook for flavors lets ours pass."""
         flavor = {"apiVersion": "kueue.x-k8s.io/v1beta1", "kind": "ResourceFlavor", "metadata": {"name": FLAVOR}}
-        said = self.control_plane.kubectl("apply", "-f", "-", stdin=json.dumps(flavor), check=False)
-        return f"{FLAVOR} created" in said or f"{FLAVOR} unchanged" in said
+        output = self.control_plane.kubectl("apply", "-f", "-", stdin=json.dumps(flavor), check=False)
+        return f"{FLAVOR} created" in output or f"{FLAVOR} unchanged" in output
 
     def _apply(self, *documents: Manifest) -> None:
         self.control_plane.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(documents))

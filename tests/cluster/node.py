@@ -115,8 +115,8 @@ class Node:
 
     def start(self) -> None:
         """Starts everything and returns when the node is ready; what was started is stopped if something fails."""
-        if found := system.obstacle():
-            raise ProcessError(found)
+        if obstacle := system.obstacle():
+            raise ProcessError(obstacle)
         system.install()
         binaries = tools.ensure(tools.LEVELS["node"])
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -376,7 +376,7 @@ def _run(*command: str | Path, check: bool = True) -> str:
 
 
 def _program(name: str) -> str:
-    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if not found:
+    program = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if not program:
         raise ProcessError(f"{name} is missing: run `python -m tests.cluster build --level node` as root")
-    return found
+    return program

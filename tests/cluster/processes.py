@@ -44,8 +44,8 @@ def is_alive(record: Mapping[str, Any]) -> bool:
 
 
 def _exists(record: Mapping[str, Any]) -> bool:
-    found = identity(record["pid"])
-    return found is not None and abs(found["created"] - record["created"]) < CLOCK_DRIFT
+    running = identity(record["pid"])
+    return running is not None and abs(running["created"] - record["created"]) < CLOCK_DRIFT
 
 
 def _is_zombie(pid: int) -> bool:
@@ -76,8 +76,8 @@ class Processes:
                 env={**_FRUGAL, **os.environ, **(env or {})},
             )
         process.returncode = 0  # `stop` reaps it; Popen need not warn that it still runs
-        found = identity(process.pid) or {"pid": process.pid, "created": time.time()}  # it may have ended already
-        record = {**found, "program": str(command[0])}
+        record = identity(process.pid) or {"pid": process.pid, "created": time.time()}  # it may have ended already
+        record = {**record, "program": str(command[0])}
         temporary = self._pids / f".{name}"
         temporary.write_text(json.dumps(record))
         temporary.replace(self._pids / f"{name}.json")
@@ -93,8 +93,8 @@ class Processes:
 
     def records(self) -> dict[str, dict[str, Any]]:
         """What was started, oldest first."""
-        found = {path.stem: json.loads(path.read_text()) for path in self._pids.glob("*.json")}
-        return dict(sorted(found.items(), key=lambda item: item[1]["created"]))
+        records = {path.stem: json.loads(path.read_text()) for path in self._pids.glob("*.json")}
+        return dict(sorted(records.items(), key=lambda item: item[1]["created"]))
 
     def alive(self, name: str) -> bool:
         record = self.records().get(name)

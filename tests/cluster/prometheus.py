@@ -65,16 +65,16 @@ class Prometheus:
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """The samples of a PromQL expression, now: `metric` (its labels) and `value`."""
-        found = self.get("query", query=expression)
-        if found["resultType"] == "scalar":
-            return [{"metric": {}, "value": found["result"]}]
-        return list(found["result"])
+        answer = self.get("query", query=expression)
+        if answer["resultType"] == "scalar":
+            return [{"metric": {}, "value": answer["result"]}]
+        return list(answer["result"])
 
     def value(self, expression: str) -> float | None:
         """The value of an expression with at most one sample; None: it has none."""
-        found = self.query(expression)
-        assert len(found) <= 1, f"{expression} has {len(found)} samples"
-        return float(found[0]["value"][1]) if found else None
+        series = self.query(expression)
+        assert len(series) <= 1, f"{expression} has {len(series)} samples"
+        return float(series[0]["value"][1]) if series else None
 
     def get(self, path: str, **parameters: str) -> Any:
         """The data of an answer of the HTTP API; an error of the API fails the test in its words."""

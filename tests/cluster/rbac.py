@@ -54,8 +54,8 @@ def _grants(control_plane: ControlPlane, namespace: str, account: str) -> Iterat
             continue
         scope, role = binding["metadata"].get("namespace", ""), binding["roleRef"]
         where = ["-n", scope] if role["kind"] == "Role" else []
-        found = json.loads(control_plane.kubectl("get", role["kind"], role["name"], *where, "-o", "json"))
-        for rule in found["rules"]:
+        document = json.loads(control_plane.kubectl("get", role["kind"], role["name"], *where, "-o", "json"))
+        for rule in document["rules"]:
             names = rule.get("resourceNames", [""])
             for group, resource, verb, name in product(rule["apiGroups"], rule["resources"], rule["verbs"], names):
                 yield Grant(scope, group, resource, verb, name)

@@ -33,15 +33,17 @@ def put(volume: Path) -> None:
 
 def _with_dependencies(names: Iterable[str]) -> set[str]:
     """These distributions, as they are installed here, and all that they need."""
-    found: set[str] = set()
+    names: set[str] = set()
     left = [canonicalize_name(name) for name in names]
     while left:
         name = left.pop()
-        if name not in found:
-            found.add(name)
-            wanted = map(Requirement, importlib.metadata.requires(name) or ())
-            left += [canonicalize_name(r.name) for r in wanted if not r.marker or r.marker.evaluate({"extra": ""})]
-    return found
+        if name not in names:
+            names.add(name)
+            requirements = map(Requirement, importlib.metadata.requires(name) or ())
+            left += [
+                canonicalize_name(r.name) for r in requirements if not r.marker or r.marker.evaluate({"extra": ""})
+            ]
+    return names
 
 
 def _copy_distribution(name: str, target: Path) -> None:

@@ -63,10 +63,10 @@ def install(packages: dict[str, str] = PACKAGES) -> list[str]:
         return []
     with _APT_LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        wanted = missing(packages)
-        if wanted:
+        absent = missing(packages)
+        if absent:
             # a package that starts its service on installation would not do so in a container either
             quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-            for command in (["update", "-qq"], ["install", "-qq", "-y", "--no-install-recommends", *wanted]):
+            for command in (["update", "-qq"], ["install", "-qq", "-y", "--no-install-recommends", *absent]):
                 subprocess.run(["apt-get", *command], env=quiet, check=True, stdout=subprocess.DEVNULL)
-    return wanted
+    return absent

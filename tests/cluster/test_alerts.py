@@ -31,14 +31,14 @@ def run(promtool: Path, *arguments: str | Path) -> tuple[int, str]:
 def asked(case: dict[str, Any]) -> tuple[str, bool]:
     """The alert that a case is about, and whether it has to fire."""
     [test] = case["promql_expr_test"]
-    found = re.fullmatch(r'count\(ALERTS\{alertname="(\w+)", alertstate="firing"\}\)', test["expr"])
-    assert found, test["expr"]
-    return found[1], bool(test["exp_samples"])
+    match = re.fullmatch(r'count\(ALERTS\{alertname="(\w+)", alertstate="firing"\}\)', test["expr"])
+    assert match, test["expr"]
+    return match[1], bool(test["exp_samples"])
 
 
 def test_the_alerts_fire_when_they_should_and_not_otherwise(promtool: Path) -> None:
-    code, said = run(promtool, "test", "rules", TESTS)
-    assert code == 0, said
+    code, output = run(promtool, "test", "rules", TESTS)
+    assert code == 0, output
 
 
 def test_each_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() -> None:
@@ -47,8 +47,8 @@ def test_each_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() 
 
 
 def test_the_rules_are_clean(promtool: Path) -> None:
-    code, said = run(promtool, "check", "rules", "--lint=all", "--lint-fatal", ALERTS)
-    assert code == 0, said
+    code, output = run(promtool, "check", "rules", "--lint=all", "--lint-fatal", ALERTS)
+    assert code == 0, output
 
 
 def test_what_an_alert_says_is_whole_when_it_fires(promtool: Path, tmp_path: Path) -> None:
@@ -64,8 +64,8 @@ def test_what_an_alert_says_is_whole_when_it_fires(promtool: Path, tmp_path: Pat
     ]
     path = tmp_path / "wrong_on_purpose.yaml"  # promtool shows an alert's words only where it did not expect them
     path.write_text(yaml.safe_dump({"rule_files": [str(ALERTS)], "evaluation_interval": "1m", "tests": cases}))
-    code, said = run(promtool, "test", "rules", path)
-    shown = re.findall(r"Annotations:\{(.*)\}", said)
+    code, output = run(promtool, "test", "rules", path)
+    shown = re.findall(r"Annotations:\{(.*)\}", output)
     assert code != 0
     assert len(shown) == len(cases)
     for words in shown:

@@ -42,8 +42,8 @@ def test_suspend_and_resume(env: KwokEnv, medgr2: Medgr2) -> None:
     env.operator.start()
     env.apply(annotations_of={"prepare": FOREVER})
     env.running("prepare", 0)
-    said = medgr2("suspend", "loop", "--wait")
-    assert said.splitlines() == [
+    output = medgr2("suspend", "loop", "--wait")
+    assert output.splitlines() == [
         "loop: suspended; running stages write a checkpoint and stop",
         "loop: everything has stopped",
     ]
@@ -63,13 +63,13 @@ def test_restart(env: KwokEnv, medgr2: Medgr2) -> None:
     env.apply()
     env.wait("Complete")
     before = set(env.created_jobs())
-    said = medgr2("restart", "loop", "grpo@1", "--wait")
-    assert said == "loop: grpo@1 and what depends on it run again, 5 stages in all (token r1)\n"
+    output = medgr2("restart", "loop", "grpo@1", "--wait")
+    assert output == "loop: grpo@1 and what depends on it run again, 5 stages in all (token r1)\n"
     env.wait("Complete")
     again = {name.split("-i001-")[1].split("-a")[0] for name in set(env.created_jobs()) - before}
     assert again == {"grpo", "preferences", "reward", "evaluate", "report"}
     assert "(token r2)" in medgr2("restart", "loop", "report@1", "--wait")
-    for stage, said in (
+    for stage, output in (
         ("grop@1", "no stage 'grop' (did you mean grpo?)"),
         ("grpo", "say of which iteration, such as grpo@2"),
         ("grpo@2", "grpo@2: loop has 1 iterations"),
@@ -77,7 +77,7 @@ def test_restart(env: KwokEnv, medgr2: Medgr2) -> None:
     ):
         refused = medgr2.run("restart", "loop", stage)
         assert refused.code == 2
-        assert said in refused.err
+        assert output in refused.err
         assert refused.err.count("\n") == 1
     assert env.cycle()["spec"]["restartFrom"] == {"iteration": 1, "stage": "report", "token": "r2"}
 
@@ -176,8 +176,8 @@ def test_rights_and_namespace_come_from_the_kubeconfig(env: KwokEnv, medgr2: Med
 
     def refused(verb: str) -> bool:
         done = medgr2.run("suspend", "loop", kubeconfig=kubeconfig)
-        said = f"not allowed: {jane} may not {verb} medgr2cycles.medgr2.io in namespace {env.namespace}\n"
-        return (done.code, done.err) == (2, said)
+        message = f"not allowed: {jane} may not {verb} medgr2cycles.medgr2.io in namespace {env.namespace}\n"
+        return (done.code, done.err) == (2, message)
 
     assert refused("get")
     grant("look", "get")

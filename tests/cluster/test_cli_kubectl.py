@@ -53,22 +53,22 @@ def test_every_transition_has_its_event(env: KwokEnv) -> None:
     env.patch({"spec": {"restartFrom": {"iteration": 1, "stage": "report", "token": "again"}}})
     eventually(lambda: env.stage("report").get("token") == "again", "it runs again")
     env.wait("Complete")
-    told = _events_of(env, "loop")
-    of_cycle = {event["reason"] for event in told if "@" not in event["message"]}
+    events = _events_of(env, "loop")
+    of_cycle = {event["reason"] for event in events if "@" not in event["message"]}
     assert {"Running", "Suspended", "Paused", "Complete"} <= of_cycle, of_cycle
-    messages = [event["message"] for event in told]
-    for said in (
+    messages = [event["message"] for event in events]
+    for expected in (
         "reward@0: attempt 1 ended",
         "generate@1: stopping",
         "generate@1: attempt 1 ended",
         "sft@1: attempt 1 runs",  # what is over within a second may go unseen
         "from report@1, token again",
     ):
-        assert any(said in message for message in messages), (said, messages)
+        assert any(expected in message for message in messages), (expected, messages)
     for stage in ("prepare@0", "reward@0", "generate@1", "sft@1", "report@1"):
-        about = {event["reason"] for event in told if event["message"].startswith(f"{stage}:")}
+        about = {event["reason"] for event in events if event["message"].startswith(f"{stage}:")}
         assert "Succeeded" in about, (stage, about)
-    assert {event["type"] for event in told if event["reason"] == "Complete"} == {"Normal"}
+    assert {event["type"] for event in events if event["reason"] == "Complete"} == {"Normal"}
 
 
 def test_a_failure_has_a_warning(env: KwokEnv) -> None:
@@ -111,6 +111,6 @@ def test_a_volume_that_is_not_bound_is_told_within_a_minute(env: KwokEnv, bound_
 
 def _events_of(env: KwokEnv, name: str) -> list[Document]:
     """The operator's events about a cycle, oldest first."""
-    found = env.kubectl.get("events", f"--field-selector=involvedObject.name={name}")["items"]
-    ours = [event for event in found if event.get("reportingComponent") == "medgr2-operator"]
+    events = env.kubectl.get("events", f"--field-selector=involvedObject.name={name}")["items"]
+    ours = [event for event in events if event.get("reportingComponent") == "medgr2-operator"]
     return sorted(ours, key=lambda event: str(event["firstTimestamp"]))

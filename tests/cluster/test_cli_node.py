@@ -126,10 +126,10 @@ def volume(
     control_plane: ControlPlane, stage_image: str, crd: str, kubectl: Kubectl, namespace: str,
     tmp_path: Path,
 ) -> Iterator[Volume]:  # fmt: skip
-    made = Volume(control_plane, kubectl, namespace, tmp_path)
-    made.fill(stage_image)
-    yield made
-    made.close()
+    volume_env = Volume(control_plane, kubectl, namespace, tmp_path)
+    volume_env.fill(stage_image)
+    yield volume_env
+    volume_env.close()
 
 
 @pytest.fixture
@@ -247,6 +247,6 @@ def test_logs_follow_over_two_attempts_to_the_end(volume: Volume, medgr2: Medgr2
 
 def test_a_log_that_is_not_there_is_told(volume: Volume, medgr2: Medgr2) -> None:
     volume.tell(state="Succeeded", message="done")
-    told = medgr2.run("logs", "loop", "sft")
-    assert told.code == 1
-    assert "the log went with its pods, and the volume has no log of it" in told.err
+    command = medgr2.run("logs", "loop", "sft")
+    assert command.code == 1
+    assert "the log went with its pods, and the volume has no log of it" in command.err

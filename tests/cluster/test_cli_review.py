@@ -24,12 +24,12 @@ from tests.support.kwok_env import KwokEnv
 
 @pytest.fixture
 def node(env: KwokEnv, tmp_path: Path) -> Iterator[StreamingNode]:
-    made = StreamingNode(env.control_plane, tmp_path)
+    streaming_node = StreamingNode(env.control_plane, tmp_path)
     try:
-        made.create()
-        yield made
+        streaming_node.create()
+        yield streaming_node
     finally:
-        made.remove()
+        streaming_node.remove()
 
 
 @pytest.fixture
@@ -63,9 +63,9 @@ def test_a_review_goes_out_and_comes_back(env: KwokEnv, node: StreamingNode, med
     curated(node.workspace)
     here = tmp_path / "here"
     here.mkdir()
-    said = medgr2("review", "export", "loop", here, "--iteration", 1)
+    exported = medgr2("review", "export", "loop", here, "--iteration", 1)
     folder = here / "loop-i001-triplets"
-    assert said.startswith(f"{folder}/triplets.jsonl: 2 triplets of curate@1")
+    assert exported.startswith(f"{folder}/triplets.jsonl: 2 triplets of curate@1")
     rows = [json.loads(line) for line in (folder / "triplets.jsonl").read_text().splitlines()]
     assert [row["question"] for row in rows] == ["Was ist größer?"] * 2
     with Image.open(folder / rows[0]["image"]) as image:
@@ -77,9 +77,9 @@ def test_a_review_goes_out_and_comes_back(env: KwokEnv, node: StreamingNode, med
     rows[0]["veto"], rows[1]["veto"] = True, False
     back = tmp_path / "back.jsonl"
     back.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    told = medgr2("review", "import", "loop", back, "--iteration", 1)
+    imported = medgr2("review", "import", "loop", back, "--iteration", 1)
     (written,) = (node.workspace / "reviews").iterdir()
-    assert told.splitlines() == [
+    assert imported.splitlines() == [
         f"reviews/{written.name}: 1 vetoed, 1 confirmed, of 3 candidates",
         "loop: curate@1 and what depends on it run again, 7 stages in all (token r1)",
     ]
@@ -88,8 +88,8 @@ def test_a_review_goes_out_and_comes_back(env: KwokEnv, node: StreamingNode, med
     assert spec["restartFrom"] == {"iteration": 1, "stage": "curate", "token": "r1"}
 
     back.write_text(json.dumps({"triplet_id": rows[1]["triplet_id"], "veto": True}) + "\n")
-    told = medgr2("review", "import", "loop", back, "--iteration", 1, "--no-restart")
-    assert told.splitlines()[1] == "loop: spec.reviews names it; `medgr2 restart loop curate@1` lets it count"
+    imported = medgr2("review", "import", "loop", back, "--iteration", 1, "--no-restart")
+    assert imported.splitlines()[1] == "loop: spec.reviews names it; `medgr2 restart loop curate@1` lets it count"
     after = env.cycle()["spec"]
     assert after["restartFrom"] == spec["restartFrom"]
     assert after["reviews"] != spec["reviews"]
@@ -156,8 +156,8 @@ def test_the_writing_pod_is_restricted_and_writes_to_reviews_only(env: KwokEnv) 
     cycle = Cycle.model_validate(env.cycle())
     pod = reader_pod(cycle, "loop-read-1", "localhost/stage:test", 600, RenderSettings(image=""), "reviews")
     arguments = ("-n", env.namespace, "create", "--dry-run=server", "-o", "yaml", "-f", "-")
-    made = yaml.safe_load(env.control_plane.kubectl(*arguments, stdin=yaml.safe_dump(pod)))
-    mounts = [mount for mount in made["spec"]["containers"][0]["volumeMounts"] if mount["name"] == "workspace"]
+    stored = yaml.safe_load(env.control_plane.kubectl(*arguments, stdin=yaml.safe_dump(pod)))
+    mounts = [mount for mount in stored["spec"]["containers"][0]["volumeMounts"] if mount["name"] == "workspace"]
     assert [(mount["mountPath"], mount.get("readOnly", False), mount["subPath"]) for mount in mounts] == [
         ("/workspace", True, "teams/ml"), ("/workspace/reviews", False, "teams/ml/reviews"),
     ]  # fmt: skip

@@ -132,12 +132,12 @@ class StreamingNode:
 
 @pytest.fixture
 def node(env: KwokEnv, tmp_path: Path) -> Iterator[StreamingNode]:
-    made = StreamingNode(env.control_plane, tmp_path)
+    streaming_node = StreamingNode(env.control_plane, tmp_path)
     try:
-        made.create()
-        yield made
+        streaming_node.create()
+        yield streaming_node
     finally:
-        made.remove()
+        streaming_node.remove()
 
 
 @pytest.fixture
@@ -218,10 +218,10 @@ def test_logs_whose_pods_are_gone_come_from_the_volume(env: KwokEnv, node: Strea
     path.write_bytes(b"reward 0.7\n\xff\xfe\n")
     process = medgr2.start("logs", "loop", "grpo")
     assert process.communicate(timeout=600)[0] == b"reward 0.7\n\xff\xfe\n"
-    told = medgr2.run("logs", "loop", "sft", "--no-volume")
-    assert told.code == 1
-    assert told.err.splitlines()[0] == "sft@1, attempt 1: its pods are gone"
-    assert "the log went with its pods" in told.err
+    command = medgr2.run("logs", "loop", "sft", "--no-volume")
+    assert command.code == 1
+    assert command.err.splitlines()[0] == "sft@1, attempt 1: its pods are gone"
+    assert "the log went with its pods" in command.err
 
 
 # -- the volume --------------------------------------------------------------------------------------------------------
@@ -229,12 +229,12 @@ def test_logs_whose_pods_are_gone_come_from_the_volume(env: KwokEnv, node: Strea
 
 def test_copy_and_report(env: KwokEnv, node: StreamingNode, medgr2: Medgr2, tmp_path: Path) -> None:
     env.apply(template=node.template)
-    made = node.workspace / "artifacts/report/abc/a1"
-    (made / "figures").mkdir(parents=True)
-    (made / "report.md").write_text("# 0.871\n")
+    artifact = node.workspace / "artifacts/report/abc/a1"
+    (artifact / "figures").mkdir(parents=True)
+    (artifact / "report.md").write_text("# 0.871\n")
     content = os.urandom(1 << 20) + bytes(range(256)) * 20_000
-    (made / "figures/accuracy.png").write_bytes(content)
-    (made / "elsewhere").symlink_to("/etc")
+    (artifact / "figures/accuracy.png").write_bytes(content)
+    (artifact / "elsewhere").symlink_to("/etc")
     link = node.workspace / "cycles/loop/report"
     link.parent.mkdir(parents=True)
     link.symlink_to("../../artifacts/report/abc/a1")
@@ -245,7 +245,7 @@ def test_copy_and_report(env: KwokEnv, node: StreamingNode, medgr2: Medgr2, tmp_
     assert (here / "loop-report/figures/accuracy.png").read_bytes() == content
     again = medgr2.run("report", "loop", here)
     assert (again.code, again.err) == (2, f"{here}/loop-report is there already; --force replaces it\n")
-    (made / "report.md").write_text("# 0.885\n")
+    (artifact / "report.md").write_text("# 0.885\n")
     medgr2("report", "loop", here, "--force")
     assert (here / "loop-report/report.md").read_text() == "# 0.885\n"
 
@@ -287,6 +287,6 @@ def test_lineage(env: KwokEnv, node: StreamingNode, medgr2: Medgr2) -> None:
            "rationale": "", "response": "", "paradigm": "Direct", "template_sha256": "f" * 64, "generator": "g",
            "outcome": "ok", "attempts": 1, "input_tokens": 0, "output_tokens": 0, "usd": 0.0}  # fmt: skip
     publish(node.workspace, "generate", 1, tables={"candidates": [row]}, cycle="loop")
-    told = medgr2("lineage", "loop", "t001-000000-00")
-    assert "Was ist das für eins?" in told
-    assert "decision   none so far" in told
+    output = medgr2("lineage", "loop", "t001-000000-00")
+    assert "Was ist das für eins?" in output
+    assert "decision   none so far" in output

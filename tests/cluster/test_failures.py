@@ -130,8 +130,8 @@ def test_a_drained_nodes_pod_goes_on_elsewhere(env: KwokEnv, code: int, restarts
     env.wait("Complete")
     stage = env.stage("sft")
     counted = (stage["attempt"], stage.get("retries", 0), stage.get("infraRestarts", 0), stage["checkpointStep"])
-    for found in env.kubectl.get("pods", "-l", SFT)["items"]:
-        env.release(found["metadata"]["name"])
+    for pod in env.kubectl.get("pods", "-l", SFT)["items"]:
+        env.release(pod["metadata"]["name"])
     assert counted == (2, 0, restarts, 5)
 
 

@@ -27,8 +27,8 @@ CHECKPOINTS = {"term_delay_ms": 1000, "term_exit_code": 85}
 @pytest.fixture
 def queue(kueue: Kueue, env: KwokEnv) -> Iterator[Queue]:
     """One GPU for all cycles of the test's namespace."""
-    with kueue.queue(env.namespace, slots=1) as made:
-        yield made
+    with kueue.queue(env.namespace, slots=1) as local_queue:
+        yield local_queue
 
 
 def apply(env: KwokEnv, name: str, queue: str = Queue.name, patches: Sequence[Document] = (), **queueing: str) -> None:
@@ -41,12 +41,12 @@ def apply(env: KwokEnv, name: str, queue: str = Queue.name, patches: Sequence[Do
     )
 
 
-def told(env: KwokEnv, reason: str, name: str = "loop") -> str:
+def progressing_message(env: KwokEnv, reason: str, name: str = "loop") -> str:
     """The message of Progressing, once that is the reason."""
 
     def message() -> str | None:
-        found = env.condition("Progressing", name)
-        return str(found["message"]) if found.get("reason") == reason else None
+        condition = env.condition("Progressing", name)
+        return str(condition["message"]) if condition.get("reason") == reason else None
 
     return eventually(message, f"{name} tells {reason}", TOLD_SECONDS)
 
@@ -75,14 +75,14 @@ def time(text: str) -> datetime:
 
 def sft_pod(env: KwokEnv, name: str = "loop") -> dict[str, Any]:
     """The pod of sft that runs."""
-    (found,) = env.kubectl.get("pods", "-l", f"medgr2.io/cycle={name},medgr2.io/stage=sft")["items"]
-    return dict(found)
+    (pod,) = env.kubectl.get("pods", "-l", f"medgr2.io/cycle={name},medgr2.io/stage=sft")["items"]
+    return dict(pod)
 
 
 def test_who_does_not_ask_for_kueue_does_not_need_it(control_plane: ControlPlane, kueue: Kueue) -> None:
     for kind in ("mutatingwebhookconfigurations", "validatingwebhookconfigurations"):
-        found = json.loads(control_plane.kubectl("get", kind, "-o", "json"))["items"]
-        (webhooks,) = (item["webhooks"] for item in found if item["metadata"]["name"].startswith("kueue-"))
+        items = json.loads(control_plane.kubectl("get", kind, "-o", "json"))["items"]
+        (webhooks,) = (item["webhooks"] for item in items if item["metadata"]["name"].startswith("kueue-"))
         assert {"mjob.kb.io", "vjob.kb.io"} & {webhook["name"] for webhook in webhooks}
         for webhook in webhooks:
             (rule,) = webhook["rules"]
@@ -95,7 +95,7 @@ def test_a_stage_waits_for_quota_and_says_so(env: KwokEnv, queue: Queue) -> None
     apply(env, "first")
     env.running("sft", name="first")
     apply(env, "second")
-    message = told(env, "QuotaExhausted", "second")
+    message = progressing_message(env, "QuotaExhausted", "second")
     assert "sft@1" in message
     assert f"insufficient unused quota for {GPU}" in message
     assert env.stage("sft", name="second")["state"] == "Pending"
@@ -120,7 +120,7 @@ def test_quota_taken_back_costs_nothing_and_the_attempt_goes_on(env: KwokEnv, qu
     ran = waits["runSeconds"]
     assert ran > 0
     # Kueue says "The ClusterQueue is stopped" of the eviction, and names the queue once it has tried to admit it again
-    message = told(env, "QuotaExhausted")
+    message = progressing_message(env, "QuotaExhausted")
     assert re.search(rf"ClusterQueue ({re.escape(env.namespace)} )?is (stopped|inactive)", message), message
     assert env.live_pods("medgr2.io/stage=sft") == []
     queue.go_on()
@@ -166,7 +166,7 @@ def test_a_cycle_can_be_suspended_while_it_waits(env: KwokEnv, queue: Queue) -> 
     queue.stop()
     env.operator.start()
     apply(env, "loop")
-    assert "prepare@0" in told(env, "QuotaExhausted")
+    assert "prepare@0" in progressing_message(env, "QuotaExhausted")
     env.patch({"spec": {"suspend": True}})
     env.wait("Suspended")
     eventually(lambda: not env.kubectl.get("jobs")["items"], "its Job leaves the queue")
@@ -180,6 +180,6 @@ def test_a_cycle_can_be_suspended_while_it_waits(env: KwokEnv, queue: Queue) -> 
 def test_a_queue_that_does_not_exist_is_told(env: KwokEnv, queue: Queue) -> None:
     env.operator.start()
     apply(env, "loop", queue="typo")
-    assert "LocalQueue typo doesn't exist" in told(env, "QuotaExhausted")
+    assert "LocalQueue typo doesn't exist" in progressing_message(env, "QuotaExhausted")
     queue.add_local("typo")
     assert counts(finish(env)) == (1, 0, 0)

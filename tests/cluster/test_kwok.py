@@ -67,15 +67,15 @@ class Pods:
 
     def phase(self, name: str, *phases: str) -> Document:
         def reached() -> Document | None:
-            found = self._kubectl.get("pod", name)
-            return found if found["status"].get("phase") in phases else None
+            pod = self._kubectl.get("pod", name)
+            return pod if pod["status"].get("phase") in phases else None
 
         return eventually(reached, f"pod {name} is {' or '.join(phases)}")
 
     def ended(self, name: str) -> Document:
         """The `terminated` state of its container."""
-        found = self.phase(name, "Succeeded", "Failed")
-        state: Document = found["status"]["containerStatuses"][0]["state"]["terminated"]
+        pod = self.phase(name, "Succeeded", "Failed")
+        state: Document = pod["status"]["containerStatuses"][0]["state"]["terminated"]
         return state
 
     def hold(self, name: str) -> None:
@@ -196,8 +196,8 @@ def test_a_sidecar_that_crashes_again_and_again(pods: Pods, kubectl: Kubectl) ->
     kubectl.apply(pod("served", initContainers=init, annotations=behaviour(sidecar_restarts=3)))
 
     def statuses() -> list[Document]:
-        found: list[Document] = kubectl.get("pod", "served")["status"].get("initContainerStatuses", [])
-        return found
+        statuses_: list[Document] = kubectl.get("pod", "served")["status"].get("initContainerStatuses", [])
+        return statuses_
 
     eventually(lambda: [status["restartCount"] for status in statuses()] == [0, 3], "three restarts of the sidecar")
     fetch, server = statuses()

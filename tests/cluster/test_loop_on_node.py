@@ -58,10 +58,10 @@ def variant(name: str, stages: dict[str, Document]) -> Document:
     document["metadata"]["name"] = name
     spec = document["spec"]
     spec |= {"iterations": 1, "workspace": {"persistentVolumeClaim": {"claimName": CLAIM}}}
-    wanted: dict[str, Any] = {stage["name"]: stage for stage in spec.get("stages", [])}
+    stages: dict[str, Any] = {stage["name"]: stage for stage in spec.get("stages", [])}
     for stage in ("prepare", "reward", *stages):
-        wanted[stage] = wanted.get(stage, {"name": stage}) | {"resources": LITTLE} | stages.get(stage, {})
-    spec["stages"] = list(wanted.values())
+        stages[stage] = stages.get(stage, {"name": stage}) | {"resources": LITTLE} | stages.get(stage, {})
+    spec["stages"] = list(stages.values())
     return document
 
 
@@ -122,8 +122,8 @@ def test_the_quickstart_survives_people_and_publishes_the_bytes_of_a_local_run(
 
 def checkpoints(node_env: NodeEnv) -> set[int]:
     """Steps of GRPO's checkpoints on the volume; after each step there is one, and the last two are kept."""
-    found = node_env.folder(CLAIM).glob("**/grpo/**/checkpoint-*")
-    return {int(path.name.split("-")[1]) for path in found if path.name.split("-")[1].isdigit()}
+    folders = node_env.folder(CLAIM).glob("**/grpo/**/checkpoint-*")
+    return {int(path.name.split("-")[1]) for path in folders if path.name.split("-")[1].isdigit()}
 
 
 def jobs(node_env: NodeEnv) -> dict[tuple[str, int], str | None]:

@@ -45,8 +45,8 @@ class Stage:
     def tell(self, step: int) -> None:
         """How far it is, with every figure there is."""
         figures = dict.fromkeys(FIGURES, step + 0.5)
-        told = Progress(phase="grpo", step=step, total=40, eta_seconds=40.0 - step, metrics=figures)
-        self._file.write_text(json.dumps(told.dump()))
+        progress = Progress(phase="grpo", step=step, total=40, eta_seconds=40.0 - step, metrics=figures)
+        self._file.write_text(json.dumps(progress.dump()))
 
     def close(self) -> None:
         """Nobody answers any more."""
@@ -70,15 +70,15 @@ class MonitoredCycles:
 
     def shown(self, query: queries.Query) -> list[dict[str, Any]]:
         """The series that a panel would show for any of the cycles."""
-        found = []
+        series = []
         for cycle in ("loop", "stuck"):
             expression = self.filled(query, cycle)
             if query.instant:
-                found += self.prometheus.query(expression)
+                series += self.prometheus.query(expression)
             else:
                 window = {"start": str(self.began), "end": str(time.time()), "step": "2"}
-                found += self.prometheus.get("query_range", query=expression, **window)["result"]
-        return found
+                series += self.prometheus.get("query_range", query=expression, **window)["result"]
+        return series
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +140,8 @@ def _phase(phase: str) -> str:
     return f'(count(medgr2_cycle_phase{{phase="{phase}"}}) > 0)'
 
 
-def _annotations(found: dict[str, str]) -> Document:
-    return {"op": "add", "path": "/spec/template/metadata/annotations", "value": found}
+def _annotations(annotations: dict[str, str]) -> Document:
+    return {"op": "add", "path": "/spec/template/metadata/annotations", "value": annotations}
 
 
 def test_every_metric_of_the_table_has_samples(monitored: MonitoredCycles) -> None:
@@ -199,12 +199,14 @@ def test_what_was_counted_is_what_happened(monitored: MonitoredCycles) -> None:
     assert value("medgr2_gpu_wasted_seconds_total") == pytest.approx(usage["wastedGPUSeconds"])
     assert usage["gpuSeconds"] > usage["wastedGPUSeconds"] > 0
     assert (value("medgr2_cycle_best_score_ratio"), value("leader_election_master_status")) == (0.6, 1)
-    phases = {found["metric"]["phase"]: found["value"][1] for found in monitored.prometheus.query("medgr2_cycles > 0")}
+    phases = {
+        series["metric"]["phase"]: series["value"][1] for series in monitored.prometheus.query("medgr2_cycles > 0")
+    }
     assert phases == {"Complete": "1", "Failed": "1", "Pending": "1", "Running": "1"}
 
     def waits() -> list[tuple[str, str]]:
-        found = monitored.prometheus.query("medgr2_cycle_stage_pending_since_timestamp_seconds")
-        return [(each["metric"]["cycle"], each["metric"]["reason"]) for each in found]
+        series = monitored.prometheus.query("medgr2_cycle_stage_pending_since_timestamp_seconds")
+        return [(each["metric"]["cycle"], each["metric"]["reason"]) for each in series]
 
     eventually(lambda: waits() == [("stuck", "ImagePull")], "the cause is seen, a look later")
     created = value('sum(rest_client_requests_total{method="POST", code="201"})') or 0
@@ -213,11 +215,11 @@ def test_what_was_counted_is_what_happened(monitored: MonitoredCycles) -> None:
 
 @pytest.mark.parametrize("query", list(queries.of_dashboards()), ids=lambda query: query.place)
 def test_a_panel_shows_something(monitored: MonitoredCycles, query: queries.Query) -> None:
-    found = monitored.shown(query)
-    assert found, query.expression
-    for series in found:
-        wanted = set(re.findall(r"\{\{(\w+)\}\}", query.legend))
-        assert wanted <= set(series["metric"]), f"the legend {query.legend} names no label of {series['metric']}"
+    series = monitored.shown(query)
+    assert series, query.expression
+    for one in series:
+        legend_labels = set(re.findall(r"\{\{(\w+)\}\}", query.legend))
+        assert legend_labels <= set(one["metric"]), f"the legend {query.legend} names no label of {one['metric']}"
 
 
 def test_the_choices_of_the_dashboards_are_offered(monitored: MonitoredCycles) -> None:
@@ -225,11 +227,11 @@ def test_the_choices_of_the_dashboards_are_offered(monitored: MonitoredCycles) -
     for path in sorted(queries.FOLDER.glob("*.json")):
         for variable in json.loads(path.read_text())["templating"]["list"]:
             if variable["type"] == "query":
-                found = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"])
-                assert found
-                matcher = found[1].replace("$namespace", monitored.env.namespace)
+                match = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"])
+                assert match
+                matcher = match[1].replace("$namespace", monitored.env.namespace)
                 offered[path.stem, variable["name"]] = monitored.prometheus.get(
-                    f"label/{found[2]}/values", **{"match[]": matcher}
+                    f"label/{match[2]}/values", **{"match[]": matcher}
                 )
     assert offered == {
         ("cycle", "cycle"): ["failed", "invalid", "loop", "stuck"],
@@ -241,13 +243,13 @@ def test_the_choices_of_the_dashboards_are_offered(monitored: MonitoredCycles) -
 
 def test_the_alerts_are_evaluated_and_those_fire_that_should(monitored: MonitoredCycles) -> None:
     def rules() -> list[dict[str, Any]]:
-        found = [rule for group in monitored.prometheus.get("rules")["groups"] for rule in group["rules"]]
-        return found if all(rule["health"] != "unknown" for rule in found) else []
+        evaluated = [rule for group in monitored.prometheus.get("rules")["groups"] for rule in group["rules"]]
+        return evaluated if all(rule["health"] != "unknown" for rule in evaluated) else []
 
-    found = eventually(rules, "every rule was evaluated")
-    assert {rule["name"]: rule.get("lastError", "") for rule in found if rule["health"] != "ok"} == {}
-    assert {rule["name"] for rule in found} == {query.place for query in queries.of_alerts()}
-    alerts = {rule["name"]: rule["alerts"] for rule in found if rule["state"] != "inactive"}
+    evaluated = eventually(rules, "every rule was evaluated")
+    assert {rule["name"]: rule.get("lastError", "") for rule in evaluated if rule["health"] != "ok"} == {}
+    assert {rule["name"] for rule in evaluated} == {query.place for query in queries.of_alerts()}
+    alerts = {rule["name"]: rule["alerts"] for rule in evaluated if rule["state"] != "inactive"}
     cycles = {name: [alert["labels"].get("cycle") for alert in active] for name, active in alerts.items()}
     assert cycles == {"MedGR2CycleFailed": ["failed"], "MedGR2CycleInvalid": ["invalid"]}
     assert [alert["state"] for alert in alerts["MedGR2CycleFailed"]] == ["firing"]

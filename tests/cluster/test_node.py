@@ -41,8 +41,8 @@ def ended(kubectl: Kubectl, name: str) -> str:
     """The phase of a pod that ended."""
 
     def phase() -> str | None:
-        found = kubectl.get("pod", name)["status"].get("phase", "")
-        return found if found in ("Succeeded", "Failed") else None
+        phase_ = kubectl.get("pod", name)["status"].get("phase", "")
+        return phase_ if phase_ in ("Succeeded", "Failed") else None
 
     return str(eventually(phase, f"pod {name} ends"))
 

@@ -55,8 +55,8 @@ def test_a_lost_nodes_pod_has_ended_before_another_starts(env: KwokEnv, kwok_clu
     kwok_cluster.unreachable(node, at_once=False)
 
     def deadline() -> str | None:
-        found = env.find("pod", first["metadata"]["name"])
-        return found["metadata"].get("deletionTimestamp") if found else "gone"
+        pod = env.find("pod", first["metadata"]["name"])
+        return pod["metadata"].get("deletionTimestamp") if pod else "gone"
 
     until = eventually(deadline, "Kubernetes gives the pod up", LOST_SECONDS)
     seen = 0
@@ -84,16 +84,16 @@ def test_a_lost_nodes_pod_has_ended_before_another_starts(env: KwokEnv, kwok_clu
 
 def ended_by_force(env: KwokEnv, pod: str) -> Event:
     """The operator's deletion of a pod without grace; there must be one."""
-    found = env.control_plane.audit.events(
+    events = env.control_plane.audit.events(
         verb="delete", resource="pods", namespace=env.namespace, name=pod, user=env.operator.name, accepted=True
     )
-    (event,) = (event for event in found if event.raw["requestObject"].get("gracePeriodSeconds") == 0)
+    (event,) = (event for event in events if event.raw["requestObject"].get("gracePeriodSeconds") == 0)
     return event
 
 
 def created(env: KwokEnv, job: str) -> Event:
-    found = env.control_plane.audit.events(verb="create", resource="jobs", namespace=env.namespace, accepted=True)
-    (event,) = (event for event in found if event.name == job)
+    events = env.control_plane.audit.events(verb="create", resource="jobs", namespace=env.namespace, accepted=True)
+    (event,) = (event for event in events if event.name == job)
     return event
 
 

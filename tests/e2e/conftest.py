@@ -16,7 +16,7 @@ def space(tmp_path: Path) -> Workspace:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    made = Workspace(tmp_path_factory.mktemp("undisturbed"))
-    code, output = made.run()
+    workspace = Workspace(tmp_path_factory.mktemp("undisturbed"))
+    code, output = workspace.run()
     assert code == 0, output
-    return made
+    return workspace

@@ -67,7 +67,7 @@ def test_kill_9_of_stages_at_random_moments(space: Workspace, undisturbed: Works
                 killed += 1
             except ProcessLookupError:
                 pass
-    assert process.wait(600) == 0, process.said()
+    assert process.wait(600) == 0, process.output()
     assert killed >= 3
     assert space.digests() == undisturbed.digests()
 
@@ -78,8 +78,8 @@ def test_kill_9_of_the_forkserver(space: Workspace, undisturbed: Workspace) -> N
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
-    assert process.wait(600) == 0, process.said()
-    output = process.said()
+    assert process.wait(600) == 0, process.output()
+    output = process.output()
     assert "the forkserver ended (signal SIGKILL)" in output.replace("\n", " ")
     assert space.digests() == undisturbed.digests()
 
@@ -107,8 +107,8 @@ def test_interrupt_checkpoints_and_the_same_command_goes_on(space: Workspace, un
     while not space.ledger():
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    assert process.wait(600) == 130, process.said()
-    assert "the same command goes on" in process.said()
+    assert process.wait(600) == 130, process.output()
+    assert "the same command goes on" in process.output()
     assert space.state()["status"]["phase"] == "Suspended"
     assert "suspend" not in space.state()["spec"] or space.state()["spec"]["suspend"] is False
     code, output = space.run()
@@ -186,30 +186,30 @@ def test_iterations_may_be_raised_after_the_end_but_not_lowered(space: Workspace
 
 def _plan(space: Workspace, workspace: Path) -> dict[str, str]:
     """What `medgr2 plan` says would happen, by stage; and its last line under ''."""
-    found = CliRunner(env={"COLUMNS": "300"}).invoke(app, ["plan", str(space.file), "--workspace", str(workspace)])
-    assert found.exit_code == 0, found.output
-    rows = [re.split(r"\s{2,}", line.strip()) for line in found.output.splitlines() if "@" in line]
-    said = {row[0]: next(cell for cell in row[1:] if cell.startswith(("done", "runs", "reused"))) for row in rows}
-    return {**said, "": found.output.splitlines()[-1]}
+    result = CliRunner(env={"COLUMNS": "300"}).invoke(app, ["plan", str(space.file), "--workspace", str(workspace)])
+    assert result.exit_code == 0, result.output
+    rows = [re.split(r"\s{2,}", line.strip()) for line in result.output.splitlines() if "@" in line]
+    forecast = {row[0]: next(cell for cell in row[1:] if cell.startswith(("done", "runs", "reused"))) for row in rows}
+    return {**forecast, "": result.output.splitlines()[-1]}
 
 
 def test_plan_foretells_what_a_run_would_do(space: Workspace, undisturbed: Workspace) -> None:
     root = space.root / "ws"
     shutil.copytree(undisturbed.root / "ws", root, symlinks=True)
-    said = _plan(space, root)
-    assert set(said) == EXPECTED | {""}
-    assert {said[name] for name in EXPECTED} == {"done in this cycle"}
-    assert said[""].startswith(f"0 stages would run, {len(EXPECTED)} are already there")
+    forecast = _plan(space, root)
+    assert set(forecast) == EXPECTED | {""}
+    assert {forecast[name] for name in EXPECTED} == {"done in this cycle"}
+    assert forecast[""].startswith(f"0 stages would run, {len(EXPECTED)} are already there")
 
     other = json.loads(json.dumps(CYCLE))
     other["metadata"]["name"] = "other"
     other["spec"]["policy"]["grpo"] = {"klCoefficient": 0.5}
     space.write(other)
-    said = _plan(space, root)
-    assert said["sft@1"] == "reused: made by loop, iteration 1"
-    assert said["grpo@1"] == "runs: nothing with these parameters and inputs is in the workspace"
-    assert said["evaluate@1"] == "runs: its input grpo (grpo@1) is not there yet"
-    would_run = {name for name, what in said.items() if what.startswith("runs")}
+    forecast = _plan(space, root)
+    assert forecast["sft@1"] == "reused: made by loop, iteration 1"
+    assert forecast["grpo@1"] == "runs: nothing with these parameters and inputs is in the workspace"
+    assert forecast["evaluate@1"] == "runs: its input grpo (grpo@1) is not there yet"
+    would_run = {name for name, what in forecast.items() if what.startswith("runs")}
     code, output = space.run()
     assert code == 0, output
     assert {entry["stage"] for entry in space.ledger() if entry not in undisturbed.ledger()} == would_run
@@ -227,10 +227,10 @@ def test_plan_takes_a_stage_for_done_only_with_all_its_shards_and_the_model_that
     first["reward"]["promoted"] = False
     state["status"]["stages"] = [stage for stage in stages if stage["iteration"] < 2 and stage["name"] != "generate"]
     path.write_text(json.dumps(state))
-    said = _plan(space, root)
-    assert said["generate@1"].startswith("reused")
-    assert said["generate@2"].startswith("reused")
-    assert said["score@2"] == "runs: nothing with these parameters and inputs is in the workspace"
+    forecast = _plan(space, root)
+    assert forecast["generate@1"].startswith("reused")
+    assert forecast["generate@2"].startswith("reused")
+    assert forecast["score@2"] == "runs: nothing with these parameters and inputs is in the workspace"
     (root / "artifacts" / "generate" / first["generate"]["inputHash"] / "shard-001" / "manifest.json").unlink()
     assert _plan(space, root)["generate@1"].startswith("runs")
 

@@ -85,7 +85,7 @@ def test_same_seed_same_bytes_although_everything_is_killed(undisturbed: Loop, t
 
 def _stages(run: int) -> list[tuple[int, str, float]]:
     """(pid, stage, age in seconds) of the stages below a run: children of its forkserver, named by their log."""
-    found = []
+    stages = []
     for forkserver in _children(run):
         for pid in _children(forkserver):
             try:
@@ -96,15 +96,15 @@ def _stages(run: int) -> list[tuple[int, str, float]]:
             age = time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
             iteration, name = log.split("-")[:2] if log.startswith("i0") else ("", "")
             if name:
-                found.append((pid, f"{name}@{int(iteration[1:])}", age))
-    return found
+                stages.append((pid, f"{name}@{int(iteration[1:])}", age))
+    return stages
 
 
 def _children(pid: int) -> list[int]:
-    found = []
+    children = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
-            found += [int(word) for word in task.read_text().split()]
+            children += [int(word) for word in task.read_text().split()]
         except OSError:
             continue
-    return found
+    return children

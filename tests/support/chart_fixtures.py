@@ -31,9 +31,9 @@ class ChartEnv(KwokEnv):
 
     def replica(self, name: str) -> InstalledOperator:
         """Another replica, not started."""
-        made = InstalledOperator(self.control_plane, self.folder, self.home, name)
-        self.operators.append(made)
-        return made
+        operator = InstalledOperator(self.control_plane, self.folder, self.home, name)
+        self.operators.append(operator)
+        return operator
 
     def make_volume(self) -> None:
         """A volume for the claim that a cycle `loop` makes."""

@@ -100,6 +100,6 @@ class CurateWorkspace:
         return code, jobs_fixtures.reader(self.root, asked) if code == 0 else None
 
     def reasons(self, *arguments: Any, **options: Any) -> dict[str, list[str]]:
-        code, found = self.curate(*arguments, **options)
+        code, artifact = self.curate(*arguments, **options)
         assert code == 0
-        return {row["triplet_id"]: row["reasons"] for row in found.rows("decisions")}
+        return {row["triplet_id"]: row["reasons"] for row in artifact.rows("decisions")}

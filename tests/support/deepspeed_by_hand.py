@@ -34,10 +34,10 @@ def test_sft_learns_as_without(workspace: PolicyWorkspace, cluster: type[Cluster
     assert pod.ended() == [0], pod.logs()
     alone = workspace.sft({**STEPS, "per_device_train_batch_size": 4}, rank=rank, name="plain")
     assert losses(workspace, request) == pytest.approx(losses(workspace, alone), rel=1e-2)
-    wanted = vlm.load_model(plain.folder_of("model")).state_dict()
-    found = vlm.load_model(workspace.reader(request).folder_of("model")).state_dict()
-    assert found.keys() == wanted.keys()
-    assert all(torch.allclose(found[name], wanted[name], atol=2e-2) for name in wanted)
+    expected = vlm.load_model(plain.folder_of("model")).state_dict()
+    weights = vlm.load_model(workspace.reader(request).folder_of("model")).state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.allclose(weights[name], expected[name], atol=2e-2) for name in expected)
 
 
 @pytest.mark.parametrize("zero", ["Zero2", "Zero3"])

@@ -21,65 +21,67 @@ MAX_ROUNDS = 400
 def run_schedule(seed: int, **options: Any) -> PlannerSimulator:
     """One random schedule, the same for the same seed; its name is in the message when it breaks."""
     rng = random.Random(seed)
-    made = PlannerSimulator(spec_of(rng.randrange(len(SPECS))), **options)
+    sim = PlannerSimulator(spec_of(rng.randrange(len(SPECS))), **options)
     try:
         for name in rng.choices(list(BY_NAME), list(ACTIONS.values()), k=rng.randrange(15, 90)):
-            BY_NAME[name](made, rng.randrange(256), rng.randrange(256))
-        settle(made)
+            BY_NAME[name](sim, rng.randrange(256), rng.randrange(256))
+        settle(sim)
     except Broken as broken:
         raise Broken(f"{broken} [schedule {seed}]") from None
-    return made
+    return sim
 
 
-def settle(w: PlannerSimulator) -> None:
+def settle(sim: PlannerSimulator) -> None:
     """Lets nothing go wrong any more and brings the cycle to its end; then nothing may be left to do."""
-    w.skew = 0.0
-    w.strangers.clear()
-    if w.spec.suspend:
-        _rest(w)
-    approved = [StageRef.model_construct(iteration=i, stage=name) for i in range(4) for name in w.spec.pause_before]
-    w.set_spec({"suspend": False, "approved": approved, "budget": type(w.spec.budget)()})
+    sim.skew = 0.0
+    sim.strangers.clear()
+    if sim.spec.suspend:
+        _rest(sim)
+    approved = [StageRef.model_construct(iteration=i, stage=name) for i in range(4) for name in sim.spec.pause_before]
+    sim.set_spec({"suspend": False, "approved": approved, "budget": type(sim.spec.budget)()})
     for _ in range(MAX_ROUNDS):
-        made = w.reconcile()
-        going = any(job.deleting for job in w.jobs.values())  # the planner has asked; the simulator has not done it yet
-        if w.status.completion_time is not None and not made.deletes and not going:
+        planned = sim.reconcile()
+        going = any(
+            job.deleting for job in sim.jobs.values()
+        )  # the planner has asked; the simulator has not done it yet
+        if sim.status.completion_time is not None and not planned.deletes and not going:
             break
-        _kindly(w)
+        _kindly(sim)
     else:
-        raise Broken(f"ends: still {w.status.phase} after {MAX_ROUNDS} rounds: {w.status.conditions}")
-    _check_end(w)
+        raise Broken(f"ends: still {sim.status.phase} after {MAX_ROUNDS} rounds: {sim.status.conditions}")
+    _check_end(sim)
 
 
-def _rest(w: PlannerSimulator) -> None:
+def _rest(sim: PlannerSimulator) -> None:
     """While suspended, everything stops although nobody but the planner asks it to."""
     for _ in range(20):
-        w.reconcile()
-        w.obey()
-    alive = [pod.name for pod in w.pods.values()] + [j.name for j in w.jobs.values() if j.state not in ENDED]
+        sim.reconcile()
+        sim.obey()
+    alive = [pod.name for pod in sim.pods.values()] + [j.name for j in sim.jobs.values() if j.state not in ENDED]
     if alive:
         raise Broken(f"suspends: still alive: {alive}")
 
 
-def _kindly(w: PlannerSimulator) -> None:
-    w.now += timedelta(seconds=700)
-    w.obey()
-    for job in w.jobs.values():
+def _kindly(sim: PlannerSimulator) -> None:
+    sim.now += timedelta(seconds=700)
+    sim.obey()
+    for job in sim.jobs.values():
         if job.state not in ENDED:
-            one_writer(job.key, w.pods.values())
-            job.started = job.started or w.now
-            w.finish(job, 0, "", w.publish(job))
-            w.release(job, linger=False)
+            one_writer(job.key, sim.pods.values())
+            job.started = job.started or sim.now
+            sim.finish(job, 0, "", sim.publish(job))
+            sim.release(job, linger=False)
 
 
-def _check_end(w: PlannerSimulator) -> None:
-    if w.status.phase not in (Phase.COMPLETE, Phase.FAILED):
-        raise Broken(f"ends: {w.status.phase}")
-    if any(job.state not in ENDED for job in w.jobs.values()):
+def _check_end(sim: PlannerSimulator) -> None:
+    if sim.status.phase not in (Phase.COMPLETE, Phase.FAILED):
+        raise Broken(f"ends: {sim.status.phase}")
+    if any(job.state not in ENDED for job in sim.jobs.values()):
         raise Broken("ends: a Job is alive after the end")
-    made = w.make_plan(w.cycle(), w.observe())
-    if made.status != w.status or made.deletes or made.creates:
+    planned = sim.make_plan(sim.cycle(), sim.observe())
+    if planned.status != sim.status or planned.deletes or planned.creates:
         raise Broken("ends: there is still something to do after the end")
-    if size(w.status) > LIMIT_BYTES:
-        raise Broken(f"small: {size(w.status)} bytes")
-    if CycleStatus.model_validate(w.status.dump()) != w.status:
+    if size(sim.status) > LIMIT_BYTES:
+        raise Broken(f"small: {size(sim.status)} bytes")
+    if CycleStatus.model_validate(sim.status.dump()) != sim.status:
         raise Broken("stored: the status does not survive being written and read")

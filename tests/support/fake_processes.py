@@ -100,7 +100,7 @@ def make_executor(
     return Executor(root, cycle, observer or RunObserver(), **options), processes
 
 
-def run_executors(*made: Executor, **options: Any) -> Phase:
+def run_executors(*executors: Executor, **options: Any) -> Phase:
     """A run of these; the phase of the first when it has ended."""
-    Runner(made, made[0].observer, **options).run()
-    return made[0].phase
+    Runner(executors, executors[0].observer, **options).run()
+    return executors[0].phase

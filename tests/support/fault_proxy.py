@@ -101,8 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
         document = json.loads(answer)
         usage = document["usage"]
         with self.server.lock:
-            found = (usage["prompt_tokens"], usage["completion_tokens"])
-            self.server.tokens.setdefault(seed, []).append(found)
+            tokens = (usage["prompt_tokens"], usage["completion_tokens"])
+            self.server.tokens.setdefault(seed, []).append(tokens)
         choice = document["choices"][0]
         if fault.content is not None:
             choice["message"]["content"] = fault.content

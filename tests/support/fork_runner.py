@@ -46,14 +46,14 @@ def context(preload: Sequence[str]) -> Any:
     one before has forked must have ended, for nobody could tell how.
     """
     forkserver = multiprocessing.forkserver._forkserver
-    made = multiprocessing.get_context("forkserver")
+    forkserver_context = multiprocessing.get_context("forkserver")
     if list(preload) != forkserver._preload_modules:
         forkserver._stop()
-        made.set_forkserver_preload(list(preload))
+        forkserver_context.set_forkserver_preload(list(preload))
     # before 3.13 the server learns sys.path from the environment only
     with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(dict.fromkeys(filter(None, sys.path)))):
         forkserver.ensure_running()
-    return made
+    return forkserver_context
 
 
 class Forked:

@@ -94,11 +94,11 @@ def outcomes(rows: list[dict[str, Any]]) -> Counter[str]:
 
 def ledgers(root: Path, request: StageRequest) -> dict[str, tuple[float, float]]:
     """What each ledger of the request's cycle says: paid, and never settled; by the file's name."""
-    found = {}
+    totals = {}
     for path in sorted((root / paths.spend(request.cycle.name, request.cycle.uid)).glob("*.jsonl")):
         reserved: dict[int, float] = {}
         paid: dict[int, float] = {}
         for line in append_only_log.read(path):
             (paid if "paid" in line else reserved)[line["n"]] = line.get("paid", line.get("reserved"))
-        found[path.name] = (sum(paid.values()), sum(usd for n, usd in reserved.items() if n not in paid))
-    return found
+        totals[path.name] = (sum(paid.values()), sum(usd for n, usd in reserved.items() if n not in paid))
+    return totals

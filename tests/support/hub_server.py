@@ -77,10 +77,10 @@ class HubServer(ThreadingHTTPServer):
 
     def repository(self, name: str, files: Files, *, kind: str = "model", access: str = "open") -> Repository:
         """A new repository with one commit."""
-        made = Repository(kind, name, access)
-        made.commit(files)
-        self.repositories[kind, name] = made
-        return made
+        repository = Repository(kind, name, access)
+        repository.commit(files)
+        self.repositories[kind, name] = repository
+        return repository
 
     def handle_error(self, *_: object) -> None:
         """Quiet: clients are killed on purpose."""
@@ -193,10 +193,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._error(404, "", "no such object")
 
     def _repository(self, kind: str, name: str) -> Repository | None:
-        found = self.server.repositories.get((kind, name))
+        repository = self.server.repositories.get((kind, name))
         allowed = self.headers.get("authorization") == f"Bearer {self.server.token}"
-        if found is not None and (found.access != "private" or allowed):
-            return found
+        if repository is not None and (repository.access != "private" or allowed):
+            return repository
         # what is not there looks to a stranger like what may not be seen
         self._error(404 if allowed else 401, "RepoNotFound", "Repository not found")
         return None

@@ -77,8 +77,8 @@ def reader(root: Path, asked: StageRequest) -> ArtifactReader:
 
 def ref(root: Path, asked: StageRequest) -> ArtifactRef:
     """The reference to what a stage published."""
-    found = reader(root, asked)
-    return found.ref.model_copy(update={"output_digest": found.digest})
+    artifact = reader(root, asked)
+    return artifact.ref.model_copy(update={"output_digest": artifact.digest})
 
 
 def phantom_tables(root: Path, splits: dict[str, int], *, real: int = 0) -> Tables:

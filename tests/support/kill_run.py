@@ -46,7 +46,7 @@ def run(root: Path, server: ChatServer, forkserver: LightForkserver, *, rows: in
     hanging = kills * concurrency * ROOM
     first = rows * QUESTION_USD / 2 + hanging / 4 + shards * ROOM
     last = rows * QUESTION_USD + 2 * (hanging + shards * concurrency * ROOM) + rows * QUESTION_USD
-    made = [
+    requests = [
         asked(
             root,
             server.url,
@@ -59,7 +59,7 @@ def run(root: Path, server: ChatServer, forkserver: LightForkserver, *, rows: in
         )
         for index in range(shards)
     ]
-    found = Run(made, first_budget=first, last_budget=last)
+    report = Run(requests, first_budget=first, last_budget=last)
     pids: dict[int, int] = {}
     attempts = [0] * shards
     open_shards = set(range(shards))
@@ -69,30 +69,30 @@ def run(root: Path, server: ChatServer, forkserver: LightForkserver, *, rows: in
 
     def start(index: int) -> None:
         attempts[index] += 1
-        request = made[index].model_copy(update={"attempt": attempts[index]})
+        request = requests[index].model_copy(update={"attempt": attempts[index]})
         forkserver.start(f"s{index}-a{attempts[index]}", request)
 
     for index in range(shards):
         start(index)
     while open_shards:
-        _events(forkserver, pids, found, open_shards, waiting, start)
+        _events(forkserver, pids, report, open_shards, waiting, start)
         if waiting and waiting == open_shards:
-            found.charged_at_first_budget = server.ledger.charged.total() * QUESTION_USD
-            made = [one.model_copy(update={"generator_budget_usd": last}) for one in made]
+            report.charged_at_first_budget = server.ledger.charged.total() * QUESTION_USD
+            requests = [one.model_copy(update={"generator_budget_usd": last}) for one in requests]
             waiting.clear()
             for index in sorted(open_shards):
                 start(index)
-        if found.kills < kills and pids and len(server.ledger.charged) >= moments[found.kills]:
+        if report.kills < kills and pids and len(server.ledger.charged) >= moments[report.kills]:
             time.sleep(rng.uniform(0, 0.02))
             os.kill(pids.pop(rng.choice(sorted(pids))), signal.SIGKILL)
-            found.kills += 1
-    found.requests = made
-    found.seconds = time.monotonic() - began
-    return found
+            report.kills += 1
+    report.requests = requests
+    report.seconds = time.monotonic() - began
+    return report
 
 
 def _events(
-    forkserver: LightForkserver, pids: dict[int, int], found: Run, open_shards: set[int], waiting: set[int], start: Any
+    forkserver: LightForkserver, pids: dict[int, int], report: Run, open_shards: set[int], waiting: set[int], start: Any
 ) -> None:
     """Takes note of one start or end, if there is any within a moment."""
     try:
@@ -108,10 +108,10 @@ def _events(
     if code == 0:
         open_shards.discard(index)
     elif code == 75:
-        found.spent_out += 1
+        report.spent_out += 1
         waiting.add(index)
     elif code == 128 + signal.SIGKILL:
         start(index)
     else:
-        found.failures.append(forkserver.log(event["id"]))
+        report.failures.append(forkserver.log(event["id"]))
         open_shards.discard(index)

@@ -70,12 +70,12 @@ def restricted_violations(job: dict[str, Any]) -> list[str]:
     """Where a Job's pods break the Pod Security Standard `restricted`; beyond it, a root file system to write to."""
     spec = job["spec"]["template"]["spec"]
     pod = spec.get("securityContext", {})
-    found = [f"{name} is set" for name in ("hostNetwork", "hostPID", "hostIPC") if spec.get(name)]
+    violations = [f"{name} is set" for name in ("hostNetwork", "hostPID", "hostIPC") if spec.get(name)]
     for volume in spec["volumes"]:
         kinds = set(volume) - {"name"}
         allowed = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected"}
         if not kinds <= allowed | {"secret"}:
-            found.append(f"volume {volume['name']}: {kinds}")
+            violations.append(f"volume {volume['name']}: {kinds}")
     for container in containers(job):
         own = container.get("securityContext", {})
         both = {**pod, **own}
@@ -89,8 +89,8 @@ def restricted_violations(job: dict[str, Any]) -> list[str]:
             "hostPort": not any(port.get("hostPort") for port in container.get("ports", [])),
             "readOnlyRootFilesystem": own.get("readOnlyRootFilesystem") is True,
         }
-        found += [f"{container['name']}: {check}" for check, kept in checks.items() if not kept]
-    return found
+        violations += [f"{container['name']}: {check}" for check, kept in checks.items() if not kept]
+    return violations
 
 
 def job_violations(job: dict[str, Any]) -> list[str]:

@@ -88,31 +88,31 @@ class KwokEnv:
         self.kubectl("patch", "medgr2cycle", name, "--type=merge", "-p", json.dumps(change))
 
     def cycle(self, name: str = "loop") -> Document:
-        found: Document = self._objects.get_namespaced_custom_object(
+        cycle: Document = self._objects.get_namespaced_custom_object(
             "medgr2.io", "v1alpha1", self.namespace, "medgr2cycles", name
         )
-        return found
+        return cycle
 
     def condition(self, kind: str, name: str = "loop") -> Document:
         """A condition; empty when the cycle has none of that kind."""
         conditions = self.cycle(name).get("status", {}).get("conditions", [])
-        return next((found for found in conditions if found["type"] == kind), {})
+        return next((condition for condition in conditions if condition["type"] == kind), {})
 
     def wait(self, kind: str, name: str = "loop", seconds: float = 180) -> Document:
         """The condition, once it is true; shows status and log when it does not come."""
 
         def holds() -> Document | None:
-            found = self.condition(kind, name)
-            return found if found.get("status") == "True" else None
+            condition = self.condition(kind, name)
+            return condition if condition.get("status") == "True" else None
 
         return self._eventually(holds, f"condition {kind} of {name}", name, seconds)
 
     def _eventually(self, check: Callable[[], Document | None], what: str, name: str, seconds: float) -> Document:
         def look() -> Document | None:
             lost, alive = (any(map(ask, self.operators)) for ask in (Operator.lost, Operator.alive))
-            if not (found := check()) and lost and not alive:
+            if not (result := check()) and lost and not alive:
                 pytest.fail(f"the operator has ended by itself; waiting for {what} is in vain")
-            return found
+            return result
 
         try:
             return dict(eventually(look, what, seconds))
@@ -134,8 +134,8 @@ class KwokEnv:
         """The stage's record, once it is in this state; make it one that lasts, or it may be missed."""
 
         def record() -> Document | None:
-            found = self.stage(stage, iteration, name)
-            return found if found.get("state") == state else None
+            stage_record = self.stage(stage, iteration, name)
+            return stage_record if stage_record.get("state") == state else None
 
         return self._eventually(record, f"{stage}@{iteration} of {name} is {state}", name, 120)
 
@@ -154,8 +154,8 @@ class KwokEnv:
 
     def find(self, kind: str, name: str) -> Document | None:
         """An object; None when there is none."""
-        found = self.kubectl("get", kind, name, "-o", "json", "--ignore-not-found")
-        return json.loads(found) if found.strip() else None
+        document = self.kubectl("get", kind, name, "-o", "json", "--ignore-not-found")
+        return json.loads(document) if document.strip() else None
 
     def created_jobs(self) -> list[str]:
         """Names of all Jobs that were ever created here, one entry per creation."""
@@ -205,10 +205,10 @@ def env(
     control_plane: ControlPlane, kwok_cluster: Kwok, crd: str, kubectl: Kubectl, namespace: str, tmp_path: Path
 ) -> Iterator[KwokEnv]:
     """The test's namespace with a claim; the operator is not started yet."""
-    made = KwokEnv(control_plane, kubectl, namespace, tmp_path)
-    made.make_claim()
-    yield made
-    made.close()
+    kwok_env = KwokEnv(control_plane, kubectl, namespace, tmp_path)
+    kwok_env.make_claim()
+    yield kwok_env
+    kwok_env.close()
 
 
 def _annotate(annotations: dict[str, str]) -> Document:

@@ -32,14 +32,14 @@ class NodeEnv:
         self._core = kubernetes.client.CoreV1Api(node.control_plane.client())
 
     def cycle(self, name: str) -> Document:
-        found: Document = self._objects.get_namespaced_custom_object(
+        cycle: Document = self._objects.get_namespaced_custom_object(
             "medgr2.io", "v1alpha1", self.namespace, "medgr2cycles", name
         )
-        return found
+        return cycle
 
     def status(self, name: str) -> Document:
-        found: Document = self.cycle(name).get("status", {})
-        return found
+        status: Document = self.cycle(name).get("status", {})
+        return status
 
     def patch(self, name: str, spec: Document) -> None:
         change = json.dumps({"spec": spec})
@@ -87,10 +87,10 @@ class NodeEnv:
         source = {"hostPath": {"path": str(self.node.folder_for(name))}}
         reserved = {"claimRef": {"namespace": self.namespace, "name": name}}  # nobody else's claim may have it
         volume = {**common, **reserved, "capacity": {"storage": "1Gi"}, **source}
-        wanted = {**common, "resources": {"requests": {"storage": "1Gi"}}, "volumeName": name}
+        claim = {**common, "resources": {"requests": {"storage": "1Gi"}}, "volumeName": name}
         self.kubectl.apply(
             {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": volume},
-            {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": wanted},
+            {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": claim},
         )
 
     def folder(self, claim: str) -> Path:
@@ -102,8 +102,8 @@ class NodeEnv:
     def manifest(self, claim: str, cycle: str, stage: str, iteration: int = 1) -> Document:
         """What a stage published."""
         folder = self.folder(claim) / "cycles" / cycle / "iterations" / f"i{iteration:03d}" / stage
-        found: Document = json.loads((folder / "manifest.json").read_text())
-        return found
+        manifest: Document = json.loads((folder / "manifest.json").read_text())
+        return manifest
 
     def headless_service(self) -> Document | None:
         """The Service by which the pods of a training find each other."""
@@ -118,8 +118,8 @@ class NodeEnv:
         return [pod.metadata.name for pod in pods if pod.status.phase not in ("Succeeded", "Failed")]
 
     def _holds(self, name: str, condition: str) -> bool:
-        found = self.status(name).get("conditions", [])
-        return any((c["type"], c["status"]) == (condition, "True") for c in found)
+        conditions = self.status(name).get("conditions", [])
+        return any((c["type"], c["status"]) == (condition, "True") for c in conditions)
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +150,9 @@ def values(operator_image: str, stage_image: str) -> dict[str, Any]:
 @pytest.fixture
 def node_env(installed: Node) -> Iterator[NodeEnv]:
     """The namespace, empty but for what earlier tests left on its volumes."""
-    found = NodeEnv(installed, NAMESPACE)
-    yield found
-    found.kubectl("delete", "medgr2cycles", "--all", "--wait=false")  # its stages would take the next test's time
+    env = NodeEnv(installed, NAMESPACE)
+    yield env
+    env.kubectl("delete", "medgr2cycles", "--all", "--wait=false")  # its stages would take the next test's time
 
 
 def operator_pods(node: Node) -> list[str]:

@@ -63,19 +63,19 @@ class History:
                 tokens.append(key.token)
 
 
-def same_again(made: Plan, cycle: Cycle, observed: Observed, now: datetime) -> None:
+def same_again(plan: Plan, cycle: Cycle, observed: Observed, now: datetime) -> None:
     """Planning twice gives the same plan, and leaves its input as it was."""
     before = cycle.status.model_dump_json()
-    if planner.plan(cycle, observed, now) != made:
+    if planner.plan(cycle, observed, now) != plan:
         raise Broken("idempotent: the same input gave another plan")
     if cycle.status.model_dump_json() != before:
         raise Broken("pure: planning changed its input")
 
 
-def recorded_first(made: Plan, stored: CycleStatus, observed: Observed) -> None:
+def recorded_first(plan: Plan, stored: CycleStatus, observed: Observed) -> None:
     """A result that the planner saw is in the stored status before it deletes the Job that carries it."""
     ended = {job.uid: job.key for job in observed.jobs if job.state in ENDED}
-    for delete in made.deletes:
+    for delete in plan.deletes:
         key = ended.get(delete.uid)
         for record in stored.stages if key is not None else ():
             if AttemptKey(record.iteration, record.name, record.token, record.attempt) == key:

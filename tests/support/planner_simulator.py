@@ -73,13 +73,13 @@ class PlannerSimulator:
         return Cycle.model_construct(metadata=metadata(self.generation), spec=self.spec, status=self._status_now())
 
     def _status_now(self) -> CycleStatus:
-        told = [
+        stages = [
             stage
             if stage.job_uid or stage.job_name not in self.uids
             else stage.model_copy(update={"job_uid": self.uids[stage.job_name]})
             for stage in self.status.stages
         ]
-        return self.status.model_copy(update={"stages": told})
+        return self.status.model_copy(update={"stages": stages})
 
     def observe(self, cycle: Cycle | None = None, meanwhile: Callable[[], object] = lambda: None) -> Observed:
         """Jobs, then pods, as an executor reads them that has read the cycle before: none that are too old to matter.
@@ -97,29 +97,29 @@ class PlannerSimulator:
         """Asks the planner; twice now and then, which must not matter."""
         now = self.now + timedelta(seconds=self.skew)
         self.plans += 1
-        made = planner.plan(cycle, observed, now)
-        recorded_first(made, cycle.status, observed)
+        plan = planner.plan(cycle, observed, now)
+        recorded_first(plan, cycle.status, observed)
         if self.plans % 16 == 0:
-            same_again(made, cycle, observed, now)
-        return made
+            same_again(plan, cycle, observed, now)
+        return plan
 
-    def apply(self, made: Plan, version: int, crash_after: int | None = None) -> bool:
+    def apply(self, plan: Plan, version: int, crash_after: int | None = None) -> bool:
         """Status, deletes, creates; False: the status write conflicted, so nothing was done."""
-        for action in ("status", *made.deletes, *made.creates)[:crash_after]:
+        for action in ("status", *plan.deletes, *plan.creates)[:crash_after]:
             if isinstance(action, JobDelete):
                 self._delete(action)
             elif isinstance(action, JobCreate):
                 self._create(action)
-            elif not self._write(made.status, version):
+            elif not self._write(plan.status, version):
                 return False
         return True
 
     def reconcile(self) -> Plan:
         """All well: read, plan, apply."""
         cycle = self.cycle()
-        made = self.make_plan(cycle, self.observe(cycle))
-        self.apply(made, self.version)
-        return made
+        plan = self.make_plan(cycle, self.observe(cycle))
+        self.apply(plan, self.version)
+        return plan
 
     def _write(self, status: CycleStatus, version: int) -> bool:
         if self.check_conflicts and version != self.version:

@@ -103,8 +103,8 @@ class PolicyWorkspace:
         return self.request("grpo", {"grpo": grpo}, list(roles), attempt=attempt, name=name)
 
     def preferences(self, **changes: Any) -> StageRequest:
-        wanted = {"prompts": 40, "samplesPerPrompt": 4, "temperature": 1.0, "seedFraction": 0.5, **changes}
-        return self.request("preferences", {"preferences": wanted, "grades": {}}, ["prepare", "curate", "policy"])
+        preferences = {"prompts": 40, "samplesPerPrompt": 4, "temperature": 1.0, "seedFraction": 0.5, **changes}
+        return self.request("preferences", {"preferences": preferences, "grades": {}}, ["prepare", "curate", "policy"])
 
     def context(self, request: StageRequest) -> StageContext[Any]:
         """What the stage's `run` is given."""
@@ -181,8 +181,8 @@ def build(root: Path, images: int = 24) -> PolicyWorkspace:
     def reward(writer: ArtifactWriter) -> None:
         torch.manual_seed(3)
         base = ArtifactReader(root, refs["prepare"]).folder_of("models/policy")
-        made = RewardModel.fresh(base, RewardHead.LAST_TOKEN_AND_LIKELIHOOD, Grades(), base="", train=False)
-        made.save(writer.path("model"), processor)
+        model = RewardModel.fresh(base, RewardHead.LAST_TOKEN_AND_LIKELIHOOD, Grades(), base="", train=False)
+        model.save(writer.path("model"), processor)
 
     publish("prepare", "prepare", prepare)
     publish("curate", "curate", lambda writer: writer.table("training", training))

@@ -33,8 +33,8 @@ class PrepareWorkspace:
         }
 
     def records(self, name: str = "seed") -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads((self.root / name / "questions.json").read_text())
-        return found
+        records: list[dict[str, Any]] = json.loads((self.root / name / "questions.json").read_text())
+        return records
 
     def change(self, row: int, name: str = "seed", **changes: Any) -> None:
         records = self.records(name)

@@ -24,7 +24,7 @@ CYCLE = tiny_cycle(
 class Run(Forked):
     """A `medgr2 run`."""
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.out.read_text()
 
 
@@ -52,7 +52,7 @@ class Workspace:
 
     def run(self, *arguments: str, step: float = 0.002) -> tuple[int, str]:
         process = self.start(*arguments, step=step)
-        return process.wait(600), process.said()
+        return process.wait(600), process.output()
 
     def kill_often(self, seed: int, *arguments: str) -> int:
         """Runs it again and again, each time until a kill -9 at a random moment; how many there were before its end."""

@@ -48,75 +48,75 @@ _PERMANENT = 4
 # -- planner runs ------------------------------------------------------------------------------------------------------
 
 
-def reconcile(w: PlannerSimulator, a: int, b: int) -> None:
+def reconcile(sim: PlannerSimulator, a: int, b: int) -> None:
     """All well: read, plan, apply."""
-    w.reconcile()
+    sim.reconcile()
 
 
-def reconcile_crash(w: PlannerSimulator, a: int, b: int) -> None:
+def reconcile_crash(sim: PlannerSimulator, a: int, b: int) -> None:
     """The operator dies after any single action."""
-    cycle = w.cycle()
-    made = w.make_plan(cycle, w.observe(cycle))
-    w.apply(made, w.version, crash_after=a % (2 + len(made.deletes) + len(made.creates)))
-    w.uids.clear()
+    cycle = sim.cycle()
+    plan = sim.make_plan(cycle, sim.observe(cycle))
+    sim.apply(plan, sim.version, crash_after=a % (2 + len(plan.deletes) + len(plan.creates)))
+    sim.uids.clear()
 
 
-def reconcile_slow(w: PlannerSimulator, a: int, b: int) -> None:
+def reconcile_slow(sim: PlannerSimulator, a: int, b: int) -> None:
     """The simulator goes on between any two readings, and before the plan is applied."""
-    version, cycle = w.version, w.cycle()
-    _something(w, a // 3 + b)
-    made = w.make_plan(cycle, w.observe(cycle, lambda: (_something(w, a), _something(w, a // 5 + b))))
-    _something(w, b)
-    w.apply(made, version)
+    version, cycle = sim.version, sim.cycle()
+    _something(sim, a // 3 + b)
+    plan = sim.make_plan(cycle, sim.observe(cycle, lambda: (_something(sim, a), _something(sim, a // 5 + b))))
+    _something(sim, b)
+    sim.apply(plan, version)
 
 
-def reconcile_old_cycle(w: PlannerSimulator, a: int, b: int) -> None:
+def reconcile_old_cycle(sim: PlannerSimulator, a: int, b: int) -> None:
     """A planner that read the cycle long ago, and the simulator just now; its status write has to conflict."""
-    if w.old_cycles:
-        version, cycle = w.old_cycles[a % len(w.old_cycles)]
-        w.apply(w.make_plan(cycle, w.observe(cycle)), version)
+    if sim.old_cycles:
+        version, cycle = sim.old_cycles[a % len(sim.old_cycles)]
+        sim.apply(sim.make_plan(cycle, sim.observe(cycle)), version)
 
 
 # -- what happens in the cluster --------------------------------------------------------------------------------------
 
 
-def admit(w: PlannerSimulator, a: int, b: int) -> None:
+def admit(sim: PlannerSimulator, a: int, b: int) -> None:
     """A queued Job gets its quota and its pod."""
-    job = _pick(w, a, lambda job: job.state is JobState.QUEUED and not job.deleting)
+    job = _pick(sim, a, lambda job: job.state is JobState.QUEUED and not job.deleting)
     if job is not None:
-        one_writer(job.key, w.pods.values())
-        job.state, job.started = JobState.RUNNING, w.now
-        w.counter += 1
-        pod = SimPod(f"{job.name}-{w.counter}", job)
-        w.pods[pod.name] = pod
+        one_writer(job.key, sim.pods.values())
+        job.state, job.started = JobState.RUNNING, sim.now
+        sim.counter += 1
+        pod = SimPod(f"{job.name}-{sim.counter}", job)
+        sim.pods[pod.name] = pod
 
 
-def requeue(w: PlannerSimulator, a: int, b: int) -> None:
+def requeue(sim: PlannerSimulator, a: int, b: int) -> None:
     """The queue takes the quota back; the pod may need a while to go."""
-    job = _pick(w, a, lambda job: job.state is JobState.RUNNING and not job.deleting)
+    job = _pick(sim, a, lambda job: job.state is JobState.RUNNING and not job.deleting)
     if job is not None:
         job.state, job.started = JobState.QUEUED, None
-        w.release(job, linger=bool(b % 2))
+        sim.release(job, linger=bool(b % 2))
 
 
-def advance(w: PlannerSimulator, a: int, b: int) -> None:
+def advance(sim: PlannerSimulator, a: int, b: int) -> None:
     """A stage makes progress; whether the checkpoint moved shows at its end."""
-    job = _pick(w, a, lambda job: job.state is JobState.RUNNING)
+    job = _pick(sim, a, lambda job: job.state is JobState.RUNNING)
     if job is not None:
         job.step += b % 50
 
 
-def succeed(w: PlannerSimulator, a: int, b: int) -> None:
+def succeed(sim: PlannerSimulator, a: int, b: int) -> None:
     """A running stage publishes and ends; its result may be lost with the pod."""
-    job = _pick(w, a, lambda job: job.state is JobState.RUNNING)
+    job = _pick(sim, a, lambda job: job.state is JobState.RUNNING)
     if job is not None:
-        w.finish(job, 0, "", w.publish(job) if b % 8 else None)
-        w.release(job, linger=b % 4 == 3)
+        sim.finish(job, 0, "", sim.publish(job) if b % 8 else None)
+        sim.release(job, linger=b % 4 == 3)
 
 
-def fail(w: PlannerSimulator, a: int, b: int) -> None:
+def fail(sim: PlannerSimulator, a: int, b: int) -> None:
     """A running stage ends in one of all the ways there are."""
-    job = _pick(w, a, lambda job: job.state is JobState.RUNNING)
+    job = _pick(sim, a, lambda job: job.state is JobState.RUNNING)
     if job is not None:
         rows = len(FAILURES) if b % 5 == 0 else len(FAILURES) - _PERMANENT
         code, reason, progressed = FAILURES[(b // 5) % rows]
@@ -127,104 +127,104 @@ def fail(w: PlannerSimulator, a: int, b: int) -> None:
             result = StageResult.model_construct(
                 exit_code=code, checkpoint_step=job.step if progressed else -1, usage=usage
             )
-        w.finish(job, code, reason, result)
-        w.release(job, linger=b % 4 == 3)
+        sim.finish(job, code, reason, result)
+        sim.release(job, linger=b % 4 == 3)
 
 
-def vanish(w: PlannerSimulator, a: int, b: int) -> None:
+def vanish(sim: PlannerSimulator, a: int, b: int) -> None:
     """Someone deletes a Job; its pods may outlive it."""
-    job = _pick(w, a, lambda job: True)
+    job = _pick(sim, a, lambda job: True)
     if job is not None:
-        del w.jobs[job.name]
-        w.release(job, linger=b % 3 > 0)
+        del sim.jobs[job.name]
+        sim.release(job, linger=b % 3 > 0)
 
 
-def finish_delete(w: PlannerSimulator, a: int, b: int) -> None:
+def finish_delete(sim: PlannerSimulator, a: int, b: int) -> None:
     """A Job that is being deleted: its stage checkpoints, fails or even succeeds; the Job may show that, or go."""
-    job = _pick(w, a, lambda job: job.deleting)
+    job = _pick(sim, a, lambda job: job.deleting)
     if job is None:
         return
     if job.state not in ENDED and b % 3 == 0:
         if b % 2 and job.state is JobState.RUNNING:
-            w.finish(job, 0, "", w.publish(job))
+            sim.finish(job, 0, "", sim.publish(job))
         else:
-            w.finish(job, 85, "", StageResult.model_construct(exit_code=85, checkpoint_step=job.step))
-        w.release(job, linger=False)
+            sim.finish(job, 85, "", StageResult.model_construct(exit_code=85, checkpoint_step=job.step))
+        sim.release(job, linger=False)
         return
-    del w.jobs[job.name]
-    w.release(job, linger=b % 4 == 3)
+    del sim.jobs[job.name]
+    sim.release(job, linger=b % 4 == 3)
 
 
-def end_pod(w: PlannerSimulator, a: int, b: int) -> None:
+def end_pod(sim: PlannerSimulator, a: int, b: int) -> None:
     """A pod without use ends; one whose Job vanished may still publish."""
-    pods = [pod for pod in w.pods.values() if pod.terminating or pod.job.name not in w.jobs]
+    pods = [pod for pod in sim.pods.values() if pod.terminating or pod.job.name not in sim.jobs]
     if pods:
         pod = pods[a % len(pods)]
         if b % 4 == 0 and pod.job.state is JobState.RUNNING:
-            w.publish(pod.job)
-        del w.pods[pod.name]
+            sim.publish(pod.job)
+        del sim.pods[pod.name]
 
 
-def pass_time(w: PlannerSimulator, a: int, b: int) -> None:
+def pass_time(sim: PlannerSimulator, a: int, b: int) -> None:
     """Time passes."""
-    w.now += timedelta(seconds=1 + (a % 16) ** 2 * 4)
+    sim.now += timedelta(seconds=1 + (a % 16) ** 2 * 4)
 
 
-def jump(w: PlannerSimulator, a: int, b: int) -> None:
+def jump(sim: PlannerSimulator, a: int, b: int) -> None:
     """Somebody sets the clock, forward or back."""
-    w.skew = (0.0, 3600.0, -3600.0, 90_000.0, 0.5, -5.0)[a % 6]
+    sim.skew = (0.0, 3600.0, -3600.0, 90_000.0, 0.5, -5.0)[a % 6]
 
 
 # -- people ------------------------------------------------------------------------------------------------------------
 
 
-def edit(w: PlannerSimulator, a: int, b: int) -> None:
+def edit(sim: PlannerSimulator, a: int, b: int) -> None:
     """An edit of the spec."""
     stage = StageRef(iteration=1, stage="sft")
-    rate = w.spec.policy.sft.model_copy(update={"learning_rate": 1e-5 * (1 + b % 2)})
+    rate = sim.spec.policy.sft.model_copy(update={"learning_rate": 1e-5 * (1 + b % 2)})
     changes: dict[str, Any] = (
-        {"suspend": not w.spec.suspend},
+        {"suspend": not sim.spec.suspend},
         {"suspend": False},
-        {"approved": [] if stage in w.spec.approved else [stage]},
-        {"iterations": min(w.spec.iterations + 1, 3)},
-        {"policy": w.spec.policy.model_copy(update={"sft": rate})},
+        {"approved": [] if stage in sim.spec.approved else [stage]},
+        {"iterations": min(sim.spec.iterations + 1, 3)},
+        {"policy": sim.spec.policy.model_copy(update={"sft": rate})},
         {"max_parallel_stages": 1 + b % 4},
-        {"budget": type(w.spec.budget)()},
+        {"budget": type(sim.spec.budget)()},
     )[a % 7]
-    w.set_spec(changes)
+    sim.set_spec(changes)
 
 
-def restart(w: PlannerSimulator, a: int, b: int) -> None:
+def restart(sim: PlannerSimulator, a: int, b: int) -> None:
     """Somebody wants a stage again."""
     names = list(stage_names())
-    if len(w.status.restart_tokens) < 4:
-        wish = RestartFrom.model_construct(iteration=b % 3, stage=names[a % len(names)], token=f"t{w.generation}")
-        w.set_spec({"restart_from": wish})
+    if len(sim.status.restart_tokens) < 4:
+        wish = RestartFrom.model_construct(iteration=b % 3, stage=names[a % len(names)], token=f"t{sim.generation}")
+        sim.set_spec({"restart_from": wish})
 
 
-def stranger(w: PlannerSimulator, a: int, b: int) -> None:
+def stranger(sim: PlannerSimulator, a: int, b: int) -> None:
     """Another's Job has the name that ours would get; or goes away."""
-    if w.strangers:
-        w.strangers.clear()
+    if sim.strangers:
+        sim.strangers.clear()
     else:
         name = stage_names()[a % len(stage_names())]
         iteration = 0 if name == "prepare" else 1
-        taken = job_name(w.cycle().metadata.name, "uid-1", AttemptKey(iteration, name, "", 1 + b % 2))
-        if taken not in w.jobs:
-            w.strangers.add(taken)
+        taken = job_name(sim.cycle().metadata.name, "uid-1", AttemptKey(iteration, name, "", 1 + b % 2))
+        if taken not in sim.jobs:
+            sim.strangers.add(taken)
 
 
 # -- small things ------------------------------------------------------------------------------------------------------
 
 
-def _something(w: PlannerSimulator, a: int) -> None:
+def _something(sim: PlannerSimulator, a: int) -> None:
     moves = (admit, succeed, fail, finish_delete, end_pod, vanish, requeue)
-    moves[a % len(moves)](w, a // 7, a // 3)
+    moves[a % len(moves)](sim, a // 7, a // 3)
 
 
-def _pick(w: PlannerSimulator, a: int, wanted: Any) -> SimJob | None:
-    found = [job for job in w.jobs.values() if wanted(job)]
-    return found[a % len(found)] if found else None
+def _pick(sim: PlannerSimulator, a: int, matches: Any) -> SimJob | None:
+    jobs = [job for job in sim.jobs.values() if matches(job)]
+    return jobs[a % len(jobs)] if jobs else None
 
 
 #: Every move and how often it is made.

@@ -23,94 +23,94 @@ def make_simulator(**changes: Any) -> PlannerSimulator:
     return PlannerSimulator(make_spec(**{"iterations": 1, **changes}))
 
 
-def reconcile(w: PlannerSimulator, times: int = 1) -> Plan:
+def reconcile(sim: PlannerSimulator, times: int = 1) -> Plan:
     """Planner rounds; the last plan."""
     for _ in range(times):
-        made = w.reconcile()
-    return made
+        plan = sim.reconcile()
+    return plan
 
 
-def job(w: PlannerSimulator, name: str, iteration: int = 1) -> SimJob:
+def job(sim: PlannerSimulator, name: str, iteration: int = 1) -> SimJob:
     """The newest Job of a stage."""
-    found = [j for j in w.jobs.values() if j.key.name == name and j.key.iteration == iteration]
-    return max(found, key=lambda j: int(j.uid.rsplit("-", 1)[1]))
+    jobs = [j for j in sim.jobs.values() if j.key.name == name and j.key.iteration == iteration]
+    return max(jobs, key=lambda j: int(j.uid.rsplit("-", 1)[1]))
 
 
-def record(w: PlannerSimulator, name: str, iteration: int = 1) -> StageStatus:
+def record(sim: PlannerSimulator, name: str, iteration: int = 1) -> StageStatus:
     """A stage's record in the stored status."""
-    return next(r for r in w.status.stages if r.name == name and r.iteration == iteration)
+    return next(r for r in sim.status.stages if r.name == name and r.iteration == iteration)
 
 
-def condition(w: PlannerSimulator, kind: str) -> Condition:
+def condition(sim: PlannerSimulator, kind: str) -> Condition:
     """A condition of the stored status."""
-    return next(c for c in w.status.conditions if c.type == kind)
+    return next(c for c in sim.status.conditions if c.type == kind)
 
 
-def run(w: PlannerSimulator, found: SimJob) -> SimJob:
+def run(sim: PlannerSimulator, sim_job: SimJob) -> SimJob:
     """Lets a queued Job run, and the planner see it."""
     simulator_events.admit(
-        w, [j for j in w.jobs.values() if j.state is JobState.QUEUED and not j.deleting].index(found), 0
+        sim, [j for j in sim.jobs.values() if j.state is JobState.QUEUED and not j.deleting].index(sim_job), 0
     )
-    w.reconcile()
-    return found
+    sim.reconcile()
+    return sim_job
 
 
-def succeed(w: PlannerSimulator, found: SimJob, *, readable: bool = True, **result: Any) -> None:
+def succeed(sim: PlannerSimulator, sim_job: SimJob, *, readable: bool = True, **result: Any) -> None:
     """A Job succeeds."""
-    told = w.publish(found).model_copy(update=result)
-    found.started = found.started or w.now
-    w.finish(found, 0, "", told if readable else None)
-    w.release(found, linger=False)
+    outcome = sim.publish(sim_job).model_copy(update=result)
+    sim_job.started = sim_job.started or sim.now
+    sim.finish(sim_job, 0, "", outcome if readable else None)
+    sim.release(sim_job, linger=False)
 
 
-def fail(w: PlannerSimulator, found: SimJob, code: int | None, reason: str = "", **result: Any) -> None:
+def fail(sim: PlannerSimulator, sim_job: SimJob, code: int | None, reason: str = "", **result: Any) -> None:
     """A Job fails."""
-    told = StageResult(exit_code=code, **result) if code is not None else None
-    w.finish(found, code, reason, told)
-    w.release(found, linger=False)
+    outcome = StageResult(exit_code=code, **result) if code is not None else None
+    sim.finish(sim_job, code, reason, outcome)
+    sim.release(sim_job, linger=False)
 
 
-def until(w: PlannerSimulator, name: str, iteration: int = 1) -> SimJob:
+def until(sim: PlannerSimulator, name: str, iteration: int = 1) -> SimJob:
     """Everything else succeeds until this stage's Job exists."""
     for _ in range(60):
-        w.reconcile()
-        for found in list(w.jobs.values()):
-            if found.key.name == name and found.key.iteration == iteration:
-                if found.state not in ENDED:
-                    return found
-            elif found.state not in ENDED and not found.deleting:
-                succeed(w, found)
-    raise AssertionError(f"{name}@{iteration} never started: {w.status.conditions}")
+        sim.reconcile()
+        for sim_job in list(sim.jobs.values()):
+            if sim_job.key.name == name and sim_job.key.iteration == iteration:
+                if sim_job.state not in ENDED:
+                    return sim_job
+            elif sim_job.state not in ENDED and not sim_job.deleting:
+                succeed(sim, sim_job)
+    raise AssertionError(f"{name}@{iteration} never started: {sim.status.conditions}")
 
 
-def finish(w: PlannerSimulator) -> None:
+def finish(sim: PlannerSimulator) -> None:
     """Everything succeeds until the cycle has ended."""
     for _ in range(300):
-        w.reconcile()
-        if w.status.completion_time is not None:
+        sim.reconcile()
+        if sim.status.completion_time is not None:
             return
-        for found in list(w.jobs.values()):
-            if found.state not in ENDED and not found.deleting:
-                succeed(w, found)
-    raise AssertionError(f"did not finish: {w.status.conditions}")
+        for sim_job in list(sim.jobs.values()):
+            if sim_job.state not in ENDED and not sim_job.deleting:
+                succeed(sim, sim_job)
+    raise AssertionError(f"did not finish: {sim.status.conditions}")
 
 
-def wait(w: PlannerSimulator, seconds: float) -> None:
+def wait(sim: PlannerSimulator, seconds: float) -> None:
     """Time passes."""
-    w.now += timedelta(seconds=seconds)
+    sim.now += timedelta(seconds=seconds)
 
 
-def live(w: PlannerSimulator) -> set[str]:
+def live(sim: PlannerSimulator) -> set[str]:
     """Stages with an attempt that has not ended."""
     active = (AttemptState.PENDING, AttemptState.RUNNING, AttemptState.TERMINATING)
-    return {f"{r.name}@{r.iteration}" for r in w.status.stages if r.attempt and r.state in active}
+    return {f"{r.name}@{r.iteration}" for r in sim.status.stages if r.attempt and r.state in active}
 
 
-def edit(w: PlannerSimulator, **changes: Any) -> None:
+def edit(sim: PlannerSimulator, **changes: Any) -> None:
     """Somebody edits the spec."""
-    w.set_spec(changes)
+    sim.set_spec(changes)
 
 
-def restart(w: PlannerSimulator, stage: str, iteration: int, token: str) -> None:
+def restart(sim: PlannerSimulator, stage: str, iteration: int, token: str) -> None:
     """Somebody wants a stage again."""
-    edit(w, restart_from=RestartFrom(iteration=iteration, stage=stage, token=token))
+    edit(sim, restart_from=RestartFrom(iteration=iteration, stage=stage, token=token))

@@ -66,8 +66,8 @@ def cluster_helm(own_cluster: ControlPlane, home: str, team: str, tmp_path: Path
     """Helm as admin of the chart's cluster; what a test left installed, CRD included, goes before its namespaces."""
     helm = Helm(tmp_path, own_cluster.kubeconfig)
     yield helm
-    for found in json.loads(helm("list", "--all", "--all-namespaces", "--output", "json")):
-        helm("uninstall", found["name"], "--namespace", found["namespace"])
+    for release in json.loads(helm("list", "--all", "--all-namespaces", "--output", "json")):
+        helm("uninstall", release["name"], "--namespace", release["namespace"])
     own_cluster.kubectl("delete", "crd", "medgr2cycles.medgr2.io", "--ignore-not-found", "--timeout=60s")
 
 

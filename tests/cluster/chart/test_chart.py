@@ -118,9 +118,9 @@ def test_kubeconform(helm: Helm, schemas: Schemas, full_chart: Path, case: str) 
 @EACH
 def test_the_api_server_takes_it(helm: Helm, api: ControlPlane, full_chart: Path, case: str) -> None:
     documents = yaml.safe_dump_all(helm.template(CASES[case], chart=full_chart))
-    said = api.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=documents)
-    assert "Warning" not in said
-    assert said.count("(server dry run)") == len(list(yaml.safe_load_all(documents)))
+    output = api.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=documents)
+    assert "Warning" not in output
+    assert output.count("(server dry run)") == len(list(yaml.safe_load_all(documents)))
 
 
 def test_one_namespace_needs_nothing_of_the_cluster(helm: Helm) -> None:
@@ -183,9 +183,9 @@ def _without_schema(value: Any, schema: Document, path: str) -> list[str]:
         return []
     known = schema["properties"]
     return [f"{path}.{name}" for name in value if name not in known] + [
-        found
+        nested
         for name in value.keys() & known.keys()
-        for found in _without_schema(value[name], known[name], f"{path}.{name}")
+        for nested in _without_schema(value[name], known[name], f"{path}.{name}")
     ]
 
 
@@ -195,18 +195,18 @@ def _open(schema: Document, path: str) -> list[str]:
     if known is None:
         return []
     here = [] if schema.get("additionalProperties") is False else [path]
-    return here + [found for name, item in known.items() for found in _open(item, f"{path}.{name}")]
+    return here + [nested for name, item in known.items() for nested in _open(item, f"{path}.{name}")]
 
 
 def test_the_operator_understands_its_environment(helm: Helm) -> None:
-    told = from_environment(environment(only(helm.template({}), "Deployment"), "pod-0"))
+    settings = from_environment(environment(only(helm.template({}), "Deployment"), "pod-0"))
     here = {"namespace": "medgr2", "identity": "pod-0"}
-    assert told == Settings.model_validate({**Settings().model_dump(), **here})
+    assert settings == Settings.model_validate({**Settings().model_dump(), **here})
     values = {"watchNamespaces": ["a", "b"], "workers": 3, "resyncSeconds": 7200, "port": 9090, "logLevel": "DEBUG"}
-    told = from_environment(environment(only(helm.template(CASES["everything"] | values), "Deployment"), "pod-0"))
-    assert (told.watched, told.workers, told.resync_seconds) == (("a", "b"), 3, 7200)
-    assert (told.port, told.log_level, told.lease_name) == (9090, "DEBUG", "medgr2")
-    assert (told.image, told.image_pull_policy) == ("registry.example/jobs:1.2-cu128", "Always")
+    settings = from_environment(environment(only(helm.template(CASES["everything"] | values), "Deployment"), "pod-0"))
+    assert (settings.watched, settings.workers, settings.resync_seconds) == (("a", "b"), 3, 7200)
+    assert (settings.port, settings.log_level, settings.lease_name) == (9090, "DEBUG", "medgr2")
+    assert (settings.image, settings.image_pull_policy) == ("registry.example/jobs:1.2-cu128", "Always")
 
 
 def test_no_service_looks_like_a_setting(helm: Helm) -> None:
@@ -239,7 +239,7 @@ def test_stages_are_closed_but_for_training(helm: Helm) -> None:
     assert peer == {"podSelector": policy["spec"]["podSelector"]}, "pods of the same namespace"
 
     def opened(port: int) -> bool:
-        return any(found["port"] <= port <= found["endPort"] for found in training["ports"])
+        return any(entry["port"] <= port <= entry["endPort"] for entry in training["ports"])
 
     closed = {port for port in range(1024, 65536) if not opened(port)}
     assert closed == {vllm_sidecar.PORT, RenderSettings(image="x").progress_port}

@@ -28,8 +28,8 @@ PASSING = {"events", "events.events.k8s.io", "apiservices.apiregistration.k8s.io
 def things(cluster: ControlPlane) -> set[Thing]:
     """Kind, namespace and name of everything in the cluster."""
     kinds = cluster.kubectl("api-resources", "--verbs=list", "-o", "name").split()
-    found = json.loads(cluster.kubectl("get", ",".join(set(kinds) - PASSING), "-A", "-o", "json"))["items"]
-    return {(f["kind"], f["metadata"].get("namespace", ""), f["metadata"]["name"]) for f in found}
+    items = json.loads(cluster.kubectl("get", ",".join(set(kinds) - PASSING), "-A", "-o", "json"))["items"]
+    return {(f["kind"], f["metadata"].get("namespace", ""), f["metadata"]["name"]) for f in items}
 
 
 def test_install_upgrade_uninstall(
@@ -141,8 +141,8 @@ def test_viewers_and_editors(own_cluster: ControlPlane, cluster_helm: Helm, home
 
     def may(user: str, verb: str, *subresource: str) -> bool:
         what = ("auth", "can-i", verb, "medgr2cycles", *subresource, f"--as={user}", "-n", team)
-        said = own_cluster.kubectl(*what, check=False)
-        return said.strip() == "yes"
+        output = own_cluster.kubectl(*what, check=False)
+        return output.strip() == "yes"
 
     eventually(lambda: may("view", "watch") and may("edit", "create"), "the roles are aggregated")
     assert [may("view", verb) for verb in ("get", "create", "delete")] == [True, False, False]

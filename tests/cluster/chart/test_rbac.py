@@ -202,14 +202,14 @@ def progress(env: ChartEnv) -> None:
 
 
 @contextmanager
-def telling(said: Progress) -> Iterator[None]:
+def telling(progress: Progress) -> Iterator[None]:
     """A stage's own port, at the address of a pod."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(said.model_dump_json(by_alias=True).encode())
+            self.wfile.write(progress.model_dump_json(by_alias=True).encode())
 
         def log_message(self, *arguments: object) -> None:
             """Says nothing."""
@@ -238,8 +238,8 @@ def wake(env: ChartEnv, name: str) -> None:
 
 def given_up(env: ChartEnv, pod: str) -> bool:
     """Whether the pod was deleted without grace."""
-    found = env.find("pod", pod)
-    return found is None or found["metadata"].get("deletionGracePeriodSeconds") == 0
+    manifest = env.find("pod", pod)
+    return manifest is None or manifest["metadata"].get("deletionGracePeriodSeconds") == 0
 
 
 def counts(env: ChartEnv, name: str, reason: str) -> list[int]:

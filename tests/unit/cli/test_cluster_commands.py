@@ -85,12 +85,12 @@ def test_without_the_client_it_says_what_to_install() -> None:
 
 def test_a_broken_kubeconfig_is_named(tmp_path: Path) -> None:
     path = tmp_path / "config"
-    for text, said in (("{", "while parsing"), ("clusters: []", "Expected key current-context"), ("", "NoneType")):
+    for text, message in (("{", "while parsing"), ("clusters: []", "Expected key current-context"), ("", "NoneType")):
         path.write_text(text)
         done = runner.invoke(app, ["suspend", "loop", "--kubeconfig", str(path)])
         assert done.exit_code == 2
         assert str(path) in done.output
-        assert said in done.output
+        assert message in done.output
 
 
 def test_a_cluster_that_does_not_answer_may_come_back(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_stages_are_read_or_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "said", "text", "code"),
+    ("status", "message", "text", "code"),
     [
         (
             403,
@@ -147,8 +147,8 @@ def test_stages_are_read_or_refused() -> None:
         (503, "down", "down", 75),
     ],
 )
-def test_errors_of_the_api_server(status: int, said: str, text: str, code: int) -> None:
-    assert explain(ApiError(said, status)) == (text, code)
+def test_errors_of_the_api_server(status: int, message: str, text: str, code: int) -> None:
+    assert explain(ApiError(message, status)) == (text, code)
 
 
 def stage(name: str, iteration: int, state: str, **more: Any) -> dict[str, Any]:
@@ -252,13 +252,13 @@ STORY: dict[str, Any] = {
 }  # fmt: skip
 
 
-def told(capsys: pytest.CaptureFixture[str], **changes: Any) -> list[str]:
+def printed_lineage(capsys: pytest.CaptureFixture[str], **changes: Any) -> list[str]:
     assert lineage.print_lineage(json.dumps({**STORY, **changes}).encode(), False) == 0
     return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
 
 
 def test_a_story_in_words(capsys: pytest.CaptureFixture[str]) -> None:
-    assert told(capsys) == [
+    assert printed_lineage(capsys) == [
         "t001-000042-03 of cycle loop, iteration 1",
         "image CT, ward: 7.png, images/ab/ab.png",
         "prompt Direct, template feedfeedfeed",
@@ -273,13 +273,13 @@ def test_a_story_in_words(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_stories_that_end_early(capsys: pytest.CaptureFixture[str]) -> None:
-    rejected = told(capsys, keep=False, reasons=["below_threshold"], seenBy=[])
+    rejected = printed_lineage(capsys, keep=False, reasons=["below_threshold"], seenBy=[])
     assert rejected[-2:] == ["decision rejected: below_threshold", "seen by no policy so far"]
-    assert told(capsys, score=None, scoredBy=None, keep=None, seenBy=[])[-3:-1] == [
+    assert printed_lineage(capsys, score=None, scoredBy=None, keep=None, seenBy=[])[-3:-1] == [
         "score none so far",
         "decision none so far",
     ]
-    broken = told(capsys, outcome="unparsable", keep=False, reasons=["outcome:unparsable"])
+    broken = printed_lineage(capsys, outcome="unparsable", keep=False, reasons=["outcome:unparsable"])
     assert broken[-2:] == ["outcome unparsable", "decision rejected: outcome:unparsable"]
 
 

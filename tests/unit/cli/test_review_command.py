@@ -57,10 +57,10 @@ def test_both_programs_have_it() -> None:
 
 
 def test_out_and_back_and_what_to_do_next(workspace: Path, tmp_path: Path) -> None:
-    code, said = invoke("export", "loop", tmp_path, "--iteration", 1, "--format", "csv", "-w", workspace)
+    code, output = invoke("export", "loop", tmp_path, "--iteration", 1, "--format", "csv", "-w", workspace)
     assert code == 0
     folder = tmp_path / "loop-i001-triplets"
-    assert f"{folder}/triplets.csv: 2 triplets of curate@1" in said
+    assert f"{folder}/triplets.csv: 2 triplets of curate@1" in output
     assert sorted(path.name for path in folder.iterdir()) == ["images", "index.html", "triplets.csv"]
     with (folder / "triplets.csv").open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -70,15 +70,15 @@ def test_out_and_back_and_what_to_do_next(workspace: Path, tmp_path: Path) -> No
         writer = csv.DictWriter(stream, list(rows[0]), delimiter=";")
         writer.writeheader()
         writer.writerows(rows)
-    code, said = invoke("import", "loop", back, "--iteration", 1, "-w", workspace)
+    code, output = invoke("import", "loop", back, "--iteration", 1, "-w", workspace)
     assert code == 0
     (written,) = (workspace / "reviews").iterdir()
     (decision,) = map(json.loads, written.read_text().splitlines())
     assert {key: decision[key] for key in ("triplet_id", "veto", "reason", "by")} == {
         "triplet_id": "t1", "veto": True, "reason": "not b, but a; see above", "by": "Jane",
     }  # fmt: skip
-    assert f"  reviews: [{{iteration: 1, sha256: {written.stem}}}]\n" in said
-    assert f"medgr2 run CYCLE.yaml --workspace {workspace} --restart-from curate@1" in said
+    assert f"  reviews: [{{iteration: 1, sha256: {written.stem}}}]\n" in output
+    assert f"medgr2 run CYCLE.yaml --workspace {workspace} --restart-from curate@1" in output
     spec = resolve(
         CycleSpec.model_validate({**make_spec().dump(), "reviews": [{"iteration": 1, "sha256": written.stem}]})
     )
@@ -89,10 +89,10 @@ def test_out_and_back_and_what_to_do_next(workspace: Path, tmp_path: Path) -> No
 def test_what_cannot_be_done_is_one_line_and_leaves_nothing(workspace: Path, tmp_path: Path) -> None:
     back = tmp_path / "back.jsonl"
     back.write_text('{"triplet_id": "t7", "veto": true}\n')
-    code, said = invoke("import", "loop", back, "--iteration", 1, "-w", workspace)
+    code, output = invoke("import", "loop", back, "--iteration", 1, "-w", workspace)
     assert code == 65
-    assert said.startswith("back.jsonl:1: no candidate 't7'")
-    assert said.count("\n") == 1
+    assert output.startswith("back.jsonl:1: no candidate 't7'")
+    assert output.count("\n") == 1
     assert not (workspace / "reviews").exists()
     here = tmp_path / "here"
     here.mkdir()
@@ -102,13 +102,13 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(workspace: Path, tmp
         (("export", "loop", here / "no" / "where", "--iteration", 1), 2, "no such folder"),
         (("import", "loop", tmp_path / "none.csv", "--iteration", 1), 2, "No such file"),
     ):
-        code, said = invoke(*arguments, "-w", workspace)
-        assert (code, words in said, said.count("\n")) == (expected, True, 1), said
+        code, output = invoke(*arguments, "-w", workspace)
+        assert (code, words in output, output.count("\n")) == (expected, True, 1), output
     for image in workspace.glob("images/*/*.png"):
         image.unlink()
-    code, said = invoke("export", "loop", here, "--iteration", 1, "-w", workspace)
+    code, output = invoke("export", "loop", here, "--iteration", 1, "-w", workspace)
     assert code == 65
-    assert "missing from the image store" in said
+    assert "missing from the image store" in output
     assert list(here.iterdir()) == []
 
 

@@ -22,16 +22,16 @@ from medgr2_operator.cli.unpack import BadArchiveError, Unpacker
 def workspace(tmp_path: Path) -> Path:
     """A report behind a link, as a cycle has it, and links of every kind beside it."""
     root = tmp_path / "workspace"
-    made = root / "artifacts/report/abc/a1"
-    (made / "figures").mkdir(parents=True)
-    (made / "report.md").write_text("# 0.871\n")
-    (made / "figures/accuracy.png").write_bytes(bytes(range(256)) * 5000)
-    (made / "empty").mkdir()
-    (made / "same.md").symlink_to("report.md")
-    (made / "all").symlink_to("figures")
-    (made / "images").symlink_to("../../../../images")
-    (made / "shadow").symlink_to("/etc/shadow")
-    os.link(made / "report.md", made / "twice.md")
+    report = root / "artifacts/report/abc/a1"
+    (report / "figures").mkdir(parents=True)
+    (report / "report.md").write_text("# 0.871\n")
+    (report / "figures/accuracy.png").write_bytes(bytes(range(256)) * 5000)
+    (report / "empty").mkdir()
+    (report / "same.md").symlink_to("report.md")
+    (report / "all").symlink_to("figures")
+    (report / "images").symlink_to("../../../../images")
+    (report / "shadow").symlink_to("/etc/shadow")
+    os.link(report / "report.md", report / "twice.md")
     (root / "images").mkdir()
     (root / "cycles/loop").mkdir(parents=True)
     (root / "cycles/loop/report").symlink_to("../../artifacts/report/abc/a1")
@@ -45,10 +45,10 @@ def pieces(data: bytes, size: int) -> Iterator[bytes]:
 
 def archive_of(root: Path, path: str) -> tuple[bytes, str]:
     stream = io.BytesIO()
-    told = export(root, path, stream)
-    assert told.sha256 == hashlib.sha256(stream.getvalue()).hexdigest()
-    assert told.bytes == len(stream.getvalue())
-    return stream.getvalue(), told.sha256
+    summary = export(root, path, stream)
+    assert summary.sha256 == hashlib.sha256(stream.getvalue()).hexdigest()
+    assert summary.bytes == len(stream.getvalue())
+    return stream.getvalue(), summary.sha256
 
 
 def unpack(data: bytes, target: Path, sha256: str = "", size: int = 4097, *, replace: bool = False) -> None:
@@ -66,17 +66,17 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_folder_arrives_as_it_is(workspace: Path, tmp_path: Path, size: int) -> None:
     data, sha256 = archive_of(workspace, "cycles/loop/report")
     unpack(data, tmp_path / "got", sha256, size)
-    made = workspace / "artifacts/report/abc/a1"
+    report = workspace / "artifacts/report/abc/a1"
     expected = ("report.md", "figures/accuracy.png", "same.md", "twice.md")
-    assert files(tmp_path / "got") == {name: (made / name).read_bytes() for name in expected}
+    assert files(tmp_path / "got") == {name: (report / name).read_bytes() for name in expected}
     assert (tmp_path / "got/empty").is_dir()
     assert not any(path.is_symlink() for path in (tmp_path / "got").rglob("*"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["got", "workspace"]
 
 
 def test_links_that_lead_elsewhere_are_left_out_and_told(workspace: Path) -> None:
-    told = export(workspace, "cycles/loop/report", io.BytesIO())
-    assert (told.left_out, told.left_out_count, told.files) == (["all", "images", "shadow"], 3, 4)
+    summary = export(workspace, "cycles/loop/report", io.BytesIO())
+    assert (summary.left_out, summary.left_out_count, summary.files) == (["all", "images", "shadow"], 3, 4)
 
 
 def test_a_file_arrives_as_a_file(workspace: Path, tmp_path: Path) -> None:
@@ -126,9 +126,9 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", content: by
 
 def archive(*members: Callable[..., None]) -> bytes:
     stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w|") as made:
+    with tarfile.open(fileobj=stream, mode="w|") as tar:
         for add in members:
-            add(made)
+            add(tar)
     return stream.getvalue()
 
 

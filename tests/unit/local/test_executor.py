@@ -15,19 +15,18 @@ from medgr2_api.cycle import Cycle
 from medgr2_api.scheduling import DeepSpeed, StageSettings
 from medgr2_api.stage_contract import Progress, StageRequest, StageResult
 from medgr2_api.status import Phase, StageStatus
-from medgr2_operator.local import executor
 from medgr2_operator.local.executor import Executor, RunObserver
 
 
-def record(made: Executor, name: str) -> StageStatus:
-    return next(found for found in made.cycle.status.stages if found.name == name and found.iteration == 1)
+def record(executor: Executor, name: str) -> StageStatus:
+    return next(stage for stage in executor.cycle.status.stages if stage.name == name and stage.iteration == 1)
 
 
 def test_stages_are_told_their_shard_their_threads_and_where_secrets_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, processes = make_executor(tmp_path, monkeypatch, ok, threads=3, secrets=tmp_path / "secrets")
-    assert run_executors(made) is Phase.COMPLETE
+    executor, processes = make_executor(tmp_path, monkeypatch, ok, threads=3, secrets=tmp_path / "secrets")
+    assert run_executors(executor) is Phase.COMPLETE
     asked = [request for request in processes.requests.values() if request.stage == "generate"]
     assert [(request.shard.index, request.shard.count) for request in asked] == [(0, 2), (1, 2)]
     assert {request.threads for request in processes.requests.values()} == {3}
@@ -37,24 +36,24 @@ def test_stages_are_told_their_shard_their_threads_and_where_secrets_are(
 
 
 def test_trainings_are_told_their_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, processes = make_executor(tmp_path, monkeypatch, ok)
+    executor, processes = make_executor(tmp_path, monkeypatch, ok)
     several = StageSettings(name="sft", num_proc_per_node=2, deepspeed=DeepSpeed.ZERO2)
-    spec = made.cycle.spec.model_copy(update={"stages": [*made.cycle.spec.stages, several]})
-    made.cycle = made.cycle.model_copy(update={"spec": spec})
-    assert run_executors(made) is Phase.COMPLETE
+    spec = executor.cycle.spec.model_copy(update={"stages": [*executor.cycle.spec.stages, several]})
+    executor.cycle = executor.cycle.model_copy(update={"spec": spec})
+    assert run_executors(executor) is Phase.COMPLETE
     for name, environment in processes.environments.items():
-        told = (environment.get("MEDGR2_NUM_PROC_PER_NODE"), environment.get("MEDGR2_DEEPSPEED"))
-        assert told == (("2", "Zero2") if processes.requests[name].stage == "sft" else (None, None))
+        variables = (environment.get("MEDGR2_NUM_PROC_PER_NODE"), environment.get("MEDGR2_DEEPSPEED"))
+        assert variables == (("2", "Zero2") if processes.requests[name].stage == "sft" else (None, None))
 
 
 def test_shards_count_as_one_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, processes = make_executor(tmp_path, monkeypatch, lambda request: ok(request, usage={"generatorUSD": 1.5}))
-    assert run_executors(made) is Phase.COMPLETE
+    executor, processes = make_executor(tmp_path, monkeypatch, lambda request: ok(request, usage={"generatorUSD": 1.5}))
+    assert run_executors(executor) is Phase.COMPLETE
     together = whole("generate", 1, 2)
-    assert record(made, "generate").output_digest == together
+    assert record(executor, "generate").output_digest == together
     (score,) = (request for request in processes.requests.values() if request.stage == "score")
     assert score.inputs["candidates"].output_digest == together
-    assert made.cycle.status.usage.generator_usd == 1.5 * len(processes.requests)
+    assert executor.cycle.status.usage.generator_usd == 1.5 * len(processes.requests)
 
 
 def test_a_permanent_failure_outranks_the_checkpoint_of_another_shard(
@@ -67,10 +66,10 @@ def test_a_permanent_failure_outranks_the_checkpoint_of_another_shard(
             return failed(request, 85, "Checkpointed")
         return failed(request, 65, "DataError", "row 7: is empty")
 
-    made, _ = make_executor(tmp_path, monkeypatch, behave)
-    assert run_executors(made) is Phase.FAILED
-    assert record(made, "generate").message == "row 7: is empty"
-    assert made.failure_exit_code == 65
+    executor, _ = make_executor(tmp_path, monkeypatch, behave)
+    assert run_executors(executor) is Phase.FAILED
+    assert record(executor, "generate").message == "row 7: is empty"
+    assert executor.failure_exit_code == 65
 
 
 def test_a_shard_without_a_readable_result_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +77,7 @@ def test_a_shard_without_a_readable_result_is_collected(tmp_path: Path, monkeypa
         lost = request.stage == "generate" and request.shard.index == 1 and not request.collect
         return None if lost else ok(request)
 
-    made, processes = make_executor(tmp_path, monkeypatch, behave)
+    executor, processes = make_executor(tmp_path, monkeypatch, behave)
     begin = processes.start
 
     def start(name: str, env: dict[str, str], log: Path) -> None:
@@ -87,9 +86,9 @@ def test_a_shard_without_a_readable_result_is_collected(tmp_path: Path, monkeypa
             processes.end(name, 0, '{"exitCode"')
 
     monkeypatch.setattr(processes, "start", start)
-    assert run_executors(made) is Phase.COMPLETE
+    assert run_executors(executor) is Phase.COMPLETE
     assert any(request.collect for request in processes.requests.values())
-    assert record(made, "generate").output_digest == whole("generate", 1, 2)
+    assert record(executor, "generate").output_digest == whole("generate", 1, 2)
 
 
 class Interrupts(RunObserver):
@@ -123,11 +122,11 @@ def ignore_sigterm(processes: FakeProcesses) -> None:
 
 def test_the_second_interrupt_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     observer = Interrupts(again=True)
-    made, processes = make_executor(tmp_path, monkeypatch, lambda request: None, observer)
-    observer.executor, observer.processes = made, processes
+    executor, processes = make_executor(tmp_path, monkeypatch, lambda request: None, observer)
+    observer.executor, observer.processes = executor, processes
     ignore_sigterm(processes)
     began = time.monotonic()
-    run_executors(made)
+    run_executors(executor)
     assert time.monotonic() - began < 100, "it did not wait for the end of the grace period, which is five minutes"
     assert [number for _, number in processes.signals] == [signal.SIGTERM, signal.SIGKILL]
 
@@ -136,13 +135,13 @@ def test_a_stage_that_does_not_stop_is_killed_after_the_grace_period(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     observer = Interrupts(again=False)
-    made, processes = make_executor(tmp_path, monkeypatch, lambda request: None, observer)
-    observer.executor, observer.processes = made, processes
+    executor, processes = make_executor(tmp_path, monkeypatch, lambda request: None, observer)
+    observer.executor, observer.processes = executor, processes
     ignore_sigterm(processes)
     # a minute passes at every look at the clock; after a day and a half there is no more time
     clock = iter(range(0, 2000 * 60, 60))
-    monkeypatch.setattr(executor, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
-    run_executors(made)
+    monkeypatch.setattr("medgr2_operator.local.executor.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    run_executors(executor)
     assert [number for _, number in processes.signals][:1] == [signal.SIGTERM]
     assert processes.signals[-1][1] == signal.SIGKILL
 
@@ -154,17 +153,17 @@ def test_what_a_killed_run_left_behind_is_taken_and_not_done_again(
     def killed(request: StageRequest) -> StageResult:
         raise KeyboardInterrupt
 
-    made, processes = make_executor(tmp_path, monkeypatch, killed)
+    executor, processes = make_executor(tmp_path, monkeypatch, killed)
     with pytest.raises(KeyboardInterrupt):
-        run_executors(made)
+        run_executors(executor)
     ((name, request),) = processes.requests.items()
     left = failed(request, 65, "DataError", "row 7: is empty") if code else ok(request)
     processes.end(name, code, left.to_termination_message())
 
-    made, processes = make_executor(tmp_path, monkeypatch, ok)
-    assert run_executors(made) is (Phase.FAILED if code else Phase.COMPLETE)
+    executor, processes = make_executor(tmp_path, monkeypatch, ok)
+    assert run_executors(executor) is (Phase.FAILED if code else Phase.COMPLETE)
     assert "prepare" not in {request.stage for request in processes.requests.values()}
-    assert made.failure_exit_code == code
+    assert executor.failure_exit_code == code
 
 
 def test_progress_is_that_of_the_slowest_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +171,7 @@ def test_progress_is_that_of_the_slowest_shard(tmp_path: Path, monkeypatch: pyte
 
     class ProgressRecorder(RunObserver):
         def on_plan(self, cycle: Cycle) -> None:
-            shown = [found.progress for found in cycle.status.stages if found.progress is not None]
+            shown = [stage.progress for stage in cycle.status.stages if stage.progress is not None]
             seen.extend(shown)
             if shown:
                 for name, request in processes.requests.items():
@@ -188,8 +187,8 @@ def test_progress_is_that_of_the_slowest_shard(tmp_path: Path, monkeypatch: pyte
         path.write_text(Progress(phase="ask", step=9 - 4 * request.shard.index, total=10).model_dump_json())
         return None
 
-    made, processes = make_executor(tmp_path, monkeypatch, behave, ProgressRecorder())
-    assert run_executors(made) is Phase.COMPLETE
+    executor, processes = make_executor(tmp_path, monkeypatch, behave, ProgressRecorder())
+    assert run_executors(executor) is Phase.COMPLETE
     assert seen[0].step == 5
 
 
@@ -200,8 +199,8 @@ def test_only_prepare_may_reach_the_hub_and_only_if_the_user_lets_it(
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     if users:
         monkeypatch.setenv("HF_HUB_OFFLINE", users)
-    made, processes = make_executor(tmp_path, monkeypatch, ok)
-    run_executors(made)
+    executor, processes = make_executor(tmp_path, monkeypatch, ok)
+    run_executors(executor)
     for name, environment in processes.environments.items():
         prepare = processes.requests[name].stage == "prepare"
         assert environment.get("HF_HUB_OFFLINE") == ((users or "0") if prepare else None)

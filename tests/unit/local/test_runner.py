@@ -67,8 +67,8 @@ def test_while_one_cycle_makes_an_artifact_the_other_waits_for_it(
     assert second.phase is Phase.COMPLETE
     assert makers(processes, "prepare") == ["first", "second"], "the second one finds what the first made"
     for running in slow.together:
-        wanted = [(request.stage, request.input_hash, request.shard.index) for request in running]
-        assert len(set(wanted)) == len(wanted), wanted
+        artifacts = [(request.stage, request.input_hash, request.shard.index) for request in running]
+        assert len(set(artifacts)) == len(artifacts), artifacts
     both = [running for running in slow.together if {request.cycle.name for request in running} == {"first", "second"}]
     assert both, "apart from that they run side by side"
 
@@ -140,9 +140,9 @@ def test_leaving_ends_all_cycles_also_one_that_waits(tmp_path: Path, monkeypatch
 def test_a_forkserver_that_is_gone_when_a_stage_is_to_start_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    notices: list[str] = []
     first, second, processes = pair(tmp_path, monkeypatch, ok)
-    monkeypatch.setattr(first.observer, "on_notice", told.append)
+    monkeypatch.setattr(first.observer, "on_notice", notices.append)
     begin, deaths = processes.start, iter([True, False, True])
 
     def start(name: str, env: dict[str, str], log: Path) -> None:
@@ -153,4 +153,4 @@ def test_a_forkserver_that_is_gone_when_a_stage_is_to_start_is_replaced(
     monkeypatch.setattr(processes, "start", start)
     run_executors(first, second)
     assert (first.phase, second.phase) == (Phase.COMPLETE, Phase.COMPLETE)
-    assert told == ["the forkserver ended; starting another"] * 2
+    assert notices == ["the forkserver ended; starting another"] * 2

@@ -21,9 +21,9 @@ def stored(root: Path) -> Cycle:
     first = merge(cycle(), None)
     first = first.model_copy(update={"status": CycleStatus(phase=Phase.RUNNING)})
     StateFile(root, "loop").save(first)
-    found = StateFile(root, "loop").load()
-    assert found == first
-    return found
+    loaded = StateFile(root, "loop").load()
+    assert loaded == first
+    return loaded
 
 
 def test_the_status_stays_and_the_generation_counts_changes(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_the_status_stays_and_the_generation_counts_changes(tmp_path: Path) -> N
     same, changed = merge(cycle(), before), merge(cycle(iterations=3), before)
     assert same.status == changed.status == before.status
     assert same.metadata.uid == changed.metadata.uid == before.metadata.uid != ""
-    assert [found.metadata.generation for found in (before, same, changed)] == [1, 1, 2]
+    assert [merged.metadata.generation for merged in (before, same, changed)] == [1, 1, 2]
     assert changed.spec.iterations == 3
 
 

@@ -27,7 +27,7 @@ def roles(graph: Graph, text: str) -> dict[str, str]:
 
 
 def names(graph: Graph) -> set[str]:
-    return {str(found) for found in graph.nodes}
+    return {str(stage) for stage in graph.nodes}
 
 
 ITERATION = ("generate", "score", "curate", "sft", "grpo", "preferences", "reward", "evaluate", "report")
@@ -79,9 +79,9 @@ def test_edges(stage: str, expected: dict[str, str]) -> None:
 
 
 def test_report_reads_everything_so_far() -> None:
-    found = roles(graph_of(), "report@2")
-    assert found.pop("prepare") == "prepare@0"
-    assert found == {
+    inputs = roles(graph_of(), "report@2")
+    assert inputs.pop("prepare") == "prepare@0"
+    assert inputs == {
         f"{name}-{t}": f"{name}@{t}"
         for name, first in (
             *(("evaluate", 0), ("reward", 0), ("generate", 1), ("curate", 1)),
@@ -172,7 +172,7 @@ def test_report_reads_models_that_were_not_promoted_too() -> None:
 
 def test_reach() -> None:
     graph = graph_of()
-    reached = {str(found) for found in graph.reach(key("grpo@1"))}
+    reached = {str(stage) for stage in graph.reach(key("grpo@1"))}
     assert reached == {
         *("grpo@1", "preferences@1", "reward@1", "evaluate@1", "report@1"),
         *(f"{name}@2" for name in ITERATION if name != "generate"),

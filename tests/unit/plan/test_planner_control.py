@@ -30,168 +30,168 @@ from medgr2_operator.plan.types import JobState
 
 
 def test_suspend_and_resume() -> None:
-    w = make_simulator()
-    run(w, until(w, "sft"))
-    wait(w, 100)
-    edit(w, suspend=True)
-    made = reconcile(w)
-    assert [(d.key.name, d.reason) for d in made.deletes] == [("sft", "Suspended")]
-    assert (w.status.phase, condition(w, "Suspended").status) == (Phase.SUSPENDED, "True")
-    w.obey()
-    reconcile(w, 2)
-    stopped = record(w, "sft")
+    sim = make_simulator()
+    run(sim, until(sim, "sft"))
+    wait(sim, 100)
+    edit(sim, suspend=True)
+    planned = reconcile(sim)
+    assert [(d.key.name, d.reason) for d in planned.deletes] == [("sft", "Suspended")]
+    assert (sim.status.phase, condition(sim, "Suspended").status) == (Phase.SUSPENDED, "True")
+    sim.obey()
+    reconcile(sim, 2)
+    stopped = record(sim, "sft")
     assert (stopped.state, stopped.reason) == (AttemptState.GONE, "Suspended")
     assert (stopped.retries, stopped.infra_restarts) == (0, 0)
-    edit(w, suspend=False)
-    (create,) = reconcile(w).creates
+    edit(sim, suspend=False)
+    (create,) = reconcile(sim).creates
     assert (create.key.attempt, create.resumes) == (2, True)
 
 
 def test_the_deadline_stands_still_while_suspended() -> None:
-    w = make_simulator(activeDeadlineSeconds=1000)
-    assert reconcile(w).requeue_after == 1000
-    wait(w, 400)
-    edit(w, suspend=True)
-    reconcile(w)
-    wait(w, 100_000)
-    edit(w, suspend=False)
-    w.obey()
-    reconcile(w, 3)
-    wait(w, 599)
-    reconcile(w)
-    assert w.status.phase is Phase.RUNNING
-    wait(w, 1)
-    reconcile(w)
-    w.obey()
-    reconcile(w, 2)
-    assert condition(w, "Failed").reason == "DeadlineExceeded"
+    sim = make_simulator(activeDeadlineSeconds=1000)
+    assert reconcile(sim).requeue_after == 1000
+    wait(sim, 400)
+    edit(sim, suspend=True)
+    reconcile(sim)
+    wait(sim, 100_000)
+    edit(sim, suspend=False)
+    sim.obey()
+    reconcile(sim, 3)
+    wait(sim, 599)
+    reconcile(sim)
+    assert sim.status.phase is Phase.RUNNING
+    wait(sim, 1)
+    reconcile(sim)
+    sim.obey()
+    reconcile(sim, 2)
+    assert condition(sim, "Failed").reason == "DeadlineExceeded"
 
 
 def test_an_intent_of_a_suspended_cycle_is_given_up() -> None:
-    w = make_simulator()
-    w.apply(plan(w.cycle(), w.observe(), w.now), w.version, crash_after=1)
-    edit(w, suspend=True)
-    reconcile(w, 2)
-    assert record(w, "prepare", 0).state is AttemptState.GONE
-    edit(w, suspend=False)
-    reconcile(w)
-    assert job(w, "prepare", 0).key.attempt == 2
+    sim = make_simulator()
+    sim.apply(plan(sim.cycle(), sim.observe(), sim.now), sim.version, crash_after=1)
+    edit(sim, suspend=True)
+    reconcile(sim, 2)
+    assert record(sim, "prepare", 0).state is AttemptState.GONE
+    edit(sim, suspend=False)
+    reconcile(sim)
+    assert job(sim, "prepare", 0).key.attempt == 2
 
 
 def test_pause_and_approve() -> None:
-    w = make_simulator(pauseBefore=["sft"])
+    sim = make_simulator(pauseBefore=["sft"])
     for _ in range(12):
-        reconcile(w)
-        for found in list(w.jobs.values()):
-            if found.state is JobState.QUEUED:
-                succeed(w, found)
-    assert w.status.phase is Phase.PAUSED
-    assert condition(w, "Progressing").message == "waits for approval: sft@1"
-    edit(w, approved=[StageRef(iteration=1, stage="sft")])
-    reconcile(w)
-    assert live(w) == {"sft@1"}
+        reconcile(sim)
+        for sim_job in list(sim.jobs.values()):
+            if sim_job.state is JobState.QUEUED:
+                succeed(sim, sim_job)
+    assert sim.status.phase is Phase.PAUSED
+    assert condition(sim, "Progressing").message == "waits for approval: sft@1"
+    edit(sim, approved=[StageRef(iteration=1, stage="sft")])
+    reconcile(sim)
+    assert live(sim) == {"sft@1"}
 
 
 def test_a_stage_that_has_begun_is_not_paused() -> None:
-    w = make_simulator()
-    fail(w, run(w, until(w, "sft")), 1)
-    edit(w, pause_before=["sft"])
-    reconcile(w)
-    wait(w, 60)
-    assert reconcile(w).creates
+    sim = make_simulator()
+    fail(sim, run(sim, until(sim, "sft")), 1)
+    edit(sim, pause_before=["sft"])
+    reconcile(sim)
+    wait(sim, 60)
+    assert reconcile(sim).creates
 
 
 def test_gpu_budget_suspends_until_it_is_raised() -> None:
-    w = make_simulator(budget={"gpuHours": 1}, stages=[{"name": "sft", **GPU}])
-    run(w, until(w, "sft"))
-    assert reconcile(w).requeue_after == 900
-    wait(w, 900)
-    made = reconcile(w)
-    assert [d.reason for d in made.deletes] == ["BudgetExceeded"]
-    w.obey()
-    reconcile(w)
-    assert condition(w, "Suspended").reason == "BudgetExceeded"
-    edit(w, budget=w.spec.budget.model_copy(update={"gpu_hours": 2}))
-    assert reconcile(w).creates
+    sim = make_simulator(budget={"gpuHours": 1}, stages=[{"name": "sft", **GPU}])
+    run(sim, until(sim, "sft"))
+    assert reconcile(sim).requeue_after == 900
+    wait(sim, 900)
+    planned = reconcile(sim)
+    assert [d.reason for d in planned.deletes] == ["BudgetExceeded"]
+    sim.obey()
+    reconcile(sim)
+    assert condition(sim, "Suspended").reason == "BudgetExceeded"
+    edit(sim, budget=sim.spec.budget.model_copy(update={"gpu_hours": 2}))
+    assert reconcile(sim).creates
 
 
 def test_money_budget_fails_when_asked_to() -> None:
-    w = make_simulator(iterations=2, budget={"generatorUSD": 0.5, "onExceeded": "Fail"})
+    sim = make_simulator(iterations=2, budget={"generatorUSD": 0.5, "onExceeded": "Fail"})
     for _ in range(40):
-        reconcile(w)
-        w.obey()
-        for found in list(w.jobs.values()):
-            if found.state is JobState.QUEUED:
-                succeed(w, found)
-    assert condition(w, "Failed").reason == "BudgetExceeded"
+        reconcile(sim)
+        sim.obey()
+        for sim_job in list(sim.jobs.values()):
+            if sim_job.state is JobState.QUEUED:
+                succeed(sim, sim_job)
+    assert condition(sim, "Failed").reason == "BudgetExceeded"
 
 
 def test_a_spent_money_budget_stops_nothing_that_is_free() -> None:
-    w = make_simulator(budget={"generatorUSD": 0.5})
-    finish(w)
-    assert w.status.phase is Phase.COMPLETE
-    assert w.status.usage.generator_usd == 0.5
+    sim = make_simulator(budget={"generatorUSD": 0.5})
+    finish(sim)
+    assert sim.status.phase is Phase.COMPLETE
+    assert sim.status.usage.generator_usd == 0.5
 
 
 def test_generate_is_told_the_whole_budget_and_nobody_else_is() -> None:
-    w = make_simulator(iterations=2, budget={"generatorUSD": 4.5}, stages=[{"name": "generate", "shards": 2}])
-    assert until(w, "generate", 1).request.generator_budget_usd == 4.5
-    succeed(w, job(w, "generate", 1))
-    assert until(w, "sft", 1).request.generator_budget_usd is None
-    assert until(w, "generate", 2).request.generator_budget_usd == 4.5
+    sim = make_simulator(iterations=2, budget={"generatorUSD": 4.5}, stages=[{"name": "generate", "shards": 2}])
+    assert until(sim, "generate", 1).request.generator_budget_usd == 4.5
+    succeed(sim, job(sim, "generate", 1))
+    assert until(sim, "sft", 1).request.generator_budget_usd is None
+    assert until(sim, "generate", 2).request.generator_budget_usd == 4.5
 
 
 def test_what_all_attempts_paid_is_counted_once() -> None:
-    w = make_simulator(budget={"generatorUSD": 4.5})
+    sim = make_simulator(budget={"generatorUSD": 4.5})
     for total in (0.2, 0.2, 0.7):
-        found = run(w, until(w, "generate", 1))
-        w.finish(found, 1, "", StageResult(exit_code=1, usage={"generatorUSD": total}))
-        w.release(found, linger=False)
-        reconcile(w)
-        assert w.status.usage.generator_usd == pytest.approx(total)
-        wait(w, 600)
-    succeed(w, until(w, "generate", 1))
-    reconcile(w)
-    assert w.status.usage.generator_usd == pytest.approx(0.7), "its own account, 0.5, is less than it told before"
+        sim_job = run(sim, until(sim, "generate", 1))
+        sim.finish(sim_job, 1, "", StageResult(exit_code=1, usage={"generatorUSD": total}))
+        sim.release(sim_job, linger=False)
+        reconcile(sim)
+        assert sim.status.usage.generator_usd == pytest.approx(total)
+        wait(sim, 600)
+    succeed(sim, until(sim, "generate", 1))
+    reconcile(sim)
+    assert sim.status.usage.generator_usd == pytest.approx(0.7), "its own account, 0.5, is less than it told before"
 
 
-def _spend_all(w: PlannerSimulator) -> None:
-    found = run(w, until(w, "generate", 1))
-    told = StageResult(exit_code=75, reason="BudgetSpent", message="4.4 of 4.5", usage={"generatorUSD": 4.4})
-    w.finish(found, 75, "", told)
-    w.release(found, linger=False)
-    reconcile(w)
-    w.obey()
-    reconcile(w)
+def _spend_all(sim: PlannerSimulator) -> None:
+    sim_job = run(sim, until(sim, "generate", 1))
+    result = StageResult(exit_code=75, reason="BudgetSpent", message="4.4 of 4.5", usage={"generatorUSD": 4.4})
+    sim.finish(sim_job, 75, "", result)
+    sim.release(sim_job, linger=False)
+    reconcile(sim)
+    sim.obey()
+    reconcile(sim)
 
 
 def test_a_stage_that_cannot_pay_its_next_question_suspends_the_cycle_until_the_budget_is_raised() -> None:
-    w = make_simulator(budget={"generatorUSD": 4.5})
-    _spend_all(w)
-    assert condition(w, "Suspended").reason == "BudgetExceeded"
-    assert "4.40 of 4.5" in condition(w, "Suspended").message
-    assert w.status.usage.app_retries == w.status.usage.infra_restarts == 0
-    wait(w, 3600)
-    assert not reconcile(w).creates
-    edit(w, budget=w.spec.budget.model_copy(update={"generator_usd": 9}))
-    (made,) = reconcile(w).creates
-    assert (made.key.attempt, made.request.generator_budget_usd) == (2, 9)
+    sim = make_simulator(budget={"generatorUSD": 4.5})
+    _spend_all(sim)
+    assert condition(sim, "Suspended").reason == "BudgetExceeded"
+    assert "4.40 of 4.5" in condition(sim, "Suspended").message
+    assert sim.status.usage.app_retries == sim.status.usage.infra_restarts == 0
+    wait(sim, 3600)
+    assert not reconcile(sim).creates
+    edit(sim, budget=sim.spec.budget.model_copy(update={"generator_usd": 9}))
+    (create,) = reconcile(sim).creates
+    assert (create.key.attempt, create.request.generator_budget_usd) == (2, 9)
 
 
 def test_a_stage_that_cannot_pay_its_next_question_fails_the_cycle_when_asked_to() -> None:
-    w = make_simulator(budget={"generatorUSD": 4.5, "onExceeded": "Fail"})
-    _spend_all(w)
-    assert condition(w, "Failed").reason == "BudgetExceeded"
+    sim = make_simulator(budget={"generatorUSD": 4.5, "onExceeded": "Fail"})
+    _spend_all(sim)
+    assert condition(sim, "Failed").reason == "BudgetExceeded"
 
 
 def test_while_a_pod_may_still_pay_no_other_iteration_asks() -> None:
     for budget, waits in (({"generatorUSD": 4.5}, True), ({}, False)):
-        w = make_simulator(iterations=2, budget=budget)
-        found = run(w, until(w, "generate", 2))
-        restart(w, "generate", 1, "again")
-        reconcile(w, 2)
-        again = [job for job in w.jobs.values() if job.key.token == "again"]
+        sim = make_simulator(iterations=2, budget=budget)
+        sim_job = run(sim, until(sim, "generate", 2))
+        restart(sim, "generate", 1, "again")
+        reconcile(sim, 2)
+        again = [job for job in sim.jobs.values() if job.key.token == "again"]
         assert bool(again) is not waits
-        succeed(w, found)
-        reconcile(w, 2)
-        assert ("again", 1) in {(job.key.token, job.key.iteration) for job in w.jobs.values()}
+        succeed(sim, sim_job)
+        reconcile(sim, 2)
+        assert ("again", 1) in {(job.key.token, job.key.iteration) for job in sim.jobs.values()}

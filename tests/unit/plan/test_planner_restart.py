@@ -22,85 +22,85 @@ from medgr2_operator.plan.types import AttemptKey
 
 
 def test_restart_runs_a_stage_and_what_is_made_from_it_again() -> None:
-    w = make_simulator(iterations=2)
-    finish(w)
-    kept = {str(s): record(w, s, 1).output_digest for s in ("generate", "curate", "sft")}
-    restart(w, "grpo", 1, "again")
-    reconcile(w)
-    assert w.status.phase is Phase.RUNNING
-    reset = {f"{r.name}@{r.iteration}" for r in w.status.stages if r.token == "again"}
+    sim = make_simulator(iterations=2)
+    finish(sim)
+    kept = {str(s): record(sim, s, 1).output_digest for s in ("generate", "curate", "sft")}
+    restart(sim, "grpo", 1, "again")
+    reconcile(sim)
+    assert sim.status.phase is Phase.RUNNING
+    reset = {f"{r.name}@{r.iteration}" for r in sim.status.stages if r.token == "again"}
     assert "generate@2" not in reset
     assert {"grpo@1", "evaluate@1", "reward@1", "score@2", "sft@2", "report@2"} <= reset
-    finish(w)
-    assert {str(s): record(w, s, 1).output_digest for s in ("generate", "curate", "sft")} == kept
-    assert job(w, "grpo", 1).request.token == "again"
-    assert w.history.created[AttemptKey(1, "grpo", "again", 1)] == 1
-    assert w.status.restart_tokens == ["again"]
-    made = reconcile(w)
-    assert not made.creates, "a token acts once"
+    finish(sim)
+    assert {str(s): record(sim, s, 1).output_digest for s in ("generate", "curate", "sft")} == kept
+    assert job(sim, "grpo", 1).request.token == "again"
+    assert sim.history.created[AttemptKey(1, "grpo", "again", 1)] == 1
+    assert sim.status.restart_tokens == ["again"]
+    planned = reconcile(sim)
+    assert not planned.creates, "a token acts once"
 
 
 def test_restart_changes_the_input_hash() -> None:
-    w = make_simulator()
-    finish(w)
-    before = record(w, "grpo").input_hash
-    restart(w, "grpo", 1, "a")
-    finish(w)
-    assert record(w, "grpo").input_hash != before
+    sim = make_simulator()
+    finish(sim)
+    before = record(sim, "grpo").input_hash
+    restart(sim, "grpo", 1, "a")
+    finish(sim)
+    assert record(sim, "grpo").input_hash != before
 
 
 def test_restart_stops_what_runs_first() -> None:
-    w = make_simulator()
-    found = run(w, until(w, "sft"))
-    restart(w, "curate", 1, "a")
-    made = reconcile(w)
-    assert [(d.key, d.reason) for d in made.deletes] == [(found.key, "Superseded")]
-    reconcile(w, 3)
-    assert live(w) == {"curate@1"}
-    simulator_events.finish_delete(w, 0, 1)
-    assert until(w, "sft").key == AttemptKey(1, "sft", "a", 1)
+    sim = make_simulator()
+    sim_job = run(sim, until(sim, "sft"))
+    restart(sim, "curate", 1, "a")
+    planned = reconcile(sim)
+    assert [(d.key, d.reason) for d in planned.deletes] == [(sim_job.key, "Superseded")]
+    reconcile(sim, 3)
+    assert live(sim) == {"curate@1"}
+    simulator_events.finish_delete(sim, 0, 1)
+    assert until(sim, "sft").key == AttemptKey(1, "sft", "a", 1)
 
 
 def test_restart_of_what_waits_for_its_own_pod() -> None:
-    w = make_simulator()
-    run(w, until(w, "sft"))
-    restart(w, "sft", 1, "a")
-    made = reconcile(w, 3)
-    assert not made.creates, "the old attempt may still be writing"
-    w.obey()
-    assert reconcile(w).creates
+    sim = make_simulator()
+    run(sim, until(sim, "sft"))
+    restart(sim, "sft", 1, "a")
+    planned = reconcile(sim, 3)
+    assert not planned.creates, "the old attempt may still be writing"
+    sim.obey()
+    assert reconcile(sim).creates
 
 
 def test_restart_reopens_a_failed_cycle() -> None:
-    w = make_simulator()
-    fail(w, run(w, until(w, "sft")), 65)
-    reconcile(w, 2)
-    assert w.status.phase is Phase.FAILED
-    restart(w, "sft", 1, "fixed")
-    finish(w)
-    assert w.status.phase is Phase.COMPLETE
-    assert condition(w, "Failed").status == "False"
+    sim = make_simulator()
+    fail(sim, run(sim, until(sim, "sft")), 65)
+    reconcile(sim, 2)
+    assert sim.status.phase is Phase.FAILED
+    restart(sim, "sft", 1, "fixed")
+    finish(sim)
+    assert sim.status.phase is Phase.COMPLETE
+    assert condition(sim, "Failed").status == "False"
 
 
 def test_restart_forgets_the_scores_that_it_repeats() -> None:
-    w = make_simulator()
-    finish(w)
-    assert {s.iteration for s in w.status.scores} == {0, 1}
-    restart(w, "sft", 1, "a")
-    reconcile(w)
-    assert {s.iteration for s in w.status.scores} == {0}
+    sim = make_simulator()
+    finish(sim)
+    assert {s.iteration for s in sim.status.scores} == {0, 1}
+    restart(sim, "sft", 1, "a")
+    reconcile(sim)
+    assert {s.iteration for s in sim.status.scores} == {0}
 
 
 def test_restart_before_anything_ran_marks_the_stage() -> None:
-    w = make_simulator()
-    restart(w, "sft", 1, "mine")
-    assert until(w, "sft").request.token == "mine"
+    sim = make_simulator()
+    restart(sim, "sft", 1, "mine")
+    assert until(sim, "sft").request.token == "mine"
 
 
 def test_restart_of_a_stage_that_is_not_there_is_told_once() -> None:
-    w = make_simulator(stages=[{"name": "grpo", "enabled": False}])
-    finish(w)
-    restart(w, "grpo", 1, "a")
-    assert [e.reason for e in reconcile(w).events] == ["RestartIgnored"]
-    assert not reconcile(w).events
-    assert w.status.phase is Phase.COMPLETE
+    sim = make_simulator(stages=[{"name": "grpo", "enabled": False}])
+    finish(sim)
+    restart(sim, "grpo", 1, "a")
+    assert [e.reason for e in reconcile(sim).events] == ["RestartIgnored"]
+    assert not reconcile(sim).events
+    assert sim.status.phase is Phase.COMPLETE

@@ -12,33 +12,33 @@ def test_everything_is_read_at_first() -> None:
 
 
 def test_two_iterations_are_kept_in_sight() -> None:
-    w = make_simulator(iterations=4)
-    until(w, "report", 4)
-    assert oldest_iteration(w.cycle()) == 3
-    finish(w)
-    assert oldest_iteration(w.cycle()) == 3
+    sim = make_simulator(iterations=4)
+    until(sim, "report", 4)
+    assert oldest_iteration(sim.cycle()) == 3
+    finish(sim)
+    assert oldest_iteration(sim.cycle()) == 3
 
 
 def test_a_stage_that_has_not_succeeded_keeps_its_iteration_in_sight() -> None:
-    w = make_simulator(iterations=5)
-    evaluate = run(w, until(w, "evaluate", 1))
+    sim = make_simulator(iterations=5)
+    evaluate = run(sim, until(sim, "evaluate", 1))
     for _ in range(60):
-        for found in list(w.jobs.values()):
-            if found is not evaluate and found.state not in ("Succeeded", "Failed"):
-                succeed(w, found)
-        reconcile(w)
-    assert max(found.key.iteration for found in w.jobs.values()) >= 3, "the loop went on without it"
-    assert oldest_iteration(w.cycle()) == 1
-    fail(w, evaluate, 75)
-    reconcile(w)
-    assert oldest_iteration(w.cycle()) == 1
-    assert job(w, "evaluate", 1).key.attempt == 1
+        for sim_job in list(sim.jobs.values()):
+            if sim_job is not evaluate and sim_job.state not in ("Succeeded", "Failed"):
+                succeed(sim, sim_job)
+        reconcile(sim)
+    assert max(sim_job.key.iteration for sim_job in sim.jobs.values()) >= 3, "the loop went on without it"
+    assert oldest_iteration(sim.cycle()) == 1
+    fail(sim, evaluate, 75)
+    reconcile(sim)
+    assert oldest_iteration(sim.cycle()) == 1
+    assert job(sim, "evaluate", 1).key.attempt == 1
 
 
 def test_a_restart_opens_any_iteration_again() -> None:
-    w = make_simulator(iterations=4)
-    finish(w)
-    restart(w, "sft", 1, "again")
-    assert oldest_iteration(w.cycle()) == 0
-    reconcile(w)
-    assert oldest_iteration(w.cycle()) == 1
+    sim = make_simulator(iterations=4)
+    finish(sim)
+    restart(sim, "sft", 1, "again")
+    assert oldest_iteration(sim.cycle()) == 0
+    reconcile(sim)
+    assert oldest_iteration(sim.cycle()) == 1

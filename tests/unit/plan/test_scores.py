@@ -32,9 +32,9 @@ def test_read_from_an_evaluation() -> None:
 
 def test_best_is_the_highest_then_the_earliest() -> None:
     assert best([]) is None
-    found = best(scores(0.5, 0.7, 0.7))
-    assert found is not None
-    assert found.iteration == 1
+    highest = best(scores(0.5, 0.7, 0.7))
+    assert highest is not None
+    assert highest.iteration == 1
 
 
 def test_an_iteration_is_as_good_as_its_better_checkpoint() -> None:

@@ -23,8 +23,8 @@ EACH = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 def objects(case: Case) -> list[dict[str, Any]]:
     """All that the reconciler would create for this attempt, the claim first."""
-    made = claim(case.cycle())
-    return [*([made] if made else []), *job(case.cycle(), case.create(), SETTINGS, case.single_node)]
+    pvc = claim(case.cycle())
+    return [*([pvc] if pvc else []), *job(case.cycle(), case.create(), SETTINGS, case.single_node)]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -75,9 +75,9 @@ def test_everything_is_owned_by_the_cycle(case: Case) -> None:
 def test_rendering_is_pure(case: Case) -> None:
     cycle, create = case.cycle(), case.create()
     before = cycle.model_dump_json(), create.request.model_dump_json()
-    made = job(cycle, create, SETTINGS, case.single_node)
-    assert made == job(cycle, create, SETTINGS, case.single_node)
-    _spoil(made)
+    rendered = job(cycle, create, SETTINGS, case.single_node)
+    assert rendered == job(cycle, create, SETTINGS, case.single_node)
+    _spoil(rendered)
     assert before == (cycle.model_dump_json(), create.request.model_dump_json())
     assert objects(case) == objects(case)
 

@@ -20,7 +20,7 @@ ASKED = {85, 143}
 QUEUEING = {"queueName": "gpu", "workloadPriorityClassName": "low", "inFlightPriorityClassName": "high"}
 
 
-def made(case: Case) -> dict[str, Any]:
+def render(case: Case) -> dict[str, Any]:
     """The Job of a case."""
     return job(case.cycle(), case.create(), SETTINGS, case.single_node)[-1]
 
@@ -39,14 +39,14 @@ def verdict(spec: dict[str, Any], exit_code: int, *, disrupted: bool = False) ->
 
 @pytest.mark.parametrize("name", ["plain", "two-nodes", "vllm"])
 def test_any_failure_ends_the_job(name: str) -> None:
-    spec = made(CASES[name])["spec"]
+    spec = render(CASES[name])["spec"]
     assert spec["backoffLimit"] == 0
     assert {code for code in range(1, 256) if verdict(spec, code) != "FailJob"} == ASKED
     assert {verdict(spec, code, disrupted=True) for code in ASKED} == {"FailJob"}
 
 
 def test_a_shard_fails_alone_unless_all_would() -> None:
-    spec = made(CASES["shards"])["spec"]
+    spec = render(CASES["shards"])["spec"]
     assert "backoffLimit" not in spec
     assert spec["backoffLimitPerIndex"] == 0
     assert {code for code in range(1, 256) if verdict(spec, code) == "FailJob"} == set(PERMANENT_EXIT_CODES)
@@ -57,7 +57,7 @@ def test_a_shard_fails_alone_unless_all_would() -> None:
 def test_a_disruption_has_its_own_rule() -> None:
     """Not left to the exit code: an evicted pod may have none."""
     for case in CASES.values():
-        assert any("onPodConditions" in rule for rule in made(case)["spec"]["podFailurePolicy"]["rules"])
+        assert any("onPodConditions" in rule for rule in render(case)["spec"]["podFailurePolicy"]["rules"])
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_how_many_pods(size: dict[str, Any], mode: str, pods: int, kinds: list[s
 
 def test_shards_over_several_nodes_are_refused() -> None:
     with pytest.raises(RenderError, match=r"spec\.stages\[sft\]\.shards: .* not both"):
-        made(Case("sft", {"stages": [{"name": "sft", "shards": 2, "numNodes": 2}]}))
+        render(Case("sft", {"stages": [{"name": "sft", "shards": 2, "numNodes": 2}]}))
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,9 @@ def test_kueue(
 ) -> None:
     stage: dict[str, Any] = {"name": "sft", **({"queueName": own} if own is not None else {})}
     spec = {"stages": [stage], **({"queueing": queueing} if queueing else {})}
-    manifest = made(Case("sft", spec, resumes=resumes))
-    found = manifest["metadata"]["labels"]
-    assert (found.get(QUEUE_LABEL), found.get(PRIORITY_LABEL)) == (queue, priority)
+    manifest = render(Case("sft", spec, resumes=resumes))
+    job_labels = manifest["metadata"]["labels"]
+    assert (job_labels.get(QUEUE_LABEL), job_labels.get(PRIORITY_LABEL)) == (queue, priority)
     assert manifest["spec"].get("suspend") == (True if queue else None)
     # on a pod, the label would make Kueue queue the pod by itself
     assert not any("kueue" in label for label in manifest["spec"]["template"]["metadata"]["labels"])
@@ -122,12 +122,12 @@ def test_kueue(
 )
 def test_what_cannot_be_a_label_is_refused(spec: dict[str, Any], path: str) -> None:
     with pytest.raises(RenderError, match=path):
-        made(Case("sft", spec))
+        render(Case("sft", spec))
 
 
 def test_no_claim_where_the_user_brings_one() -> None:
     assert claim(CASES["plain"].cycle()) is None
-    volumes = made(CASES["plain"])["spec"]["template"]["spec"]["volumes"]
+    volumes = render(CASES["plain"])["spec"]["template"]["spec"]["volumes"]
     assert volumes[0]["persistentVolumeClaim"] == {"claimName": "data"}
 
 
@@ -135,10 +135,10 @@ def test_no_claim_where_the_user_brings_one() -> None:
 def test_a_retained_claim_belongs_to_nobody(when_deleted: str) -> None:
     case = CASES["volume-claim-template"]
     workspace = {**case.spec["workspace"], "retention": {"whenDeleted": when_deleted}}
-    made = claim(replace(case, spec={**case.spec, "workspace": workspace}).cycle())
-    assert made is not None
+    pvc = claim(replace(case, spec={**case.spec, "workspace": workspace}).cycle())
+    assert pvc is not None
     kept = when_deleted == "Retain"
-    assert ("ownerReferences" in made["metadata"]) != kept
-    assert (labels.CYCLE_UID in made["metadata"]["labels"]) != kept
-    assert made["metadata"]["labels"][labels.CYCLE] == "omnimed"
-    assert made["metadata"]["labels"]["backup"] == "daily"
+    assert ("ownerReferences" in pvc["metadata"]) != kept
+    assert (labels.CYCLE_UID in pvc["metadata"]["labels"]) != kept
+    assert pvc["metadata"]["labels"][labels.CYCLE] == "omnimed"
+    assert pvc["metadata"]["labels"]["backup"] == "daily"

@@ -38,17 +38,17 @@ def test_objects_have_legal_names_and_labels(
     name: str, stage: str, token: str, iteration: int, attempt: int, size: dict[str, Any]
 ) -> None:
     case = Case(stage, {"stages": [{"name": stage, **size}]}, {}, name, iteration, token=token, attempt=attempt)
-    *services, made = job(case.cycle(), case.create(), SETTINGS)
-    assert rules.job_violations(made) == []
+    *services, rendered = job(case.cycle(), case.create(), SETTINGS)
+    assert rules.job_violations(rendered) == []
     for service in services:
         assert _is_dns_label(service["metadata"]["name"])
-        pod = made["spec"]["template"]
+        pod = rendered["spec"]["template"]
         assert pod["spec"]["subdomain"] == service["metadata"]["name"]
         assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
         variables = {v["name"]: v.get("value") for v in pod["spec"]["containers"][0]["env"]}
         host, _, port = variables["MEDGR2_RDZV_ENDPOINT"].rpartition(":")
         assert port == str(service["spec"]["ports"][0]["port"])
-        assert host == f"{made['metadata']['name']}-0.{service['metadata']['name']}.ml.svc"
+        assert host == f"{rendered['metadata']['name']}-0.{service['metadata']['name']}.ml.svc"
         assert all(_is_dns_label(part) for part in host.split("."))
 
 
@@ -56,11 +56,11 @@ def test_objects_have_legal_names_and_labels(
 @given(NAMES)
 def test_claims_have_legal_names(name: str) -> None:
     case = Case("prepare", CASES["volume-claim-template"].spec, {}, name)
-    made = claim(case.cycle())
-    assert made is not None
-    assert made["metadata"]["name"] == claim_name(case.cycle())
-    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", made["metadata"]["name"])
-    assert len(made["metadata"]["name"]) <= 253
+    pvc = claim(case.cycle())
+    assert pvc is not None
+    assert pvc["metadata"]["name"] == claim_name(case.cycle())
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", pvc["metadata"]["name"])
+    assert len(pvc["metadata"]["name"]) <= 253
 
 
 @settings(deadline=None)
@@ -77,8 +77,8 @@ def test_labels_tell_attempts_apart(one: AttemptKey, other: AttemptKey) -> None:
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_jobs_and_pods_lead_back_to_the_attempt(case: Case) -> None:
-    made = job(case.cycle(), case.create(), SETTINGS, case.single_node)[-1]
-    for metadata in (made["metadata"], made["spec"]["template"]["metadata"]):
+    rendered = job(case.cycle(), case.create(), SETTINGS, case.single_node)[-1]
+    for metadata in (rendered["metadata"], rendered["spec"]["template"]["metadata"]):
         assert labels.attempt_key(metadata["labels"]) == case.create().key
 
 
@@ -99,10 +99,10 @@ def test_jobs_and_pods_lead_back_to_the_attempt(case: Case) -> None:
     ],
 )
 def test_strangers_labels_name_no_attempt(label: str, value: str | None) -> None:
-    found = labels.of_attempt(_cycle(), AttemptKey(1, "sft", "", 1)) | {label: value or ""}
+    foreign = labels.of_attempt(_cycle(), AttemptKey(1, "sft", "", 1)) | {label: value or ""}
     if value is None:
-        del found[label]
-    assert labels.attempt_key(found) is None
+        del foreign[label]
+    assert labels.attempt_key(foreign) is None
 
 
 def test_services_differ_by_stage_and_by_cycle() -> None:

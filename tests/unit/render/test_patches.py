@@ -38,7 +38,7 @@ POINTERS = (
 VALUES = st.sampled_from([None, 1, "x", [], {}, {"labels": {}}, [{"name": "main"}]])
 
 
-def made(template: list[Any], stage: list[Any] | None = None) -> dict[str, Any]:
+def render(template: list[Any], stage: list[Any] | None = None) -> dict[str, Any]:
     """A Job with patches."""
     spec = {"template": {"patches": template}, "stages": [{"name": "sft", "patches": stage or []}]}
     case = Case("sft", spec)
@@ -58,7 +58,7 @@ def identity(manifest: Any) -> list[Any]:
 
 
 def test_a_stages_patches_come_after_the_templates() -> None:
-    manifest = made(
+    manifest = render(
         [{"op": "add", "path": f"{POD}/schedulerName", "value": "first"}],
         [{"op": "replace", "path": f"{POD}/schedulerName", "value": "second"}],
     )
@@ -66,7 +66,7 @@ def test_a_stages_patches_come_after_the_templates() -> None:
 
 
 def test_patches_are_the_last_word() -> None:
-    manifest = made([{"op": "replace", "path": f"{POD}/securityContext/runAsUser", "value": 7}])
+    manifest = render([{"op": "replace", "path": f"{POD}/securityContext/runAsUser", "value": 7}])
     assert manifest["spec"]["template"]["spec"]["securityContext"]["runAsUser"] == 7
 
 
@@ -80,7 +80,7 @@ def test_a_patch_of_what_a_patch_added_leaves_the_spec_alone() -> None:
 
 
 def test_further_labels_are_welcome() -> None:
-    manifest = made([{"op": "add", "path": "/metadata/labels/team", "value": "imaging"}])
+    manifest = render([{"op": "add", "path": "/metadata/labels/team", "value": "imaging"}])
     assert manifest["metadata"]["labels"]["team"] == "imaging"
     assert "team" not in manifest["spec"]["template"]["metadata"]["labels"]
 
@@ -129,7 +129,7 @@ def test_a_patch_of_one_container_leaves_the_other_alone() -> None:
 )
 def test_what_the_operator_knows_a_job_by_stays(operation: dict[str, Any]) -> None:
     with pytest.raises(RenderError, match=r"^spec\.stages\[sft\]\.patches\[1\]: must not change ") as caught:
-        made([FINE], [FINE, operation])
+        render([FINE], [FINE, operation])
     assert caught.value.path == "spec.stages[sft].patches[1]"
 
 
@@ -150,7 +150,7 @@ def test_what_the_operator_knows_a_job_by_stays(operation: dict[str, Any]) -> No
 )
 def test_a_patch_that_does_not_apply_is_named(operation: dict[str, Any]) -> None:
     with pytest.raises(RenderError, match=r"^spec\.template\.patches\[1\]: does not apply: ") as caught:
-        made([FINE, operation])
+        render([FINE, operation])
     assert len(str(caught.value)) < 300
     assert "{" not in str(caught.value)  # no part of the Job
 
@@ -171,9 +171,9 @@ def test_a_patch_that_does_not_apply_is_named(operation: dict[str, Any]) -> None
     )
 )
 def test_whatever_the_patch_the_job_is_known_or_the_patch_is_refused(operations: list[dict[str, Any]]) -> None:
-    before = identity(made([]))
+    before = identity(render([]))
     try:
-        after = made(operations)
+        after = render(operations)
     except RenderError as error:
         assert error.path.startswith("spec.template.patches[")  # noqa: PT017
     else:

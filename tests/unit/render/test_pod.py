@@ -22,14 +22,14 @@ SHAPES = (GPU, {}, {"limits": {"cpu": 1}}, {"requests": {"cpu": "4"}})
 _TEXT = st.text(st.sampled_from("$(){}ab\\\"' é") | st.characters(exclude_categories=["Cs"]))
 
 
-def made(case: Case, **settings: Any) -> dict[str, Any]:
+def render(case: Case, **settings: Any) -> dict[str, Any]:
     """The Job of a case."""
     return job(case.cycle(), case.create(), replace(SETTINGS, **settings), case.single_node)[-1]
 
 
 def pod(case: Case, **settings: Any) -> dict[str, Any]:
     """The pods' spec."""
-    spec: dict[str, Any] = made(case, **settings)["spec"]["template"]["spec"]
+    spec: dict[str, Any] = render(case, **settings)["spec"]["template"]["spec"]
     return spec
 
 
@@ -135,7 +135,7 @@ def test_only_a_container_with_gpus_sees_gpus() -> None:
 
 def test_what_is_written_to_is_mounted() -> None:
     for case in CASES.values():
-        for container in rules.containers(made(case)):
+        for container in rules.containers(render(case)):
             mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
             seen = variables(container)
             assert {"/tmp", "/dev/shm", "/workspace"} <= mounts.keys()
@@ -243,17 +243,17 @@ def test_pods_of_a_single_node_volume_stay_together(affinity: dict[str, Any]) ->
     terms = pod(case)["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     assert terms[:-1] == affinity.get("podAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution", [])
     assert terms[-1]["topologyKey"] == "kubernetes.io/hostname"
-    wanted = terms[-1]["labelSelector"]["matchLabels"]
+    selector = terms[-1]["labelSelector"]["matchLabels"]
     # also with another cycle's pods, and with itself: else the first pod would wait for ever
     for other in (case, replace(case, name="another", stage="curate")):
-        assert wanted.items() <= made(other)["spec"]["template"]["metadata"]["labels"].items()
+        assert selector.items() <= render(other)["spec"]["template"]["metadata"]["labels"].items()
     elsewhere = {"workspace": {"persistentVolumeClaim": {"claimName": "c" * 253}}}
-    found = made(replace(case, spec=elsewhere))["spec"]["template"]["metadata"]["labels"]
-    assert not wanted.items() <= found.items()
-    assert all(len(value) <= 63 for value in found.values())
+    pod_labels = render(replace(case, spec=elsewhere))["spec"]["template"]["metadata"]["labels"]
+    assert not selector.items() <= pod_labels.items()
+    assert all(len(value) <= 63 for value in pod_labels.values())
     free = replace(case, single_node=False)
     assert pod(free).get("affinity", {}) == affinity
-    assert labels.VOLUME not in made(free)["spec"]["template"]["metadata"]["labels"]
+    assert labels.VOLUME not in render(free)["spec"]["template"]["metadata"]["labels"]
 
 
 def test_a_stages_words_replace_the_templates() -> None:

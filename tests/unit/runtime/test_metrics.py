@@ -47,8 +47,8 @@ class Exported:
 
     def total(self, name: str, /, **labels: str) -> float:
         """Over all samples with these labels."""
-        found = (s for s in self.samples() if s.name == name and labels.items() <= s.labels.items())
-        return sum(sample.value for sample in found)
+        matching = (s for s in self.samples() if s.name == name and labels.items() <= s.labels.items())
+        return sum(sample.value for sample in matching)
 
     def labels(self, name: str) -> list[dict[str, str]]:
         """Of all samples of this name."""
@@ -75,23 +75,23 @@ def counted(**changes: Any) -> Counted:
     return Counted(simulator_helpers.make_spec(**{"iterations": 1, **changes}))
 
 
-def outcomes(w: Counted, stage: str) -> dict[str, int]:
+def outcomes(sim: Counted, stage: str) -> dict[str, int]:
     """Attempts of a stage that ended, by outcome."""
-    found = {o: w.exported.total("medgr2_stage_attempts_total", stage=stage, outcome=o) for o in OUTCOMES}
-    return {outcome: int(value) for outcome, value in found.items() if value}
+    totals = {o: sim.exported.total("medgr2_stage_attempts_total", stage=stage, outcome=o) for o in OUTCOMES}
+    return {outcome: int(value) for outcome, value in totals.items() if value}
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_every_attempt_counts_once_whatever_happens(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_schedules, "PlannerSimulator", Counted)
-    w = event_schedules.run_schedule(seed)
-    assert isinstance(w, Counted)
-    active = sum(1 for record in w.status.stages if record.attempt and record.state in ACTIVE)
-    assert w.exported.total("medgr2_stage_attempts_total") == len(w.attempts) - active
-    restarted = w.exported.total("medgr2_stage_attempts_total", outcome="Restarted")
-    assert w.exported.total("medgr2_stage_attempt_duration_seconds_count") == len(w.attempts) - active - restarted
-    assert w.exported.total("medgr2_gpu_seconds_total") == pytest.approx(w.status.usage.gpu_seconds)
-    assert w.exported.total("medgr2_gpu_wasted_seconds_total") == pytest.approx(w.status.usage.wasted_gpu_seconds)
+    sim = event_schedules.run_schedule(seed)
+    assert isinstance(sim, Counted)
+    active = sum(1 for record in sim.status.stages if record.attempt and record.state in ACTIVE)
+    assert sim.exported.total("medgr2_stage_attempts_total") == len(sim.attempts) - active
+    restarted = sim.exported.total("medgr2_stage_attempts_total", outcome="Restarted")
+    assert sim.exported.total("medgr2_stage_attempt_duration_seconds_count") == len(sim.attempts) - active - restarted
+    assert sim.exported.total("medgr2_gpu_seconds_total") == pytest.approx(sim.status.usage.gpu_seconds)
+    assert sim.exported.total("medgr2_gpu_wasted_seconds_total") == pytest.approx(sim.status.usage.wasted_gpu_seconds)
 
 
 @pytest.mark.parametrize(
@@ -106,126 +106,132 @@ def test_every_attempt_counts_once_whatever_happens(seed: int, monkeypatch: pyte
     ],
 )
 def test_how_an_attempt_ended(code: int, reason: str, result: dict[str, int], outcome: str) -> None:
-    w = counted(failurePolicy={"backoffSeconds": 0})
-    found = run(w, until(w, "sft"))
-    w.now += timedelta(seconds=40)
-    fail(w, found, code, reason, **result)
-    w.reconcile()
-    assert outcomes(w, "sft") == {outcome: 1}
+    sim = counted(failurePolicy={"backoffSeconds": 0})
+    sim_job = run(sim, until(sim, "sft"))
+    sim.now += timedelta(seconds=40)
+    fail(sim, sim_job, code, reason, **result)
+    sim.reconcile()
+    assert outcomes(sim, "sft") == {outcome: 1}
     labels = {"stage": "sft", "outcome": outcome}
-    assert w.exported.value("medgr2_stage_attempt_duration_seconds_sum", **labels) == 40
+    assert sim.exported.value("medgr2_stage_attempt_duration_seconds_sum", **labels) == 40
     if outcome != "Permanent":
-        finish(w)
-        assert outcomes(w, "sft") == {outcome: 1, "Succeeded": 1}
+        finish(sim)
+        assert outcomes(sim, "sft") == {outcome: 1, "Succeeded": 1}
 
 
 def test_a_result_that_cannot_be_read_a_reused_one_and_a_restart() -> None:
-    w = counted()
-    succeed(w, run(w, until(w, "sft")), readable=False)
-    w.reconcile()
-    assert outcomes(w, "sft") == {"ResultUnreadable": 1}
-    run(w, until(w, "grpo"))
-    assert outcomes(w, "sft") == {"ResultUnreadable": 1, "Succeeded": 1}
-    restart(w, "sft", 1, "again")
-    simulator_helpers.reconcile(w, 2)
-    w.obey()
-    assert outcomes(w, "grpo") == {"Restarted": 1}
-    succeed(w, until(w, "sft"), reused=True)
-    w.reconcile()
-    assert outcomes(w, "sft") == {"ResultUnreadable": 1, "Succeeded": 1, "Reused": 1}
+    sim = counted()
+    succeed(sim, run(sim, until(sim, "sft")), readable=False)
+    sim.reconcile()
+    assert outcomes(sim, "sft") == {"ResultUnreadable": 1}
+    run(sim, until(sim, "grpo"))
+    assert outcomes(sim, "sft") == {"ResultUnreadable": 1, "Succeeded": 1}
+    restart(sim, "sft", 1, "again")
+    simulator_helpers.reconcile(sim, 2)
+    sim.obey()
+    assert outcomes(sim, "grpo") == {"Restarted": 1}
+    succeed(sim, until(sim, "sft"), reused=True)
+    sim.reconcile()
+    assert outcomes(sim, "sft") == {"ResultUnreadable": 1, "Succeeded": 1, "Reused": 1}
 
 
 def test_waits_for_a_place_are_measured_each_time() -> None:
-    w = counted()
-    found = until(w, "sft")
-    w.now += timedelta(seconds=30)
-    w.reconcile()
-    run(w, found)
+    sim = counted()
+    sim_job = until(sim, "sft")
+    sim.now += timedelta(seconds=30)
+    sim.reconcile()
+    run(sim, sim_job)
     waits = "medgr2_stage_queue_wait_seconds"
-    assert (w.exported.value(f"{waits}_count", stage="sft"), w.exported.value(f"{waits}_sum", stage="sft")) == (1, 30)
-    w.now += timedelta(seconds=100)
-    found.state, found.started = JobState.QUEUED, None  # a queue takes its quota back
-    w.release(found, linger=False)
-    w.reconcile()
-    w.now += timedelta(seconds=7)
-    run(w, found)
-    assert (w.exported.value(f"{waits}_count", stage="sft"), w.exported.value(f"{waits}_sum", stage="sft")) == (2, 37)
-    succeed(w, found)
-    w.reconcile()
-    assert w.exported.value(f"{waits}_count", stage="sft") == 2
+    assert (sim.exported.value(f"{waits}_count", stage="sft"), sim.exported.value(f"{waits}_sum", stage="sft")) == (
+        1,
+        30,
+    )
+    sim.now += timedelta(seconds=100)
+    sim_job.state, sim_job.started = JobState.QUEUED, None  # a queue takes its quota back
+    sim.release(sim_job, linger=False)
+    sim.reconcile()
+    sim.now += timedelta(seconds=7)
+    run(sim, sim_job)
+    assert (sim.exported.value(f"{waits}_count", stage="sft"), sim.exported.value(f"{waits}_sum", stage="sft")) == (
+        2,
+        37,
+    )
+    succeed(sim, sim_job)
+    sim.reconcile()
+    assert sim.exported.value(f"{waits}_count", stage="sft") == 2
 
 
 def test_gpu_seconds_of_attempts_and_what_of_them_was_wasted() -> None:
-    w = counted(stages=[{"name": "sft", **simulator_helpers.GPU}], failurePolicy={"backoffSeconds": 0})
-    for ends in (lambda found: fail(w, found, 1), lambda found: succeed(w, found)):
-        found = run(w, until(w, "sft"))
-        w.now += timedelta(seconds=10)
-        ends(found)
-        w.reconcile()
-    assert w.exported.value("medgr2_gpu_seconds_total") == 80
-    assert w.exported.value("medgr2_gpu_wasted_seconds_total") == 40
-    assert w.exported.value("medgr2_cycle_gpu_seconds_total", namespace="ml", cycle=NAME) == 80
+    sim = counted(stages=[{"name": "sft", **simulator_helpers.GPU}], failurePolicy={"backoffSeconds": 0})
+    for ends in (lambda sim_job: fail(sim, sim_job, 1), lambda sim_job: succeed(sim, sim_job)):
+        sim_job = run(sim, until(sim, "sft"))
+        sim.now += timedelta(seconds=10)
+        ends(sim_job)
+        sim.reconcile()
+    assert sim.exported.value("medgr2_gpu_seconds_total") == 80
+    assert sim.exported.value("medgr2_gpu_wasted_seconds_total") == 40
+    assert sim.exported.value("medgr2_cycle_gpu_seconds_total", namespace="ml", cycle=NAME) == 80
 
 
 def test_transition_latency_waits_for_what_is_created_however_often_it_is_tried() -> None:
-    w = counted()
-    metrics = w.exported.metrics
+    sim = counted()
+    metrics = sim.exported.metrics
     count, total = "medgr2_transition_latency_seconds_count", "medgr2_transition_latency_seconds_sum"
-    w.now = datetime.now(UTC) - timedelta(seconds=60)
-    found = until(w, "sft")
-    w.now += timedelta(seconds=40)
-    succeed(w, found)
-    made = w.reconcile()
-    assert made.creates
-    assert w.exported.value(count) == 0, "nothing was created yet: the request failed, say"
-    metrics.on_done(w.cycle(), made)
-    metrics.on_done(w.cycle(), made)
-    assert w.exported.value(count) == 1
-    assert 20 <= (w.exported.value(total) or 0) < 40
-    succeed(w, job(w, "grpo"))
-    w.reconcile()
-    metrics.on_done(w.cycle(), Plan(w.status))  # nothing follows at once: a pause, a backoff
-    metrics.on_done(w.cycle(), made)
-    assert w.exported.value(count) == 1
+    sim.now = datetime.now(UTC) - timedelta(seconds=60)
+    sim_job = until(sim, "sft")
+    sim.now += timedelta(seconds=40)
+    succeed(sim, sim_job)
+    planned = sim.reconcile()
+    assert planned.creates
+    assert sim.exported.value(count) == 0, "nothing was created yet: the request failed, say"
+    metrics.on_done(sim.cycle(), planned)
+    metrics.on_done(sim.cycle(), planned)
+    assert sim.exported.value(count) == 1
+    assert 20 <= (sim.exported.value(total) or 0) < 40
+    succeed(sim, job(sim, "grpo"))
+    sim.reconcile()
+    metrics.on_done(sim.cycle(), Plan(sim.status))  # nothing follows at once: a pause, a backoff
+    metrics.on_done(sim.cycle(), planned)
+    assert sim.exported.value(count) == 1
 
 
 def test_what_a_cycle_tells() -> None:
-    w = counted(iterations=3)
-    found = until(w, "grpo")
-    w.reconcile()
-    [waiting] = w.exported.labels("medgr2_cycle_stage_pending_since_timestamp_seconds")
+    sim = counted(iterations=3)
+    sim_job = until(sim, "grpo")
+    sim.reconcile()
+    [waiting] = sim.exported.labels("medgr2_cycle_stage_pending_since_timestamp_seconds")
     assert (waiting["stage"], waiting["reason"]) == ("grpo", "QuotaExhausted")
-    run(w, found)
-    found.step = 25
-    w.reconcile()
+    run(sim, sim_job)
+    sim_job.step = 25
+    sim.reconcile()
     of = {"namespace": "ml", "cycle": NAME}
     at = {**of, "stage": "grpo", "iteration": "1"}
-    value = w.exported.value
+    value = sim.exported.value
     assert value("medgr2_cycle_phase", **of, phase="Running") == 1
     assert value("medgr2_cycle_iteration", **of) == 2, "generate runs ahead"
     assert value("medgr2_cycle_iterations_planned", **of) == 3
     assert value("medgr2_cycle_stage_progress_ratio", **at) == 0.25
     assert value("medgr2_cycle_stage_state", **at, state="Running") == 1
     assert value("medgr2_stages_active", stage="grpo", state="Running") == 1
-    base = next(score for score in w.status.scores if score.checkpoint == "base")
+    base = next(score for score in sim.status.scores if score.checkpoint == "base")
     assert value("medgr2_cycle_score_ratio", **of, checkpoint="base", iteration="0") == base.macro_accuracy
     assert (value("medgr2_cycles", phase="Running"), value("medgr2_cycles", phase="Failed")) == (1, 0)
-    assert not w.exported.labels("medgr2_cycle_stage_pending_since_timestamp_seconds")
-    finish(w)
+    assert not sim.exported.labels("medgr2_cycle_stage_pending_since_timestamp_seconds")
+    finish(sim)
     assert value("medgr2_cycles", phase="Complete") == 1
     assert value("medgr2_cycle_phase", **of, phase="Running") is None
-    assert w.exported.total("medgr2_stages_active") == 0
+    assert sim.exported.total("medgr2_stages_active") == 0
 
 
 def test_a_cycle_that_is_gone_leaves_no_series() -> None:
-    w = counted()
+    sim = counted()
     before = {(s.name, *s.labels) for s in Exported().samples()}
-    run(w, until(w, "sft"))
-    assert any(sample.labels.get("cycle") == NAME for sample in w.exported.samples())
-    w.exported.metrics.on_gone(KEY)
-    assert not [sample for sample in w.exported.samples() if "cycle" in sample.labels]
-    assert w.exported.total("medgr2_cycles") == 0
-    assert {s.name for s in w.exported.samples()} <= {name for name, *_ in before} | {
+    run(sim, until(sim, "sft"))
+    assert any(sample.labels.get("cycle") == NAME for sample in sim.exported.samples())
+    sim.exported.metrics.on_gone(KEY)
+    assert not [sample for sample in sim.exported.samples() if "cycle" in sample.labels]
+    assert sim.exported.total("medgr2_cycles") == 0
+    assert {s.name for s in sim.exported.samples()} <= {name for name, *_ in before} | {
         f"medgr2_stage_{which}_{end}"
         for which in ("attempt_duration_seconds", "queue_wait_seconds")
         for end in ("bucket", "count", "sum")
@@ -233,38 +239,38 @@ def test_a_cycle_that_is_gone_leaves_no_series() -> None:
 
 
 def test_a_cycle_that_cannot_be_run_is_told_until_it_can() -> None:
-    w = counted()
+    sim = counted()
     of = {"namespace": "ml", "cycle": NAME}
     for _ in range(2):
-        w.exported.metrics.on_invalid(KEY)
-    assert w.exported.value("medgr2_cycle_invalid", **of) == 1
-    assert w.exported.value("medgr2_cycles", phase="Pending") == 1
-    w.reconcile()
-    assert w.exported.value("medgr2_cycle_invalid", **of) is None
-    w.exported.metrics.on_invalid(KEY)
-    assert w.exported.value("medgr2_cycle_phase", **of, phase=str(w.status.phase)) == 1, "what runs goes on"
+        sim.exported.metrics.on_invalid(KEY)
+    assert sim.exported.value("medgr2_cycle_invalid", **of) == 1
+    assert sim.exported.value("medgr2_cycles", phase="Pending") == 1
+    sim.reconcile()
+    assert sim.exported.value("medgr2_cycle_invalid", **of) is None
+    sim.exported.metrics.on_invalid(KEY)
+    assert sim.exported.value("medgr2_cycle_phase", **of, phase=str(sim.status.phase)) == 1, "what runs goes on"
 
 
 def test_no_label_holds_what_a_user_or_his_code_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
-    w = counted(iterations=2, failurePolicy={"backoffSeconds": 0}, budget={})
+    sim = counted(iterations=2, failurePolicy={"backoffSeconds": 0}, budget={})
     users = "WordsOfTheUser"
-    found = run(w, until(w, "sft"))
-    told = StageResult(exit_code=1, reason=users, message=users, output_digest=users)
-    w.finish(found, 1, users, told)
-    w.release(found, linger=False)
-    w.reconcile()
-    found = run(w, until(w, "grpo"))
-    monkeypatch.setattr(w, "jobs_now", lambda: _saying(w, found, users))
-    w.reconcile()
+    sim_job = run(sim, until(sim, "sft"))
+    result = StageResult(exit_code=1, reason=users, message=users, output_digest=users)
+    sim.finish(sim_job, 1, users, result)
+    sim.release(sim_job, linger=False)
+    sim.reconcile()
+    sim_job = run(sim, until(sim, "grpo"))
+    monkeypatch.setattr(sim, "jobs_now", lambda: _saying(sim, sim_job, users))
+    sim.reconcile()
     monkeypatch.undo()
-    restart(w, "sft", 1, users.lower())
-    w.reconcile()
-    w.obey()
-    finish(w)
-    edit(w, iterations=3)
-    finish(w)
+    restart(sim, "sft", 1, users.lower())
+    sim.reconcile()
+    sim.obey()
+    finish(sim)
+    edit(sim, iterations=3)
+    finish(sim)
     for status in (200, 404, 0):
-        w.exported.metrics.controller.on_request("GET", "10.96.0.1:443", status, 0.1)
+        sim.exported.metrics.controller.on_request("GET", "10.96.0.1:443", status, 0.1)
     stages, states = set(stage_names()), set(map(str, AttemptState))
     words = {
         "stage": stages,
@@ -282,7 +288,7 @@ def test_no_label_holds_what_a_user_or_his_code_wrote(monkeypatch: pytest.Monkey
         "python_version": None,
         "le": None,
     }
-    for sample in w.exported.samples():
+    for sample in sim.exported.samples():
         assert users.lower() not in str(sample.labels).lower()
         if not sample.name.startswith("medgr2_cycle_"):
             for label, value in sample.labels.items():
@@ -292,13 +298,13 @@ def test_no_label_holds_what_a_user_or_his_code_wrote(monkeypatch: pytest.Monkey
             assert 0 <= int(sample.labels["iteration"]) <= 20
 
 
-def _saying(w: PlannerSimulator, found: SimJob, words: str) -> Any:
+def _saying(sim: PlannerSimulator, sim_job: SimJob, words: str) -> Any:
     """What is seen of the Jobs, with a progress full of the user's words."""
     progress = Progress(phase=words, step=1, total=9, metrics={words: 1.0})
-    seen = PlannerSimulator.jobs_now(w)
+    seen = PlannerSimulator.jobs_now(sim)
     return tuple(
         type(each)(**{**each.__dict__, "progress": progress, "pending_message": words})
-        if each.name == found.name
+        if each.name == sim_job.name
         else each
         for each in seen
     )

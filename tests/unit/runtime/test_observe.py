@@ -31,7 +31,9 @@ def job(*conditions: dict[str, str], **spec: Any) -> dict[str, Any]:
     return {
         "metadata": {"name": "j", "uid": "job-uid", "labels": LABELS, "ownerReferences": owner(UID)},
         "spec": spec,
-        "status": {"conditions": [{"status": "True", "lastTransitionTime": END, **found} for found in conditions]},
+        "status": {
+            "conditions": [{"status": "True", "lastTransitionTime": END, **condition} for condition in conditions]
+        },
     }
 
 
@@ -52,30 +54,30 @@ def ended(code: int, *, message: str = "", reason: str = "", at: str = END) -> d
     return {"terminated": {"exitCode": code, "message": message, "reason": reason, "finishedAt": at, "startedAt": at}}
 
 
-def said(**fields: Any) -> str:
+def termination_message(**fields: Any) -> str:
     return StageResult(**{"exit_code": 0, "output_digest": "d" * 64, **fields}).to_termination_message()
 
 
 def seen(manifest: dict[str, Any], *pods: dict[str, Any], quota: dict[str, str] | None = None) -> ObservedJob:
-    [found] = observe.jobs([observe.needed(manifest)], list(map(observe.needed, pods)), UID, NOW, quota)
-    assert found.key == KEY
-    return found
+    [observed] = observe.jobs([observe.needed(manifest)], list(map(observe.needed, pods)), UID, NOW, quota)
+    assert observed.key == KEY
+    return observed
 
 
 COMPLETE, FAILED = {"type": "Complete"}, {"type": "Failed"}
 
 
 def test_a_success_brings_its_result() -> None:
-    found = seen(job(COMPLETE), pod("Succeeded", ended(0, message=said(metrics={"loss": 1.0}))))
-    assert (found.state, found.exit_code, found.owned) == (JobState.SUCCEEDED, 0, True)
-    assert found.result is not None
-    assert found.result.metrics == {"loss": 1.0}
-    assert found.finished == datetime(2026, 1, 1, 0, 10, tzinfo=UTC)
+    observed = seen(job(COMPLETE), pod("Succeeded", ended(0, message=termination_message(metrics={"loss": 1.0}))))
+    assert (observed.state, observed.exit_code, observed.owned) == (JobState.SUCCEEDED, 0, True)
+    assert observed.result is not None
+    assert observed.result.metrics == {"loss": 1.0}
+    assert observed.finished == datetime(2026, 1, 1, 0, 10, tzinfo=UTC)
 
 
 def test_a_success_whose_pod_is_gone_has_no_result() -> None:
-    found = seen(job(COMPLETE))
-    assert (found.state, found.result, found.finished) == (
+    observed = seen(job(COMPLETE))
+    assert (observed.state, observed.result, observed.finished) == (
         JobState.SUCCEEDED,
         None,
         datetime(2026, 1, 1, 0, 10, tzinfo=UTC),
@@ -84,7 +86,9 @@ def test_a_success_whose_pod_is_gone_has_no_result() -> None:
 
 def test_shards_count_only_together() -> None:
     sharded = {"completionMode": "Indexed", "completions": 2, "backoffLimitPerIndex": 0}
-    parts = [pod("Succeeded", ended(0, message=said(output_digest=str(i) * 64)), index=i) for i in range(2)]
+    parts = [
+        pod("Succeeded", ended(0, message=termination_message(output_digest=str(i) * 64)), index=i) for i in range(2)
+    ]
     assert seen(job(COMPLETE, **sharded), parts[0]).result is None
     whole = seen(job(COMPLETE, **sharded), *reversed(parts)).result
     assert whole is not None
@@ -94,7 +98,9 @@ def test_shards_count_only_together() -> None:
 
 def test_of_a_training_over_nodes_rank_0_speaks() -> None:
     nodes = {"completionMode": "Indexed", "completions": 2, "backoffLimit": 0}
-    parts = [pod("Succeeded", ended(0, message=said(output_digest=str(i) * 64)), index=i) for i in range(2)]
+    parts = [
+        pod("Succeeded", ended(0, message=termination_message(output_digest=str(i) * 64)), index=i) for i in range(2)
+    ]
     result = seen(job(COMPLETE, **nodes), *parts).result
     assert result is not None
     assert result.output_digest == "0" * 64
@@ -102,13 +108,20 @@ def test_of_a_training_over_nodes_rank_0_speaks() -> None:
 
 @pytest.mark.parametrize("code", [1, 65, 75, 78, 85, 137, 143])
 def test_a_failure_brings_code_and_words(code: int) -> None:
-    found = seen(job(FAILED), pod("Failed", ended(code, message=said(exit_code=code, message="because"))))
-    assert (found.state, found.exit_code, found.reason, found.message) == (JobState.FAILED, code, "", "because")
+    observed = seen(
+        job(FAILED), pod("Failed", ended(code, message=termination_message(exit_code=code, message="because")))
+    )
+    assert (observed.state, observed.exit_code, observed.reason, observed.message) == (
+        JobState.FAILED,
+        code,
+        "",
+        "because",
+    )
 
 
 def test_last_words_that_are_no_result_are_told() -> None:
-    found = seen(job(FAILED), pod("Failed", ended(1, message="Traceback: boom")))
-    assert (found.result, found.message) == (None, "Traceback: boom")
+    observed = seen(job(FAILED), pod("Failed", ended(1, message="Traceback: boom")))
+    assert (observed.result, observed.message) == (None, "Traceback: boom")
 
 
 def test_out_of_memory_has_its_own_word() -> None:
@@ -124,17 +137,19 @@ def test_out_of_memory_has_its_own_word() -> None:
     ],
 )
 def test_a_disruption_outranks_the_exit_code(status: dict[str, Any]) -> None:
-    found = seen(job(FAILED), pod("Failed", ended(137), **status))
-    assert found.reason == "DisruptionTarget"
-    assert found.message
+    observed = seen(job(FAILED), pod("Failed", ended(137), **status))
+    assert observed.reason == "DisruptionTarget"
+    assert observed.message
 
 
 def test_a_pod_that_left_in_good_order_was_not_disrupted() -> None:
     status = {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}]}
-    found = seen(job(FAILED), pod("Failed", ended(85, message=said(exit_code=85, checkpoint_step=7)), **status))
-    assert (found.exit_code, found.reason) == (85, "")
-    assert found.result is not None
-    assert found.result.checkpoint_step == 7
+    observed = seen(
+        job(FAILED), pod("Failed", ended(85, message=termination_message(exit_code=85, checkpoint_step=7)), **status)
+    )
+    assert (observed.exit_code, observed.reason) == (85, "")
+    assert observed.result is not None
+    assert observed.result.checkpoint_step == 7
 
 
 def test_of_many_failures_the_one_that_explains_it_is_told() -> None:
@@ -150,14 +165,14 @@ def test_without_pods_the_jobs_condition_tells() -> None:
     message = "Container main for pod ns/p failed with exit code 78 matching FailJob rule at index 0"
     assert seen(job({**FAILED, "message": message})).exit_code == 78
     message = "Pod ns/p has condition DisruptionTarget matching FailJob rule at index 1"
-    found = seen(job({**FAILED, "message": message}))
-    assert (found.exit_code, found.reason) == (None, "DisruptionTarget")
+    observed = seen(job({**FAILED, "message": message}))
+    assert (observed.exit_code, observed.reason) == (None, "DisruptionTarget")
 
 
 def test_running_since_the_first_container() -> None:
     early, late = ({"running": {"startedAt": f"2026-01-01T00:0{minute}:00Z"}} for minute in (1, 5))
-    found = seen(job(), pod(state=late), pod(state=early, index=1))
-    assert (found.state, found.started) == (JobState.RUNNING, datetime(2026, 1, 1, 0, 1, tzinfo=UTC))
+    observed = seen(job(), pod(state=late), pod(state=early, index=1))
+    assert (observed.state, observed.started) == (JobState.RUNNING, datetime(2026, 1, 1, 0, 1, tzinfo=UTC))
 
 
 def waiting(reason: str) -> dict[str, Any]:
@@ -179,15 +194,15 @@ def unscheduled(message: str) -> dict[str, Any]:
     ],
 )
 def test_why_it_waits(reason: str, one: dict[str, Any]) -> None:
-    found = seen(job(), one)
-    assert (found.state, found.pending_reason) == (JobState.QUEUED, reason)
-    assert bool(found.pending_message) == bool(reason)
+    observed = seen(job(), one)
+    assert (observed.state, observed.pending_reason) == (JobState.QUEUED, reason)
+    assert bool(observed.pending_message) == bool(reason)
 
 
 def test_a_queue_tells_why() -> None:
-    found = seen(job(suspend=True), quota={"job-uid": "insufficient unused quota for nvidia.com/gpu"})
-    assert found.pending_reason == "QuotaExhausted"
-    assert "insufficient" in found.pending_message
+    observed = seen(job(suspend=True), quota={"job-uid": "insufficient unused quota for nvidia.com/gpu"})
+    assert observed.pending_reason == "QuotaExhausted"
+    assert "insufficient" in observed.pending_message
     assert seen(job(suspend=True)).pending_reason == "Queued"
 
 
@@ -216,12 +231,12 @@ def test_strangers_are_told_apart() -> None:
 def test_only_living_pods_may_write() -> None:
     going = pod(index=3)
     going["metadata"]["deletionTimestamp"] = END
-    found = list(observe.live_pods([pod("Succeeded"), pod("Failed"), pod("Pending", index=1), going]))
-    assert [(p.name, p.terminating) for p in found] == [("p1", False), ("p3", True)]
+    live = list(observe.live_pods([pod("Succeeded"), pod("Failed"), pod("Pending", index=1), going]))
+    assert [(p.name, p.terminating) for p in live] == [("p1", False), ("p3", True)]
 
 
 def test_pods_that_did_not_find_each_other_say_so() -> None:
-    state = ended(1, message=said(exit_code=1, output_digest="", reason="RendezvousTimeout"))
+    state = ended(1, message=termination_message(exit_code=1, output_digest="", reason="RendezvousTimeout"))
     assert seen(job(FAILED), pod("Failed", state)).reason == "RendezvousTimeout"
 
 
@@ -241,8 +256,11 @@ def test_a_pod_whose_kubelet_is_silent_is_lost(minutes: float, state: dict[str, 
 def test_the_job_of_a_silent_nodes_pod_is_lost() -> None:
     going = pod(state={"running": {"startedAt": END}})
     going["metadata"]["deletionTimestamp"], going["spec"] = END, {"nodeName": "n"}
-    found = seen(job(), going)
-    assert (found.state, found.lost) == (JobState.RUNNING, f"pod p0 should have ended at {END}, and node n is silent")
+    observed = seen(job(), going)
+    assert (observed.state, observed.lost) == (
+        JobState.RUNNING,
+        f"pod p0 should have ended at {END}, and node n is silent",
+    )
     assert seen(job(), pod(state={"running": {"startedAt": END}})).lost == ""
 
 
