@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medgr2_operator.cli.app import main
-from tests.support.fork_runner import Forked
+from tests.support.fork_runner import ForkedProgram
 from tests.support.kwok_env import KwokEnv
 
 SECONDS = 600.0
 
 
 @dataclass(frozen=True)
-class Done:
+class CompletedCommand:
     """How a command ended."""
 
     code: int
@@ -38,26 +38,26 @@ class Medgr2:
         assert done.code == 0, done
         return done.out
 
-    def run(self, *arguments: object, kubeconfig: Path | None = None) -> Done:
+    def run(self, *arguments: object, kubeconfig: Path | None = None) -> CompletedCommand:
         """How it ends; with a kubeconfig, in that one's namespace."""
         process = self.start(*arguments, kubeconfig=kubeconfig)
         out, err = process.communicate(timeout=SECONDS)
-        return Done(process.returncode, out.decode(), err.decode())
+        return CompletedCommand(process.returncode, out.decode(), err.decode())
 
-    def start(self, *arguments: object, kubeconfig: Path | None = None) -> Forked:
+    def start(self, *arguments: object, kubeconfig: Path | None = None) -> ForkedProgram:
         """The command while it runs."""
         where = [f"--kubeconfig={kubeconfig}"] if kubeconfig else self._where
         environment = {key: value for key, value in os.environ.items() if key != "KUBECONFIG"}
         out = self._folder / f"medgr2-{next(self._number)}.out"
-        return Forked(
+        return ForkedProgram(
             main, [*map(str, arguments), *where], environment=environment, out=out, err=out.with_suffix(".err")
         )
 
 
-class Printed:
+class LiveOutput:
     """What a command that goes on has printed."""
 
-    def __init__(self, process: Forked) -> None:
+    def __init__(self, process: ForkedProgram) -> None:
         self._process = process
 
     def __call__(self) -> list[str]:

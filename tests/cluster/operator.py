@@ -12,7 +12,7 @@ from pathlib import Path
 
 from medgr2_operator.runtime.main import main
 from tests.cluster.control_plane import ControlPlane
-from tests.support.fork_runner import Forked
+from tests.support.fork_runner import ForkedProgram
 from tests.support.ports import free_port
 
 STOP_SECONDS = 30
@@ -26,7 +26,7 @@ class Operator:
         self.log = folder / f"{name}.log"
         self.port = free_port()
         self._kubeconfig = control_plane.user_kubeconfig(name, ["system:masters"])
-        self._process: subprocess.Popen[bytes] | Forked | None = None
+        self._process: subprocess.Popen[bytes] | ForkedProgram | None = None
         self._told = False
 
     def start(self, **settings: str) -> Operator:
@@ -47,7 +47,7 @@ class Operator:
         self._process, self._told = self._launch(environment), False
         return self
 
-    def _launch(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes] | Forked:
+    def _launch(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes] | ForkedProgram:
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "medgr2_operator.runtime.main"],
@@ -106,5 +106,5 @@ class Operator:
 class ForkedOperator(Operator):
     """The same, forked from a process that has imported everything."""
 
-    def _launch(self, environment: Mapping[str, str]) -> Forked:
-        return Forked(main, environment=environment, out=self.log)
+    def _launch(self, environment: Mapping[str, str]) -> ForkedProgram:
+        return ForkedProgram(main, environment=environment, out=self.log)

@@ -24,7 +24,7 @@ from medgr2_operator.kube.kubeconfig import connect
 from medgr2_operator.kube.logs_exec import execute
 from medgr2_operator.render import labels
 from medgr2_operator.render.volume_reader_pod import READER
-from tests.cluster.commands import Medgr2, Printed
+from tests.cluster.commands import LiveOutput, Medgr2
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Kubectl, eventually, serve_crd
 from tests.cluster.node import Node
@@ -233,7 +233,7 @@ def test_logs_follow_over_two_attempts_to_the_end(volume: Volume, medgr2: Medgr2
     volume.tell(state="Running")
     volume.run_pod("sft-1", program.format("first"), volume.marks(1))
     following = medgr2.start("logs", "loop", "-f")
-    printed = Printed(following)
+    printed = LiveOutput(following)
     eventually(printed, "it follows", START_SECONDS)  # or it may come too late for the first attempt
     eventually(lambda: volume.phase("sft-1") == "Succeeded", "the first attempt ends", START_SECONDS)
     volume.tell(state="Pending", attempt=2)

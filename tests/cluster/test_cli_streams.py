@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from tests.cluster import tools
-from tests.cluster.commands import Medgr2, Printed
+from tests.cluster.commands import LiveOutput, Medgr2
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import Document, eventually
 from tests.cluster.kwok import LEASE_SECONDS, POD_NETWORK, behaviour
@@ -173,7 +173,7 @@ def test_logs_go_on_over_a_broken_connection_without_a_line_lost_or_doubled(
     env.running("prepare", 0)
     node.write("one")
     following = medgr2.start("logs", "loop", "-f")
-    printed = Printed(following)
+    printed = LiveOutput(following)
     eventually(lambda: printed() == ["one"], "what was there")
     node.write("two", "three")
     eventually(lambda: printed() == ["one", "two", "three"], "what came")
@@ -198,7 +198,7 @@ def test_logs_follow_a_stage_into_its_next_attempt(env: KwokEnv, node: Streaming
     env.running("prepare", 0)
     node.write("at work")
     following = medgr2.start("logs", "loop", "prepare", "-f")
-    printed = Printed(following)
+    printed = LiveOutput(following)
     eventually(lambda: printed() == ["at work"], "the first attempt")
     env.kubectl("delete", "pod", *env.live_pods(), "--wait=false")
     eventually(lambda: env.stage("prepare", 0).get("attempt") == 2, "the second attempt")

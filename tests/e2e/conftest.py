@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.run_fixtures import Workspace
+from tests.support.run_fixtures import RunWorkspace
 
 
 @pytest.fixture
-def space(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path)
+def workspace(tmp_path: Path) -> RunWorkspace:
+    return RunWorkspace(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    workspace = Workspace(tmp_path_factory.mktemp("undisturbed"))
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunWorkspace:
+    workspace = RunWorkspace(tmp_path_factory.mktemp("undisturbed"))
     code, output = workspace.run()
     assert code == 0, output
     return workspace

@@ -18,7 +18,7 @@ from medgr2_jobs.errors import Checkpointed, ConfigError, DiskFull, TemporaryErr
 from medgr2_jobs.fetch import pin_file
 from tests.support.fetch_fixtures import context, reference, secrets
 from tests.support.hub_fixtures import CHUNK, DATA, FILES, LOADED, WHAT, content, get, model_files, safetensors
-from tests.support.hub_server import Fault, HubServer, hub_server
+from tests.support.hub_server import HubFault, HubServer, hub_server
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_a_name_that_is_neither_folder_nor_repository(hub: HubServer, tmp_path: 
 
 
 def test_a_hub_that_fails_may_be_asked_again(hub: HubServer, tmp_path: Path) -> None:
-    hub.fault = lambda method, path: Fault(status=503) if path.startswith("/api/datasets") else None
+    hub.fault = lambda method, path: HubFault(status=503) if path.startswith("/api/datasets") else None
     with pytest.raises(TemporaryError, match="the hub answers 503; try again later"):
         get(hub, tmp_path)
     hub.fault = lambda method, path: None
@@ -197,10 +197,10 @@ def test_no_hub_there_may_pass(hub: HubServer, tmp_path: Path) -> None:
 def test_a_connection_that_breaks_in_the_middle_goes_on(hub: HubServer, tmp_path: Path) -> None:
     broken: list[str] = []
 
-    def once(method: str, path: str) -> Fault | None:
+    def once(method: str, path: str) -> HubFault | None:
         if path.startswith("/cdn/") and not broken:
             broken.append(path)
-            return Fault(after=CHUNK + 1)
+            return HubFault(after=CHUNK + 1)
         return None
 
     files = {"large.bin": bytes(CHUNK) + os.urandom(1000)}
@@ -212,7 +212,7 @@ def test_a_connection_that_breaks_in_the_middle_goes_on(hub: HubServer, tmp_path
 
 @pytest.mark.parametrize("where", ["/cdn/", "/api/resolve-cache/"])
 def test_damaged_bytes_are_not_taken(hub: HubServer, tmp_path: Path, where: str) -> None:
-    hub.fault = lambda method, path: Fault(spoil=True) if path.startswith(where) else None
+    hub.fault = lambda method, path: HubFault(spoil=True) if path.startswith(where) else None
     with pytest.raises(TemporaryError, match="arrived damaged"):
         get(hub, tmp_path)
     hub.fault = lambda method, path: None
@@ -220,7 +220,7 @@ def test_damaged_bytes_are_not_taken(hub: HubServer, tmp_path: Path, where: str)
 
 
 def test_a_stop_in_the_middle_keeps_what_is_there(hub: HubServer, tmp_path: Path) -> None:
-    hub.fault = lambda method, path: Fault(after=10_000, hang=True) if path.startswith("/cdn/") else None
+    hub.fault = lambda method, path: HubFault(after=10_000, hang=True) if path.startswith("/cdn/") else None
     stop = threading.Event()
     threading.Thread(target=lambda: (hub.hanging.wait(), stop.set())).start()
     with pytest.raises(Checkpointed):

@@ -30,7 +30,7 @@ from medgr2_operator.local.executor import Executor, RunObserver
 from medgr2_operator.local.runner import Runner
 from tests.support.fixtures import prepare_parameters, run_stage, stage_request
 from tests.support.hub_fixtures import CHUNK, DATA, FILES, LOADED, content, get, model_files, safetensors
-from tests.support.hub_server import Fault, HubServer, hub_server
+from tests.support.hub_server import HubFault, HubServer, hub_server
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_killed_in_the_middle_it_goes_on(hub: HubServer, tmp_path: Path) -> None
     files = {**model_files(), "model-2.safetensors": safetensors() + b"2"}
     hub.repository("org/model", files)
     broken = f"/cdn/{hashlib.sha256(files['model-2.safetensors']).hexdigest()}"
-    hub.fault = lambda method, path: Fault(after=CHUNK + 1, hang=True) if path == broken else None
+    hub.fault = lambda method, path: HubFault(after=CHUNK + 1, hang=True) if path == broken else None
     root, file = tmp_path / "w", cycle_file(tmp_path, hub)
     process = subprocess.Popen(command(file, root), start_new_session=True)
     folder = pin_file.folder_of(root, "hf://org/model", "model")
@@ -150,7 +150,7 @@ def test_the_command_tries_all_and_ends_with_the_first_failure(hub: HubServer, t
 
 
 def test_the_command_can_be_interrupted(hub: HubServer, tmp_path: Path) -> None:
-    hub.fault = lambda method, path: Fault(after=10_000, hang=True) if path.startswith("/cdn/") else None
+    hub.fault = lambda method, path: HubFault(after=10_000, hang=True) if path.startswith("/cdn/") else None
     process = subprocess.Popen(command(cycle_file(tmp_path, hub), tmp_path / "w"), stderr=subprocess.PIPE, text=True)
     assert hub.hanging.wait(60)
     process.send_signal(signal.SIGINT)
@@ -211,7 +211,7 @@ def test_the_stage_ends_with_the_codes_of_the_contract(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: int, reason: str
 ) -> None:
     monkeypatch.setenv(RESULT_PATH_ENV, str(tmp_path / "result.json"))
-    hub.fault = lambda method, path: Fault(status=status)
+    hub.fault = lambda method, path: HubFault(status=status)
     assert execute(stage_request("prepare", 0, models(hub)), tmp_path) == code
     result = StageResult.model_validate_json((tmp_path / "result.json").read_text())
     assert result.reason == reason
@@ -225,7 +225,7 @@ def test_a_model_of_an_unknown_family_is_refused_before_anything_is_drawn(hub: H
 
 
 def test_two_runs_at_the_same_time_fetch_once(hub: HubServer, tmp_path: Path) -> None:
-    hub.fault = lambda method, path: Fault(after=10_000, hang=True) if path.startswith("/cdn/") else None
+    hub.fault = lambda method, path: HubFault(after=10_000, hang=True) if path.startswith("/cdn/") else None
     found: list[Path | StageError] = []
 
     def run() -> None:

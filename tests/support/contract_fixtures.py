@@ -21,7 +21,7 @@ from medgr2_api.stage_contract import (
     StageResult,
 )
 from tests.support import fake_stages
-from tests.support.fork_runner import Forked
+from tests.support.fork_runner import ForkedProgram
 
 HASH = "c0ffee"
 PARAMETERS = {"seed": 1, "shards": 1, "answerFormat": "Letter"}
@@ -41,7 +41,7 @@ def request(**fields: Any) -> StageRequest:
     return StageRequest(**fields)
 
 
-def start(root: Path, asked: StageRequest | str, *arguments: str) -> Forked:
+def start(root: Path, asked: StageRequest | str, *arguments: str) -> ForkedProgram:
     """Starts a fake stage with a request, or with a text in its place."""
     text = asked if isinstance(asked, str) else json.dumps(asked.dump())
     environment = {
@@ -51,10 +51,10 @@ def start(root: Path, asked: StageRequest | str, *arguments: str) -> Forked:
         RESULT_PATH_ENV: str(root.parent / "result.json"),
     }
     out = root.parent / f"stage-{next(_NUMBERS)}.log"
-    return Forked(fake_stages.main, arguments, environment=environment, out=out)
+    return ForkedProgram(fake_stages.main, arguments, environment=environment, out=out)
 
 
-def finish(process: Forked, root: Path) -> tuple[int, StageResult, str]:
+def finish(process: ForkedProgram, root: Path) -> tuple[int, StageResult, str]:
     """Waits for its end: exit code, result (exit code -1: none was left) and output."""
     output, _ = process.communicate(timeout=60)
     path = root.parent / "result.json"
@@ -70,7 +70,7 @@ def run(root: Path, asked: StageRequest | str, *arguments: str) -> tuple[int, St
     return finish(start(root, asked, *arguments), root)
 
 
-def until(path: Path, process: Forked) -> None:
+def until(path: Path, process: ForkedProgram) -> None:
     """Waits for a file that the process makes."""
     deadline = time.monotonic() + 30
     while not path.exists():

@@ -10,7 +10,7 @@ from medgr2_api.scheduling import StageRef
 from medgr2_api.status import CycleStatus, Phase
 from medgr2_operator.plan.status_compaction import LIMIT_BYTES, size
 from tests.support.cycle_specs import SPECS, spec_of
-from tests.support.planner_invariants import Broken, one_writer
+from tests.support.planner_invariants import InvariantBroken, one_writer
 from tests.support.planner_objects import ENDED
 from tests.support.planner_simulator import PlannerSimulator
 from tests.support.simulator_events import ACTIONS, BY_NAME
@@ -26,8 +26,8 @@ def run_schedule(seed: int, **options: Any) -> PlannerSimulator:
         for name in rng.choices(list(BY_NAME), list(ACTIONS.values()), k=rng.randrange(15, 90)):
             BY_NAME[name](sim, rng.randrange(256), rng.randrange(256))
         settle(sim)
-    except Broken as broken:
-        raise Broken(f"{broken} [schedule {seed}]") from None
+    except InvariantBroken as broken:
+        raise InvariantBroken(f"{broken} [schedule {seed}]") from None
     return sim
 
 
@@ -48,7 +48,7 @@ def settle(sim: PlannerSimulator) -> None:
             break
         _kindly(sim)
     else:
-        raise Broken(f"ends: still {sim.status.phase} after {MAX_ROUNDS} rounds: {sim.status.conditions}")
+        raise InvariantBroken(f"ends: still {sim.status.phase} after {MAX_ROUNDS} rounds: {sim.status.conditions}")
     _check_end(sim)
 
 
@@ -59,7 +59,7 @@ def _rest(sim: PlannerSimulator) -> None:
         sim.obey()
     alive = [pod.name for pod in sim.pods.values()] + [j.name for j in sim.jobs.values() if j.state not in ENDED]
     if alive:
-        raise Broken(f"suspends: still alive: {alive}")
+        raise InvariantBroken(f"suspends: still alive: {alive}")
 
 
 def _kindly(sim: PlannerSimulator) -> None:
@@ -75,13 +75,13 @@ def _kindly(sim: PlannerSimulator) -> None:
 
 def _check_end(sim: PlannerSimulator) -> None:
     if sim.status.phase not in (Phase.COMPLETE, Phase.FAILED):
-        raise Broken(f"ends: {sim.status.phase}")
+        raise InvariantBroken(f"ends: {sim.status.phase}")
     if any(job.state not in ENDED for job in sim.jobs.values()):
-        raise Broken("ends: a Job is alive after the end")
+        raise InvariantBroken("ends: a Job is alive after the end")
     planned = sim.make_plan(sim.cycle(), sim.observe())
     if planned.status != sim.status or planned.deletes or planned.creates:
-        raise Broken("ends: there is still something to do after the end")
+        raise InvariantBroken("ends: there is still something to do after the end")
     if size(sim.status) > LIMIT_BYTES:
-        raise Broken(f"small: {size(sim.status)} bytes")
+        raise InvariantBroken(f"small: {size(sim.status)} bytes")
     if CycleStatus.model_validate(sim.status.dump()) != sim.status:
-        raise Broken("stored: the status does not survive being written and read")
+        raise InvariantBroken("stored: the status does not survive being written and read")

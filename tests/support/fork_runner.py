@@ -56,7 +56,7 @@ def context(preload: Sequence[str]) -> Any:
     return forkserver_context
 
 
-class Forked:
+class ForkedProgram:
     """A running program, with the words of `subprocess.Popen`."""
 
     def __init__(

@@ -40,7 +40,7 @@ class Repository:
 
 
 @dataclass
-class Fault:
+class HubFault:
     """What goes wrong with one request."""
 
     status: int = 0
@@ -63,7 +63,7 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.token = "hub-token-of-the-test"
-        self.fault: Callable[[str, str], Fault | None] = lambda method, path: None
+        self.fault: Callable[[str, str], HubFault | None] = lambda method, path: None
         self.requests: list[str] = []
         self.ranges: list[str] = []
         self.authorizations: set[str] = set()
@@ -105,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.authorizations.add(authorization)
             if "range" in self.headers:
                 self.server.ranges.append(self.headers["range"])
-            self._fault = self.server.fault(self.command, path) or Fault()
+            self._fault = self.server.fault(self.command, path) or HubFault()
         if self._fault.status:
             self._send(self._fault.status, b'{"error": "as the test wants"}', self._fault.headers)
         elif path.startswith("/cdn/"):

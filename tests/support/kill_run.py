@@ -21,7 +21,7 @@ ROOM = 0.006
 
 
 @dataclass
-class Run:
+class KillReport:
     """What happened."""
 
     requests: list[StageRequest]
@@ -35,7 +35,9 @@ class Run:
     failures: list[str] = field(default_factory=list)
 
 
-def run(root: Path, server: ChatServer, forkserver: LightForkserver, *, rows: int, kills: int, shards: int = 4) -> Run:
+def run(
+    root: Path, server: ChatServer, forkserver: LightForkserver, *, rows: int, kills: int, shards: int = 4
+) -> KillReport:
     """Runs the shards to their end: `kills` times one of them is killed, and the first budget does not suffice.
 
     Kills come when a random number of answers has been given, and a random moment later.
@@ -59,7 +61,7 @@ def run(root: Path, server: ChatServer, forkserver: LightForkserver, *, rows: in
         )
         for index in range(shards)
     ]
-    report = Run(requests, first_budget=first, last_budget=last)
+    report = KillReport(requests, first_budget=first, last_budget=last)
     pids: dict[int, int] = {}
     attempts = [0] * shards
     open_shards = set(range(shards))
@@ -92,7 +94,12 @@ def run(root: Path, server: ChatServer, forkserver: LightForkserver, *, rows: in
 
 
 def _events(
-    forkserver: LightForkserver, pids: dict[int, int], report: Run, open_shards: set[int], waiting: set[int], start: Any
+    forkserver: LightForkserver,
+    pids: dict[int, int],
+    report: KillReport,
+    open_shards: set[int],
+    waiting: set[int],
+    start: Any,
 ) -> None:
     """Takes note of one start or end, if there is any within a moment."""
     try:

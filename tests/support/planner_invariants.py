@@ -1,4 +1,4 @@
-"""What must hold whatever happens in the simulator; `Broken` is raised as soon as it does not."""
+"""What must hold whatever happens in the simulator; `InvariantBroken` is raised as soon as it does not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.planner_objects import ENDED, SimJob, SimPod
 TERMINAL = (AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.GONE)
 
 
-class Broken(AssertionError):
+class InvariantBroken(AssertionError):
     """An invariant does not hold."""
 
 
@@ -33,7 +33,7 @@ class History:
     def check_create(self, key: AttemptKey) -> None:
         """Before a Job is created: nobody has seen this attempt's Job yet."""
         if key in self.created and (key in self.seen or key in self.ended):
-            raise Broken(f"created once: {key} was created again")
+            raise InvariantBroken(f"created once: {key} was created again")
 
     def note_create(self, key: AttemptKey) -> None:
         """A Job was created."""
@@ -47,18 +47,18 @@ class History:
             key = AttemptKey(record.iteration, record.name, record.token, record.attempt)
             state = self.ended.get(key)
             if state is not None and record.state is not state:
-                raise Broken(f"terminal for ever: {key} was {state}, is {record.state}")
+                raise InvariantBroken(f"terminal for ever: {key} was {state}, is {record.state}")
             if record.state in TERMINAL:
                 self.ended[key] = record.state
             if record.job_uid:
                 self.seen.add(key)
             newest = self.newest.get((key.stage, key.token), 0)
             if record.attempt < newest:
-                raise Broken(f"forward: {key} after attempt {newest}")
+                raise InvariantBroken(f"forward: {key} after attempt {newest}")
             self.newest[key.stage, key.token] = record.attempt
             tokens = self.tokens.setdefault(key.stage, [])
             if key.token in tokens[:-1]:
-                raise Broken(f"forward: {key} after token {tokens[-1]}")
+                raise InvariantBroken(f"forward: {key} after token {tokens[-1]}")
             if key.token not in tokens:
                 tokens.append(key.token)
 
@@ -67,9 +67,9 @@ def same_again(plan: Plan, cycle: Cycle, observed: Observed, now: datetime) -> N
     """Planning twice gives the same plan, and leaves its input as it was."""
     before = cycle.status.model_dump_json()
     if planner.plan(cycle, observed, now) != plan:
-        raise Broken("idempotent: the same input gave another plan")
+        raise InvariantBroken("idempotent: the same input gave another plan")
     if cycle.status.model_dump_json() != before:
-        raise Broken("pure: planning changed its input")
+        raise InvariantBroken("pure: planning changed its input")
 
 
 def recorded_first(plan: Plan, stored: CycleStatus, observed: Observed) -> None:
@@ -79,14 +79,14 @@ def recorded_first(plan: Plan, stored: CycleStatus, observed: Observed) -> None:
         key = ended.get(delete.uid)
         for record in stored.stages if key is not None else ():
             if AttemptKey(record.iteration, record.name, record.token, record.attempt) == key:
-                raise Broken(f"recorded first: {key} is deleted, and its result is not stored")
+                raise InvariantBroken(f"recorded first: {key} is deleted, and its result is not stored")
 
 
 def identity(create: JobCreate) -> None:
     """A Job has a short name, and its request names the attempt that it is."""
     request = create.request
     if len(create.name) > 52 or request.attempt != create.key.attempt or request.token != create.key.token:
-        raise Broken(f"identity: {create}")
+        raise InvariantBroken(f"identity: {create}")
 
 
 def inputs_exist(create: JobCreate, published: Mapping[tuple[str, str], str]) -> None:
@@ -94,13 +94,13 @@ def inputs_exist(create: JobCreate, published: Mapping[tuple[str, str], str]) ->
     request = create.request
     for role, ref in request.inputs.items():
         if published.get((ref.stage, ref.path.rsplit("/", 1)[1])) != ref.output_digest:
-            raise Broken(f"inputs exist: {create.key} reads {role}, which was never published")
+            raise InvariantBroken(f"inputs exist: {create.key} reads {role}, which was never published")
     if "prepare" not in request.inputs and request.stage not in (
         "prepare",
         "score",
         "report",
     ):
-        raise Broken(f"inputs exist: {create.key} was started without prepare")
+        raise InvariantBroken(f"inputs exist: {create.key} was started without prepare")
 
 
 def intent_first(create: JobCreate, status: CycleStatus) -> None:
@@ -112,18 +112,18 @@ def intent_first(create: JobCreate, status: CycleStatus) -> None:
         for r in status.stages
     )
     if not intended:
-        raise Broken(f"intent first: {create.key} is not in the stored status")
+        raise InvariantBroken(f"intent first: {create.key} is not in the stored status")
 
 
 def one_live_job(key: AttemptKey, jobs: Iterable[SimJob]) -> None:
     """No other attempt of the stage has a Job that has not ended."""
     for other in jobs:
         if other.key.stage == key.stage and other.state not in ENDED:
-            raise Broken(f"one writer: {key} was created beside the Job of {other.key}")
+            raise InvariantBroken(f"one writer: {key} was created beside the Job of {other.key}")
 
 
 def one_writer(key: AttemptKey, pods: Iterable[SimPod]) -> None:
     """No other attempt of the stage has a pod."""
     for pod in pods:
         if pod.job.key.stage == key.stage and pod.job.key != key:
-            raise Broken(f"one writer: {key} beside the pod {pod.name} of {pod.job.key}")
+            raise InvariantBroken(f"one writer: {key} beside the pod {pod.name} of {pod.job.key}")

@@ -13,7 +13,7 @@ import yaml
 
 from tests.support import fake_run
 from tests.support.cycle_documents import tiny_cycle
-from tests.support.fork_runner import Forked
+from tests.support.fork_runner import ForkedProgram
 
 CYCLE = tiny_cycle(
     iterations=2,
@@ -21,14 +21,14 @@ CYCLE = tiny_cycle(
 )
 
 
-class Run(Forked):
+class RunProcess(ForkedProgram):
     """A `medgr2 run`."""
 
     def output(self) -> str:
         return self.out.read_text()
 
 
-class Workspace:
+class RunWorkspace:
     """A workspace with a cycle file, and the ledger the fake stages keep."""
 
     def __init__(self, root: Path) -> None:
@@ -40,10 +40,10 @@ class Workspace:
     def write(self, document: dict[str, Any]) -> None:
         self.file.write_text(yaml.safe_dump(document))
 
-    def start(self, *arguments: str, step: float = 0.01) -> Run:
+    def start(self, *arguments: str, step: float = 0.01) -> RunProcess:
         command = ["run", str(self.file), "--workspace", str(self.root / "ws"), "--plain", *arguments]
         self.runs += 1
-        return Run(
+        return RunProcess(
             fake_run.main,
             command,
             environment={**os.environ, "FAKE_STEP_SECONDS": str(step)},

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.support import planner_simulator
 from tests.support.event_schedules import run_schedule
-from tests.support.planner_invariants import Broken
+from tests.support.planner_invariants import InvariantBroken
 from tests.support.planner_simulator import PlannerSimulator
 
 from medgr2_api.status import AttemptState, CycleStatus
@@ -169,13 +169,13 @@ def _impure(patch: pytest.MonkeyPatch) -> None:
 )
 def test_world_notices(monkeypatch: pytest.MonkeyPatch, mutate: Mutate, invariant: str) -> None:
     mutate(monkeypatch)
-    with pytest.raises(Broken, match=invariant):
+    with pytest.raises(InvariantBroken, match=invariant):
         _explore()
 
 
 def test_optimistic_concurrency_is_needed() -> None:
     """An API server that takes every write lets a planner with an old reading do harm."""
-    with pytest.raises(Broken):
+    with pytest.raises(InvariantBroken):
         _explore(check_conflicts=False)
 
 
