@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +15,7 @@ import pytest
 
 from medgr2_api.stage_contract import REQUEST_ENV, RESULT_PATH_ENV, WORKSPACE_ENV, StageResult
 from tests.support.contract_fixtures import request
-
-COMMAND = [sys.executable, str(Path(__file__).parents[1] / "support" / "fake_forkserver.py")]
+from tests.support.fake_forkserver import COMMAND
 
 
 class Forkserver:

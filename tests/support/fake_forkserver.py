@@ -20,6 +20,13 @@ from medgr2_jobs.runner.context import Outcome, StageContext
 from tests.support.stage_registry import run_instead
 
 STEPS = 6
+#: Starts it, wherever one is.
+COMMAND = (
+    sys.executable,
+    "-c",
+    f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); "
+    "from tests.support import fake_forkserver; sys.exit(fake_forkserver.main())",
+)
 
 
 def run(ctx: StageContext[Any]) -> Outcome:
@@ -66,7 +73,3 @@ def main() -> int:
     run_instead("fake_stage")
     forkserver.PRELOAD = ("medgr2_jobs.runner.main",)
     return forkserver.main()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

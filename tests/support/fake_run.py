@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 from medgr2_operator.cli import app
 from medgr2_operator.local import runner
+from tests.support.fake_forkserver import COMMAND
 
 
 def main() -> None:
     """Its entry point, as `medgr2`'s."""
-    runner.Runner.__init__.__kwdefaults__["command"] = (  # type: ignore[index]
-        sys.executable,
-        str(Path(__file__).with_name("fake_forkserver.py")),
-    )
+    runner.Runner.__init__.__kwdefaults__["command"] = COMMAND  # type: ignore[index]
     app.main()
