@@ -22,8 +22,18 @@ from medgr2_jobs.runner.main import execute
 from medgr2_jobs.stages import score as score_stage
 from medgr2_jobs.store import manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
+from medgr2_jobs.store.rows import (
+    CalibrationRow,
+    Candidate,
+    CandidateOutcome,
+    GradedRow,
+    Preference,
+    Score,
+    TableRow,
+)
 from medgr2_jobs.training import trainer
 from tests.support.fixtures import artifact_ref, prepare_parameters, prepared_workspace, run_stage, stage_request
+from tests.support.rows import row_of
 
 TRAINER = {"max_steps": 12, "per_device_train_batch_size": 4, "lr_scheduler_type": "cosine", "save_steps": 2}
 LORA = {"rank": 4, "dropout": 0.1}
@@ -59,7 +69,7 @@ def document(reader: ArtifactReader, name: str) -> Any:
     return json.loads(reader.file(name).read_text())
 
 
-def publish(root: Path, stage: str, table: str, rows: list[dict[str, Any]], mark: str = "f") -> ArtifactRef:
+def publish(root: Path, stage: str, table: type[TableRow], rows: list[Any], mark: str = "f") -> ArtifactRef:
     """An artifact with one table, as if its stage had run."""
     request = StageRequest(
         cycle={"name": "test", "uid": "0000-test"}, iteration=1, stage=stage, input_hash=mark * 64, parameters={}
@@ -78,20 +88,30 @@ def publish(root: Path, stage: str, table: str, rows: list[dict[str, Any]], mark
     return artifact_ref(root, request)
 
 
-def preferences_of(grades: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def preferences_of(grades: list[GradedRow]) -> list[Preference]:
     """Policy answers made of graded rows."""
-    kept = [row for row in grades if row["grade"] in ("original", "irrelevant")]
     columns = ("sample_id", "split", "image_sha256", "modality", "question_type", "question", "options", "response",
                "grade", "target")  # fmt: skip
-    return [{**{name: row[name] for name in columns}, "prompt_id": row["item_id"], "gold": True} for row in kept]
+    return [
+        Preference(prompt_id=row.item_id, gold=True, **{name: getattr(row, name) for name in columns})
+        for row in grades
+        if row.grade in ("original", "irrelevant")
+    ]
 
 
-def candidates_of(grades: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def torn_candidate() -> Candidate:
+    return row_of(Candidate, triplet_id="torn", iteration=1, outcome=CandidateOutcome.INVALID_JSON)
+
+
+def candidates_of(grades: list[GradedRow]) -> list[Candidate]:
     columns = ("image_sha256", "modality", "question_type", "question", "options", "response")
-    rows = [{**{name: row[name] for name in columns}, "triplet_id": row["sample_id"], "iteration": 1,
-             "outcome": "ok"} for row in grades]  # fmt: skip
+    rows = [
+        row_of(Candidate, triplet_id=row.sample_id, iteration=1, answer_index=0, rationale="",
+               **{name: getattr(row, name) for name in columns})
+        for row in grades
+    ]  # fmt: skip
     random.Random(0).shuffle(rows)  # rows of one image are not neighbours
-    return [*rows, {"triplet_id": "torn", "iteration": 1, "outcome": "unparsable"}]
+    return [*rows, torn_candidate()]
 
 
 def in_child(request: StageRequest, root: Path, until: Callable[[], bool], signum: int) -> int:
@@ -121,8 +141,8 @@ class RewardWorkspace:
     prepare: ArtifactRef
 
     @property
-    def grades(self) -> list[dict[str, Any]]:
-        return published(self.root, self.prepare).rows("grades")
+    def grades(self) -> list[GradedRow]:
+        return published(self.root, self.prepare).rows(GradedRow)
 
     def request(self, **changes: Any) -> StageRequest:
         """A first training."""
@@ -153,10 +173,10 @@ def test_first_training(trained):
     assert {"spearman", "pairwise_accuracy", "auroc", "image_sensitivity", "mae", "gate_passed"} <= counters.keys()
     model = RewardModel.load(reader.folder_of("model"))
     assert model.info.base == published(workspace.root, workspace.prepare).digest
-    heldout = [row for row in workspace.grades if row["split"] == "heldout"]
-    calibration = reader.rows("calibration")
-    assert [row["sample_id"] for row in calibration] == [row["sample_id"] for row in heldout]
-    assert all(-6 <= row["score"] <= 10 for row in calibration)
+    heldout = [row for row in workspace.grades if row.split == "heldout"]
+    calibration = reader.rows(CalibrationRow)
+    assert [row.sample_id for row in calibration] == [row.sample_id for row in heldout]
+    assert all(-6 <= row.score <= 10 for row in calibration)
     assert document(reader, "gate.json")["passed"] is True
     assert document(reader, "metrics.json")["new"]["grades"]["spearman"] == counters["spearman"]
     assert [entry["step"] for entry in document(reader, "training_log.json")] == list(range(1, 13))
@@ -205,7 +225,7 @@ def test_sigterm_leaves_a_checkpoint_and_exit_85(workspace, tmp_path):
 @pytest.mark.parametrize(("promotion", "promoted"), [({}, True), ({"minSpearman": 1.0}, False)])
 def test_retraining_and_its_gate(trained, promotion, promoted):
     workspace, first = trained
-    preferences = publish(workspace.root, "preferences", "preferences", preferences_of(workspace.grades))
+    preferences = publish(workspace.root, "preferences", Preference, preferences_of(workspace.grades))
     parameters = reward_parameters(retrain=True, promotion=promotion, training={"retrainTrainer": {"max_steps": 4}})
     inputs = {"prepare": workspace.prepare, "reward": first, "preferences": preferences}
     reader = published(workspace.root, run_stage(workspace.root, stage_request("reward", 1, parameters, inputs)))
@@ -229,7 +249,7 @@ def test_a_checkpoint_of_the_users_own(trained, tmp_path):
     reader = published(tmp_path, run_stage(tmp_path, own.request(checkpoint="mine")))
     taken = reader.folder_of("model")
     assert (taken / "head.safetensors").read_bytes() == (source / "head.safetensors").read_bytes()
-    assert reader.rows("calibration") == published(workspace.root, first).rows("calibration")
+    assert reader.rows(CalibrationRow) == published(workspace.root, first).rows(CalibrationRow)
     assert execute(own.request(checkpoint="mine", head="LastToken"), tmp_path) == ExitCode.CONFIG
 
 
@@ -244,7 +264,7 @@ def test_scoring_in_shards_and_after_a_kill(trained, monkeypatch):
     root = workspace.root
     monkeypatch.setattr(score_stage, "PART_ROWS", 20)
     rows = candidates_of(workspace.grades)
-    inputs = {"candidates": publish(root, "generate", "candidates", rows), "reward": reward}
+    inputs = {"candidates": publish(root, "generate", Candidate, rows), "reward": reward}
     request = stage_request("score", 1, SCORING, inputs)
     folder = work_of(root, request)
     status = in_child(request, root, lambda: len(list(folder.glob("scores-*.parquet"))) >= 2, signal.SIGKILL)
@@ -258,9 +278,9 @@ def test_scoring_in_shards_and_after_a_kill(trained, monkeypatch):
 
     monkeypatch.setattr(score_stage, "score", counted)
     whole = published(root, run_stage(root, request.model_copy(update={"attempt": 2})))
-    ok = [row["triplet_id"] for row in rows if row["outcome"] == "ok"]
+    ok = [row.triplet_id for row in rows if row.outcome == "ok"]
     assert 0 < sum(scored) <= len(ok) - 2 * 20
-    assert [row["triplet_id"] for row in whole.rows("scores")] == ok
+    assert [row.triplet_id for row in whole.rows(Score)] == ok
     assert whole.manifest.counters["scored"] == len(ok)
 
     split = stage_request("score", 1, {**SCORING, "shards": 3}, inputs)
@@ -269,13 +289,13 @@ def test_scoring_in_shards_and_after_a_kill(trained, monkeypatch):
     path = f"artifacts/score/{split.input_hash}"
     shards = ArtifactReader(root, ArtifactRef(stage="score", iteration=1, path=path, output_digest=""))
     assert len(shards.shards) == 3
-    found = {row["triplet_id"]: row["score"] for row in shards.rows("scores")}
+    found = {row.triplet_id: row.score for row in shards.rows(Score)}
     assert found.keys() == set(ok)
-    assert found == pytest.approx({row["triplet_id"]: row["score"] for row in whole.rows("scores")}, abs=1e-5)
+    assert found == pytest.approx({row.triplet_id: row.score for row in whole.rows(Score)}, abs=1e-5)
 
 
 def test_no_candidates(trained):
     workspace, reward = trained
-    none = publish(workspace.root, "generate", "candidates", [{"triplet_id": "torn", "outcome": "unparsable"}], "e")
+    none = publish(workspace.root, "generate", Candidate, [torn_candidate()], "e")
     request = stage_request("score", 2, SCORING, {"candidates": none, "reward": reward})
-    assert published(workspace.root, run_stage(workspace.root, request)).rows("scores") == []
+    assert published(workspace.root, run_stage(workspace.root, request)).rows(Score) == []

@@ -14,14 +14,22 @@ R = TypeVar("R", bound=TableRow)
 
 
 def row_of(kind: type[R], **values: Any) -> R:
-    """A row with these values; of what is not said, null where it may be null, else what says nothing."""
+    """A row with these values (enums by value, tuples as lists, too); of what is not said, null where it may be null,
+    else what says nothing."""
     hints = typing.get_type_hints(kind)
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     unknown = values.keys() - set(names)
     if unknown:
         raise KeyError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}")
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return kind(**{name: given[name] if name in given else _nothing(hints[name]) for name in names})
+    return kind(
+        **{name: _value(hints[name], values[name]) if name in values else _nothing(hints[name]) for name in names}
+    )
+
+
+def _value(hint: Any, value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    return hint(value) if isinstance(hint, type) and issubclass(hint, StrEnum) else value
 
 
 def _nothing(hint: Any) -> Any:

@@ -10,8 +10,6 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from enum import StrEnum
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,28 +18,10 @@ from medgr2_api.training_spec import AnswerFormat, Control
 
 from ..models.vlm import Encoder, Row
 from ..prompts import answers
-
-Item = dict[str, Any]
-"""A row of table `items`."""
+from ..store.rows import Condition, Item
 
 _GREY = (128, 128, 128)
 _SMOOTHING = 1.0  # pseudo-questions that each option text starts with, right as often as chance
-
-
-class Condition(StrEnum):
-    """What the model is shown."""
-
-    REAL = "real"
-    BLANK = "blank"
-    """Mid grey of the same size: neither content nor tint is left."""
-    SHUFFLED = "shuffled"
-    """Another image of the same set and, where there is one, of the same modality."""
-    OPTIONS_ONLY = "options_only"
-    """The options alone: no image and no question."""
-    OPTION_PRIOR = "option_prior"
-    """No model: how often each option text is right in the training split."""
-    CHANCE = "chance"
-    """Nothing at all: one over the number of options."""
 
 
 CONDITION_OF: dict[Control, Condition] = {
@@ -70,7 +50,7 @@ def derangement(items: Iterable[Item]) -> dict[str, str] | None:
     """
     modality: dict[str, str] = {}
     for item in items:
-        modality.setdefault(item["image_sha256"], item["modality"] or "")
+        modality.setdefault(item.image_sha256, item.modality)
     if len(modality) < 2:
         return None
     # names are hashes, so hashing them once more is a random order that depends on nothing else
@@ -92,17 +72,12 @@ def rows(condition: Condition, items: Sequence[Item], answer_format: AnswerForma
     with a single image.
     """
     if condition is Condition.OPTIONS_ONLY:
-        return [Row(None, answers.prompt_text("", item["options"], answer_format).lstrip()) for item in items]
+        return [Row(None, answers.prompt_text("", item.options, answer_format).lstrip()) for item in items]
     shown = derangement(items) if condition is Condition.SHUFFLED else {}
     if shown is None:
         return None
-    return [
-        Row(
-            shown.get(item["image_sha256"], item["image_sha256"]),
-            answers.prompt_text(item["question"], item["options"], answer_format),
-        )
-        for item in items
-    ]
+    prompts = [answers.prompt_of(item, answer_format) for item in items]
+    return [Row(shown.get(prompt.image_sha256, prompt.image_sha256), prompt.text) for prompt in prompts]
 
 
 class OptionPrior:
@@ -115,10 +90,10 @@ class OptionPrior:
         self._seen: Counter[str] = Counter()
         self._right: Counter[str] = Counter()
         for item in training:
-            for index, option in enumerate(item["options"]):
+            for index, option in enumerate(item.options):
                 text = answers.normalise(option)
                 self._seen[text] += 1
-                self._right[text] += index == item["answer_index"]
+                self._right[text] += index == item.answer_index
 
     def logprobs(self, options: Sequence[str]) -> list[float]:
         """log P(right | text) of each option, smoothed towards chance, which an unseen text gets."""
@@ -129,10 +104,10 @@ class OptionPrior:
     def predict(self, item: Item) -> tuple[int, list[float]]:
         """The likeliest option and all log-probabilities; ties are drawn by a hash of item and option, so that no
         position is preferred."""
-        scores = self.logprobs(item["options"])
+        scores = self.logprobs(item.options)
         best = [index for index, score in enumerate(scores) if np.isclose(score, max(scores))]
 
         def lot(index: int) -> bytes:
-            return hashlib.sha256(f"{item['item_id']}/{item['options'][index]}".encode()).digest()
+            return hashlib.sha256(f"{item.item_id}/{item.options[index]}".encode()).digest()
 
         return min(best, key=lot), scores

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..prompts import answers
+from ..store.rows import Condition, Item, Prediction, Scoring, Split
 from .rank_statistics import auroc
 
 RESAMPLES = 2000
@@ -18,13 +19,10 @@ _CHUNK = 250  # resamples at a time: bounds memory at _CHUNK x clusters
 _LEVEL = 0.95
 _MIN_SUPPORT = 5  # questions on either side that an AUROC needs
 
-_CHANCE = ("base", "chance", "option_logprob")  # checkpoint, condition, scoring of the rows that need no model
-
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """An estimate with its 95 % interval."""
 
     value: float
@@ -73,11 +71,11 @@ class ItemSet:
     cost hardly depends on how many checkpoints, conditions and slices there are.
     """
 
-    def __init__(self, items: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, items: Sequence[Item]) -> None:
         self.items = items
-        self._clusters, self._count = _codes([item["image_sha256"] for item in items])
-        types, self.types = _named(items, "question_type")
-        modalities, self.modalities = _named(items, "modality")
+        self._clusters, self._count = _codes([item.image_sha256 for item in items])
+        types, self.types = _named([item.question_type for item in items])
+        modalities, self.modalities = _named([item.modality for item in items])
         self._shape = (len(self.types), len(self.modalities))
         self._cells = types * len(self.modalities) + modalities
         self._ones = self._by_cluster(np.ones(len(items)))
@@ -128,16 +126,17 @@ class ItemSet:
         flat = _sums(self._clusters * width + self._cells, values, self._count * width)
         return flat.reshape(self._count, width)
 
-    def macro_f1(self, predicted: Sequence[int | None]) -> float | None:
+    def macro_f1(self, predictions: Sequence[Prediction]) -> float | None:
         """Mean over answer texts of the F1 of naming that text.
 
         A class is a normalised option text (a letter's place carries no meaning); only texts that are right at least
         once count. An answer that could not be parsed is a miss of the right text. (By hand for the same reason as
         `rank_statistics`; a test compares with sklearn's.)
         """
-        gold = [_text(item, item["answer_index"]) for item in self.items]
+        gold = [_text(item, item.answer_index) for item in self.items]
         named = [
-            None if index is None else _text(item, index) for item, index in zip(self.items, predicted, strict=True)
+            None if prediction.predicted is None else _text(item, prediction.predicted)
+            for item, prediction in zip(self.items, predictions, strict=True)
         ]
         scores = []
         for text in sorted(set(gold)):
@@ -145,19 +144,21 @@ class ItemSet:
             scores.append(2 * hits / (gold.count(text) + named.count(text)))
         return float(np.mean(scores)) if scores else None
 
-    def auroc(self, logprobs: Sequence[Sequence[float]]) -> float | None:
+    def auroc(self, predictions: Sequence[Prediction]) -> float | None:
         """Mean one-vs-rest area under the ROC curve over answer texts.
 
         For each normalised option text, over the questions that offer it: does its probability (softmax over the
         question's options) rank the questions where it is right above those where it is not? Texts with fewer than
-        five questions on either side are left out; None when none is left.
+        five questions on either side are left out; None when none is left, or what was written was read.
         """
         offered: dict[str, list[tuple[float, bool]]] = defaultdict(list)
-        for item, scores in zip(self.items, logprobs, strict=True):
-            values = np.asarray(scores, dtype=np.float64)
+        for item, prediction in zip(self.items, predictions, strict=True):
+            if prediction.scoring is not Scoring.OPTION_LOGPROB:
+                return None
+            values = np.asarray(prediction.option_logprobs, dtype=np.float64)
             weights = np.exp(values - values.max())
             for index, weight in enumerate(weights / weights.sum()):
-                offered[_text(item, index)].append((float(weight), index == item["answer_index"]))
+                offered[_text(item, index)].append((float(weight), index == item.answer_index))
         areas = []
         for _, pairs in sorted(offered.items()):
             right = np.array([is_right for _, is_right in pairs])
@@ -179,59 +180,111 @@ class Share:
     """Mean over modalities."""
 
 
-def result_rows(
-    items: ItemSet, predictions: Iterable[dict[str, Any]], head: dict[str, Any], seed: int, *, chance: bool
-) -> list[dict[str, Any]]:
-    """Rows of `results.json` for one (split, benchmark).
+#: Metrics of the questions as a whole, by name: from the answers of one run, in the order of the questions. None:
+#: they do not allow it. A new metric is declared in `medgr2_api.metrics` and computed by a line here.
+WHOLE: dict[str, Callable[[ItemSet, Sequence[Prediction]], float | None]] = {
+    "macroF1": ItemSet.macro_f1,
+    "auroc": ItemSet.auroc,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One figure of one checkpoint: a row of `results.json`."""
+
+    iteration: int
+    split: Split
+    benchmark: str
+    checkpoint: str
+    condition: Condition
+    scoring: Scoring
+    slice: str
+    """all, modality=… or question_type=…"""
+    metric: str
+    value: float
+    low: float | None
+    """Bounds of the 95 % interval; None where none is computed."""
+    high: float | None
+    n: int
+    """Questions."""
+
+
+class QuestionSet(NamedTuple):
+    """Which questions a measurement is about."""
+
+    split: Split
+    benchmark: str
+    """Empty for validation."""
+
+
+class _Run(NamedTuple):
+    """Whose answers, to what was shown, read in which way."""
+
+    checkpoint: str
+    condition: Condition
+    scoring: Scoring
+
+
+_CHANCE = _Run("base", Condition.CHANCE, Scoring.OPTION_LOGPROB)  # needs no model
+
+
+def measurements(
+    items: ItemSet,
+    predictions: Iterable[Prediction],
+    *,
+    iteration: int,
+    questions: QuestionSet,
+    seed: int,
+    chance: bool,
+) -> list[Measurement]:
+    """All figures of one set of questions.
 
     Args:
         items: its questions.
-        predictions: rows of table `predictions` on them; every (checkpoint, condition, scoring) covers all of them.
-        head: columns that all rows share: iteration, split, benchmark.
+        predictions: the answers to them; every (checkpoint, condition, scoring) covers all of them.
+        iteration: which one.
+        questions: which set it is.
         seed: of the bootstrap.
         chance: whether to add the rows of condition `chance` (checkpoint `base`).
     """
-    runs: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
+    by_item: dict[_Run, dict[str, Prediction]] = defaultdict(dict)
     for row in predictions:
-        runs[row["checkpoint"], row["condition"], row["scoring"]][row["item_id"]] = row
-    ordered = {run: [by_item[item["item_id"]] for item in items.items] for run, by_item in runs.items()}
+        by_item[_Run(row.checkpoint, row.condition, row.scoring)][row.item_id] = row
+    runs = {run: [answered[item.item_id] for item in items.items] for run, answered in by_item.items()}
 
-    outcomes: list[tuple[tuple[str, str, str], str, list[float]]] = []  # (run, what it is, N values)
+    outcomes: list[tuple[_Run, str, list[float]]] = []  # (run, what it is, N values)
     if chance:
-        outcomes.append((_CHANCE, "Accuracy", [1 / len(item["options"]) for item in items.items]))
-    for run, rows in ordered.items():
-        outcomes.append((run, "Accuracy", [row["correct"] for row in rows]))
-        if run[2] == "greedy":
-            outcomes.append((run, "parseFailures", [row["predicted"] is None for row in rows]))
+        outcomes.append((_CHANCE, "Accuracy", [1 / len(item.options) for item in items.items]))
+    for run, rows in runs.items():
+        outcomes.append((run, "Accuracy", [row.correct for row in rows]))
+        if run.scoring is Scoring.GREEDY:
+            outcomes.append((run, "parseFailures", [row.predicted is None for row in rows]))
 
-    result = []
+    result: list[Measurement] = []
+
+    def add(run: _Run, share: Share, metric: str, value: float, low: float | None, high: float | None) -> None:
+        bounds = [None if bound is None or np.isnan(bound) else round(bound, 6) for bound in (low, high)]
+        result.append(Measurement(
+            iteration=iteration, split=questions.split, benchmark=questions.benchmark, checkpoint=run.checkpoint,
+            condition=run.condition, scoring=run.scoring, slice=share.slice, metric=metric, value=round(value, 6),
+            low=bounds[0], high=bounds[1], n=share.n,
+        ))  # fmt: skip
+
     every = items.shares(np.array([values for *_, values in outcomes], dtype=np.float64), seed)
     for (run, kind, _), shares in zip(outcomes, every, strict=True):
-        base = dict(head, checkpoint=run[0], condition=run[1], scoring=run[2])
         for share in shares:
             if kind == "parseFailures":
-                result.append(_row(base, share, kind, share.micro))
+                add(run, share, kind, *share.micro)
                 continue
-            result.append(_row(base, share, "microAccuracy", share.micro))
+            add(run, share, "microAccuracy", *share.micro)
             if not share.slice.startswith("modality="):
-                result.append(_row(base, share, "macroAccuracy", share.macro))
-        if kind == "Accuracy" and run in ordered:
-            rows = ordered[run]
-            extra = {"macroF1": items.macro_f1([row["predicted"] for row in rows])}
-            if run[2] == "option_logprob":
-                extra["auroc"] = items.auroc([row["option_logprobs"] for row in rows])
-            for metric, value in extra.items():
+                add(run, share, "macroAccuracy", *share.macro)
+        if kind == "Accuracy" and run in runs:
+            for metric, compute in WHOLE.items():
+                value = compute(items, runs[run])
                 if value is not None:
-                    result.append(_row(base, shares[0], metric, Interval(value, np.nan, np.nan)))
+                    add(run, shares[0], metric, value, None, None)
     return result
-
-
-def _row(base: dict[str, Any], share: Share, metric: str, interval: Interval) -> dict[str, Any]:
-    """A row of `results.json`; `low` and `high` are null where no interval is computed."""
-    bounds = {
-        name: None if np.isnan(x) else round(x, 6) for name, x in (("low", interval.low), ("high", interval.high))
-    }
-    return {**base, "slice": share.slice, "metric": metric, "value": round(interval.value, 6), **bounds, "n": share.n}
 
 
 def _interval(value: float, drawn: Floats, clusters: ArrayLike) -> Interval:
@@ -267,15 +320,15 @@ def _sums(codes: NDArray[np.int64], values: Floats, count: int) -> Floats:
     return np.bincount(codes, values, count).astype(np.float64)
 
 
-def _text(item: dict[str, Any], index: int) -> str:
-    return answers.normalise(item["options"][index])
+def _text(item: Item, index: int) -> str:
+    return answers.normalise(item.options[index])
 
 
-def _named(items: Sequence[dict[str, Any]], column: str) -> tuple[NDArray[np.int64], list[str]]:
+def _named(column: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
     """Codes (N,) of a column's values, and the sorted values."""
-    values = sorted({item[column] or "" for item in items})
+    values = sorted(set(column))
     at = {value: index for index, value in enumerate(values)}
-    return np.array([at[item[column] or ""] for item in items], dtype=np.int64), values
+    return np.array([at[value] for value in column], dtype=np.int64), values
 
 
 def _codes(names: Sequence[str]) -> tuple[NDArray[np.int64], int]:

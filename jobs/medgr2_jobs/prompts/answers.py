@@ -24,8 +24,8 @@ _FORMAT = re.compile(
 )
 
 
-class Question(Protocol):
-    """A row that asks something about an image: an item, a graded row, a training row, …"""
+class Askable(Protocol):
+    """What a prompt is made of: every row that asks something about an image has it."""
 
     @property
     def image_sha256(self) -> str: ...
@@ -51,7 +51,7 @@ class Prompt:
         return hashlib.sha256(f"{self.image_sha256}\n{self.text}".encode()).hexdigest()[:16]
 
 
-def prompt_of(row: Question, answer_format: AnswerFormat) -> Prompt:
+def prompt_of(row: Askable, answer_format: AnswerFormat) -> Prompt:
     """How a row's question is put to the policy."""
     return Prompt(row.image_sha256, prompt_text(row.question, row.options, answer_format))
 

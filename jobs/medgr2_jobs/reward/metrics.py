@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Protocol
 
 import numpy as np
 
 from medgr2_api.training_spec import Promotion
 
 from ..evaluate.rank_statistics import auroc, spearman
+from ..store.rows import Grade
 from .model import SCORE_MAX, SCORE_MIN
 
-ORIGINAL, MISMATCH = "original", "imageMismatch"
 #: metric → the field of `rewardModel.promotion` that sets its least value
 THRESHOLDS = {
     "spearman": "min_spearman",
@@ -24,16 +25,29 @@ THRESHOLDS = {
 }
 
 
+class Graded(Protocol):
+    """A held-out answer with its grade: a graded row, or a preference."""
+
+    @property
+    def response(self) -> str: ...
+
+    @property
+    def grade(self) -> Grade: ...
+
+    @property
+    def target(self) -> float: ...
+
+
 def reward_metrics(
-    rows: Sequence[Mapping[str, Any]], scores: np.ndarray, good: float, *, group: str = "item_id"
+    rows: Sequence[Graded], questions: Sequence[str], scores: np.ndarray, good: float
 ) -> dict[str, float]:
     """Figures of one R on graded rows. What the rows do not allow to measure is left out.
 
     Args:
-        rows: N rows of table `grades` or `preferences`: target, grade and `group`; response for image sensitivity.
+        rows: N graded answers.
+        questions: (N) names the question that each one answers.
         scores: (N,) R's scores.
         good: least target of a good row.
-        group: column that tells which rows answer the same question.
 
     Returns:
         n; spearman (rank correlation of score and target); pairwise_accuracy (share of same-question pairs of
@@ -41,14 +55,14 @@ def reward_metrics(
         original texts that score higher with their own image than with another, ties half); mae_<grade> and their
         mean over grades, mae.
     """
-    targets = np.array([row["target"] for row in rows], dtype=np.float64)
-    found: dict[str, float] = {"n": float(len(rows))}
+    targets = np.array([row.target for row in rows], dtype=np.float64)
+    figures: dict[str, float] = {"n": float(len(rows))}
     if len(set(targets)) > 1:
         varies = len(set(scores.tolist())) > 1
-        found["spearman"] = spearman(scores, targets) if varies else 0.0
-    members: dict[Any, list[int]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        members[row[group]].append(index)
+        figures["spearman"] = spearman(scores, targets) if varies else 0.0
+    members: dict[str, list[int]] = defaultdict(list)
+    for index, question in enumerate(questions):
+        members[question].append(index)
     pairs = [
         (a, b) if targets[a] > targets[b] else (b, a)
         for indices in members.values()
@@ -56,25 +70,26 @@ def reward_metrics(
         if targets[a] != targets[b]
     ]
     if pairs:
-        found["pairwise_accuracy"] = _higher_first(scores, pairs)
+        figures["pairwise_accuracy"] = _higher_first(scores, pairs)
     is_good = targets >= good
     if is_good.any() and not is_good.all():
-        found["auroc"] = auroc(scores, is_good)
-    own = {(row[group], row["response"]): index for index, row in enumerate(rows) if row["grade"] == ORIGINAL}
+        figures["auroc"] = auroc(scores, is_good)
+    answered = [(question, row.response) for question, row in zip(questions, rows, strict=True)]
+    own = {answered[index]: index for index, row in enumerate(rows) if row.grade is Grade.ORIGINAL}
     swapped = [
-        (own[row[group], row["response"]], index)
+        (own[answered[index]], index)
         for index, row in enumerate(rows)
-        if row["grade"] == MISMATCH and (row[group], row["response"]) in own
+        if row.grade is Grade.IMAGE_MISMATCH and answered[index] in own
     ]
     if swapped:
-        found["image_sensitivity"] = _higher_first(scores, swapped)
-    grades = sorted({row["grade"] for row in rows})
+        figures["image_sensitivity"] = _higher_first(scores, swapped)
+    grades = sorted({row.grade for row in rows})
     for grade in grades:
-        chosen = np.array([row["grade"] == grade for row in rows])
-        found[f"mae_{grade}"] = float(np.abs(scores - targets)[chosen].mean())
+        chosen = np.array([row.grade is grade for row in rows])
+        figures[f"mae_{grade}"] = float(np.abs(scores - targets)[chosen].mean())
     if grades:
-        found["mae"] = float(np.mean([found[f"mae_{grade}"] for grade in grades]))
-    return found
+        figures["mae"] = float(np.mean([figures[f"mae_{grade}"] for grade in grades]))
+    return figures
 
 
 def _higher_first(scores: np.ndarray, pairs: Sequence[tuple[int, int]]) -> float:
@@ -83,14 +98,34 @@ def _higher_first(scores: np.ndarray, pairs: Sequence[tuple[int, int]]) -> float
     return float(np.mean((scores[first] > scores[second]) + 0.5 * (scores[first] == scores[second])))
 
 
+class CheckKind(StrEnum):
+    """What a metric is held against."""
+
+    LEAST = "least"
+    """The spec's least value."""
+    REGRESSION = "regression"
+    """The model that would be replaced."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition of the gate."""
+
+    kind: CheckKind
+    metric: str
+    value: float | None
+    """None: not measurable on these rows; it passes."""
+    bound: float
+    passed: bool
+
+
 @dataclass(frozen=True)
 class Gate:
     """Whether a reward model passed, and every check that was made; the content of `gate.json`."""
 
     passed: bool
-    checks: list[dict[str, Any]] = field(default_factory=list)
-    """metric, value, bound, kind (least, regression), passed; value null: not measurable on these rows, passed."""
-    reason: str = ""
+    checks: list[Check]
+    reason: str
     """For people."""
 
     def dump(self) -> dict[str, Any]:
@@ -107,23 +142,21 @@ def gate(new: Mapping[str, float], old: Mapping[str, float] | None, promotion: P
         promotion: least values, and how much any metric may fall below the old model's. The mean absolute error may
             rise by that share of R's range.
     """
-    checks: list[dict[str, Any]] = []
-
-    def check(kind: str, metric: str, value: float | None, bound: float | None, passed: bool) -> None:
-        checks.append({"kind": kind, "metric": metric, "value": value, "bound": bound, "passed": passed})
-
+    checks: list[Check] = []
     for metric, name in THRESHOLDS.items():
         least = getattr(promotion, name)
         if least is not None:
             value = new.get(metric)
-            check("least", metric, value, least, value is None or value >= least)
+            checks.append(Check(CheckKind.LEAST, metric, value, least, value is None or value >= least))
     if old is not None and promotion.max_regression is not None:
         for metric in THRESHOLDS:
             if metric in new and metric in old:
                 bound = old[metric] - promotion.max_regression
-                check("regression", metric, new[metric], bound, new[metric] >= bound)
+                checks.append(Check(CheckKind.REGRESSION, metric, new[metric], bound, new[metric] >= bound))
         bound = old["mae"] + promotion.max_regression * (SCORE_MAX - SCORE_MIN)
-        check("regression", "mae", new["mae"], bound, new["mae"] <= bound)
-    failed = [c for c in checks if not c["passed"]]
-    reason = "; ".join(f"{c['metric']} {c['value']:.3f} misses its {c['kind']} bound {c['bound']:.3f}" for c in failed)
+        checks.append(Check(CheckKind.REGRESSION, "mae", new["mae"], bound, new["mae"] <= bound))
+    failed = [check for check in checks if not check.passed]
+    reason = "; ".join(
+        f"{check.metric} {check.value:.3f} misses its {check.kind} bound {check.bound:.3f}" for check in failed
+    )
     return Gate(not failed, checks, reason or "all checks passed")

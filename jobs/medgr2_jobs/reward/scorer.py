@@ -11,13 +11,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from transformers import DynamicCache
 
+from medgr2_api.training_spec import AnswerFormat
+
 from ..models.vlm import Encoder, Row
+from ..prompts import answers
 from .model import SCORE_MAX, SCORE_MIN, RewardModel
 
 #: Tokens of one forward pass, padding and cached ones included: bounds memory.
@@ -25,6 +28,19 @@ _BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
 
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
+
+
+class Answered(answers.Askable, Protocol):
+    """A question with what was answered: a graded row, a preference, a triplet."""
+
+    @property
+    def response(self) -> str: ...
+
+
+def answer_row(row: Answered, answer_format: AnswerFormat) -> Row:
+    """A question and its answer as R reads them: image, the policy's prompt, the response."""
+    prompt = answers.prompt_of(row, answer_format)
+    return Row(prompt.image_sha256, prompt.text, row.response)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ _WEIGHTS = "trainable.safetensors"
 
 
 @dataclass(frozen=True)
-class Graded:
+class TrainingExample:
     """A row and its grade."""
 
     row: Row
@@ -41,9 +41,9 @@ def fit(
     ctx: StageContext[Any],
     model: RewardModel,
     encoder: Encoder,
-    rows: Sequence[Graded],
+    rows: Sequence[TrainingExample],
     *,
-    replay: Sequence[Graded] = (),
+    replay: Sequence[TrainingExample] = (),
     replay_fraction: float = 0.0,
     training: RewardTraining,
     retrain: bool = False,
@@ -88,8 +88,8 @@ def fit(
     )
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     share = replay_fraction if replay else 0.0
-    wanted = max(1, round((training.num_epochs or 1) * len(rows) / (1 - share)))
-    length = arguments.max_steps * batch if arguments.max_steps > 0 else wanted
+    drawn = max(1, round((training.num_epochs or 1) * len(rows) / (1 - share)))
+    length = arguments.max_steps * batch if arguments.max_steps > 0 else drawn
     place_checkpoints(arguments, math.ceil(length / batch), spread="save_steps" not in options)
     model.add_adapters(lora_config(training.lora, task_type=None))
     callback = StageCallback(ctx, "retrain" if retrain else "train")
@@ -110,7 +110,9 @@ def fit(
     ]
 
 
-def order(rows: Sequence[Graded], replay: Sequence[Graded], share: float, length: int, seed: int) -> list[Graded]:
+def order(
+    rows: Sequence[TrainingExample], replay: Sequence[TrainingExample], share: float, length: int, seed: int
+) -> list[TrainingExample]:
     """The whole run's rows in the order in which they are seen.
 
     Each source is passed through in a new random order every time; replay rows are spread evenly, so that every batch
@@ -127,7 +129,7 @@ def order(rows: Sequence[Graded], replay: Sequence[Graded], share: float, length
     return [next(old if int((at + 1) * share) > int(at * share) else new) for at in range(length)]
 
 
-def _passes(rows: Sequence[Graded], chance: random.Random) -> Iterator[Graded]:
+def _passes(rows: Sequence[TrainingExample], chance: random.Random) -> Iterator[TrainingExample]:
     while True:
         yield from chance.sample(rows, len(rows))
 
@@ -138,9 +140,9 @@ class _Collator:
 
     encoder: Encoder
 
-    def __call__(self, rows: list[Graded]) -> Mapping[str, torch.Tensor]:
-        batch = self.encoder.batch([graded.row for graded in rows])
-        targets = torch.tensor([graded.target for graded in rows], dtype=torch.float32)
+    def __call__(self, rows: list[TrainingExample]) -> Mapping[str, torch.Tensor]:
+        batch = self.encoder.batch([example.row for example in rows])
+        targets = torch.tensor([example.target for example in rows], dtype=torch.float32)
         return {**batch.inputs, "labels": batch.labels, "targets": targets}
 
 

@@ -16,21 +16,24 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medgr2_api.metrics import MICRO_ACCURACY, counter, deciding
 from medgr2_api.stages.evaluate import EvaluateParameters
 
 from ..errors import ConfigError, DataError
-from ..evaluate.controls import CONDITION_OF, BlankEncoder, Condition, Item, OptionPrior, rows
-from ..evaluate.metrics import ItemSet, result_rows
+from ..evaluate.controls import CONDITION_OF, BlankEncoder, OptionPrior, rows
+from ..evaluate.metrics import ItemSet, Measurement, QuestionSet, measurements
 from ..evaluate.scoring import answer_context, greedy, option_logprobs
 from ..models import vlm
 from ..prompts import answers
 from ..runner.context import Outcome, StageContext
-from ..store import legacy_tables as tables
+from ..store import tables
+from ..store.rows import Condition, Item, Prediction, Scoring, Split
 
 _BASE = "base"
 
@@ -44,7 +47,7 @@ def run(ctx: StageContext[EvaluateParameters]) -> Outcome:
         Checkpointed: asked to stop; what is measured so far is kept in `ctx.work`.
     """
     parameters = ctx.parameters
-    items = ctx.input("prepare").rows("items")
+    items = ctx.input("prepare").rows(Item)
     sets = _item_sets(items)
     conditions = [Condition.REAL, *(CONDITION_OF[control] for control in parameters.controls)]
     checkpoints = _checkpoints(ctx)
@@ -52,47 +55,95 @@ def run(ctx: StageContext[EvaluateParameters]) -> Outcome:
     total = len(checkpoints) * len(asked) * sum(map(len, sets.values()))
     progress = _Progress(ctx, total)
 
-    predictions: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    predictions: dict[QuestionSet, list[Prediction]] = defaultdict(list)
     for checkpoint, folder in checkpoints.items():
         model = _Lazy(folder)
-        for key, questions in sets.items():
+        for questions, in_set in sets.items():
             for condition in asked:
-                part = ctx.work / _part_name(checkpoint, *key, condition)
-                if not part.exists():
-                    measured = _measure(ctx, model, condition, questions, progress)
-                    tables.write(part, "predictions", _labelled(measured, checkpoint, key, condition))
-                predictions[key] += tables.read(part, "predictions").to_pylist()
-                progress.next(len(questions))
+                part = _Part(checkpoint, questions, condition, in_set)
+                path = ctx.work / part.file_name
+                if not path.exists():
+                    tables.write(path, Prediction, _measure(ctx, model, part, progress))
+                predictions[questions] += tables.read(path, Prediction)
+                progress.next(len(in_set))
     if parameters.iteration == 0 and Condition.OPTION_PRIOR in conditions:
-        prior = OptionPrior(item for item in items if item["split"] == "train")
-        for key, questions in sets.items():
-            predictions[key] += _labelled(_guess(prior, questions), _BASE, key, Condition.OPTION_PRIOR)
+        prior = OptionPrior(item for item in items if item.split is Split.TRAIN)
+        for questions, in_set in sets.items():
+            predictions[questions] += _guess(prior, _Part(_BASE, questions, Condition.OPTION_PRIOR, in_set))
 
-    results = []
-    for (split, benchmark), questions in sets.items():
-        head = {"iteration": parameters.iteration, "split": split, "benchmark": benchmark}
-        results += result_rows(
-            ItemSet(questions), predictions[split, benchmark], head, parameters.seed, chance=parameters.iteration == 0
+    results: list[Measurement] = []
+    for questions, in_set in sets.items():
+        results += measurements(
+            ItemSet(in_set),
+            predictions[questions],
+            iteration=parameters.iteration,
+            questions=questions,
+            seed=parameters.seed,
+            chance=parameters.iteration == 0,
         )
-    ctx.writer.table("predictions", [row for key in sets for row in predictions[key]])
-    ctx.writer.path("results.json").write_text(json.dumps(results, indent=0, allow_nan=False) + "\n")
+    ctx.writer.table(Prediction, [row for questions in sets for row in predictions[questions]])
+    document = json.dumps([asdict(row) for row in results], indent=0, allow_nan=False)
+    ctx.writer.path("results.json").write_text(document + "\n")
     return Outcome(counters=_counters(results))
 
 
-def _item_sets(items: Sequence[Item]) -> dict[tuple[str, str], list[Item]]:
-    """Questions by (split, benchmark): validation first, then each benchmark in the order of the table."""
-    sets: dict[tuple[str, str], list[Item]] = {}
-    for split in ("validation", "test"):
+def _item_sets(items: Sequence[Item]) -> dict[QuestionSet, list[Item]]:
+    """Validation's questions first, then each benchmark's in the order of the table."""
+    sets: dict[QuestionSet, list[Item]] = {}
+    for split in (Split.VALIDATION, Split.TEST):
         for item in items:
-            if item["split"] == split:
-                benchmark = (item["benchmark"] or item["source"]) if split == "test" else ""
-                sets.setdefault((split, benchmark), []).append(item)
+            if item.split is split:
+                benchmark = (item.benchmark or item.source) if split is Split.TEST else ""
+                sets.setdefault(QuestionSet(split, benchmark), []).append(item)
     if not sets:
         raise DataError(
             "nothing to measure on: prepare made neither validation nor test questions; "
             "set data.split.validationFraction above 0 or name a benchmark"
         )
     return sets
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is measured at a time: a checkpoint on a set of questions under one condition."""
+
+    checkpoint: str
+    questions: QuestionSet
+    condition: Condition
+    items: Sequence[Item]
+
+    @property
+    def file_name(self) -> str:
+        """Of the finished part; the benchmark's name is hashed, for a source may be called anything."""
+        mark = hashlib.sha256(self.questions.benchmark.encode()).hexdigest()[:12]
+        return f"{self.checkpoint}-{self.questions.split}-{mark}-{self.condition}.parquet"
+
+    def prediction(
+        self,
+        item: Item,
+        scoring: Scoring,
+        predicted: int | None,
+        *,
+        option_logprobs: Sequence[float] = (),
+        text: str = "",
+    ) -> Prediction:
+        """An answer to one of the questions."""
+        return Prediction(
+            checkpoint=self.checkpoint,
+            split=self.questions.split,
+            benchmark=self.questions.benchmark,
+            item_id=item.item_id,
+            image_sha256=item.image_sha256,
+            modality=item.modality,
+            question_type=item.question_type,
+            condition=self.condition,
+            scoring=scoring,
+            answer_index=item.answer_index,
+            predicted=predicted,
+            correct=predicted == item.answer_index,
+            option_logprobs=tuple(option_logprobs),
+            text=text,
+        )
 
 
 def _checkpoints(ctx: StageContext[EvaluateParameters]) -> dict[str, Path]:
@@ -136,92 +187,64 @@ class _Progress:
         self._ctx.progress(phase, self._before + int(share), self._total)
 
 
-def _measure(
-    ctx: StageContext[EvaluateParameters],
-    lazy: _Lazy,
-    condition: Condition,
-    questions: Sequence[Item],
-    progress: _Progress,
-) -> list[dict[str, Any]]:
-    """Both scorings of one checkpoint under one condition; empty when the condition cannot be made here."""
+def _measure(ctx: StageContext[EvaluateParameters], lazy: _Lazy, part: _Part, progress: _Progress) -> list[Prediction]:
+    """Both scorings; empty when the condition cannot be made here."""
     answer_format = ctx.parameters.answer_format
-    asked = rows(condition, questions, answer_format)
+    asked = rows(part.condition, part.items, answer_format)
     if asked is None:
         return []
     ctx.check_stop()
     model, processor = lazy.load()
-    encoder = (BlankEncoder if condition is Condition.BLANK else vlm.Encoder)(processor, ctx.images)
-    options = [item["options"] for item in questions]
+    encoder = (BlankEncoder if part.condition is Condition.BLANK else vlm.Encoder)(processor, ctx.images)
     texts = greedy(model, encoder, asked, answer_format, lambda done: progress.within("answering", done / 2))
     scores = option_logprobs(
         model,
         encoder,
         asked,
         [answer_context(text) for text in texts],
-        options,
+        [item.options for item in part.items],
         answer_format,
-        lambda done: progress.within("scoring", len(questions) / 2),
+        lambda done: progress.within("scoring", len(part.items) / 2),
     )
     written = [
-        _prediction(item, "greedy", answers.extract(text, item["options"]), text=text)
-        for item, text in zip(questions, texts, strict=True)
+        part.prediction(item, Scoring.GREEDY, answers.extract(text, item.options), text=text)
+        for item, text in zip(part.items, texts, strict=True)
     ]
     likeliest = [
-        _prediction(item, "option_logprob", int(np.argmax(values)), option_logprobs=values)
-        for item, values in zip(questions, scores, strict=True)
+        part.prediction(item, Scoring.OPTION_LOGPROB, int(np.argmax(values)), option_logprobs=values)
+        for item, values in zip(part.items, scores, strict=True)
     ]
     return written + likeliest
 
 
-def _guess(prior: OptionPrior, questions: Sequence[Item]) -> list[dict[str, Any]]:
+def _guess(prior: OptionPrior, part: _Part) -> list[Prediction]:
     """The option prior's answers."""
-    found = [(item, *prior.predict(item)) for item in questions]
-    return [_prediction(item, "option_logprob", best, option_logprobs=scores) for item, best, scores in found]
+    guesses = [(item, *prior.predict(item)) for item in part.items]
+    return [
+        part.prediction(item, Scoring.OPTION_LOGPROB, best, option_logprobs=scores) for item, best, scores in guesses
+    ]
 
 
-def _prediction(item: Item, scoring: str, predicted: int | None, **rest: Any) -> dict[str, Any]:
-    """A row of table `predictions`, less what `_labelled` adds."""
-    return {
-        **{name: item[name] for name in ("item_id", "image_sha256", "modality", "question_type", "answer_index")},
-        "scoring": scoring,
-        "predicted": predicted,
-        "correct": predicted == item["answer_index"],
-        "option_logprobs": [],
-        "text": "",
-        **rest,
-    }
+def _headlines() -> list[tuple[str, Split, Condition, str]]:
+    """(counter with a gap for the checkpoint, split, condition, metric): few, for a stage's result must stay within
+    2 KiB."""
+    scores = [(counter(Split.VALIDATION, "{}", metric), Split.VALIDATION, metric.name) for metric in deciding()]
+    return [
+        *((name, split, Condition.REAL, metric) for name, split, metric in scores),
+        (counter(Split.TEST, "{}", MICRO_ACCURACY), Split.TEST, Condition.REAL, MICRO_ACCURACY.name),
+        ("test/{}/blankMicroAccuracy", Split.TEST, Condition.BLANK, MICRO_ACCURACY.name),
+    ]
 
 
-def _labelled(
-    predictions: Sequence[dict[str, Any]], checkpoint: str, key: tuple[str, str], condition: Condition
-) -> list[dict[str, Any]]:
-    head = {"checkpoint": checkpoint, "split": key[0], "benchmark": key[1], "condition": str(condition)}
-    return [{**head, **row} for row in predictions]
-
-
-def _part_name(checkpoint: str, split: str, benchmark: str, condition: Condition) -> str:
-    """File of a finished part; the benchmark's name is hashed, for a source may be called anything."""
-    mark = hashlib.sha256(benchmark.encode()).hexdigest()[:12]
-    return f"{checkpoint}-{split}-{mark}-{condition}.parquet"
-
-
-#: Counter → (split, condition, metric); option_logprob, slice all. Few: a stage's result must stay within 2 KiB.
-_COUNTERS = {
-    "validation/{}/macroAccuracy": ("validation", "real", "macroAccuracy"),
-    "validation/{}/microAccuracy": ("validation", "real", "microAccuracy"),
-    "test/{}/microAccuracy": ("test", "real", "microAccuracy"),
-    "test/{}/blankMicroAccuracy": ("test", "blank", "microAccuracy"),
-}
-
-
-def _counters(results: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Headline figures; of several benchmarks the mean over all their questions."""
+def _counters(results: Sequence[Measurement]) -> dict[str, float]:
+    """Headline figures, of the likeliest option over all questions; of several benchmarks the mean over all their
+    questions."""
     sums: dict[str, tuple[float, int]] = {}
-    for template, wanted in _COUNTERS.items():
+    for template, *headline in _headlines():
         for row in results:
-            if row["scoring"] != "option_logprob" or row["slice"] != "all":
+            if row.scoring is not Scoring.OPTION_LOGPROB or row.slice != "all":
                 continue
-            if (row["split"], row["condition"], row["metric"]) == wanted:
-                value, count = sums.get(name := template.format(row["checkpoint"]), (0.0, 0))
-                sums[name] = value + row["value"] * row["n"], count + row["n"]
+            if [row.split, row.condition, row.metric] == headline:
+                value, count = sums.get(name := template.format(row.checkpoint), (0.0, 0))
+                sums[name] = value + row.value * row.n, count + row.n
     return {name: round(value / count, 6) for name, (value, count) in sums.items()}

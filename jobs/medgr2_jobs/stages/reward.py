@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,18 +16,17 @@ from medgr2_api.training_spec import AnswerFormat
 
 from ..errors import ConfigError, DataError
 from ..models import vlm
-from ..prompts import answers
 from ..reward.metrics import Gate, gate, reward_metrics
 from ..reward.model import INFO_FILE, RewardModel
-from ..reward.scorer import score
-from ..reward.train import Graded, fit
+from ..reward.scorer import answer_row, score
+from ..reward.train import TrainingExample, fit
 from ..runner.context import Outcome, StageContext
 from ..store import atomic
+from ..store.rows import CalibrationRow, GradedRow, Preference, Split
 
-TRAIN, HELDOUT = "train", "heldout"
 _HEADLINES = ("spearman", "pairwise_accuracy", "auroc", "image_sensitivity", "mae")
 
-Rows = Sequence[Mapping[str, Any]]
+G = TypeVar("G", GradedRow, Preference)
 
 
 def run(ctx: StageContext[RewardParameters]) -> Outcome:
@@ -42,11 +42,11 @@ def run(ctx: StageContext[RewardParameters]) -> Outcome:
         Checkpointed: asked to stop.
     """
     parameters = ctx.parameters
-    grades = ctx.input("prepare").rows("grades")
-    heldout = _split(grades, HELDOUT)
+    grades = ctx.input("prepare").rows(GradedRow)
+    heldout = _split(grades, Split.HELDOUT)
     if not heldout:
         raise DataError("table grades has no held-out rows, so a reward model could not be judged; add seed images")
-    preferences = ctx.input("preferences").rows("preferences") if parameters.retrain else []
+    preferences = ctx.input("preferences").rows(Preference) if parameters.retrain else []
 
     folder, imported = _start(ctx)
     torch.manual_seed(parameters.seed)
@@ -57,7 +57,7 @@ def run(ctx: StageContext[RewardParameters]) -> Outcome:
     else:
         model = RewardModel.fresh(folder, parameters.head, parameters.grades, base=ctx.input("prepare").digest)
     encoder = vlm.Encoder(vlm.load_processor(folder), ctx.images)
-    held = {"grades": heldout, "preferences": _split(preferences, HELDOUT)}
+    held = _Heldout(heldout, _split(preferences, Split.HELDOUT))
 
     before = _measure(ctx, model, encoder, held, "measure old")[0] if parameters.retrain and ctx.ranks.main else None
     log: list[dict[str, float]] = []
@@ -66,8 +66,8 @@ def run(ctx: StageContext[RewardParameters]) -> Outcome:
             ctx,
             model,
             encoder,
-            _graded(_split(preferences if parameters.retrain else grades, TRAIN), parameters.answer_format),
-            replay=_graded(_split(grades, TRAIN), parameters.answer_format) if parameters.retrain else (),
+            _examples(preferences if parameters.retrain else grades, parameters.answer_format),
+            replay=_examples(grades, parameters.answer_format) if parameters.retrain else (),
             replay_fraction=parameters.replay_fraction,
             training=parameters.training,
             retrain=parameters.retrain,
@@ -75,24 +75,17 @@ def run(ctx: StageContext[RewardParameters]) -> Outcome:
     if not ctx.ranks.main:
         return Outcome()
     metrics, scores = _measure(ctx, model, encoder, held, "measure")
-    verdict = gate(metrics["grades"], before["grades"] if before else None, parameters.promotion)
+    decision = gate(metrics["grades"], before["grades"] if before else None, parameters.promotion)
     _publish(ctx, folder if imported else None, model, encoder)
     _write_json(ctx, "metrics.json", {"new": metrics, "old": before})
-    _write_json(ctx, "gate.json", verdict.dump())
+    _write_json(ctx, "gate.json", decision.dump())
     _write_json(ctx, "training_log.json", log, digested=False)
-    ctx.writer.table("calibration", [
-        {"sample_id": row["sample_id"], "grade": row["grade"], "target": row["target"], "score": value}
+    ctx.writer.table(CalibrationRow, [
+        CalibrationRow(row.sample_id, row.grade, row.target, value)
         for row, value in zip(heldout, scores.tolist(), strict=True)
     ])  # fmt: skip
     return Outcome(
-        counters=_counters(metrics, before, verdict), promoted=verdict.passed if parameters.retrain else None
-    )
-
-
-def graded_row(row: Mapping[str, Any], answer_format: AnswerFormat) -> vlm.Row:
-    """A row of grades, preferences or candidates as R reads it: image, the policy's prompt, the response."""
-    return vlm.Row(
-        row["image_sha256"], answers.prompt_text(row["question"], row["options"], answer_format), row["response"]
+        counters=_counters(metrics, before, decision), promoted=decision.passed if parameters.retrain else None
     )
 
 
@@ -106,16 +99,25 @@ def _start(ctx: StageContext[RewardParameters]) -> tuple[Path, bool]:
     return prepare.folder_of("models/reward"), False
 
 
-def _split(rows: Rows, split: str) -> list[Mapping[str, Any]]:
-    return [row for row in rows if row["split"] == split]
+@dataclass(frozen=True)
+class _Heldout:
+    """What R is judged on."""
+
+    grades: Sequence[GradedRow]
+    preferences: Sequence[Preference]
 
 
-def _graded(rows: Rows, answer_format: AnswerFormat) -> list[Graded]:
-    return [Graded(graded_row(row, answer_format), row["target"]) for row in rows]
+def _split(rows: Sequence[G], split: Split) -> list[G]:
+    return [row for row in rows if row.split is split]
+
+
+def _examples(rows: Sequence[GradedRow] | Sequence[Preference], answer_format: AnswerFormat) -> list[TrainingExample]:
+    """The rows that R is trained on."""
+    return [TrainingExample(answer_row(row, answer_format), row.target) for row in rows if row.split is Split.TRAIN]
 
 
 def _measure(
-    ctx: StageContext[RewardParameters], model: RewardModel, encoder: vlm.Encoder, held: Mapping[str, Rows], phase: str
+    ctx: StageContext[RewardParameters], model: RewardModel, encoder: vlm.Encoder, held: _Heldout, phase: str
 ) -> tuple[dict[str, dict[str, float]], np.ndarray]:
     """Metrics on each held-out table that has rows, and the scores of the held-out grades."""
 
@@ -123,15 +125,16 @@ def _measure(
         ctx.progress(phase, done, total)
         ctx.check_stop()
 
-    metrics, scores = {}, {}
-    for name, rows in held.items():
-        if rows:
-            scores[name] = score(
-                model, encoder, [graded_row(row, ctx.parameters.answer_format) for row in rows], on_progress=on_progress
-            )
-            group = "item_id" if name == "grades" else "prompt_id"
-            metrics[name] = reward_metrics(rows, scores[name], model.info.good, group=group)
-    return metrics, scores["grades"]
+    def scored(rows: Sequence[GradedRow] | Sequence[Preference]) -> np.ndarray:
+        asked = [answer_row(row, ctx.parameters.answer_format) for row in rows]
+        return score(model, encoder, asked, on_progress=on_progress)
+
+    scores, good = scored(held.grades), model.info.good
+    metrics = {"grades": reward_metrics(held.grades, [row.item_id for row in held.grades], scores, good)}
+    if held.preferences:
+        prompts = [row.prompt_id for row in held.preferences]
+        metrics["preferences"] = reward_metrics(held.preferences, prompts, scored(held.preferences), good)
+    return metrics, scores
 
 
 def _publish(
@@ -148,11 +151,11 @@ def _write_json(ctx: StageContext[RewardParameters], name: str, document: Any, *
 
 
 def _counters(
-    metrics: Mapping[str, Mapping[str, float]], before: Mapping[str, Mapping[str, float]] | None, verdict: Gate
+    metrics: Mapping[str, Mapping[str, float]], before: Mapping[str, Mapping[str, float]] | None, decision: Gate
 ) -> dict[str, float]:
     """Headlines: of the new R on held-out grades, and with a prefix on held-out preferences and of the old R."""
     shown = {name: value for name, value in metrics["grades"].items() if name in _HEADLINES}
-    shown["gate_passed"] = float(verdict.passed)
+    shown["gate_passed"] = float(decision.passed)
     for prefix, found in (("preferences", metrics.get("preferences")), ("old", before and before["grades"])):
         shown |= {f"{prefix}_{name}": value for name, value in (found or {}).items() if name in _HEADLINES}
     return shown

@@ -5,19 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.support.rows import row_of
 
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.evaluate import controls
-from medgr2_jobs.evaluate.controls import Condition
 from medgr2_jobs.models import vlm
 from medgr2_jobs.store.images import ImageStore
+from medgr2_jobs.store.rows import Condition, Item
 
 Loaded = tuple[Any, Any]
 
 
-def item(item_id: str, image: str, modality: str = "CT", answer: int = 0, options: tuple[str, ...] = ("x", "y")) -> Any:
-    return {"item_id": item_id, "image_sha256": image, "modality": modality, "question_type": "q",
-            "question": "What ?", "options": list(options), "answer_index": answer}  # fmt: skip
+def item(
+    item_id: str, image: str, modality: str = "CT", answer: int = 0, options: tuple[str, ...] = ("x", "y")
+) -> Item:
+    return row_of(Item, item_id=item_id, image_sha256=image, modality=modality, question_type="q",
+                  question="What ?", options=options, answer_index=answer)  # fmt: skip
 
 
 def seen(encoder: vlm.Encoder, row: vlm.Row) -> tuple[int, int, int] | None:
@@ -33,11 +36,11 @@ def seen(encoder: vlm.Encoder, row: vlm.Row) -> tuple[int, int, int] | None:
 
 
 @pytest.fixture
-def questions(colours: dict[str, str]) -> list[Any]:
+def questions(colours: dict[str, str]) -> list[Item]:
     return [item("1", colours["red"]), item("2", colours["green"]), item("3", colours["red"], answer=1)]
 
 
-def shown(condition: Condition, questions: list[Any], processor: Any, store: ImageStore) -> list[Any]:
+def shown(condition: Condition, questions: list[Item], processor: Any, store: ImageStore) -> list[Any]:
     kind = controls.BlankEncoder if condition is Condition.BLANK else vlm.Encoder
     encoder = kind(processor, store)
     asked = controls.rows(condition, questions, AnswerFormat.OPTION_TEXT)
@@ -45,7 +48,9 @@ def shown(condition: Condition, questions: list[Any], processor: Any, store: Ima
     return [seen(encoder, row) for row in asked]
 
 
-def test_what_the_pixels_hold_under_each_condition(questions: list[Any], tiny_model: Loaded, store: ImageStore) -> None:
+def test_what_the_pixels_hold_under_each_condition(
+    questions: list[Item], tiny_model: Loaded, store: ImageStore
+) -> None:
     red, green, grey = (250, 10, 10), (10, 250, 10), (128, 128, 128)
     assert shown(Condition.REAL, questions, tiny_model[1], store) == [red, green, red]
     assert shown(Condition.BLANK, questions, tiny_model[1], store) == [grey, grey, grey]
@@ -63,7 +68,7 @@ def test_blank_keeps_the_size_and_so_the_number_of_tokens(
         assert blank.image_tokens(sha256) == real.image_tokens(sha256)
 
 
-def test_options_only_shows_neither_question_nor_image(questions: list[Any]) -> None:
+def test_options_only_shows_neither_question_nor_image(questions: list[Item]) -> None:
     rows = controls.rows(Condition.OPTIONS_ONLY, questions, AnswerFormat.OPTION_TEXT)
     assert rows is not None
     assert [(row.image_sha256, row.prompt) for row in rows] == [(None, "x, y")] * 3
@@ -77,7 +82,7 @@ def test_a_derangement_moves_every_image_within_its_modality() -> None:
     items.append(item("x", "alone", modality="OCT"))
     mapping = controls.derangement(items)
     assert mapping is not None
-    modality = {entry["image_sha256"]: entry["modality"] for entry in items}
+    modality = {entry.image_sha256: entry.modality for entry in items}
     assert set(mapping) == set(modality)
     assert all(source != target for source, target in mapping.items())
     assert all(modality[s] == modality[t] for s, t in mapping.items() if s != "alone")

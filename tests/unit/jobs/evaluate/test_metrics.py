@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
+from tests.support.rows import row_of
 
 from medgr2_jobs.evaluate import metrics
+from medgr2_jobs.evaluate.metrics import Measurement, QuestionSet
+from medgr2_jobs.store.rows import Item, Prediction, Scoring, Split
 
 OPTIONS = ["cyst", "mass", "nodule", "plaque"]
 
 
-def item(number: int, image: str, modality: str, gold: int, kind: str = "finding") -> dict[str, Any]:
-    return {"item_id": f"q{number}", "image_sha256": image, "modality": modality, "question_type": kind,
-            "options": OPTIONS, "answer_index": gold}  # fmt: skip
+def item(number: int, image: str, modality: str, gold: int, kind: str = "finding") -> Item:
+    return row_of(Item, item_id=f"q{number}", image_sha256=image, modality=modality, question_type=kind,
+                  options=OPTIONS, answer_index=gold)  # fmt: skip
 
 
-def prediction(entry: dict[str, Any], predicted: int | None, scoring: str = "option_logprob") -> dict[str, Any]:
+def prediction(entry: Item, predicted: int | None, scoring: Scoring = Scoring.OPTION_LOGPROB) -> Prediction:
     scores = [0.0 if index == predicted else -3.0 for index in range(4)]
-    return {"item_id": entry["item_id"], "checkpoint": "sft", "condition": "real", "scoring": scoring,
-            "predicted": predicted, "correct": predicted == entry["answer_index"],
-            "option_logprobs": scores}  # fmt: skip
+    return row_of(Prediction, item_id=entry.item_id, checkpoint="sft", scoring=scoring, predicted=predicted,
+                  correct=predicted == entry.answer_index, option_logprobs=scores)  # fmt: skip
 
 
-def table(rows: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
-    return {(row["scoring"], row["slice"], row["metric"]): row for row in rows}
+def table(rows: list[Measurement]) -> dict[tuple[str, str, str], Measurement]:
+    return {(row.scoring, row.slice, row.metric): row for row in rows}
 
 
-HEAD = {"iteration": 1, "split": "test", "benchmark": "b"}
+def measure(items: list[Item], predictions: list[Prediction], *, chance: bool = False) -> list[Measurement]:
+    questions = QuestionSet(Split.TEST, "b")
+    found = metrics.ItemSet(items)
+    return metrics.measurements(found, predictions, iteration=1, questions=questions, seed=1, chance=chance)
 
 
 def test_figures_of_six_questions() -> None:
@@ -38,11 +41,11 @@ def test_figures_of_six_questions() -> None:
         item(4, "i3", "MRI", 0), item(5, "i4", "MRI", 1, "count"),
     ]  # fmt: skip
     rows = [prediction(entry, pick) for entry, pick in zip(items, [0, 1, 2, 0, 1, 0], strict=True)]
-    rows += [prediction(entry, pick, "greedy") for entry, pick in zip(items, [0, None, 2, 3, 0, None], strict=True)]
-    result = metrics.result_rows(metrics.ItemSet(items), rows, HEAD, seed=1, chance=True)
-    found = {
-        key: (row["value"], row["n"]) for key, row in table([r for r in result if r["checkpoint"] == "sft"]).items()
-    }
+    rows += [
+        prediction(entry, pick, Scoring.GREEDY) for entry, pick in zip(items, [0, None, 2, 3, 0, None], strict=True)
+    ]
+    result = measure(items, rows, chance=True)
+    found = {key: (row.value, row.n) for key, row in table([r for r in result if r.checkpoint == "sft"]).items()}
     logprob = {key[1:]: value for key, value in found.items() if key[0] == "option_logprob"}
     assert logprob == {
         ("all", "microAccuracy"): (0.5, 6),
@@ -60,19 +63,18 @@ def test_figures_of_six_questions() -> None:
     assert greedy["all", "parseFailures"] == (round(2 / 6, 6), 6)
     assert greedy["question_type=count", "parseFailures"] == (1.0, 2)
     assert greedy["modality=CT", "parseFailures"] == (0.25, 4)
-    chance = [r for r in result if r["condition"] == "chance"]
-    assert {row["value"] for row in chance} == {0.25}
-    assert all(row["checkpoint"] == "base" for row in chance)
+    chance = [r for r in result if r.condition == "chance"]
+    assert {row.value for row in chance} == {0.25}
+    assert all(row.checkpoint == "base" for row in chance)
     for row in result:
-        assert set(row) == {"iteration", "checkpoint", "split", "benchmark", "condition", "scoring", "slice", "metric",
-                            "value", "low", "high", "n"}  # fmt: skip
-        if row["metric"] in ("macroF1", "auroc"):
-            assert row["low"] is row["high"] is None
+        assert (row.iteration, row.split, row.benchmark) == (1, "test", "b")
+        if row.metric in ("macroF1", "auroc"):
+            assert row.low is row.high is None
         else:
-            assert row["low"] <= row["value"] <= row["high"]
+            assert row.low <= row.value <= row.high
 
 
-def many(count: int = 400, questions: int = 4) -> list[dict[str, Any]]:
+def many(count: int = 400, questions: int = 4) -> list[Item]:
     random = np.random.default_rng(5)
     return [
         item(n, f"i{n // questions}", f"M{n // questions % 3}", int(random.integers(4)), f"t{n % 4}")
@@ -84,32 +86,36 @@ def test_an_oracle_scores_one_and_a_blind_model_chance() -> None:
     items = many()
     random = np.random.default_rng(6)
     for picks, low, high in (
-        ([entry["answer_index"] for entry in items], 1.0, 1.0),
+        ([entry.answer_index for entry in items], 1.0, 1.0),
         (random.integers(4, size=400).tolist(), 0.2, 0.3),
     ):
         rows = [prediction(entry, pick) for entry, pick in zip(items, picks, strict=True)]
-        found = table(metrics.result_rows(metrics.ItemSet(items), rows, HEAD, seed=1, chance=False))
+        found = table(measure(items, rows))
         accuracy = found["option_logprob", "all", "microAccuracy"]
-        assert low <= accuracy["value"] <= high
-        assert found["option_logprob", "all", "auroc"]["value"] == pytest.approx(1.0 if low == 1.0 else 0.5, abs=0.08)
+        assert low <= accuracy.value <= high
+        assert found["option_logprob", "all", "auroc"].value == pytest.approx(1.0 if low == 1.0 else 0.5, abs=0.08)
         if low == 1.0:
-            assert found["option_logprob", "all", "macroF1"]["value"] == 1.0
-            assert accuracy["low"] == pytest.approx(0.025 ** (1 / 100), abs=1e-6)  # exact bound of 100 right images
-            assert accuracy["high"] == 1.0
+            assert found["option_logprob", "all", "macroF1"].value == 1.0
+            assert accuracy.low == pytest.approx(0.025 ** (1 / 100), abs=1e-6)  # exact bound of 100 right images
+            assert accuracy.high == 1.0
 
 
 def test_f1_and_auroc_agree_with_scikit_learn() -> None:
     items = many()
     random = np.random.default_rng(7)
-    scores = random.normal(size=(400, 4)) + 0.8 * np.eye(4)[[entry["answer_index"] for entry in items]]
+    scores = random.normal(size=(400, 4)) + 0.8 * np.eye(4)[[entry.answer_index for entry in items]]
     picks = scores.argmax(1)
-    gold = np.array([entry["answer_index"] for entry in items])
+    gold = np.array([entry.answer_index for entry in items])
     found = metrics.ItemSet(items)
-    assert found.macro_f1(picks.tolist()) == pytest.approx(f1_score(gold, picks, average="macro"))
+    rows = [
+        row_of(Prediction, scoring=Scoring.OPTION_LOGPROB, predicted=pick, option_logprobs=logprobs)
+        for pick, logprobs in zip(picks.tolist(), scores.tolist(), strict=True)
+    ]
+    assert found.macro_f1(rows) == pytest.approx(f1_score(gold, picks, average="macro"))
     probability = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     areas = [roc_auc_score(gold == index, probability[:, index]) for index in range(4)]
-    assert found.auroc(scores.tolist()) == pytest.approx(np.mean(areas))
-    assert metrics.ItemSet(items[:8]).auroc(scores[:8].tolist()) is None  # too few questions
+    assert found.auroc(rows) == pytest.approx(np.mean(areas))
+    assert metrics.ItemSet(items[:8]).auroc(rows[:8]) is None  # too few questions
 
 
 def simulate(random: np.random.Generator, images: int, questions: int) -> tuple[np.ndarray, list[str]]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.support.fake_artifacts import publish
+from tests.support.rows import row_of
 
 from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageRequest
 from medgr2_api.stages.report import ReportParameters
-from medgr2_jobs.evaluate.metrics import ItemSet, result_rows
+from medgr2_jobs.evaluate.metrics import ItemSet, QuestionSet, measurements
 from medgr2_jobs.prompts import answers
 from medgr2_jobs.runner.context import StageContext
+from medgr2_jobs.store.rows import Item, Prediction
 
 OPTIONS = ["cyst", "mass", "nodule", "plaque"]
 #: share of right answers under the real image, by iteration and checkpoint
@@ -77,8 +80,15 @@ def publish_cycle(root: Path, cycle: str = "trial", *, better: float = 0.0) -> d
                     mine += predict(items, checkpoint, condition, "option_logprob", blind, seed + offset + 1)
             if t == 0:
                 mine += predict(items, "base", "option_prior", "option_logprob", 0.3, 7)
-            head = {"iteration": t, "split": split, "benchmark": items[0]["benchmark"]}
-            results += result_rows(ItemSet(items), mine, head, 1, chance=t == 0)
+            found = measurements(
+                ItemSet([row_of(Item, **item) for item in items]),
+                [row_of(Prediction, **row) for row in mine],
+                iteration=t,
+                questions=QuestionSet(split, items[0]["benchmark"]),
+                seed=1,
+                chance=t == 0,
+            )
+            results += [asdict(row) for row in found]
             predictions += mine
         refs[f"evaluate-{t}"] = publish(
             root,

@@ -5,17 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
+from tests.support.rows import row_of
 
 from medgr2_api.training_spec import Promotion
 from medgr2_jobs.evaluate.rank_statistics import auroc
 from medgr2_jobs.reward.metrics import gate, reward_metrics
+from medgr2_jobs.store.rows import Grade, GradedRow
 
 PROMOTION = Promotion(min_spearman=0.5, min_pairwise_accuracy=0.7, min_image_sensitivity=0.6, max_regression=0.02)
 FINE = {"spearman": 0.9, "pairwise_accuracy": 0.9, "image_sensitivity": 0.9, "mae": 1.0}
 
 
 def row(item, grade, target, response="r"):
-    return {"item_id": item, "grade": grade, "target": target, "response": response}
+    return row_of(GradedRow, item_id=item, grade=Grade(grade), target=target, response=response)
+
+
+def figures(rows, scores):
+    return reward_metrics(rows, [row.item_id for row in rows], scores, good=6.0)
 
 
 def test_by_hand():
@@ -28,7 +34,7 @@ def test_by_hand():
         row("c", "imageMismatch", -6.0, "text without an original"),
     ]
     scores = np.array([8.0, -2.0, 9.0, 5.0, 5.0, 0.0])
-    found = reward_metrics(rows, scores, good=6.0)
+    found = figures(rows, scores)
     assert found["n"] == 6
     assert found["pairwise_accuracy"] == pytest.approx((1 + 0 + 0.5) / 3)
     assert found["image_sensitivity"] == pytest.approx((0 + 0.5) / 2)
@@ -41,14 +47,14 @@ def test_by_hand():
 
 def test_a_perfect_and_a_constant_model():
     rows = [row(i, g, t) for i in "ab" for g, t in (("original", 10.0), ("perturbed", 6.0), ("irrelevant", -6.0))]
-    perfect = reward_metrics(rows, np.array([r["target"] for r in rows]), 6.0)
+    perfect = figures(rows, np.array([r.target for r in rows]))
     assert (perfect["spearman"], perfect["pairwise_accuracy"], perfect["auroc"], perfect["mae"]) == (1, 1, 1, 0)
-    constant = reward_metrics(rows, np.full(6, 2.0), 6.0)
+    constant = figures(rows, np.full(6, 2.0))
     assert (constant["spearman"], constant["pairwise_accuracy"], constant["auroc"]) == (0, 0.5, 0.5)
 
 
 def test_what_cannot_be_measured_is_left_out():
-    assert set(reward_metrics([row("a", "original", 10.0)], np.array([1.0]), 6.0)) == {"n", "mae_original", "mae"}
+    assert set(figures([row("a", "original", 10.0)], np.array([1.0]))) == {"n", "mae_original", "mae"}
 
 
 def test_auroc_is_sklearns():
@@ -74,5 +80,5 @@ def test_auroc_is_sklearns():
 def test_gate(new, old, failed):
     found = gate(new, old, PROMOTION)
     assert found.passed is not bool(failed)
-    assert [check["metric"] for check in found.checks if not check["passed"]] == failed
+    assert [check.metric for check in found.checks if not check.passed] == failed
     assert all(metric in found.reason for metric in failed)
