@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 from medgr2_jobs.models.vlm import Row
-from medgr2_jobs.reward.train import Graded, order
+from medgr2_jobs.reward.train import TrainingExample, order
 
-NEW = [Graded(Row(None, f"new {number}"), 10.0) for number in range(10)]
-OLD = [Graded(Row(None, f"old {number}"), -6.0) for number in range(30)]
+NEW = [TrainingExample(Row(None, f"new {number}"), 10.0) for number in range(10)]
+OLD = [TrainingExample(Row(None, f"old {number}"), -6.0) for number in range(30)]
 
 
 def test_every_pass_sees_each_row_once():
