@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from medgr2_api.stages import stage_names
 from medgr2_jobs.errors import DataError
 from medgr2_jobs.runner import forkserver
 from medgr2_jobs.runner.context import Outcome, StageContext
@@ -70,6 +71,6 @@ def _note(folder: Path, what: str, name: str, token: str, attempt: int) -> None:
 def main() -> int:
     """Like `medgr2_jobs.runner.forkserver.main`, without the heavy imports."""
     sys.modules["fake_stage"] = sys.modules[__name__]
-    run_instead("fake_stage")
+    run_instead("fake_stage", stage_names(), ["out.txt"])
     forkserver.PRELOAD = ("medgr2_jobs.runner.main",)
     return forkserver.main()

@@ -114,7 +114,7 @@ def crash_at(point: str) -> None:
 
 def main() -> int:
     """Entry point."""
-    run_instead(__name__, "score")
+    run_instead(__name__, ["score"], ["model/", "log.txt", "scores.parquet", "big.bin"])
     if len(sys.argv) > 2:
         crash_at(sys.argv[2])
     return runner.main()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -22,7 +22,14 @@ def registered(*added: stages.StageDefinition) -> Iterator[None]:
         stages._STAGES.update(before)
 
 
-def run_instead(module: str, *names: str) -> None:
-    """Other code runs for these stages; all stages, when none is named. Until the process ends."""
-    for name in names or stages.stage_names():
-        stages._STAGES[name] = replace(stages.definition(name), module=module)
+def stub(name: str, module: str, *publishes: str) -> stages.StageDefinition:
+    """A stage of which other code runs: it needs none of its inputs, and may publish these parts."""
+    stage = stages.definition(name)
+    reads = tuple(replace(read, required=False) for read in stage.reads)
+    return replace(stage, module=module, reads=reads, publishes=(), may_publish=publishes)
+
+
+def run_instead(module: str, names: Sequence[str], publishes: Sequence[str]) -> None:
+    """Other code runs for these stages, until the process ends."""
+    for name in names:
+        stages._STAGES[name] = stub(name, module, *publishes)

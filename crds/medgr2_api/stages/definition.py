@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
@@ -140,7 +140,34 @@ class StageDefinition:
         """All that it depends on."""
         return (*self.reads, *self.waits)
 
+    def declares(self, role: str) -> bool:
+        """Whether it says that it may read an input of this role."""
+        one = {read.role for read in self.reads if read.of is not Of.EVERY}
+        every = {read.role for read in self.reads if read.of is Of.EVERY}
+        name, _, iteration = role.rpartition("-")
+        return role in one or (iteration.isdecimal() and name in every)
+
+    def missing_inputs(self, roles: Collection[str], iteration: int) -> list[str]:
+        """Roles that it always reads in this iteration and that are not among these."""
+        always = [read for read in self.reads if read.required and read.when is None]
+        there = {*roles, *(role.rpartition("-")[0] for role in roles)}
+        reads = [read for read in always if iteration > 0 or read.of is Of.FIRST]
+        return [read.role for read in reads if read.role not in there]
+
+    def undeclared_parts(self, names: Collection[str]) -> list[str]:
+        """Of the parts of an artifact those that it does not say it may publish."""
+        told = (*self.publishes, *self.may_publish)
+        return [name for name in names if not any(_is_part(name, part) for part in told)]
+
+    def missing_parts(self, names: Collection[str]) -> list[str]:
+        """Parts that it says it always publishes and that are not among these."""
+        return [part for part in self.publishes if not any(_is_part(name, part) for name in names)]
+
     @property
     def code(self) -> str:
         """The module with its `run(ctx)`; imported only when it runs."""
         return self.module or f"medgr2_jobs.stages.{self.name}"
+
+
+def _is_part(name: str, part: str) -> bool:
+    return name.startswith(part) if part.endswith("/") else name == part

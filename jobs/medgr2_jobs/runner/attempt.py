@@ -97,12 +97,19 @@ def build_context(
     """What the stage's code is given.
 
     Raises:
-        ConfigError: there is no such stage, or its parameters are not those of this version.
+        ConfigError: there is no such stage, or its parameters or inputs are not those of this version.
     """
     if request.stage not in stage_names():
         raise ConfigError(f"this version has no stage {request.stage}")
+    stage = definition(request.stage)
+    strange = [role for role in request.inputs if not stage.declares(role)]
+    missing = stage.missing_inputs(request.inputs, request.iteration)
+    if strange or missing:
+        problems = [*(f"{role!r} is missing" for role in missing), *(f"{role!r} is not declared" for role in strange)]
+        where = f"{request.stage}@{request.iteration}"
+        raise ConfigError(f"inputs of {where}: {', '.join(problems)}; is the image of another version?")
     try:
-        parameters = definition(request.stage).parameters.model_validate(request.parameters)
+        parameters = stage.parameters.model_validate(request.parameters)
     except ValidationError as error:
         raise ConfigError(f"parameters of stage {request.stage}: {error}") from error
     return StageContext(request, parameters, root, stop=stop, ranks=ranks, usage=usage)

@@ -9,10 +9,11 @@ import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from medgr2_api import paths
 from medgr2_api.stage_contract import Progress, StageRequest
+from medgr2_api.stages import StageParameters, definition
 
 from ..errors import Checkpointed, ConfigError
 from ..store.artifact import ArtifactReader, ArtifactWriter
@@ -20,10 +21,7 @@ from ..store.images import ImageStore
 from . import mounted_secrets
 from .process_group import Ranks
 
-if TYPE_CHECKING:
-    from medgr2_api.stages import StageParameters
-
-P = TypeVar("P", bound="StageParameters")
+P = TypeVar("P", bound=StageParameters)
 
 _PROGRESS_INTERVAL = 0.5  # seconds between writes of the progress file
 
@@ -75,21 +73,31 @@ class StageContext(Generic[P]):
         return self.writer.work
 
     def has_input(self, role: str) -> bool:
-        """Whether the request names an input of that role."""
+        """Whether the request names an input of that role.
+
+        Raises:
+            ConfigError: the stage's definition does not.
+        """
+        self._declared(role)
         return role in self.request.inputs
 
     def input(self, role: str) -> ArtifactReader:
         """The artifact of that role.
 
         Raises:
-            ConfigError: the request names none.
+            ConfigError: the request names none, or the stage's definition does not.
             CorruptArtifact: it is not what the request says.
         """
+        self._declared(role)
         if role not in self._readers:
             if role not in self.request.inputs:
                 raise ConfigError(f"stage {self.request.stage} was given no input {role!r}")
             self._readers[role] = ArtifactReader(self.root, self.request.inputs[role])
         return self._readers[role]
+
+    def _declared(self, role: str) -> None:
+        if not definition(self.request.stage).declares(role):
+            raise ConfigError(f"stage {self.request.stage} reads input {role!r}, which its definition does not declare")
 
     def progress(self, phase: str, step: int, total: int, **metrics: float) -> None:
         """Says how far the stage is. Cheap: written at most twice a second (the last step always).

@@ -10,9 +10,9 @@ from typing import Any
 
 from medgr2_api import paths
 from medgr2_api.stage_contract import ExitCode, StageRequest, StageResult
-from medgr2_api.stages import REPORT, definition
+from medgr2_api.stages import REPORT, StageDefinition, definition
 
-from ..errors import StageError
+from ..errors import ConfigError, StageError
 from ..store import atomic, fencing, manifest
 from ..store.artifact import ArtifactWriter
 from .context import Outcome, StageContext
@@ -21,11 +21,16 @@ _PACKAGES = ("medgr2", "torch", "transformers", "trl", "peft", "accelerate", "da
 
 
 def publish(context: StageContext[Any], outcome: Outcome, spent: dict[str, float]) -> StageResult:
-    """The commit: parts durable, fence still ours, then the manifest."""
+    """The commit: parts durable, fence still ours, then the manifest.
+
+    Raises:
+        ConfigError: the parts are not those that the stage's definition names.
+    """
     request, writer, folder = context.request, context.writer, context.writer.base
     with atomic.disk_errors(writer.folder):
         atomic.fsync_tree(writer.folder)
         parts = writer.parts()
+    _check_parts(definition(request.stage), [part.name for part in parts])
     fencing.check(context.root, request)
     ours = manifest.Manifest(
         stage=request.stage,
@@ -48,6 +53,13 @@ def publish(context: StageContext[Any], outcome: Outcome, spent: dict[str, float
     writer.clean(standing)
     link(request, context.root, folder, standing)
     return result(standing).model_copy(update={"usage": ours.usage})  # what we spent, whoever was first
+
+
+def _check_parts(stage: StageDefinition, names: list[str]) -> None:
+    missing, undeclared = stage.missing_parts(names), stage.undeclared_parts(names)
+    if missing or undeclared:
+        problems = [*(f"{name} is missing" for name in missing), *(f"{name} is not declared" for name in undeclared)]
+        raise ConfigError(f"stage {stage.name} published other parts than its definition names: {', '.join(problems)}")
 
 
 def stands(writer: ArtifactWriter) -> bool:

@@ -8,7 +8,6 @@ import random
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.support import jobs_fixtures
+from tests.support.stage_registry import stub
 
 from medgr2_api import stages
 from medgr2_api.stage_contract import RESULT_PATH_ENV, ArtifactRef, CycleRef, StageRequest, StageResult
@@ -35,7 +35,7 @@ class Stage:
         self._result = root / "result.json"
         self._patch = monkeypatch
         monkeypatch.setenv(RESULT_PATH_ENV, str(self._result))
-        monkeypatch.setitem(stages._STAGES, "score", replace(stages.SCORE, module="stub_stage"))
+        monkeypatch.setitem(stages._STAGES, "score", stub("score", "stub_stage", "x.bin", "dice.txt"))
 
     def request(self, *, seed: int = 1, inputs: dict[str, ArtifactRef] | None = None, **fields: Any) -> StageRequest:
         parameters = {"seed": seed, "shards": 1, "answerFormat": "Letter"}
