@@ -52,9 +52,10 @@ bench: $(STAMP)  ## Run all benchmarks, or one: make bench NAME=scoring.
 	@set -e; for name in $(or $(NAME),$$(ls bench/*.py | xargs -n1 basename | grep -v '^_' | sed 's/\.py$$//')); do \
 	  OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m bench.$$name; done
 
-crds: $(STAMP)  ## Generate the CRD from the models, and the chart's copy of it.
+crds: $(STAMP)  ## Generate the CRD from the models, the chart's copy of it, and the table of docs/stages.md.
 	$(BIN)/python -m medgr2_api.crd
 	$(BIN)/python -m medgr2_api.crd --output charts/medgr2-operator/files/medgr2.io_medgr2cycles.yaml
+	$(BIN)/python -m medgr2_api.stages
 
 chart-docs: $(STAMP)  ## Generate the chart's README from its values.
 	tool=$$($(BIN)/python -m tests.cluster.tools helm-docs | tail -n1) && cd charts/medgr2-operator && \

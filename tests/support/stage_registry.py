@@ -33,3 +33,14 @@ def run_instead(module: str, names: Sequence[str], publishes: Sequence[str]) -> 
     """Other code runs for these stages, until the process ends."""
     for name in names:
         stages._STAGES[name] = stub(name, module, *publishes)
+
+
+@contextmanager
+def replaced(stage: stages.StageDefinition) -> Iterator[None]:
+    """Another definition of a stage, as another version of the product has it."""
+    before = stages.definition(stage.name)
+    stages._STAGES[stage.name] = stage
+    try:
+        yield
+    finally:
+        stages._STAGES[stage.name] = before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, GetJsonSchemaHandler
@@ -148,3 +149,5 @@ def input_hash(stage: str, parameters: StageParameters, inputs: dict[str, str], 
 
 for _stage in (PREPARE, GENERATE, SCORE, CURATE, SFT, GRPO, PREFERENCES, REWARD, EVALUATE, REPORT):
     register(_stage)
+for _entry in entry_points(group="medgr2.stages"):  # other packages' stages
+    register(_entry.load())

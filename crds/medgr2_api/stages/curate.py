@@ -34,7 +34,8 @@ def _fits_threshold(spec: CycleSpec) -> bool:
 
 CURATE = StageDefinition(
     name="curate",
-    sentence="Decides which candidates are kept, with all reasons, and adds them to the training set D_gen.",
+    sentence="Decides which candidates are kept, with all reasons and an expert's review, and adds them to D_gen"
+    " ([curation.md](curation.md)).",
     parameters=CurateParameters,
     build=_build,
     spec_paths={

@@ -130,7 +130,8 @@ def _provider(spec: CycleSpec) -> dict[str, Any]:
 
 GENERATE = StageDefinition(
     name="generate",
-    sentence="Asks the generator for candidates: question, options, answer and rationale for an image.",
+    sentence="Asks the generator for candidates: question, options, answer and rationale of an image, with outcome and"
+    " cost ([generation.md](generation.md)).",
     parameters=GenerateParameters,
     build=_build,
     spec_paths={

@@ -46,7 +46,7 @@ def _build(source: Source) -> dict[str, Any]:
 
 PREPARE = StageDefinition(
     name="prepare",
-    sentence="Fetches, checks, stores and divides the user's data and models, and builds D_grade.",
+    sentence="Fetches, checks, stores and divides the user's data and models ([data.md](data.md)), and builds D_grade.",
     parameters=PrepareParameters,
     build=_build,
     spec_paths={

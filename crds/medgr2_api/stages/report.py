@@ -43,7 +43,7 @@ REPORT = StageDefinition(
         Read("prepare", "prepare", Of.FIRST, required=False),
         *(Read(name, name, Of.EVERY, required=False) for name in _TOLD),
     ),
-    publishes=("results.json", "report.md", "tables/", "figures/"),
-    may_publish=("funnel.json", "lineage_report.parquet"),
+    publishes=("results.json", "report.md", "figures/"),
+    may_publish=("tables/", "funnel.json", "lineage_report.parquet"),
     code_version=2,  # the funnel
 )

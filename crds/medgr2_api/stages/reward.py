@@ -50,7 +50,7 @@ def _build(source: Source) -> dict[str, Any]:
 
 REWARD = StageDefinition(
     name="reward",
-    sentence="Trains the reward model on D_grade; later retrains it on preferences and takes it over if it passes.",
+    sentence="Trains R⁽⁰⁾ on D_grade; in the loop R⁽ᵗ⁺¹⁾ on preferences, taken over only if its gate passes.",
     parameters=RewardParameters,
     build=_build,
     spec_paths={

@@ -37,7 +37,7 @@ def _goes_on(spec: CycleSpec) -> bool:
 
 SFT = StageDefinition(
     name="sft",
-    sentence="Fine-tunes the policy on the training set.",
+    sentence="Fine-tunes the policy on D_gen.",
     parameters=SFTParameters,
     build=_build,
     spec_paths={
