@@ -17,6 +17,7 @@ from medgr2_jobs.models.vlm import Row
 from medgr2_jobs.prompts import answers
 from medgr2_jobs.stages import grpo, preferences
 from tests.support import policy_fixtures
+from tests.support.plugin_fixtures import install, plugin
 from tests.support.policy_fixtures import FORMAT, PolicyWorkspace, in_child
 
 
@@ -240,6 +241,26 @@ def test_grpo_without_a_reward_model_asks_trusted_prompts_only(workspace: Policy
     )
     assert found is not None
     assert found.manifest.counters["prompts"] == found.manifest.counters["prompts_trusted"] == len(workspace.training)
+
+
+def test_grpo_raises_the_term_of_a_plugin(workspace: PolicyWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It rewards short answers, needs neither R nor a trusted answer, and its figures are in the counters."""
+    install(monkeypatch)
+    brevity = {"type": "Plugin", "weight": 1.0, "plugin": plugin("brevity", characters=40)}
+    found = workspace.run(
+        workspace.grpo(
+            {"max_steps": 12, "per_device_train_batch_size": 64},
+            roles=("prepare", "curate", "sft", "candidates"),
+            numGenerations=8,
+            rewards=[brevity],
+        )
+    )
+    assert found is not None
+    counters = found.manifest.counters
+    assert counters["reward_last"] > counters["reward_first"] + 0.05
+    assert counters["plugin_brevity"] == pytest.approx(counters["reward_last"], abs=1e-6)
+    assert counters["variance_share_plugin_brevity"] == pytest.approx(1)
+    assert counters["prompts"] > counters["prompts_trusted"]
 
 
 def test_no_special_token_is_sampled(workspace: PolicyWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:

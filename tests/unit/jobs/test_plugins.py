@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.plugin_fixtures import install, plugin
+import yaml
+from tests.support.cycle_documents import changed
+from tests.support.plugin_fixtures import PACKAGE, install, plugin
 
+from medgr2_api.cycle import CycleSpec
 from medgr2_api.plugin import PluginGroup, PluginRef
 from medgr2_jobs import plugins
 from medgr2_jobs.errors import ConfigError
@@ -85,3 +89,16 @@ def test_what_cannot_be_imported_or_called_is_refused(tmp_path: Path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     assert "no_such_module:rule of broken 1.0 cannot be imported: ModuleNotFoundError" in refusal(RULES, ref("gone"))
     assert "math:pi of broken 1.0 is no function" in refusal(RULES, ref("number"))
+
+
+def test_the_documentation_shows_the_package_and_what_a_cycle_may_say() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "plugins.md").read_text()
+    blocks = dict(re.findall(r"## ([^\n]+)\n\n```yaml\n(.*?)```", text, re.DOTALL))
+    assert set(blocks) == {"A provider", "A data format", "A reward term", "A curation rule"}
+    for shown in blocks.values():
+        spec = changed({})["spec"]
+        for part, values in yaml.safe_load(shown).items():
+            spec[part] = values if part == "generator" else spec.get(part, {}) | values
+        CycleSpec.model_validate(spec)
+    (points,) = re.findall(r"```ini\n(.*?)```", text, re.DOTALL)
+    assert points == (PACKAGE / "medgr2_example_plugin-1.0.dist-info" / "entry_points.txt").read_text()
