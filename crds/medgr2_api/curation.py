@@ -1,4 +1,8 @@
-"""The `curation` part of a cycle's spec: which candidates become training data."""
+"""The `curation` part of a cycle's spec: which candidates become training data.
+
+A field whose value a preset owns is optional and has no default here: `presets.py` fills it in, and the model's
+`Resolved` form requires it.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,10 @@ class SelectionStrategy(ApiEnum):
     FITTED_PRECISION = "FittedPrecision"
     TOP_K = "TopK"
     RANDOM_K = "RandomK"
+
+
+Precision = Annotated[float, Field(gt=0, lt=1)]
+KeptAtMost = Annotated[int, Field(ge=0)]
 
 
 class Selection(Model):
@@ -48,10 +56,48 @@ class Selection(Model):
     TopK: the k best; RandomK: k at random."""
     threshold: float | None = None
     """For Threshold: τ, in R's units [-6, 10]."""
-    precision: Annotated[float | None, Field(gt=0, lt=1)] = None
+    precision: Precision | None = None
     """For FittedPrecision: share of the kept that shall be right."""
-    k: Annotated[int | None, Field(ge=0)] = None
+    k: KeptAtMost | None = None
     """For TopK and RandomK."""
+
+
+class SelectAll(Selection):
+    """Strategy All."""
+
+    strategy: Literal[SelectionStrategy.ALL]
+
+
+class SelectByThreshold(Selection):
+    """Strategy Threshold."""
+
+    strategy: Literal[SelectionStrategy.THRESHOLD]
+    threshold: float
+
+
+class SelectByPrecision(Selection):
+    """Strategy FittedPrecision."""
+
+    strategy: Literal[SelectionStrategy.FITTED_PRECISION]
+    precision: Precision
+
+
+class SelectTopK(Selection):
+    """Strategy TopK."""
+
+    strategy: Literal[SelectionStrategy.TOP_K]
+    k: KeptAtMost
+
+
+class SelectRandomK(Selection):
+    """Strategy RandomK."""
+
+    strategy: Literal[SelectionStrategy.RANDOM_K]
+    k: KeptAtMost
+
+
+#: With its strategy, and what that strategy uses.
+ResolvedSelection = SelectAll | SelectByThreshold | SelectByPrecision | SelectTopK | SelectRandomK
 
 
 class NearDuplicates(Model):
@@ -96,3 +142,9 @@ class Curation(Model):
     """Cap the share of a group; absent: no cap."""
     further_rules: Annotated[list[PluginRef], Field(max_length=16, alias="rules"), Keyed(("name",))] = []
     """Further rules that drop candidates, from other packages (entry points medgr2.curation_rules)."""
+
+
+class ResolvedCuration(Curation):
+    """With everything that the presets own."""
+
+    selection: ResolvedSelection

@@ -1,4 +1,4 @@
-"""`MedGR2Cycle`: the object a user writes. The CRD is generated from these models (`schema.py`)."""
+"""`MedGR2Cycle`: the object a user writes. The CRD is generated from these models (`crd.py`)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from .cel_rules import Keyed, Rule
-from .curation import Curation, Review
-from .data import Data, DataFormat, Workspace
-from .generator import GENERATORS, Generator
+from .curation import Curation, ResolvedCuration, Review
+from .data import Data, DataFormat, ResolvedData, Workspace
+from .generator import GENERATORS, Generator, ResolvedGenerator
 from .model import ApiEnum, Model
 from .scheduling import (
     Budget,
@@ -23,7 +23,7 @@ from .scheduling import (
 )
 from .stages import StageName
 from .status import CycleStatus
-from .training_spec import AnswerFormat, Evaluation, Policy, RewardModel
+from .training_spec import AnswerFormat, Evaluation, Policy, ResolvedPolicy, ResolvedRewardModel, RewardModel
 from .types import DNSLabel
 
 
@@ -119,6 +119,17 @@ class CycleSpec(Model):
     def stage(self, name: StageName) -> StageSettings:
         """The settings of a stage; defaults where the spec says nothing."""
         return next((stage for stage in self.stages if stage.name == name), StageSettings(name=name))
+
+
+class ResolvedSpec(CycleSpec):
+    """The spec after `presets.resolve`: nothing that a preset owns, or that follows from other values, is absent."""
+
+    answer_format: AnswerFormat
+    data: ResolvedData
+    generator: ResolvedGenerator
+    reward_model: ResolvedRewardModel
+    curation: ResolvedCuration
+    policy: ResolvedPolicy
 
 
 class Metadata(Model):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
@@ -167,10 +168,12 @@ class DataSource(Model):
     plugin: PluginRef | None = None
     """What reads a Plugin source: code of another package (entry points medgr2.readers)."""
 
-    @property
-    def may_leave(self) -> bool:
-        """Whether its images may be sent to a provider outside the house."""
-        return self.format not in STAYS_INSIDE if self.allow_external is None else self.allow_external
+
+class ResolvedSource(DataSource):
+    """With what follows from its format."""
+
+    role: SourceRole
+    allow_external: bool
 
 
 class Benchmark(Model):
@@ -252,6 +255,10 @@ class Fetch(Model):
     """How to reach s3:// URIs."""
 
 
+_Source = TypeVar("_Source")
+Sources = Annotated[Sequence[_Source], Field(min_length=1, max_length=64), Keyed(("name",))]
+
+
 class Data(Model):
     """Where the seed, the images and the benchmarks come from."""
 
@@ -263,7 +270,7 @@ class Data(Model):
         ),
     )
 
-    sources: Annotated[list[DataSource], Field(min_length=1, max_length=64), Keyed(("name",))]
+    sources: Sources[DataSource]
     """What is learnt from: seed questions with gold answers, and images for the generator."""
     split: Split = Split()
     """How unsplit sources are divided."""
@@ -275,6 +282,12 @@ class Data(Model):
     """Larger images are scaled down to this many pixels, once, by prepare."""
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of records that may be unreadable before prepare fails; each is set aside with its reason."""
+
+
+class ResolvedData(Data):
+    """With what follows from the formats."""
+
+    sources: Sources[ResolvedSource]
 
 
 class ClaimRef(Model):
@@ -289,8 +302,6 @@ class Retention(Model):
 
     when_deleted: WhenDeleted = WhenDeleted.RETAIN
     """What becomes of a claim made from volumeClaimTemplate when the cycle is deleted."""
-    keep_iterations: Annotated[int, Field(ge=1, le=20)] = 2
-    """Newest iterations whose checkpoints are to stay. Not acted on by this version: nothing is ever removed."""
 
 
 class Workspace(Model):
@@ -311,4 +322,4 @@ class Workspace(Model):
     sub_path: RelativePath = ""
     """Folder inside the volume; empty: its root."""
     retention: Retention = Retention()
-    """What is kept, and for how long."""
+    """What is kept."""

@@ -1,6 +1,7 @@
 """The `generator` part of a cycle's spec: who proposes question, answer and rationale, and what that may cost.
 
-A field whose value a preset owns is optional and has no default here: `presets.py` fills it in.
+A field whose value a preset owns is optional and has no default here: `presets.py` fills it in, and the model's
+`Resolved` form, which follows it, requires it.
 """
 
 from __future__ import annotations
@@ -101,6 +102,12 @@ class OpenAI(GeneratorKind):
         return is_external(self.base_url) if self.external is None else self.external
 
 
+class ResolvedOpenAI(OpenAI):
+    """With what follows from its address."""
+
+    external: bool
+
+
 class VLLM(GeneratorKind):
     """A `vllm serve` that runs beside each generate pod and gets its GPUs."""
 
@@ -130,14 +137,23 @@ class Scripted(GeneratorKind):
     always_external = False
     charges = False
 
-    error_rate: Annotated[Fraction | None, Field()] = None
+    error_rate: Fraction | None = None
     """How often a systematic confusion strikes the values that the script confuses."""
-    blind_spots: Annotated[Fraction | None, Field()] = None
+    blind_spots: Fraction | None = None
     """Share of the values of each attribute that the script never gets right."""
-    irrelevant_rate: Annotated[Fraction | None, Field()] = None
+    irrelevant_rate: Fraction | None = None
     """Share of candidates whose rationale is about something else."""
-    incoherent_rate: Annotated[Fraction | None, Field()] = None
+    incoherent_rate: Fraction | None = None
     """Share of candidates whose rationale has lost words."""
+
+
+class ResolvedScripted(Scripted):
+    """With every rate."""
+
+    error_rate: Fraction
+    blind_spots: Fraction
+    irrelevant_rate: Fraction
+    incoherent_rate: Fraction
 
 
 class PluginProvider(PluginRef, GeneratorKind):
@@ -215,6 +231,13 @@ class RateLimit(Model):
     """Tokens a minute, in and out; absent: no limit of ours."""
 
 
+Paradigms = Annotated[list[WeightedParadigm], Field(min_length=1, max_length=3), Keyed(("name",))]
+QuestionTypes = Annotated[list[Annotated[str, Field(max_length=64)]], Field(min_length=1, max_length=32)]
+Candidates = Annotated[int, Field(ge=0)]
+QuestionsPerImage = Annotated[int, Field(ge=1, le=64)]
+Concurrency = Annotated[int, Field(ge=1, le=4096)]
+
+
 class Generator(Model):
     """Who proposes question, answer and rationale. Exactly one kind of generator must be given."""
 
@@ -236,19 +259,17 @@ class Generator(Model):
     """Use the scripted generator (phantom sources only)."""
     plugin: PluginProvider | None = None
     """Use a client from another package."""
-    paradigms: Annotated[list[WeightedParadigm], Field(min_length=1, max_length=3), Keyed(("name",))] | None = None
+    paradigms: Paradigms | None = None
     """Which prompting paradigms, and how often."""
-    question_types: Annotated[list[Annotated[str, Field(max_length=64)]] | None, Field(min_length=1, max_length=32)] = (
-        None
-    )
+    question_types: QuestionTypes | None = None
     """Kinds of question to ask for."""
-    candidates: Annotated[int | None, Field(ge=0)] = None
+    candidates: Candidates | None = None
     """Candidates per iteration."""
-    questions_per_image: Annotated[int | None, Field(ge=1, le=64)] = None
+    questions_per_image: QuestionsPerImage | None = None
     """Questions per image."""
     sampling: Sampling = Sampling()
     """How the generator samples."""
-    concurrency: Annotated[int | None, Field(ge=1, le=4096)] = None
+    concurrency: Concurrency | None = None
     """Requests in flight at most, in each shard; fewer while the provider says that it has enough."""
     prices: Prices | None = None
     """What the provider charges; needed for `budget.generatorUSD`."""
@@ -270,6 +291,18 @@ class Generator(Model):
     def external(self) -> bool:
         """Whether images that go to it leave the house."""
         return self.chosen.leaves_house
+
+
+class ResolvedGenerator(Generator):
+    """With everything that the presets own."""
+
+    openai: Annotated[ResolvedOpenAI | None, Field(alias="openAI")] = None
+    scripted: ResolvedScripted | None = None
+    paradigms: Paradigms
+    question_types: QuestionTypes
+    candidates: Candidates
+    questions_per_image: QuestionsPerImage
+    concurrency: Concurrency
 
 
 def is_external(base_url: str) -> bool:

@@ -1,4 +1,4 @@
-"""The one place where parameters that the spec leaves open get their values.
+"""The one place where parameters that the spec leaves open get their values; behind it nothing has defaults for them.
 
 Each preset is a table from the field's path in the spec to its value; every preset stands on `Default`. Free-form
 `trainer` options are merged key by key, the user's word last. A few values follow from others: those of a source from
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .curation import SelectionStrategy
-from .cycle import CycleSpec, Preset
+from .cycle import CycleSpec, Preset, ResolvedSpec
 from .data import IMAGES_ONLY, STAYS_INSIDE, SourceRole
 from .generator import GENERATORS
 from .hashing import normalise
@@ -151,13 +151,17 @@ class Origin:
     source: str
 
 
-def resolve(spec: CycleSpec) -> CycleSpec:
-    """The spec with every preset-owned parameter filled in."""
+def resolve(spec: CycleSpec) -> ResolvedSpec:
+    """The spec with every preset-owned parameter filled in.
+
+    Raises:
+        ValidationError: a table above lacks a value, or has one that the field does not take; names the field.
+    """
     return resolve_with_origins(spec)[0]
 
 
-def resolve_with_origins(spec: CycleSpec) -> tuple[CycleSpec, dict[str, Origin]]:
-    """The resolved spec, and for every preset-owned parameter where its value came from (`medgr2 plan` shows it)."""
+def resolve_with_origins(spec: CycleSpec) -> tuple[ResolvedSpec, dict[str, Origin]]:
+    """As `resolve`, and for every preset-owned parameter where its value came from (`medgr2 plan` shows it)."""
     document = spec.dump()
     origins: dict[str, Origin] = {}
     table = {path: (value, Preset.DEFAULT) for path, value in _DEFAULT.items()}
@@ -181,7 +185,7 @@ def resolve_with_origins(spec: CycleSpec) -> tuple[CycleSpec, dict[str, Origin]]
             target[leaf] = deepcopy(value)
             origins[path] = Origin(value, str(source))
     origins |= _derive(document)
-    return CycleSpec.model_validate(document), origins
+    return ResolvedSpec.model_validate(document), origins
 
 
 def _derive(document: dict[str, Any]) -> dict[str, Origin]:

@@ -1,11 +1,12 @@
 """The parts of a cycle's spec that name models and how they learn: reward model and policy.
 
-A field whose value a preset owns is optional and has no default here: `presets.py` fills it in.
+A field whose value a preset owns is optional and has no default here: `presets.py` fills it in, and the model's
+`Resolved` form, which follows it, requires it.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,7 +15,7 @@ from .curation import Curation as Curation
 from .curation import SelectionStrategy as SelectionStrategy
 from .model import ApiEnum, Model
 from .plugin import PluginRef
-from .types import Fraction, FreeForm, Positive
+from .types import Fraction, FreeForm, NonNegative, Positive, ProperFraction
 from .uris import ModelURI
 
 
@@ -23,10 +24,26 @@ class LoRA(Model):
 
     rank: Annotated[int, Field(ge=0, le=1024)]
     """Rank r of the adapters; 0: full fine-tuning, whatever the preset says."""
-    alpha: Annotated[float | None, Field(gt=0)] = None
+    alpha: Positive | None = None
     """Scale; default: twice the rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: ProperFraction = 0.0
     """Dropout on the adapters."""
+
+
+class FullFineTuning(LoRA):
+    """No adapters: every weight learns."""
+
+    rank: Literal[0]
+
+
+class Adapters(LoRA):
+    """The weights stay; adapters beside them learn."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)]
+    alpha: Positive
+
+
+ResolvedLoRA = FullFineTuning | Adapters
 
 
 class RewardHead(ApiEnum):
@@ -51,17 +68,29 @@ class Grades(Model):
     """Right text beside the wrong image."""
 
 
+Correlation = Annotated[float, Field(ge=-1, le=1)]
+
+
 class Promotion(Model):
     """A retrained reward model replaces the old one only if it passes all of these on held-out grades."""
 
-    min_spearman: Annotated[float | None, Field(ge=-1, le=1)] = None
+    min_spearman: Correlation | None = None
     """Least rank correlation with the grades."""
     min_pairwise_accuracy: Fraction | None = None
     """Least share of same-question pairs put in the right order."""
     min_image_sensitivity: Fraction | None = None
     """Least share of right texts that score higher with their own image than with another."""
-    max_regression: Annotated[float | None, Field(ge=0)] = None
+    max_regression: NonNegative | None = None
     """How much any of the three may fall below the old model's."""
+
+
+class ResolvedPromotion(Promotion):
+    """With every bound."""
+
+    min_spearman: Correlation
+    min_pairwise_accuracy: Fraction
+    min_image_sensitivity: Fraction
+    max_regression: NonNegative
 
 
 class RewardTraining(Model):
@@ -79,6 +108,18 @@ class RewardTraining(Model):
     """Changes to `trainer` for the retraining on preferences in each iteration."""
 
 
+class ResolvedRewardTraining(RewardTraining):
+    """With everything that the presets own."""
+
+    lora: ResolvedLoRA
+    learning_rate: Positive
+    num_epochs: Positive
+
+
+#: Wrong-image and wrong-answer rows of one gold item.
+Mismatches = Annotated[int, Field(ge=0, le=16)]
+
+
 class RewardModel(Model):
     """R: scores a triplet in [-6, 10]."""
 
@@ -91,14 +132,24 @@ class RewardModel(Model):
     """What the scalar head sees."""
     grades: Grades = Grades()
     """Target scores."""
-    mismatches_per_item: Annotated[int | None, Field(ge=0, le=16)] = None
+    mismatches_per_item: Mismatches | None = None
     """How many wrong-image and wrong-answer rows each gold item gets."""
-    replay_fraction: Annotated[Fraction | None, Field(lt=1)] = None
+    replay_fraction: ProperFraction | None = None
     """Share of graded rows in each retraining, beside the preferences."""
     promotion: Promotion = Promotion()
     """When a retrained model is taken over."""
     training: RewardTraining = RewardTraining()
     """How it learns."""
+
+
+class ResolvedRewardModel(RewardModel):
+    """With everything that the presets own."""
+
+    head: RewardHead
+    mismatches_per_item: Mismatches
+    replay_fraction: ProperFraction
+    promotion: ResolvedPromotion
+    training: ResolvedRewardTraining
 
 
 class AnswerFormat(ApiEnum):
@@ -126,6 +177,14 @@ class Training(Model):
     """Passes over the data."""
     trainer: FreeForm = {}
     """Further trl.SFTConfig fields, less those the contract owns."""
+
+
+class ResolvedTraining(Training):
+    """With everything that the presets own."""
+
+    lora: ResolvedLoRA
+    learning_rate: Positive
+    num_epochs: Positive
 
 
 class RewardTermType(ApiEnum):
@@ -171,6 +230,7 @@ _ONCE = Rule(
     "a term is named twice",
     lambda terms: len({(t.type, t.plugin and t.plugin.name) for t in terms}) == len(terms),
 )
+RewardTerms = Annotated[list[RewardTerm], Field(min_length=1, max_length=8), _ONCE]
 
 
 class PromptSource(ApiEnum):
@@ -180,19 +240,22 @@ class PromptSource(ApiEnum):
     KEPT = "Kept"
 
 
+GroupSize = Annotated[int, Field(ge=2, le=256)]
+
+
 class GRPO(Model):
     """Reinforcement learning with group-relative advantages."""
 
-    rewards: Annotated[list[RewardTerm], Field(min_length=1, max_length=8), _ONCE] | None = None
+    rewards: RewardTerms | None = None
     """Terms of the reward."""
     prompt_source: PromptSource | None = None
     """Candidates: questions of kept and rejected candidates and of the seed; the match term counts only where the
     answer is trusted. Kept: only what the filter kept (the paper)."""
-    seed_fraction: Annotated[Fraction | None, Field(lt=1)] = None
+    seed_fraction: ProperFraction | None = None
     """Least share of prompts that are seed questions with gold answers, repeated if there are too few of them."""
-    num_generations: Annotated[int | None, Field(ge=2, le=256)] = None
+    num_generations: GroupSize | None = None
     """Samples per prompt: the group size G."""
-    kl_coefficient: Annotated[float | None, Field(ge=0)] = None
+    kl_coefficient: NonNegative | None = None
     """Weight of the KL term (TRL's beta)."""
     learning_rate: Positive | None = None
     """Peak learning rate."""
@@ -204,17 +267,43 @@ class GRPO(Model):
     """Further trl.GRPOConfig fields, less those the contract owns."""
 
 
+class ResolvedGRPO(GRPO):
+    """With everything that the presets own."""
+
+    rewards: RewardTerms
+    prompt_source: PromptSource
+    seed_fraction: ProperFraction
+    num_generations: GroupSize
+    kl_coefficient: NonNegative
+    learning_rate: Positive
+    num_epochs: Positive
+    lora: ResolvedLoRA
+
+
+Samples = Annotated[int, Field(ge=1, le=256)]
+Temperature = Annotated[float, Field(gt=0, le=2)]
+
+
 class Preferences(Model):
     """The policy's own answers, graded, for the next reward model."""
 
-    prompts: Annotated[int | None, Field(ge=1)] = None
+    prompts: Annotated[int, Field(ge=1)] | None = None
     """How many prompts."""
-    samples_per_prompt: Annotated[int | None, Field(ge=1, le=256)] = None
+    samples_per_prompt: Samples | None = None
     """Answers per prompt."""
-    temperature: Annotated[float | None, Field(gt=0, le=2)] = None
+    temperature: Temperature | None = None
     """Sampling temperature."""
     seed_fraction: Fraction | None = None
     """Least share of prompts whose answer is gold; on the others R would only learn its own filter's errors."""
+
+
+class ResolvedPreferences(Preferences):
+    """With everything that the presets own."""
+
+    prompts: Annotated[int, Field(ge=1)]
+    samples_per_prompt: Samples
+    temperature: Temperature
+    seed_fraction: Fraction
 
 
 class Policy(Model):
@@ -231,6 +320,14 @@ class Policy(Model):
     """Reinforcement learning."""
     preferences: Preferences = Preferences()
     """Sampling for the next reward model."""
+
+
+class ResolvedPolicy(Policy):
+    """With everything that the presets own."""
+
+    sft: ResolvedTraining
+    grpo: ResolvedGRPO
+    preferences: ResolvedPreferences
 
 
 class Control(ApiEnum):

@@ -73,7 +73,9 @@ _ANY_OBJECT: dict[str, Any] = {"type": "object", "x-kubernetes-preserve-unknown-
 _NO_KEY_MESSAGE = "looks like it holds an API key: put it into a Secret and refer to that"
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+ProperFraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
 RelativePath = Annotated[
     str,
     Field(max_length=512),

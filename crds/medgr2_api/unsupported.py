@@ -12,6 +12,7 @@ from typing import Any
 
 from .cycle import CycleSpec
 from .generator import GENERATORS
+from .presets import resolve
 from .scheduling import DeepSpeed
 from .stages import REWARD, definition, stage_names
 from .validation_errors import Problem
@@ -191,7 +192,8 @@ def unsupported(spec: CycleSpec, local: bool = False) -> list[Problem]:
         for path, value in _values(document, gap.path)
         if gap.missing(value)
     ]
-    if spec.generator.external and not any(source.may_leave for source in spec.data.sources):
+    known = resolve(spec)
+    if known.generator.external and not any(source.allow_external for source in known.data.sources):
         problems.append(Problem("spec.data.sources", _NOTHING_MAY_LEAVE))
     for trainer in TRAINERS:
         for path, options in _values(document, trainer):

@@ -16,8 +16,10 @@ from typing import Any
 
 from medgr2_api import paths, stages
 from medgr2_api.hashing import canonical_json
+from medgr2_api.presets import resolve
 from medgr2_api.stage_contract import ArtifactRef, CycleRef, Progress, StageRequest
 from medgr2_api.stages import StageParameters, input_hash
+from tests.support.cycle_documents import spec_with
 
 #: A tiny model that has seen almost nothing: loads and runs like any other, answers nonsense.
 BASE = "builtin://tiny-qwen2.5-vl?steps=4&images=32&batch=8"
@@ -29,7 +31,7 @@ def prepare_parameters(**overrides: Any) -> dict[str, Any]:
     """Parameters of stage prepare, wire names: 40 seed phantoms, 30 more images, a benchmark of 10; tiny model.
 
     Args:
-        overrides: by wire name (`mismatchesPerItem=2`); `data` is merged one level deep.
+        overrides: by wire name (`mismatchesPerItem=2`); `data` is merged one level deep, and resolved.
     """
     data: dict[str, Any] = {
         "sources": [
@@ -41,7 +43,7 @@ def prepare_parameters(**overrides: Any) -> dict[str, Any]:
     }
     parameters: dict[str, Any] = {
         "seed": 17,
-        "data": {**data, **overrides.pop("data", {})},
+        "data": resolve(spec_with({"data": {**data, **overrides.pop("data", {})}})).data.dump(),
         "policyBaseModel": BASE,
         "rewardBaseModel": BASE,
         "rewardCheckpoint": None,

@@ -26,7 +26,7 @@ from .score import SCORE
 from .sft import SFT
 
 if TYPE_CHECKING:
-    from medgr2_api.cycle import CycleSpec
+    from medgr2_api.cycle import ResolvedSpec
 
 __all__ = [
     "CURATE",
@@ -107,11 +107,11 @@ def _seed(seed: int, stage: str, iteration: int) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def stage_parameters(spec: CycleSpec, cycle: str, stage: str, iteration: int) -> StageParameters:
+def stage_parameters(spec: ResolvedSpec, cycle: str, stage: str, iteration: int) -> StageParameters:
     """The parameters of a stage.
 
     Args:
-        spec: a spec that went through `presets.resolve`.
+        spec: the cycle's.
         cycle: `metadata.name`; only the report depends on it.
         stage: which stage.
         iteration: which iteration.

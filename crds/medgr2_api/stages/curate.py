@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from medgr2_api.curation import Curation, SelectionStrategy
+from medgr2_api.curation import ResolvedCuration, SelectionStrategy
 
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
 
 if TYPE_CHECKING:
-    from medgr2_api.cycle import CycleSpec
+    from medgr2_api.cycle import ResolvedSpec
 
 
 class CurateParameters(StageParameters):
     """How the kept candidates are chosen."""
 
-    curation: Curation
+    curation: ResolvedCuration
     """Selection, overlap and balance."""
     review: str = ""
     """sha256 of an expert's decisions on this iteration's triplets; empty: none."""
@@ -28,7 +28,7 @@ def _build(source: Source) -> dict[str, Any]:
     }
 
 
-def _fits_threshold(spec: CycleSpec) -> bool:
+def _fits_threshold(spec: ResolvedSpec) -> bool:
     return spec.curation.selection.strategy is SelectionStrategy.FITTED_PRECISION
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from medgr2_api.model import Model
 
 if TYPE_CHECKING:
-    from medgr2_api.cycle import CycleSpec
+    from medgr2_api.cycle import ResolvedSpec
 
 ModelKind = Literal["policy", "reward"]
-Condition = Callable[["CycleSpec"], bool]
+Condition = Callable[["ResolvedSpec"], bool]
 
 
 class StageParameters(Model):
@@ -62,7 +62,7 @@ class Read:
     required: bool = True
     """Without it there is no such stage."""
     when: Condition | None = None
-    """Read only by a spec (resolved) of which this holds; None: always."""
+    """Read only by a spec of which this holds; None: always."""
 
     def __post_init__(self) -> None:
         if isinstance(self.makers, str):
@@ -75,15 +75,14 @@ class Wait:
 
     stage: str
     when: Condition | None = None
-    """Waits only where this holds of the spec (resolved); None: always."""
+    """Waits only where this holds of the spec; None: always."""
 
 
 @dataclass(frozen=True)
 class Source:
     """What a stage's parameters follow from."""
 
-    spec: CycleSpec
-    """The spec, resolved."""
+    spec: ResolvedSpec
     cycle: str
     """The cycle's `metadata.name`; only the report depends on it."""
     iteration: int
@@ -97,7 +96,7 @@ class StageDefinition:
     sentence: str
     """What it does, for docs/stages.md."""
     parameters: type[StageParameters]
-    """Which parts of the resolved spec it depends on: the `parameters` of its request, and of its input hash. What is
+    """Which parts of the spec it depends on: the `parameters` of its request, and of its input hash. What is
     not there (image, resources, secrets, concurrency, addresses) may change without repeating paid work."""
     build: Callable[[Source], dict[str, Any]]
     """The parameters, less the seed."""
@@ -130,8 +129,8 @@ class StageDefinition:
     """Its figures hold the validation scores that early stopping and `status.best` go by."""
     serves: tuple[str, ...] = ()
     """It makes no sense without at least one of these stages."""
-    needed: Callable[[CycleSpec, frozenset[str]], bool] | None = None
-    """Whether a spec (resolved) that has these stages has a use for it; None: always."""
+    needed: Callable[[ResolvedSpec, frozenset[str]], bool] | None = None
+    """Whether a spec that has these stages has a use for it; None: always."""
     module: str = ""
     """Where its code is, if not in `medgr2_jobs.stages.<name>`."""
 

@@ -11,8 +11,8 @@ from medgr2_api.generator import (
     GeneratorKind,
     Prices,
     RateLimit,
+    ResolvedScripted,
     Sampling,
-    Scripted,
     WeightedParadigm,
 )
 from medgr2_api.hashing import NOT_HASHED
@@ -24,7 +24,7 @@ from medgr2_api.uris import SecretKeyRef
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters, Wait
 
 if TYPE_CHECKING:
-    from medgr2_api.cycle import CycleSpec
+    from medgr2_api.cycle import ResolvedSpec
 
 
 def _known(kind: str) -> str:
@@ -40,7 +40,7 @@ class Provider(Model):
     """One of `generator.GENERATORS`."""
     model: str = ""
     """Model id; empty for the scripted generator."""
-    scripted: Scripted | None = None
+    scripted: ResolvedScripted | None = None
     """Error rates of the scripted generator."""
     plugin: PluginRef | None = None
     """Where its client comes from, when it is of another package."""
@@ -100,7 +100,7 @@ def _build(source: Source) -> dict[str, Any]:
     return {
         "iteration": source.iteration,
         "provider": _provider(source.spec),
-        "paradigms": [paradigm.dump() for paradigm in source.spec.generator.paradigms or []],
+        "paradigms": [paradigm.dump() for paradigm in source.spec.generator.paradigms],
         "question_types": source.spec.generator.question_types,
         "candidates": source.spec.generator.candidates,
         "questions_per_image": source.spec.generator.questions_per_image,
@@ -110,7 +110,7 @@ def _build(source: Source) -> dict[str, Any]:
     }
 
 
-def _provider(spec: CycleSpec) -> dict[str, Any]:
+def _provider(spec: ResolvedSpec) -> dict[str, Any]:
     generator, chosen = spec.generator, spec.generator.chosen
     if not chosen.asked:
         return {"kind": chosen.kind, chosen.kind: chosen.dump(), "concurrency": 1}

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from medgr2_api.training_spec import GRPO as Settings
-from medgr2_api.training_spec import AnswerFormat, RewardTermType
+from medgr2_api.training_spec import AnswerFormat, ResolvedGRPO, RewardTermType
 
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
 
 if TYPE_CHECKING:
-    from medgr2_api.cycle import CycleSpec
+    from medgr2_api.cycle import ResolvedSpec
 
 
 class GRPOParameters(StageParameters):
     """Reinforcement learning."""
 
-    grpo: Settings
+    grpo: ResolvedGRPO
     """Rewards, prompts and how the policy learns."""
     answer_format: AnswerFormat
     """What stands between <answer> and </answer>."""
@@ -26,9 +25,9 @@ def _build(source: Source) -> dict[str, Any]:
     return {"grpo": source.spec.policy.grpo.dump(), "answer_format": source.spec.answer_format}
 
 
-def learns_from_reward(spec: CycleSpec) -> bool:
+def learns_from_reward(spec: ResolvedSpec) -> bool:
     """Whether R is a term of the reward."""
-    return any(term.type is RewardTermType.REWARD_MODEL and term.weight for term in spec.policy.grpo.rewards or [])
+    return any(term.type is RewardTermType.REWARD_MODEL and term.weight for term in spec.policy.grpo.rewards)
 
 
 GRPO = StageDefinition(

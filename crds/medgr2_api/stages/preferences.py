@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from medgr2_api.training_spec import AnswerFormat, Grades, Preferences
+from medgr2_api.training_spec import AnswerFormat, Grades, ResolvedPreferences
 
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class PreferencesParameters(StageParameters):
     """Sampling the policy."""
 
-    preferences: Preferences
+    preferences: ResolvedPreferences
     """How many prompts and answers, and from where."""
     grades: Grades
     """Target scores of right and wrong answers."""

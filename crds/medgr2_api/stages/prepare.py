@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from medgr2_api.data import Data
+from medgr2_api.data import ResolvedData
 from medgr2_api.training_spec import AnswerFormat, Grades
 
 from .definition import Iterations, Source, StageDefinition, StageParameters
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class PrepareParameters(StageParameters):
     """Inputs to fetch, pin and split; D_grade to build."""
 
-    data: Data
+    data: ResolvedData
     """Sources, split and benchmarks."""
     policy_base_model: str
     """Model that the policy starts from."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from medgr2_api.training_spec import AnswerFormat, Grades, Promotion, RewardHead, RewardTraining
+from medgr2_api.training_spec import AnswerFormat, Grades, ResolvedPromotion, ResolvedRewardTraining, RewardHead
 
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
 
@@ -21,11 +21,11 @@ class RewardParameters(StageParameters):
     """What the scalar head sees."""
     grades: Grades
     """Target scores of D_grade and of the preferences."""
-    training: RewardTraining
+    training: ResolvedRewardTraining
     """How the reward model learns."""
     replay_fraction: float
     """Share of graded rows in a retraining."""
-    promotion: Promotion
+    promotion: ResolvedPromotion
     """When a retrained model is taken over."""
     checkpoint: str | None = None
     """The user's own R⁽⁰⁾, if any; iteration 0 only."""

@@ -11,7 +11,7 @@ from .definition import Iterations, Of, Read, Source, StageDefinition, StagePara
 from .grpo import learns_from_reward
 
 if TYPE_CHECKING:
-    from medgr2_api.cycle import CycleSpec
+    from medgr2_api.cycle import ResolvedSpec
 
 _BY_SCORE = (SelectionStrategy.THRESHOLD, SelectionStrategy.FITTED_PRECISION, SelectionStrategy.TOP_K)
 
@@ -29,7 +29,7 @@ def _build(source: Source) -> dict[str, Any]:
     return {"shards": source.spec.stage("score").shards, "answer_format": source.spec.answer_format}
 
 
-def _needed(spec: CycleSpec, on: frozenset[str]) -> bool:
+def _needed(spec: ResolvedSpec, on: frozenset[str]) -> bool:
     """Selection goes by the scores; or there is an R anyway, because something learns from it."""
     learning = "preferences" in on or ("grpo" in on and learns_from_reward(spec))
     return learning or spec.curation.selection.strategy in _BY_SCORE

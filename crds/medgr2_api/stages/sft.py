@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from medgr2_api.training_spec import AnswerFormat, InitFrom, Training
+from medgr2_api.training_spec import AnswerFormat, InitFrom, ResolvedTraining
 
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
 
 if TYPE_CHECKING:
-    from medgr2_api.cycle import CycleSpec
+    from medgr2_api.cycle import ResolvedSpec
 
 
 class SFTParameters(StageParameters):
@@ -17,7 +17,7 @@ class SFTParameters(StageParameters):
 
     init_from: InitFrom
     """Where the training starts."""
-    training: Training
+    training: ResolvedTraining
     """How the policy learns."""
     answer_format: AnswerFormat
     """What stands between <answer> and </answer>."""
@@ -31,7 +31,7 @@ def _build(source: Source) -> dict[str, Any]:
     }
 
 
-def _goes_on(spec: CycleSpec) -> bool:
+def _goes_on(spec: ResolvedSpec) -> bool:
     return spec.policy.init_from is InitFrom.PREVIOUS
 
 

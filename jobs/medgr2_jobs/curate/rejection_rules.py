@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from medgr2_api.curation import Curation
+from medgr2_api.curation import ResolvedCuration
 from medgr2_api.plugin import PluginGroup, PluginRef
 
 from .. import plugins
@@ -46,7 +46,7 @@ class Facts:
     """D_gen before this iteration."""
     images: Rows
     items: Rows
-    curation: Curation
+    curation: ResolvedCuration
 
     @cached_property
     def usable(self) -> Rows:

@@ -1,18 +1,27 @@
 """From what may be kept to what is kept: strategy, guessable items, caps. Each drop makes room for the next in line.
 
-A strategy says which candidates it lets through, and in which order it prefers them: one function each, in one table.
+A strategy says which candidates it lets through, and in which order it prefers them: one function each.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, assert_never
 
-from medgr2_api.curation import Curation, Selection, SelectionStrategy
+from medgr2_api.curation import (
+    ResolvedCuration,
+    ResolvedSelection,
+    SelectAll,
+    SelectByPrecision,
+    SelectByThreshold,
+    SelectionStrategy,
+    SelectRandomK,
+    SelectTopK,
+)
 
 from ..errors import ConfigError, DataError
 from . import balance
@@ -51,16 +60,27 @@ class Selected:
     counters: dict[str, float] = field(default_factory=dict)
 
 
-def select(selection: Selection, batch: Batch) -> Selected:
+def select(selection: ResolvedSelection, batch: Batch) -> Selected:
     """Applies the strategy of the spec.
 
     Raises:
-        ConfigError: a parameter of the strategy, or what it needs to read, is missing.
+        ConfigError: what the strategy needs to read is missing.
         DataError: FittedPrecision has no graded rows to fit on.
     """
-    if selection.strategy is None:
-        raise ConfigError("curation.selection.strategy must be given")
-    return STRATEGIES[selection.strategy](selection, batch)
+    match selection:
+        case SelectAll():
+            return Selected(_best_first(batch.ids, batch))
+        case SelectByThreshold():
+            return _above(selection.threshold, batch, {})
+        case SelectByPrecision():
+            return _above_fitted(selection.precision, batch)
+        case SelectTopK():
+            scored = [name for name in batch.ids if name in batch.scores]
+            return Selected(_best_first(scored, batch), "not_in_top_k", selection.k)
+        case SelectRandomK():
+            return Selected(_at_random(batch), "not_in_random_k", selection.k)
+        case _:
+            assert_never(selection)
 
 
 def fit_threshold(rows: Sequence[Mapping[str, Any]], precision: float) -> tuple[float, float]:
@@ -104,19 +124,7 @@ def _best_first(names: Sequence[str], batch: Batch) -> list[str]:
     return sorted(names, key=lambda name: (-batch.scores.get(name, -math.inf), name))
 
 
-def _all(_: Selection, batch: Batch) -> Selected:
-    return Selected(_best_first(batch.ids, batch))
-
-
-def _threshold(selection: Selection, batch: Batch) -> Selected:
-    if selection.threshold is None:
-        raise ConfigError("curation.selection.threshold must be given for strategy Threshold")
-    return _above(selection.threshold, batch, {})
-
-
-def _fitted_precision(selection: Selection, batch: Batch) -> Selected:
-    if selection.precision is None:
-        raise ConfigError("curation.selection.precision must be given for strategy FittedPrecision")
+def _above_fitted(precision: float, batch: Batch) -> Selected:
     if batch.calibration is None:
         raise ConfigError("strategy FittedPrecision reads the reward model's calibration table; no input 'reward'")
     rows = [row for row in batch.calibration if row["score"] is not None and math.isfinite(row["score"])]
@@ -125,11 +133,11 @@ def _fitted_precision(selection: Selection, batch: Batch) -> Selected:
             "the reward model's calibration table has no scored good row, so no threshold can be fitted; "
             "raise data.split.validationFraction, or use strategy Threshold"
         )
-    threshold, share = fit_threshold(rows, selection.precision)
+    threshold, share = fit_threshold(rows, precision)
     fitted = {
         "calibration_rows": len(rows),
         "calibration_precision": share,
-        "precision_reached": float(share >= selection.precision),
+        "precision_reached": float(share >= precision),
     }
     return _above(threshold, batch, fitted)
 
@@ -139,31 +147,11 @@ def _above(threshold: float, batch: Batch, counters: dict[str, float]) -> Select
     return Selected(_best_first(passed, batch), "below_threshold", counters={"threshold": threshold, **counters})
 
 
-def _top_k(selection: Selection, batch: Batch) -> Selected:
-    scored = [name for name in batch.ids if name in batch.scores]
-    return Selected(_best_first(scored, batch), "not_in_top_k", _k(selection))
-
-
-def _random_k(selection: Selection, batch: Batch) -> Selected:
+def _at_random(batch: Batch) -> list[str]:
     def lot(name: str) -> bytes:
         return hashlib.sha256(f"random-k/{batch.seed}/{name}".encode()).digest()
 
-    return Selected(sorted(batch.ids, key=lot), "not_in_random_k", _k(selection))
-
-
-def _k(selection: Selection) -> int:
-    if selection.k is None:
-        raise ConfigError(f"curation.selection.k must be given for strategy {selection.strategy}")
-    return selection.k
-
-
-STRATEGIES: dict[SelectionStrategy, Callable[[Selection, Batch], Selected]] = {
-    SelectionStrategy.ALL: _all,
-    SelectionStrategy.THRESHOLD: _threshold,
-    SelectionStrategy.FITTED_PRECISION: _fitted_precision,
-    SelectionStrategy.TOP_K: _top_k,
-    SelectionStrategy.RANDOM_K: _random_k,
-}
+    return sorted(batch.ids, key=lot)
 
 
 @dataclass(frozen=True)
@@ -177,7 +165,7 @@ class Chosen:
 
 
 def choose(
-    curation: Curation, batch: Batch, eligible: AbstractSet[str], rows: Mapping[str, Mapping[str, Any]]
+    curation: ResolvedCuration, batch: Batch, eligible: AbstractSet[str], rows: Mapping[str, Mapping[str, Any]]
 ) -> Chosen:
     """Applies the strategy, then drops what is guessable and what a cap keeps out.
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medgr2_api.data import DICOM, MMMU, Benchmark, DataFormat, DataSource, OnLeak, Phantom, SourceRole, SplitBy
+from medgr2_api.data import DICOM, MMMU, Benchmark, DataFormat, OnLeak, Phantom, ResolvedSource, SourceRole, SplitBy
 from medgr2_api.hashing import sha256_of
 from medgr2_api.stages.prepare import PrepareParameters
 
@@ -137,7 +137,7 @@ class Ingest:
         """For phantoms: what each image shows."""
 
     def read(
-        self, given: DataSource | Benchmark, where: str, quarantine: tables.TableWriter[QuarantinedRecord]
+        self, given: ResolvedSource | Benchmark, where: str, quarantine: tables.TableWriter[QuarantinedRecord]
     ) -> Loaded:
         """Reads one source or benchmark.
 
@@ -146,9 +146,9 @@ class Ingest:
         """
         loaded = Loaded(given.name, where, on_leak=given.on_leak if isinstance(given, Benchmark) else None)
         external = True
-        if isinstance(given, DataSource):
+        if isinstance(given, ResolvedSource):
             loaded.questions = given.role is not SourceRole.IMAGES
-            external = given.allow_external is not False
+            external = given.allow_external
         read = format_registry.reader(given, where)
         place, expected = self._place(given, loaded)
         file = self.ctx.work / "items" / f"{'source' if loaded.on_leak is None else 'benchmark'}-{given.name}.parquet"
@@ -170,7 +170,7 @@ class Ingest:
         _check_bad(loaded, self.ctx.parameters.data.max_bad_fraction)
         return loaded
 
-    def _place(self, given: DataSource | Benchmark, loaded: Loaded) -> tuple[Place, int]:
+    def _place(self, given: ResolvedSource | Benchmark, loaded: Loaded) -> tuple[Place, int]:
         """Where it lies by now, and how many records are expected (0: not known)."""
         ctx, where = self.ctx, loaded.where
         place = Place(
@@ -182,7 +182,7 @@ class Ingest:
             modality=given.modality,
             salt=sha256_of({"patients": ctx.parameters.seed}),
             mmmu=given.mmmu or MMMU(),
-            dicom=(given.dicom if isinstance(given, DataSource) else None) or DICOM(),
+            dicom=(given.dicom if isinstance(given, ResolvedSource) else None) or DICOM(),
         )
         if given.format is DataFormat.PHANTOM:
             phantom = given.phantom or Phantom()

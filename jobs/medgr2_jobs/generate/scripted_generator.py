@@ -11,7 +11,7 @@ import math
 import random
 from typing import Any
 
-from medgr2_api.generator import Scripted
+from medgr2_api.generator import ResolvedScripted
 from medgr2_api.training_spec import AnswerFormat
 
 from ..data import paraphrase, synthetic_images
@@ -42,21 +42,19 @@ def is_blind(kind: str, value: str, share: float) -> bool:
     return index == 0 or math.floor(index * share + 1e-9) > math.floor((index - 1) * share + 1e-9)
 
 
-def error_rate(kind: str, value: str, scripted: Scripted) -> float:
+def error_rate(kind: str, value: str, scripted: ResolvedScripted) -> float:
     """How often this value is taken for its neighbour."""
-    irrelevant, incoherent = scripted.irrelevant_rate or 0.0, scripted.incoherent_rate or 0.0
-    if is_blind(kind, value, scripted.blind_spots or 0.0):
-        return max(0.0, 1 - irrelevant - incoherent)
+    if is_blind(kind, value, scripted.blind_spots):
+        return max(0.0, 1 - scripted.irrelevant_rate - scripted.incoherent_rate)
     confused = synthetic_images.VALUES[kind].index(value) % 2 == 0
-    rate = scripted.error_rate or 0.0
-    return rate if confused else min(rate, _LOW_RATE)
+    return scripted.error_rate if confused else min(scripted.error_rate, _LOW_RATE)
 
 
 def propose(
     shown: Attributes | dict[str, Any],
     kind: str,
     rng: random.Random,
-    scripted: Scripted,
+    scripted: ResolvedScripted,
     answer_format: AnswerFormat = AnswerFormat.OPTION_TEXT,
 ) -> dict[str, Any]:
     """One candidate triplet.
@@ -65,7 +63,7 @@ def propose(
         shown: what the phantom shows: `Attributes`, or a row of table `phantoms`.
         kind: question kind, one of `phantoms.KINDS`.
         rng: see `rng_for`.
-        scripted: rates; what is unset is 0.
+        scripted: rates.
         answer_format: how the response is written.
 
     Returns:
@@ -86,10 +84,10 @@ def propose(
     gold = asked.answer_index
     wrong = [index for index in range(len(asked.options)) if index != gold]
     hallucinated = error_rate(kind, truth, scripted)
-    irrelevant = hallucinated + (scripted.irrelevant_rate or 0.0)
-    incoherent = irrelevant + (scripted.incoherent_rate or 0.0)
+    irrelevant = hallucinated + scripted.irrelevant_rate
+    incoherent = irrelevant + scripted.incoherent_rate
     drawn = rng.random()
-    if is_blind(kind, truth, scripted.blind_spots or 0.0):
+    if is_blind(kind, truth, scripted.blind_spots):
         drawn *= min(1.0, incoherent)  # never good, also when the rates do not add up to 1
 
     if drawn < hallucinated:

@@ -11,7 +11,7 @@ from typing import Any
 
 from medgr2_api.data import Benchmark, DataSource
 from medgr2_api.stages import GRPO, REWARD, SFT
-from medgr2_api.training_spec import LoRA
+from medgr2_api.training_spec import Adapters, ResolvedLoRA
 
 from ..data import synthetic_images
 from ..fetch import BUILTIN
@@ -93,8 +93,8 @@ def _needed(case: Case, policy: float, reward: float) -> tuple[float, str]:
     return sum(parts.values()), ", ".join(f"{name} {size / _GIB:.1f}" for name, size in parts.items())
 
 
-def _share(lora: LoRA | None) -> float:
-    return _ADAPTER if lora is not None and lora.rank else 1.0
+def _share(lora: ResolvedLoRA) -> float:
+    return _ADAPTER if isinstance(lora, Adapters) else 1.0
 
 
 def _pixels(case: Case) -> int:

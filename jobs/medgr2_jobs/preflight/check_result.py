@@ -7,7 +7,7 @@ from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 
-from medgr2_api.cycle import Cycle, CycleSpec
+from medgr2_api.cycle import Cycle, ResolvedSpec
 from medgr2_api.stages import GENERATE, stage_parameters
 from medgr2_api.stages.generate import GenerateParameters
 
@@ -40,8 +40,7 @@ class Case:
     """What the checks look at."""
 
     cycle: Cycle
-    spec: CycleSpec
-    """Resolved: presets filled in."""
+    spec: ResolvedSpec
     root: Path
     """The workspace."""
     questions: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from medgr2_api.data import Benchmark, DataFormat, DataSource, OnLeak
@@ -87,7 +87,7 @@ def _place(root: Path, where: str, uri: str) -> Finding:
     return ok(where, f"{path} is there")
 
 
-def _pictures(case: Case, inputs: list[DataSource] | list[Benchmark]) -> list[Path]:
+def _pictures(case: Case, inputs: Sequence[DataSource | Benchmark]) -> list[Path]:
     """The picture files below the folders of some inputs that lie on the volume."""
     found: list[Path] = []
     for given in inputs:

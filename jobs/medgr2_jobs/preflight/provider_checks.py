@@ -30,7 +30,7 @@ def leaving(case: Case) -> Iterator[Finding]:
         return
     for source in case.spec.data.sources:
         where = f"data.sources[{source.name}]"
-        if source.may_leave:
+        if source.allow_external:
             yield ok(where, "its images are sent to the provider outside (allowExternal)")
         else:
             yield warning(where, "its images stay in the house: the generator asks nothing about them")
@@ -122,7 +122,7 @@ def _pictures(case: Case) -> Iterator[tuple[Path, bool, str]]:
         folder = folder if folder.is_dir() else folder.parent
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in PICTURES and path.is_file():
-                yield path, source.may_leave, source.modality
+                yield path, source.allow_external, source.modality
 
 
 def _row(sha256: str, modality: str, allowed: bool) -> dict[str, Any]:

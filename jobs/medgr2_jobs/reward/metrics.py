@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from medgr2_api.training_spec import Promotion
+from medgr2_api.training_spec import ResolvedPromotion
 
 from ..evaluate.rank_statistics import auroc, spearman
 from ..store.rows import Grade
@@ -133,7 +133,7 @@ class Gate:
         return asdict(self)
 
 
-def gate(new: Mapping[str, float], old: Mapping[str, float] | None, promotion: Promotion) -> Gate:
+def gate(new: Mapping[str, float], old: Mapping[str, float] | None, promotion: ResolvedPromotion) -> Gate:
     """The promotion gate (DECISIONS 7), on the metrics of both models on the same rows.
 
     Args:
@@ -144,11 +144,9 @@ def gate(new: Mapping[str, float], old: Mapping[str, float] | None, promotion: P
     """
     checks: list[Check] = []
     for metric, name in THRESHOLDS.items():
-        least = getattr(promotion, name)
-        if least is not None:
-            value = new.get(metric)
-            checks.append(Check(CheckKind.LEAST, metric, value, least, value is None or value >= least))
-    if old is not None and promotion.max_regression is not None:
+        least, value = getattr(promotion, name), new.get(metric)
+        checks.append(Check(CheckKind.LEAST, metric, value, least, value is None or value >= least))
+    if old is not None:
         for metric in THRESHOLDS:
             if metric in new and metric in old:
                 bound = old[metric] - promotion.max_regression

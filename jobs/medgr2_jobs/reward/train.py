@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
-from medgr2_api.training_spec import RewardTraining
+from medgr2_api.training_spec import ResolvedRewardTraining
 
 from ..errors import DataError
 from ..models.vlm import Encoder, Row
@@ -45,7 +45,7 @@ def fit(
     *,
     replay: Sequence[TrainingExample] = (),
     replay_fraction: float = 0.0,
-    training: RewardTraining,
+    training: ResolvedRewardTraining,
     retrain: bool = False,
 ) -> list[dict[str, float]]:
     """Trains `model` in place and leaves it merged and in evaluation mode.
@@ -88,7 +88,7 @@ def fit(
     )
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     share = replay_fraction if replay else 0.0
-    drawn = max(1, round((training.num_epochs or 1) * len(rows) / (1 - share)))
+    drawn = max(1, round(training.num_epochs * len(rows) / (1 - share)))
     length = arguments.max_steps * batch if arguments.max_steps > 0 else drawn
     place_checkpoints(arguments, math.ceil(length / batch), spread="save_steps" not in options)
     model.add_adapters(lora_config(training.lora, task_type=None))

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from medgr2_api.curation import Curation
+from medgr2_api.curation import ResolvedCuration
 from medgr2_api.stages.curate import CurateParameters
 from medgr2_api.training_spec import AnswerFormat
 
@@ -63,7 +63,7 @@ def _facts(ctx: StageContext[CurateParameters]) -> Facts:
     )
 
 
-def _scores(ctx: StageContext[CurateParameters], curation: Curation) -> dict[str, float]:
+def _scores(ctx: StageContext[CurateParameters], curation: ResolvedCuration) -> dict[str, float]:
     """R's score by triplet id; empty where there is no scoring.
 
     Raises:

@@ -80,8 +80,7 @@ def run(ctx: StageContext[GRPOParameters]) -> Outcome:
         Checkpointed: asked to stop.
     """
     grpo = ctx.parameters.grpo
-    terms = grpo.rewards or []
-    check_terms(terms, ctx.has_input("reward"), "policy.grpo.rewards")
+    check_terms(grpo.rewards, ctx.has_input("reward"), "policy.grpo.rewards")
     options = trainer_options(GRPOConfig, grpo.trainer, FIELD)
     args = trainer_arguments(
         GRPOConfig,
@@ -89,7 +88,7 @@ def run(ctx: StageContext[GRPOParameters]) -> Outcome:
         options,
         field=FIELD,
         per_device_train_batch_size=grpo.num_generations,  # one group, unless the user says more
-        num_train_epochs=grpo.num_epochs or 1,
+        num_train_epochs=grpo.num_epochs,
         learning_rate=grpo.learning_rate,
         num_generations=grpo.num_generations,
         beta=grpo.kl_coefficient,
@@ -98,9 +97,11 @@ def run(ctx: StageContext[GRPOParameters]) -> Outcome:
     training = ctx.input("curate").rows("training")
     candidates = ctx.input("candidates").rows("candidates") if ctx.has_input("candidates") else []
     prompts = grpo_prompts(training, candidates, ctx.parameters.answer_format, grpo.prompt_source)
-    if all(term.type is RewardTermType.ANSWER_MATCH for term in terms):  # without an answer there would be no reward
+    if all(
+        term.type is RewardTermType.ANSWER_MATCH for term in grpo.rewards
+    ):  # without an answer there would be no reward
         prompts = [prompt for prompt in prompts if prompt.answer_index is not None]
-    prompts = with_seed_share(prompts, grpo.seed_fraction or 0.0)
+    prompts = with_seed_share(prompts, grpo.seed_fraction)
     steps = total_steps(args, len(prompts))
     every = checkpoint_unit(args)
     place_checkpoints(args, steps, spread="save_steps" not in options, every=every)
@@ -115,10 +116,10 @@ def run(ctx: StageContext[GRPOParameters]) -> Outcome:
     lora, rollouts = lora_config(grpo.lora), Rollouts()
     if ctx.ranks.main and (checkpoint := latest_checkpoint(ctx.work, ctx.ranks.layout)):
         rollouts.load(checkpoint)
-    wants_r = any(term.type is RewardTermType.REWARD_MODEL for term in terms)
+    wants_r = any(term.type is RewardTermType.REWARD_MODEL for term in grpo.rewards)
     with deepspeed.whole(args):
         scorer = _scorer(ctx) if wants_r else None
-    reward = PolicyReward(terms, grpo.num_generations, scorer, rollouts)
+    reward = PolicyReward(grpo.rewards, grpo.num_generations, scorer, rollouts)
     callback = StageCallback(ctx, "grpo", ("reward", "loss", "kl"), every=every, extra=rollouts.save)
     trainer = PolicyTrainer(
         model=model,

@@ -15,7 +15,7 @@ from peft import LoraConfig
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from medgr2_api.hashing import normalise
-from medgr2_api.training_spec import LoRA
+from medgr2_api.training_spec import FullFineTuning, ResolvedLoRA
 from medgr2_api.unsupported import OWNED_TRAINER_OPTIONS
 
 from ..errors import Checkpointed, ConfigError
@@ -113,13 +113,13 @@ def trainer_arguments(
         raise ConfigError(f"{field}: {config.__name__} refuses these settings: {error}") from error
 
 
-def lora_config(lora: LoRA | None, *, task_type: str | None = "CAUSAL_LM") -> LoraConfig | None:
+def lora_config(lora: ResolvedLoRA, *, task_type: str | None = "CAUSAL_LM") -> LoraConfig | None:
     """peft's configuration on the language model's linear layers; None for full fine-tuning."""
-    if lora is None or lora.rank == 0:
+    if isinstance(lora, FullFineTuning):
         return None
     return LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha or 2 * lora.rank,  # type: ignore[arg-type] # peft divides it by the rank: any number
+        lora_alpha=lora.alpha,  # type: ignore[arg-type] # peft divides it by the rank: any number
         lora_dropout=lora.dropout,
         # the language model only: vLLM serves no adapters on the vision tower
         target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from medgr2_api.cycle import CycleSpec
+from medgr2_api.cycle import ResolvedSpec
 from medgr2_api.stages import StageDefinition, definition, stage_names
 from medgr2_api.stages.definition import Iterations, ModelKind, Of, Read, Wait
 
@@ -88,8 +88,8 @@ class Shape:
     """What they read and wait for under a condition that holds."""
 
     @classmethod
-    def of(cls, spec: CycleSpec) -> Shape:
-        """The shape of a resolved spec."""
+    def of(cls, spec: ResolvedSpec) -> Shape:
+        """The shape of a spec."""
         known = [definition(name) for name in stage_names()]
         holds = frozenset(edge for stage in known for edge in stage.edges if edge.when is None or edge.when(spec))
         enabled = [stage for stage in known if spec.stage(stage.name).enabled]
@@ -107,7 +107,7 @@ def _required(stage: StageDefinition, of: Of, holds: frozenset[Read | Wait]) -> 
     return (read for read in stage.reads if read.required and read.of is of and read in holds)
 
 
-def _used(spec: CycleSpec, stages: list[StageDefinition], holds: frozenset[Read | Wait]) -> list[StageDefinition]:
+def _used(spec: ResolvedSpec, stages: list[StageDefinition], holds: frozenset[Read | Wait]) -> list[StageDefinition]:
     """Of a loop's stages those that find what they need and have a use; one that goes may take others along."""
     while True:
         on = frozenset(stage.name for stage in stages)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import cached_property, lru_cache
 
-from medgr2_api.cycle import CycleSpec
+from medgr2_api.cycle import CycleSpec, ResolvedSpec
 from medgr2_api.hashing import sha256_of
 from medgr2_api.presets import resolve
 from medgr2_api.stages import StageParameters, stage_parameters
@@ -68,6 +68,6 @@ def _resolved(cycle: str, text: str) -> Resolved:
 
 
 @lru_cache(maxsize=16)
-def _spec(text: str) -> CycleSpec:
+def _spec(text: str) -> ResolvedSpec:
     """Large, and needed only while its stages are started."""
     return resolve(CycleSpec.model_validate_json(text))

@@ -8,9 +8,19 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from medgr2_api.curation import Selection, SelectionStrategy
-from medgr2_jobs.curate.selection import STRATEGIES, Batch, fit_threshold, select
+from medgr2_api.curation import (
+    ResolvedCuration,
+    ResolvedSelection,
+    SelectAll,
+    SelectByPrecision,
+    SelectByThreshold,
+    SelectionStrategy,
+    SelectRandomK,
+    SelectTopK,
+)
+from medgr2_jobs.curate.selection import Batch, fit_threshold, select
 from medgr2_jobs.errors import ConfigError, DataError
 
 SCORES = {"a": 9.0, "b": 5.0, "c": 3.0, "d": -6.0}
@@ -27,39 +37,58 @@ def graded(*rows: tuple[float, float | None]) -> list[dict[str, Any]]:
     ]
 
 
+ALL = SelectAll(strategy=SelectionStrategy.ALL)
+
+
+def above(threshold: float) -> SelectByThreshold:
+    return SelectByThreshold(strategy=SelectionStrategy.THRESHOLD, threshold=threshold)
+
+
+def fitted(precision: float) -> SelectByPrecision:
+    return SelectByPrecision(strategy=SelectionStrategy.FITTED_PRECISION, precision=precision)
+
+
+def top(k: int) -> SelectTopK:
+    return SelectTopK(strategy=SelectionStrategy.TOP_K, k=k)
+
+
+def at_random(k: int) -> SelectRandomK:
+    return SelectRandomK(strategy=SelectionStrategy.RANDOM_K, k=k)
+
+
 def test_every_strategy_of_the_api_is_there() -> None:
-    assert set(STRATEGIES) == set(SelectionStrategy)
+    every: list[ResolvedSelection] = [ALL, above(3.0), fitted(0.5), top(2), at_random(2)]
+    assert {one.strategy for one in every} == set(SelectionStrategy)
+    for selection in every:
+        assert select(selection, batch(calibration=graded((10, 4), (-6, -3)))).passed
 
 
 def test_all() -> None:
-    assert select(Selection(strategy="All"), batch(scores={})).passed == list("abcd")
+    assert select(ALL, batch(scores={})).passed == list("abcd")
 
 
 def test_threshold_is_strict() -> None:
-    found = select(Selection(strategy="Threshold", threshold=3.0), batch())
+    found = select(above(3.0), batch())
     assert found.passed == ["a", "b"]
     assert found.reason == "below_threshold"
     assert found.counters == {"threshold": 3.0}
 
 
 def test_top_k_prefers_the_best_and_says_how_many() -> None:
-    found = select(Selection(strategy="TopK", k=2), batch(ids=list("dbca")))
+    found = select(top(2), batch(ids=list("dbca")))
     assert (found.passed, found.limit, found.reason) == (list("abcd"), 2, "not_in_top_k")
-    assert select(Selection(strategy="TopK", k=2), batch(scores={"b": 1.0})).passed == ["b"]
+    assert select(top(2), batch(scores={"b": 1.0})).passed == ["b"]
 
 
 def test_top_k_ties_do_not_depend_on_the_order() -> None:
     tied = dict.fromkeys("abcd", 1.0)
-    choices = [
-        select(Selection(strategy="TopK", k=2), batch(ids=ids, scores=tied)).passed
-        for ids in (list("abcd"), list("dcba"))
-    ]
+    choices = [select(top(2), batch(ids=ids, scores=tied)).passed for ids in (list("abcd"), list("dcba"))]
     assert choices[0] == choices[1] == list("abcd")
 
 
 def test_random_k_is_seeded_and_needs_no_scores() -> None:
     ids = [str(number) for number in range(200)]
-    chosen = Selection(strategy="RandomK", k=50)
+    chosen = at_random(50)
     found = [select(chosen, batch(ids=ids, scores={}, seed=seed)) for seed in (1, 1, 2)]
     assert {one.limit for one in found} == {50}
     orders = [one.passed for one in found]
@@ -68,12 +97,15 @@ def test_random_k_is_seeded_and_needs_no_scores() -> None:
     assert select(chosen, batch(ids=ids[::-1], scores={}, seed=1)).passed == orders[0]
 
 
-@pytest.mark.parametrize("strategy", ["Threshold", "FittedPrecision", "TopK", "RandomK"])
-def test_missing_parameter(strategy: str) -> None:
-    with pytest.raises(ConfigError, match="must be given"):
-        select(Selection(strategy=strategy), batch(calibration=[]))
-    with pytest.raises(ConfigError, match="must be given"):
-        select(Selection(), batch())
+@pytest.mark.parametrize(
+    ("strategy", "parameter"),
+    [("Threshold", "threshold"), ("FittedPrecision", "precision"), ("TopK", "k"), ("RandomK", "k")],
+)
+def test_missing_parameter(strategy: str, parameter: str) -> None:
+    with pytest.raises(ValidationError, match=rf"{parameter}\n  Field required"):
+        ResolvedCuration.model_validate({"selection": {"strategy": strategy}})
+    with pytest.raises(ValidationError, match="strategy\n  Field required"):
+        ResolvedCuration.model_validate({"selection": {}})
 
 
 def test_fitted_precision_finds_the_smallest_threshold() -> None:
@@ -88,7 +120,7 @@ def test_fitted_precision_finds_the_smallest_threshold() -> None:
 def test_fitted_precision_out_of_reach_takes_the_nearest() -> None:
     rows = graded((0, 9), (10, 8), (10, 7), (0, 5))
     assert fit_threshold(rows, 0.99) == (6.0, pytest.approx(2 / 3))
-    found = select(Selection(strategy="FittedPrecision", precision=0.99), batch(calibration=rows))
+    found = select(fitted(0.99), batch(calibration=rows))
     assert found.passed == ["a"]
     assert found.counters["precision_reached"] == 0
     assert found.counters["calibration_precision"] == pytest.approx(2 / 3)
@@ -102,7 +134,7 @@ def test_equal_scores_are_never_divided() -> None:
 
 
 def test_fitted_precision_needs_good_rows() -> None:
-    chosen = Selection(strategy="FittedPrecision", precision=0.9)
+    chosen = fitted(0.9)
     with pytest.raises(ConfigError, match="no input 'reward'"):
         select(chosen, batch())
     for rows in ([], graded((0, 1), (-6, 2)), graded((10, math.nan), (6, None))):

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.support.cycle_documents import spec_with
 from tests.support.plugin_fixtures import install, plugin
 
 from medgr2_api.data import DataFormat, DataSource
+from medgr2_api.presets import resolve
 from medgr2_jobs import plugins
 from medgr2_jobs.data import format_registry
 from medgr2_jobs.data.record import BadRecord, Place, Record
@@ -69,5 +71,8 @@ def test_another_version_is_refused_before_anything_is_read(place: Place) -> Non
 
 
 def test_images_of_a_plugin_stay_inside_unless_the_spec_says_otherwise() -> None:
-    assert not source().may_leave
-    assert source().model_copy(update={"allow_external": True}).may_leave
+    given = source().dump()
+    inside, outside = resolve(
+        spec_with({"data.sources": [given, {**given, "name": "b", "allowExternal": True}]})
+    ).data.sources
+    assert (inside.allow_external, outside.allow_external) == (False, True)

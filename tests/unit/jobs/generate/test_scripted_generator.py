@@ -6,15 +6,15 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from medgr2_api.generator import Scripted
+from medgr2_api.generator import ResolvedScripted
 from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.generate import scripted_generator
 from medgr2_jobs.prompts import answers
 
-RATES = Scripted(error_rate=0.45, blind_spots=0.0, irrelevant_rate=0.08, incoherent_rate=0.07)
+RATES = ResolvedScripted(error_rate=0.45, blind_spots=0.0, irrelevant_rate=0.08, incoherent_rate=0.07)
 
 
-def run(rates: Scripted, count: int = 800) -> list[tuple[synthetic_images.Attributes, dict]]:
+def run(rates: ResolvedScripted, count: int = 800) -> list[tuple[synthetic_images.Attributes, dict]]:
     made = []
     for index in range(count):
         shown = synthetic_images.attributes(1, index)
@@ -68,8 +68,9 @@ def test_blind_spots_are_never_right(share: float) -> None:
             assert (right[kind, value] == 0) == (index % every == 0)
 
 
-def test_unset_rates_are_zero() -> None:
-    assert all(row["correct"] for _, row in run(Scripted(), 50))
+def test_rates_of_zero_make_no_error() -> None:
+    never = ResolvedScripted(error_rate=0, blind_spots=0, irrelevant_rate=0, incoherent_rate=0)
+    assert all(row["correct"] for _, row in run(never, 50))
 
 
 def test_deterministic_and_takes_a_table_row() -> None:

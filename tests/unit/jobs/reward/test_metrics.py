@@ -7,12 +7,14 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from tests.support.rows import row_of
 
-from medgr2_api.training_spec import Promotion
+from medgr2_api.training_spec import ResolvedPromotion
 from medgr2_jobs.evaluate.rank_statistics import auroc
 from medgr2_jobs.reward.metrics import gate, reward_metrics
 from medgr2_jobs.store.rows import Grade, GradedRow
 
-PROMOTION = Promotion(min_spearman=0.5, min_pairwise_accuracy=0.7, min_image_sensitivity=0.6, max_regression=0.02)
+PROMOTION = ResolvedPromotion(
+    min_spearman=0.5, min_pairwise_accuracy=0.7, min_image_sensitivity=0.6, max_regression=0.02
+)
 FINE = {"spearman": 0.9, "pairwise_accuracy": 0.9, "image_sensitivity": 0.9, "mae": 1.0}
 
 

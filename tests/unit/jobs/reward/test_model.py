@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from medgr2_api.training_spec import Grades, LoRA, RewardHead
+from medgr2_api.training_spec import Adapters, FullFineTuning, Grades, RewardHead
 from medgr2_jobs.errors import ConfigError
 from medgr2_jobs.reward.model import LM_WEIGHT, RewardModel
 from medgr2_jobs.reward.scorer import score
 from medgr2_jobs.training.trainer import lora_config
+
+ADAPTERS = Adapters(rank=4, alpha=8)
 
 
 @pytest.mark.parametrize("head", list(RewardHead))
@@ -102,7 +104,7 @@ def test_no_good_row_in_a_batch_is_no_nan(bench):
 
 def test_merged_adapters_score_the_same(bench):
     model = bench.model()
-    model.add_adapters(lora_config(LoRA(rank=4), task_type=None))
+    model.add_adapters(lora_config(ADAPTERS, task_type=None))
     for name, value in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(value, std=0.1)
@@ -113,7 +115,7 @@ def test_merged_adapters_score_the_same(bench):
     assert np.abs(adapted - score(bench.model(), bench.encoder, rows)).max() > 1e-3
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(rank=4)], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", [FullFineTuning(rank=0), ADAPTERS], ids=["full", "lora"])
 def test_activation_checkpointing_changes_no_gradient(bench, lora):
     """Our wrapper has to pass it on to the backbone; on a GPU it is the default."""
     found = []

@@ -17,7 +17,10 @@ from medgr2_jobs.runner import main
 PARAMETERS: dict[str, Any] = {
     "seed": 5,
     "iteration": 1,
-    "provider": {"kind": "scripted", "scripted": {"errorRate": 0.4, "irrelevantRate": 0.1, "incoherentRate": 0.1}},
+    "provider": {
+        "kind": "scripted",
+        "scripted": {"errorRate": 0.4, "blindSpots": 0.0, "irrelevantRate": 0.1, "incoherentRate": 0.1},
+    },
     "paradigms": [{"name": "MetaCognitive"}],
     "questionTypes": ["Diagnosis"],
     "candidates": 40,
