@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -70,7 +70,7 @@ def _defaults(model: type[BaseModel], path: str) -> Iterator[tuple[str, Any]]:
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    elif get_origin(annotation) in (Annotated, list, typing.Union, types.UnionType):
+    elif get_origin(annotation) in (Annotated, list, Sequence, typing.Union, types.UnionType):
         for part in get_args(annotation):
             yield from _models(part)
 
