@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,19 @@ from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageRequest
 from medgr2_jobs.prompts.answers import normalise
 from medgr2_jobs.store import manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
+from medgr2_jobs.store.rows import (
+    Candidate,
+    CandidateOutcome,
+    Decision,
+    Image,
+    Item,
+    Score,
+    Split,
+    TableRow,
+)
 
-Rows = list[dict[str, Any]]
+Asked = dict[str, Any]
+"""What a question says: question, options, answer_index, and its image."""
 NEAR_BITS, JACCARD = 4, 0.8
 DUPLICATE, OVERLAP = "near_duplicate", "near_overlap"
 MODALITIES = ("CT", "MRI", "X-Ray", "Ultrasound", "Dermoscopy", "Fundus", "OCT", "Microscopy")
@@ -85,19 +97,19 @@ class Maker:
             value ^= 1 << bit
         return f"{value:016x}"
 
-    def question(self) -> dict[str, Any]:
+    def question(self) -> Asked:
         """A question with four options."""
         if self.random.random() < 0.12:
             question, values = self.random.choice(TEMPLATES)
-            options = self.random.sample(values, 4)
+            options = tuple(self.random.sample(values, 4))
         else:
             words = {"side": self.random.choice(SIDES), "organ": self.random.choice(ORGANS),
                      "modality": self.random.choice(MODALITIES), "finding": self.random.choice(FINDINGS)}  # fmt: skip
             question = self.random.choice(FORMS).format(**words) + "?"
-            options = self.random.sample(FINDINGS, 4)
+            options = tuple(self.random.sample(FINDINGS, 4))
         return {"question": question, "options": options, "answer_index": self.random.randrange(4)}
 
-    def reworded(self, row: dict[str, Any]) -> dict[str, Any]:
+    def reworded(self, row: Asked) -> Asked:
         """The same question as another generator's run would put it: a word more or another, other options' order."""
         words = row["question"].rstrip("?").split()
         how = self.random.randrange(4)
@@ -108,15 +120,47 @@ class Maker:
         elif how == 2:
             words = [{"most": "quite", "Which": "What", "shown": "seen"}.get(word, word) for word in words]
         answer = row["options"][row["answer_index"]]
-        options = self.random.sample(row["options"], 4)
+        options = tuple(self.random.sample(row["options"], 4))
         text = " ".join(words) + self.random.choice(("?", " ?", "??"))
         if self.random.random() < 0.5:
             text = text.upper()
         return {"question": text, "options": options, "answer_index": options.index(answer)}
 
 
-def build(scale: float, seed: int = 5) -> tuple[dict[str, dict[str, Rows]], dict[str, dict[str, str]], set[str]]:
-    """The tables by stage, the planted ids with their sources by kind, and the ids in which nothing was planted."""
+def asked_of(name: str, iteration: int, image: str, asked: Asked) -> Candidate:
+    """A usable candidate."""
+    return Candidate(
+        triplet_id=name, iteration=iteration, image_sha256=image, modality="CT", question_type="Diagnosis",
+        question=asked["question"], options=asked["options"], answer_index=asked["answer_index"],
+        rationale="It looks like it.", response="", paradigm="Direct", template_sha256="f", generator="bench",
+        outcome=CandidateOutcome.OK, error="", attempts=1, input_tokens=None, output_tokens=None,
+        thinking_tokens=None, usd=None,
+    )  # fmt: skip
+
+
+def said_by(row: Item | Candidate) -> Asked:
+    """What a row says, to be asked again in other words."""
+    return {"question": row.question, "options": row.options, "answer_index": row.answer_index}
+
+
+@dataclass(frozen=True)
+class Made:
+    """The tables, and what was planted in them."""
+
+    images: list[Image]
+    items: list[Item]
+    trained: list[Candidate]
+    """What the iteration before kept."""
+    candidates: list[Candidate]
+    scores: list[Score]
+    planted: dict[str, dict[str, str]]
+    """By kind: the planted ids, each with that of its source where it is a candidate."""
+    clean: set[str]
+    """Ids in which nothing was planted."""
+
+
+def build(scale: float, seed: int = 5) -> Made:
+    """The tables of 50,000 candidates, times `scale`."""
     maker = Maker(seed)
     pick = maker.random
     images, known, held = round(10_000 * scale), round(50_000 * scale), round(20_000 * scale)
@@ -124,12 +168,10 @@ def build(scale: float, seed: int = 5) -> tuple[dict[str, dict[str, Rows]], dict
     table = {f"{n:064x}": phash for n, phash in enumerate(hashes)}
     names = list(table)
     pool, others, tests = names[:images], names[images : 2 * images], names[2 * images :]
-    items = [{"item_id": f"b{n}", "source": "x", "split": "test", "benchmark": "bench", "modality": "CT",
-              "image_sha256": tests[n // 2 % len(tests)], "question_type": "Diagnosis", **maker.question()}
+    items = [Item(item_id=f"b{n}", source="x", split=Split.TEST, benchmark="bench", modality="CT", rationale="",
+                  image_sha256=tests[n // 2 % len(tests)], question_type="Diagnosis", **maker.question())
              for n in range(held)]  # fmt: skip
-    trained = [{"row_id": f"k{n}", "origin": "generated", "iteration": 1, "modality": "CT", "response": "",
-                "question_type": "Diagnosis", "image_sha256": others[n % len(others)], **maker.question()}
-               for n in range(known)]  # fmt: skip
+    trained = [asked_of(f"k{n}", 1, others[n % len(others)], maker.question()) for n in range(known)]
     questions = [{"at": n, "image_sha256": pool[n // 5], **maker.question()} for n in range(5 * images)]
     planted: dict[str, dict[str, str]] = defaultdict(dict)
     extra: dict[str, str] = {}
@@ -143,13 +185,17 @@ def build(scale: float, seed: int = 5) -> tuple[dict[str, dict[str, Rows]], dict
     kinds = (DUPLICATE, OVERLAP, "benchmark_image", "benchmark_near_image", "benchmark_text")
     chosen = set(places)
     sources = [row for n, row in enumerate(questions) if n not in chosen]
-    unique = [item for item in items if not item["question"].startswith(("Which imaging", "Which organ is"))]
+    unique = [item for item in items if not item.question.startswith(("Which imaging", "Which organ is"))]
     for number, place in enumerate(places):
         kind, row = kinds[number % len(kinds)], questions[place]
         name = f"t001-{place:06d}"
         planted[kind][name] = ""
         if kind in (DUPLICATE, OVERLAP):
-            source = pick.choice(sources if kind == DUPLICATE else trained)
+            if kind == DUPLICATE:
+                source = pick.choice(sources)
+            else:
+                kept = pick.choice(trained)
+                source = {"image_sha256": kept.image_sha256, **said_by(kept)}
             row |= {"image_sha256": image_near(source["image_sha256"]), **maker.reworded(source)}
             mine, theirs = shingled(row), shingled(source)
             if len(mine & theirs) < JACCARD * len(mine | theirs):  # reworded too much to count as near
@@ -159,56 +205,55 @@ def build(scale: float, seed: int = 5) -> tuple[dict[str, dict[str, Rows]], dict
         else:
             item = pick.choice(unique)
             if kind == "benchmark_image":
-                row["image_sha256"] = item["image_sha256"]
+                row["image_sha256"] = item.image_sha256
             elif kind == "benchmark_near_image":
-                row["image_sha256"] = image_near(item["image_sha256"])
+                row["image_sha256"] = image_near(item.image_sha256)
             else:
-                options = pick.sample(item["options"], 4)
-                answer = options.index(item["options"][item["answer_index"]])
-                row |= {"question": item["question"].upper(), "options": options, "answer_index": answer}
-    candidates = [{"triplet_id": f"t001-{n:06d}", "iteration": 2, "modality": "CT", "question_type": "Diagnosis",
-                   "rationale": "It looks like it.", "response": "", "paradigm": "Direct", "template_sha256": "f",
-                   "generator": "bench", "outcome": "ok", "attempts": 1,
-                   **{key: value for key, value in row.items() if key != "at"}}
-                  for n, row in enumerate(questions)]  # fmt: skip
+                options = tuple(pick.sample(item.options, 4))
+                answer = options.index(item.options[item.answer_index])
+                row |= {"question": item.question.upper(), "options": options, "answer_index": answer}
+    candidates = [asked_of(f"t001-{n:06d}", 2, row["image_sha256"], row) for n, row in enumerate(questions)]
     table |= extra
     held_out = set(tests)
-    shown = [{"image_sha256": name, "split": "test" if name in held_out else "train", "modality": "CT", "source": "x",
-              "phash": phash} for name, phash in table.items()]  # fmt: skip
+    shown = [Image(image_sha256=name, width=448, height=448, modality="CT", source="x", source_path="",
+                   split=Split.TEST if name in held_out else Split.TRAIN, allow_external=True, dataset="", patient="",
+                   phash=phash) for name, phash in table.items()]  # fmt: skip
     # the planted copies are the worse ones: the best of a pair stays
-    scores = [{"triplet_id": row["triplet_id"], "score": -1.0 - n / 1e6 if n in chosen else 5.0 + pick.random()}
+    scores = [Score(row.triplet_id, -1.0 - n / 1e6 if n in chosen else 5.0 + pick.random())
               for n, row in enumerate(candidates)]  # fmt: skip
-    clean = {row["triplet_id"] for n, row in enumerate(candidates) if n not in chosen}
-    made = {"prepare": {"images": shown, "items": items}, "candidates": {"candidates": candidates},
-            "scores": {"scores": scores}, "previous": {"training": trained, "lineage": []}}  # fmt: skip
-    return made, planted, clean
+    clean = {row.triplet_id for n, row in enumerate(candidates) if n not in chosen}
+    return Made(shown, items, trained, candidates, scores, planted, clean)
 
 
-STAGES = {"prepare": "prepare", "candidates": "generate", "scores": "score",
-          "previous": "curate"}  # fmt: skip
-
-
-def publish(root: Path, made: dict[str, dict[str, Rows]]) -> dict[str, ArtifactRef]:
+def publish(root: Path, made: Made) -> dict[str, ArtifactRef]:
     """The tables as artifacts, by role."""
+    kept = [Decision(row.triplet_id, True, (), None) for row in made.trained]
+    artifacts: dict[str, tuple[str, dict[type[TableRow], list[Any]]]] = {
+        "prepare": ("prepare", {Image: made.images, Item: made.items}),
+        "generate-1": ("generate", {Candidate: made.trained}),
+        "curate-1": ("curate", {Decision: kept}),
+        "generate-2": ("generate", {Candidate: made.candidates}),
+        "scores": ("score", {Score: made.scores}),
+    }
     inputs = {}
-    for role, tables in made.items():
-        name, key = STAGES[role], role.encode().hex().ljust(64, "0")
+    for role, (stage, tables) in artifacts.items():
+        name, key = stage, role.encode().hex().ljust(64, "0")
         asked = StageRequest(cycle=CycleRef(name="bench", uid="u"), iteration=1, stage=name, input_hash=key,
                              parameters={})  # fmt: skip
         writer = ArtifactWriter(root, asked)
         writer.open()
-        for table, rows in tables.items():
-            writer.table(table, rows)
+        for kind, rows in tables.items():
+            writer.table(kind, rows)
         found = manifest.commit(writer.base, manifest.Manifest(
             stage=name, input_hash=key, code_version=1, cycle="bench", iteration=1, attempt=1, parts=writer.parts(),
-            inputs={}, parameters={"answerFormat": "Letter"},
+            inputs={}, parameters={},
         ), writer.work)  # fmt: skip
         path = str(paths.artifact(name, key))
         inputs[role] = ArtifactRef(stage=name, iteration=1, path=path, output_digest=found.output_digest)
     return inputs
 
 
-def shingled(row: dict[str, Any]) -> frozenset[tuple[str, str, str]]:
+def shingled(row: Asked) -> frozenset[tuple[str, str, str]]:
     """The stage's shingles, put down once more: neighbouring words of question, options and answer, with the ends."""
     parts = [("q", row["question"]), *(("o", option) for option in row["options"])]
     parts.append(("a", row["options"][row["answer_index"]]))
@@ -219,58 +264,60 @@ def shingled(row: dict[str, Any]) -> frozenset[tuple[str, str, str]]:
     return frozenset(found)
 
 
-def whole_text(row: dict[str, Any]) -> tuple[str, frozenset[str], str]:
+def whole_text(row: Item | Candidate) -> tuple[str, frozenset[str], str]:
     """Question, options and answer, normalised."""
-    options = [normalise(option) for option in row["options"]]
-    return normalise(row["question"]), frozenset(options), options[row["answer_index"]]
+    asked = said_by(row)
+    options = [normalise(option) for option in asked["options"]]
+    return normalise(asked["question"]), frozenset(options), options[asked["answer_index"]]
 
 
-def truly_near(row: dict[str, Any], others: Rows, phashes: dict[str, int], by_image: dict[int, list[int]]) -> bool:
+def truly_near(
+    row: Candidate, others: list[Candidate], phashes: dict[str, int], by_image: dict[int, list[int]]
+) -> bool:
     """Whether one of the others is near: every image hash is looked at."""
-    mine, said = phashes[row["image_sha256"]], shingled(row)
+    mine, said = phashes[row.image_sha256], shingled(said_by(row))
     for value, places in by_image.items():
         if (value ^ mine).bit_count() <= NEAR_BITS:
             for place in places:
-                theirs = shingled(others[place])
+                theirs = shingled(said_by(others[place]))
                 if others[place] is not row and len(said & theirs) >= JACCARD * len(said | theirs):
                     return True
     return False
 
 
-def false_positives(made: dict[str, dict[str, Rows]], given: dict[str, list[str]], clean: set[str]) -> dict[str, int]:
+def false_positives(made: Made, given: dict[str, tuple[str, ...]]) -> dict[str, int]:
     """Reasons given to clean rows: how many, and how many of them the exhaustive check does not confirm."""
-    phashes = {row["image_sha256"]: int(row["phash"], 16) for row in made["prepare"]["images"]}
-    held = {phashes[row["image_sha256"]] for row in made["prepare"]["items"]}
-    candidates, trained = made["candidates"]["candidates"], made["previous"]["training"]
-    said = {whole_text(item) for item in made["prepare"]["items"]}
+    phashes = {row.image_sha256: int(row.phash, 16) for row in made.images}
+    held = {phashes[row.image_sha256] for row in made.items}
+    said = {whole_text(item) for item in made.items}
     places: dict[str, dict[int, list[int]]] = {DUPLICATE: defaultdict(list), OVERLAP: defaultdict(list)}
-    for kind, rows in ((DUPLICATE, candidates), (OVERLAP, trained)):
+    for kind, rows in ((DUPLICATE, made.candidates), (OVERLAP, made.trained)):
         for place, row in enumerate(rows):
-            places[kind][phashes[row["image_sha256"]]].append(place)
+            places[kind][phashes[row.image_sha256]].append(place)
     flagged = unconfirmed = 0
-    for row in candidates:
-        if row["triplet_id"] not in clean:
+    for row in made.candidates:
+        if row.triplet_id not in made.clean:
             continue
-        for reason in given[row["triplet_id"]]:
+        for reason in given[row.triplet_id]:
             if reason in ("duplicate", "overlap"):  # exact ones happen by chance
                 continue
             flagged += 1
             if reason in places:
-                rows = candidates if reason == DUPLICATE else trained
-                right = truly_near(row, rows, phashes, places[reason])
+                others = made.candidates if reason == DUPLICATE else made.trained
+                right = truly_near(row, others, phashes, places[reason])
             elif reason.endswith("_text"):
                 right = whole_text(row) in said
             else:
-                right = any((phashes[row["image_sha256"]] ^ value).bit_count() <= NEAR_BITS for value in held)
+                right = any((phashes[row.image_sha256] ^ value).bit_count() <= NEAR_BITS for value in held)
             unconfirmed += not right
-    return {"clean_rows": len(clean), "clean_flagged": flagged, "false_positives": unconfirmed}
+    return {"clean_rows": len(made.clean), "clean_flagged": flagged, "false_positives": unconfirmed}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--scale", type=float, default=1.0)
     scale = parser.parse_args().scale
-    made, planted, clean = build(scale)
+    made = build(scale)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         curation = {"selection": {"strategy": "All"}, "rejectGuessable": True,
@@ -278,7 +325,7 @@ def main() -> None:
                     "balance": {"by": ["modality", "questionType"], "maxShare": 1.0}}  # fmt: skip
         asked = StageRequest(
             cycle=CycleRef(name="bench", uid="u"), iteration=2, stage="curate", input_hash="c" * 64,
-            parameters={"seed": 1, "curation": curation}, inputs=publish(root, made),
+            parameters={"seed": 1, "curation": curation, "answerFormat": "Letter"}, inputs=publish(root, made),
         )  # fmt: skip
         program = (
             "import sys; from pathlib import Path; from medgr2_api.stage_contract import StageRequest\n"
@@ -293,13 +340,13 @@ def main() -> None:
         wall, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
         path = str(paths.artifact("curate", asked.input_hash))
         published = ArtifactReader(root, ArtifactRef(stage="curate", iteration=2, path=path, output_digest=""))
-        given = {row["triplet_id"]: row["reasons"] for row in published.rows("decisions")}
+        given = {row.triplet_id: row.reasons for row in published.rows(Decision)}
     figures: dict[str, float] = {
         "wall_minutes": round(wall / 60, 3),
         "cpu_minutes": round((used.ru_utime + used.ru_stime) / 60, 3),
         "peak_mib": int(done.stdout.split()[-1]) // 1024,
     }
-    for kind, ids in sorted(planted.items()):
+    for kind, ids in sorted(made.planted.items()):
         wanted = kind.removesuffix("_beyond_the_limit")
         as_good = (wanted, wanted.removeprefix("near_"))
         # a source that is itself ruled out stands for no other row
@@ -307,7 +354,7 @@ def main() -> None:
         found = sum(any(reason in as_good for reason in given[name]) for name in names)
         figures[f"recall_{kind}"] = round(found / max(1, len(names)), 5)
         figures[f"planted_{kind}"] = len(names)
-    figures |= false_positives(made, given, clean)
+    figures |= false_positives(made, given)
     print(json.dumps({"name": "curation", "figures": figures, "n": len(given), "cores": os.cpu_count()}))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -13,11 +12,13 @@ from PIL import Image
 
 from medgr2_api.cycle import Cycle
 from medgr2_jobs.store.images import ImageStore
+from medgr2_jobs.store.rows import Candidate, Decision, Score
 from medgr2_operator.render.render_context import RenderSettings
 from medgr2_operator.render.volume_reader_pod import reader_pod
 from tests.cluster.commands import Medgr2
 from tests.cluster.fixtures import eventually
 from tests.cluster.test_cli_streams import StreamingNode
+from tests.support.curate_fixtures import candidate
 from tests.support.fake_artifacts import publish
 from tests.support.kwok_env import KwokEnv
 
@@ -39,23 +40,16 @@ def medgr2(env: KwokEnv) -> Medgr2:
 
 def curated(workspace: Path, count: int = 3) -> None:
     """Candidates of iteration 1 of cycle `loop`, all kept but the last."""
-    candidates: list[dict[str, Any]] = []
+    candidates: list[Candidate] = []
     for number in range(count):
         image = ImageStore(workspace).add(Image.new("RGB", (32, 32), (number % 256, number // 256, 0)), 10_000).sha256
-        candidates.append(
-            {"triplet_id": f"t001-{number:06d}", "iteration": 1, "image_sha256": image, "modality": "CT",
-             "question_type": "finding", "question": "Was ist größer?", "options": ["a", "b"], "answer_index": 1,
-             "rationale": "It is.", "response": "", "paradigm": "Direct", "template_sha256": "f", "generator": "g",
-             "outcome": "ok", "attempts": 1}
-        )  # fmt: skip
-    decisions = [
-        {"triplet_id": row["triplet_id"], "keep": row is not candidates[-1], "score": 7.5,
-         "reasons": [] if row is not candidates[-1] else ["below_threshold"]}
-        for row in candidates
-    ]  # fmt: skip
-    publish(workspace, "generate", 1, tables={"candidates": candidates}, cycle="loop")
-    tables: dict[str, list[dict[str, Any]]] = {"decisions": decisions, "training": [], "lineage": []}
-    publish(workspace, "curate", 1, tables=tables, cycle="loop")
+        candidates.append(candidate(f"t001-{number:06d}", image, "Was ist größer?", options=("a", "b"), answer_index=1))
+    decisions = [Decision(row.triplet_id, True, (), None) for row in candidates[:-1]]
+    decisions.append(Decision(candidates[-1].triplet_id, False, ("below_threshold",), None))
+    publish(workspace, "generate", 1, tables={Candidate: candidates}, cycle="loop")
+    publish(workspace, "score", 1, tables={Score: [Score(row.triplet_id, 7.5) for row in candidates]}, cycle="loop")
+    parameters = {"seed": 1, "curation": {}, "answerFormat": "Letter"}
+    publish(workspace, "curate", 1, tables={Decision: decisions}, parameters=parameters, cycle="loop")
 
 
 def test_a_review_goes_out_and_comes_back(env: KwokEnv, node: StreamingNode, medgr2: Medgr2, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from medgr2_jobs.runner.main import execute
 from medgr2_jobs.store.artifact import ArtifactReader
 from medgr2_jobs.store.images import ImageStore
 from tests.support.chat_server import TRIPLET, Answer, DescribeServer, retry, serving
+from tests.support.curate_fixtures import reasons_of
 from tests.support.cycle_documents import tiny_cycle
 from tests.support.fixtures import BASE, run_stage, stage_request
 from tests.support.generate_fixtures import KEY, PRICES, QUESTION_USD, ledgers, outcomes, prepare_root
@@ -148,8 +149,8 @@ def test_from_its_format_to_what_its_rule_drops(root: Path, server: DescribeServ
     assert ArtifactReader(root, generate).manifest.counters["images_withheld"] == 3
     assert ledgers(root, asked) == {f"{asked.input_hash}-s0.jsonl": (pytest.approx(QUESTIONS * QUESTION_USD), 0)}
 
-    curate = run_stage(root, request(spec, "curate", {"prepare": prepare, "candidates": generate}))
-    reasons = {row["triplet_id"]: row["reasons"] for row in ArtifactReader(root, curate).rows("decisions")}
+    curate = run_stage(root, request(spec, "curate", {"prepare": prepare, "generate-1": generate}))
+    reasons = reasons_of(ArtifactReader(root, curate))
     for row in candidates:
         dropped = "short-questions:fewer_than_4_words" in reasons[row["triplet_id"]]
         assert dropped == (row["question"] == "A cyst, no?")

@@ -111,7 +111,7 @@ def test_an_unusable_row_ends_sft_with_a_data_error(
     )
     rows = [dict(row) for row in workspace.training]
     rows[3]["response"] = ""
-    broken.refs["curate"] = policy_fixtures.publish_table(broken, "training", rows)
+    broken.refs["curate-1"] = policy_fixtures.publish_table(broken, "training", rows)
     assert broken.run(broken.sft(name="broken"), expect=ExitCode.DATA_ERROR) is None
     assert rows[3]["row_id"] in capsys.readouterr().err
 
@@ -235,7 +235,7 @@ def test_grpo_without_a_reward_model_asks_trusted_prompts_only(workspace: Policy
     found = workspace.run(
         workspace.grpo(
             {"max_steps": 1},
-            roles=("prepare", "curate", "sft", "candidates"),
+            roles=("prepare", "curate-1", "sft", "generate-1"),
             rewards=[{"type": "AnswerMatch", "weight": 1.0}],
         )
     )

@@ -18,7 +18,7 @@ def publish(
     stage: str,
     iteration: int,
     *,
-    tables: dict[str, list[dict[str, Any]]] | None = None,
+    tables: dict[Any, list[Any]] | None = None,
     files: dict[str, Any] | None = None,
     folders: dict[str, Path] | None = None,
     counters: dict[str, float] | None = None,
@@ -32,7 +32,7 @@ def publish(
         root: the workspace.
         stage: which stage.
         iteration: which iteration.
-        tables: parquet tables by name.
+        tables: rows by their class; or, as dicts, by the table's name.
         files: JSON documents by file name.
         folders: folders to take, by name.
         counters: headline figures.

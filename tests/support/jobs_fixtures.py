@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import PIL.Image
 
 from medgr2_api import paths, stages
 from medgr2_api.hashing import sha256_of
 from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageRequest
 from medgr2_jobs.data import synthetic_images
+from medgr2_jobs.errors import ConfigError
 from medgr2_jobs.runner import main
-from medgr2_jobs.store import manifest
+from medgr2_jobs.store import manifest, rows
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
 from medgr2_jobs.store.images import ImageStore
 
-Tables = dict[Any, list[Any]]
+Tables = Mapping[Any, Sequence[Any]]
 """Rows by their class (or, of tables that are still dicts, by name)."""
 CYCLE = CycleRef(name="test", uid="uid-1")
 
@@ -27,8 +30,8 @@ def publish(root: Path, name: str, tables: Tables, *, iteration: int = 0, **fiel
     asked = StageRequest(cycle=CYCLE, iteration=iteration, stage=name, input_hash=input_hash, parameters={})
     writer = ArtifactWriter(root, asked)
     writer.open()
-    for table, rows in tables.items():
-        writer.table(table, rows)
+    for table, content in tables.items():
+        writer.table(table, content)
     fields = {"inputs": {}, "parameters": {"answerFormat": "Letter"}, **fields}
     made = manifest.Manifest(
         stage=name,
@@ -81,52 +84,80 @@ def ref(root: Path, asked: StageRequest) -> ArtifactRef:
     return artifact.ref.model_copy(update={"output_digest": artifact.digest})
 
 
-def phantom_tables(root: Path, splits: dict[str, int], *, real: int = 0) -> Tables:
-    """Tables images, items and phantoms: so many phantoms of each split, one item each; `real` training images
-    that are no phantoms. The pictures are in the store."""
+class Artifacts:
+    """Published artifacts by role, as a stage's context has them."""
+
+    def __init__(self, root: Path, refs: Mapping[str, ArtifactRef]) -> None:
+        self._readers = {role: ArtifactReader(root, ref) for role, ref in refs.items()}
+
+    def has_input(self, role: str) -> bool:
+        return role in self._readers
+
+    def input(self, role: str) -> ArtifactReader:
+        if role not in self._readers:
+            raise ConfigError(f"no input {role!r}")
+        return self._readers[role]
+
+
+@dataclass
+class Prepared:
+    """Tables of stage prepare, to be changed and published."""
+
+    images: list[rows.Image]
+    items: list[rows.Item]
+    phantoms: list[rows.Phantom]
+
+    @property
+    def tables(self) -> Tables:
+        return {rows.Image: self.images, rows.Item: self.items, rows.Phantom: self.phantoms}
+
+
+def phantoms(root: Path, splits: Mapping[str, int], *, real: int = 0) -> Prepared:
+    """So many phantoms of each split, one item each; `real` training images that are no phantoms. The pictures are in
+    the store."""
     store = ImageStore(root)
-    tables: Tables = {"images": [], "items": [], "phantoms": []}
+    prepared = Prepared([], [], [])
     index = 0
     for split, count in splits.items():
         for _ in range(count):
             shown = synthetic_images.attributes(1, index)
             sha256 = store.add(synthetic_images.draw(shown, 1, index), 10_000).sha256
             (asked,) = synthetic_images.questions(1, index, 1)
-            tables["images"].append(_image(sha256, shown.modality, split))
-            tables["phantoms"].append({"image_sha256": sha256, **{k: shown.value(k) for k in synthetic_images.KINDS}})
-            tables["items"].append(
-                {
-                    "item_id": f"item-{index}",
-                    "source": "seed",
-                    "split": split,
-                    "benchmark": "bench" if split == "test" else "",
-                    "image_sha256": sha256,
-                    "modality": shown.modality,
-                    "question_type": asked.kind,
-                    "question": asked.text,
-                    "options": list(asked.options),
-                    "answer_index": asked.answer_index,
-                    "rationale": asked.rationale,
-                }
+            prepared.images.append(_image(sha256, shown.modality, split))
+            prepared.phantoms.append(rows.Phantom(sha256, shown.modality, shown.finding, shown.location, shown.count))
+            prepared.items.append(
+                rows.Item(
+                    item_id=f"item-{index}",
+                    source="seed",
+                    split=rows.Split(split),
+                    benchmark="bench" if split == "test" else "",
+                    image_sha256=sha256,
+                    modality=shown.modality,
+                    question_type=asked.kind,
+                    question=asked.text,
+                    options=asked.options,
+                    answer_index=asked.answer_index,
+                    rationale=asked.rationale,
+                )
             )
             index += 1
     for number in range(real):
-        sha256 = store.add(Image.new("RGB", (56, 56), (number, 7, 7)), 10_000).sha256
-        tables["images"].append(_image(sha256, "CT", "train"))
-    return tables
+        sha256 = store.add(PIL.Image.new("RGB", (56, 56), (number, 7, 7)), 10_000).sha256
+        prepared.images.append(_image(sha256, "CT", "train"))
+    return prepared
 
 
-def _image(sha256: str, modality: str, split: str) -> dict[str, Any]:
-    return {
-        "image_sha256": sha256,
-        "width": 56,
-        "height": 56,
-        "modality": modality,
-        "source": "seed",
-        "source_path": "",
-        "split": split,
-        "allow_external": True,
-        "dataset": "",
-        "patient": "",
-        "phash": "",
-    }
+def _image(sha256: str, modality: str, split: str) -> rows.Image:
+    return rows.Image(
+        image_sha256=sha256,
+        width=56,
+        height=56,
+        modality=modality,
+        source="seed",
+        source_path="",
+        split=rows.Split(split),
+        allow_external=True,
+        dataset="",
+        patient="",
+        phash="",
+    )

@@ -76,13 +76,13 @@ class PolicyWorkspace:
             "numEpochs": 1,
             "trainer": SFT_TRAINER if trainer is None else trainer,
         }
-        return self.request("sft", {"initFrom": "Base", "training": training}, ["prepare", "curate"], **more)
+        return self.request("sft", {"initFrom": "Base", "training": training}, ["prepare", "curate-1"], **more)
 
     def grpo(
         self,
         trainer: dict[str, Any] | None = None,
         *,
-        roles: tuple[str, ...] = ("prepare", "curate", "sft", "candidates", "reward"),
+        roles: tuple[str, ...] = ("prepare", "curate-1", "sft", "generate-1", "reward"),
         attempt: int = 1,
         name: str = "",
         **changes: Any,
@@ -106,7 +106,7 @@ class PolicyWorkspace:
 
     def preferences(self, **changes: Any) -> StageRequest:
         preferences = {"prompts": 40, "samplesPerPrompt": 4, "temperature": 1.0, "seedFraction": 0.5, **changes}
-        return self.request("preferences", {"preferences": preferences, "grades": {}}, ["prepare", "curate", "policy"])
+        return self.request("preferences", {"preferences": preferences, "grades": {}}, ["prepare", "curate-1", "policy"])
 
     def context(self, request: StageRequest) -> StageContext[Any]:
         """What the stage's `run` is given."""
@@ -187,8 +187,8 @@ def build(root: Path, images: int = 24) -> PolicyWorkspace:
         model.save(writer.path("model"), processor)
 
     publish("prepare", "prepare", prepare)
-    publish("curate", "curate", lambda writer: writer.table("training", training))
-    publish("candidates", "generate", lambda writer: writer.table("candidates", candidates))
+    publish("curate-1", "curate", lambda writer: writer.table("training", training))
+    publish("generate-1", "generate", lambda writer: writer.table("candidates", candidates))
     publish("sft", "sft", policy)
     publish("policy", "grpo", policy)
     publish("reward", "reward", reward)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from medgr2_api.curation import ResolvedCuration, SelectionStrategy
+from medgr2_api.training_spec import AnswerFormat
 
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
 
@@ -19,12 +20,15 @@ class CurateParameters(StageParameters):
     """Selection, overlap and balance."""
     review: str = ""
     """sha256 of an expert's decisions on this iteration's triplets; empty: none."""
+    answer_format: AnswerFormat
+    """What stands between <answer> and </answer>."""
 
 
 def _build(source: Source) -> dict[str, Any]:
     return {
         "curation": source.spec.curation.dump(),
         "review": next((review.sha256 for review in source.spec.reviews if review.iteration == source.iteration), ""),
+        "answer_format": source.spec.answer_format,
     }
 
 
@@ -32,9 +36,16 @@ def _fits_threshold(spec: ResolvedSpec) -> bool:
     return spec.curation.selection.strategy is SelectionStrategy.FITTED_PRECISION
 
 
+#: What the training set D_gen is read from: the seed, and what each iteration so far generated and kept of it.
+TRAINING_SET = (
+    Read("prepare", "prepare", Of.FIRST),
+    Read("generate", "generate", Of.EVERY, required=False),
+    Read("curate", "curate", Of.EVERY),
+)
+
 CURATE = StageDefinition(
     name="curate",
-    sentence="Decides which candidates are kept, with all reasons and an expert's review, and adds them to D_gen"
+    sentence="Decides which candidates are kept, with all reasons and an expert's review: these are D_gen"
     " ([curation.md](curation.md)).",
     parameters=CurateParameters,
     build=_build,
@@ -44,11 +55,12 @@ CURATE = StageDefinition(
     iterations=Iterations.LOOP,
     reads=(
         Read("prepare", "prepare", Of.FIRST),
-        Read("candidates", "generate", required=False),
+        Read("generate", "generate", Of.EVERY, required=False),
+        Read("curate", "curate", Of.EVERY, required=False),
         Read("scores", "score", required=False),
-        Read("previous", "curate", Of.PREVIOUS, required=False),
         Read("reward", "reward", Of.NEWEST, required=False, when=_fits_threshold),
     ),
-    publishes=("decisions.parquet", "training.parquet", "lineage.parquet"),
-    code_version=2,  # near-duplicates, near images of benchmarks, guessable items, balance, reviews
+    publishes=("decisions.parquet",),
+    may_publish=("training.parquet",),
+    code_version=3,  # decisions alone, with the order of the options; the training set is a join
 )

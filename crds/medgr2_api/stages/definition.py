@@ -46,7 +46,7 @@ class Of(Enum):
     PREVIOUS = "t-1"
     """That of the iteration before."""
     EVERY = "0..t"
-    """Every one so far; the roles are `<role>-0`, `<role>-1`, …"""
+    """Every one so far (of the stage's own: those of earlier iterations); the roles are `<role>-0`, `<role>-1`, …"""
     NEWEST = "newest promoted before t"
     """A model: of the versions of earlier iterations the newest that was promoted."""
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from medgr2_api.training_spec import AnswerFormat, ResolvedGRPO, RewardTermType
 
+from .curate import TRAINING_SET
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
 
 if TYPE_CHECKING:
@@ -40,10 +41,8 @@ GRPO = StageDefinition(
     },
     iterations=Iterations.LOOP,
     reads=(
-        Read("prepare", "prepare", Of.FIRST),
-        Read("curate", "curate"),
+        *TRAINING_SET,
         Read("sft", "sft"),
-        Read("candidates", "generate", required=False),
         Read("reward", "reward", Of.NEWEST, when=learns_from_reward),
     ),
     publishes=("model/", "rollouts.parquet", "log.json"),

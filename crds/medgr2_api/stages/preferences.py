@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from medgr2_api.training_spec import AnswerFormat, Grades, ResolvedPreferences
 
-from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
+from .curate import TRAINING_SET
+from .definition import Iterations, Read, Source, StageDefinition, StageParameters
 
 if TYPE_CHECKING:
     pass
@@ -42,8 +43,7 @@ PREFERENCES = StageDefinition(
     },
     iterations=Iterations.LOOP,
     reads=(
-        Read("prepare", "prepare", Of.FIRST),
-        Read("curate", "curate"),
+        *TRAINING_SET,
         Read("policy", ("grpo", "sft")),
     ),
     publishes=("preferences.parquet",),

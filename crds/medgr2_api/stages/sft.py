@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from medgr2_api.training_spec import AnswerFormat, InitFrom, ResolvedTraining
 
+from .curate import TRAINING_SET
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
 
 if TYPE_CHECKING:
@@ -46,8 +47,7 @@ SFT = StageDefinition(
     },
     iterations=Iterations.LOOP,
     reads=(
-        Read("prepare", "prepare", Of.FIRST),
-        Read("curate", "curate"),
+        *TRAINING_SET,
         Read("policy", ("grpo", "sft"), Of.PREVIOUS, required=False, when=_goes_on),
     ),
     publishes=("model/", "log.json"),

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 
 from medgr2_api.curation import Balance
 
-_COLUMNS = {"modality": "modality", "questionType": "question_type"}
+from ..store.rows import Question
+
+_COLUMNS: dict[str, Callable[[Question], str]] = {
+    "modality": lambda row: row.modality,
+    "questionType": lambda row: row.question_type,
+}
 
 
 @dataclass(frozen=True)
@@ -22,9 +27,9 @@ class Taken:
     """Largest share that a group might have: maxShare, or where there are too few groups for that, one over them."""
 
 
-def columns(balance: Balance | None) -> list[str]:
-    """The columns that make a group; none: nothing is capped."""
-    return [_COLUMNS[name] for name in balance.by] if balance else []
+def group_of(row: Question, balance: Balance | None) -> tuple[str, ...]:
+    """The group that counts against a cap; without `balance` all are one group."""
+    return tuple(_COLUMNS[name](row) for name in balance.by) if balance else ()
 
 
 def take(names: Sequence[str], limit: int | None, group: Callable[[str], Hashable], max_share: float) -> Taken:

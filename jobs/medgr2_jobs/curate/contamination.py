@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from ..duplicates import phash_index
 from ..duplicates.text_fingerprint import Text, text_of
-from ..store.rows import Split
+from ..store.rows import Image, Item, Split
 
 BENCHMARK, HELD_BACK = "benchmark", "validation"
 #: The least that counts as a near-duplicate image here, whatever curation.nearDuplicates says.
 HAMMING = 4
 
-Rows = Sequence[Mapping[str, Any]]
+
+def _kind(split: Split) -> str | None:
+    return None if split is Split.TRAIN else HELD_BACK if split is Split.VALIDATION else BENCHMARK
 
 
-def _kind(split: str) -> str | None:
-    return None if split == Split.TRAIN else HELD_BACK if split == Split.VALIDATION else BENCHMARK
-
-
-def held_images(images: Iterable[Mapping[str, Any]], items: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
+def held_images(images: Iterable[Image], items: Iterable[Item]) -> dict[str, set[str]]:
     """Images (sha256) that must never be trained on, by what holds them."""
-    found: dict[str, set[str]] = {BENCHMARK: set(), HELD_BACK: set()}
-    for row in (*images, *items):
-        if kind := _kind(row["split"]):
-            found[kind].add(row["image_sha256"])
-    return found
+    held: dict[str, set[str]] = {BENCHMARK: set(), HELD_BACK: set()}
+    rows: list[Image | Item] = [*images, *items]
+    for row in rows:
+        if kind := _kind(row.split):
+            held[kind].add(row.image_sha256)
+    return held
 
 
 def near_images(images: set[str], held: set[str], phashes: Mapping[str, str], limit: int) -> set[str]:
@@ -40,7 +38,7 @@ def near_images(images: set[str], held: set[str], phashes: Mapping[str, str], li
     return {left[place] for place in np.flatnonzero(near)}
 
 
-def held_texts(items: Rows, phashes: Mapping[str, str], limit: int) -> dict[str, set[Text]]:
+def held_texts(items: Iterable[Item], phashes: Mapping[str, str], limit: int) -> dict[str, set[Text]]:
     """Texts that give a held-out question away, by what holds it.
 
     Question, options and answer must all agree, and the text must belong to one image: templates ("Which modality is
@@ -50,14 +48,14 @@ def held_texts(items: Rows, phashes: Mapping[str, str], limit: int) -> dict[str,
     """
     asked: dict[Text, list[tuple[int, str | None]]] = defaultdict(list)
     for item in items:
-        phash, text = phashes.get(item["image_sha256"]), text_of(item)
+        phash, text = phashes.get(item.image_sha256), text_of(item)
         if phash and text.answer:
-            asked[text].append((int(phash, 16), _kind(item["split"])))
-    found: dict[str, set[Text]] = {BENCHMARK: set(), HELD_BACK: set()}
+            asked[text].append((int(phash, 16), _kind(item.split)))
+    held: dict[str, set[Text]] = {BENCHMARK: set(), HELD_BACK: set()}
     for text, places in asked.items():
         first = places[0][0]
         if all((first ^ phash).bit_count() <= limit for phash, _ in places):
             for _, kind in places:
                 if kind:
-                    found[kind].add(text)
-    return found
+                    held[kind].add(text)
+    return held

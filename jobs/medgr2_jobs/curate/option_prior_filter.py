@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..prompts.answers import normalise
+from ..store.rows import Triplet
 
 FOLDS = 5
 #: Pseudo-questions that each option text starts with, right as often as chance: it takes four agreeing questions.
 SMOOTHING = 4.0
 #: How far P(right | text) of the right option must lie above the next one's for the prior to answer alone.
 MARGIN = 0.5
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -34,17 +32,13 @@ class _Item:
 class OptionPrior:
     """P(right | option text) over the folds that an item is not in. Items can be taken out again."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
-        """
-        Args:
-            rows: with triplet_id, image_sha256, options and answer_index.
-        """
+    def __init__(self, triplets: Iterable[Triplet]) -> None:
         self._items: dict[str, _Item] = {}
         self._seen: dict[int, Counter[str]] = defaultdict(Counter)
         self._right: dict[int, Counter[str]] = defaultdict(Counter)
-        for row in rows:
-            item = _Item(_fold(row["image_sha256"]), [normalise(text) for text in row["options"]], row["answer_index"])
-            self._items[row["triplet_id"]] = item
+        for row in triplets:
+            item = _Item(_fold(row.image_sha256), [normalise(text) for text in row.options], row.answer_index)
+            self._items[row.triplet_id] = item
             self._count(item, 1)
 
     def remove(self, name: str) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from medgr2_api.training_spec import AnswerFormat
 
 from ..prompts import answers
+from ..store.rows import Triplet
 
 _OPTION = r"(?i:options?|choices?|answers?|alternatives?|letters?)"
 #: What a text says that depends on the options' order. Rather too much than too little: such a row stays as it is.
@@ -23,21 +23,16 @@ _ORDER = re.compile(
 _ABOVE = re.compile(r"\b(?:above|previous|preceding)\b", re.IGNORECASE)
 
 
-def deal(row: Mapping[str, Any], answer_format: AnswerFormat, seed: int) -> dict[str, Any]:
-    """The columns that follow from a new order of the options: options, answer_index, response.
+def option_order(triplet: Triplet, answer_format: AnswerFormat, seed: int) -> tuple[int, ...] | None:
+    """A new order of a triplet's options, as `Decision.option_order` has it; None: they stay as they are.
 
-    The order depends on seed and triplet id alone. A row stays as it is when its words depend on the order ("option B",
-    "all of the above"), or when its response is not rationale and answer in the usual form.
+    It depends on seed and triplet id alone. They stay when the triplet's words depend on their order ("option B", "all
+    of the above"), or when its response is not rationale and answer in the usual form.
     """
-    options, index = list(row["options"]), row["answer_index"]
-    old = {"options": options, "answer_index": index, "response": row["response"]}
-    usual = answers.response(row["rationale"] or "", index, options, answer_format)
-    if row["response"] != usual or speaks_of_order(row["question"], row["rationale"] or "", options):
-        return old
-    order = sorted(range(len(options)), key=lambda place: _lot(seed, row["triplet_id"], place))
-    dealt, right = [options[place] for place in order], order.index(index)
-    response = answers.response(row["rationale"] or "", right, dealt, answer_format)
-    return {"options": dealt, "answer_index": right, "response": response}
+    usual = answers.response(triplet.rationale, triplet.answer_index, triplet.options, answer_format)
+    if triplet.response != usual or speaks_of_order(triplet.question, triplet.rationale, triplet.options):
+        return None
+    return tuple(sorted(range(len(triplet.options)), key=lambda place: _lot(seed, triplet.triplet_id, place)))
 
 
 def speaks_of_order(question: str, rationale: str, options: Sequence[str]) -> bool:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any, assert_never
+from typing import assert_never
 
 from medgr2_api.curation import (
     ResolvedCuration,
@@ -24,6 +24,7 @@ from medgr2_api.curation import (
 )
 
 from ..errors import ConfigError, DataError
+from ..store.rows import CalibrationRow, Triplet
 from . import balance
 from .option_prior_filter import OptionPrior, thin
 
@@ -42,8 +43,8 @@ class Batch:
     ids: Sequence[str]
     """Candidates with a usable answer."""
     scores: Mapping[str, float]
-    calibration: Sequence[Mapping[str, Any]] | None
-    """Held-out graded rows with R's scores: `target`, `score`."""
+    calibration: Sequence[CalibrationRow] | None
+    """Held-out graded rows with R's scores."""
     seed: int
 
 
@@ -83,7 +84,7 @@ def select(selection: ResolvedSelection, batch: Batch) -> Selected:
             assert_never(selection)
 
 
-def fit_threshold(rows: Sequence[Mapping[str, Any]], precision: float) -> tuple[float, float]:
+def fit_threshold(rows: Sequence[CalibrationRow], precision: float) -> tuple[float, float]:
     """The smallest threshold above which at least `precision` of the graded rows are good.
 
     It lies half-way between two neighbouring scores. Where no threshold gets there, it is the one that gets nearest,
@@ -92,12 +93,12 @@ def fit_threshold(rows: Sequence[Mapping[str, Any]], precision: float) -> tuple[
     Returns:
         The threshold, and the precision above it on these rows.
     """
-    steps = sorted({row["score"] for row in rows}, reverse=True)
+    steps = sorted({row.score for row in rows}, reverse=True)
     good = dict.fromkeys(steps, 0)
     total = dict.fromkeys(steps, 0)
     for row in rows:
-        total[row["score"]] += 1
-        good[row["score"]] += row["target"] >= GOOD_TARGET
+        total[row.score] += 1
+        good[row.score] += row.target >= GOOD_TARGET
     above = above_good = 0
     reached: tuple[float, float] | None = None
     best = (math.inf, 0.0)
@@ -127,8 +128,8 @@ def _best_first(names: Sequence[str], batch: Batch) -> list[str]:
 def _above_fitted(precision: float, batch: Batch) -> Selected:
     if batch.calibration is None:
         raise ConfigError("strategy FittedPrecision reads the reward model's calibration table; no input 'reward'")
-    rows = [row for row in batch.calibration if row["score"] is not None and math.isfinite(row["score"])]
-    if not any(row["target"] >= GOOD_TARGET for row in rows):
+    rows = [row for row in batch.calibration if math.isfinite(row.score)]
+    if not any(row.target >= GOOD_TARGET for row in rows):
         raise DataError(
             "the reward model's calibration table has no scored good row, so no threshold can be fitted; "
             "raise data.split.validationFraction, or use strategy Threshold"
@@ -165,7 +166,7 @@ class Chosen:
 
 
 def choose(
-    curation: ResolvedCuration, batch: Batch, eligible: AbstractSet[str], rows: Mapping[str, Mapping[str, Any]]
+    curation: ResolvedCuration, batch: Batch, eligible: AbstractSet[str], triplets: Mapping[str, Triplet]
 ) -> Chosen:
     """Applies the strategy, then drops what is guessable and what a cap keeps out.
 
@@ -177,24 +178,23 @@ def choose(
         curation: what is asked for.
         batch: the usable candidates.
         eligible: those of them that nothing else rules out; only they are counted.
-        rows: the candidates by id.
+        triplets: the usable candidates by id.
     """
     chosen = select(curation.selection, batch)
-    columns = balance.columns(curation.balance)
     max_share = curation.balance.max_share if curation.balance else 1.0
     counters = dict(chosen.counters)
     in_line = [name for name in chosen.passed if name in eligible]
     guessable: set[str] = set()
 
-    def group(name: str) -> tuple[Any, ...]:
-        return tuple(rows[name][column] for column in columns)
+    def group(name: str) -> tuple[str, ...]:
+        return balance.group_of(triplets[name], curation.balance)
 
     while True:
         left = [name for name in in_line if name not in guessable]
         taken = balance.take(left, chosen.limit, group, max_share)
         if not curation.reject_guessable:
             break
-        prior = OptionPrior(rows[name] for name in taken.kept)
+        prior = OptionPrior(triplets[name] for name in taken.kept)
         accuracy = prior.accuracy()
         counters.setdefault("option_prior_before", accuracy)
         counters["option_prior_after"] = accuracy
@@ -202,7 +202,7 @@ def choose(
         if not dropped:
             break
         guessable |= dropped
-    if columns:
+    if curation.balance and curation.balance.by:
         counters["balance_max_share"] = taken.share
     if curation.selection.strategy is SelectionStrategy.TOP_K and taken.kept:
         counters["lowest_kept_score"] = min(batch.scores[name] for name in taken.kept)

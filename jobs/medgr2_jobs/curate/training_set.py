@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from medgr2_api.cycle import AnswerFormat
+from medgr2_api.training_spec import AnswerFormat
 
 from ..data import graded_dataset
 from ..errors import CorruptArtifact
@@ -89,7 +89,7 @@ def dealt_row(triplet: Triplet, option_order: tuple[int, ...] | None, answer_for
 
 
 def _seed_row(item: Item, answer_format: AnswerFormat) -> TrainingRow:
-    rationale = item.rationale or graded_dataset.neutral(item.options[item.answer_index])
+    rationale = graded_dataset.rationale_for(item)
     return TrainingRow(
         row_id=item.item_id,
         origin=Origin.SEED,
@@ -110,8 +110,12 @@ def _kept(inputs: Inputs, iteration: int) -> Iterator[tuple[Triplet, tuple[int, 
     orders = {row.triplet_id: row.option_order for row in curate.rows(Decision) if row.keep}
     if not orders:  # also where generate is disabled: then there are no candidates to read
         return
-    candidates = inputs.input(f"generate-{iteration}").rows(Candidate)
-    triplets = [triplet for row in candidates if row.triplet_id in orders and (triplet := triplet_of(row))]
+    triplets = [
+        triplet
+        for candidates in inputs.input(f"generate-{iteration}").batches(Candidate)
+        for row in candidates
+        if row.triplet_id in orders and (triplet := triplet_of(row))
+    ]
     if len(triplets) < len(orders):
         missing = orders.keys() - {triplet.triplet_id for triplet in triplets}
         raise CorruptArtifact(

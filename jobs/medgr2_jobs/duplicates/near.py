@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,30 +19,31 @@ from numpy.typing import NDArray
 from medgr2_api.curation import NearDuplicates
 
 from ..prompts.answers import normalise
+from ..store.rows import AnsweredQuestion, Question, Triplet
 from . import phash_index, text_fingerprint
 from .phash_index import Codes, Index, Keys
 from .text_fingerprint import Text
 
-Rows = Sequence[Mapping[str, Any]]
 TripletKey = tuple[str, str]
 
 
-def triplet_key(row: Mapping[str, Any]) -> TripletKey:
+def triplet_key(row: Question) -> TripletKey:
     """Two triplets are the same when they ask the same about the same image."""
-    return row["image_sha256"], normalise(row["question"])
+    return row.image_sha256, normalise(row.question)
 
 
-def exact_duplicates(rows: Iterable[Mapping[str, Any]], scores: Mapping[str, float]) -> set[str]:
+def exact_duplicates(rows: Iterable[Triplet], scores: Mapping[str, float]) -> set[str]:
     """Ids of the rows that another row of the batch stands for: of equals the best scored, then the first, stays."""
     best: dict[TripletKey, tuple[float, str]] = {}
     doubles: set[str] = set()
     for row in rows:
-        name, score = row["triplet_id"], scores.get(row["triplet_id"], float("-inf"))
-        held = best.get(triplet_key(row))
+        name, score = row.triplet_id, scores.get(row.triplet_id, float("-inf"))
+        key = triplet_key(row)
+        held = best.get(key)
         if held is None:
-            best[triplet_key(row)] = (score, name)
+            best[key] = (score, name)
         elif score > held[0]:
-            best[triplet_key(row)] = (score, name)
+            best[key] = (score, name)
             doubles.add(held[1])
         else:
             doubles.add(name)
@@ -69,7 +69,13 @@ class _Units:
 class NearIndex:
     """Which rows of two tables are near each other."""
 
-    def __init__(self, rows: Rows, others: Rows, phashes: Mapping[str, str], limits: NearDuplicates) -> None:
+    def __init__(
+        self,
+        rows: Sequence[AnsweredQuestion],
+        others: Sequence[AnsweredQuestion],
+        phashes: Mapping[str, str],
+        limits: NearDuplicates,
+    ) -> None:
         """
         Args:
             rows: the candidates, N.
@@ -87,7 +93,7 @@ class NearIndex:
         text_bands = text_fingerprint.bands(self._texts, limits.text_jaccard)
         self._rows, self._others = (
             _units(
-                phash_index.codes([row["image_sha256"] for row in table], phashes),
+                phash_index.codes([row.image_sha256 for row in table], phashes),
                 np.array(text, np.intp),
                 text_bands,
                 limits.image_hamming,

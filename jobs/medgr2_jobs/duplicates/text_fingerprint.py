@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from datasketch import MinHash
 from numpy.typing import NDArray
 
 from ..prompts.answers import normalise
+from ..store.rows import AnsweredQuestion
 
 PERMUTATIONS = 128
 _SEED = 1
@@ -27,12 +27,10 @@ class Text(NamedTuple):
     answer: str
 
 
-def text_of(row: Mapping[str, Any]) -> Text:
-    """The text of a triplet; the answer is empty where none is known."""
-    options, index = row["options"] or [], row["answer_index"]
-    known = index is not None and 0 <= index < len(options)
-    offered = sorted(normalise(option) for option in options)
-    return Text(normalise(row["question"]), tuple(offered), normalise(options[index]) if known else "")
+def text_of(row: AnsweredQuestion) -> Text:
+    """The text of a triplet."""
+    offered = [normalise(option) for option in row.options]
+    return Text(normalise(row.question), tuple(sorted(offered)), offered[row.answer_index])
 
 
 def shingles(text: Text) -> frozenset[str]:
@@ -41,11 +39,10 @@ def shingles(text: Text) -> frozenset[str]:
     Single words would take "left" for "right" in a long question; three in a row would miss nearly every rewording of
     a question of eight words. The answer counts once more, apart from the options: another answer is another triplet.
     """
-    found = set(_pairs("q", text.question))
+    pairs = _pairs("q", text.question)
     for option in text.options:
-        found.update(_pairs("o", option))
-    found.update(_pairs("a", text.answer))
-    return frozenset(found)
+        pairs += _pairs("o", option)
+    return frozenset([*pairs, *_pairs("a", text.answer)])
 
 
 def _pairs(part: str, text: str) -> list[str]:
@@ -71,7 +68,7 @@ def rows_per_band(limit: float) -> int:
     return most
 
 
-def bands(found: list[Text], limit: float) -> list[NDArray[np.uint64]]:
+def bands(texts: list[Text], limit: float) -> list[NDArray[np.uint64]]:
     """Keys (N,) of which two texts that are similar enough share at least one (MinHash, banded).
 
     Not datasketch's MinHashLSH: it answers one text at a time, and here a band of the text counts only together with
@@ -79,11 +76,11 @@ def bands(found: list[Text], limit: float) -> list[NDArray[np.uint64]]:
     """
     rows = rows_per_band(limit)
     if rows == 0:
-        return [np.zeros(len(found), np.uint64)]
-    signatures = np.empty((PERMUTATIONS, len(found)), np.uint32)
-    pieces = ([piece.encode() for piece in shingles(text)] for text in found)
-    made = MinHash.generator(pieces, num_perm=PERMUTATIONS, seed=_SEED, scheme="affine32")
-    for place, signature in enumerate(made):
+        return [np.zeros(len(texts), np.uint64)]
+    signatures = np.empty((PERMUTATIONS, len(texts)), np.uint32)
+    pieces = ([piece.encode() for piece in shingles(text)] for text in texts)
+    hashes = MinHash.generator(pieces, num_perm=PERMUTATIONS, seed=_SEED, scheme="affine32")
+    for place, signature in enumerate(hashes):
         signatures[:, place] = signature.hashvalues
     starts = range(0, PERMUTATIONS - rows + 1, rows)
     return [mixed(list(signatures[start : start + rows].astype(np.uint64))) for start in starts]

@@ -18,6 +18,7 @@ from medgr2_api.stage_contract import WORKSPACE_ENV, ExitCode
 
 from ..errors import ConfigError, DataError, StageError
 from ..report.cycle_artifacts import CycleArtifacts
+from ..store.rows import Candidate
 from . import export_review, import_review
 
 
@@ -39,16 +40,16 @@ def receive(root: Path, cycle: str, iteration: int, data: bytes, name: str) -> d
         DataError: a line is not right; nothing is written.
         NotThere: no such cycle.
     """
-    made, role = CycleArtifacts(root, cycle), f"generate-{iteration}"
-    if not made.has_input(role):
+    artifacts, role = CycleArtifacts(root, cycle), f"generate-{iteration}"
+    if not artifacts.has_input(role):
         raise ConfigError(f"cycle {cycle!r}: generate@{iteration} has not finished: there is nothing to decide on")
-    candidates = made.input(role).rows("candidates")
-    found = import_review.check(import_review.parse(data, name), candidates, name)
-    if not found:
+    candidates = artifacts.input(role).rows(Candidate)
+    decisions = import_review.check(import_review.parse(data, name), candidates, name)
+    if not decisions:
         raise DataError(f"{name}: no triplet is decided: fill in veto (true or false) for those that you looked at")
-    sha256 = import_review.save(root, found)
-    vetoed = sum(verdict.veto for verdict in found)
-    return {"sha256": sha256, "decided": len(found), "vetoed": vetoed, "candidates": len(candidates)}
+    sha256 = import_review.save(root, decisions)
+    vetoed = sum(decision.veto for decision in decisions)
+    return {"sha256": sha256, "decided": len(decisions), "vetoed": vetoed, "candidates": len(candidates)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,11 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(ExitCode.OK)
         rows = export_review.triplets(given.workspace, given.cycle, given.iteration, given.all)
         title = f"{given.cycle}, iteration {given.iteration}"
-        told = export_review.write(given.workspace, rows, given.format, title, sys.stdout.buffer)
+        exported = export_review.write(given.workspace, rows, given.format, title, sys.stdout.buffer)
     except StageError as error:
         print(error, file=sys.stderr)
         return int(error.exit_code)
-    print(json.dumps({**asdict(told), "triplets": len(rows)}), file=sys.stderr)
+    print(json.dumps({**asdict(exported), "triplets": len(rows)}), file=sys.stderr)
     return int(ExitCode.OK)
 
 

@@ -5,30 +5,57 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import jinja2
+
+from medgr2_api.stages.curate import CurateParameters
 
 from ..errors import ConfigError
 from ..report.cycle_artifacts import CycleArtifacts
 from ..store.images import ImageStore
+from ..store.rows import Candidate, Decision, Score, Triplet, triplet_of
 from ..store.tar import ROOT, Counted, Exported
 from . import import_review
+from .import_review import ReviewDecision
 
-Row = dict[str, Any]
 FORMATS = ("jsonl", "csv")
 VETOED = "vetoed"
 #: A spreadsheet would take a text that begins like this for a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_COLUMNS = ("triplet_id", "image", "modality", "question_type", "question", "options", "answer", "rationale", "score",
-            "reasons", "veto", "reason", "by", "content")  # fmt: skip
 
 
-def triplets(root: Path, cycle: str, iteration: int, everything: bool) -> list[Row]:
+@dataclass(frozen=True)
+class ReviewRow:
+    """A triplet as the expert sees it, and what an earlier review says of it. A field is a column, in this order."""
+
+    triplet_id: str
+    image: str
+    """Its file in the folder."""
+    modality: str
+    question_type: str
+    question: str
+    options: tuple[str, ...]
+    answer: str
+    rationale: str
+    score: float | None
+    reasons: tuple[str, ...]
+    """Why it was dropped, a veto apart."""
+    veto: bool | None
+    """None: not decided."""
+    reason: str
+    by: str
+    content: str
+    """`content_of` the triplet."""
+
+
+def triplets(root: Path, cycle: str, iteration: int, everything: bool) -> list[ReviewRow]:
     """A row per triplet to look at, in the order of their ids.
 
     Those that were kept, and those that only an earlier review took out (with its veto): what is sent back replaces
@@ -44,48 +71,61 @@ def triplets(root: Path, cycle: str, iteration: int, everything: bool) -> list[R
         ConfigError: curate of this iteration has not finished.
         NotThere: no such cycle.
     """
-    made = CycleArtifacts(root, cycle)
-    wanted = (f"curate-{iteration}", f"generate-{iteration}")
-    if not all(made.has_input(role) for role in wanted):
+    artifacts = CycleArtifacts(root, cycle)
+    roles = (f"curate-{iteration}", f"generate-{iteration}")
+    if not all(artifacts.has_input(role) for role in roles):
         raise ConfigError(f"cycle {cycle!r}: curate@{iteration} has not finished: nothing can be reviewed yet")
-    curate, candidates = made.input(wanted[0]), made.input(wanted[1]).rows("candidates")
-    decisions = {row["triplet_id"]: row for row in curate.rows("decisions")}
-    sha256 = str(curate.manifest.parameters.get("review") or "")
-    standing = (
-        {verdict.triplet_id: verdict for verdict in import_review.load(root, sha256, candidates)} if sha256 else {}
-    )
-    found = []
-    for row in sorted(candidates, key=lambda row: str(row["triplet_id"])):
-        decision = decisions.get(row["triplet_id"])
-        if decision is None or not row["options"]:
+    curate, candidates = artifacts.input(roles[0]), artifacts.input(roles[1]).rows(Candidate)
+    decisions = {row.triplet_id: row for row in curate.rows(Decision)}
+    scores = _scores(artifacts, iteration)
+    sha256 = CurateParameters.model_validate(curate.manifest.parameters).review
+    reviews = {row.triplet_id: row for row in import_review.load(root, sha256, candidates)} if sha256 else {}
+    rows = []
+    for candidate in sorted(candidates, key=lambda row: row.triplet_id):
+        triplet, decision = triplet_of(candidate), decisions.get(candidate.triplet_id)
+        if triplet is None or decision is None:
             continue
-        if everything or set(decision["reasons"]) <= {VETOED}:
-            found.append(_row(row, decision, standing.get(row["triplet_id"])))
-    return found
+        if everything or set(decision.reasons) <= {VETOED}:
+            name = triplet.triplet_id
+            rows.append(
+                _row(triplet, decision, scores.get(name), reviews.get(name), import_review.content_of(candidate))
+            )
+    return rows
 
 
-def _row(candidate: Row, decision: Row, standing: import_review.Verdict | None) -> Row:
-    index = candidate["answer_index"]
-    return {
-        "triplet_id": candidate["triplet_id"],
-        "image": _image(candidate["image_sha256"]),
-        **{name: candidate[name] for name in ("modality", "question_type", "question", "options")},
-        "answer": candidate["options"][index] if index is not None else "",
-        "rationale": candidate["rationale"],
-        "score": decision["score"],
-        "reasons": [reason for reason in decision["reasons"] if reason != VETOED],
-        "veto": standing.veto if standing else None,
-        "reason": standing.reason if standing else "",
-        "by": standing.by if standing else "",
-        "content": import_review.content_of(candidate),
-    }
+def _scores(artifacts: CycleArtifacts, iteration: int) -> dict[str, float]:
+    """R's scores; empty where nothing is scored."""
+    role = f"score-{iteration}"
+    rows = artifacts.input(role).rows(Score) if artifacts.has_input(role) else []
+    return {row.triplet_id: row.score for row in rows if math.isfinite(row.score)}
+
+
+def _row(
+    triplet: Triplet, decision: Decision, score: float | None, review: ReviewDecision | None, content: str
+) -> ReviewRow:
+    return ReviewRow(
+        triplet_id=triplet.triplet_id,
+        image=_image(triplet.image_sha256),
+        modality=triplet.modality,
+        question_type=triplet.question_type,
+        question=triplet.question,
+        options=triplet.options,
+        answer=triplet.options[triplet.answer_index],
+        rationale=triplet.rationale,
+        score=score,
+        reasons=tuple(reason for reason in decision.reasons if reason != VETOED),
+        veto=review.veto if review else None,
+        reason=review.reason if review else "",
+        by=review.by if review else "",
+        content=content,
+    )
 
 
 def _image(sha256: str) -> str:
     return f"images/{sha256}.png"
 
 
-def write(root: Path, rows: Sequence[Row], file_format: str, title: str, stream: BinaryIO) -> Exported:
+def write(root: Path, rows: Sequence[ReviewRow], file_format: str, title: str, stream: BinaryIO) -> Exported:
     """Writes the folder as a tar archive, as `medgr2_jobs.store.tar` does.
 
     Args:
@@ -98,14 +138,14 @@ def write(root: Path, rows: Sequence[Row], file_format: str, title: str, stream:
     Raises:
         CorruptArtifact: an image is missing or damaged.
     """
-    counted, told, images = Counted(stream), Exported(), ImageStore(root)
-    with tarfile.open(fileobj=counted, mode="w|", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[arg-type]
+    counted, exported, images = Counted(stream), Exported(), ImageStore(root)
+    with tarfile.open(fileobj=counted, mode="w|", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
 
         def add(name: str, data: bytes) -> None:
             member = tarfile.TarInfo(f"{ROOT}/{name}")
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
-            told.files += 1
+            exported.files += 1
 
         for folder in (ROOT, f"{ROOT}/images"):
             member = tarfile.TarInfo(folder)
@@ -113,23 +153,23 @@ def write(root: Path, rows: Sequence[Row], file_format: str, title: str, stream:
             archive.addfile(member)
         add(f"triplets.{file_format}", "".join(_csv(rows) if file_format == "csv" else _jsonl(rows)).encode())
         add("index.html", page(rows, title).encode())
-        for name in dict.fromkeys(row["image"] for row in rows):
+        for name in dict.fromkeys(row.image for row in rows):
             add(name, images.read(Path(name).stem))
     stream.flush()
-    told.sha256, told.bytes = counted.sha256.hexdigest(), counted.bytes
-    return told
+    exported.sha256, exported.bytes = counted.sha256.hexdigest(), counted.bytes
+    return exported
 
 
-def _jsonl(rows: Sequence[Row]) -> Iterator[str]:
-    return (json.dumps({name: row[name] for name in _COLUMNS}, ensure_ascii=False) + "\n" for row in rows)
+def _jsonl(rows: Sequence[ReviewRow]) -> Iterator[str]:
+    return (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
 
 
-def _csv(rows: Sequence[Row]) -> Iterator[str]:
+def _csv(rows: Sequence[ReviewRow]) -> Iterator[str]:
     """With a byte order mark: without it Excel does not know UTF-8."""
     yield "\ufeff"
-    yield _line(_COLUMNS)
+    yield _line([field.name for field in fields(ReviewRow)])
     for row in rows:
-        yield _line([_cell(row[name]) for name in _COLUMNS])
+        yield _line([_cell(getattr(row, field.name)) for field in fields(ReviewRow)])
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -138,15 +178,15 @@ def _line(cells: Sequence[str]) -> str:
     return stream.getvalue()
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, list):
+def _cell(value: tuple[str, ...] | str | float | bool | None) -> str:
+    if isinstance(value, tuple):
         value = " | ".join(value)
     if value is None or isinstance(value, bool | float | int):
         return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value).lower()
     return f"'{value}" if value.startswith(_FORMULA) else value
 
 
-def page(rows: Sequence[Row], title: str) -> str:
+def page(rows: Sequence[ReviewRow], title: str) -> str:
     """An HTML page that shows every triplet beside its image and saves the decisions as JSONL; needs no server."""
     return _template().render(rows=rows, title=title)
 

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from medgr2_api import paths
 
 from ..errors import ConfigError, CorruptArtifact, DataError
 from ..store import atomic
+from ..store.rows import Candidate
 from ..store.safe_path import inside
 
 _YES = frozenset({"true", "yes", "y", "1", "x", "veto"})
@@ -27,10 +28,11 @@ _LONGEST = 2000  # characters of a reason or a name
 _SHOWN = 3
 
 Row = Mapping[str, Any]
+"""A line of a review's file."""
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ReviewDecision:
     """What an expert says of one triplet."""
 
     triplet_id: str
@@ -43,13 +45,13 @@ class Verdict:
     """Where it stands, for messages."""
 
 
-def content_of(row: Row) -> str:
+def content_of(row: Candidate) -> str:
     """16 hex digits that name what a triplet shows and says: another triplet of the same id has others."""
-    said = [row["image_sha256"], row["question"], row["options"], row["answer_index"], row["rationale"] or ""]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+    content = [row.image_sha256, row.question, row.options, row.answer_index, row.rationale or ""]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def parse(data: bytes, name: str) -> list[Verdict]:
+def parse(data: bytes, name: str) -> list[ReviewDecision]:
     """Reads a file of decisions: CSV by its name, else JSONL. What has no veto is not decided and left out.
 
     Args:
@@ -64,16 +66,16 @@ def parse(data: bytes, name: str) -> list[Verdict]:
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     rows = _csv(text, name) if name.lower().endswith(".csv") else _jsonl(text, name)
-    found = [verdict for line, row in rows if (verdict := _verdict(row, line, f"{name}:{line}")) is not None]
-    seen: dict[str, int] = {}
-    for verdict in found:
-        if verdict.triplet_id in seen:
+    decisions = [decision for line, row in rows if (decision := _decision(row, line, f"{name}:{line}")) is not None]
+    lines: dict[str, int] = {}
+    for decision in decisions:
+        if decision.triplet_id in lines:
             raise DataError(
-                f"{name}:{verdict.line}: triplet {verdict.triplet_id!r} is decided twice, first in line "
-                f"{seen[verdict.triplet_id]}; leave one of them"
+                f"{name}:{decision.line}: triplet {decision.triplet_id!r} is decided twice, first in line "
+                f"{lines[decision.triplet_id]}; leave one of them"
             )
-        seen[verdict.triplet_id] = verdict.line
-    return found
+        lines[decision.triplet_id] = decision.line
+    return decisions
 
 
 def _jsonl(text: str, name: str) -> Iterator[tuple[int, Row]]:
@@ -104,7 +106,7 @@ def _csv(text: str, name: str) -> Iterator[tuple[int, Row]]:
         raise DataError(f"{name}:{reader.line_num + 1}: not CSV ({error})") from None
 
 
-def _verdict(row: Row, line: int, where: str) -> Verdict | None:
+def _decision(row: Row, line: int, where: str) -> ReviewDecision | None:
     name = row.get("triplet_id")
     if not isinstance(name, str) or not name.strip():
         raise DataError(f"{where}: triplet_id: expected the id of a triplet, not {name!r}")
@@ -122,53 +124,53 @@ def _verdict(row: Row, line: int, where: str) -> Verdict | None:
         if not isinstance(value, str) or len(value) > _LONGEST:
             raise DataError(f"{where}: {field}: expected text of at most {_LONGEST} characters")
         texts[field] = value.strip()
-    return Verdict(name.strip(), veto, **texts, line=line)
+    return ReviewDecision(name.strip(), veto, **texts, line=line)
 
 
-def check(found: Iterable[Verdict], candidates: Sequence[Row], name: str) -> list[Verdict]:
+def check(decisions: Iterable[ReviewDecision], candidates: Sequence[Candidate], name: str) -> list[ReviewDecision]:
     """The decisions, each with its content, once all of them are known to be about these candidates.
 
     Args:
-        found: decisions.
-        candidates: rows of table `candidates` of the iteration.
+        decisions: as they were read.
+        candidates: those of the iteration.
         name: of the file, for messages.
 
     Raises:
         DataError: a triplet is not among the candidates, or is no longer what was looked at.
     """
-    known = {row["triplet_id"]: row for row in candidates}
+    by_id = {row.triplet_id: row for row in candidates}
     checked = []
-    for verdict in found:
-        row = known.get(verdict.triplet_id)
-        if row is None:
-            some = ", ".join(sorted(known)[:_SHOWN]) or "none"
+    for decision in decisions:
+        candidate = by_id.get(decision.triplet_id)
+        if candidate is None:
+            some = ", ".join(sorted(by_id)[:_SHOWN]) or "none"
             raise DataError(
-                f"{name}:{verdict.line}: no candidate {verdict.triplet_id!r} in this iteration; it has {len(known)}: "
-                f"{some}{', …' * (len(known) > _SHOWN)}. Is it another iteration's?"
+                f"{name}:{decision.line}: no candidate {decision.triplet_id!r} in this iteration; it has {len(by_id)}: "
+                f"{some}{', …' * (len(by_id) > _SHOWN)}. Is it another iteration's?"
             )
-        content = content_of(row)
-        if verdict.content not in ("", content):
+        content = content_of(candidate)
+        if decision.content not in ("", content):
             raise DataError(
-                f"{name}:{verdict.line}: triplet {verdict.triplet_id!r} is not what was reviewed: it was generated "
+                f"{name}:{decision.line}: triplet {decision.triplet_id!r} is not what was reviewed: it was generated "
                 "again since. Export and review it anew, or take the review out of spec.reviews"
             )
-        checked.append(Verdict(verdict.triplet_id, verdict.veto, verdict.reason, verdict.by, content, verdict.line))
+        checked.append(replace(decision, content=content))
     return checked
 
 
-def dump(found: Iterable[Verdict]) -> bytes:
+def dump(decisions: Iterable[ReviewDecision]) -> bytes:
     """The file for the workspace: the same bytes for the same decisions."""
     lines = []
-    for verdict in sorted(found, key=lambda verdict: verdict.triplet_id):
-        texts = {"reason": verdict.reason, "by": verdict.by, "content": verdict.content}
-        document = {"triplet_id": verdict.triplet_id, "veto": verdict.veto, **{k: v for k, v in texts.items() if v}}
+    for decision in sorted(decisions, key=lambda decision: decision.triplet_id):
+        texts = {"reason": decision.reason, "by": decision.by, "content": decision.content}
+        document = {"triplet_id": decision.triplet_id, "veto": decision.veto, **{k: v for k, v in texts.items() if v}}
         lines.append(json.dumps(document, ensure_ascii=False) + "\n")
     return "".join(lines).encode()
 
 
-def save(root: Path, found: Iterable[Verdict]) -> str:
+def save(root: Path, decisions: Iterable[ReviewDecision]) -> str:
     """Puts decisions into the workspace, atomically; returns their sha256."""
-    data = dump(found)
+    data = dump(decisions)
     sha256 = hashlib.sha256(data).hexdigest()
     path = inside(root, str(paths.review(sha256)), "review")
     with atomic.atomic_file(path) as stream:
@@ -176,7 +178,7 @@ def save(root: Path, found: Iterable[Verdict]) -> str:
     return sha256
 
 
-def load(root: Path, sha256: str, candidates: Sequence[Row]) -> list[Verdict]:
+def load(root: Path, sha256: str, candidates: Sequence[Candidate]) -> list[ReviewDecision]:
     """The decisions that the spec names.
 
     Raises:

@@ -94,8 +94,9 @@ def run(ctx: StageContext[GRPOParameters]) -> Outcome:
         beta=grpo.kl_coefficient,
     )
     check_batches(args)
-    training = ctx.input("curate").rows("training")
-    candidates = ctx.input("candidates").rows("candidates") if ctx.has_input("candidates") else []
+    training = ctx.input(f"curate-{ctx.request.iteration}").rows("training")
+    role = f"generate-{ctx.request.iteration}"
+    candidates = ctx.input(role).rows("candidates") if ctx.has_input(role) else []
     prompts = grpo_prompts(training, candidates, ctx.parameters.answer_format, grpo.prompt_source)
     if all(
         term.type is RewardTermType.ANSWER_MATCH for term in grpo.rewards

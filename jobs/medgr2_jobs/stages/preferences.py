@@ -44,7 +44,7 @@ def run(ctx: StageContext[PreferencesParameters]) -> Outcome:
     """
     parameters = ctx.parameters
     wanted = parameters.preferences
-    training = ctx.input("curate").rows("training")
+    training = ctx.input(f"curate-{ctx.request.iteration}").rows("training")
     prompts = choose_prompts(
         training, ctx.input("prepare").rows("items"), wanted.prompts, wanted.seed_fraction, parameters.seed
     )

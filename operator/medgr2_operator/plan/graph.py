@@ -114,7 +114,7 @@ def _used(spec: ResolvedSpec, stages: list[StageDefinition], holds: frozenset[Re
         left = [
             stage
             for stage in stages
-            if all(on.intersection(read.makers) for read in _required(stage, Of.SAME, holds))
+            if all(on.intersection(read.makers) for of in (Of.SAME, Of.EVERY) for read in _required(stage, of, holds))
             and (not stage.serves or on.intersection(stage.serves))
             and (stage.needed is None or stage.needed(spec, on))
         ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.curate_fixtures import candidate
 from tests.support.cycle_specs import make_spec
 from tests.support.fake_artifacts import publish
 from typer.testing import CliRunner
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from medgr2_api.cycle import Cycle, CycleSpec, Metadata
 from medgr2_api.presets import resolve
 from medgr2_api.stages import stage_parameters
+from medgr2_jobs.store.rows import Candidate, Decision
 from medgr2_operator.cli.app import app
 from medgr2_operator.cli.cluster import cluster
 from medgr2_operator.render.render_context import RenderSettings
@@ -32,14 +34,11 @@ def workspace(tmp_path: Path) -> Path:
     root = tmp_path / "workspace"
     root.mkdir()
     image = ImageStore(root).add(Image.new("RGB", (32, 32)), 10_000).sha256
-    row = {"iteration": 1, "image_sha256": image, "modality": "CT", "question_type": "finding", "question": "What?",
-           "options": ["a", "b"], "answer_index": 1, "rationale": "", "response": "", "paradigm": "Direct",
-           "template_sha256": "f", "generator": "g", "outcome": "ok", "attempts": 1}  # fmt: skip
-    names = ["t0", "t1"]
-    publish(root, "generate", 1, tables={"candidates": [{**row, "triplet_id": name} for name in names]},
-            cycle="loop")  # fmt: skip
-    decisions = [{"triplet_id": name, "keep": True, "score": 1.0, "reasons": []} for name in names]
-    publish(root, "curate", 1, tables={"decisions": decisions, "training": [], "lineage": []}, cycle="loop")
+    candidates = [candidate(name, image, "What?", options=("a", "b"), answer_index=1) for name in ("t0", "t1")]
+    publish(root, "generate", 1, tables={Candidate: candidates}, cycle="loop")
+    decisions = [Decision(row.triplet_id, True, (), None) for row in candidates]
+    parameters = {"seed": 1, "curation": {}, "answerFormat": "Letter"}
+    publish(root, "curate", 1, tables={Decision: decisions}, parameters=parameters, cycle="loop")
     return root
 
 

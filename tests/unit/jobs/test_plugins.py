@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.support.curate_fixtures import triplet
 from tests.support.cycle_documents import changed
 from tests.support.plugin_fixtures import PACKAGE, install, plugin
 
@@ -44,7 +45,7 @@ def another(folder: Path, name: str, version: str, group: PluginGroup, *points: 
 
 def test_options_become_keyword_arguments() -> None:
     class OneQuestion:
-        usable = [{"triplet_id": "t", "question": "Is it large?"}]
+        usable = [triplet("t", "i", "Is it large?")]
 
     assert list(plugins.load(RULES, ref("short-questions"), "x")(OneQuestion, {})) == [("t", "fewer_than_4_words")]
     assert list(plugins.load(RULES, ref("short-questions", words=3), "x")(OneQuestion, {})) == []

@@ -30,6 +30,13 @@ def names(graph: Graph) -> set[str]:
     return {str(stage) for stage in graph.nodes}
 
 
+TRAINING_SET = {
+    "prepare": "prepare@0",
+    "generate-1": "generate@1",
+    "generate-2": "generate@2",
+    "curate-1": "curate@1",
+    "curate-2": "curate@2",
+}
 ITERATION = ("generate", "score", "curate", "sft", "grpo", "preferences", "reward", "evaluate", "report")
 
 
@@ -53,23 +60,21 @@ def test_makers_stand_before_readers() -> None:
         ("evaluate@0", {"prepare": "prepare@0"}),
         ("generate@2", {"prepare": "prepare@0"}),
         ("score@2", {"candidates": "generate@2", "reward": "reward@1 reward@0"}),
-        ("curate@1", {"prepare": "prepare@0", "candidates": "generate@1", "scores": "score@1"}),
+        ("curate@1", {"prepare": "prepare@0", "generate-1": "generate@1", "scores": "score@1"}),
         (
             "curate@2",
-            {"prepare": "prepare@0", "candidates": "generate@2", "scores": "score@2", "previous": "curate@1"},
-        ),
-        ("sft@2", {"prepare": "prepare@0", "curate": "curate@2"}),
-        (
-            "grpo@2",
             {
                 "prepare": "prepare@0",
-                "curate": "curate@2",
-                "sft": "sft@2",
-                "candidates": "generate@2",
-                "reward": "reward@1 reward@0",
+                "generate-1": "generate@1",
+                "generate-2": "generate@2",
+                "curate-1": "curate@1",
+                "scores": "score@2",
             },
         ),
-        ("preferences@2", {"prepare": "prepare@0", "curate": "curate@2", "policy": "grpo@2"}),
+        ("sft@1", {"prepare": "prepare@0", "generate-1": "generate@1", "curate-1": "curate@1"}),
+        ("sft@2", TRAINING_SET),
+        ("grpo@2", {**TRAINING_SET, "sft": "sft@2", "reward": "reward@1 reward@0"}),
+        ("preferences@2", {**TRAINING_SET, "policy": "grpo@2"}),
         ("reward@2", {"prepare": "prepare@0", "preferences": "preferences@2", "reward": "reward@1 reward@0"}),
         ("evaluate@2", {"prepare": "prepare@0", "sft": "sft@2", "grpo": "grpo@2"}),
     ],

@@ -89,7 +89,7 @@ def test_generate_and_training_run_side_by_side_up_to_the_limit() -> None:
 def test_the_request_names_its_inputs() -> None:
     sim = make_simulator()
     request = until(sim, "grpo").request
-    assert set(request.inputs) == {"prepare", "curate", "sft", "candidates", "reward"}
+    assert set(request.inputs) == {"prepare", "curate-1", "sft", "generate-1", "reward"}
     sft = request.inputs["sft"]
     assert sft.path == f"artifacts/sft/{record(sim, 'sft').input_hash}"
     assert sft.output_digest == record(sim, "sft").output_digest

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from tests.support.curate_fixtures import FAR, CurateWorkspace, candidate, phash
 
+from medgr2_jobs.store.rows import Candidate, CandidateOutcome, Item, Split
+
 ALL: dict[str, Any] = {"selection": {"strategy": "All"}}
 
 
@@ -16,16 +18,28 @@ def made(tmp_path: Path) -> CurateWorkspace:
     return CurateWorkspace(tmp_path)
 
 
-def item(image: str, split: str, name: str = "real", **changes: Any) -> dict[str, Any]:
-    return {"item_id": name, "source": "real", "split": split, "benchmark": "bench" if split == "test" else "",
-            "image_sha256": image, "modality": "CT", "question_type": "Diagnosis",
-            "question": "Which sign is marked?", "options": ["Meniscus", "Halo", "Comet tail", "Spoke wheel"],
-            "answer_index": 1, "rationale": "", **changes}  # fmt: skip
+SIGNS = ("Meniscus", "Halo", "Comet tail", "Spoke wheel")
 
 
-def same_text(name: str, image: str, **changes: Any) -> dict[str, Any]:
+def item(image: str, split: str, name: str = "real", options: tuple[str, ...] = SIGNS) -> Item:
+    return Item(
+        item_id=name,
+        source="real",
+        split=Split(split),
+        benchmark="bench" if split == "test" else "",
+        image_sha256=image,
+        modality="CT",
+        question_type="Diagnosis",
+        question="Which sign is marked?",
+        options=options,
+        answer_index=1,
+        rationale="",
+    )
+
+
+def same_text(name: str, image: str, **changes: Any) -> Candidate:
     """The item's text in another order, case and punctuation."""
-    options = ["spoke wheel.", "Comet  tail", "halo", "meniscus"]
+    options = ("spoke wheel.", "Comet  tail", "halo", "meniscus")
     return candidate(name, image, "which sign is MARKED", **{"options": options, "answer_index": 2, **changes})
 
 
@@ -48,13 +62,13 @@ def test_an_image_within_four_bits_of_a_held_out_one_is_out(made: CurateWorkspac
 def test_a_held_out_question_is_out_when_options_and_answer_agree(made: CurateWorkspace, split: str, kind: str) -> None:
     held = made.image(split)
     made.prepare_again({held: phash()}, [item(held, split)])
-    other_options = ["Meniscus", "Halo", "Comet tail", "Target"]
+    other_options = ("Meniscus", "Halo", "Comet tail", "Target")
     candidates = [
         same_text("same", made.free[0]),
         same_text("other-answer", made.free[1], answer_index=0),
         same_text("other-options", made.free[2], options=other_options, answer_index=1),
-        candidate("other-question", made.free[3], "Which sign is seen?", options=item(held, split)["options"]),
-        same_text("broken", made.free[4], outcome="schema"),
+        candidate("other-question", made.free[3], "Which sign is seen?", options=SIGNS),
+        same_text("broken", made.free[4], outcome=CandidateOutcome.SCHEMA),
     ]
     assert made.reasons(candidates, allowOverlap=True, **ALL) == {
         "same": [f"{kind}_text"], "other-answer": [], "other-options": [], "other-question": [],
@@ -74,19 +88,19 @@ def test_a_template_may_be_asked_of_other_images(made: CurateWorkspace) -> None:
 
 def test_phantoms_are_compared_exactly(made: CurateWorkspace) -> None:
     """They have no perceptual hash, and their questions are templates: as in the quickstart."""
-    held = made.tables["items"][-1]
-    assert held["split"] == "test"
-    made.prepare_again({})
-    copied = {key: held[key] for key in ("options", "answer_index")}
+    held = made.prepared.items[-1]
+    assert held.split is Split.TEST
+    made.prepare_again()
     candidates = [
-        candidate("text", made.free[0], held["question"], **copied),
-        candidate("image", held["image_sha256"], "Something else?"),
+        candidate("text", made.free[0], held.question, options=held.options, answer_index=held.answer_index),
+        candidate("image", held.image_sha256, "Something else?"),
     ]
     near = {"imageHamming": 4, "textJaccard": 0.8}
     assert made.reasons(candidates, nearDuplicates=near, **ALL) == {"text": [], "image": ["benchmark_image"]}
 
 
-def test_an_item_without_an_answer_holds_no_text(made: CurateWorkspace) -> None:
+def test_an_item_whose_answer_says_nothing_holds_no_text(made: CurateWorkspace) -> None:
     held = made.image("test")
-    made.prepare_again({held: phash()}, [item(held, "test", answer_index=None)])
-    assert made.reasons([same_text("t", made.free[0])], **ALL) == {"t": []}
+    made.prepare_again({held: phash()}, [item(held, "test", options=("Meniscus", "?", "Comet tail", "Spoke wheel"))])
+    asked = same_text("t", made.free[0], options=("spoke wheel.", "Comet  tail", "...", "meniscus"))
+    assert made.reasons([asked], **ALL) == {"t": []}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.support.curate_fixtures import CurateWorkspace, candidate, phash
+from tests.support.curate_fixtures import CurateWorkspace, candidate, phash, reasons_of
 from tests.support.plugin_fixtures import install, plugin
 
 from medgr2_jobs import plugins
@@ -25,11 +25,11 @@ def test_its_reasons_are_written_down_and_counted(made: CurateWorkspace) -> None
         candidate("short", made.free[0], "What is it?"),
         candidate("long", made.free[1], "Which of these is it?"),
         candidate("short-and-held", made.image("test"), "What?"),
-        candidate("broken", made.free[2], outcome="invalid_json", question="", options=[], answer_index=None),
+        candidate("broken", made.free[2], outcome="invalid_json"),
     ]
     code, found = made.curate(candidates, {}, selection=ALL, rules=[SHORT])
     assert code == 0
-    assert {row["triplet_id"]: row["reasons"] for row in found.rows("decisions")} == {
+    assert reasons_of(found) == {
         "short": ["short-questions:fewer_than_4_words"],
         "long": [],
         "short-and-held": ["benchmark_image", "short-questions:fewer_than_4_words"],
@@ -46,11 +46,11 @@ def test_what_it_drops_stands_for_nothing_near_it(made: CurateWorkspace) -> None
     near = {"imageHamming": 4, "textJaccard": 0.5}
     scores = {"first": 9.0, "second": 8.0}
     _, without = made.curate(candidates, scores, selection=ALL, nearDuplicates=near)
-    assert [row["reasons"] for row in without.rows("decisions")] == [[], ["near_duplicate"]]
+    assert list(reasons_of(without).values()) == [[], ["near_duplicate"]]
     _, found = made.curate(
         candidates, scores, selection=ALL, nearDuplicates=near, rules=[plugin("short-questions", words=11)]
     )
-    assert [row["reasons"] for row in found.rows("decisions")] == [["short-questions:fewer_than_11_words"], []]
+    assert list(reasons_of(found).values()) == [["short-questions:fewer_than_11_words"], []]
 
 
 @pytest.mark.parametrize(

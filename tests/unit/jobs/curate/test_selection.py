@@ -22,6 +22,7 @@ from medgr2_api.curation import (
 )
 from medgr2_jobs.curate.selection import Batch, fit_threshold, select
 from medgr2_jobs.errors import ConfigError, DataError
+from medgr2_jobs.store.rows import CalibrationRow, Grade
 
 SCORES = {"a": 9.0, "b": 5.0, "c": 3.0, "d": -6.0}
 
@@ -31,10 +32,8 @@ def batch(**changes: Any) -> Batch:
     return Batch(**fields)
 
 
-def graded(*rows: tuple[float, float | None]) -> list[dict[str, Any]]:
-    return [
-        {"sample_id": str(n), "grade": "", "target": target, "score": score} for n, (target, score) in enumerate(rows)
-    ]
+def graded(*rows: tuple[float, float]) -> list[CalibrationRow]:
+    return [CalibrationRow(str(n), Grade.ORIGINAL, target, score) for n, (target, score) in enumerate(rows)]
 
 
 ALL = SelectAll(strategy=SelectionStrategy.ALL)
@@ -137,7 +136,7 @@ def test_fitted_precision_needs_good_rows() -> None:
     chosen = fitted(0.9)
     with pytest.raises(ConfigError, match="no input 'reward'"):
         select(chosen, batch())
-    for rows in ([], graded((0, 1), (-6, 2)), graded((10, math.nan), (6, None))):
+    for rows in ([], graded((0, 1), (-6, 2)), graded((10, math.nan), (6, math.inf))):
         with pytest.raises(DataError, match="validationFraction"):
             select(chosen, batch(calibration=rows))
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.curate_fixtures import CurateWorkspace, candidate
+from tests.support.curate_fixtures import CurateWorkspace, candidate, triplet
 
 from medgr2_api.curation import Balance, ResolvedCuration
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.curate import balance, option_prior_filter, option_shuffle
 from medgr2_jobs.curate.selection import Batch, Chosen, choose
+from medgr2_jobs.curate.training_set import Origin, TrainingRow, dealt_row
 from medgr2_jobs.prompts import answers
+from medgr2_jobs.store.rows import Decision, Triplet
 
-Rows = dict[str, dict[str, Any]]
+Rows = dict[str, Triplet]
 FINDINGS = [f"finding {number}" for number in range(12)]
 
 
@@ -31,11 +34,10 @@ def batch(count: int, biased: float, seed: int = 1) -> Rows:
         index = pick.randrange(4)
         if pick.random() < biased:
             options[index if pick.random() < 0.95 else (index + 1) % 4] = "Pneumonia"
-        rows[f"t{number:04d}"] = {
-            "triplet_id": f"t{number:04d}", "image_sha256": f"i{number}", "question": "Which?", "options": options,
-            "answer_index": index, "modality": pick.choice(["CT", "CT", "CT", "MRI", "OCT"]),
-            "question_type": "finding",
-        }  # fmt: skip
+        rows[f"t{number:04d}"] = triplet(
+            f"t{number:04d}", f"i{number}", "Which?", options=tuple(options), answer_index=index,
+            modality=pick.choice(["CT", "CT", "CT", "MRI", "OCT"]), question_type="finding",
+        )  # fmt: skip
     return rows
 
 
@@ -56,13 +58,13 @@ def test_what_the_options_alone_give_away_is_dropped_worst_first() -> None:
     found = chosen(rows, {"strategy": "All"}, rejectGuessable=True)
     dropped = [name for name, reasons in found.reasons.items() if reasons]
     assert {reason for name in dropped for reason in found.reasons[name]} == {"guessable"}
-    assert all("Pneumonia" in rows[name]["options"] for name in dropped)
+    assert all("Pneumonia" in rows[name].options for name in dropped)
     assert len(dropped) > 80
     assert found.counters["option_prior_before"] > found.counters["option_prior_after"] + 0.1
     prior = option_prior_filter.OptionPrior(rows[name] for name in found.kept)
     assert not any(prior.answers_alone(name) for name in found.kept)
-    left = [name for name in found.kept if rows[name]["options"][rows[name]["answer_index"]] == "Pneumonia"]
-    offered = [name for name in found.kept if "Pneumonia" in rows[name]["options"]]
+    left = [name for name in found.kept if rows[name].options[rows[name].answer_index] == "Pneumonia"]
+    offered = [name for name in found.kept if "Pneumonia" in rows[name].options]
     assert 0.5 < len(left) / len(offered) < 0.85, "dropping all of them would give as much away: hardly ever right"
     scores = {name: number % 97 for number, name in enumerate(rows)}
     assert sum(scores[n] for n in left) / len(left) > sum(scores[n] for n in dropped) / len(dropped)
@@ -77,9 +79,7 @@ def test_fair_options_are_left_alone() -> None:
 
 def test_an_item_has_no_vote_on_itself_or_its_image() -> None:
     """All questions are about one image: nothing is known of it from elsewhere."""
-    rows = batch(200, biased=1.0)
-    for row in rows.values():
-        row["image_sha256"] = "one"
+    rows = {name: replace(row, image_sha256="one") for name, row in batch(200, biased=1.0).items()}
     assert len(chosen(rows, {"strategy": "All"}, rejectGuessable=True).kept) == 200
 
 
@@ -90,9 +90,8 @@ def test_it_takes_four_agreeing_questions() -> None:
             for name in map(str, range(1000))
             if option_prior_filter._fold(name) != option_prior_filter._fold("mine")
         ]
-        rows = [{"triplet_id": f"t{n}", "image_sha256": images[n], "options": list("abcd"), "answer_index": 0}
-                for n in range(count)]  # fmt: skip
-        return option_prior_filter.OptionPrior([*rows, {**rows[0], "triplet_id": "mine", "image_sha256": "mine"}])
+        rows = [triplet(f"t{n}", images[n], options=tuple("abcd")) for n in range(count)]
+        return option_prior_filter.OptionPrior([*rows, triplet("mine", "mine", options=tuple("abcd"))])
 
     assert not asked(3).answers_alone("mine")
     assert asked(4).answers_alone("mine")
@@ -107,7 +106,7 @@ def test_the_next_in_line_takes_the_place_of_what_is_dropped(strategy: str) -> N
     selection = {"strategy": strategy, "k": 200}
     found = chosen(rows, selection, rejectGuessable=True, balance={"by": ["modality"], "maxShare": 0.4})
     assert len(found.kept) == 200
-    assert max(Counter(rows[name]["modality"] for name in found.kept).values()) <= 80
+    assert max(Counter(rows[name].modality for name in found.kept).values()) <= 80
     reasons = Counter(reason for row in found.reasons.values() for reason in row)
     assert set(reasons) == {"guessable", "balance", f"not_in_{'top' if strategy == 'TopK' else 'random'}_k"}
     assert all(not found.reasons[name] for name in found.kept)
@@ -178,33 +177,33 @@ def test_balance_of_the_spec(tmp_path: Path) -> None:
     by_modality = made.reasons(candidates, scores, balance={"by": ["modality"], "maxShare": 0.5}, **asked)
     assert [name for name, reasons in by_modality.items() if reasons == ["balance"]] == ["t0", "t1"]
     assert not any(made.reasons(candidates, scores, balance={}, **asked).values())
-    assert balance.columns(Balance(by=["questionType"])) == ["question_type"]
+    asked_for = triplet("t", "i", modality="CT", question_type="finding")
+    assert balance.group_of(asked_for, Balance(by=["questionType"])) == ("finding",)
 
 
 # -- letters -----------------------------------------------------------------------------------------------------------
 
 
-def dealt(format_: AnswerFormat, count: int = 400, **changes: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Rows whose right option is always the first, and what becomes of them."""
-    found = []
-    for number in range(count):
-        options = ["cyst", "mass", "nodule", "plaque"]
-        row = {"triplet_id": f"t{number}", "question": "Which?", "rationale": "It is round.", "options": options,
-               "answer_index": 0, "response": answers.response("It is round.", 0, options, format_),
-               **changes}  # fmt: skip
-        found.append((row, option_shuffle.deal(row, format_, 1)))
-    return found
+LESIONS = ("cyst", "mass", "nodule", "plaque")
+
+
+def dealt(format_: AnswerFormat, count: int = 400, **changes: Any) -> list[tuple[Triplet, TrainingRow]]:
+    """Triplets whose right option is always the first, and what becomes of them."""
+    response = answers.response("It is round.", 0, LESIONS, format_)
+    said = {"rationale": "It is round.", "options": LESIONS, "response": response, **changes}
+    rows = [triplet(f"t{number}", "i", **{"question": "Which?", **said}) for number in range(count)]
+    return [(row, dealt_row(row, option_shuffle.option_order(row, format_, 1), format_)) for row in rows]
 
 
 @pytest.mark.parametrize("format_", list(AnswerFormat))
 def test_every_letter_is_right_about_equally_often(format_: AnswerFormat) -> None:
     counts: Counter[int] = Counter()
     for row, new in dealt(format_):
-        assert sorted(new["options"]) == sorted(row["options"])
-        assert new["options"][new["answer_index"]] == "cyst"
-        assert answers.extract(new["response"], new["options"]) == new["answer_index"]
-        assert new["response"] == answers.response("It is round.", new["answer_index"], new["options"], format_)
-        counts[new["answer_index"]] += 1
+        assert sorted(new.options) == sorted(row.options)
+        assert new.options[new.answer_index] == "cyst"
+        assert answers.extract(new.response, new.options) == new.answer_index
+        assert new.response == answers.response("It is round.", new.answer_index, new.options, format_)
+        counts[new.answer_index] += 1
     assert all(70 <= counts[index] <= 130 for index in range(4)), counts
     assert dealt(format_) == dealt(format_)
 
@@ -217,22 +216,19 @@ def test_every_letter_is_right_about_equally_often(format_: AnswerFormat) -> Non
         {"rationale": "A is wrong, B fits."},
         {"rationale": "The second option fits."},
         {"rationale": "Of the options above one fits."},
-        {"options": ["cyst", "mass", "both A and B", "plaque"]},
-        {"options": ["cyst", "mass", "nodule", "All of the above"]},
+        {"options": ("cyst", "mass", "both A and B", "plaque")},
+        {"options": ("cyst", "mass", "nodule", "All of the above")},
         {"question": "Does A or B fit?"},
         {"response": "cyst, I think"},
     ],
 )
 def test_a_row_whose_words_depend_on_the_order_stays_as_it_is(changes: dict[str, Any]) -> None:
     if "response" not in changes:
-        options, rationale = (
-            changes.get("options", ["cyst", "mass", "nodule", "plaque"]),
-            changes.get("rationale", "It."),
-        )
+        options, rationale = changes.get("options", LESIONS), changes.get("rationale", "It.")
         changes = {"rationale": rationale, **changes}
         changes["response"] = answers.response(rationale, 0, options, AnswerFormat.LETTER)
     for row, new in dealt(AnswerFormat.LETTER, 8, **changes):
-        assert new == {key: row[key] for key in new}
+        assert (new.options, new.answer_index, new.response) == (row.options, row.answer_index, row.response)
 
 
 @pytest.mark.parametrize(
@@ -257,16 +253,17 @@ def test_the_training_set_has_the_dealt_options_and_nothing_else_changes(tmp_pat
     ]
     code, found = made.curate(candidates, selection={"strategy": "All"}, rejectGuessable=True)
     assert code == 0
-    rows = {row["row_id"]: row for row in found.rows("training") if row["origin"] == "generated"}
+    rows = {row.row_id: row for row in made.training() if row.origin is Origin.GENERATED}
     assert len(rows) == len(candidates)
-    assert any(rows[row["triplet_id"]]["options"] != row["options"] for row in candidates)
+    assert any(rows[row.triplet_id].options != row.options for row in candidates)
     for row in candidates:
-        new = rows[row["triplet_id"]]
-        assert new["options"][new["answer_index"]] == row["options"][row["answer_index"]]
-        assert answers.extract(new["response"], new["options"]) == new["answer_index"]
-    seed = [row for row in found.rows("training") if row["origin"] == "seed"]
-    assert [row["options"] for row in seed] == [row["options"] for row in made.seed]
-    moved = sum(rows[row["triplet_id"]]["options"] != row["options"] for row in candidates)
+        new = rows[row.triplet_id]
+        assert new.options[new.answer_index] == row.options[row.answer_index]
+        assert answers.extract(new.response, new.options) == new.answer_index
+    seed = [row for row in made.training() if row.origin is Origin.SEED]
+    assert [row.options for row in seed] == [row.options for row in made.seed]
+    moved = sum(rows[row.triplet_id].options != row.options for row in candidates)
     assert found.manifest.counters["letters_dealt"] == moved
     _, plain = made.curate(candidates, selection={"strategy": "All"})
-    assert [row["options"] for row in plain.rows("training")[6:]] == [row["options"] for row in candidates]
+    assert {row.option_order for row in plain.rows(Decision)} == {None}
+    assert [row.options for row in made.training()[6:]] == [row.options for row in candidates]

@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.support import jobs_fixtures
 from tests.support.curate_fixtures import CurateWorkspace, candidate
+from tests.support.jobs_fixtures import Artifacts
 
-from medgr2_api.cycle import AnswerFormat
 from medgr2_api.stage_contract import ArtifactRef
-from medgr2_jobs.curate.training_set import Origin, training_set
+from medgr2_api.training_spec import AnswerFormat
+from medgr2_jobs.curate.training_set import Origin, TrainingRow, training_set
 from medgr2_jobs.errors import ConfigError, CorruptArtifact
-from medgr2_jobs.store.artifact import ArtifactReader
-from medgr2_jobs.store.rows import Decision
+from medgr2_jobs.store.rows import Candidate, Decision, Item, Split
 
 LETTER = AnswerFormat.LETTER
-
-
-class Artifacts:
-    """Published artifacts by role."""
-
-    def __init__(self, root: Path, refs: dict[str, ArtifactRef]) -> None:
-        self.readers = {role: ArtifactReader(root, ref) for role, ref in refs.items()}
-
-    def has_input(self, role: str) -> bool:
-        return role in self.readers
-
-    def input(self, role: str) -> ArtifactReader:
-        if role not in self.readers:
-            raise ConfigError(role)
-        return self.readers[role]
 
 
 @pytest.fixture
@@ -39,64 +23,69 @@ def made(tmp_path: Path) -> CurateWorkspace:
     return CurateWorkspace(tmp_path)
 
 
-def order_of(training: dict[str, Any], asked: dict[str, Any]) -> tuple[int, ...] | None:
-    """Which of the candidate's options each of the training row's is; None when nothing was dealt."""
-    if training["response"] == asked["response"] and training["options"] == asked["options"]:
-        return None
-    return tuple(asked["options"].index(option) for option in training["options"])
+def seed_row(item: Item) -> TrainingRow:
+    response = f"<think>{item.rationale}</think><answer>{'ABCD'[item.answer_index]}</answer>"
+    return TrainingRow(
+        item.item_id, Origin.SEED, 0, item.image_sha256, item.modality, item.question_type, item.question, item.options,
+        item.answer_index, response,
+    )  # fmt: skip
 
 
-def test_it_equals_the_training_table(made: CurateWorkspace) -> None:
-    refs, previous, table = {"prepare": made.prepare}, None, []
-    for t in (1, 2):
-        asked = [
-            candidate(f"t{t}-{n}", image, f"What is shown in round {t}?", iteration=t)
-            for n, image in enumerate(made.free)
-        ]
-        asked[3] |= {"question": "Is it option B?"}
-        asked[4] |= {"response": "It is CT."}
-        asked[5] |= {"outcome": "schema", "question": None, "options": None, "answer_index": None, "response": None}
-        code, found = made.curate(
-            asked, dict.fromkeys([row["triplet_id"] for row in asked], 9.0), iteration=t, previous=previous,
-            selection={"strategy": "Threshold", "threshold": 3.0}, rejectGuessable=True,
-        )  # fmt: skip
-        assert code == 0
-        previous, table = jobs_fixtures.ref(made.root, made.asked), found.rows("training")
-        kept = {row["row_id"]: row for row in table}
-        decisions = [
-            Decision(name, name in kept, (), order_of(kept[name], row) if name in kept else None)
-            for row in asked
-            for name in [row["triplet_id"]]
-        ]
-        assert any(row.option_order for row in decisions)
-        refs[f"generate-{t}"] = jobs_fixtures.publish(made.root, "generate", {"candidates": asked}, iteration=t)
-        refs[f"curate-{t}"] = jobs_fixtures.publish(made.root, "curate", {Decision: decisions}, iteration=t)
-    rows = training_set(Artifacts(made.root, refs), 2, LETTER)
-    columns = [name for name in table[0] if name != "score"]
-    assert [{name: getattr(row, name) for name in columns} for row in rows] == [
-        {name: tuple(row[name]) if name == "options" else row[name] for name in columns} for row in table
+def kept_row(row: Candidate, options: tuple[str, ...], answer_index: int, response: str) -> TrainingRow:
+    assert row.question is not None
+    return TrainingRow(
+        row.triplet_id, Origin.GENERATED, row.iteration, row.image_sha256, row.modality, row.question_type,
+        row.question, options, answer_index, response,
+    )  # fmt: skip
+
+
+def test_the_seed_then_what_each_iteration_kept_in_the_order_of_its_candidates(made: CurateWorkspace) -> None:
+    first = [candidate("b", made.free[0]), candidate("dropped", made.free[1]), candidate("a", made.free[2])]
+    second = [candidate("c", made.free[3], iteration=2), candidate("broken", made.free[4], outcome="schema")]
+    decided = {
+        1: [Decision("a", True, (), (2, 0, 1, 3)), Decision("dropped", False, ("balance",), None),
+            Decision("b", True, (), None)],
+        2: [Decision("c", True, (), (0, 1, 2, 3)), Decision("broken", False, ("outcome:schema",), None)],
+    }  # fmt: skip
+    refs = {"prepare": made.prepare}
+    for t, candidates in ((1, first), (2, second)):
+        refs[f"generate-{t}"] = publish(made, "generate", t, {Candidate: candidates})
+        refs[f"curate-{t}"] = publish(made, "curate", t, {Decision: decided[t]})
+    seed = [seed_row(item) for item in made.seed]
+    assert [item.split for item in made.prepared.items] != [Split.TRAIN] * len(seed)
+    usual = "<think>It looks like it.</think><answer>{}</answer>"
+    rows = [
+        *seed,
+        kept_row(first[0], ("CT", "MRI", "OCT", "Fundus"), 0, usual.format("A")),
+        kept_row(first[2], ("OCT", "CT", "MRI", "Fundus"), 1, usual.format("B")),
+        kept_row(second[0], ("CT", "MRI", "OCT", "Fundus"), 0, usual.format("A")),
     ]
-    assert {row.origin for row in rows} == {Origin.SEED, Origin.GENERATED}
-    assert {row.iteration for row in rows} == {0, 1, 2}
-    assert training_set(Artifacts(made.root, refs), 0, LETTER) == rows[:6]
+    artifacts = Artifacts(made.root, refs)
+    assert training_set(artifacts, 2, LETTER) == rows
+    assert training_set(artifacts, 1, LETTER) == rows[:-1]
+    assert training_set(artifacts, 0, LETTER) == seed
+    in_words = training_set(artifacts, 1, AnswerFormat.OPTION_TEXT)
+    assert in_words[-1].response == usual.format("CT"), "dealt anew: written in the format that is asked for"
+    assert in_words[-2].response == usual.format("A"), "as the generator gave it"
 
 
 def test_what_is_missing_is_said(made: CurateWorkspace) -> None:
-    decisions = [Decision("gone", True, (), None)]
     refs = {
         "prepare": made.prepare,
-        "curate-1": jobs_fixtures.publish(made.root, "curate", {Decision: decisions}, iteration=1),
+        "curate-1": publish(made, "curate", 1, {Decision: [Decision("gone", True, (), None)]}),
     }
     with pytest.raises(ConfigError, match="generate-1"):
         training_set(Artifacts(made.root, refs), 1, LETTER)
-    refs["generate-1"] = jobs_fixtures.publish(
-        made.root, "generate", {"candidates": [candidate("gone", made.free[0], outcome="schema")]}, iteration=1
-    )
+    broken = [candidate("gone", made.free[0], outcome="schema")]
+    refs["generate-1"] = publish(made, "generate", 1, {Candidate: broken})
     with pytest.raises(CorruptArtifact, match="'gone', which is no usable candidate of generate@1"):
         training_set(Artifacts(made.root, refs), 1, LETTER)
+    del refs["generate-1"]
+    refs["curate-1"] = publish(made, "curate", 1, {Decision: []})
+    assert len(training_set(Artifacts(made.root, refs), 1, LETTER)) == 6, "stage generate is off"
     with pytest.raises(ConfigError, match="curate-2"):
-        training_set(Artifacts(made.root, {**refs, "curate-1": nothing_kept(made)}), 2, LETTER)
+        training_set(Artifacts(made.root, refs), 2, LETTER)
 
 
-def nothing_kept(made: CurateWorkspace) -> ArtifactRef:
-    return jobs_fixtures.publish(made.root, "curate", {Decision: []}, iteration=1)
+def publish(made: CurateWorkspace, stage: str, iteration: int, tables: jobs_fixtures.Tables) -> ArtifactRef:
+    return jobs_fixtures.publish(made.root, stage, tables, iteration=iteration)

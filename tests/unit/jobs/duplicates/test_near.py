@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support import jobs_fixtures
-from tests.support.curate_fixtures import FAR, CurateWorkspace, candidate, phash
+from tests.support.curate_fixtures import FAR, CurateWorkspace, candidate, phash, triplet
 
 from medgr2_api.curation import NearDuplicates
 from medgr2_jobs.duplicates import phash_index, text_fingerprint
 from medgr2_jobs.duplicates.near import NearIndex
+from medgr2_jobs.store.rows import Triplet
 
 ALL: dict[str, Any] = {"selection": {"strategy": "All"}}
 QUESTION = "Which abnormality is most clearly visible in the left lung of this patient?"
@@ -43,7 +44,7 @@ def test_both_image_and_text_must_be_near(made: CurateWorkspace) -> None:
         candidate("no-hash-again", unhashed, ASKED),
         candidate("other-answer", near, QUESTION, answer_index=2),
     ]
-    expected: dict[str, list[str]] = {row["triplet_id"]: [] for row in candidates}
+    expected: dict[str, list[str]] = {row.triplet_id: [] for row in candidates}
     expected |= {"both": ["near_duplicate"], "no-hash-again": ["near_duplicate"]}
     assert made.reasons(candidates, **limits(jaccard=0.85)) == expected
     assert made.reasons(candidates, **limits(hamming=3, jaccard=0.85))["both"] == []
@@ -82,10 +83,9 @@ def test_the_same_is_called_the_same(made: CurateWorkspace) -> None:
     candidates = [
         candidate("one", image, QUESTION),
         candidate("two", image, QUESTION.upper()),
-        candidate("known", seed["image_sha256"], seed["question"], options=seed["options"],
-                  answer_index=seed["answer_index"]),
-        candidate("nearly", seed["image_sha256"], f"{seed['question']} Now?", options=seed["options"],
-                  answer_index=seed["answer_index"]),
+        candidate("known", seed.image_sha256, seed.question, options=seed.options, answer_index=seed.answer_index),
+        candidate("nearly", seed.image_sha256, f"{seed.question} Now?", options=seed.options,
+                  answer_index=seed.answer_index),
     ]  # fmt: skip
     assert made.reasons(candidates, **limits(jaccard=0.7)) == {
         "one": [], "two": ["duplicate"], "known": ["overlap"], "nearly": ["near_overlap"],
@@ -99,8 +99,7 @@ def test_what_an_earlier_iteration_kept_counts_as_known(made: CurateWorkspace) -
     made.prepare_again({first: phash(), near: phash(7)})
     assert made.curate([candidate("t1", first, QUESTION)], **limits())[0] == 0
     again = [candidate("t2", near, ASKED, iteration=2)]
-    previous = jobs_fixtures.ref(made.root, made.asked)
-    assert made.reasons(again, iteration=2, previous=previous, **limits()) == {"t2": ["near_overlap"]}
+    assert made.reasons(again, iteration=2, history=made.history, **limits()) == {"t2": ["near_overlap"]}
 
 
 # -- exhaustively ------------------------------------------------------------------------------------------------------
@@ -109,11 +108,14 @@ WORDS = ("left", "right", "lung", "kidney", "mass", "cyst")
 
 
 @st.composite
-def rows(draw: st.DrawFn) -> list[dict[str, Any]]:
+def rows(draw: st.DrawFn) -> list[Triplet]:
     count = draw(st.integers(0, 14))
     question = st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map(" ".join)
-    return [{"triplet_id": str(n), "image_sha256": f"i{draw(st.integers(0, 7))}", "question": draw(question),
-             "options": ["cyst", "mass"], "answer_index": draw(st.integers(0, 1))} for n in range(count)]  # fmt: skip
+    return [
+        triplet(str(n), f"i{draw(st.integers(0, 7))}", draw(question), options=("cyst", "mass"),
+                answer_index=draw(st.integers(0, 1)))
+        for n in range(count)
+    ]  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None)
@@ -124,12 +126,12 @@ def test_pairs_are_those_of_an_exhaustive_comparison(mine: Any, others: Any, dat
     flips = st.lists(st.integers(0, 63), max_size=8)
     phashes = {f"i{n}": phash(*data.draw(flips)) for n in range(6)}  # i6 and i7 have none
 
-    def near(a: dict[str, Any], b: dict[str, Any]) -> bool:
-        left, right = phashes.get(a["image_sha256"]), phashes.get(b["image_sha256"])
+    def near(a: Triplet, b: Triplet) -> bool:
+        left, right = phashes.get(a.image_sha256), phashes.get(b.image_sha256)
         if left and right:
             images = (int(left, 16) ^ int(right, 16)).bit_count() <= limit
         else:
-            images = a["image_sha256"] == b["image_sha256"]
+            images = a.image_sha256 == b.image_sha256
         said = [text_fingerprint.shingles(text_fingerprint.text_of(row)) for row in (a, b)]
         return images and text_fingerprint.jaccard(*said) >= jaccard
 
@@ -170,8 +172,7 @@ def test_a_band_misses_fewer_than_one_pair_in_a_thousand_at_the_limit() -> None:
 
 
 def test_option_order_case_and_punctuation_do_not_count() -> None:
-    one = {"question": "Where is it?", "options": ["Left lung", "Right lung"], "answer_index": 0}
-    other = {"question": "where  IS it", "options": ["right lung.", "left lung"], "answer_index": 1}
+    one = triplet("t", "i", "Where is it?", options=("Left lung", "Right lung"), answer_index=0)
+    other = triplet("t", "i", "where  IS it", options=("right lung.", "left lung"), answer_index=1)
     assert text_fingerprint.text_of(one) == text_fingerprint.text_of(other)
-    assert text_fingerprint.text_of({**one, "answer_index": None}).answer == ""
-    assert text_fingerprint.text_of(one) != text_fingerprint.text_of({**one, "answer_index": 1})
+    assert text_fingerprint.text_of(one) != text_fingerprint.text_of(replace(one, answer_index=1))

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.curate_fixtures import CurateWorkspace, candidate
+from tests.support.curate_fixtures import CurateWorkspace, candidate, reasons_of
 
 from medgr2_api import paths
+from medgr2_jobs.curate.training_set import Origin
 from medgr2_jobs.errors import DataError
 from medgr2_jobs.review import __main__ as command
 from medgr2_jobs.review import export_review, import_review
@@ -30,14 +31,14 @@ class Reviewed(CurateWorkspace):
             candidate("t1", self.free[1], "=cmd() <b>?</b>"),
             candidate("t2", self.free[2], "Größe?"),
             candidate("bench", self.image("test")),
-            candidate("broken", self.free[3], outcome="schema", options=[], answer_index=None, question=""),
+            candidate("broken", self.free[3], outcome="schema"),
         ]
         self.again()
 
     def again(self, review: str = "", **options: Any) -> int:
         code, found = self.curate(self.candidates, review=review, **{**ALL, **options})
         if code == 0:
-            refs = {"generate": self.asked.inputs["candidates"], "curate": found.ref}
+            refs = {"generate": self.asked.inputs["generate-1"], "curate": found.ref}
             for stage, ref in refs.items():
                 link = self.root / paths.iteration_link("test", 1, stage)
                 link.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +48,7 @@ class Reviewed(CurateWorkspace):
         return code
 
     def kept(self) -> dict[str, list[str]]:
-        return {row["triplet_id"]: row["reasons"] for row in self.found.rows("decisions")}
+        return reasons_of(self.found)
 
     def put(self, *rows: dict[str, Any], name: str = "back.jsonl") -> dict[str, Any]:
         data = "".join(json.dumps(row) + "\n" for row in rows).encode()
@@ -82,7 +83,7 @@ def test_the_folder_has_the_kept_triplets_with_their_images(made: Reviewed) -> N
         "CT", "It looks like it.", None, []
     )  # fmt: skip
     for row, source in zip(rows, made.candidates, strict=False):
-        assert files[row["image"]] == (made.root / paths.image(source["image_sha256"])).read_bytes()
+        assert files[row["image"]] == (made.root / paths.image(source.image_sha256)).read_bytes()
     everything = exported(made, everything=True)["triplets.jsonl"].splitlines()
     assert {json.loads(line)["triplet_id"]: json.loads(line)["reasons"] for line in everything} == {
         "t0": [], "t1": [], "t2": [], "bench": ["benchmark_image"],
@@ -106,7 +107,7 @@ def test_the_page_shows_everything_and_no_text_becomes_markup(made: Reviewed) ->
     assert page.count("<article ") == 3
     assert "=cmd() &lt;b&gt;?&lt;/b&gt;" in page
     assert "<b>" not in page
-    assert all(f'src="images/{row["image_sha256"]}.png"' in page for row in made.candidates[:3])
+    assert all(f'src="images/{row.image_sha256}.png"' in page for row in made.candidates[:3])
     assert "http" not in page
 
 
@@ -128,8 +129,7 @@ def test_a_veto_takes_out_and_nothing_else_changes(made: Reviewed) -> None:
     assert (told["decided"], told["vetoed"], told["candidates"]) == (3, 2, 5)
     assert made.again(told["sha256"]) == 0
     assert made.kept() == {**before, "t1": ["vetoed"], "bench": ["benchmark_image", "vetoed"]}
-    assert {row["row_id"] for row in made.found.rows("training") if row["origin"] == "generated"} == {"t0", "t2"}
-    assert {row["triplet_id"]: row["reasons"] for row in made.found.rows("lineage")} == made.kept()
+    assert {row.row_id for row in made.training() if row.origin is Origin.GENERATED} == {"t0", "t2"}
     counters = made.found.manifest.counters
     assert (counters["dropped_vetoed"], counters["reviewed"], counters["kept"]) == (2, 3, 2)
 
