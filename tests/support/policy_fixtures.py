@@ -106,7 +106,9 @@ class PolicyWorkspace:
 
     def preferences(self, **changes: Any) -> StageRequest:
         preferences = {"prompts": 40, "samplesPerPrompt": 4, "temperature": 1.0, "seedFraction": 0.5, **changes}
-        return self.request("preferences", {"preferences": preferences, "grades": {}}, ["prepare", "curate-1", "policy"])
+        return self.request(
+            "preferences", {"preferences": preferences, "grades": {}}, ["prepare", "curate-1", "policy"]
+        )
 
     def context(self, request: StageRequest) -> StageContext[Any]:
         """What the stage's `run` is given."""
