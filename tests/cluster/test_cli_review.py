@@ -48,7 +48,7 @@ def curated(workspace: Path, count: int = 3) -> None:
     decisions.append(Decision(candidates[-1].triplet_id, False, ("below_threshold",), None))
     publish(workspace, "generate", 1, tables={Candidate: candidates}, cycle="loop")
     publish(workspace, "score", 1, tables={Score: [Score(row.triplet_id, 7.5) for row in candidates]}, cycle="loop")
-    parameters = {"seed": 1, "curation": {}, "answerFormat": "Letter"}
+    parameters = {"seed": 1, "curation": {"selection": {"strategy": "All"}}, "answerFormat": "Letter"}
     publish(workspace, "curate", 1, tables={Decision: decisions}, parameters=parameters, cycle="loop")
 
 

@@ -37,7 +37,7 @@ def workspace(tmp_path: Path) -> Path:
     candidates = [candidate(name, image, "What?", options=("a", "b"), answer_index=1) for name in ("t0", "t1")]
     publish(root, "generate", 1, tables={Candidate: candidates}, cycle="loop")
     decisions = [Decision(row.triplet_id, True, (), None) for row in candidates]
-    parameters = {"seed": 1, "curation": {}, "answerFormat": "Letter"}
+    parameters = {"seed": 1, "curation": {"selection": {"strategy": "All"}}, "answerFormat": "Letter"}
     publish(root, "curate", 1, tables={Decision: decisions}, parameters=parameters, cycle="loop")
     return root
 
