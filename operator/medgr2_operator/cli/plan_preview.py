@@ -74,7 +74,9 @@ def _look_up(
     if len(manifests) < max(1, cycle.spec.stage(name).shards):
         if token:
             return Forecast(f"runs: restarted (token {token})", now)
-        return Forecast(f"runs again: {why}" if why else "runs: nothing with these parameters and inputs is there", now)
+        return Forecast(
+            f"runs again: {why}" if why else "runs: nothing with these parameters and inputs is in the workspace", now
+        )
     first = manifests[0]
     return Forecast(
         f"reused: made by {first['cycle']}, iteration {first['iteration']}",
