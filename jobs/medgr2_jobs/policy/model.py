@@ -13,7 +13,7 @@ from ..models import vlm
 from ..runner.distributed import deepspeed
 
 
-class ExactResume(Trainer):  # type: ignore[misc]
+class ExactResume(Trainer):
     """Goes before a TRL trainer among the bases: a resume loads the checkpoint's weights, or fails.
 
     transformers 5 writes weights under the names of the hub (`model.layers…`) and builds models with others

@@ -104,7 +104,7 @@ class PolicyReward:
         trainer_state: Any,
         log_metric: Callable[[str, float], None],
         **_: Any,
-    ) -> list[float]:
+    ) -> list[float | None]:
         """Rewards of B completions; dataset columns come as lists of the same length.
 
         Args:

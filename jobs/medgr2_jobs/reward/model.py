@@ -74,7 +74,8 @@ class LastTokenHead(nn.Module):
 
     def forward(self, pooled: torch.Tensor, _logprobs: torch.Tensor | None) -> torch.Tensor:
         """(B, H) → (B,), in units of the grades' half range."""
-        return self.output(pooled).squeeze(-1)
+        read: torch.Tensor = self.output(pooled)
+        return read.squeeze(-1)
 
 
 class LikelihoodHead(nn.Module):
@@ -93,7 +94,8 @@ class LikelihoodHead(nn.Module):
         """(B, H) and the mean and minimum log-probability (B, 2) → (B,)."""
         assert logprobs is not None
         features = torch.cat([self.norm(pooled), logprobs], 1)
-        return self.output(nn.functional.gelu(self.inner(features))).squeeze(-1)
+        read: torch.Tensor = self.output(nn.functional.gelu(self.inner(features)))
+        return read.squeeze(-1)
 
 
 _HEADS: dict[RewardHead, type[nn.Module]] = {

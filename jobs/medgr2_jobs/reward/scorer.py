@@ -15,7 +15,8 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import CacheLayerMixin
 
 from medgr2_api.training_spec import AnswerFormat
 
@@ -206,10 +207,13 @@ def _pad(ids: list[list[int]], pad: int, device: torch.device) -> tuple[torch.Te
     return padded, attended
 
 
-def _expand(cache: DynamicCache, owner: torch.Tensor, config: object) -> DynamicCache:
+def _expand(cache: DynamicCache, owner: torch.Tensor, config: PreTrainedConfig) -> DynamicCache:
     """A cache with one row per entry of `owner`: that group's keys and values (a view when there is one group)."""
     expanded = DynamicCache(config=config)
     for index, layer in enumerate(cache.layers):
+        assert isinstance(layer, CacheLayerMixin)  # with keys and values, as the Qwen2-VL family's are
+        assert layer.keys is not None
+        assert layer.values is not None
         if layer.keys.shape[0] == 1:
             keys, values = (part.expand(len(owner), -1, -1, -1) for part in (layer.keys, layer.values))
         else:

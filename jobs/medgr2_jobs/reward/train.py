@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,22 +140,23 @@ class _Collator:
 
     encoder: Encoder
 
-    def __call__(self, rows: list[TrainingExample]) -> Mapping[str, torch.Tensor]:
+    def __call__(self, rows: list[TrainingExample]) -> dict[str, Any]:
         batch = self.encoder.batch([example.row for example in rows])
         targets = torch.tensor([example.target for example in rows], dtype=torch.float32)
         return {**batch.inputs, "labels": batch.labels, "targets": targets}
 
 
-class _RewardTrainer(Trainer):  # type: ignore[misc]
+class _RewardTrainer(Trainer):
     """Keeps our order of rows, and saves what is trained: adapters or backbone, and the head."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        return SequentialSampler(rows)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         parameters = self.accelerator.unwrap_model(self.model).named_parameters()
         weights = {name: (state_dict or {}).get(name, value) for name, value in parameters if value.requires_grad}

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from medgr2_api.stages.grpo import GRPOParameters
@@ -45,7 +46,13 @@ from ..training.trainer import (
 FIELD = "policy.grpo.trainer"
 
 
-class EpochSampler(RepeatSampler):  # type: ignore[misc]
+def _filled_in(value: int | None) -> int:
+    """TRL works out what was not given, and its types do not say so."""
+    assert value is not None
+    return value
+
+
+class EpochSampler(RepeatSampler):
     """TRL's sampler, but an epoch's order depends on its number only: a resumed run meets the same prompts.
 
     (TRL's draws one permutation after another from one generator, which a resume starts anew.)
@@ -54,19 +61,23 @@ class EpochSampler(RepeatSampler):  # type: ignore[misc]
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer before each epoch."""
         if self.shuffle:
-            self.generator.manual_seed(self.seed + epoch)
+            self.generator.manual_seed(_filled_in(self.seed) + epoch)
 
 
-class PolicyTrainer(ExactResume, GRPOTrainer):  # type: ignore[misc]
+class PolicyTrainer(ExactResume, GRPOTrainer):
     """GRPOTrainer that resumes exactly, with the sampler above."""
 
+    args: GRPOConfig
+
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+        rows: Any = self.train_dataset if dataset is None else dataset
+        group = _filled_in(self.num_generations)
         return EpochSampler(
-            data_source=self.train_dataset if dataset is None else dataset,
-            mini_repeat_count=self.num_generations,
-            batch_size=self.args.generation_batch_size // self.num_generations,
-            repeat_count=self.num_iterations * self.args.steps_per_generation,
-            shuffle=self.shuffle_dataset,
+            data_source=rows,
+            mini_repeat_count=group,
+            batch_size=_filled_in(self.args.generation_batch_size) // group,
+            repeat_count=self.num_iterations * _filled_in(self.args.steps_per_generation),
+            shuffle=bool(self.shuffle_dataset),
             seed=self.args.seed,
         )
 
@@ -159,12 +170,13 @@ def check_batches(args: GRPOConfig) -> None:
     Raises:
         ConfigError: the samples one process draws at a time are no multiple of the group size.
     """
-    samples = args.per_device_train_batch_size * args.steps_per_generation
-    if samples % args.num_generations:
+    steps, group = _filled_in(args.steps_per_generation), _filled_in(args.num_generations)
+    samples = args.per_device_train_batch_size * steps
+    if samples % group:
         raise ConfigError(
             f"{FIELD}: per_device_train_batch_size x steps_per_generation is {samples}, which policy.grpo."
-            f"numGenerations ({args.num_generations}) does not divide; choose a multiple, such as "
-            f"per_device_train_batch_size: {math.lcm(samples, args.num_generations) // args.steps_per_generation}"
+            f"numGenerations ({group}) does not divide; choose a multiple, such as "
+            f"per_device_train_batch_size: {math.lcm(samples, group) // steps}"
         )
 
 
@@ -174,7 +186,7 @@ def total_steps(args: GRPOConfig, prompts: int) -> int:
     Raises:
         DataError: there are fewer prompts than one generation batch takes: TRL would silently train on nothing.
     """
-    at_once = args.generation_batch_size // args.num_generations
+    at_once = _filled_in(args.generation_batch_size) // _filled_in(args.num_generations)
     if prompts < at_once:
         raise DataError(
             f"GRPO has {prompts} distinct prompts, and one generation batch takes {at_once} "
@@ -183,19 +195,20 @@ def total_steps(args: GRPOConfig, prompts: int) -> int:
         )
     if args.max_steps > 0:
         return int(args.max_steps)
-    batches = prompts // at_once * args.num_iterations * args.steps_per_generation
+    batches = prompts // at_once * args.num_iterations * _filled_in(args.steps_per_generation)
     return math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
 
 
 def checkpoint_unit(args: GRPOConfig) -> int:
     """Optimizer steps after which a generation batch is used up (see the module's docstring)."""
-    passes = args.steps_per_generation * args.num_iterations
+    passes = _filled_in(args.steps_per_generation) * args.num_iterations
     return math.lcm(passes, args.gradient_accumulation_steps) // args.gradient_accumulation_steps
 
 
 def _generation_options(args: GRPOConfig, never: Sequence[int]) -> dict[str, Any]:
     """The user's `generation_kwargs`, and what must not be sampled."""
-    given = dict(args.generation_kwargs or {})
+    given = args.generation_kwargs or {}
+    assert not isinstance(given, str)  # GRPOConfig has read it
     return {**given, "suppress_tokens": sorted({*never, *(given.get("suppress_tokens") or [])})}
 
 

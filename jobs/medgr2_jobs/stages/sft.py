@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from medgr2_api.stages.sft import SFTParameters
 from medgr2_api.training_spec import InitFrom
@@ -23,7 +24,7 @@ from ..training.trainer import StageCallback, lora_config, place_checkpoints, tr
 FIELD = "policy.sft.trainer"
 
 
-class PolicyTrainer(ExactResume, SFTTrainer):  # type: ignore[misc]
+class PolicyTrainer(ExactResume, SFTTrainer):
     """SFTTrainer that resumes exactly."""
 
 

@@ -79,7 +79,7 @@ def export(root: Path, path: str, stream: BinaryIO) -> Exported:
     if not found.is_file() and not found.is_dir():
         raise NotThere(f"{path}: no such file or folder; {_beside(root, path)}")
     counted, told = Counted(stream), Exported()
-    with tarfile.open(fileobj=counted, mode="w|", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[arg-type]
+    with tarfile.open(fileobj=counted, mode="w|", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
         for item, name in _walk(found, told):
             _add(archive, item, name, told)
     stream.flush()
