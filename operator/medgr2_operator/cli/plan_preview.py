@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from medgr2_api import paths
 from medgr2_api.cycle import Cycle
-from medgr2_api.hashing import combined_digest, meaning
+from medgr2_api.hashing import canonical_json, combined_digest, meaning
 from medgr2_api.stages import StageParameters, definition, input_hash
 from medgr2_api.status import AttemptState, CycleStatus, StageStatus
 
@@ -131,4 +131,4 @@ def _changes(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
 def _shown(value: Any) -> str:
     if value is None:
         return "none"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else canonical_json(value)
