@@ -48,8 +48,8 @@ def find(group: PluginGroup, plugin: PluginRef, where: str) -> EntryPoint:
     version = found[0].dist.version if found[0].dist else ""
     if version != plugin.version:
         raise ConfigError(
-            f"{where}.version: asks for {plugin.version}, but installed is {packages[0]}: install {plugin.version} in "
-            f"the image of the stages, or ask for {version} (what ran with another version runs again)"
+            f"{where}.version: asks for {plugin.version}, but installed is {packages[0]}: install {plugin.version} "
+            f"where the stages run, or ask for {version} (what ran with another version runs again)"
         )
     return found[0]
 
@@ -87,7 +87,7 @@ def _missing(group: PluginGroup, name: str) -> str:
     listed = ", ".join(f"{one} ({package})" for one, package in known) or "none"
     return (
         f"no installed package has an entry point {name!r} in {group}; {meant}Installed are: {listed}. "
-        "Install the package in the image of the stages, or correct the name"
+        "Install the package where the stages run (on a cluster: in their image), or correct the name"
     )
 
 
