@@ -136,7 +136,7 @@ class Curation(Model):
     """Keep candidates that are already in the training set (paper: allow_overlap). Benchmarks are always kept out."""
     near_duplicates: NearDuplicates | None = None
     """Drop near-duplicates too, within the batch and of the training set; absent: only exact ones."""
-    reject_guessable: bool | None = None
+    reject_guessable: bool = False
     """Drop what the options alone give away: an option prior fitted on the training set answers it."""
     balance: Balance | None = None
     """Cap the share of a group; absent: no cap."""

@@ -82,7 +82,7 @@ class CycleSpec(Model):
     max_parallel_stages: Annotated[int, Field(ge=1, le=64)] = 4
     """Stages that may run at the same time."""
     active_deadline_seconds: Annotated[int | None, Field(ge=1)] = None
-    """Longest life of the cycle in seconds; stands still while suspended."""
+    """Longest life of the cycle in seconds; stands still while suspended. Absent: no limit."""
     pending_deadline_seconds: Annotated[int, Field(ge=1)] = 86_400
     """Longest wait of a stage to be scheduled."""
     ttl_seconds_after_finished: Annotated[int | None, Field(ge=0)] = None

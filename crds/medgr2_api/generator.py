@@ -166,7 +166,8 @@ class PluginProvider(PluginRef, GeneratorKind):
     model: ModelName
     """Model id; every candidate is marked with it."""
     base_url: Annotated[HttpURL | None, Field(alias="baseURL")] = None
-    """Address, for plugins that want one. Unlike `options` it can be changed without repeating paid work."""
+    """Address, for plugins that want one; absent: it gets none. Unlike `options` it can be changed without repeating
+    paid work."""
     api_key_secret_ref: SecretKeyRef | None = None
     """Where the API key lies; absent: the plugin gets none."""
     external: bool = True

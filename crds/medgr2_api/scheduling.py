@@ -74,9 +74,9 @@ class Budget(Model):
     """What the cycle may cost."""
 
     gpu_hours: Annotated[float | None, Field(gt=0)] = None
-    """GPUs times hours of all stages."""
+    """GPUs times hours of all stages; absent: no limit."""
     generator_usd: Annotated[float | None, Field(gt=0, alias="generatorUSD")] = None
-    """Money spent at the generator's provider."""
+    """Money spent at the generator's provider; absent: no limit."""
     on_exceeded: OnExceeded = OnExceeded.SUSPEND
     """Suspend (go on after the budget was raised) or Fail."""
 
@@ -159,19 +159,19 @@ class StageSettings(Model):
     resources: KubernetesObject = {}
     """As in a container."""
     deepspeed: DeepSpeed | None = None
-    """Shard the optimizer (Zero2) or also the parameters (Zero3)."""
+    """Shard the optimizer (Zero2) or also the parameters (Zero3); absent: neither."""
     timeout_seconds: Annotated[int | None, Field(ge=1)] = None
-    """Longest run of one attempt."""
+    """Longest run of one attempt; absent: no limit."""
     pending_deadline_seconds: Annotated[int | None, Field(ge=1)] = None
     """Longest wait to be scheduled; default: the cycle's."""
     queue_name: LabelValue | None = None
     """LocalQueue of this stage; default: the cycle's."""
     image: str | None = None
-    """Container image of this stage."""
+    """Container image of this stage; absent: the template's."""
     node_selector: dict[str, str] | None = None
-    """As in a pod, instead of the template's."""
+    """As in a pod, instead of the template's; absent: the template's."""
     tolerations: Annotated[list[KubernetesObject] | None, Field(max_length=64)] = None
-    """As in a pod, instead of the template's."""
+    """As in a pod, instead of the template's; absent: the template's."""
     patches: Annotated[list[KubernetesObject], Field(max_length=64)] = []
     """RFC 6902 operations on this stage's Job, after the template's."""
 

@@ -127,7 +127,8 @@ class RewardModel(Model):
     """Model to start from: a folder on the volume, an id of the Hugging Face hub (fetched and pinned by prepare), a URI
     (hf://org/name@revision, s3://…, file:///…), or builtin://tiny-qwen2.5-vl."""
     checkpoint: ModelURI | None = None
-    """Bring your own R⁽⁰⁾: as `baseModel`, with the head beside it; the first training is then left out."""
+    """Bring your own R⁽⁰⁾: as `baseModel`, with the head beside it; the first training is then left out. Absent: it
+    is trained."""
     head: RewardHead | None = None
     """What the scalar head sees."""
     grades: Grades = Grades()
