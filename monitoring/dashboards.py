@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from medgr2_api.metrics import MACRO_ACCURACY
+
 from .panels import bars, dashboard, free_graph, graph, number, timeline, variable
 
 FOLDER = Path(__file__).parents[1] / "charts" / "medgr2-operator" / "files" / "dashboards"
@@ -183,6 +185,7 @@ def fleet() -> str:
 def cycle() -> str:
     """One cycle."""
     of = f"{{{_CYCLE}}}"
+    score = f'{{{_CYCLE}, metric="{MACRO_ACCURACY.name}"}}'
     rows = {
         "Cycle": [
             number("Phase", "What the cycle does", "none", {f"max by (phase) (medgr2_cycle_phase{of})": "{{phase}}"}),
@@ -209,11 +212,11 @@ def cycle() -> str:
             ),
             bars(
                 "Scores", "Macro accuracy on the validation split, by checkpoint and iteration", "percentunit",
-                {f"max by (checkpoint, iteration) (medgr2_cycle_score_ratio{of})": "{{checkpoint}}@{{iteration}}"},
+                {f"max by (checkpoint, iteration) (medgr2_cycle_score_ratio{score})": "{{checkpoint}}@{{iteration}}"},
             ),
             graph(
                 "Scores over time", "Macro accuracy on the validation split", "percentunit",
-                {f"max by (checkpoint, iteration) (medgr2_cycle_score_ratio{of})": "{{checkpoint}}@{{iteration}}"},
+                {f"max by (checkpoint, iteration) (medgr2_cycle_score_ratio{score})": "{{checkpoint}}@{{iteration}}"},
             ),
             graph("Retries", "Attempts lost so far, by cause", "none",
                   {f"max by (cause) (medgr2_cycle_retries_total{of})": "{{cause}}"}),

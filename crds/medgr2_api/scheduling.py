@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from .cel_rules import Rule
+from .metrics import MACRO_ACCURACY, DecidingMetric
 from .model import ApiEnum, Model
 from .stages import StageName, definition, stage_names
 from .stages.definition import Iterations
@@ -18,13 +19,6 @@ class OnExceeded(ApiEnum):
 
     SUSPEND = "Suspend"
     FAIL = "Fail"
-
-
-class Metric(ApiEnum):
-    """Validation metrics that may decide."""
-
-    MACRO_ACCURACY = "macroAccuracy"
-    MICRO_ACCURACY = "microAccuracy"
 
 
 def _stages_of(iterations: Iterations) -> list[str]:
@@ -62,7 +56,7 @@ class RestartFrom(StageRef):
 class EarlyStopping(Model):
     """Stop iterating when the validation split no longer improves. Never reads a benchmark."""
 
-    metric: Metric = Metric.MACRO_ACCURACY
+    metric: DecidingMetric = MACRO_ACCURACY.name
     """What must improve."""
     min_delta: Annotated[float, Field(ge=0)] = 0.002
     """Smallest change that counts as an improvement."""

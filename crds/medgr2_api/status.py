@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler, SerializerFunctionWrapHandler, model_serializer
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from .cel_rules import Keyed
+from .metrics import deciding
 from .model import ApiEnum, Model
 from .stage_contract import Progress
 from .stages import StageName
@@ -149,7 +153,10 @@ class Models(Model):
 
 
 class Score(Model):
-    """A checkpoint's score on the validation split."""
+    """A checkpoint's scores on the validation split: beside the fields below one for each metric that may decide."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float] = Field(init=False)
 
     iteration: int
     """Iteration; 0 is the base model."""
@@ -157,10 +164,31 @@ class Score(Model):
     """Which checkpoint."""
     split: Literal["validation"] = "validation"
     """Always validation: a benchmark never decides."""
-    macro_accuracy: float
-    """Mean of the accuracies over modalities, 0..1."""
-    micro_accuracy: float | None = None
-    """Accuracy over all items, 0..1."""
+
+    @classmethod
+    def of(cls, iteration: int, checkpoint: str, values: Mapping[str, float]) -> Self:
+        """The scores of a checkpoint.
+
+        Args:
+            iteration: that made it.
+            checkpoint: base, sft or grpo.
+            values: by the metrics' names.
+        """
+        return cls.model_validate({"iteration": iteration, "checkpoint": checkpoint, **values})
+
+    def value(self, metric: str) -> float | None:
+        """The score by this metric; None: it was not measured."""
+        return self.__pydantic_extra__.get(metric)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """With a property for each metric: a structural schema allows no others."""
+        document = handler.resolve_ref_schema(handler(core))
+        del document["additionalProperties"]
+        document["properties"] |= {
+            metric.name: {"type": "number", "description": metric.sentence} for metric in deciding()
+        }
+        return document
 
 
 class Usage(Model):

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from medgr2_api.cycle import Cycle
+from medgr2_api.metrics import MACRO_ACCURACY
 from medgr2_api.stages import stage_names
 from medgr2_api.status import AttemptState, Phase, StageStatus
 
@@ -135,9 +136,9 @@ def _graph(cycle: Cycle) -> Table:
             cells.append(f"{mark} {name}", style=style)
             cells.append(" (reused)   " if stage.reused else "   ", style="dim")
         scores = ", ".join(
-            f"{score.checkpoint} {score.macro_accuracy:.3f}"
+            f"{score.checkpoint} {value:.3f}"
             for score in cycle.status.scores
-            if score.iteration == iteration
+            if score.iteration == iteration and (value := score.value(MACRO_ACCURACY.name)) is not None
         )
         if cells or iteration <= cycle.status.iteration:
             label = "start" if iteration == 0 else f"round {iteration}"

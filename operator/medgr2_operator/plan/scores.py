@@ -3,43 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
 
-from medgr2_api.scheduling import EarlyStopping, Metric
+from medgr2_api.metrics import MACRO_ACCURACY, scores
+from medgr2_api.scheduling import EarlyStopping
 from medgr2_api.stage_contract import StageResult
 from medgr2_api.status import Score
 
-Checkpoint = Literal["base", "sft", "grpo"]
-_CHECKPOINTS: tuple[Checkpoint, ...] = ("base", "sft", "grpo")
+_CHECKPOINTS = ("base", "sft", "grpo")
 
 
 def scores_in(iteration: int, result: StageResult) -> list[Score]:
     """The validation scores in an evaluation's result, one per checkpoint."""
+    measured = {checkpoint: scores(result.metrics, checkpoint) for checkpoint in _CHECKPOINTS}
     return [
-        Score(
-            iteration=iteration,
-            checkpoint=checkpoint,
-            macro_accuracy=macro,
-            micro_accuracy=result.metrics.get(f"validation/{checkpoint}/microAccuracy"),
-        )
-        for checkpoint in _CHECKPOINTS
-        if (macro := result.metrics.get(f"validation/{checkpoint}/macroAccuracy")) is not None
+        Score.of(iteration, checkpoint, values)
+        for checkpoint, values in measured.items()
+        if MACRO_ACCURACY.name in values
     ]
 
 
 def best(scores: Iterable[Score]) -> Score | None:
-    """The highest; of equals the earliest."""
-    return max(scores, key=lambda score: (score.macro_accuracy, -score.iteration), default=None)
+    """The one of the highest macro accuracy; of equals the earliest."""
+    measured = [score for score in scores if score.value(MACRO_ACCURACY.name) is not None]
+    return max(measured, key=lambda score: (score.value(MACRO_ACCURACY.name), -score.iteration), default=None)
 
 
-def by_iteration(scores: Iterable[Score], metric: Metric = Metric.MACRO_ACCURACY) -> dict[int, float]:
+def by_iteration(scores: Iterable[Score], metric: str = MACRO_ACCURACY.name) -> dict[int, float]:
     """Each iteration's better checkpoint, in order."""
-    found: dict[int, float] = {}
+    values: dict[int, float] = {}
     for score in sorted(scores, key=lambda score: score.iteration):
-        value = score.macro_accuracy if metric is Metric.MACRO_ACCURACY else score.micro_accuracy
+        value = score.value(metric)
         if value is not None:
-            found[score.iteration] = max(value, found.get(score.iteration, value))
-    return found
+            values[score.iteration] = max(value, values.get(score.iteration, value))
+    return values
 
 
 def stopped_at(scores: Iterable[Score], rule: EarlyStopping, newest_started: int) -> int | None:

@@ -18,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from medgr2_api.cycle import Cycle
+from medgr2_api.metrics import MACRO_ACCURACY, deciding
 from medgr2_api.stages import stage_names
 from medgr2_api.status import AttemptState, CycleStatus, Phase, StageStatus
 
@@ -177,8 +178,11 @@ _OF_A_CYCLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "medgr2_cycle_invalid": ("1 if the cycle cannot be run as it is written", ()),
     "medgr2_cycle_iteration": ("Newest iteration that has started", ()),
     "medgr2_cycle_iterations_planned": ("Iterations that the spec asks for", ()),
-    "medgr2_cycle_score_ratio": ("Validation score: macro accuracy, 0..1", ("checkpoint", "iteration")),
-    "medgr2_cycle_best_score_ratio": ("Best validation score so far", ()),
+    "medgr2_cycle_score_ratio": (
+        "Validation score by each metric that may decide, 0..1",
+        ("checkpoint", "iteration", "metric"),
+    ),
+    "medgr2_cycle_best_score_ratio": ("Best validation score so far: macro accuracy, 0..1", ()),
     "medgr2_cycle_stage_state": ("1 for the state that an unfinished stage is in", ("stage", "iteration", "state")),
     "medgr2_cycle_stage_pending_since_timestamp_seconds": (
         "Since when a stage waits to be scheduled, and why",
@@ -199,9 +203,11 @@ def _samples(status: CycleStatus, iterations: int) -> Iterator[Sample]:
     yield "medgr2_cycle_iteration", (), status.iteration
     yield "medgr2_cycle_iterations_planned", (), iterations
     for score in status.scores:
-        yield "medgr2_cycle_score_ratio", (score.checkpoint, str(score.iteration)), score.macro_accuracy
-    if status.best is not None:
-        yield "medgr2_cycle_best_score_ratio", (), status.best.macro_accuracy
+        for metric in deciding():
+            if (value := score.value(metric.name)) is not None:
+                yield "medgr2_cycle_score_ratio", (score.checkpoint, str(score.iteration), metric.name), value
+    if status.best is not None and (value := status.best.value(MACRO_ACCURACY.name)) is not None:
+        yield "medgr2_cycle_best_score_ratio", (), value
     for record in status.stages:
         where = (str(record.name), str(record.iteration))
         if not record.attempt or record.state not in ACTIVE:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from medgr2_api.scheduling import EarlyStopping, Metric
+from medgr2_api.scheduling import EarlyStopping
 from medgr2_api.stage_contract import StageResult
 from medgr2_api.status import Score
 from medgr2_operator.plan.scores import best, by_iteration, scores_in, stopped_at
 
 
 def scores(*values: float) -> list[Score]:
-    return [Score(iteration=i, checkpoint="grpo" if i else "base", macro_accuracy=v) for i, v in enumerate(values)]
+    return [Score.of(i, "grpo" if i else "base", {"macroAccuracy": v}) for i, v in enumerate(values)]
 
 
 def test_read_from_an_evaluation() -> None:
@@ -25,8 +25,8 @@ def test_read_from_an_evaluation() -> None:
         },
     )
     assert scores_in(2, result) == [
-        Score(iteration=2, checkpoint="sft", macro_accuracy=0.5),
-        Score(iteration=2, checkpoint="grpo", macro_accuracy=0.6, micro_accuracy=0.7),
+        Score.of(2, "sft", {"macroAccuracy": 0.5}),
+        Score.of(2, "grpo", {"macroAccuracy": 0.6, "microAccuracy": 0.7}),
     ]
 
 
@@ -39,11 +39,11 @@ def test_best_is_the_highest_then_the_earliest() -> None:
 
 def test_an_iteration_is_as_good_as_its_better_checkpoint() -> None:
     both = [
-        Score(iteration=1, checkpoint="sft", macro_accuracy=0.6, micro_accuracy=0.4),
-        Score(iteration=1, checkpoint="grpo", macro_accuracy=0.5),
+        Score.of(1, "sft", {"macroAccuracy": 0.6, "microAccuracy": 0.4}),
+        Score.of(1, "grpo", {"macroAccuracy": 0.5}),
     ]
     assert by_iteration(both) == {1: 0.6}
-    assert by_iteration(both, Metric.MICRO_ACCURACY) == {1: 0.4}
+    assert by_iteration(both, "microAccuracy") == {1: 0.4}
 
 
 @pytest.mark.parametrize(

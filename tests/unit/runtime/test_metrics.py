@@ -214,7 +214,9 @@ def test_what_a_cycle_tells() -> None:
     assert value("medgr2_cycle_stage_state", **at, state="Running") == 1
     assert value("medgr2_stages_active", stage="grpo", state="Running") == 1
     base = next(score for score in sim.status.scores if score.checkpoint == "base")
-    assert value("medgr2_cycle_score_ratio", **of, checkpoint="base", iteration="0") == base.macro_accuracy
+    assert value(
+        "medgr2_cycle_score_ratio", **of, checkpoint="base", iteration="0", metric="macroAccuracy"
+    ) == base.value("macroAccuracy")
     assert (value("medgr2_cycles", phase="Running"), value("medgr2_cycles", phase="Failed")) == (1, 0)
     assert not sim.exported.labels("medgr2_cycle_stage_pending_since_timestamp_seconds")
     finish(sim)
