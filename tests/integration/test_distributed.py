@@ -34,6 +34,7 @@ from medgr2_api.stage_contract import (
 from medgr2_jobs.models import vlm
 from medgr2_jobs.reward.model import RewardModel
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
+from medgr2_jobs.store.rows import Rollout
 from medgr2_jobs.training import trainer
 from tests.support import policy_fixtures
 from tests.support.fixtures import artifact_ref, prepared_workspace, stage_request
@@ -210,7 +211,7 @@ def test_grpo_in_two_processes_of_one_node(workspace: PolicyWorkspace, cluster: 
     pod = cluster(request, nodes=1, processes=2)
     assert pod.ended() == [0], pod.logs()
     reader = workspace.reader(request)
-    assert len(reader.rows("rollouts")) == 4 * 4  # a whole group of each step, from one of the processes
+    assert len(reader.rows(Rollout)) == 4 * 4  # a whole group of each step, from one of the processes
     assert reader.manifest.counters["steps"] == 4
     vlm.load_model(reader.folder_of("model"))
 

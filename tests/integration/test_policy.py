@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from medgr2_jobs.models import vlm
 from medgr2_jobs.models.vlm import Row
 from medgr2_jobs.prompts import answers
 from medgr2_jobs.stages import grpo, preferences
+from medgr2_jobs.store.rows import Preference, Rollout
 from tests.support import policy_fixtures
 from tests.support.plugin_fixtures import install, plugin
 from tests.support.policy_fixtures import FORMAT, PolicyWorkspace, in_child
@@ -106,14 +108,12 @@ def test_sft_goes_on_from_the_previous_policy_on_request(workspace: PolicyWorksp
 def test_an_unusable_row_ends_sft_with_a_data_error(
     workspace: PolicyWorkspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken = policy_fixtures.PolicyWorkspace(
-        workspace.root, dict(workspace.refs), workspace.training, workspace.candidates, workspace.items
-    )
-    rows = [dict(row) for row in workspace.training]
-    rows[3]["response"] = ""
-    broken.refs["curate-1"] = policy_fixtures.publish_table(broken, "training", rows)
+    kept = next(row.triplet_id for row in workspace.decisions if row.keep)
+    candidates = [replace(row, response="") if row.triplet_id == kept else row for row in workspace.candidates]
+    broken = replace(workspace, refs={**workspace.refs})
+    broken.refs["generate-1"] = policy_fixtures.publish_rows(broken, "generate", candidates)
     assert broken.run(broken.sft(name="broken"), expect=ExitCode.DATA_ERROR) is None
-    assert rows[3]["row_id"] in capsys.readouterr().err
+    assert kept in capsys.readouterr().err
 
 
 def test_each_completion_is_scored_against_its_own_image(
@@ -147,8 +147,8 @@ def test_each_completion_is_scored_against_its_own_image(
 
     truth = {}
     for row in [*workspace.training, *workspace.candidates[:-1]]:
-        text = answers.prompt_text(row["question"], row["options"], FORMAT)
-        truth.setdefault(text, set()).add(row["image_sha256"])
+        prompt = answers.prompt_of(row, FORMAT)
+        truth.setdefault(prompt.text, set()).add(prompt.image_sha256)
     assert len(asked) == 24
     groups = [asked[start : start + 3] for start in range(0, 24, 3)]
     for group in groups:
@@ -191,7 +191,7 @@ def test_grpo_prepares_each_picture_once(workspace: PolicyWorkspace, monkeypatch
     monkeypatch.setattr(kind, "_preprocess", counted)
     found = workspace.run(request)
     assert found is not None
-    prompts = len(found.rows("rollouts"))
+    prompts = len(found.rows(Rollout))
     assert prompts
     each = {id(one): sum(count for other, count in done if other is one) for one, _ in done}
     assert all(count <= prompts for count in each.values()), "the policy's processor, and the reward model's"
@@ -225,9 +225,9 @@ def test_grpo_raises_its_reward(workspace: PolicyWorkspace, monkeypatch: pytest.
     counters = found.manifest.counters
     assert counters["reward_last"] > counters["reward_first"] + 0.05
     assert counters["variance_share_reward_model"] == pytest.approx(1)
-    table = found.rows("rollouts")
+    table = found.rows(Rollout)
     assert len(table) == 12 * 8
-    assert {row["step"] for row in table} == set(range(12))
+    assert {row.step for row in table} == set(range(12))
     assert vlm.load_processor(found.folder_of("model")).tokenizer.padding_side == "right"
 
 
@@ -235,7 +235,7 @@ def test_grpo_without_a_reward_model_asks_trusted_prompts_only(workspace: Policy
     found = workspace.run(
         workspace.grpo(
             {"max_steps": 1},
-            roles=("prepare", "curate-1", "sft", "generate-1"),
+            roles=(*policy_fixtures.DATA, "sft"),
             rewards=[{"type": "AnswerMatch", "weight": 1.0}],
         )
     )
@@ -292,10 +292,10 @@ def test_preferences_are_the_same_after_a_stop(workspace: PolicyWorkspace) -> No
     assert straight is not None
     counters = straight.manifest.counters
     assert counters["samples_drawn"] == 4 * counters["prompts"]
-    rows = straight.rows("preferences")
-    assert len({(row["prompt_id"], row["response"]) for row in rows}) == len(rows) == counters["samples"]
-    assert {row["split"] for row in rows} == {"train", "heldout"}
-    assert {row["target"] for row in rows} <= {10, 6, 0, -6}
+    rows = straight.rows(Preference)
+    assert len({(row.prompt_id, row.response) for row in rows}) == len(rows) == counters["samples"]
+    assert {row.split for row in rows} == {"train", "heldout"}
+    assert {row.target for row in rows} <= {10, 6, 0, -6}
 
     again = request.model_copy(update={"input_hash": "a" * 64})
     context = workspace.context(again)

@@ -8,13 +8,14 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from medgr2_api import paths, stages
 from medgr2_api.stage_contract import REQUEST_ENV, WORKSPACE_ENV, ArtifactRef, CycleRef, StageRequest
 from medgr2_api.training_spec import AnswerFormat, Grades, RewardHead
+from medgr2_jobs.curate.training_set import TrainingRow, training_set
 from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.models.tiny import model as tiny_model
 from medgr2_jobs.models.tiny import tokenizer as tiny_tokenizer
@@ -25,10 +26,16 @@ from medgr2_jobs.runner.main import execute, main
 from medgr2_jobs.store import manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
 from medgr2_jobs.store.images import ImageStore
+from medgr2_jobs.store.rows import Candidate, CandidateOutcome, Decision, Item, Split, TableRow
 from medgr2_jobs.training import trainer
 from tests.support import fork_runner
+from tests.support.rows import row_of
+
+R = TypeVar("R", bound=TableRow)
 
 FORMAT = AnswerFormat.OPTION_TEXT
+#: Roles of what D_gen is read from.
+DATA = ("prepare", "generate-1", "curate-1")
 CYCLE = CycleRef(name="world", uid="0" * 8)
 SFT_TRAINER = {"max_steps": 4, "per_device_train_batch_size": 4, "lr_scheduler_type": "constant"}
 GRPO_TRAINER = {
@@ -46,9 +53,10 @@ class PolicyWorkspace:
 
     root: Path
     refs: dict[str, ArtifactRef]
-    training: list[dict[str, Any]]
-    candidates: list[dict[str, Any]]
-    items: list[dict[str, Any]]
+    training: list[TrainingRow]
+    """D_gen."""
+    candidates: list[Candidate]
+    decisions: list[Decision]
 
     @property
     def images(self) -> ImageStore:
@@ -76,13 +84,13 @@ class PolicyWorkspace:
             "numEpochs": 1,
             "trainer": SFT_TRAINER if trainer is None else trainer,
         }
-        return self.request("sft", {"initFrom": "Base", "training": training}, ["prepare", "curate-1"], **more)
+        return self.request("sft", {"initFrom": "Base", "training": training}, list(DATA), **more)
 
     def grpo(
         self,
         trainer: dict[str, Any] | None = None,
         *,
-        roles: tuple[str, ...] = ("prepare", "curate-1", "sft", "generate-1", "reward"),
+        roles: tuple[str, ...] = (*DATA, "sft", "reward"),
         attempt: int = 1,
         name: str = "",
         **changes: Any,
@@ -106,9 +114,7 @@ class PolicyWorkspace:
 
     def preferences(self, **changes: Any) -> StageRequest:
         preferences = {"prompts": 40, "samplesPerPrompt": 4, "temperature": 1.0, "seedFraction": 0.5, **changes}
-        return self.request(
-            "preferences", {"preferences": preferences, "grades": {}}, ["prepare", "curate-1", "policy"]
-        )
+        return self.request("preferences", {"preferences": preferences, "grades": {}}, [*DATA, "policy"])
 
     def context(self, request: StageRequest) -> StageContext[Any]:
         """What the stage's `run` is given."""
@@ -132,12 +138,13 @@ class PolicyWorkspace:
 
 
 def build(root: Path, images: int = 24) -> PolicyWorkspace:
-    """Makes the workspace: two questions per phantom; a third of the images seed, the rest candidates."""
+    """Makes the workspace: two questions per phantom; a third of the images seed, the rest candidates, of which about
+    half are kept; and some for validation."""
     torch.set_num_threads(1)
     store = ImageStore(root)
-    seed_rows, candidates, training, items = [], [], [], []
-    rng = random.Random(0)
-    for index in range(images):
+    items: list[Item] = []
+    candidates: list[Candidate] = []
+    for index in range(images + 8):
         shown = synthetic_images.attributes(1, index)
         sha256 = store.add(synthetic_images.draw(shown, 1, index), 10_000).sha256
         for number, asked in enumerate(synthetic_images.questions(1, index, 2)):
@@ -147,22 +154,22 @@ def build(root: Path, images: int = 24) -> PolicyWorkspace:
                 "modality": shown.modality,
                 "question_type": asked.kind,
                 "question": asked.text,
-                "options": list(asked.options),
+                "options": asked.options,
+                "answer_index": asked.answer_index,
+                "rationale": asked.rationale,
             }
-            said = answers.response(asked.rationale, asked.answer_index, asked.options, FORMAT)
-            row = {**question, "answer_index": asked.answer_index, "response": said, "score": None, "iteration": 0}
-            if index % 3 == 0:
-                seed_rows.append({"row_id": f"seed-{name}", "origin": "seed", **row})
-                split = "validation" if index % 2 else "train"
-                items.append({"item_id": name, "source": "p", "split": split, "benchmark": None, **question,
-                              "answer_index": asked.answer_index, "rationale": asked.rationale})  # fmt: skip
-                continue
-            candidates.append({"triplet_id": name, "iteration": 1, **question, "answer_index": asked.answer_index,
-                               "rationale": asked.rationale, "response": said, "outcome": "ok"})  # fmt: skip
-            if rng.random() < 0.5:
-                training.append({"row_id": name, "origin": "candidate", **row, "iteration": 1})
-    candidates.append({"triplet_id": "torn", "iteration": 1, "outcome": "unparsable"})
-    training = seed_rows + training
+            if index >= images or index % 3 == 0:
+                split = Split.TRAIN if index < images else Split.VALIDATION
+                items.append(row_of(Item, item_id=f"seed-{name}", source="p", split=split, **question))
+            else:
+                said = answers.response(asked.rationale, asked.answer_index, asked.options, FORMAT)
+                candidates.append(row_of(Candidate, triplet_id=name, iteration=1, response=said, **question))
+    candidates.append(row_of(Candidate, triplet_id="torn", iteration=1, outcome=CandidateOutcome.INVALID_JSON))
+    rng = random.Random(0)
+    decisions = [
+        row_of(Decision, triplet_id=row.triplet_id, keep=row.outcome is CandidateOutcome.OK and rng.random() < 0.5)
+        for row in candidates
+    ]
 
     refs: dict[str, ArtifactRef] = {}
 
@@ -177,7 +184,7 @@ def build(root: Path, images: int = 24) -> PolicyWorkspace:
 
     def prepare(writer: ArtifactWriter) -> None:
         write_model(writer.path("models/policy"), 1)
-        writer.table("items", items)
+        writer.table(Item, items)
 
     def policy(writer: ArtifactWriter) -> None:
         write_model(writer.path("model"), 2)
@@ -189,17 +196,19 @@ def build(root: Path, images: int = 24) -> PolicyWorkspace:
         model.save(writer.path("model"), processor)
 
     publish("prepare", "prepare", prepare)
-    publish("curate-1", "curate", lambda writer: writer.table("training", training))
-    publish("generate-1", "generate", lambda writer: writer.table("candidates", candidates))
+    publish("curate-1", "curate", lambda writer: writer.table(Decision, decisions))
+    publish("generate-1", "generate", lambda writer: writer.table(Candidate, candidates))
     publish("sft", "sft", policy)
     publish("policy", "grpo", policy)
     publish("reward", "reward", reward)
-    return PolicyWorkspace(root, refs, training, candidates, items)
+    workspace = PolicyWorkspace(root, refs, [], candidates, decisions)
+    workspace.training = training_set(workspace.context(workspace.sft()), 1, FORMAT)
+    return workspace
 
 
-def publish_table(workspace: PolicyWorkspace, table: str, rows: list[dict[str, Any]]) -> ArtifactRef:
-    """Another artifact of curate with this table."""
-    return _publish(workspace.root, f"more/{rows}", "curate", lambda writer: writer.table(table, rows))
+def publish_rows(workspace: PolicyWorkspace, stage: str, rows: list[R]) -> ArtifactRef:
+    """Another artifact of a stage, with this table."""
+    return _publish(workspace.root, f"more/{rows}", stage, lambda writer: writer.table(type(rows[0]), rows))
 
 
 def _publish(root: Path, name: str, stage: str, write: Callable[[ArtifactWriter], Any]) -> ArtifactRef:

@@ -13,26 +13,22 @@ from datasets import Dataset
 
 from medgr2_api.training_spec import AnswerFormat, PromptSource
 
+from ..curate.training_set import Origin, TrainingRow
 from ..errors import DataError
 from ..models.vlm import Encoder, Row
 from ..prompts import answers
+from ..prompts.answers import Prompt
 from ..store.images import ImageStore
+from ..store.rows import AnsweredQuestion, Triplet
 
 _IMAGES_IN_MEMORY = 1024  # pictures; TRL asks for each one G times in a row
 
-Records = Sequence[dict[str, Any]]
-
 
 @dataclass(frozen=True)
-class Prompt:
-    """One question about one image."""
+class GRPOPrompt:
+    """What GRPO samples from, and how its completions are judged."""
 
-    prompt_id: str
-    """16 hex digits of sha256 over image and prompt text: equal exactly for identical prompts."""
-    image_sha256: str
-    text: str
-    """The user turn, without the image."""
-    question: str
+    prompt: Prompt
     options: tuple[str, ...]
     answer_index: int | None
     """The trusted answer (seed gold, or a candidate the filter kept); None: there is none."""
@@ -40,7 +36,7 @@ class Prompt:
     """The answer is the seed's."""
 
 
-def sft_rows(training: Records, answer_format: AnswerFormat) -> list[tuple[str, Row]]:
+def sft_rows(training: Sequence[TrainingRow], answer_format: AnswerFormat) -> list[tuple[str, Row]]:
     """(row_id, row) of each row of D_gen, in its order.
 
     Raises:
@@ -50,16 +46,10 @@ def sft_rows(training: Records, answer_format: AnswerFormat) -> list[tuple[str, 
         raise DataError(
             "the training set is empty: neither seed questions nor kept candidates; look at curate's report"
         )
+    prompts = [answers.prompt_of(row, answer_format) for row in training]
     return [
-        (
-            record["row_id"],
-            Row(
-                record["image_sha256"],
-                answers.prompt_text(record["question"], record["options"], answer_format),
-                record["response"] or "",
-            ),
-        )
-        for record in training
+        (row.row_id, Row(prompt.image_sha256, prompt.text, row.response))
+        for row, prompt in zip(training, prompts, strict=True)
     ]
 
 
@@ -123,65 +113,49 @@ def _turn_end(encoder: Encoder) -> str:
 
 
 def grpo_prompts(
-    training: Records, candidates: Records, answer_format: AnswerFormat, source: PromptSource
-) -> list[Prompt]:
+    training: Sequence[TrainingRow], triplets: Sequence[Triplet], answer_format: AnswerFormat, source: PromptSource
+) -> list[GRPOPrompt]:
     """The prompts GRPO samples from, identical ones merged, in the order of their first appearance.
 
-    A rejected candidate's question and image are used, its answer never (DECISIONS 20). Where seed and candidates
+    A rejected candidate's question and image are used, its answer never (docs/decisions.md). Where seed and candidates
     disagree the seed is right; where only kept candidates disagree no answer is trusted. A kept candidate is asked as
     D_gen has it: curate may have dealt its options anew.
 
     Args:
         training: D_gen: the seed and the kept candidates of this and earlier iterations.
-        candidates: this iteration's candidates, kept and rejected; those without a question are passed over.
+        triplets: this iteration's, kept and rejected.
         answer_format: how questions are put.
-        source: Kept: D_gen only; Candidates: the seed and all of this iteration's candidates.
+        source: Kept: D_gen only; Candidates: the seed and all of this iteration's triplets.
     """
-    seed: dict[str, int] = {}
-    kept: dict[str, set[int]] = {}
-    asked: dict[str, dict[str, Any]] = {}
-
-    def identify(record: dict[str, Any]) -> str:
-        text = answers.prompt_text(record["question"], record["options"], answer_format)
-        return answers.Prompt(record["image_sha256"], text).prompt_id
-
-    for record in training:
-        name = identify(record)
-        if record["answer_index"] is not None:
-            if record["origin"] == "seed":
-                seed.setdefault(name, record["answer_index"])
-            else:
-                kept.setdefault(name, set()).add(record["answer_index"])
-        if source is PromptSource.KEPT or record["origin"] == "seed":
-            asked.setdefault(name, record)
+    seed: dict[Prompt, int] = {}
+    kept: dict[Prompt, set[int]] = {}
+    asked: dict[Prompt, AnsweredQuestion] = {}
+    for row in training:
+        prompt = answers.prompt_of(row, answer_format)
+        if row.origin is Origin.SEED:
+            seed.setdefault(prompt, row.answer_index)
+        else:
+            kept.setdefault(prompt, set()).add(row.answer_index)
+        if source is PromptSource.KEPT or row.origin is Origin.SEED:
+            asked.setdefault(prompt, row)
     if source is PromptSource.CANDIDATES:
-        learnt = {record["row_id"]: record for record in training if record["origin"] != "seed"}
-        for candidate in candidates:
-            if candidate["outcome"] == "ok":
-                record = learnt.get(candidate["triplet_id"], candidate)
-                asked.setdefault(identify(record), record)
+        learnt = {row.row_id: row for row in training if row.origin is Origin.GENERATED}
+        for triplet in triplets:
+            question = learnt.get(triplet.triplet_id, triplet)
+            asked.setdefault(answers.prompt_of(question, answer_format), question)
 
-    def trusted(name: str) -> int | None:
-        if name in seed:
-            return seed[name]
-        found = kept.get(name, set())
-        return next(iter(found)) if len(found) == 1 else None
+    def trusted(prompt: Prompt) -> int | None:
+        if prompt in seed:
+            return seed[prompt]
+        believed = kept.get(prompt, set())
+        return next(iter(believed)) if len(believed) == 1 else None
 
     return [
-        Prompt(
-            prompt_id=name,
-            image_sha256=record["image_sha256"],
-            text=answers.prompt_text(record["question"], record["options"], answer_format),
-            question=record["question"],
-            options=tuple(record["options"]),
-            answer_index=trusted(name),
-            gold=name in seed,
-        )
-        for name, record in asked.items()
+        GRPOPrompt(prompt, question.options, trusted(prompt), gold=prompt in seed) for prompt, question in asked.items()
     ]
 
 
-def with_seed_share(prompts: Sequence[Prompt], fraction: float) -> list[Prompt]:
+def with_seed_share(prompts: Sequence[GRPOPrompt], fraction: float) -> list[GRPOPrompt]:
     """The prompts, with the seed's repeated as a whole until they make up at least `fraction`.
 
     The seed's answers are right for certain; the more of them, the less R's errors weigh.
@@ -194,19 +168,19 @@ def with_seed_share(prompts: Sequence[Prompt], fraction: float) -> list[Prompt]:
     return [*prompts, *gold * max(0, copies - 1)]
 
 
-def grpo_dataset(prompts: Sequence[Prompt], images: ImageStore) -> Dataset:
+def grpo_dataset(prompts: Sequence[GRPOPrompt], images: ImageStore) -> Dataset:
     """Conversational rows for GRPOTrainer; pictures are read when a row is, and the last ones stay in memory."""
     load = lru_cache(maxsize=_IMAGES_IN_MEMORY)(images.load)
     dataset = Dataset.from_list(
         [
             {
-                "prompt_id": prompt.prompt_id,
-                "image_sha256": prompt.image_sha256,
-                "text": prompt.text,
-                "options": list(prompt.options),
-                "answer_index": prompt.answer_index,
+                "prompt_id": row.prompt.prompt_id,
+                "image_sha256": row.prompt.image_sha256,
+                "text": row.prompt.text,
+                "options": list(row.options),
+                "answer_index": row.answer_index,
             }
-            for prompt in prompts
+            for row in prompts
         ]
     )
     return dataset.with_transform(_conversations(load))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..errors import ConfigError
 from ..prompts import answers
 from ..reward.model import SCORE_MAX, SCORE_MIN
 from ..store import atomic
+from ..store.rows import Rollout
 from .reward_terms import MATCH, OTHERS, REWARD_MODEL, Completion, Scorer, answer_match, make_term
 
 _ROLLOUTS = "medgr2-rollouts.json"
@@ -63,7 +64,7 @@ class Rollouts:
     """One group of completions from each of some steps, carried along in the checkpoints. Of several processes the main
     one's count: a group is never divided among them."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Rollout] = field(default_factory=list)
 
     def wanted(self, step: int, total: int) -> bool:
         """Whether a step's rollouts are kept: `_SAMPLED_STEPS` of them, evenly spread."""
@@ -71,11 +72,11 @@ class Rollouts:
 
     def save(self, checkpoint: Path) -> None:
         """Puts the rows so far into a checkpoint."""
-        atomic.write_text(checkpoint / _ROLLOUTS, json.dumps(self.rows))
+        atomic.write_text(checkpoint / _ROLLOUTS, json.dumps([asdict(row) for row in self.rows]))
 
     def load(self, checkpoint: Path) -> None:
         """Goes on from a checkpoint."""
-        self.rows = json.loads((checkpoint / _ROLLOUTS).read_text())
+        self.rows = [Rollout(**row) for row in json.loads((checkpoint / _ROLLOUTS).read_text())]
 
 
 class PolicyReward:
@@ -146,15 +147,15 @@ class PolicyReward:
         step = trainer_state.global_step
         if self.rollouts.wanted(step, trainer_state.max_steps):
             self.rollouts.rows += [
-                {
-                    "step": step,
-                    "prompt_id": prompt_id[i],
-                    "completion": said[i],
-                    "reward": float(total[i]),
-                    "reward_model": None if scores is None else float(scores[i]),
-                    "match": float(match[i]) if trusted[i] else None,
-                    "parsed": picked[i] is not None,
-                }
+                Rollout(
+                    step=step,
+                    prompt_id=prompt_id[i],
+                    completion=said[i],
+                    reward=float(total[i]),
+                    reward_model=None if scores is None else float(scores[i]),
+                    match=float(match[i]) if trusted[i] else None,
+                    parsed=picked[i] is not None,
+                )
                 for i in range(self.group_size)
             ]
         return [float(value) for value in total]

@@ -22,6 +22,7 @@ from trl.trainer.utils import RepeatSampler
 from medgr2_api.stages.grpo import GRPOParameters
 from medgr2_api.training_spec import RewardTermType
 
+from ..curate.training_set import training_set
 from ..errors import ConfigError, DataError
 from ..models import vlm
 from ..models.patches import pixel_cache, repeated_prompts, trl_head
@@ -33,6 +34,7 @@ from ..reward.model import RewardModel
 from ..reward.scorer import score
 from ..runner.context import Outcome, StageContext
 from ..runner.distributed import deepspeed
+from ..store.rows import Candidate, Rollout, Triplet, triplet_of
 from ..training.trainer import (
     StageCallback,
     latest_checkpoint,
@@ -105,13 +107,10 @@ def run(ctx: StageContext[GRPOParameters]) -> Outcome:
         beta=grpo.kl_coefficient,
     )
     check_batches(args)
-    training = ctx.input(f"curate-{ctx.request.iteration}").rows("training")
-    role = f"generate-{ctx.request.iteration}"
-    candidates = ctx.input(role).rows("candidates") if ctx.has_input(role) else []
-    prompts = grpo_prompts(training, candidates, ctx.parameters.answer_format, grpo.prompt_source)
-    if all(
-        term.type is RewardTermType.ANSWER_MATCH for term in grpo.rewards
-    ):  # without an answer there would be no reward
+    answer_format = ctx.parameters.answer_format
+    training = training_set(ctx, ctx.request.iteration, answer_format)
+    prompts = grpo_prompts(training, _triplets(ctx), answer_format, grpo.prompt_source)
+    if all(term.type is RewardTermType.ANSWER_MATCH for term in grpo.rewards):  # without an answer: no reward
         prompts = [prompt for prompt in prompts if prompt.answer_index is not None]
     prompts = with_seed_share(prompts, grpo.seed_fraction)
     steps = total_steps(args, len(prompts))
@@ -148,7 +147,7 @@ def run(ctx: StageContext[GRPOParameters]) -> Outcome:
     if not ctx.ranks.main:
         return Outcome()
     save(model, source, ctx.writer.path("model"))
-    ctx.writer.table("rollouts", rollouts.rows)
+    ctx.writer.table(Rollout, rollouts.rows)
     history = trainer.state.log_history
     ctx.writer.path("log.json", digested=False).write_text(json.dumps(history, indent=1))
     return Outcome(
@@ -159,6 +158,13 @@ def run(ctx: StageContext[GRPOParameters]) -> Outcome:
             **summary(history),
         }
     )
+
+
+def _triplets(ctx: StageContext[GRPOParameters]) -> list[Triplet]:
+    """This iteration's, kept and rejected; none where generate is disabled."""
+    role = f"generate-{ctx.request.iteration}"
+    candidates = ctx.input(role).rows(Candidate) if ctx.has_input(role) else []
+    return [triplet for row in candidates if (triplet := triplet_of(row))]
 
 
 def check_batches(args: GRPOConfig) -> None:

@@ -13,6 +13,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ import torch
 from medgr2_api.stages.preferences import PreferencesParameters
 from medgr2_api.training_spec import Grades
 
+from ..curate.training_set import Origin, TrainingRow, training_set
 from ..errors import DataError
 from ..models import vlm
 from ..models.vlm import Encoder, Row
-from ..policy.dataset import Records
 from ..prompts import answers
 from ..runner.context import Outcome, StageContext
 from ..store import atomic
+from ..store.rows import AnsweredQuestion, Grade, Item, Preference, Split
 
 _BATCH = 128  # samples per batch and part
 _HELD_OUT = 8  # every n-th prompt comes from the validation split, for R's promotion gates
@@ -43,19 +45,19 @@ def run(ctx: StageContext[PreferencesParameters]) -> Outcome:
         Checkpointed: asked to stop; finished parts stay.
     """
     parameters = ctx.parameters
-    wanted = parameters.preferences
-    training = ctx.input(f"curate-{ctx.request.iteration}").rows("training")
+    settings = parameters.preferences
+    training = training_set(ctx, ctx.request.iteration, parameters.answer_format)
     prompts = choose_prompts(
-        training, ctx.input("prepare").rows("items"), wanted.prompts, wanted.seed_fraction, parameters.seed
+        training, ctx.input("prepare").rows(Item), settings.prompts, settings.seed_fraction, parameters.seed
     )
     folder = ctx.input("policy").folder_of("model")
     encoder = Encoder(vlm.load_processor(folder), ctx.images)
     model = vlm.load_model(folder)
     limit = longest_answer(encoder, training)
 
-    rows: list[dict[str, Any]] = []
-    drawn: Counter[str] = Counter()
-    parts = list(vlm.chunks(prompts, max(1, _BATCH // wanted.samples_per_prompt)))
+    rows: list[Preference] = []
+    drawn: Counter[Grade] = Counter()
+    parts = list(vlm.chunks(prompts, max(1, _BATCH // settings.samples_per_prompt)))
     for index, part in enumerate(parts):
         ctx.progress("sample", index, len(parts))
         ctx.check_stop(index)
@@ -65,79 +67,82 @@ def run(ctx: StageContext[PreferencesParameters]) -> Outcome:
             torch.manual_seed((parameters.seed + index) % 2**31)
             _sample_part(path, part, model, encoder, parameters, limit)
         part_rows, grades = json.loads(path.read_text())
-        rows += part_rows
-        drawn.update(grades)
+        rows += [_loaded(row) for row in part_rows]
+        drawn.update({Grade(name): count for name, count in grades.items()})
     ctx.progress("sample", len(parts), len(parts))
 
-    ctx.writer.table("preferences", rows)
+    ctx.writer.table(Preference, rows)
     return Outcome(counters=_counters(prompts, rows, drawn))
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A question that the policy is asked."""
+
+    question: AnsweredQuestion
+    split: Split
+    """Train or heldout."""
+    gold: bool
+    """The answer is the seed's."""
+
+
 def choose_prompts(
-    training: Records, items: Records, count: int, seed_fraction: float, seed: int
-) -> list[dict[str, Any]]:
+    training: Sequence[TrainingRow], items: Sequence[Item], count: int, seed_fraction: float, seed: int
+) -> list[Asked]:
     """Draws the questions to ask, gold ones first.
 
     Args:
-        training: D_gen: seed rows are gold, candidate rows are kept candidates.
+        training: D_gen: the seed is gold, kept candidates are not.
         items: prepare's; those of split `validation` make the held-out part, which R is not trained on.
         count: how many prompts in all; fewer when there are not so many questions.
         seed_fraction: least share of gold among those not held out.
         seed: of the draw.
 
-    Returns:
-        Rows of the question's columns, `answer_index`, `split` (train or heldout) and `gold`.
-
     Raises:
-        DataError: there is no question with an answer.
+        DataError: there is no question.
     """
     draw = random.Random(seed)
 
-    def some(records: Records, number: int, split: str, gold: bool) -> list[dict[str, Any]]:
-        answered = {
-            (record["image_sha256"], record["question"], tuple(record["options"])): record
-            for record in records
-            if record["answer_index"] is not None
-        }
-        found = list(answered.values())
-        chosen = draw.sample(found, min(number, len(found)))
-        return [{**record, "split": split, "gold": gold} for record in chosen]
+    def some(questions: Sequence[AnsweredQuestion], number: int, split: Split, gold: bool) -> list[Asked]:
+        distinct = list({(row.image_sha256, row.question, row.options): row for row in questions}.values())
+        return [Asked(row, split, gold) for row in draw.sample(distinct, min(number, len(distinct)))]
 
-    validation = [item for item in items if item["split"] == "validation"]
-    seeds = [record for record in training if record["origin"] == "seed"]
-    kept = [record for record in training if record["origin"] != "seed"]
+    validation = [item for item in items if item.split is Split.VALIDATION]
+    seeds = [row for row in training if row.origin is Origin.SEED]
+    kept = [row for row in training if row.origin is Origin.GENERATED]
 
-    heldout = some(validation, count // _HELD_OUT, "heldout", True)
+    heldout = some(validation, count // _HELD_OUT, Split.HELDOUT, True)
     rest = count - len(heldout)
-    gold = some(seeds, max(math.ceil(seed_fraction * rest), rest - len(kept)), "train", True)
+    gold = some(seeds, max(math.ceil(seed_fraction * rest), rest - len(kept)), Split.TRAIN, True)
     most = rest - len(gold)
     if seed_fraction > 0:  # few seeds: rather fewer prompts than a larger share of the filter's opinion
         most = min(most, math.floor(len(gold) * (1 - seed_fraction) / seed_fraction))
-    prompts = [*gold, *some(kept, most, "train", False), *heldout]
+    prompts = [*gold, *some(kept, most, Split.TRAIN, False), *heldout]
     if not prompts:
         raise DataError("no question to ask the policy: the training set has neither seed questions nor candidates")
     return prompts
 
 
-def longest_answer(encoder: Encoder, training: Records) -> int:
+def longest_answer(encoder: Encoder, training: Sequence[TrainingRow]) -> int:
     """Tokens an answer may have: half as long again as the longest that was taught, and 8; at most 512."""
-    texts = [record["response"] or "" for record in training]
+    texts = [row.response for row in training]
     ids = encoder.tokenizer(texts, add_special_tokens=False)["input_ids"]
     return min(_LONGEST, math.ceil(1.5 * max(map(len, ids))) + 8)
 
 
-def grade(text: str, options: Sequence[str], answer_index: int) -> str:
-    """The grade of an answer, as a field of `Grades`.
+def grade(text: str, options: Sequence[str], answer_index: int) -> Grade:
+    """The grade of an answer.
 
     original: right and in format. perturbed: right, but not in format, or its rationale speaks for another option.
     incoherent: no answer can be read from it. irrelevant: wrong.
     """
     picked = answers.extract(text, options)
     if picked is None:
-        return "incoherent"
+        return Grade.INCOHERENT
     if picked != answer_index:
-        return "irrelevant"
-    return "original" if answers.well_formed(text) and not contradicts(text, options, picked) else "perturbed"
+        return Grade.IRRELEVANT
+    faultless = answers.well_formed(text) and not contradicts(text, options, picked)
+    return Grade.ORIGINAL if faultless else Grade.PERTURBED
 
 
 def contradicts(text: str, options: Sequence[str], picked: int) -> bool:
@@ -153,60 +158,66 @@ def contradicts(text: str, options: Sequence[str], picked: int) -> bool:
 
 def _sample_part(
     path: Path,
-    prompts: Sequence[dict[str, Any]],
+    chosen: Sequence[Asked],
     model: Any,
     encoder: Encoder,
     parameters: PreferencesParameters,
     limit: int,
 ) -> None:
     """Draws and grades the samples of some prompts; writes the distinct ones, and how many were drawn of each grade."""
-    wanted = parameters.preferences
-    texts = [answers.prompt_text(p["question"], p["options"], parameters.answer_format) for p in prompts]
-    asked = [
-        Row(prompt["image_sha256"], text)
-        for prompt, text in zip(prompts, texts, strict=True)
-        for _ in range(wanted.samples_per_prompt)
-    ]
+    settings = parameters.preferences
+    prompts = [answers.prompt_of(asked.question, parameters.answer_format) for asked in chosen]
+    turns = [Row(prompt.image_sha256, prompt.text) for prompt in prompts for _ in range(settings.samples_per_prompt)]
     said = vlm.generate(
-        model, encoder, asked, max_new_tokens=limit, temperature=wanted.temperature, batch_size=len(asked)
+        model, encoder, turns, max_new_tokens=limit, temperature=settings.temperature, batch_size=len(turns)
     )
-    rows: list[dict[str, Any]] = []
-    drawn: Counter[str] = Counter()
-    for index, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        name = answers.Prompt(prompt["image_sha256"], text).prompt_id
-        samples = Counter(said[index * wanted.samples_per_prompt : (index + 1) * wanted.samples_per_prompt])
+    rows: list[Preference] = []
+    drawn: Counter[Grade] = Counter()
+    for index, (asked, prompt) in enumerate(zip(chosen, prompts, strict=True)):
+        samples = Counter(said[index * settings.samples_per_prompt : (index + 1) * settings.samples_per_prompt])
         for sample, times in samples.items():  # in the order of their first appearance
-            rows.append(_row(prompt, name, sample, parameters.grades))
-            drawn[rows[-1]["grade"]] += times
-    atomic.write_text(path, json.dumps([rows, drawn]))
+            rows.append(_row(asked, prompt.prompt_id, sample, parameters.grades))
+            drawn[rows[-1].grade] += times
+    atomic.write_text(path, json.dumps([[asdict(row) for row in rows], drawn]))
 
 
-def _row(prompt: dict[str, Any], name: str, text: str, grades: Grades) -> dict[str, Any]:
-    found = grade(text, prompt["options"], prompt["answer_index"])
-    columns = ("image_sha256", "modality", "question_type", "question", "options", "split", "gold")
-    return {
-        "sample_id": hashlib.sha256(f"{name}\n{text}".encode()).hexdigest()[:16],
-        "prompt_id": name,
-        **{column: prompt[column] for column in columns},
-        "response": text,
-        "grade": found,
-        "target": getattr(grades, found),
-    }
+def _row(asked: Asked, prompt_id: str, text: str, grades: Grades) -> Preference:
+    question = asked.question
+    graded = grade(text, question.options, question.answer_index)
+    return Preference(
+        sample_id=hashlib.sha256(f"{prompt_id}\n{text}".encode()).hexdigest()[:16],
+        prompt_id=prompt_id,
+        split=asked.split,
+        image_sha256=question.image_sha256,
+        modality=question.modality,
+        question_type=question.question_type,
+        question=question.question,
+        options=question.options,
+        response=text,
+        grade=graded,
+        target=getattr(grades, graded.value),
+        gold=asked.gold,
+    )
 
 
-def _counters(
-    prompts: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], drawn: Counter[str]
-) -> dict[str, float]:
+def _loaded(row: dict[str, Any]) -> Preference:
+    """A row of a part, from its JSON."""
+    return Preference(
+        **{**row, "split": Split(row["split"]), "grade": Grade(row["grade"]), "options": tuple(row["options"])}
+    )
+
+
+def _counters(prompts: Sequence[Asked], rows: Sequence[Preference], drawn: Counter[Grade]) -> dict[str, float]:
     """Shares are of all samples drawn, `samples` counts the distinct ones that are published."""
     total = drawn.total()
     return {
         "prompts": len(prompts),
-        "prompts_gold": sum(prompt["gold"] for prompt in prompts),
-        "prompts_heldout": sum(prompt["split"] == "heldout" for prompt in prompts),
+        "prompts_gold": sum(prompt.gold for prompt in prompts),
+        "prompts_heldout": sum(prompt.split is Split.HELDOUT for prompt in prompts),
         "samples_drawn": total,
         "samples": len(rows),
-        "share_right": round((drawn["original"] + drawn["perturbed"]) / total, 6),
-        "share_right_and_in_format": round(drawn["original"] / total, 6),
-        "share_unparsable": round(drawn["incoherent"] / total, 6),
-        "share_wrong": round(drawn["irrelevant"] / total, 6),
+        "share_right": round((drawn[Grade.ORIGINAL] + drawn[Grade.PERTURBED]) / total, 6),
+        "share_right_and_in_format": round(drawn[Grade.ORIGINAL] / total, 6),
+        "share_unparsable": round(drawn[Grade.INCOHERENT] / total, 6),
+        "share_wrong": round(drawn[Grade.IRRELEVANT] / total, 6),
     }

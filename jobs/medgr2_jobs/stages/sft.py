@@ -14,6 +14,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from medgr2_api.stages.sft import SFTParameters
 from medgr2_api.training_spec import InitFrom
 
+from ..curate.training_set import training_set
 from ..models import vlm
 from ..models.patches import trl_head
 from ..policy.dataset import CompletionCollator, sft_dataset, sft_rows
@@ -48,7 +49,7 @@ def run(ctx: StageContext[SFTParameters]) -> Outcome:
         max_length=None,  # TRL's default of 1024 may cut the answer off and then trains on nothing, at loss 0
         remove_unused_columns=False,
     )
-    rows = sft_rows(ctx.input(f"curate-{ctx.request.iteration}").rows("training"), parameters.answer_format)
+    rows = sft_rows(training_set(ctx, ctx.request.iteration, parameters.answer_format), parameters.answer_format)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps = args.max_steps if args.max_steps > 0 else math.ceil(math.ceil(len(rows) / batch) * args.num_train_epochs)
     place_checkpoints(args, steps, spread="save_steps" not in options)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,11 +10,12 @@ from tests.support.policy_fixtures import FORMAT, PolicyWorkspace
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from medgr2_api.training_spec import PromptSource
+from medgr2_jobs.curate.training_set import Origin, TrainingRow
 from medgr2_jobs.errors import DataError
 from medgr2_jobs.models import vlm
 from medgr2_jobs.models.vlm import Encoder, Row
 from medgr2_jobs.policy.dataset import CompletionCollator, grpo_dataset, grpo_prompts, sft_dataset, sft_rows
-from medgr2_jobs.prompts import answers
+from medgr2_jobs.store.rows import Triplet, triplet_of
 
 
 @pytest.fixture(scope="module")
@@ -77,54 +79,48 @@ def test_an_empty_training_set_is_refused() -> None:
 NUMBERS = itertools.count()
 
 
-def record(**changes: Any) -> dict[str, Any]:
-    return {
-        "image_sha256": "i1",
-        "question": "What?",
-        "options": ["a", "b"],
-        "answer_index": 0,
-        "origin": "candidate",
-        "row_id": (name := f"t{next(NUMBERS)}"),
-        "triplet_id": name,
-        "outcome": "ok",
-        **changes,
-    }
+def learnt(origin: Origin = Origin.GENERATED, **changes: Any) -> TrainingRow:
+    row = TrainingRow(f"t{next(NUMBERS)}", origin, 1, "i1", "CT", "finding", "What?", ("a", "b"), 0, "")
+    return replace(row, **changes)
+
+
+def triplet(**changes: Any) -> Triplet:
+    return replace(Triplet(f"t{next(NUMBERS)}", 1, "i1", "CT", "finding", "What?", ("a", "b"), 0, "", ""), **changes)
 
 
 def test_identical_prompts_are_merged_and_only_trusted_answers_kept() -> None:
     training = [
-        record(origin="seed"),
-        record(image_sha256="i2"),  # kept in this iteration
-        record(image_sha256="i3"),  # kept twice, with different answers
-        record(image_sha256="i3", answer_index=1),
-        record(image_sha256="i9"),  # kept in an earlier iteration, not asked now
+        learnt(Origin.SEED),
+        learnt(image_sha256="i2"),  # kept in this iteration
+        learnt(image_sha256="i3"),  # kept twice, with different answers
+        learnt(image_sha256="i3", answer_index=1),
+        learnt(image_sha256="i9"),  # kept in an earlier iteration, not asked now
     ]
-    candidates = [
-        record(answer_index=1),  # asks the seed's question, answers it wrongly
-        record(image_sha256="i2"),
-        record(image_sha256="i3"),
-        record(image_sha256="i4", answer_index=1),  # rejected: its answer must not be used
-        record(image_sha256="i2", options=["b", "a"]),  # other options: another prompt
-        record(image_sha256="i5", outcome="unparsable", question=None, options=None),
+    triplets = [
+        triplet(answer_index=1),  # asks the seed's question, answers it wrongly
+        triplet(image_sha256="i2"),
+        triplet(image_sha256="i3"),
+        triplet(image_sha256="i4", answer_index=1),  # rejected: its answer must not be used
+        triplet(image_sha256="i2", options=("b", "a")),  # other options: another prompt
     ]
-    prompts = grpo_prompts(training, candidates, FORMAT, PromptSource.CANDIDATES)
-    assert [(p.image_sha256, p.options, p.answer_index) for p in prompts] == [
+    prompts = grpo_prompts(training, triplets, FORMAT, PromptSource.CANDIDATES)
+    assert [(p.prompt.image_sha256, p.options, p.answer_index) for p in prompts] == [
         ("i1", ("a", "b"), 0),
         ("i2", ("a", "b"), 0),
         ("i3", ("a", "b"), None),
         ("i4", ("a", "b"), None),
         ("i2", ("b", "a"), None),
     ]
-    assert len({p.prompt_id for p in prompts}) == len(prompts)
+    assert len({p.prompt.prompt_id for p in prompts}) == len(prompts)
 
 
 def test_a_kept_candidate_is_asked_as_the_training_set_has_it() -> None:
     """curate has dealt its options anew; asked in the old order it would have no trusted answer."""
-    candidate = record(image_sha256="i2", options=["b", "a"], answer_index=1)
-    kept = record(image_sha256="i2", row_id=candidate["triplet_id"], options=["a", "b"], answer_index=0)
-    rejected = record(image_sha256="i3")
-    prompts = grpo_prompts([record(origin="seed"), kept], [candidate, rejected], FORMAT, PromptSource.CANDIDATES)
-    assert [(p.image_sha256, p.options, p.answer_index) for p in prompts] == [
+    generated = triplet(image_sha256="i2", options=("b", "a"), answer_index=1)
+    kept = learnt(image_sha256="i2", row_id=generated.triplet_id, options=("a", "b"), answer_index=0)
+    rejected = triplet(image_sha256="i3")
+    prompts = grpo_prompts([learnt(Origin.SEED), kept], [generated, rejected], FORMAT, PromptSource.CANDIDATES)
+    assert [(p.prompt.image_sha256, p.options, p.answer_index) for p in prompts] == [
         ("i1", ("a", "b"), 0),
         ("i2", ("a", "b"), 0),
         ("i3", ("a", "b"), None),
@@ -132,19 +128,21 @@ def test_a_kept_candidate_is_asked_as_the_training_set_has_it() -> None:
 
 
 def test_source_kept_asks_the_training_set_only() -> None:
-    training = [record(origin="seed"), record(image_sha256="i2")]
-    prompts = grpo_prompts(training, [record(image_sha256="i4")], FORMAT, PromptSource.KEPT)
-    assert [p.image_sha256 for p in prompts] == ["i1", "i2"]
+    training = [learnt(Origin.SEED), learnt(image_sha256="i2")]
+    prompts = grpo_prompts(training, [triplet(image_sha256="i4")], FORMAT, PromptSource.KEPT)
+    assert [p.prompt.image_sha256 for p in prompts] == ["i1", "i2"]
     assert all(p.answer_index == 0 for p in prompts)
 
 
 def test_rows_for_grpo_carry_their_own_picture(workspace: PolicyWorkspace) -> None:
-    prompts = grpo_prompts(workspace.training, workspace.candidates, FORMAT, PromptSource.CANDIDATES)
+    triplets = [found for row in workspace.candidates if (found := triplet_of(row))]
+    prompts = grpo_prompts(workspace.training, triplets, FORMAT, PromptSource.CANDIDATES)
     dataset = grpo_dataset(prompts, workspace.images)
     assert len(dataset) == len(prompts) == 48
     for index in (0, 17, 47):
         row = dataset[index]
-        assert row["image"] == workspace.images.load(prompts[index].image_sha256)
+        assert row["image"] == workspace.images.load(prompts[index].prompt.image_sha256)
         assert row["prompt"] == [{"role": "user", "content": row["text"]}]
-        assert row["text"] == answers.prompt_text(prompts[index].question, prompts[index].options, FORMAT)
+        assert row["text"] == prompts[index].prompt.text
+        assert row["prompt_id"] == prompts[index].prompt.prompt_id
         assert row["answer_index"] == prompts[index].answer_index

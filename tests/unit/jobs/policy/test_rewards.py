@@ -97,8 +97,8 @@ def test_rollouts_are_one_group_of_some_steps_and_survive_a_checkpoint(tmp_path:
     reward = PolicyReward(terms(), 2, scores(10, -6, 2, 2), kept)
     for step in range(40):
         call(reward, [RIGHT, WRONG, RIGHT, RIGHT], [0, 0, None, None], step)
-    assert [row["step"] for row in kept.rows] == [0, 0, 20, 20]
-    assert kept.rows[1]["match"] == 0.0
+    assert [row.step for row in kept.rows] == [0, 0, 20, 20]
+    assert kept.rows[1].match == 0.0
     kept.save(tmp_path)
     again = Rollouts()
     again.load(tmp_path)

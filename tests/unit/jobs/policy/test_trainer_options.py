@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.support.policy_fixtures import PolicyWorkspace
+from tests.support.policy_fixtures import DATA, PolicyWorkspace
 from trl import GRPOConfig
 
 from medgr2_jobs.errors import ConfigError, DataError
@@ -55,7 +55,7 @@ def test_sft_refuses(workspace: PolicyWorkspace, trainer: dict[str, Any], said: 
         ({"per_device_train_batch_size": 6}, {}, "generation_batch_size (6) must be divisible by num_generations (4)"),
         ({"auto_find_batch_size": True}, {}, "auto_find_batch_size is not supported"),
         ({"log_completions_hub_repo": "a/b"}, {}, "log_completions_hub_repo: not to be set here"),
-        ({}, {"roles": ("prepare", "curate-1", "sft", "generate-1")}, "trains no reward model"),
+        ({}, {"roles": (*DATA, "sft")}, "trains no reward model"),
     ],
 )
 def test_grpo_refuses(workspace: PolicyWorkspace, trainer: dict[str, Any], changes: dict[str, Any], said: str) -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from tests.support.rows import row_of
 
+from medgr2_jobs.curate.training_set import Origin, TrainingRow
 from medgr2_jobs.errors import DataError
-from medgr2_jobs.stages.preferences import choose_prompts, contradicts, grade
+from medgr2_jobs.stages.preferences import Asked, choose_prompts, contradicts, grade
+from medgr2_jobs.store.rows import Item, Split
 
 OPTIONS = ["upper left", "lower left", "cyst", "mass"]
 
@@ -35,26 +36,24 @@ def test_a_rationale_that_names_no_option_contradicts_nothing() -> None:
     assert contradicts("<think>They lie in the lower left.</think><answer>upper left</answer>", OPTIONS, 0)
 
 
-def rows(count: int, origin: str = "seed", **changes: Any) -> list[dict[str, Any]]:
+def learnt(count: int, origin: Origin = Origin.SEED) -> list[TrainingRow]:
     return [
-        {
-            "image_sha256": f"{origin}{n}",
-            "question": "Where?",
-            "options": OPTIONS,
-            "answer_index": n % 4,
-            "origin": origin,
-            "modality": "CT",
-            "question_type": "location",
-            **changes,
-        }
+        TrainingRow(f"{origin}{n}", origin, 0, f"{origin}{n}", "CT", "location", "Where?", tuple(OPTIONS), n % 4, "")
         for n in range(count)
     ]
 
 
-def shares(prompts: list[dict[str, Any]]) -> tuple[int, int, int]:
+def items(count: int, split: Split) -> list[Item]:
+    return [
+        row_of(Item, split=split, image_sha256=f"{split}{n}", question="Where?", options=OPTIONS, answer_index=n % 4)
+        for n in range(count)
+    ]
+
+
+def shares(prompts: list[Asked]) -> tuple[int, int, int]:
     """Gold and kept of the training part, and held out."""
-    train = [prompt for prompt in prompts if prompt["split"] == "train"]
-    gold = sum(prompt["gold"] for prompt in train)
+    train = [prompt for prompt in prompts if prompt.split is Split.TRAIN]
+    gold = sum(prompt.gold for prompt in train)
     return gold, len(train) - gold, len(prompts) - len(train)
 
 
@@ -73,22 +72,22 @@ def shares(prompts: list[dict[str, Any]]) -> tuple[int, int, int]:
 def test_gold_has_its_share(
     seeds: int, kept: int, validation: int, fraction: float, expected: tuple[int, int, int]
 ) -> None:
-    training = rows(seeds) + rows(kept, "candidate")
-    items = rows(validation, "held", split="validation") + rows(5, "test", split="test")
-    prompts = choose_prompts(training, items, 64, fraction, seed=0)
+    training = learnt(seeds) + learnt(kept, Origin.GENERATED)
+    prepared = items(validation, Split.VALIDATION) + items(5, Split.TEST)
+    prompts = choose_prompts(training, prepared, 64, fraction, seed=0)
     assert shares(prompts) == expected
-    assert all(prompt["gold"] for prompt in prompts if prompt["split"] == "heldout")
-    assert not any(prompt["origin"] == "test" for prompt in prompts)
-    assert prompts == choose_prompts(training, items, 64, fraction, seed=0)
+    assert all(prompt.gold for prompt in prompts if prompt.split is Split.HELDOUT)
+    assert not any(prompt.question.image_sha256.startswith("test") for prompt in prompts)
+    assert prompts == choose_prompts(training, prepared, 64, fraction, seed=0)
     if len(prompts) < seeds + kept + validation:
-        assert prompts != choose_prompts(training, items, 64, fraction, seed=1)
+        assert prompts != choose_prompts(training, prepared, 64, fraction, seed=1)
 
 
 def test_a_question_is_asked_once() -> None:
-    training = rows(6) + rows(6)
+    training = learnt(6) + learnt(6)
     assert shares(choose_prompts(training, [], 64, 0.5, seed=0))[0] == 6
 
 
 def test_nothing_to_ask_is_refused() -> None:
     with pytest.raises(DataError, match="no question to ask"):
-        choose_prompts(rows(5, answer_index=None), [], 8, 0.5, seed=0)
+        choose_prompts([], items(5, Split.TEST), 8, 0.5, seed=0)
