@@ -145,14 +145,10 @@ class Metadata(Model):
     """Identity over the whole life of the object, set by the API server."""
     generation: int = 1
     """Counts the changes of the spec."""
-    resource_version: str = ""
-    """What a write must repeat, so that it meets what was read."""
     deletion_timestamp: str | None = None
     """When somebody asked for its deletion."""
     labels: dict[str, str] = {}
     """Labels of the object."""
-    annotations: dict[str, str] = {}
-    """Annotations of the object."""
 
 
 class Cycle(Model):

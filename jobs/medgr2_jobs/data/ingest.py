@@ -184,8 +184,7 @@ class Ingest:
             mmmu=given.mmmu or MMMU(),
             dicom=(given.dicom if isinstance(given, ResolvedSource) else None) or DICOM(),
         )
-        if given.format is DataFormat.PHANTOM:
-            phantom = given.phantom or Phantom()
+        if (phantom := given.phantom) is not None:
             loaded.questions = loaded.questions and phantom.questions_per_image > 0
             place.path = self._draw(given.name, phantom, loaded)
             return place, phantom.images * max(1, phantom.questions_per_image)

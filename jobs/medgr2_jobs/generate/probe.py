@@ -58,7 +58,7 @@ def sample(
             tasks = sampling_plan.tasks(
                 admitted(ready.gate, known),
                 ACCOUNT,
-                iteration=parameters.iteration or 1,
+                iteration=parameters.iteration,
                 candidates=count,
                 per_image=1,
                 kinds=parameters.question_types,

@@ -55,7 +55,7 @@ def propose(
     kind: str,
     rng: random.Random,
     scripted: ResolvedScripted,
-    answer_format: AnswerFormat = AnswerFormat.OPTION_TEXT,
+    answer_format: AnswerFormat,
 ) -> dict[str, Any]:
     """One candidate triplet.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from medgr2_api.cycle import CycleSpec
+from medgr2_api.cycle import ResolvedSpec
 from medgr2_api.generator import PluginProvider
 from medgr2_api.plugin import PluginGroup, PluginRef
 
@@ -25,7 +25,7 @@ def plugins(case: Case) -> Iterator[Finding]:
             yield ok(where, f"{point.value} is there, of version {plugin.version}")
 
 
-def _named(spec: CycleSpec) -> Iterator[tuple[str, PluginGroup, PluginRef]]:
+def _named(spec: ResolvedSpec) -> Iterator[tuple[str, PluginGroup, PluginRef]]:
     """Where in the spec, what it is to be, and which."""
     for source in spec.data.sources:
         if source.plugin is not None:
@@ -37,6 +37,6 @@ def _named(spec: CycleSpec) -> Iterator[tuple[str, PluginGroup, PluginRef]]:
         yield "generator.plugin", PluginGroup.PROVIDERS, spec.generator.chosen
     for rule in spec.curation.further_rules:
         yield f"curation.rules[{rule.name}]", PluginGroup.CURATION_RULES, rule
-    for term in spec.policy.grpo.rewards or []:
+    for term in spec.policy.grpo.rewards:
         if term.plugin is not None:
             yield f"policy.grpo.rewards[{term.plugin.name}]", PluginGroup.REWARDS, term.plugin

@@ -7,10 +7,12 @@ from collections import Counter, defaultdict
 import pytest
 
 from medgr2_api.generator import ResolvedScripted
+from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.generate import scripted_generator
 from medgr2_jobs.prompts import answers
 
+FORMAT = AnswerFormat.OPTION_TEXT
 RATES = ResolvedScripted(error_rate=0.45, blind_spots=0.0, irrelevant_rate=0.08, incoherent_rate=0.07)
 
 
@@ -23,7 +25,7 @@ def run(rates: ResolvedScripted, count: int = 800) -> list[tuple[synthetic_image
                 (
                     shown,
                     scripted_generator.propose(
-                        shown, kind, scripted_generator.rng_for(0, f"{index:064x}", kind), rates
+                        shown, kind, scripted_generator.rng_for(0, f"{index:064x}", kind), rates, FORMAT
                     ),
                 )
             )
@@ -77,7 +79,7 @@ def test_deterministic_and_takes_a_table_row() -> None:
     shown = synthetic_images.attributes(1, 0)
     row = {"image_sha256": "0" * 64, **shown.__dict__}
     made = [
-        scripted_generator.propose(given, "count", scripted_generator.rng_for(3, "0" * 64, "count"), RATES)
+        scripted_generator.propose(given, "count", scripted_generator.rng_for(3, "0" * 64, "count"), RATES, FORMAT)
         for given in (shown, row)
     ]
     assert made[0] == made[1]
@@ -86,5 +88,5 @@ def test_deterministic_and_takes_a_table_row() -> None:
 def test_unknown_kind() -> None:
     with pytest.raises(ValueError, match=r"'Diagnosis': the scripted generator asks for modality, finding"):
         scripted_generator.propose(
-            synthetic_images.attributes(1, 0), "Diagnosis", scripted_generator.rng_for(0, "a", "b"), RATES
+            synthetic_images.attributes(1, 0), "Diagnosis", scripted_generator.rng_for(0, "a", "b"), RATES, FORMAT
         )
