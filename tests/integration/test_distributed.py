@@ -219,7 +219,7 @@ def test_grpo_in_two_processes_of_one_node(workspace: PolicyWorkspace, cluster: 
 def first_reward(root: Path) -> StageRequest:
     """A first training of R, in a workspace that this makes."""
     _, prepare = prepared_workspace(root)
-    learning = {"lora": {"rank": 4}, "learningRate": 1e-3, "numEpochs": 1}
+    learning = {"lora": {"rank": 4, "alpha": 8}, "learningRate": 1e-3, "numEpochs": 1}
     parameters = {
         "seed": 5,
         "retrain": False,

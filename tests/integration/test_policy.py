@@ -40,7 +40,7 @@ def requests(workspace: PolicyWorkspace, kind: str, name: str, attempt: int) -> 
     if kind == "grpo":
         return workspace.grpo(GRPO, name=name, attempt=attempt)
     if kind == "grpo-lora":
-        return workspace.grpo(GRPO, name=name, attempt=attempt, lora={"rank": 4}, klCoefficient=0.04)
+        return workspace.grpo(GRPO, name=name, attempt=attempt, lora={"rank": 4, "alpha": 8}, klCoefficient=0.04)
     two = {**GRPO, "num_iterations": 2, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 2}
     return workspace.grpo(two, name=name, attempt=attempt)
 

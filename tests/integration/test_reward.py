@@ -36,7 +36,7 @@ from tests.support.fixtures import artifact_ref, prepare_parameters, prepared_wo
 from tests.support.rows import row_of
 
 TRAINER = {"max_steps": 12, "per_device_train_batch_size": 4, "lr_scheduler_type": "cosine", "save_steps": 2}
-LORA = {"rank": 4, "dropout": 0.1}
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
 SCORING = {"seed": 1, "shards": 1, "answerFormat": "OptionText"}
 
 

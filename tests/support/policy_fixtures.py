@@ -79,7 +79,7 @@ class PolicyWorkspace:
 
     def sft(self, trainer: dict[str, Any] | None = None, *, rank: int = 0, **more: Any) -> StageRequest:
         training = {
-            "lora": {"rank": rank},
+            "lora": {"rank": rank, "alpha": 2 * rank} if rank else {"rank": 0},
             "learningRate": 1e-3,
             "numEpochs": 1,
             "trainer": SFT_TRAINER if trainer is None else trainer,
