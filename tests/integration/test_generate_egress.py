@@ -18,7 +18,7 @@ from medgr2_jobs.runner.process_group import Ranks
 from medgr2_jobs.store.images import ImageStore
 from tests.support import jobs_fixtures
 from tests.support.chat_server import ChatServer, DescribeServer, GeminiServer, serving
-from tests.support.generate_fixtures import asked, outcomes, prepare_root
+from tests.support.generate_fixtures import asked, image_uses, outcomes, prepare_root
 from tests.support.plugin_fixtures import install, plugin
 
 SERVERS = {"openAI": ChatServer, "gemini": GeminiServer, "plugin": DescribeServer}
@@ -113,7 +113,7 @@ def test_a_sample_keeps_to_it(root: Path, server: ChatServer) -> None:
     tables = mixed(root)
     made = request(root, server, tables)
     parameters = build_context(made, root, threading.Event(), Ranks(), None).parameters
-    assert len(probe.sample(root, made.cycle, parameters, tables["images"], 6)) == 6
+    assert len(probe.sample(root, made.cycle, parameters, image_uses(tables), 6)) == 6
     assert sent(server, root, tables) == {row["image_sha256"] for row in tables["images"][:3]}
 
 

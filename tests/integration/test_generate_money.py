@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,16 @@ from medgr2_jobs.runner.process_group import Ranks
 from tests.support import jobs_fixtures
 from tests.support.chat_server import Answer, ChatServer, serving
 from tests.support.fixtures import last_said
-from tests.support.generate_fixtures import PRICES, QUESTION_USD, asked, ledgers, outcomes, prepare_root, start
+from tests.support.generate_fixtures import (
+    PRICES,
+    QUESTION_USD,
+    asked,
+    image_uses,
+    ledgers,
+    outcomes,
+    prepare_root,
+    start,
+)
 
 #: What one question may cost at most is below this; what it costs is QUESTION_USD.
 ROOM = 0.006
@@ -247,14 +257,14 @@ def test_a_sample_is_paid_for_like_any_other(root: Path, server: ChatServer) -> 
     made = request(root, server)
     tables = jobs_fixtures.phantom_tables(root, {"train": 8, "test": 2})
     parameters = build_context(made, root, threading.Event(), Ranks(), None).parameters
-    rows = probe.sample(root, made.cycle, parameters, tables["images"], 5, 1.0)
-    assert outcomes(rows) == {"ok": 5}
-    assert len({row["image_sha256"] for row in rows}) == 5
+    rows = probe.sample(root, made.cycle, parameters, image_uses(tables), 5, 1.0)
+    assert outcomes([asdict(row) for row in rows]) == {"ok": 5}
+    assert len({row.image_sha256 for row in rows}) == 5
     train = {row["image_sha256"] for row in tables["images"] if row["split"] == "train"}
-    assert {row["image_sha256"] for row in rows} <= train
+    assert {row.image_sha256 for row in rows} <= train
     assert ledgers(root, made) == {"sample-s0.jsonl": (pytest.approx(5 * QUESTION_USD), 0)}
     folder = root / "cycles" / "test" / "spend" / "uid-1"
     assert spend_ledger.allowance(1.0, folder, made.input_hash, 2) == pytest.approx((1 - 5 * QUESTION_USD) / 2)
     with pytest.raises(Exception, match=r"budget\.generatorUSD"):
-        probe.sample(root, made.cycle, parameters, tables["images"], 5, 5 * QUESTION_USD)
+        probe.sample(root, made.cycle, parameters, image_uses(tables), 5, 5 * QUESTION_USD)
     assert server.ledger.asked.total() == 5

@@ -15,6 +15,8 @@ import pytest
 from medgr2_api import paths
 from medgr2_api.stage_contract import REQUEST_ENV, SECRETS_ENV, WORKSPACE_ENV, StageRequest
 from medgr2_jobs.generate import append_only_log, rate_control
+from medgr2_jobs.generate.sampling_plan import ImageUse
+from medgr2_jobs.store.rows import Split
 from tests.support import jobs_fixtures
 from tests.support.chat_server import TOKENS_IN, TOKENS_OUT
 
@@ -86,6 +88,14 @@ def start(root: Path, request: StageRequest, **more: str) -> subprocess.Popen[st
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def image_uses(tables: dict[str, list[dict[str, Any]]]) -> list[ImageUse]:
+    """What the images of prepare's tables may be used for."""
+    return [
+        ImageUse(row["image_sha256"], row["modality"], Split(row["split"]), row["allow_external"])
+        for row in tables["images"]
+    ]
 
 
 def outcomes(rows: list[dict[str, Any]]) -> Counter[str]:

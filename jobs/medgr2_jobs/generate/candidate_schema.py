@@ -11,28 +11,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..prompts.answers import LETTERS, normalise
+from ..store.rows import CandidateOutcome
 
 #: Options of a generated question: as in OmniMedVQA.
 OPTION_COUNT = 4
 
-OK = "ok"
-INVALID_JSON = "invalid_json"
-SCHEMA = "schema"
-WRONG_OPTION_COUNT = "wrong_option_count"
-DUPLICATE_OPTIONS = "duplicate_options"
-ANSWER_NOT_IN_OPTIONS = "answer_not_in_options"
-ANSWER_CONTRADICTS = "answer_contradicts"
-EMPTY = "empty"
-REFUSED = "refused"
-TRUNCATED = "truncated"
-REJECTED = "rejected"
-UNREADABLE = "unreadable"
-HTTP_ERROR = "http_error"
-
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a question can end."""
+class OutcomeRule:
+    """What one outcome means, and what follows from it."""
 
     meaning: str
     """For people; docs/generation.md has the same words."""
@@ -42,30 +29,32 @@ class Outcome:
     """Whether another attempt of the stage asks again, should this one not get to its end."""
 
 
-OUTCOMES: dict[str, Outcome] = {
-    OK: Outcome("a triplet"),
-    INVALID_JSON: Outcome("the answer has no JSON object in it", "It is not one JSON object."),
-    SCHEMA: Outcome(
+OUTCOMES: dict[CandidateOutcome, OutcomeRule] = {
+    CandidateOutcome.OK: OutcomeRule("a triplet"),
+    CandidateOutcome.INVALID_JSON: OutcomeRule("the answer has no JSON object in it", "It is not one JSON object."),
+    CandidateOutcome.SCHEMA: OutcomeRule(
         "a field is missing, empty, too long or of another type, or has our own tags in it",
         "A field is missing, empty, too long or of the wrong type.",
     ),
-    WRONG_OPTION_COUNT: Outcome(
+    CandidateOutcome.WRONG_OPTION_COUNT: OutcomeRule(
         f"not {OPTION_COUNT} options", f'"options" must have exactly {OPTION_COUNT} strings in it.'
     ),
-    DUPLICATE_OPTIONS: Outcome("two options say the same", "Two options say the same."),
-    ANSWER_NOT_IN_OPTIONS: Outcome(
+    CandidateOutcome.DUPLICATE_OPTIONS: OutcomeRule("two options say the same", "Two options say the same."),
+    CandidateOutcome.ANSWER_NOT_IN_OPTIONS: OutcomeRule(
         "the answer is none of the options",
         '"answer_text" must be one of the options, word for word, and "answer_letter" its letter.',
     ),
-    ANSWER_CONTRADICTS: Outcome(
+    CandidateOutcome.ANSWER_CONTRADICTS: OutcomeRule(
         "letter and text of the answer are two options", '"answer_letter" and "answer_text" name different options.'
     ),
-    EMPTY: Outcome("the provider sent no text, and no reason"),
-    REFUSED: Outcome("the provider or the model refused: a safety block, a content filter"),
-    TRUNCATED: Outcome("the answer reached `sampling.maxTokens`"),
-    REJECTED: Outcome("the provider does not take this request (HTTP 400, 413, 422)", asked_again=True),
-    UNREADABLE: Outcome("HTTP 200 whose body is not the provider's protocol", asked_again=True),
-    HTTP_ERROR: Outcome("no answer, however often it was asked", asked_again=True),
+    CandidateOutcome.EMPTY: OutcomeRule("the provider sent no text, and no reason"),
+    CandidateOutcome.REFUSED: OutcomeRule("the provider or the model refused: a safety block, a content filter"),
+    CandidateOutcome.TRUNCATED: OutcomeRule("the answer reached `sampling.maxTokens`"),
+    CandidateOutcome.REJECTED: OutcomeRule(
+        "the provider does not take this request (HTTP 400, 413, 422)", asked_again=True
+    ),
+    CandidateOutcome.UNREADABLE: OutcomeRule("HTTP 200 whose body is not the provider's protocol", asked_again=True),
+    CandidateOutcome.HTTP_ERROR: OutcomeRule("no answer, however often it was asked", asked_again=True),
 }
 """All outcomes. What was answered is final; what was not is asked again by the next attempt, if there is one."""
 
@@ -74,7 +63,7 @@ _LETTER = re.compile(r"\(?([A-Z])\)?[.:)]?", re.IGNORECASE)
 _LETTERED = re.compile(r"\(?([A-Z])[.:)]\s+(?=\S)", re.IGNORECASE)
 
 
-class Triplet(BaseModel):
+class GeneratedTriplet(BaseModel):
     """The output schema of all paradigms. Limits are checked in `judge`: few servers know more than types."""
 
     model_config = ConfigDict(
@@ -97,7 +86,7 @@ class Triplet(BaseModel):
 @cache
 def json_schema() -> dict[str, Any]:
     """The schema as JSON Schema, in the few words that every provider knows: types, names, descriptions."""
-    made = Triplet.model_json_schema()
+    made = GeneratedTriplet.model_json_schema()
     fields = {
         name: {key: value for key, value in field.items() if key in ("type", "items", "description")}
         for name, field in made["properties"].items()
@@ -112,45 +101,52 @@ def response_format() -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "triplet", "schema": schema, "strict": True}}
 
 
-def judge(text: str) -> tuple[str, dict[str, Any] | None]:
+@dataclass(frozen=True)
+class GeneratedQuestion:
+    """What an answer that is right in form says: columns of table `candidates`."""
+
+    question: str
+    question_type: str
+    options: tuple[str, ...]
+    answer_index: int
+    rationale: str
+
+
+def judge(text: str) -> tuple[CandidateOutcome, GeneratedQuestion | None]:
     """Reads a generator's answer.
 
     Args:
         text: the whole answer; prose or a code fence around the object is forgiven.
 
     Returns:
-        Its outcome, and for `ok` the question's columns: question, question_type, options, answer_index, rationale.
+        Its outcome, and for `ok` what it says.
     """
     document = _object(text)
     if document is None:
-        return INVALID_JSON, None
+        return CandidateOutcome.INVALID_JSON, None
     try:
-        found = Triplet.model_validate(document)
+        found = GeneratedTriplet.model_validate(document)
     except ValidationError:
-        return SCHEMA, None
+        return CandidateOutcome.SCHEMA, None
     options = _without_letters([option.strip() for option in found.options])
     if len(options) != OPTION_COUNT:
-        return WRONG_OPTION_COUNT, None
+        return CandidateOutcome.WRONG_OPTION_COUNT, None
     offered = [normalise(option) for option in options]
     # our own tags inside a rationale would be read as the answer later
     if not all(offered) or _MARKUP.search(" ".join([found.question, found.rationale, *options])):
-        return SCHEMA, None
+        return CandidateOutcome.SCHEMA, None
     if len(set(offered)) < len(offered):
-        return DUPLICATE_OPTIONS, None
+        return CandidateOutcome.DUPLICATE_OPTIONS, None
     letter = _LETTER.fullmatch(found.answer_letter.strip())
     named = LETTERS.index(letter[1].upper()) if letter else len(options)
     said = normalise(_without_letters([found.answer_text])[0])
     if named >= len(options) or said not in offered:
-        return ANSWER_NOT_IN_OPTIONS, None
+        return CandidateOutcome.ANSWER_NOT_IN_OPTIONS, None
     if offered[named] != said:
-        return ANSWER_CONTRADICTS, None
-    return OK, {
-        "question": found.question,
-        "question_type": found.question_type,
-        "options": options,
-        "answer_index": named,
-        "rationale": found.rationale,
-    }
+        return CandidateOutcome.ANSWER_CONTRADICTS, None
+    return CandidateOutcome.OK, GeneratedQuestion(
+        found.question, found.question_type, tuple(options), named, found.rationale
+    )
 
 
 def _object(text: str) -> dict[str, Any] | None:

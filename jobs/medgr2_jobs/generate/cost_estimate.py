@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from . import candidate_schema
+from ..store.rows import Candidate, CandidateOutcome
 
 #: Questions that a forecast is made from.
 ENOUGH = 100
@@ -53,7 +52,7 @@ class Forecast:
         return found
 
 
-def forecast(rows: Iterable[Mapping[str, Any]], total: int, rows_per_second: float | None = None) -> Forecast | None:
+def forecast(rows: Iterable[Candidate], total: int, rows_per_second: float | None = None) -> Forecast | None:
     """What `total` questions take when they go on like these.
 
     Args:
@@ -68,21 +67,22 @@ def forecast(rows: Iterable[Mapping[str, Any]], total: int, rows_per_second: flo
     count = len(known)
     if not count:
         return None
-    spent = [row["usd"] for row in known if row.get("usd") is not None]
+    spent = [row.usd for row in known if row.usd is not None]
     mean = sum(spent) / count
     deviation = math.sqrt(sum((usd - mean) ** 2 for usd in spent) / max(1, count - 1))
     left = max(0, total - count)
     return Forecast(
         rows=count,
         total=total,
-        ok=sum(row["outcome"] == candidate_schema.OK for row in known) / count,
-        input_tokens=_mean(known, "input_tokens") * total,
-        output_tokens=(_mean(known, "output_tokens") + _mean(known, "thinking_tokens")) * total,
+        ok=sum(row.outcome is CandidateOutcome.OK for row in known) / count,
+        input_tokens=_mean([row.input_tokens for row in known]) * total,
+        output_tokens=(_mean([row.output_tokens for row in known]) + _mean([row.thinking_tokens for row in known]))
+        * total,
         usd=sum(spent) + mean * left if spent else None,
         usd_error=_Z * deviation * math.sqrt(left + left**2 / count),
         seconds=left / rows_per_second if rows_per_second else None,
     )
 
 
-def _mean(rows: list[Mapping[str, Any]], column: str) -> float:
-    return sum(row.get(column) or 0 for row in rows) / len(rows)
+def _mean(counts: Sequence[int | None]) -> float:
+    return sum(count or 0 for count in counts) / len(counts)

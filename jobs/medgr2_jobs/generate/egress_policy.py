@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any
 
 from medgr2_api.stages.generate import Provider
 
 from ..errors import ConfigError
 from ..store.images import ImageStore
+from .sampling_plan import ImageUse
 
 #: Images kept in memory: questions about the same one follow each other.
 _KEPT = 32
@@ -18,19 +18,18 @@ _KEPT = 32
 class Gate:
     """Lets an image through when its provider is inside the house, or every source of the image allows it to leave."""
 
-    def __init__(self, provider: Provider, images: Iterable[Mapping[str, Any]], store: ImageStore) -> None:
+    def __init__(self, provider: Provider, images: Iterable[ImageUse], store: ImageStore) -> None:
         """
         Args:
             provider: who would see the images.
-            images: rows of prepare's table `images`.
+            images: of prepare's table.
             store: where the bytes lie.
         """
         self._read = lru_cache(maxsize=_KEPT)(store.read)
         self.external = provider.leaves_house
         allowed: dict[str, bool] = {}
         for row in images:  # the same picture may come from two sources: one that says no is enough
-            sha256 = row["image_sha256"]
-            allowed[sha256] = allowed.get(sha256, True) and row["allow_external"] is True
+            allowed[row.image_sha256] = allowed.get(row.image_sha256, True) and row.allow_external is True
         self._allowed = frozenset(sha256 for sha256, given in allowed.items() if given)
 
     def admits(self, sha256: str) -> bool:

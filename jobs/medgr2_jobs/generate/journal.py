@@ -1,14 +1,17 @@
 """Finished rows of an unfinished run: what was paid for is on the disk before it counts.
 
 The journal belongs to the artifact, not to a cycle: two cycles that ask the same go on from the same rows, one after
-the other (`lines.Lines` keeps the second out while the first is at work).
+the other (`append_only_log.Lines` keeps the second out while the first is at work).
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..errors import CorruptArtifact
+from ..store.rows import Candidate, CandidateOutcome
 from .append_only_log import Lines
 
 NAME = "journal.jsonl"
@@ -19,16 +22,17 @@ class Journal:
 
     def __init__(self, folder: Path, holder: str) -> None:
         self._lines = Lines(folder / NAME, holder)
-        self._rows = {_key(row): row for row in self._lines.found}
+        rows = [_candidate(document, folder / NAME) for document in self._lines.found]
+        self._rows = {_key(row): row for row in rows}
         self._lines.found = []
 
-    def find(self, triplet_id: str, image_sha256: str) -> dict[str, Any] | None:
+    def find(self, triplet_id: str, image_sha256: str) -> Candidate | None:
         """The row of a task, if an earlier attempt finished it."""
         return self._rows.get((triplet_id, image_sha256))
 
-    async def add(self, row: dict[str, Any]) -> None:
+    async def add(self, row: Candidate) -> None:
         """Adds a row; it is on the disk when this returns."""
-        self._lines.append(row)
+        self._lines.append(asdict(row))
         self._rows[_key(row)] = row
         await self._lines.synced()
 
@@ -37,5 +41,18 @@ class Journal:
         await self._lines.close()
 
 
-def _key(row: dict[str, Any]) -> tuple[str, str]:
-    return row["triplet_id"], row["image_sha256"]
+def _key(row: Candidate) -> tuple[str, str]:
+    return row.triplet_id, row.image_sha256
+
+
+def _candidate(document: dict[str, Any], path: Path) -> Candidate:
+    options = document.get("options")
+    try:
+        fields = {**document, "options": None if options is None else tuple(options)}
+        return Candidate(**{**fields, "outcome": CandidateOutcome(document.get("outcome", ""))})
+    except (TypeError, ValueError) as error:
+        name = document.get("triplet_id")
+        raise CorruptArtifact(
+            f"{path}: triplet {name!r} is no row of table candidates ({error}); let the version that wrote it finish "
+            "the stage, or remove the line: its question is then asked, and paid, again"
+        ) from None

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from medgr2_api.stage_contract import CycleRef, Shard
 from medgr2_api.stages.generate import GenerateParameters
 
 from ..errors import DataError
+from ..store.rows import Candidate
 from . import sampling_plan
 from .egress_policy import admitted
 from .provider_session import Account, errand
 from .request_scheduler import Asking
+from .sampling_plan import ImageUse
 
 #: The ledger of samples, beside those of artifacts: a stage counts it as spent, and the other way round.
 ACCOUNT = "sample"
@@ -25,22 +26,22 @@ def sample(
     root: Path,
     cycle: CycleRef,
     parameters: GenerateParameters,
-    images: Sequence[Mapping[str, Any]],
+    images: Sequence[ImageUse],
     count: int,
     budget_usd: float | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Candidate]:
     """Asks a few questions, one an image, and returns their rows; nothing is published.
 
     Args:
         root: the workspace; its image store has the images.
         cycle: who pays: the ledger lies in the cycle's folder, under its uid.
         parameters: of the stage generate that is to be tried.
-        images: rows of table `images`, as prepare publishes them.
+        images: of table `images`, as prepare publishes them.
         count: questions.
         budget_usd: `budget.generatorUSD`; None: no limit.
 
     Returns:
-        Rows of table `candidates`.
+        What came of them.
 
     Raises:
         BudgetSpent: the budget is too small for them.
@@ -53,7 +54,7 @@ def sample(
         raise DataError("the training split has no image to ask about; see the quarantine table of stage prepare")
     account = Account(cycle, ACCOUNT, budget_usd)
 
-    async def ask() -> list[dict[str, Any]]:
+    async def ask() -> list[Candidate]:
         async with errand(root, account, parameters, images) as ready:
             tasks = sampling_plan.tasks(
                 admitted(ready.gate, known),

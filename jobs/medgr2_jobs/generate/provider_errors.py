@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC
 from enum import StrEnum
 
-from . import candidate_schema
+from ..store.rows import CandidateOutcome
 
 
 class Action(StrEnum):
@@ -35,7 +35,7 @@ class Failure:
     """Whether the provider is in trouble, rather than dislikes the question: many in a row are an outage."""
     retry_after: float | None = None
     """Seconds that the provider asks to be left alone."""
-    outcome: str = candidate_schema.HTTP_ERROR
+    outcome: CandidateOutcome = CandidateOutcome.HTTP_ERROR
     """Of the row, should it end with this failure."""
     at_once: bool = False
     """Retry without waiting, and without counting it: the request was corrected."""
@@ -44,7 +44,7 @@ class Failure:
 _BUSY = Failure(Action.RETRY, "", pushback=True, trouble=True)
 #: A gateway that answers in the place of a server that may have done the work.
 _GATEWAY = replace(_BUSY, billed=True)
-_BAD = Failure(Action.SKIP, "", outcome=candidate_schema.REJECTED)
+_BAD = Failure(Action.SKIP, "", outcome=CandidateOutcome.REJECTED)
 
 
 def _stop(error: str) -> Failure:
@@ -74,7 +74,7 @@ LOST = Failure(Action.RETRY, "", billed=True, pushback=True, trouble=True)
 #: No connection: nothing was sent.
 UNREACHABLE = Failure(Action.RETRY, "", pushback=True, trouble=True)
 #: An answer that nobody can read has been paid for all the same.
-UNREADABLE = Failure(Action.SKIP, "", billed=True, trouble=True, outcome=candidate_schema.UNREADABLE)
+UNREADABLE = Failure(Action.SKIP, "", billed=True, trouble=True, outcome=CandidateOutcome.UNREADABLE)
 
 
 def of_status(status: int, text: str, headers: Mapping[str, str]) -> Failure:

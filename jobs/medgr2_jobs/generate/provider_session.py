@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from medgr2_api import paths
 from medgr2_api.stage_contract import VLLM_BASE_URL_ENV, CycleRef, Shard
@@ -21,6 +20,7 @@ from . import providers, spend_ledger
 from .egress_policy import Gate
 from .journal import Journal
 from .providers.base import Access, Client
+from .sampling_plan import ImageUse
 from .spend_ledger import Ledger
 
 
@@ -58,7 +58,7 @@ async def errand(
     root: Path,
     account: Account,
     parameters: GenerateParameters,
-    images: Iterable[Mapping[str, Any]],
+    images: Iterable[ImageUse],
     journal: Journal | None = None,
     grace_seconds: float = 0.0,
 ) -> AsyncIterator[Errand]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from medgr2_api.generator import Prices
 
 from ..errors import ConfigError, StageError
+from ..store.rows import CandidateOutcome
 from . import candidate_schema, pricing
+from .candidate_schema import GeneratedQuestion
 from .provider_errors import Action, Failure
 from .providers.base import Client, Question, Repair, Reply
 from .rate_control import Pace, Stopped
@@ -22,9 +23,9 @@ ATTEMPTS = 6
 class Answered:
     """How a question ended, and what it took."""
 
-    outcome: str = candidate_schema.HTTP_ERROR
-    made: dict[str, Any] | None = None
-    """For `ok`: columns of the question."""
+    outcome: CandidateOutcome = CandidateOutcome.HTTP_ERROR
+    made: GeneratedQuestion | None = None
+    """For `ok`: what it says."""
     error: str = ""
     trouble: bool = False
     """Whether the provider is in trouble, as far as this question tells."""
@@ -107,7 +108,7 @@ class Exchange:
             done.outcome, done.error, done.trouble = reply.failure.outcome, reply.failure.error, reply.failure.trouble
             return
         outcome, made = (
-            candidate_schema.judge(reply.text) if reply.outcome == candidate_schema.OK else (reply.outcome, None)
+            candidate_schema.judge(reply.text) if reply.outcome == CandidateOutcome.OK else (reply.outcome, None)
         )
         done.outcome, done.made = outcome, made
         done.error = "" if made is not None else reply.error or candidate_schema.OUTCOMES[outcome].meaning

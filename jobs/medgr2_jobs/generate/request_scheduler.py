@@ -8,18 +8,17 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from dataclasses import replace
 
 from ..errors import BudgetSpent, Checkpointed, ConfigError, StageError, TemporaryError
 from ..prompts import answers
+from ..store.rows import Candidate
 from . import candidate_schema, cost_estimate, pricing, prompt_templates, sampling_plan
 from .provider_session import Errand
 from .providers.base import Question
 from .rate_control import Pace, Stopped
 from .request_retry import Answered, Exchange
 from .sampling_plan import Task
-
-Row = dict[str, Any]
 
 _LOOK = 0.2  # seconds between looks at the stop flag
 _RESERVE = 10.0  # seconds of the grace period kept for the end
@@ -48,7 +47,7 @@ class Asking:
         """
         self.errand = errand
         self.tasks = tasks
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, Candidate] = {}
         self._stop = stop
         self._report = report
         self._pending: deque[Task] = deque()
@@ -60,8 +59,8 @@ class Asking:
         self._patience = max(_FEW, 2 * errand.provider.concurrency)
         self._began = self._last_answer = 0.0
 
-    async def run(self) -> list[Row]:
-        """The rows of table `candidates`, in the order of the tasks; every task has one, whatever came of it.
+    async def run(self) -> list[Candidate]:
+        """The candidates, in the order of the tasks; every task has one, whatever came of it.
 
         Raises:
             Checkpointed: asked to stop; finished rows are in the journal.
@@ -137,7 +136,7 @@ class Asking:
                 self.rows[task.triplet_id] = row
                 self._tell(pace)
 
-    async def _ask(self, exchange: Exchange, task: Task) -> tuple[Row, Answered]:
+    async def _ask(self, exchange: Exchange, task: Task) -> tuple[Candidate, Answered]:
         """One task's row, and how it came about."""
         parameters = self.errand.parameters
         paradigm = sampling_plan.paradigm(task, parameters.paradigms, parameters.seed)
@@ -152,34 +151,38 @@ class Asking:
             answered = await exchange.answer(question)
         except ConfigError as error:
             raise ConfigError(f"{self._where()}, model {self.errand.provider.model!r}: {error}") from None
-        row: Row = {
-            "triplet_id": task.triplet_id,
-            "iteration": parameters.iteration,
-            "image_sha256": task.image_sha256,
-            "modality": task.modality,
-            "question_type": task.question_type,
-            "question": "",
-            "options": [],
-            "answer_index": None,
-            "rationale": "",
-            "response": "",
-            "paradigm": str(paradigm),
-            "template_sha256": prompt.sha256,
-            "generator": self.errand.provider.model,
-            "outcome": answered.outcome,
-            "error": answered.error,
-            "attempts": answered.attempts,
-            "input_tokens": answered.input_tokens,
-            "output_tokens": answered.output_tokens,
-            "thinking_tokens": answered.thinking_tokens,
-            "usd": answered.usd,
-        }
-        if answered.made is not None:
-            made = answered.made
-            row |= made
-            row["question_type"] = _known_type(made["question_type"], parameters.question_types, task.question_type)
-            row["response"] = answers.response(
-                made["rationale"], made["answer_index"], made["options"], parameters.answer_format
+        made = answered.made
+        row = Candidate(
+            triplet_id=task.triplet_id,
+            iteration=parameters.iteration,
+            image_sha256=task.image_sha256,
+            modality=task.modality,
+            question_type=task.question_type,
+            question="",
+            options=(),
+            answer_index=None,
+            rationale="",
+            response="",
+            paradigm=str(paradigm),
+            template_sha256=prompt.sha256,
+            generator=self.errand.provider.model,
+            outcome=answered.outcome,
+            error=answered.error,
+            attempts=answered.attempts,
+            input_tokens=answered.input_tokens,
+            output_tokens=answered.output_tokens,
+            thinking_tokens=answered.thinking_tokens,
+            usd=answered.usd,
+        )
+        if made is not None:
+            row = replace(
+                row,
+                question=made.question,
+                question_type=_known_type(made.question_type, parameters.question_types, task.question_type),
+                options=made.options,
+                answer_index=made.answer_index,
+                rationale=made.rationale,
+                response=answers.response(made.rationale, made.answer_index, made.options, parameters.answer_format),
             )
         return row, answered
 
@@ -210,7 +213,7 @@ class Asking:
         self._report(done, figures)
 
     def _check_failures(self) -> None:
-        failed = sum(candidate_schema.OUTCOMES[row["outcome"]].asked_again for row in self.rows.values())
+        failed = sum(candidate_schema.OUTCOMES[row.outcome].asked_again for row in self.rows.values())
         if failed > _MAX_FAILED * len(self.tasks):
             raise self._down(f"{failed} of {len(self.tasks)} questions got no answer")
 

@@ -6,12 +6,25 @@ import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from medgr2_api.generator import Paradigm, WeightedParadigm
 from medgr2_api.stage_contract import Shard
 
-from ..store.rows import Split
+from ..store.rows import Image, Split, TableView
+
+
+@dataclass(frozen=True, slots=True)
+class ImageUse(TableView):
+    """What an image may be used for."""
+
+    TABLE = Image.TABLE
+    VERSION = Image.VERSION
+
+    image_sha256: str
+    modality: str
+    split: Split
+    allow_external: bool | None
+    """Null, in an older table: nobody has said yes."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +37,7 @@ class Task:
     question_type: str
 
 
-def training_images(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def training_images(rows: Iterable[ImageUse]) -> dict[str, str]:
     """sha256 → modality of the images that may be asked about.
 
     An image that is in the training split and also in another is none of them: it must not reach the training data.
@@ -32,10 +45,10 @@ def training_images(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     modality: dict[str, str] = {}
     elsewhere: set[str] = set()
     for row in rows:
-        if row["split"] == Split.TRAIN:
-            modality[row["image_sha256"]] = row["modality"] or ""
+        if row.split is Split.TRAIN:
+            modality[row.image_sha256] = row.modality
         else:
-            elsewhere.add(row["image_sha256"])
+            elsewhere.add(row.image_sha256)
     return {sha256: name for sha256, name in modality.items() if sha256 not in elsewhere}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Any
+from dataclasses import dataclass
 
 from medgr2_api.generator import ResolvedScripted
 from medgr2_api.training_spec import AnswerFormat
@@ -50,25 +50,35 @@ def error_rate(kind: str, value: str, scripted: ResolvedScripted) -> float:
     return scripted.error_rate if confused else min(scripted.error_rate, _LOW_RATE)
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """A candidate triplet, and what the script knows of it."""
+
+    question: str
+    options: tuple[str, ...]
+    answer_index: int
+    rationale: str
+    response: str
+    kind: str
+    """Kind of candidate, in table `truth`."""
+    correct: bool
+
+
 def propose(
-    shown: Attributes | dict[str, Any],
+    shown: Attributes,
     kind: str,
     rng: random.Random,
     scripted: ResolvedScripted,
     answer_format: AnswerFormat,
-) -> dict[str, Any]:
+) -> Proposal:
     """One candidate triplet.
 
     Args:
-        shown: what the phantom shows: `Attributes`, or a row of table `phantoms`.
+        shown: what the phantom shows.
         kind: question kind, one of `phantoms.KINDS`.
         rng: see `rng_for`.
         scripted: rates.
         answer_format: how the response is written.
-
-    Returns:
-        question_type, question, options, answer_index, rationale, response (columns of table `candidates`), and kind
-        and correct (table `truth`).
 
     Raises:
         ValueError: `kind` is none of the phantoms' kinds.
@@ -77,8 +87,6 @@ def propose(
         raise ValueError(
             f"question type {kind!r}: the scripted generator asks for {', '.join(synthetic_images.KINDS)} only"
         )
-    if not isinstance(shown, Attributes):
-        shown = Attributes(**{name: shown[name] for name in synthetic_images.KINDS})
     asked = synthetic_images.question(shown, kind, rng)
     truth = shown.value(kind)
     gold = asked.answer_index
@@ -103,16 +111,8 @@ def propose(
     else:
         outcome, index = GOOD, gold
         text = synthetic_images.rationale(kind, truth, paraphrased=rng.random() < _PARAPHRASED)
-    return {
-        "question_type": kind,
-        "question": asked.text,
-        "options": list(asked.options),
-        "answer_index": index,
-        "rationale": text,
-        "response": answers.response(text, index, asked.options, answer_format),
-        "kind": outcome,
-        "correct": index == gold,
-    }
+    response = answers.response(text, index, asked.options, answer_format)
+    return Proposal(asked.text, asked.options, index, text, response, outcome, index == gold)
 
 
 def _neighbour(kind: str, truth: str, options: tuple[str, ...], wrong: list[int], rng: random.Random) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from medgr2_api import paths
 from medgr2_api.data import DataFormat
@@ -13,10 +12,10 @@ from medgr2_api.stages import PREPARE
 from medgr2_api.uris import is_remote
 
 from ..errors import StageError
-from ..generate import candidate_schema
+from ..generate.sampling_plan import ImageUse
 from ..store.images import ImageStore
 from ..store.manifest import load
-from ..store.rows import Split
+from ..store.rows import CandidateOutcome, Split
 from .check_result import Case, Finding, failed, ok, skipped, warning
 from .data_checks import PICTURES
 
@@ -62,10 +61,8 @@ def trial(case: Case) -> Iterator[Finding]:
     except StageError as error:
         yield failed(where, str(error))
         return
-    good = sum(row["outcome"] == candidate_schema.OK for row in rows)
-    others = sorted(
-        {f"{row['outcome']} {row['error']}".strip() for row in rows if row["outcome"] != candidate_schema.OK}
-    )
+    good = sum(row.outcome is CandidateOutcome.OK for row in rows)
+    others = sorted({f"{row.outcome} {row.error}".strip() for row in rows if row.outcome is not CandidateOutcome.OK})
     told = f"{case.parameters.provider.model}: {good} of {len(rows)} questions became triplets"
     yield ok(where, told) if good == len(rows) else warning(where, f"{told}; the others: {'; '.join(others)}")
     total = case.parameters.candidates * case.spec.iterations
@@ -83,8 +80,8 @@ def _cost(case: Case, told: str, usd: float | None) -> Finding:
     return ok("budget.generatorUSD", told)
 
 
-def _images(case: Case) -> list[dict[str, Any]]:
-    """Rows of table `images` to ask about: prepare's where it has run, else a few pictures of the sources."""
+def _images(case: Case) -> list[ImageUse]:
+    """What to ask about: prepare's where it has run, else a few pictures of the sources."""
     link = case.root / paths.iteration_link(case.cycle.metadata.name, 0, PREPARE.name)
     if link.is_dir():
         prepared = _prepared(link)
@@ -93,23 +90,23 @@ def _images(case: Case) -> list[dict[str, Any]]:
     store, found = ImageStore(case.root), []
     for path, allowed, modality in _pictures(case):
         image = store.add_file(path, case.spec.data.max_pixels)
-        found.append(_row(image.sha256, modality, allowed))
+        found.append(ImageUse(image.sha256, modality, Split.TRAIN, allowed))
         if len(found) == case.questions:
             break
     if not found:
         from PIL import Image
 
         drawn = Image.effect_noise((_SIDE, _SIDE), 60).convert("RGB")
-        found = [_row(store.add(drawn, case.spec.data.max_pixels).sha256, "", True)]
+        found = [ImageUse(store.add(drawn, case.spec.data.max_pixels).sha256, "", Split.TRAIN, True)]
     return found
 
 
-def _prepared(folder: Path) -> list[dict[str, Any]]:
-    from ..store import legacy_tables as tables
+def _prepared(folder: Path) -> list[ImageUse]:
+    from ..store import tables
 
     published = load(folder)
     part = published.part("images.parquet") if published else None
-    return tables.read(folder / part.path, "images").to_pylist() if part else []
+    return tables.read(folder / part.path, ImageUse) if part else []
 
 
 def _pictures(case: Case) -> Iterator[tuple[Path, bool, str]]:
@@ -123,7 +120,3 @@ def _pictures(case: Case) -> Iterator[tuple[Path, bool, str]]:
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in PICTURES and path.is_file():
                 yield path, source.allow_external, source.modality
-
-
-def _row(sha256: str, modality: str, allowed: bool) -> dict[str, Any]:
-    return {"image_sha256": sha256, "modality": modality, "split": Split.TRAIN, "allow_external": allowed}

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..generate.candidate_schema import OK
 from ..runner.context import StageContext
+from ..store.rows import CandidateOutcome
 
 Row = dict[str, Any]
 
@@ -38,8 +38,8 @@ def rows(ctx: StageContext[Any], iterations: Iterable[int]) -> list[Row]:
             decision = decisions.get(row["triplet_id"], {})
             passed = {
                 "generated": True,
-                "parsed": row["outcome"] == OK,
-                "scored": row["outcome"] == OK and decision.get("score") is not None,
+                "parsed": row["outcome"] == CandidateOutcome.OK,
+                "scored": row["outcome"] == CandidateOutcome.OK and decision.get("score") is not None,
                 "kept": bool(decision.get("keep")),
             }
             group = counts.setdefault(tuple(row[name] or "unknown" for name in DIMENSIONS), Counter())

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from medgr2_api.generator import Scripted
 from medgr2_api.stages.generate import GenerateParameters
 
 from ..errors import ConfigError, DataError, TemporaryError
-from ..generate import candidate_schema, sampling_plan
-from ..generate.sampling_plan import Task
+from ..generate import sampling_plan
+from ..generate.sampling_plan import ImageUse, Task
 from ..runner.context import Outcome, StageContext
 from ..store import manifest
+from ..store.rows import Candidate, CandidateOutcome, Phantom, Truth
 
 #: Rows between two progress notes of the scripted generator.
 _BLOCK = 256
@@ -26,18 +26,18 @@ def run(ctx: StageContext[GenerateParameters]) -> Outcome:
         rows, withheld = asyncio.run(_asked(ctx))
     else:
         rows, withheld = _scripted(ctx), 0
-    ctx.writer.table("candidates", rows)
+    ctx.writer.table(Candidate, rows)
     return Outcome(counters={**_counters(rows), "images_withheld": withheld})
 
 
-async def _asked(ctx: StageContext[GenerateParameters]) -> tuple[list[dict[str, Any]], int]:
+async def _asked(ctx: StageContext[GenerateParameters]) -> tuple[list[Candidate], int]:
     """Candidates of a provider, and how many images it may not see."""
     from ..generate import provider_session  # the scripted generator needs none of the providers' packages
     from ..generate.egress_policy import admitted
     from ..generate.journal import Journal
     from ..generate.request_scheduler import Asking
 
-    request, images = ctx.request, ctx.input("prepare").rows("images")
+    request, images = ctx.request, ctx.input("prepare").rows(ImageUse)
     account = provider_session.Account(request.cycle, request.input_hash, request.generator_budget_usd, request.shard)
     journal = Journal(ctx.writer.shared, provider_session.holder(request.cycle, request.attempt))
     try:
@@ -87,9 +87,9 @@ def _tasks(
     )
 
 
-def _scripted(ctx: StageContext[GenerateParameters]) -> list[dict[str, Any]]:
+def _scripted(ctx: StageContext[GenerateParameters]) -> list[Candidate]:
     """Candidates made by code, which knows what each phantom shows."""
-    from ..data.synthetic_images import KINDS
+    from ..data.synthetic_images import KINDS, Attributes
     from ..generate import scripted_generator
 
     parameters = ctx.parameters
@@ -97,12 +97,16 @@ def _scripted(ctx: StageContext[GenerateParameters]) -> list[dict[str, Any]]:
     if script is None:
         raise ConfigError("generator.scripted: its settings are missing")
     prepare = ctx.input("prepare")
-    phantoms = prepare.rows("phantoms") if prepare.has("phantoms.parquet") else []
-    shown = {row["image_sha256"]: row for row in phantoms}
+    phantoms = prepare.rows(Phantom) if prepare.has("phantoms.parquet") else []
+    shown = {
+        phantom.image_sha256: Attributes(phantom.modality, phantom.finding, phantom.location, phantom.count)
+        for phantom in phantoms
+    }
     # a phantom has one question of each kind: asking for more asks more phantoms
-    images = sampling_plan.training_images(prepare.rows("images"))
+    images = sampling_plan.training_images(prepare.rows(ImageUse))
     tasks = _tasks(ctx, images, KINDS, most_per_image=len(KINDS))
-    rows, truth = [], []
+    rows: list[Candidate] = []
+    truth: list[Truth] = []
     for number, task in enumerate(tasks):
         if task.image_sha256 not in shown:
             raise ConfigError(
@@ -113,39 +117,47 @@ def _scripted(ctx: StageContext[GenerateParameters]) -> list[dict[str, Any]]:
         made = scripted_generator.propose(
             shown[task.image_sha256], task.question_type, rng, script, parameters.answer_format
         )
-        truth.append({"triplet_id": task.triplet_id, "kind": made.pop("kind"), "correct": made.pop("correct")})
+        truth.append(Truth(task.triplet_id, made.kind, made.correct))
         rows.append(
-            {
-                "triplet_id": task.triplet_id,
-                "iteration": parameters.iteration,
-                "image_sha256": task.image_sha256,
-                "modality": task.modality,
-                **made,
-                "paradigm": "",
-                "template_sha256": "",
-                "generator": Scripted.kind,
-                "outcome": candidate_schema.OK,
-                "error": "",
-                "attempts": 1,
-                "usd": 0.0,
-            }
+            Candidate(
+                triplet_id=task.triplet_id,
+                iteration=parameters.iteration,
+                image_sha256=task.image_sha256,
+                modality=task.modality,
+                question_type=task.question_type,
+                question=made.question,
+                options=made.options,
+                answer_index=made.answer_index,
+                rationale=made.rationale,
+                response=made.response,
+                paradigm="",
+                template_sha256="",
+                generator=Scripted.kind,
+                outcome=CandidateOutcome.OK,
+                error="",
+                attempts=1,
+                input_tokens=None,
+                output_tokens=None,
+                thinking_tokens=None,
+                usd=0.0,
+            )
         )
         if number % _BLOCK == 0:
             ctx.progress("generate", number, len(tasks))
             ctx.check_stop()
-    ctx.writer.table("truth", truth)
+    ctx.writer.table(Truth, truth)
     return rows
 
 
-def _counters(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+def _counters(rows: Sequence[Candidate]) -> dict[str, float]:
     """How many rows came out how."""
-    outcomes = Counter(row["outcome"] for row in rows)
+    outcomes = Counter(row.outcome for row in rows)
     counters: dict[str, float] = {
         "candidates": len(rows),
-        "ok": outcomes.pop(candidate_schema.OK, 0),
-        "images": len({row["image_sha256"] for row in rows}),
-        "input_tokens": sum(row.get("input_tokens") or 0 for row in rows),
-        "output_tokens": sum(row.get("output_tokens") or 0 for row in rows),
-        "thinking_tokens": sum(row.get("thinking_tokens") or 0 for row in rows),
+        "ok": outcomes.pop(CandidateOutcome.OK, 0),
+        "images": len({row.image_sha256 for row in rows}),
+        "input_tokens": sum(row.input_tokens or 0 for row in rows),
+        "output_tokens": sum(row.output_tokens or 0 for row in rows),
+        "thinking_tokens": sum(row.thinking_tokens or 0 for row in rows),
     }
-    return counters | dict(sorted(outcomes.items()))
+    return counters | {str(outcome): count for outcome, count in sorted(outcomes.items())}

@@ -9,6 +9,7 @@ from typing import Protocol
 from medgr2_api.generator import Sampling
 from medgr2_api.stages.generate import Provider
 
+from ...store.rows import CandidateOutcome
 from .. import candidate_schema
 from ..pricing import Usage
 from ..provider_errors import Failure
@@ -44,7 +45,7 @@ class Question:
 class Reply:
     """What came back for one request."""
 
-    outcome: str = candidate_schema.OK
+    outcome: CandidateOutcome = CandidateOutcome.OK
     """`ok` when there is a text to judge; otherwise refused, truncated or empty."""
     text: str = ""
     usage: Usage | None = None

@@ -9,6 +9,7 @@ from typing import Any
 from google import genai
 from google.genai import errors, types
 
+from ...store.rows import CandidateOutcome
 from .. import candidate_schema, provider_errors
 from ..pricing import Usage
 from . import http
@@ -108,20 +109,20 @@ def _reply(response: types.GenerateContentResponse) -> Reply:
     if not response.candidates:
         block = response.prompt_feedback.block_reason if response.prompt_feedback else None
         if block is not None:
-            return Reply(candidate_schema.REFUSED, usage=usage, error=f"prompt blocked: {block.value}")
+            return Reply(CandidateOutcome.REFUSED, usage=usage, error=f"prompt blocked: {block.value}")
         if response.usage_metadata is None:
             return Reply(failure=replace(provider_errors.UNREADABLE, error="not an answer of Gemini"))
-        return Reply(candidate_schema.EMPTY, usage=usage)
+        return Reply(CandidateOutcome.EMPTY, usage=usage)
     candidate = response.candidates[0]
     reason = candidate.finish_reason.value if candidate.finish_reason else _STOP
     parts = (candidate.content.parts if candidate.content else None) or []
     text = "".join(part.text or "" for part in parts if not part.thought)
     if reason in _REFUSALS:
-        outcome = candidate_schema.REFUSED
+        outcome = CandidateOutcome.REFUSED
     elif reason == _MAX_TOKENS:
-        outcome = candidate_schema.TRUNCATED
+        outcome = CandidateOutcome.TRUNCATED
     else:
-        outcome = candidate_schema.OK if text.strip() else candidate_schema.EMPTY
+        outcome = CandidateOutcome.OK if text.strip() else CandidateOutcome.EMPTY
     return Reply(outcome, text=text, usage=usage, error="" if reason in (_STOP, _MAX_TOKENS) else reason)
 
 

@@ -11,6 +11,7 @@ import openai
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletion
 
+from ...store.rows import CandidateOutcome
 from .. import candidate_schema, provider_errors
 from ..pricing import Usage
 from . import http
@@ -110,12 +111,12 @@ def _reply(completion: object) -> Reply:
     if not isinstance(completion, ChatCompletion) or not completion.choices:  # such as a proxy's HTML page
         return Reply(failure=replace(provider_errors.UNREADABLE, error="not a chat completion"))
     choice, text = completion.choices[0], completion.choices[0].message.content or ""
-    outcome = candidate_schema.OK if text.strip() else candidate_schema.EMPTY
+    outcome = CandidateOutcome.OK if text.strip() else CandidateOutcome.EMPTY
     error = ""
     if choice.message.refusal or choice.finish_reason == "content_filter":
-        outcome, error = candidate_schema.REFUSED, choice.message.refusal or "content_filter"
+        outcome, error = CandidateOutcome.REFUSED, choice.message.refusal or "content_filter"
     elif choice.finish_reason == "length":
-        outcome = candidate_schema.TRUNCATED
+        outcome = CandidateOutcome.TRUNCATED
     return Reply(outcome, text=text, usage=_usage(completion.usage), error=error[:300])
 
 

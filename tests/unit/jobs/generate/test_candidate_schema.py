@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from medgr2_api.generator import Paradigm
 from medgr2_jobs.generate import candidate_schema, prompt_templates
+from medgr2_jobs.store.rows import CandidateOutcome
 
 GOOD: dict[str, Any] = {
     "question": "Which finding is shown?",
@@ -43,13 +44,13 @@ def answer(**changes: Any) -> str:
 def test_good(text: str) -> None:
     outcome, made = candidate_schema.judge(text)
     assert outcome == "ok"
-    assert made == {
-        "question": GOOD["question"],
-        "question_type": "Diagnosis",
-        "options": GOOD["options"],
-        "answer_index": 1,
-        "rationale": GOOD["rationale"],
-    }
+    assert made == candidate_schema.GeneratedQuestion(
+        question=GOOD["question"],
+        question_type="Diagnosis",
+        options=tuple(GOOD["options"]),
+        answer_index=1,
+        rationale=GOOD["rationale"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,11 +98,7 @@ def test_response_format_is_strict() -> None:
 
 
 def test_every_outcome_has_its_place_in_the_table() -> None:
-    constants = {
-        name: value for name, value in vars(candidate_schema).items() if name.isupper() and isinstance(value, str)
-    }
-    named = {value for name, value in constants.items() if value == name.lower()}
-    assert named == set(candidate_schema.OUTCOMES)
+    assert list(candidate_schema.OUTCOMES) == list(CandidateOutcome)
     repairable = {name for name, outcome in candidate_schema.OUTCOMES.items() if outcome.repair}
     assert repairable == {candidate_schema.judge(text)[0] for text in (
         "prose", "{}", answer(options=[]), answer(options=["a", "a", "b", "c"]), answer(answer_text="x"),

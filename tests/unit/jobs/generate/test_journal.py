@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.curate_fixtures import candidate
 
-from medgr2_jobs.errors import DiskFull, TemporaryError
+from medgr2_jobs.errors import CorruptArtifact, DiskFull, TemporaryError
 from medgr2_jobs.generate.append_only_log import Lines
 from medgr2_jobs.generate.journal import Journal
+from medgr2_jobs.store.rows import Candidate
 
-ROWS: list[dict[str, Any]] = [
-    {"triplet_id": name, "image_sha256": "i", "question": "größer?\nkleiner?"} for name in ("t1", "t2", "t3")
-]
+ROWS = [candidate(name, "i", "größer?\nkleiner?") for name in ("t1", "t2", "t3")]
 
 
-def found(folder: Path, *added: dict[str, Any]) -> list[str]:
+def found(folder: Path, *added: Candidate) -> list[str]:
     """Which rows are there when the journal is opened; then rows are added, and it is closed."""
 
     async def scenario() -> list[str]:
         journal = Journal(folder, "a test")
-        names = [row["triplet_id"] for row in ROWS if journal.find(row["triplet_id"], "i") == row]
+        names = [row.triplet_id for row in ROWS if journal.find(row.triplet_id, "i") == row]
         for row in added:
             await journal.add(row)
         await journal.close()
@@ -42,8 +44,17 @@ def test_a_line_torn_by_a_kill_spoils_nothing_that_is_written_after_it(tmp_path:
 
 
 def test_a_row_of_another_image_is_another_row(tmp_path: Path) -> None:
-    found(tmp_path, {**ROWS[0], "image_sha256": "j"})
+    found(tmp_path, replace(ROWS[0], image_sha256="j"))
     assert found(tmp_path) == []
+
+
+@pytest.mark.parametrize("change", [{"question": None, "surplus": 1}, {"outcome": "good"}, {"options": 3}])
+def test_a_row_of_another_version_is_refused_by_name(tmp_path: Path, change: dict[str, Any]) -> None:
+    found(tmp_path, ROWS[0])
+    path = tmp_path / "journal.jsonl"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}) + "\n")
+    with pytest.raises(CorruptArtifact, match=r"journal\.jsonl: triplet 't1' is no row of table candidates"):
+        found(tmp_path)
 
 
 def test_a_row_that_does_not_fit_on_the_disk_is_said_to_be_lost(

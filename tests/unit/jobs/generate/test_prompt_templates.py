@@ -52,7 +52,7 @@ def test_priors_are_in_the_prompt_where_they_are_known(paradigm: Paradigm) -> No
 
 def test_the_prompt_describes_the_fields_that_are_checked() -> None:
     text = prompt_templates.load(Paradigm.DIRECT).render(modality="CT", question_type="Grading")
-    for name, field in candidate_schema.Triplet.model_fields.items():
+    for name, field in candidate_schema.GeneratedTriplet.model_fields.items():
         value = f'["{field.description}"]' if field.annotation == list[str] else f'"{field.description}"'
         assert f'  "{name}": {value}' in text
 

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from medgr2_jobs.generate import candidate_schema, provider_errors
+from medgr2_jobs.generate import provider_errors
 from medgr2_jobs.generate.provider_errors import Action
+from medgr2_jobs.store.rows import CandidateOutcome
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_statuses(status: int, action: Action, billed: bool, trouble: bool) -> N
     found = provider_errors.of_status(status, "the server's words", {})
     assert (found.action, found.billed, found.trouble) == (action, billed, trouble)
     assert found.error.startswith(f"HTTP {status}: ")
-    assert (found.outcome == candidate_schema.REJECTED) == (action is Action.SKIP)
+    assert (found.outcome == CandidateOutcome.REJECTED) == (action is Action.SKIP)
     assert found.pushback == (action is Action.RETRY)
 
 

@@ -10,13 +10,15 @@ from medgr2_api.generator import ResolvedScripted
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.generate import scripted_generator
+from medgr2_jobs.generate.scripted_generator import Proposal
 from medgr2_jobs.prompts import answers
 
 FORMAT = AnswerFormat.OPTION_TEXT
 RATES = ResolvedScripted(error_rate=0.45, blind_spots=0.0, irrelevant_rate=0.08, incoherent_rate=0.07)
 
 
-def run(rates: ResolvedScripted, count: int = 800) -> list[tuple[synthetic_images.Attributes, dict]]:
+def run(rates: ResolvedScripted, count: int = 800) -> list[tuple[synthetic_images.Attributes, str, Proposal]]:
+    """What a phantom shows, which kind of question was asked, and what was proposed."""
     made = []
     for index in range(count):
         shown = synthetic_images.attributes(1, index)
@@ -24,6 +26,7 @@ def run(rates: ResolvedScripted, count: int = 800) -> list[tuple[synthetic_image
             made.append(
                 (
                     shown,
+                    kind,
                     scripted_generator.propose(
                         shown, kind, scripted_generator.rng_for(0, f"{index:064x}", kind), rates, FORMAT
                     ),
@@ -34,35 +37,34 @@ def run(rates: ResolvedScripted, count: int = 800) -> list[tuple[synthetic_image
 
 def test_rates_and_truth() -> None:
     made = run(RATES)
-    kinds = Counter(row["kind"] for _, row in made)
+    kinds = Counter(row.kind for _, _, row in made)
     assert kinds["irrelevant"] / len(made) == pytest.approx(0.08, abs=0.02)
     assert kinds["incoherent"] / len(made) == pytest.approx(0.07, abs=0.02)
     by_place: dict[int, list[bool]] = defaultdict(list)
-    for shown, row in made:
-        kind = row["question_type"]
+    for shown, kind, row in made:
         truth = shown.value(kind)
-        assert row["correct"] == (row["options"][row["answer_index"]] == truth) == (row["kind"] == "good")
-        assert answers.extract(row["response"], row["options"]) == row["answer_index"]
-        by_place[synthetic_images.VALUES[kind].index(truth) % 2].append(row["kind"] == "hallucinated")
+        assert row.correct == (row.options[row.answer_index] == truth) == (row.kind == "good")
+        assert answers.extract(row.response, row.options) == row.answer_index
+        by_place[synthetic_images.VALUES[kind].index(truth) % 2].append(row.kind == "hallucinated")
     assert sum(by_place[0]) / len(by_place[0]) == pytest.approx(0.45, abs=0.03)
     assert sum(by_place[1]) / len(by_place[1]) == pytest.approx(0.10, abs=0.03)
 
 
 def test_confusions_are_systematic() -> None:
-    for shown, row in run(RATES, 200):
-        values = synthetic_images.VALUES[row["question_type"]]
-        believed = values[(values.index(shown.value(row["question_type"])) + 1) % len(values)]
-        if row["kind"] == "hallucinated" and believed in row["options"]:
-            assert row["options"][row["answer_index"]] == believed
-            assert believed in row["rationale"]
+    for shown, kind, row in run(RATES, 200):
+        values = synthetic_images.VALUES[kind]
+        believed = values[(values.index(shown.value(kind)) + 1) % len(values)]
+        if row.kind == "hallucinated" and believed in row.options:
+            assert row.options[row.answer_index] == believed
+            assert believed in row.rationale
 
 
 @pytest.mark.parametrize("share", [1 / 3, 0.5, 1.0])
 def test_blind_spots_are_never_right(share: float) -> None:
     rates = RATES.model_copy(update={"blind_spots": share, "error_rate": 0.1})
     right = Counter[tuple[str, str]]()
-    for shown, row in run(rates, 300):
-        right[row["question_type"], shown.value(row["question_type"])] += row["correct"]
+    for shown, kind, row in run(rates, 300):
+        right[kind, shown.value(kind)] += row.correct
     every = round(1 / share)
     for kind, values in synthetic_images.VALUES.items():
         for index, value in enumerate(values):
@@ -72,15 +74,14 @@ def test_blind_spots_are_never_right(share: float) -> None:
 
 def test_rates_of_zero_make_no_error() -> None:
     never = ResolvedScripted(error_rate=0, blind_spots=0, irrelevant_rate=0, incoherent_rate=0)
-    assert all(row["correct"] for _, row in run(never, 50))
+    assert all(row.correct for _, _, row in run(never, 50))
 
 
-def test_deterministic_and_takes_a_table_row() -> None:
+def test_deterministic() -> None:
     shown = synthetic_images.attributes(1, 0)
-    row = {"image_sha256": "0" * 64, **shown.__dict__}
     made = [
-        scripted_generator.propose(given, "count", scripted_generator.rng_for(3, "0" * 64, "count"), RATES, FORMAT)
-        for given in (shown, row)
+        scripted_generator.propose(shown, "count", scripted_generator.rng_for(3, "0" * 64, "count"), RATES, FORMAT)
+        for _ in range(2)
     ]
     assert made[0] == made[1]
 
