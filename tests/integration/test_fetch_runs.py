@@ -26,6 +26,7 @@ from medgr2_jobs.errors import StageError
 from medgr2_jobs.fetch import pin_file
 from medgr2_jobs.runner.main import execute
 from medgr2_jobs.store.artifact import ArtifactReader
+from medgr2_jobs.store.rows import Item
 from medgr2_operator.local.executor import Executor, RunObserver
 from medgr2_operator.local.runner import Runner
 from tests.support.fixtures import prepare_parameters, run_stage, stage_request
@@ -180,7 +181,7 @@ def test_a_site_without_network_gets_the_same_digest(
     request = stage_request("prepare", 0, models(hub, data={"sources": [source]}))
     first = run_stage(here, request)
     prepared = ArtifactReader(here, first)
-    assert len(prepared.rows("items")) == 40 + 40
+    assert len(prepared.rows(Item)) == 40 + 40
     pins = json.loads(prepared.file("inputs.json").read_text())
     assert [pin["uri"] for pin in pins] == ["hf://org/model", "hf://org/seed@main"]
     assert not any(word in json.dumps(pins) for word in ("127.0.0.1", "localhost", str(tmp_path)))

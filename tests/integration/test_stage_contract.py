@@ -18,6 +18,7 @@ from medgr2_api import paths
 from medgr2_api.stage_contract import CycleRef, Shard, StageResult
 from medgr2_jobs.store import manifest
 from medgr2_jobs.store.artifact import ArtifactReader
+from medgr2_jobs.store.rows import Score
 from tests.support.contract_fixtures import PARAMETERS, artifact, finish, names, ref, request, run, start, until
 
 
@@ -49,7 +50,7 @@ def test_success_publishes_and_says_so(published: tuple[Path, StageResult]) -> N
     assert result.usage["wallSeconds"] > 0
     assert result.usage["cpuSeconds"] > 0
     reader = ArtifactReader(root, ref(result))
-    assert len(reader.rows("scores")) == 100
+    assert len(reader.rows(Score)) == 100
     assert sorted(path.name for path in reader.folder_of("model").iterdir()) == [f"part-{n}.bin" for n in range(8)]
     assert not reader.manifest.part("log.txt").digested  # type: ignore[union-attr]
     assert len(names(artifact(root))) == 2  # manifest and parts: no checkpoints, no temporary files
@@ -87,7 +88,7 @@ def test_shards_publish_apart(root: Path) -> None:
     results = [run(root, request(shard=Shard(index=index, count=2)), "parts")[1] for index in range(2)]
     digest = manifest.combined_digest([result.output_digest for result in results])
     whole = ref(results[0]).model_copy(update={"output_digest": digest})
-    assert ArtifactReader(root, whole).table("scores").num_rows == 200
+    assert ArtifactReader(root, whole).arrow(Score).num_rows == 200
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------

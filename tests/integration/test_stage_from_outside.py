@@ -15,11 +15,12 @@ from medgr2_api.stages import StageDefinition, StageParameters, input_hash, stag
 from medgr2_api.stages.definition import Iterations, Of, Read, Source
 from medgr2_jobs.runner import attempt, main
 from medgr2_jobs.runner.context import Outcome, StageContext
-from medgr2_jobs.store.rows import TableRow
+from medgr2_jobs.store.rows import Candidate, TableRow
 from medgr2_operator.plan.spec_cache import resolved
 from medgr2_operator.plan.types import StageKey
 from tests.support import jobs_fixtures
 from tests.support.cycle_specs import make_spec
+from tests.support.rows import row_of
 from tests.support.simulator_helpers import finish, make_simulator, until
 from tests.support.stage_registry import registered
 
@@ -65,36 +66,14 @@ def run(ctx: StageContext[CensusParameters]) -> Outcome:
     """Runs the stage."""
     counts: dict[str, int] = {}
     for t in range(1, ctx.request.iteration + 1):
-        for row in ctx.input(f"earlier-{t}").rows("candidates"):
-            counts[row["modality"]] = counts.get(row["modality"], 0) + 1
+        for row in ctx.input(f"earlier-{t}").rows(Candidate):
+            counts[row.modality] = counts.get(row.modality, 0) + 1
     ctx.writer.table(Count, [Count(*item) for item in sorted(counts.items()) if item[1] >= ctx.parameters.least])
     return Outcome(counters={"modalities": len(counts)})
 
 
-def candidate(number: int, modality: str) -> dict[str, Any]:
-    """A row of table candidates."""
-    return {
-        "triplet_id": f"t{number}",
-        "iteration": 1,
-        "image_sha256": "0" * 64,
-        "modality": modality,
-        "question_type": "Diagnosis",
-        "question": "?",
-        "options": ["a", "b"],
-        "answer_index": 0,
-        "rationale": "",
-        "response": "",
-        "paradigm": "Direct",
-        "template_sha256": "",
-        "generator": "",
-        "outcome": "ok",
-        "error": "",
-        "attempts": 1,
-        "input_tokens": 0,
-        "output_tokens": 0,
-        "thinking_tokens": 0,
-        "usd": None,
-    }
+def candidate(number: int, modality: str) -> Candidate:
+    return row_of(Candidate, triplet_id=f"t{number}", iteration=1, modality=modality)
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +113,7 @@ def request(root: Path, inputs: dict[str, ArtifactRef], **parameters: Any) -> St
 @pytest.fixture
 def candidates(tmp_path: Path) -> ArtifactRef:
     rows = [candidate(number, modality) for number, modality in enumerate(["CT", "MR", "CT", "CT", "US", "US"])]
-    return jobs_fixtures.publish(tmp_path, "generate", {"candidates": rows}, iteration=1)
+    return jobs_fixtures.publish(tmp_path, "generate", {Candidate: rows}, iteration=1)
 
 
 def test_the_runner_runs_it(tmp_path: Path, candidates: ArtifactRef) -> None:

@@ -16,6 +16,7 @@ from medgr2_jobs.runner import publishing
 from medgr2_jobs.runner.context import Outcome, StageContext
 from medgr2_jobs.store import atomic, manifest
 from medgr2_jobs.store.artifact import ArtifactWriter
+from medgr2_jobs.store.rows import Score
 from tests.support.stage_registry import run_instead
 
 PARTS = 8
@@ -30,7 +31,7 @@ def parts(ctx: StageContext) -> Outcome:
         ctx.writer.path("log.txt", digested=False).write_text(str(time.time()))
         time.sleep(0.01)
         ctx.check_stop(number)
-    rows = ctx.writer.table("scores", [{"triplet_id": f"t{number}", "score": number / 7} for number in range(100)])
+    rows = ctx.writer.table(Score, [Score(f"t{number}", number / 7) for number in range(100)])
     return Outcome(counters={"rows": rows, "diverged": float("nan")}, usage={"gpuSeconds": 1.5})
 
 
@@ -61,7 +62,7 @@ def fill(ctx: StageContext) -> Outcome:
 
 def fill_table(ctx: StageContext) -> Outcome:
     """More than the disk holds, through parquet."""
-    ctx.writer.table("scores", [{"triplet_id": os.urandom(64).hex(), "score": 0.0} for _ in range(40_000)])
+    ctx.writer.table(Score, [Score(os.urandom(64).hex(), 0.0) for _ in range(40_000)])
     return Outcome()
 
 

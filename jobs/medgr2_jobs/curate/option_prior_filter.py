@@ -29,7 +29,7 @@ class _Item:
     right: int
 
 
-class OptionPrior:
+class CrossFittedPrior:
     """P(right | option text) over the folds that an item is not in. Items can be taken out again."""
 
     def __init__(self, triplets: Iterable[Triplet]) -> None:
@@ -78,7 +78,7 @@ class OptionPrior:
                 self._right[fold][text] += step * (index == item.right)
 
 
-def thin(prior: OptionPrior, names: Sequence[str]) -> set[str]:
+def thin(prior: CrossFittedPrior, names: Sequence[str]) -> set[str]:
     """Takes out what the prior answers alone, the last name first, until it answers none of them alone.
 
     One by one, for each that goes makes the prior less sure: to drop all that it answers at first would leave a set

@@ -26,7 +26,7 @@ from medgr2_api.curation import (
 from ..errors import ConfigError, DataError
 from ..store.rows import CalibrationRow, Triplet
 from . import balance
-from .option_prior_filter import OptionPrior, thin
+from .option_prior_filter import CrossFittedPrior, thin
 
 NOT_SCORED = "not_scored"
 GUESSABLE, BALANCE = "guessable", "balance"
@@ -194,7 +194,7 @@ def choose(
         taken = balance.take(left, chosen.limit, group, max_share)
         if not curation.reject_guessable:
             break
-        prior = OptionPrior(triplets[name] for name in taken.kept)
+        prior = CrossFittedPrior(triplets[name] for name in taken.kept)
         accuracy = prior.accuracy()
         counters.setdefault("option_prior_before", accuracy)
         counters["option_prior_after"] = accuracy

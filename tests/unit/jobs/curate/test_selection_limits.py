@@ -61,7 +61,7 @@ def test_what_the_options_alone_give_away_is_dropped_worst_first() -> None:
     assert all("Pneumonia" in rows[name].options for name in dropped)
     assert len(dropped) > 80
     assert found.counters["option_prior_before"] > found.counters["option_prior_after"] + 0.1
-    prior = option_prior_filter.OptionPrior(rows[name] for name in found.kept)
+    prior = option_prior_filter.CrossFittedPrior(rows[name] for name in found.kept)
     assert not any(prior.answers_alone(name) for name in found.kept)
     left = [name for name in found.kept if rows[name].options[rows[name].answer_index] == "Pneumonia"]
     offered = [name for name in found.kept if "Pneumonia" in rows[name].options]
@@ -84,14 +84,14 @@ def test_an_item_has_no_vote_on_itself_or_its_image() -> None:
 
 
 def test_it_takes_four_agreeing_questions() -> None:
-    def asked(count: int) -> option_prior_filter.OptionPrior:
+    def asked(count: int) -> option_prior_filter.CrossFittedPrior:
         images = [
             name
             for name in map(str, range(1000))
             if option_prior_filter._fold(name) != option_prior_filter._fold("mine")
         ]
         rows = [triplet(f"t{n}", images[n], options=tuple("abcd")) for n in range(count)]
-        return option_prior_filter.OptionPrior([*rows, triplet("mine", "mine", options=tuple("abcd"))])
+        return option_prior_filter.CrossFittedPrior([*rows, triplet("mine", "mine", options=tuple("abcd"))])
 
     assert not asked(3).answers_alone("mine")
     assert asked(4).answers_alone("mine")

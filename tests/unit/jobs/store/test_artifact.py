@@ -16,6 +16,7 @@ from medgr2_jobs.errors import ConfigError, CorruptArtifact, DiskFull, Fenced
 from medgr2_jobs.runner.context import StageContext
 from medgr2_jobs.store import atomic, fencing, manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
+from medgr2_jobs.store.rows import Score
 from medgr2_jobs.store.safe_path import inside
 
 
@@ -55,7 +56,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert reader.manifest.packages == {"pyarrow": "26.0"}
     assert reader.has("notes.txt")
     assert not reader.has("other")
-    for wrong in (lambda: reader.file("x"), lambda: reader.folder_of("mod"), lambda: reader.table("scores")):
+    for wrong in (lambda: reader.file("x"), lambda: reader.folder_of("mod"), lambda: reader.rows(Score)):
         with pytest.raises(CorruptArtifact, match="has no"):
             wrong()
 
@@ -115,7 +116,7 @@ def test_what_changed_after_publishing_is_not_handed_out(tmp_path: Path) -> None
     for name, read in (
         ("notes.txt", lambda: reader.file("notes.txt")),
         ("a.bin", lambda: reader.folder_of("model")),
-        ("scores.parquet", lambda: reader.table("scores")),
+        ("scores.parquet", lambda: reader.rows(Score)),
     ):
         with pytest.raises(CorruptArtifact, match=rf"{name}: sha256 differs"):
             read()
