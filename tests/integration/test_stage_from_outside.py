@@ -34,8 +34,8 @@ class CensusParameters(StageParameters):
     """Modalities with fewer candidates are left out."""
 
 
-def _build(source: Source) -> dict[str, Any]:
-    return {"candidates": source.spec.generator.candidates}
+def _build(source: Source) -> CensusParameters:
+    return CensusParameters(seed=source.seed, candidates=source.spec.generator.candidates)
 
 
 CENSUS = StageDefinition(

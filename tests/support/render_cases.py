@@ -44,7 +44,7 @@ class Case:
         cycle = self.cycle()
         key = AttemptKey(self.iteration, self.stage, self.token, self.attempt)
         # of the parameters only the provider matters here: changed presets must not change every golden manifest
-        known = resolved(cycle.metadata.name, cycle.spec).parameters(self.stage, self.iteration)
+        known = resolved(cycle.metadata.name, cycle.spec).parameters(self.stage, self.iteration).dump()
         parameters = {"seed": 7, **{name: known[name] for name in ("provider",) if name in known}}
         request = StageRequest(
             cycle=CycleRef(name=self.name, namespace="ml", uid=UID),

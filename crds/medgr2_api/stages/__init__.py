@@ -120,8 +120,7 @@ def stage_parameters(spec: ResolvedSpec, cycle: str, stage: str, iteration: int)
         KeyError: there is no such stage.
     """
     chosen = definition(stage)
-    document = {"seed": _seed(spec.seed, stage, iteration), **chosen.build(Source(spec, cycle, iteration))}
-    return chosen.parameters.model_validate(document)
+    return chosen.build(Source(spec, cycle, iteration, _seed(spec.seed, stage, iteration)))
 
 
 def input_hash(stage: str, parameters: StageParameters, inputs: dict[str, str], token: str = "") -> str:

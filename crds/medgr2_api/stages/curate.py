@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medgr2_api.curation import ResolvedCuration, SelectionStrategy
 from medgr2_api.training_spec import AnswerFormat
@@ -24,12 +24,13 @@ class CurateParameters(StageParameters):
     """What stands between <answer> and </answer>."""
 
 
-def _build(source: Source) -> dict[str, Any]:
-    return {
-        "curation": source.spec.curation.dump(),
-        "review": next((review.sha256 for review in source.spec.reviews if review.iteration == source.iteration), ""),
-        "answer_format": source.spec.answer_format,
-    }
+def _build(source: Source) -> CurateParameters:
+    return CurateParameters(
+        seed=source.seed,
+        curation=source.spec.curation,
+        review=next((review.sha256 for review in source.spec.reviews if review.iteration == source.iteration), ""),
+        answer_format=source.spec.answer_format,
+    )
 
 
 def _fits_threshold(spec: ResolvedSpec) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from medgr2_api.model import Model
 
@@ -56,17 +56,20 @@ class Read:
     """An artifact that a stage reads."""
 
     role: str
-    makers: str | tuple[str, ...]
-    """The stage that makes it; of several the first that the cycle has."""
+    maker: str
+    """The stage that makes it."""
     of: Of = Of.SAME
     required: bool = True
     """Without it there is no such stage."""
     when: Condition | None = None
     """Read only by a spec of which this holds; None: always."""
+    otherwise: str = ""
+    """The stage whose artifact is read where the cycle has no `maker`."""
 
-    def __post_init__(self) -> None:
-        if isinstance(self.makers, str):
-            object.__setattr__(self, "makers", (self.makers,))
+    @property
+    def makers(self) -> tuple[str, ...]:
+        """Who may make it; the first that the cycle has does."""
+        return (self.maker, self.otherwise) if self.otherwise else (self.maker,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +89,8 @@ class Source:
     cycle: str
     """The cycle's `metadata.name`; only the report depends on it."""
     iteration: int
+    seed: int
+    """The stage's own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +103,8 @@ class StageDefinition:
     parameters: type[StageParameters]
     """Which parts of the spec it depends on: the `parameters` of its request, and of its input hash. What is
     not there (image, resources, secrets, concurrency, addresses) may change without repeating paid work."""
-    build: Callable[[Source], dict[str, Any]]
-    """The parameters, less the seed."""
+    build: Callable[[Source], StageParameters]
+    """The parameters."""
     iterations: Iterations
     spec_paths: Mapping[str, str] = field(default_factory=dict)
     """Where in the spec a parameter stands (both by their wire names), if not under its own name."""

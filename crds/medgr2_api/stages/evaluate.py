@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medgr2_api.training_spec import AnswerFormat, Control
 
@@ -23,12 +23,13 @@ class EvaluateParameters(StageParameters):
     """What stands between <answer> and </answer>."""
 
 
-def _build(source: Source) -> dict[str, Any]:
-    return {
-        "iteration": source.iteration,
-        "controls": source.spec.evaluation.controls,
-        "answer_format": source.spec.answer_format,
-    }
+def _build(source: Source) -> EvaluateParameters:
+    return EvaluateParameters(
+        seed=source.seed,
+        iteration=source.iteration,
+        controls=source.spec.evaluation.controls,
+        answer_format=source.spec.answer_format,
+    )
 
 
 EVALUATE = StageDefinition(

@@ -96,18 +96,19 @@ class GenerateParameters(StageParameters):
     """Parts that the work is divided into."""
 
 
-def _build(source: Source) -> dict[str, Any]:
-    return {
-        "iteration": source.iteration,
-        "provider": _provider(source.spec),
-        "paradigms": [paradigm.dump() for paradigm in source.spec.generator.paradigms],
-        "question_types": source.spec.generator.question_types,
-        "candidates": source.spec.generator.candidates,
-        "questions_per_image": source.spec.generator.questions_per_image,
-        "sampling": source.spec.generator.sampling.dump(),
-        "answer_format": source.spec.answer_format,
-        "shards": source.spec.stage("generate").shards,
-    }
+def _build(source: Source) -> GenerateParameters:
+    return GenerateParameters(
+        seed=source.seed,
+        iteration=source.iteration,
+        provider=Provider.model_validate(_provider(source.spec)),
+        paradigms=source.spec.generator.paradigms,
+        question_types=source.spec.generator.question_types,
+        candidates=source.spec.generator.candidates,
+        questions_per_image=source.spec.generator.questions_per_image,
+        sampling=source.spec.generator.sampling,
+        answer_format=source.spec.answer_format,
+        shards=source.spec.stage("generate").shards,
+    )
 
 
 def _provider(spec: ResolvedSpec) -> dict[str, Any]:

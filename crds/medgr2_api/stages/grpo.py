@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medgr2_api.training_spec import AnswerFormat, ResolvedGRPO, RewardTermType
 
@@ -22,8 +22,8 @@ class GRPOParameters(StageParameters):
     """What stands between <answer> and </answer>."""
 
 
-def _build(source: Source) -> dict[str, Any]:
-    return {"grpo": source.spec.policy.grpo.dump(), "answer_format": source.spec.answer_format}
+def _build(source: Source) -> GRPOParameters:
+    return GRPOParameters(seed=source.seed, grpo=source.spec.policy.grpo, answer_format=source.spec.answer_format)
 
 
 def learns_from_reward(spec: ResolvedSpec) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medgr2_api.training_spec import AnswerFormat, Grades, ResolvedPreferences
 
@@ -24,12 +24,13 @@ class PreferencesParameters(StageParameters):
     """What stands between <answer> and </answer>."""
 
 
-def _build(source: Source) -> dict[str, Any]:
-    return {
-        "preferences": source.spec.policy.preferences.dump(),
-        "grades": source.spec.reward_model.grades.dump(),
-        "answer_format": source.spec.answer_format,
-    }
+def _build(source: Source) -> PreferencesParameters:
+    return PreferencesParameters(
+        seed=source.seed,
+        preferences=source.spec.policy.preferences,
+        grades=source.spec.reward_model.grades,
+        answer_format=source.spec.answer_format,
+    )
 
 
 PREFERENCES = StageDefinition(
@@ -44,7 +45,7 @@ PREFERENCES = StageDefinition(
     iterations=Iterations.LOOP,
     reads=(
         *TRAINING_SET,
-        Read("policy", ("grpo", "sft")),
+        Read("policy", "grpo", otherwise="sft"),
     ),
     publishes=("preferences.parquet",),
     serves=("reward",),

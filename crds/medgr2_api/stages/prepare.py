@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medgr2_api.data import ResolvedData
 from medgr2_api.training_spec import AnswerFormat, Grades
@@ -32,16 +32,17 @@ class PrepareParameters(StageParameters):
     """Wrong-image and wrong-answer rows of each gold item."""
 
 
-def _build(source: Source) -> dict[str, Any]:
-    return {
-        "data": source.spec.data.dump(),
-        "policy_base_model": source.spec.policy.base_model,
-        "reward_base_model": source.spec.reward_model.base_model,
-        "reward_checkpoint": source.spec.reward_model.checkpoint,
-        "answer_format": source.spec.answer_format,
-        "grades": source.spec.reward_model.grades.dump(),
-        "mismatches_per_item": source.spec.reward_model.mismatches_per_item,
-    }
+def _build(source: Source) -> PrepareParameters:
+    return PrepareParameters(
+        seed=source.seed,
+        data=source.spec.data,
+        policy_base_model=source.spec.policy.base_model,
+        reward_base_model=source.spec.reward_model.base_model,
+        reward_checkpoint=source.spec.reward_model.checkpoint,
+        answer_format=source.spec.answer_format,
+        grades=source.spec.reward_model.grades,
+        mismatches_per_item=source.spec.reward_model.mismatches_per_item,
+    )
 
 
 PREPARE = StageDefinition(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medgr2_api.types import FreeForm
 
@@ -23,12 +23,13 @@ class ReportParameters(StageParameters):
     """The resolved spec's headline choices, for the report's table."""
 
 
-def _build(source: Source) -> dict[str, Any]:
-    return {
-        "cycle": source.cycle,
-        "iteration": source.iteration,
-        "settings": {"preset": str(source.spec.preset), "seed": source.spec.seed},
-    }
+def _build(source: Source) -> ReportParameters:
+    return ReportParameters(
+        seed=source.seed,
+        cycle=source.cycle,
+        iteration=source.iteration,
+        settings={"preset": str(source.spec.preset), "seed": source.spec.seed},
+    )
 
 
 _TOLD = ("evaluate", "generate", "curate", "reward", "score", "grpo", "sft")

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from medgr2_api.training_spec import AnswerFormat, Grades, ResolvedPromotion, ResolvedRewardTraining, RewardHead
 
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
-
-if TYPE_CHECKING:
-    pass
 
 
 class RewardParameters(StageParameters):
@@ -33,19 +28,20 @@ class RewardParameters(StageParameters):
     """What stands between <answer> and </answer>."""
 
 
-def _build(source: Source) -> dict[str, Any]:
+def _build(source: Source) -> RewardParameters:
     model = source.spec.reward_model
-    return {
-        "retrain": source.iteration > 0,
-        "head": model.head,
-        "grades": model.grades.dump(),
+    return RewardParameters(
+        seed=source.seed,
+        retrain=source.iteration > 0,
+        head=model.head,
+        grades=model.grades,
         # R⁽⁰⁾ is not retrained: another way of retraining must not repeat it
-        "training": model.training.model_dump(mode="json", exclude=None if source.iteration else {"retrain_trainer"}),
-        "replay_fraction": model.replay_fraction,
-        "promotion": model.promotion.dump(),
-        "checkpoint": model.checkpoint if source.iteration == 0 else None,
-        "answer_format": source.spec.answer_format,
-    }
+        training=model.training if source.iteration else model.training.model_copy(update={"retrain_trainer": {}}),
+        replay_fraction=model.replay_fraction,
+        promotion=model.promotion,
+        checkpoint=model.checkpoint if source.iteration == 0 else None,
+        answer_format=source.spec.answer_format,
+    )
 
 
 REWARD = StageDefinition(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medgr2_api.curation import SelectionStrategy
 from medgr2_api.training_spec import AnswerFormat
@@ -25,8 +25,10 @@ class ScoreParameters(StageParameters):
     """What stands between <answer> and </answer>."""
 
 
-def _build(source: Source) -> dict[str, Any]:
-    return {"shards": source.spec.stage("score").shards, "answer_format": source.spec.answer_format}
+def _build(source: Source) -> ScoreParameters:
+    return ScoreParameters(
+        seed=source.seed, shards=source.spec.stage("score").shards, answer_format=source.spec.answer_format
+    )
 
 
 def _needed(spec: ResolvedSpec, on: frozenset[str]) -> bool:

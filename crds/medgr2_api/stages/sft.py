@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medgr2_api.training_spec import AnswerFormat, InitFrom, ResolvedTraining
 
@@ -24,12 +24,13 @@ class SFTParameters(StageParameters):
     """What stands between <answer> and </answer>."""
 
 
-def _build(source: Source) -> dict[str, Any]:
-    return {
-        "init_from": source.spec.policy.init_from,
-        "training": source.spec.policy.sft.dump(),
-        "answer_format": source.spec.answer_format,
-    }
+def _build(source: Source) -> SFTParameters:
+    return SFTParameters(
+        seed=source.seed,
+        init_from=source.spec.policy.init_from,
+        training=source.spec.policy.sft,
+        answer_format=source.spec.answer_format,
+    )
 
 
 def _goes_on(spec: ResolvedSpec) -> bool:
@@ -48,7 +49,7 @@ SFT = StageDefinition(
     iterations=Iterations.LOOP,
     reads=(
         *TRAINING_SET,
-        Read("policy", ("grpo", "sft"), Of.PREVIOUS, required=False, when=_goes_on),
+        Read("policy", "grpo", Of.PREVIOUS, required=False, when=_goes_on, otherwise="sft"),
     ),
     publishes=("model/", "log.json"),
     code_version=2,  # on a CPU the LM head scores the answers only: other rounding

@@ -86,7 +86,13 @@ def test_a_stage_that_does_not_fit_is_refused(changes: dict[str, object], messag
 
 
 def test_where_a_stage_exists() -> None:
-    audit = StageDefinition("audit", "Audits.", stages.StageParameters, lambda source: {}, Iterations.FIRST)
+    audit = StageDefinition(
+        "audit",
+        "Audits.",
+        stages.StageParameters,
+        lambda source: stages.StageParameters(seed=source.seed),
+        Iterations.FIRST,
+    )
     with registered(replace(audit, reads=(Read("prepare", "prepare", Of.FIRST),))):
         assert StageRef(iteration=0, stage="audit").stage == "audit"
         with pytest.raises(ValueError, match="no such stage in this iteration"):
@@ -99,8 +105,10 @@ def test_a_package_brings_a_stage_by_an_entry_point(tmp_path: Path) -> None:
     (tmp_path / "audit_stage.py").write_text(
         "from medgr2_api.stages import StageDefinition, StageParameters\n"
         "from medgr2_api.stages.definition import Iterations, Read\n"
-        "AUDIT = StageDefinition('audit', 'Audits.', StageParameters, lambda source: {}, Iterations.LOOP,\n"
-        "                        reads=(Read('candidates', 'generate'),), module='audit_stage')\n"
+        "AUDIT = StageDefinition(\n"
+        "    name='audit', sentence='Audits.', parameters=StageParameters, iterations=Iterations.LOOP,\n"
+        "    build=lambda source: StageParameters(seed=source.seed), reads=(Read('candidates', 'generate'),),\n"
+        "    module='audit_stage')\n"
     )
     metadata = tmp_path / "audit-1.0.dist-info"
     metadata.mkdir()
