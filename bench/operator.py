@@ -43,7 +43,7 @@ from tests.support.kwok_env import QUICKSTART, KwokEnv
 
 from medgr2_api.cycle import CycleSpec
 from medgr2_operator.plan.graph import Graph
-from medgr2_operator.plan.spec_cache import resolved
+from medgr2_operator.plan.spec_cache import cached_spec
 from medgr2_operator.plan.types import StageKey
 from medgr2_operator.render import labels
 
@@ -204,7 +204,7 @@ def cycles(count: int, milliseconds: tuple[int, int], **changes: Any) -> list[di
 def graph_of(document: dict[str, Any]) -> Graph:
     """The stages of a cycle, and what each needs."""
     spec = CycleSpec.model_validate(document["spec"])
-    return resolved(document["metadata"]["name"], spec).graph(spec.iterations)
+    return cached_spec(document["metadata"]["name"], spec).graph(spec.iterations)
 
 
 def started(operator: Operator, kubeconfig: Path) -> Sampler:

@@ -61,7 +61,7 @@ def test_every_transition_has_its_event(env: KwokEnv) -> None:
         "reward@0: attempt 1 ended",
         "generate@1: stopping",
         "generate@1: attempt 1 ended",
-        "sft@1: attempt 1 runs",  # what is over within a second may go unseen
+        "sft@1: attempt 1 is running",  # what is over within a second may go unseen
         "from report@1, token again",
     ):
         assert any(expected in message for message in messages), (expected, messages)

@@ -34,7 +34,7 @@ def run_schedule(seed: int, **options: Any) -> PlannerSimulator:
 def settle(sim: PlannerSimulator) -> None:
     """Lets nothing go wrong any more and brings the cycle to its end; then nothing may be left to do."""
     sim.skew = 0.0
-    sim.strangers.clear()
+    sim.foreign_jobs.clear()
     if sim.spec.suspend:
         _rest(sim)
     approved = [StageRef.model_construct(iteration=i, stage=name) for i in range(4) for name in sim.spec.pause_before]

@@ -178,7 +178,7 @@ class KwokEnv:
 
     def first_job_name(self, name: str = "loop") -> str:
         """The name that the first Job of a cycle will have."""
-        from medgr2_operator.plan.job_names import job_name
+        from medgr2_operator.plan.scheduling import job_name
         from medgr2_operator.plan.types import AttemptKey
 
         return job_name(name, self.cycle(name)["metadata"]["uid"], AttemptKey(0, "prepare", "", 1))

@@ -16,7 +16,7 @@ from medgr2_api.cycle import Cycle, CycleSpec
 from medgr2_api.stage_contract import Progress, StageResult
 from medgr2_api.status import CycleStatus
 from medgr2_operator.plan import planner
-from medgr2_operator.plan.scope import oldest_iteration
+from medgr2_operator.plan.observation_index import oldest_relevant_iteration
 from medgr2_operator.plan.types import (
     AttemptKey,
     JobCreate,
@@ -57,7 +57,7 @@ class PlannerSimulator:
     skew: float = 0.0
     jobs: dict[str, SimJob] = field(default_factory=dict)
     pods: dict[str, SimPod] = field(default_factory=dict)
-    strangers: set[str] = field(default_factory=set)
+    foreign_jobs: set[str] = field(default_factory=set)
     published: dict[tuple[str, str], str] = field(default_factory=dict)
     history: History = field(default_factory=History)
     uids: dict[str, str] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class PlannerSimulator:
             cycle: as it was read; None: as it is.
             meanwhile: what happens between the two.
         """
-        oldest = oldest_iteration(cycle or self.cycle())
+        oldest = oldest_relevant_iteration(cycle or self.cycle())
         jobs = tuple(job for job in self.jobs_now() if job.key.iteration >= oldest or not job.owned)
         meanwhile()
         return Observed(jobs, tuple(pod for pod in self.pods_now() if pod.key.iteration >= oldest))
@@ -143,7 +143,7 @@ class PlannerSimulator:
             pod.terminating = True
 
     def _create(self, create: JobCreate) -> None:
-        if create.name in self.jobs or create.name in self.strangers:
+        if create.name in self.jobs or create.name in self.foreign_jobs:
             return  # already there, and ours (or a stranger's: the next observation tells)
         self.history.check_create(create.key)
         identity(create)
@@ -213,7 +213,7 @@ class PlannerSimulator:
     # -- what a reader sees --------------------------------------------------------------------------------------------
 
     def jobs_now(self) -> tuple[ObservedJob, ...]:
-        """Jobs, with those of strangers."""
+        """Jobs, with those of foreign_jobs."""
         ours = tuple(
             ObservedJob(
                 key=job.key,
@@ -233,7 +233,7 @@ class PlannerSimulator:
         )
         others = tuple(
             ObservedJob(AttemptKey(0, "prepare", "", 1), name, "theirs", JobState.RUNNING, owned=False)
-            for name in self.strangers
+            for name in self.foreign_jobs
         )
         return ours + others
 

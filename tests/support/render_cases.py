@@ -7,8 +7,8 @@ from typing import Any
 
 from medgr2_api.cycle import Cycle, Metadata
 from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageRequest
-from medgr2_operator.plan.job_names import job_name
-from medgr2_operator.plan.spec_cache import resolved
+from medgr2_operator.plan.scheduling import job_name
+from medgr2_operator.plan.spec_cache import cached_spec
 from medgr2_operator.plan.types import AttemptKey, JobCreate
 from medgr2_operator.render.render_context import RenderSettings
 from tests.support.cycle_specs import make_spec
@@ -44,7 +44,7 @@ class Case:
         cycle = self.cycle()
         key = AttemptKey(self.iteration, self.stage, self.token, self.attempt)
         # of the parameters only the provider matters here: changed presets must not change every golden manifest
-        known = resolved(cycle.metadata.name, cycle.spec).parameters(self.stage, self.iteration).dump()
+        known = cached_spec(cycle.metadata.name, cycle.spec).parameters(self.stage, self.iteration).dump()
         parameters = {"seed": 7, **{name: known[name] for name in ("provider",) if name in known}}
         request = StageRequest(
             cycle=CycleRef(name=self.name, namespace="ml", uid=UID),

@@ -13,7 +13,7 @@ from typing import Any
 from medgr2_api.scheduling import RestartFrom, StageRef
 from medgr2_api.stage_contract import StageResult
 from medgr2_api.stages import stage_names
-from medgr2_operator.plan.job_names import job_name
+from medgr2_operator.plan.scheduling import job_name
 from medgr2_operator.plan.types import AttemptKey, JobState
 from tests.support.planner_invariants import one_writer
 from tests.support.planner_objects import ENDED, SimJob, SimPod
@@ -204,14 +204,14 @@ def restart(sim: PlannerSimulator, a: int, b: int) -> None:
 
 def stranger(sim: PlannerSimulator, a: int, b: int) -> None:
     """Another's Job has the name that ours would get; or goes away."""
-    if sim.strangers:
-        sim.strangers.clear()
+    if sim.foreign_jobs:
+        sim.foreign_jobs.clear()
     else:
         name = stage_names()[a % len(stage_names())]
         iteration = 0 if name == "prepare" else 1
         taken = job_name(sim.cycle().metadata.name, "uid-1", AttemptKey(iteration, name, "", 1 + b % 2))
         if taken not in sim.jobs:
-            sim.strangers.add(taken)
+            sim.foreign_jobs.add(taken)
 
 
 # -- small things ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from medgr2_api.stages import CURATE, stage_names
 from medgr2_api.status import AttemptState, Phase
 
 from ..kube.client import CYCLES, ConflictError, Manifest
-from ..plan.spec_cache import resolved
+from ..plan.spec_cache import cached_spec
 from ..plan.types import StageKey
 from .connection import Cluster, parsed
 from .errors import CommandError, parse_stage
@@ -157,7 +157,7 @@ def _reach(cycle: Cycle, start: StageKey) -> int:
     name = cycle.metadata.name
     if start.iteration > cycle.spec.iterations:
         raise CommandError(f"{start}: {name} has {cycle.spec.iterations} iterations")
-    graph = resolved(name, cycle.spec).graph(cycle.spec.iterations)
+    graph = cached_spec(name, cycle.spec).graph(cycle.spec.iterations)
     if start not in graph:
         there = ", ".join(str(node.key) for node in graph if node.key.iteration == start.iteration)
         raise CommandError(f"{name} has no stage {start}; of iteration {start.iteration} it has {there}")

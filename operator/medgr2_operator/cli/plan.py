@@ -14,7 +14,7 @@ from medgr2_api.cycle import CycleSpec
 from medgr2_api.presets import resolve_with_origins
 
 from ..local.state import StateError, StateFile
-from ..plan.spec_cache import resolved
+from ..plan.spec_cache import cached_spec
 from ..plan.types import StageKey
 from .cycle_file import read_cycle
 from .plan_preview import Forecast, forecast
@@ -50,7 +50,7 @@ def show_plan(file: Path, workspace: Path) -> int:
         print(error, file=sys.stderr)
         return 2
     status = stored.status if stored else cycle.status
-    graph = resolved(cycle.metadata.name, cycle.spec).graph(cycle.spec.iterations)
+    graph = cached_spec(cycle.metadata.name, cycle.spec).graph(cycle.spec.iterations)
     stages = Table(title=f"stages ({len(graph.nodes)})", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for column in ("stage", "reads", "what would happen", "artifact"):
         stages.add_column(column, overflow="fold")

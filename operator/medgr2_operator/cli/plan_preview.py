@@ -17,7 +17,7 @@ from medgr2_api.stages import StageParameters, definition, input_hash
 from medgr2_api.status import AttemptState, CycleStatus, StageStatus
 
 from ..plan.graph import Graph, Node
-from ..plan.spec_cache import resolved
+from ..plan.spec_cache import cached_spec
 from ..plan.types import StageKey
 
 
@@ -58,7 +58,7 @@ def _look_up(
             inputs[item.role] = maker.output_digest
         elif done is None:
             return Forecast(f"runs: its input {item.role} ({item.sources[0]}) is not there yet")
-    known, (iteration, name) = resolved(cycle.metadata.name, cycle.spec), node.key
+    known, (iteration, name) = cached_spec(cycle.metadata.name, cycle.spec), node.key
     parameters, token = known.parameters(name, iteration), record.token if record is not None else ""
     now = input_hash(name, parameters, inputs, token)
     linked = _manifests(workspace / paths.iteration_link(cycle.metadata.name, iteration, name))

@@ -1,4 +1,4 @@
-"""What becomes of an attempt: a table from (where it was, what is seen) to what follows."""
+"""How attempts move on: a table from (recorded state, what is observed) to the transition."""
 
 from __future__ import annotations
 
@@ -10,97 +10,102 @@ from medgr2_api.stage_contract import Progress, StageResult
 from medgr2_api.stages import definition
 from medgr2_api.status import AttemptState, StageStatus
 
-from .failure_policy import Ending, FailureClass, Stop, backoff_seconds, classify
-from .observation_index import UNKNOWN_UID, Sight, View
+from .failure_policy import AttemptEnd, FailureClass, StopReason, backoff_seconds, classify
+from .observation_index import UNKNOWN_UID, AttemptSight, ObservationIndex
 from .scores import scores_in
-from .status_draft import Ledger, cut, seconds_between, stage_of
+from .status_draft import StatusDraft, cut, seconds_between, stage_of
 from .types import ObservedJob, StageKey
 
 _PROGRESS_METRICS = 8
 
 
 @dataclass(frozen=True)
-class Look:
-    """One look at one unfinished attempt."""
+class AttemptContext:
+    """An unfinished attempt, as recorded and as observed."""
 
-    ledger: Ledger
+    draft: StatusDraft
     spec: CycleSpec
     key: StageKey
     record: StageStatus
     job: ObservedJob | None
 
 
-def follow(ledger: Ledger, view: View, spec: CycleSpec) -> None:
-    """Brings every unfinished attempt up to what is seen of it."""
-    for record in ledger.active():
-        key, sight, job = stage_of(record), view.sight(record), view.job(record)
+def advance_attempts(draft: StatusDraft, index: ObservationIndex, spec: CycleSpec) -> None:
+    """Brings the record of every unfinished attempt up to what is observed of it."""
+    for record in draft.active():
+        key, sight, job = stage_of(record), index.sight(record), index.job(record)
         if job is not None:
-            record = ledger.change(key, job_uid=job.uid)
-        _NEXT[record.state, sight](Look(ledger, spec, key, record, job))
+            record = draft.change(key, job_uid=job.uid)
+        _TRANSITIONS[record.state, sight](AttemptContext(draft, spec, key, record, job))
 
 
-def stop(ledger: Ledger, key: StageKey, reason: Stop, message: str = "") -> None:
+def stop(draft: StatusDraft, key: StageKey, reason: StopReason, message: str = "") -> None:
     """Ends an attempt. The Job is deleted by this plan; the attempt ends when nothing of it is left."""
-    if ledger.records[key].state is not AttemptState.TERMINATING:
-        ledger.change(key, state=AttemptState.TERMINATING, pending_since=None, reason=reason, message=cut(message))
-        ledger.event(str(reason), f"{key}: stopping" + (f": {message}" if message else ""), key)
+    if draft.records[key].state is not AttemptState.TERMINATING:
+        draft.change(key, state=AttemptState.TERMINATING, pending_since=None, reason=reason, message=cut(message))
+        draft.event(str(reason), f"{key}: stopping" + (f": {message}" if message else ""), key)
 
 
-def _stay(look: Look) -> None:
+def _stay(ctx: AttemptContext) -> None:
     """Nothing new."""
 
 
-def _absent(look: Look) -> None:
+def _absent(ctx: AttemptContext) -> None:
     """Never seen: not created yet, and `start` creates it under the same identity. Seen before: it vanished."""
-    if look.record.job_uid:
-        _lost(look, "its Job vanished")
+    if ctx.record.job_uid:
+        _lost(ctx, "its Job vanished")
 
 
-def _lingers(look: Look) -> None:
+def _lingers(ctx: AttemptContext) -> None:
     """The Job is gone, its pods are not: whatever they still publish counts, so the attempt ends when they do."""
-    if not look.record.job_uid:
-        look.ledger.change(look.key, job_uid=UNKNOWN_UID)
-    stop(look.ledger, look.key, Stop.VANISHED, "its Job vanished, a pod is still alive")
+    if not ctx.record.job_uid:
+        ctx.draft.change(ctx.key, job_uid=UNKNOWN_UID)
+    stop(ctx.draft, ctx.key, StopReason.VANISHED, "its Job vanished, a pod is still running")
 
 
-def _waits(look: Look) -> None:
+def _waits(ctx: AttemptContext) -> None:
     """Not scheduled. The cause goes into the record; after the deadline the stage fails with it."""
-    assert look.job is not None
-    cause = ": ".join(part for part in (look.job.pending_reason, look.job.pending_message) if part)
-    record = look.ledger.change(
-        look.key,
-        pending_since=look.record.pending_since or look.ledger.now,
-        reason=cut(look.job.pending_reason, 64),
-        message=cut(look.job.pending_message),
+    assert ctx.job is not None
+    cause = ": ".join(part for part in (ctx.job.pending_reason, ctx.job.pending_message) if part)
+    record = ctx.draft.change(
+        ctx.key,
+        pending_since=ctx.record.pending_since or ctx.draft.now,
+        reason=cut(ctx.job.pending_reason, 64),
+        message=cut(ctx.job.pending_message),
     )
-    deadline = look.spec.stage(look.key.name).pending_deadline_seconds or look.spec.pending_deadline_seconds
-    left = deadline - seconds_between(record.pending_since, look.ledger.now)
-    if look.job.stuck:
-        stop(look.ledger, look.key, Stop.SIDECAR, look.job.stuck)
+    deadline = ctx.spec.stage(ctx.key.name).pending_deadline_seconds or ctx.spec.pending_deadline_seconds
+    left = deadline - seconds_between(record.pending_since, ctx.draft.now)
+    if ctx.job.stuck:
+        stop(ctx.draft, ctx.key, StopReason.SIDECAR, ctx.job.stuck)
     elif left <= 0:
-        stop(look.ledger, look.key, Stop.PENDING_DEADLINE, f"not scheduled in {deadline} s: {cause or 'cause unknown'}")
+        stop(
+            ctx.draft,
+            ctx.key,
+            StopReason.PENDING_DEADLINE,
+            f"not scheduled in {deadline} s: {cause or 'cause unknown'}",
+        )
     else:
-        look.ledger.wake_in(left)
+        ctx.draft.wake_in(left)
 
 
-def _requeued(look: Look) -> None:
+def _requeued(ctx: AttemptContext) -> None:
     """A queue took its quota back: the attempt waits again, and its clock stands still."""
-    look.ledger.end_stretch(look.key)
-    look.ledger.change(look.key, state=AttemptState.PENDING, pending_since=look.ledger.now, progress=None)
-    look.ledger.event("Requeued", f"{look.key}: back in the queue", look.key)
-    _waits(_again(look))
+    ctx.draft.end_run(ctx.key)
+    ctx.draft.change(ctx.key, state=AttemptState.PENDING, pending_since=ctx.draft.now, progress=None)
+    ctx.draft.event("Requeued", f"{ctx.key}: back in the queue", ctx.key)
+    _waits(_reread(ctx))
 
 
-def _runs(look: Look) -> None:
-    """It runs: note since when, how far it is, and whether it may go on."""
-    ledger, job = look.ledger, look.job
+def _runs(ctx: AttemptContext) -> None:
+    """It runs: records since when and how far, and stops it where it may not go on."""
+    draft, job = ctx.draft, ctx.job
     assert job is not None
-    if look.record.state is AttemptState.PENDING:
-        started = min(job.started or ledger.now, ledger.now)
-        record = ledger.change(
-            look.key,
+    if ctx.record.state is AttemptState.PENDING:
+        started = min(job.started or draft.now, draft.now)
+        record = draft.change(
+            ctx.key,
             state=AttemptState.RUNNING,
-            start_time=look.record.start_time or started,
+            start_time=ctx.record.start_time or started,
             running_since=started,
             pending_since=None,
             reason="",
@@ -108,36 +113,36 @@ def _runs(look: Look) -> None:
         )
         resumes = record.checkpoint_step >= 0 and not record.collect
         since = f", from step {record.checkpoint_step}" if resumes else ""
-        ledger.event("Started", f"{look.key}: attempt {record.attempt} runs{since}", look.key)
+        draft.event("Started", f"{ctx.key}: attempt {record.attempt} is running{since}", ctx.key)
     if job.progress is not None:
-        ledger.change(look.key, progress=_shortened(job.progress))
-    for reason, why in ((Stop.SIDECAR, job.stuck), (Stop.NODE_LOST, job.lost)):
+        draft.change(ctx.key, progress=_shortened(job.progress))
+    for reason, why in ((StopReason.SIDECAR, job.stuck), (StopReason.NODE_LOST, job.lost)):
         if why:
-            stop(ledger, look.key, reason, why)
+            stop(draft, ctx.key, reason, why)
             return
-    limit = look.spec.stage(look.key.name).timeout_seconds
+    limit = ctx.spec.stage(ctx.key.name).timeout_seconds
     if limit is not None:
-        record = ledger.records[look.key]
-        left = limit - record.attempt_seconds - seconds_between(record.running_since, ledger.now)
+        record = draft.records[ctx.key]
+        left = limit - record.attempt_seconds - seconds_between(record.running_since, draft.now)
         if left <= 0:
-            stop(ledger, look.key, Stop.TIMEOUT, f"ran longer than timeoutSeconds ({limit})")
+            stop(draft, ctx.key, StopReason.TIMEOUT, f"ran longer than timeoutSeconds ({limit})")
         else:
-            ledger.wake_in(left)
+            draft.wake_in(left)
 
 
-def _succeeded(look: Look) -> None:
-    """Record the result; without one, only an attempt that reads the manifest can tell it."""
-    ledger, record, job = look.ledger, look.record, look.job
+def _succeeded(ctx: AttemptContext) -> None:
+    """Records the result; without one, only an attempt that reads the manifest can find it."""
+    draft, record, job = ctx.draft, ctx.record, ctx.job
     assert job is not None
     result = job.result
     if result is None or not result.output_digest:
-        _unreadable(look)
+        _unreadable(ctx)
         return
-    _book(look, job)
-    ledger.change(
-        look.key,
+    _book(ctx, job)
+    draft.change(
+        ctx.key,
         state=AttemptState.SUCCEEDED,
-        completion_time=job.finished or ledger.now,
+        completion_time=job.finished or draft.now,
         input_hash=result.input_hash or record.input_hash,
         output_digest=result.output_digest,
         promoted=result.promoted,
@@ -148,110 +153,113 @@ def _succeeded(look: Look) -> None:
         reason=cut(result.reason, 64),
         message=cut(result.message),
     )
-    ledger.count(reused_stages=int(result.reused))
-    if definition(look.key.name).measures:
-        others = tuple(score for score in ledger.scores if score.iteration != look.key.iteration)
-        ledger.scores = tuple(sorted((*others, *scores_in(look.key.iteration, result)), key=lambda s: s.iteration))
-    ledger.event("Reused" if result.reused else "Succeeded", f"{look.key}: {result.output_digest[:12]}", look.key)
+    draft.count(reused_stages=int(result.reused))
+    if definition(ctx.key.name).measures:
+        others = tuple(score for score in draft.scores if score.iteration != ctx.key.iteration)
+        draft.scores = tuple(sorted((*others, *scores_in(ctx.key.iteration, result)), key=lambda s: s.iteration))
+    draft.event("Reused" if result.reused else "Succeeded", f"{ctx.key}: {result.output_digest[:12]}", ctx.key)
 
 
-def _unreadable(look: Look) -> None:
+def _unreadable(ctx: AttemptContext) -> None:
     """It succeeded, but its pod was gone before its result was read. Only a collecting attempt counts as lost."""
-    if look.record.collect:
-        _lost(look, "the result of the collecting attempt could not be read")
+    if ctx.record.collect:
+        _lost(ctx, "the result of the collecting attempt could not be read")
         return
-    ledger, job = look.ledger, look.job
+    draft, job = ctx.draft, ctx.job
     assert job is not None
-    _book(look, job)
-    ledger.change(
-        look.key,
+    _book(ctx, job)
+    draft.change(
+        ctx.key,
         state=AttemptState.GONE,
         collect=True,
-        completion_time=job.finished or ledger.now,
+        completion_time=job.finished or draft.now,
         pending_since=None,
         progress=None,
         reason="ResultUnreadable",
-        message="succeeded, but its result could not be read; the manifest on the volume will tell it",
+        message="succeeded, but its result could not be read; its manifest on the volume is read instead",
     )
-    ledger.event("ResultUnreadable", f"{look.key}: reading its manifest instead", look.key, warning=True)
+    draft.event("ResultUnreadable", f"{ctx.key}: reading its manifest instead", ctx.key, warning=True)
 
 
-def _failed(look: Look) -> None:
-    """The Job failed: what that means is the table's business."""
-    job = look.job
+def _failed(ctx: AttemptContext) -> None:
+    """The Job failed: `failure_policy` says what that means."""
+    job = ctx.job
     assert job is not None
     code = job.exit_code if job.exit_code is not None else (job.result.exit_code if job.result else None)
-    stopped = look.record.reason if look.record.state is AttemptState.TERMINATING else ""
-    progressed = _checkpoint(job.result) > look.record.checkpoint_step
-    word = job.reason or (job.result.reason if job.result else "")
-    verdict = classify(Ending(code, word, stopped, progressed))
-    said = job.result.message if job.result else ""
-    unsaid = "PodGone" if code is None else f"ExitCode{code}"
-    reason = stopped or word or unsaid
-    message = said or job.message or (look.record.message if stopped else "")
-    _end(look, AttemptState.GONE if stopped else AttemptState.FAILED, verdict, reason, message)
+    stopped = ctx.record.reason if ctx.record.state is AttemptState.TERMINATING else ""
+    progressed = _checkpoint(job.result) > ctx.record.checkpoint_step
+    reported = job.reason or (job.result.reason if job.result else "")
+    failure_class = classify(AttemptEnd(code, reported, stopped, progressed))
+    stage_message = job.result.message if job.result else ""
+    exit_name = "PodGone" if code is None else f"ExitCode{code}"
+    reason = stopped or reported or exit_name
+    message = stage_message or job.message or (ctx.record.message if stopped else "")
+    _end(ctx, AttemptState.GONE if stopped else AttemptState.FAILED, failure_class, reason, message)
 
 
-def _gone(look: Look) -> None:
-    """What was asked to stop is no more."""
-    verdict = classify(Ending(stop=look.record.reason, reason=look.record.reason))
-    _end(look, AttemptState.GONE, verdict, look.record.reason, look.record.message)
+def _gone(ctx: AttemptContext) -> None:
+    """What was asked to stop is gone."""
+    failure_class = classify(AttemptEnd(stop=ctx.record.reason, reason=ctx.record.reason))
+    _end(ctx, AttemptState.GONE, failure_class, ctx.record.reason, ctx.record.message)
 
 
-def _lost(look: Look, message: str) -> None:
-    _end(look, AttemptState.GONE, classify(Ending(reason=Stop.VANISHED)), Stop.VANISHED, message)
+def _lost(ctx: AttemptContext, message: str) -> None:
+    _end(ctx, AttemptState.GONE, classify(AttemptEnd(reason=StopReason.VANISHED)), StopReason.VANISHED, message)
 
 
-def _end(look: Look, state: AttemptState, verdict: FailureClass, reason: str, message: str) -> None:
-    """An attempt ended otherwise than well: book it, count it, and say whether and when there is another."""
-    ledger, policy = look.ledger, look.spec.failure_policy
-    ran = _book(look, look.job)
-    retries = look.record.retries + (verdict is FailureClass.APPLICATION)
-    restarts = look.record.infra_restarts + (verdict is FailureClass.INFRASTRUCTURE)
+def _end(ctx: AttemptContext, state: AttemptState, failure_class: FailureClass, reason: str, message: str) -> None:
+    """An attempt ended without success: books it, counts it, and decides whether and when there is another."""
+    draft, policy = ctx.draft, ctx.spec.failure_policy
+    ran = _book(ctx, ctx.job)
+    retries = ctx.record.retries + (failure_class is FailureClass.APPLICATION)
+    restarts = ctx.record.infra_restarts + (failure_class is FailureClass.INFRASTRUCTURE)
     losses, given_up = {
         FailureClass.PERMANENT: (0, True),
         FailureClass.APPLICATION: (retries, retries > policy.max_retries),
         FailureClass.CHECKPOINTED: (0, False),
         FailureClass.INFRASTRUCTURE: (restarts, restarts > policy.max_infra_restarts),
-    }[verdict]
-    record = ledger.change(
-        look.key,
+    }[failure_class]
+    record = draft.change(
+        ctx.key,
         state=state,
-        completion_time=(look.job.finished if look.job else None) or ledger.now,
+        completion_time=(ctx.job.finished if ctx.job else None) or draft.now,
         pending_since=None,
         progress=None,
         retries=retries,
         infra_restarts=restarts,
         # a collecting attempt that finds no manifest: nothing was published after all, so the stage has to run
-        collect=look.record.collect and verdict is not FailureClass.APPLICATION,
-        checkpoint_step=max(look.record.checkpoint_step, _checkpoint(look.job.result if look.job else None)),
+        collect=ctx.record.collect and failure_class is not FailureClass.APPLICATION,
+        checkpoint_step=max(ctx.record.checkpoint_step, _checkpoint(ctx.job.result if ctx.job else None)),
         given_up=given_up,
-        retry_after=ledger.after(backoff_seconds(policy, losses, ran)) if losses and not given_up else None,
+        retry_after=draft.after(backoff_seconds(policy, losses, ran)) if losses and not given_up else None,
         reason=cut(reason, 64),
         message=cut(message),
     )
-    ledger.count(app_retries=retries - look.record.retries, infra_restarts=restarts - look.record.infra_restarts)
-    if verdict is not FailureClass.CHECKPOINTED:
-        ledger.count(wasted_gpu_seconds=record.gpus * ran)
-    follows = "given up" if given_up else "will start again"
-    ledger.event(
-        record.reason, f"{look.key}: attempt {record.attempt} ended ({verdict}), {follows}", look.key, warning=given_up
+    draft.count(app_retries=retries - ctx.record.retries, infra_restarts=restarts - ctx.record.infra_restarts)
+    if failure_class is not FailureClass.CHECKPOINTED:
+        draft.count(wasted_gpu_seconds=record.gpus * ran)
+    follows = "given up" if given_up else "will be retried"
+    draft.event(
+        record.reason,
+        f"{ctx.key}: attempt {record.attempt} ended ({failure_class}), {follows}",
+        ctx.key,
+        warning=given_up,
     )
 
 
-def _book(look: Look, job: ObservedJob | None) -> float:
+def _book(ctx: AttemptContext, job: ObservedJob | None) -> float:
     """Time and money of an attempt that ended; returns its seconds."""
-    ledger, record = look.ledger, look.record
+    draft, record = ctx.draft, ctx.record
     if record.state is AttemptState.PENDING and job is not None and job.started is not None:
-        # it ran and ended between two looks
-        ledger.change(look.key, running_since=job.started, start_time=record.start_time or job.started)
-    ran = ledger.end_stretch(look.key, job.finished if job else None)
-    # an attempt that failed may leave no account; then what it last said of itself is the best there is
-    told = (job.result.usage if job and job.result else {}, record.progress.metrics if record.progress else {})
-    # the stage tells what all its attempts have paid: only what is new is added
-    paid = max(record.generator_usd, *(figures.get("generatorUSD", 0.0) for figures in told))
-    ledger.count(generator_usd=paid - record.generator_usd)
-    ledger.change(look.key, generator_usd=paid)
+        # it ran and ended between two reconciles
+        draft.change(ctx.key, running_since=job.started, start_time=record.start_time or job.started)
+    ran = draft.end_run(ctx.key, job.finished if job else None)
+    # an attempt that failed may leave no account; then its last progress is the best there is
+    reports = (job.result.usage if job and job.result else {}, record.progress.metrics if record.progress else {})
+    # the stage reports what all its attempts have paid: only what is new is added
+    paid = max(record.generator_usd, *(figures.get("generatorUSD", 0.0) for figures in reports))
+    draft.count(generator_usd=paid - record.generator_usd)
+    draft.change(ctx.key, generator_usd=paid)
     return ran
 
 
@@ -268,27 +276,27 @@ def _shortened(progress: Progress) -> Progress:
     return progress.model_copy(update={"phase": cut(progress.phase, 64), "metrics": kept | spent})
 
 
-def _again(look: Look) -> Look:
-    return Look(look.ledger, look.spec, look.key, look.ledger.records[look.key], look.job)
+def _reread(ctx: AttemptContext) -> AttemptContext:
+    return AttemptContext(ctx.draft, ctx.spec, ctx.key, ctx.draft.records[ctx.key], ctx.job)
 
 
-_NEXT: dict[tuple[AttemptState, Sight], Callable[[Look], None]] = {
-    (AttemptState.PENDING, Sight.ABSENT): _absent,
-    (AttemptState.PENDING, Sight.LINGERING): _lingers,
-    (AttemptState.PENDING, Sight.QUEUED): _waits,
-    (AttemptState.PENDING, Sight.RUNNING): _runs,
-    (AttemptState.PENDING, Sight.SUCCEEDED): _succeeded,
-    (AttemptState.PENDING, Sight.FAILED): _failed,
-    (AttemptState.RUNNING, Sight.ABSENT): _absent,
-    (AttemptState.RUNNING, Sight.LINGERING): _lingers,
-    (AttemptState.RUNNING, Sight.QUEUED): _requeued,
-    (AttemptState.RUNNING, Sight.RUNNING): _runs,
-    (AttemptState.RUNNING, Sight.SUCCEEDED): _succeeded,
-    (AttemptState.RUNNING, Sight.FAILED): _failed,
-    (AttemptState.TERMINATING, Sight.ABSENT): _gone,
-    (AttemptState.TERMINATING, Sight.LINGERING): _stay,
-    (AttemptState.TERMINATING, Sight.QUEUED): _stay,
-    (AttemptState.TERMINATING, Sight.RUNNING): _stay,
-    (AttemptState.TERMINATING, Sight.SUCCEEDED): _succeeded,
-    (AttemptState.TERMINATING, Sight.FAILED): _failed,
+_TRANSITIONS: dict[tuple[AttemptState, AttemptSight], Callable[[AttemptContext], None]] = {
+    (AttemptState.PENDING, AttemptSight.ABSENT): _absent,
+    (AttemptState.PENDING, AttemptSight.LINGERING): _lingers,
+    (AttemptState.PENDING, AttemptSight.QUEUED): _waits,
+    (AttemptState.PENDING, AttemptSight.RUNNING): _runs,
+    (AttemptState.PENDING, AttemptSight.SUCCEEDED): _succeeded,
+    (AttemptState.PENDING, AttemptSight.FAILED): _failed,
+    (AttemptState.RUNNING, AttemptSight.ABSENT): _absent,
+    (AttemptState.RUNNING, AttemptSight.LINGERING): _lingers,
+    (AttemptState.RUNNING, AttemptSight.QUEUED): _requeued,
+    (AttemptState.RUNNING, AttemptSight.RUNNING): _runs,
+    (AttemptState.RUNNING, AttemptSight.SUCCEEDED): _succeeded,
+    (AttemptState.RUNNING, AttemptSight.FAILED): _failed,
+    (AttemptState.TERMINATING, AttemptSight.ABSENT): _gone,
+    (AttemptState.TERMINATING, AttemptSight.LINGERING): _stay,
+    (AttemptState.TERMINATING, AttemptSight.QUEUED): _stay,
+    (AttemptState.TERMINATING, AttemptSight.RUNNING): _stay,
+    (AttemptState.TERMINATING, AttemptSight.SUCCEEDED): _succeeded,
+    (AttemptState.TERMINATING, AttemptSight.FAILED): _failed,
 }

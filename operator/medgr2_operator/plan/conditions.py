@@ -1,4 +1,4 @@
-"""How a cycle tells people and `kubectl wait` where it is: conditions, phase, summary, models, best."""
+"""The cycle's state for people and `kubectl wait`: conditions, phase, summary, models."""
 
 from __future__ import annotations
 
@@ -9,41 +9,44 @@ from medgr2_api.cycle import Cycle
 from medgr2_api.stages import definition
 from medgr2_api.status import AttemptState, Condition, ModelPointer, Models, Phase, StageStatus
 
-from .cycle_state import Standing, Verdict
+from .cycle_state import ConditionReason, CycleState
 from .graph import Graph
 from .scheduling import Starts
 from .scores import by_iteration
-from .status_draft import Ledger, cut, stage_of
+from .status_draft import StatusDraft, cut, stage_of
 from .types import StageKey
 
 _CONDITION_LENGTH = 1024
 
 
-def conditions(cycle: Cycle, standing: Standing, starts: Starts, ledger: Ledger) -> list[Condition]:
+def conditions(cycle: Cycle, state: CycleState, starts: Starts, draft: StatusDraft) -> list[Condition]:
     """WorkspaceReady, Progressing, Suspended, Complete, Failed; NameConflict from its first time on."""
-    failed = standing.failing if standing.finished else None
-    complete = standing.complete if standing.finished else None
+    failed = state.failing if state.finished else None
+    complete = state.complete if state.finished else None
     conflict = (
-        Verdict("NameConflict", f"not ours: Job {', '.join(starts.conflicts)}; delete it, or rename the cycle")
+        ConditionReason(
+            "NameConflict",
+            f"Job {', '.join(starts.conflicts)} exists and is not owned by this cycle; delete it, or rename the cycle",
+        )
         if starts.conflicts
         else None
     )
-    progress, moving = _progress(standing, starts, ledger, conflict)
-    told: list[tuple[str, bool, Verdict]] = [
-        ("WorkspaceReady", standing.workspace is None, standing.workspace or Verdict("Ready")),
+    progress, moving = _progress(state, starts, draft, conflict)
+    rows: list[tuple[str, bool, ConditionReason]] = [
+        ("WorkspaceReady", state.workspace is None, state.workspace or ConditionReason("Ready")),
         ("Progressing", moving, progress),
-        ("Suspended", standing.held is not None, standing.held or Verdict("NotSuspended")),
-        ("Complete", complete is not None, complete or Verdict("NotComplete")),
-        ("Failed", failed is not None, failed or Verdict("NotFailed")),
+        ("Suspended", state.suspended is not None, state.suspended or ConditionReason("NotSuspended")),
+        ("Complete", complete is not None, complete or ConditionReason("NotComplete")),
+        ("Failed", failed is not None, failed or ConditionReason("NotFailed")),
     ]
     before = {condition.type: condition for condition in cycle.status.conditions}
     if conflict or "NameConflict" in before:
-        told.append(("NameConflict", conflict is not None, conflict or Verdict("NoConflict")))
-    return [_condition(cycle, before.get(kind), kind, holds, why, ledger) for kind, holds, why in told]
+        rows.append(("NameConflict", conflict is not None, conflict or ConditionReason("NoConflict")))
+    return [_condition(cycle, before.get(kind), kind, holds, why, draft) for kind, holds, why in rows]
 
 
 def _condition(
-    cycle: Cycle, before: Condition | None, kind: str, holds: bool, why: Verdict, ledger: Ledger
+    cycle: Cycle, before: Condition | None, kind: str, holds: bool, why: ConditionReason, draft: StatusDraft
 ) -> Condition:
     status: Literal["True", "False"] = "True" if holds else "False"
     message, generation = cut(why.message, _CONDITION_LENGTH), cycle.metadata.generation
@@ -57,69 +60,71 @@ def _condition(
         reason=why.reason,
         message=message,
         observed_generation=generation,
-        last_transition_time=ledger.now,
+        last_transition_time=draft.now,
     )
 
 
-def _progress(standing: Standing, starts: Starts, ledger: Ledger, conflict: Verdict | None) -> tuple[Verdict, bool]:
+def _progress(
+    state: CycleState, starts: Starts, draft: StatusDraft, conflict: ConditionReason | None
+) -> tuple[ConditionReason, bool]:
     """Whether the cycle moves, and what it does or waits for."""
-    active = list(ledger.active())
-    still = (standing.complete if standing.finished else None) or standing.failing or standing.held
+    active = list(draft.active())
+    still = (state.complete if state.finished else None) or state.failing or state.suspended
     if still is not None:
         stopping = f"; stopping {_names(map(stage_of, active))}" if active else ""
-        return Verdict(still.reason, still.message + stopping), False
+        return ConditionReason(still.reason, still.message + stopping), False
     waiting = [record for record in active if record.state is AttemptState.PENDING and record.reason]
     if waiting:
         causes = "; ".join(f"{stage_of(r)}: {r.reason} {r.message}".rstrip() for r in waiting)
-        return Verdict(waiting[0].reason, f"waits to be scheduled: {causes}"), len(waiting) < len(active)
+        return ConditionReason(waiting[0].reason, f"waiting to be scheduled: {causes}"), len(waiting) < len(active)
     if active:
-        return Verdict("StagesRunning", _names(map(stage_of, active))), True
+        return ConditionReason("StagesRunning", _names(map(stage_of, active))), True
     if conflict is not None:
         return conflict, False
-    if standing.workspace is not None:
-        return Verdict("WorkspaceNotReady", standing.workspace.message), False
+    if state.workspace is not None:
+        return ConditionReason("WorkspaceNotReady", state.workspace.message), False
     if starts.backing_off:
-        return Verdict("BackingOff", f"{_names(starts.backing_off)} will start again"), True
+        return ConditionReason("BackingOff", f"{_names(starts.backing_off)} will be retried"), True
     if starts.paused:
-        return Verdict("Paused", f"waits for approval: {_names(starts.paused)}"), False
-    return Verdict("Starting"), True
+        return ConditionReason("Paused", f"waiting for approval: {_names(starts.paused)}"), False
+    return ConditionReason("Starting"), True
 
 
-def phase(standing: Standing, starts: Starts, ledger: Ledger) -> Phase:
-    """One word for a table."""
-    if standing.finished:
-        return Phase.COMPLETE if standing.complete else Phase.FAILED
-    if standing.held is not None:
+def phase(state: CycleState, starts: Starts, draft: StatusDraft) -> Phase:
+    """The cycle's phase."""
+    if state.finished:
+        return Phase.COMPLETE if state.complete else Phase.FAILED
+    if state.suspended is not None:
         return Phase.SUSPENDED
-    if any(True for _ in ledger.active()):
+    if any(True for _ in draft.active()):
         return Phase.RUNNING
     if starts.paused:
         return Phase.PAUSED
-    return Phase.RUNNING if ledger.records else Phase.PENDING
+    return Phase.RUNNING if draft.records else Phase.PENDING
 
 
-def summary(word: Phase, ledger: Ledger, iteration: int, iterations: int) -> str:
+def summary(phase: Phase, draft: StatusDraft, iteration: int, iterations: int) -> str:
     """`2/3 grpo 41% · validation 0.871 (+0.014)`."""
     running = sorted(
-        (record for record in ledger.active() if record.state is AttemptState.RUNNING), key=lambda r: r.iteration
+        (record for record in draft.active() if record.state is AttemptState.RUNNING), key=lambda r: r.iteration
     )
     if running:  # generation runs ahead: the iteration that matters is the older one
         iteration = running[0].iteration
-    doing = ", ".join(_doing(record, iteration) for record in running) or word.lower()
+    doing = ", ".join(_doing(record, iteration) for record in running) or phase.lower()
     parts = [f"{iteration}/{iterations} {doing}"]
-    values = list(by_iteration(ledger.scores).values())
+    values = list(by_iteration(draft.scores).values())
     if values:
         change = f" ({values[-1] - values[-2]:+.3f})" if len(values) > 1 else ""
         parts.append(f"validation {values[-1]:.3f}{change}")
     return " · ".join(parts)
 
 
-def models(graph: Graph, ledger: Ledger) -> Models:
+def models(graph: Graph, draft: StatusDraft) -> Models:
     """The newest model of each kind; of those that have to be promoted, the newest promoted one."""
     newest: dict[str, StageStatus] = {}
     for (iteration, kind), key in graph.makers.items():
-        if ledger.done(key):
-            record = ledger.records[key]
+        if draft.done(key):
+            record = draft.records[key]
             if iteration == 0 or not definition(key.name).promoted or record.promoted is not False:
                 newest[kind] = record
     return Models(

@@ -23,7 +23,7 @@ class FailureClass(StrEnum):
     """Counts against `maxInfraRestarts`."""
 
 
-class Stop(StrEnum):
+class StopReason(StrEnum):
     """Why the planner ended an attempt; the reason of a Terminating attempt."""
 
     SUSPENDED = "Suspended"
@@ -39,8 +39,8 @@ class Stop(StrEnum):
     """Nobody asked: the Job is gone, its pods are still there."""
 
 
-class Loss(StrEnum):
-    """An executor's words for what an exit code does not tell."""
+class LossReason(StrEnum):
+    """An executor's reasons for what an exit code does not tell."""
 
     OUT_OF_MEMORY = "OOMKilled"
     DISRUPTION = "DisruptionTarget"
@@ -50,88 +50,90 @@ class Loss(StrEnum):
 
 
 #: Stops that have nothing to do with the attempt itself.
-_FOR_THE_CYCLE = frozenset({Stop.SUSPENDED, Stop.BUDGET_EXCEEDED, Stop.CYCLE_FAILED})
+_FOR_THE_CYCLE = frozenset({StopReason.SUSPENDED, StopReason.BUDGET_EXCEEDED, StopReason.CYCLE_FAILED})
 #: The program's own fault, although the code looks like a kill.
-_APPLICATION_REASONS = frozenset({Loss.OUT_OF_MEMORY, Stop.SIDECAR})
+_APPLICATION_REASONS = frozenset({LossReason.OUT_OF_MEMORY, StopReason.SIDECAR})
 #: A loss that the program has no part in.
-_INFRASTRUCTURE_REASONS = frozenset({Loss.DISRUPTION, Loss.RENDEZVOUS, Stop.NODE_LOST, Stop.VANISHED})
+_INFRASTRUCTURE_REASONS = frozenset(
+    {LossReason.DISRUPTION, LossReason.RENDEZVOUS, StopReason.NODE_LOST, StopReason.VANISHED}
+)
 
 
 @dataclass(frozen=True)
-class Ending:
+class AttemptEnd:
     """How an attempt ended, other than well."""
 
     exit_code: int | None = None
     """None: nothing could be read."""
     reason: str = ""
-    """The executor's word, else the stage's."""
+    """The executor's reason, else the stage's."""
     stop: str = ""
-    """The planner's reason to end it; empty: nobody asked."""
+    """Why the planner stopped it; empty: it did not."""
     progressed: bool = False
     """It moved the stage's checkpoint."""
 
 
 @dataclass(frozen=True)
-class Row:
+class Rule:
     """One row of the table: the first that applies decides."""
 
     seen: str
-    applies: Callable[[Ending], bool]
-    verdict: FailureClass
+    applies: Callable[[AttemptEnd], bool]
+    failure_class: FailureClass
 
 
-ROWS: tuple[Row, ...] = (
-    Row(
+RULES: tuple[Rule, ...] = (
+    Rule(
         "never scheduled in time",
-        lambda e: e.stop == Stop.PENDING_DEADLINE,
+        lambda e: e.stop == StopReason.PENDING_DEADLINE,
         FailureClass.PERMANENT,
     ),
-    Row(
+    Rule(
         "stopped for the cycle's sake",
         lambda e: e.stop in _FOR_THE_CYCLE,
         FailureClass.CHECKPOINTED,
     ),
-    Row(
+    Rule(
         "the budget is spent",
         lambda e: e.reason == BUDGET_SPENT,
         FailureClass.CHECKPOINTED,
     ),
-    Row(
+    Rule(
         "checkpoint with progress",
         lambda e: e.exit_code == ExitCode.CHECKPOINTED and e.progressed,
         FailureClass.CHECKPOINTED,
     ),
-    Row(
+    Rule(
         "ran too long without progress",
-        lambda e: e.stop == Stop.TIMEOUT,
+        lambda e: e.stop == StopReason.TIMEOUT,
         FailureClass.APPLICATION,
     ),
-    Row(
+    Rule(
         "bad configuration or data",
         lambda e: e.exit_code in PERMANENT_EXIT_CODES,
         FailureClass.PERMANENT,
     ),
-    Row(
+    Rule(
         "out of memory, or a sidecar that does not stay up",
         lambda e: e.reason in _APPLICATION_REASONS,
         FailureClass.APPLICATION,
     ),
-    Row(
+    Rule(
         "evicted, preempted, node lost, or pods that did not find each other",
         lambda e: e.reason in _INFRASTRUCTURE_REASONS,
         FailureClass.INFRASTRUCTURE,
     ),
-    Row(
+    Rule(
         "ended from outside",
         lambda e: e.exit_code in (ExitCode.CHECKPOINTED, ExitCode.SIGTERM),
         FailureClass.INFRASTRUCTURE,
     ),
-    Row(
+    Rule(
         "nothing readable",
         lambda e: e.exit_code is None,
         FailureClass.INFRASTRUCTURE,
     ),
-    Row(
+    Rule(
         "any other failure",
         lambda e: True,
         FailureClass.APPLICATION,
@@ -139,9 +141,9 @@ ROWS: tuple[Row, ...] = (
 )
 
 
-def classify(ending: Ending) -> FailureClass:
+def classify(ending: AttemptEnd) -> FailureClass:
     """The class of an end."""
-    return next(row.verdict for row in ROWS if row.applies(ending))
+    return next(row.failure_class for row in RULES if row.applies(ending))
 
 
 def backoff_seconds(policy: FailurePolicy, losses: int, ran_seconds: float) -> float:

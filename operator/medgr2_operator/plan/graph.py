@@ -132,12 +132,12 @@ def build(shape: Shape, iterations: int) -> Graph:
             # before the loop there is nothing to read but what is made there
             reads = [read for read in stage.reads if read in shape.holds and (t > 0 or read.of is Of.FIRST)]
             inputs = [(read, tuple(_inputs(read, t, nodes))) for read in reads]
-            if all(found for read, found in inputs if read.required):
+            if all(items for read, items in inputs if read.required):
                 after = (StageKey(t - 1, wait.stage) for wait in stage.waits if wait in shape.holds and t > 1)
                 key = StageKey(t, stage.name)
                 nodes[key] = Node(
                     key,
-                    tuple(item for _, found in inputs for item in found),
+                    tuple(item for _, items in inputs for item in items),
                     tuple(before for before in after if before in nodes),
                 )
     return Graph(nodes)

@@ -1,4 +1,4 @@
-"""The planner: from a cycle and what is seen of it to what to do now. Pure: no I/O, no clock, no randomness."""
+"""The planner: from a cycle and what is observed of it to what to do now. Pure: no I/O, no clock, no randomness."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from medgr2_api.cycle import Cycle
 from medgr2_api.status import AttemptState, CycleStatus, Phase
 
 from . import budget
-from .attempt_transitions import follow, stop
+from .attempt_transitions import advance_attempts, stop
 from .conditions import conditions, models, phase, summary
-from .cycle_state import Standing, decide, iterations, newest_iteration
+from .cycle_state import CycleState, decide, iterations, newest_iteration
 from .graph import Graph
-from .observation_index import ENDED, View
+from .observation_index import ENDED, ObservationIndex
 from .restart import restart
 from .scheduling import Starts, start
 from .scores import best
-from .spec_cache import resolved
+from .spec_cache import cached_spec
 from .status_compaction import compact
-from .status_draft import ACTIVE, Ledger, attempt_of, stage_of
+from .status_draft import ACTIVE, StatusDraft, attempt_of, stage_of
 from .types import JobDelete, Observed, ObservedJob, Plan
 
 
@@ -35,32 +35,32 @@ def plan(cycle: Cycle, observed: Observed, now: datetime) -> Plan:
         now: the time, with its zone.
 
     Returns:
-        The new status, then what to delete, create and tell, in this order.
+        The new status, then what to delete, to create and to report, in this order.
     """
-    known = resolved(cycle.metadata.name, cycle.spec)
-    ledger, view = Ledger.open(cycle.status, now), View(observed)
+    cached = cached_spec(cycle.metadata.name, cycle.spec)
+    draft, index = StatusDraft.open(cycle.status, now), ObservationIndex(observed)
 
-    follow(ledger, view, cycle.spec)
+    advance_attempts(draft, index, cycle.spec)
     if cycle.metadata.deletion_timestamp is not None:
-        return _answer(ledger, _recorded(cycle, ledger))
+        return _answer(draft, _recorded(cycle, draft))
 
-    graph = known.graph(iterations(cycle, ledger))
-    tokens, restarted = restart(ledger, cycle.spec, graph, list(cycle.status.restart_tokens))
+    graph = cached.graph(iterations(cycle, draft))
+    tokens, restarted = restart(draft, cycle.spec, graph, list(cycle.status.restart_tokens))
     if _ended(cycle) and not restarted:
-        status = _recorded(cycle, ledger, restart_tokens=tokens, observed_generation=cycle.metadata.generation)
-        return _answer(ledger, status, _deletes(ledger, view))
+        status = _recorded(cycle, draft, restart_tokens=tokens, observed_generation=cycle.metadata.generation)
+        return _answer(draft, status, _deletes(draft, index))
 
-    graph = known.graph(iterations(cycle, ledger))  # a restart may have taken back what stopped the loop early
-    standing, starts = decide(cycle, graph, ledger, observed), Starts()
-    obstacle = standing.failing or standing.held
+    graph = cached.graph(iterations(cycle, draft))  # a restart may have taken back what stopped the loop early
+    state, starts = decide(cycle, graph, draft, observed), Starts()
+    obstacle = state.failing or state.suspended
     if obstacle is not None:
-        for record in ledger.active():
-            stop(ledger, stage_of(record), obstacle.stop, obstacle.reason)
-    elif not standing.finished and standing.workspace is None:
-        starts = start(cycle, known, graph, ledger, view)
+        for record in draft.active():
+            stop(draft, stage_of(record), obstacle.stop, obstacle.reason)
+    elif not state.finished and state.workspace is None:
+        starts = start(cycle, cached, graph, draft, index)
 
-    status = _status(cycle, graph, ledger, standing, starts, tokens)
-    return _answer(ledger, status, _deletes(ledger, view), starts)
+    status = _status(cycle, graph, draft, state, starts, tokens)
+    return _answer(draft, status, _deletes(draft, index), starts)
 
 
 def _ended(cycle: Cycle) -> bool:
@@ -69,19 +69,19 @@ def _ended(cycle: Cycle) -> bool:
     return ended and cycle.spec.iterations <= cycle.status.finished_iterations
 
 
-def _deletes(ledger: Ledger, view: View) -> tuple[JobDelete, ...]:
+def _deletes(draft: StatusDraft, index: ObservationIndex) -> tuple[JobDelete, ...]:
     """Attempts to stop, and Jobs of attempts that a newer one has followed; the newest one's stays, for its logs."""
-    found = ((job, _why_delete(job, ledger, view)) for job in view.jobs.values() if not job.deleting)
-    return tuple(JobDelete(job.key, job.name, job.uid, reason) for job, reason in found if reason)
+    reasons = ((job, _why_delete(job, draft, index)) for job in index.jobs.values() if not job.deleting)
+    return tuple(JobDelete(job.key, job.name, job.uid, reason) for job, reason in reasons if reason)
 
 
-def _why_delete(job: ObservedJob, ledger: Ledger, view: View) -> str:
-    record, stored = ledger.get(job.key.stage), ledger.before.get(job.key.stage)
+def _why_delete(job: ObservedJob, draft: StatusDraft, index: ObservationIndex) -> str:
+    record, stored = draft.get(job.key.stage), draft.before.get(job.key.stage)
     ended = job.state in ENDED
-    if record is not None and view.job(record) is job:
+    if record is not None and index.job(record) is job:
         if record.state is AttemptState.TERMINATING:
             return "" if ended else record.reason
-        # an end is for ever: what is seen alive after it has no one who would read its result
+        # an end is final: nobody would read the result of what is still alive
         return "Superseded" if record.state not in ACTIVE and not ended else ""
     if not ended:
         return "Superseded"
@@ -90,48 +90,48 @@ def _why_delete(job: ObservedJob, ledger: Ledger, view: View) -> str:
 
 
 def _status(
-    cycle: Cycle, graph: Graph, ledger: Ledger, standing: Standing, starts: Starts, tokens: list[str]
+    cycle: Cycle, graph: Graph, draft: StatusDraft, state: CycleState, starts: Starts, tokens: list[str]
 ) -> CycleStatus:
-    """Everything that is remembered and told."""
+    """The new status."""
     before = cycle.status
-    clock_stands = standing.held is not None or standing.finished
-    word, iteration = phase(standing, starts, ledger), newest_iteration(ledger)
-    if word is not before.phase:
-        why = standing.complete or standing.failing or standing.held
-        ledger.event(str(word), why.message if why else f"was {before.phase}", warning=word is Phase.FAILED)
+    clock_stopped = state.suspended is not None or state.finished
+    new_phase, iteration = phase(state, starts, draft), newest_iteration(draft)
+    if new_phase is not before.phase:
+        why = state.complete or state.failing or state.suspended
+        draft.event(str(new_phase), why.message if why else f"was {before.phase}", warning=new_phase is Phase.FAILED)
     return _recorded(
         cycle,
-        ledger,
+        draft,
         observed_generation=cycle.metadata.generation,
-        phase=word,
-        conditions=conditions(cycle, standing, starts, ledger),
+        phase=new_phase,
+        conditions=conditions(cycle, state, starts, draft),
         iteration=iteration,
-        summary=summary(word, ledger, iteration, cycle.spec.iterations),
-        models=models(graph, ledger),
-        start_time=before.start_time or ledger.now,
-        completion_time=ledger.now if standing.finished else None,
-        finished_iterations=cycle.spec.iterations if standing.finished else 0,
-        active_seconds=budget.active_seconds(before, ledger) if clock_stands else before.active_seconds,
-        active_since=None if clock_stands else before.active_since or ledger.now,
+        summary=summary(new_phase, draft, iteration, cycle.spec.iterations),
+        models=models(graph, draft),
+        start_time=before.start_time or draft.now,
+        completion_time=draft.now if state.finished else None,
+        finished_iterations=cycle.spec.iterations if state.finished else 0,
+        active_seconds=budget.active_seconds(before, draft) if clock_stopped else before.active_seconds,
+        active_since=None if clock_stopped else before.active_since or draft.now,
         restart_tokens=tokens,
     )
 
 
-def _recorded(cycle: Cycle, ledger: Ledger, **changes: Any) -> CycleStatus:
-    """The status with the ledger's records, usage and scores in it."""
-    scores = list(ledger.scores)
-    stages = list(ledger.records.values())
-    told = {"stages": stages, "usage": ledger.usage, "scores": scores, "best": best(scores), **changes}
-    return compact(cycle.status.model_copy(update=told))
+def _recorded(cycle: Cycle, draft: StatusDraft, **changes: Any) -> CycleStatus:
+    """The status with the draft's records, usage and scores in it."""
+    scores = list(draft.scores)
+    stages = list(draft.records.values())
+    fields = {"stages": stages, "usage": draft.usage, "scores": scores, "best": best(scores), **changes}
+    return compact(cycle.status.model_copy(update=fields))
 
 
 def _answer(
-    ledger: Ledger, status: CycleStatus, deletes: tuple[JobDelete, ...] = (), starts: Starts | None = None
+    draft: StatusDraft, status: CycleStatus, deletes: tuple[JobDelete, ...] = (), starts: Starts | None = None
 ) -> Plan:
     return Plan(
         status=status,
         deletes=deletes,
         creates=tuple(starts.creates) if starts is not None else (),
-        events=tuple(ledger.events),
-        requeue_after=ledger.wake,
+        events=tuple(draft.events),
+        requeue_after=draft.wake,
     )

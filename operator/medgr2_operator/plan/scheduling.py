@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 
 from medgr2_api import paths
@@ -11,16 +12,18 @@ from medgr2_api.stages import definition, input_hash
 from medgr2_api.status import AttemptState, StageStatus
 
 from .graph import Graph, Node
-from .job_names import job_name
-from .observation_index import View
-from .spec_cache import Resolved
-from .status_draft import ACTIVE, Ledger, stage_of
+from .observation_index import ObservationIndex
+from .spec_cache import CachedSpec
+from .status_draft import ACTIVE, StatusDraft, stage_of
 from .types import AttemptKey, JobCreate, StageKey
+
+#: 63 for a pod's host name, less `-<index>` of an Indexed Job and the five random characters of a pod.
+JOB_NAME_LENGTH = 52
 
 
 @dataclass
 class Starts:
-    """What is started, and what else could be but for a person's word or a stranger's Job."""
+    """What is started, and what is held back by a pause, a foreign Job or a backoff."""
 
     creates: list[JobCreate] = field(default_factory=list)
     paused: list[StageKey] = field(default_factory=list)
@@ -28,32 +31,32 @@ class Starts:
     backing_off: list[StageKey] = field(default_factory=list)
 
 
-def start(cycle: Cycle, known: Resolved, graph: Graph, ledger: Ledger, view: View) -> Starts:
-    """Starts every stage that is ready, first things first, up to `maxParallelStages`.
+def start(cycle: Cycle, cached: CachedSpec, graph: Graph, draft: StatusDraft, index: ObservationIndex) -> Starts:
+    """Starts every stage that is ready, in the graph's order, up to `maxParallelStages`.
 
     The intent (attempt number, name, state Pending) goes into the status of the same plan. An intent whose Job was
     never seen is carried out again under the same identity.
     """
     starts = Starts()
     approved = {StageKey(ref.iteration, ref.stage) for ref in cycle.spec.approved}
-    free = cycle.spec.max_parallel_stages - sum(1 for _ in ledger.active())
+    free = cycle.spec.max_parallel_stages - sum(1 for _ in draft.active())
     for node in graph:
-        key, record = node.key, ledger.get(node.key)
-        if not _lacks_attempt(record) or not all(ledger.done(need) for need in node.needs):
+        key, record = node.key, draft.get(node.key)
+        if not _lacks_attempt(record) or not all(draft.done(need) for need in node.needs):
             continue
         begun = record is not None and record.attempt > 0
         if key.name in cycle.spec.pause_before and key not in approved and not begun:
             starts.paused.append(key)
-        elif (wait := _backoff_left(cycle, ledger, record)) > 0:
-            ledger.wake_in(wait)
+        elif (wait := _backoff_left(cycle, draft, record)) > 0:
+            draft.wake_in(wait)
             starts.backing_off.append(key)
-        elif (free <= 0 and not _intended(record)) or view.alive(key) or _spends_elsewhere(cycle, key, view):
+        elif (free <= 0 and not _intended(record)) or index.alive(key) or _spends_elsewhere(cycle, key, index):
             continue  # the end of a stage, or of a pod, wakes the planner
-        elif record is not None and not ledger.stored(key):
-            ledger.wake_in(0)  # first store how the last attempt ended
+        elif record is not None and not draft.stored(key):
+            draft.wake_in(0)  # first store how the last attempt ended
         else:
             free -= not _intended(record)
-            _attempt(cycle, known, node, ledger, view, starts)
+            _attempt(cycle, cached, node, draft, index, starts)
     return starts
 
 
@@ -64,12 +67,12 @@ def _lacks_attempt(record: StageStatus | None) -> bool:
     return record.state not in ACTIVE and record.state is not AttemptState.SUCCEEDED and not record.given_up
 
 
-def _spends_elsewhere(cycle: Cycle, key: StageKey, view: View) -> bool:
+def _spends_elsewhere(cycle: Cycle, key: StageKey, index: ObservationIndex) -> bool:
     """Whether a pod of another iteration may still pay from the budget: what it leaves is known when it has ended."""
     return (
         definition(key.name).pays
         and cycle.spec.budget.generator_usd is not None
-        and any(definition(alive.name).pays and alive != key for alive in view.alive_stages())
+        and any(definition(alive.name).pays and alive != key for alive in index.alive_stages())
     )
 
 
@@ -78,32 +81,34 @@ def _intended(record: StageStatus | None) -> bool:
     return record is not None and record.attempt > 0 and record.state is AttemptState.PENDING and not record.job_uid
 
 
-def _backoff_left(cycle: Cycle, ledger: Ledger, record: StageStatus | None) -> float:
+def _backoff_left(cycle: Cycle, draft: StatusDraft, record: StageStatus | None) -> float:
     if record is None or record.retry_after is None:
         return 0.0
-    left = (record.retry_after - ledger.now).total_seconds()
+    left = (record.retry_after - draft.now).total_seconds()
     longest = cycle.spec.failure_policy.max_backoff_seconds
     return left if left <= longest else 0.0  # longer than any backoff: the clock was set back
 
 
-def _attempt(cycle: Cycle, known: Resolved, node: Node, ledger: Ledger, view: View, starts: Starts) -> None:
+def _attempt(
+    cycle: Cycle, cached: CachedSpec, node: Node, draft: StatusDraft, index: ObservationIndex, starts: Starts
+) -> None:
     """Writes the intent and plans the creation."""
     key = node.key
-    record = ledger.get(key) or StageStatus(iteration=key.iteration, name=key.name)
-    attempt = AttemptKey(key.iteration, key.name, record.token, _number(record, view))
+    record = draft.get(key) or StageStatus(iteration=key.iteration, name=key.name)
+    attempt = AttemptKey(key.iteration, key.name, record.token, _number(record, index))
     name = job_name(cycle.metadata.name, cycle.metadata.uid, attempt)
-    if name in view.strangers:
+    if name in index.foreign_jobs:
         starts.conflicts.append(name)
         return
 
     settings = cycle.spec.stage(key.name)
     budget = cycle.spec.budget.generator_usd if definition(key.name).pays else None
-    inputs = _inputs(node, ledger)
+    inputs = _inputs(node, draft)
     digests = {role: ref.output_digest for role, ref in inputs.items()}
-    parameters = known.parameters(key.name, key.iteration)
+    parameters = cached.parameters(key.name, key.iteration)
     # A collecting attempt looks where the successful one published, whatever the spec says by now. Work that was begun
     # goes on where it lies while the user asks for the same, though another version might file it elsewhere.
-    begun = record.input_hash if record.collect or record.asked == known.asked else ""
+    begun = record.input_hash if record.collect or record.asked == cached.asked else ""
     publishes = begun or input_hash(key.name, parameters, digests, record.token)
     same = publishes == record.input_hash
     request = StageRequest.model_construct(
@@ -123,7 +128,7 @@ def _attempt(cycle: Cycle, known: Resolved, node: Node, ledger: Ledger, view: Vi
     )
     resumes = same and not record.collect and (record.run_seconds > 0 or record.checkpoint_step >= 0)
     starts.creates.append(JobCreate(attempt, name, request, settings.shards, resumes))
-    ledger.put(
+    draft.put(
         record.model_copy(
             update={
                 "state": AttemptState.PENDING,
@@ -131,12 +136,12 @@ def _attempt(cycle: Cycle, known: Resolved, node: Node, ledger: Ledger, view: Vi
                 "job_name": name,
                 "job_uid": "",
                 "input_hash": publishes,
-                "asked": known.asked,
+                "asked": cached.asked,
                 "gpus": 0 if record.collect else settings.gpus() * settings.shards,
                 "checkpoint_step": record.checkpoint_step if same else -1,
                 "attempt_seconds": 0.0,
                 "generator_budget_usd": budget,
-                "pending_since": record.pending_since or ledger.now,
+                "pending_since": record.pending_since or draft.now,
                 "start_time": None,
                 "completion_time": None,
                 "retry_after": None,
@@ -147,26 +152,34 @@ def _attempt(cycle: Cycle, known: Resolved, node: Node, ledger: Ledger, view: Vi
     )
 
 
-def _number(record: StageStatus, view: View) -> int:
+def _number(record: StageStatus, index: ObservationIndex) -> int:
     """The attempt to make: the intended one, else one that never was."""
     if _intended(record):
         return record.attempt
-    return max(record.attempt, view.newest_attempt(stage_of(record), record.token)) + 1
+    return max(record.attempt, index.newest_attempt(stage_of(record), record.token)) + 1
 
 
-def _inputs(node: Node, ledger: Ledger) -> dict[str, ArtifactRef]:
+def _inputs(node: Node, draft: StatusDraft) -> dict[str, ArtifactRef]:
     """The artifacts that the stage reads, by role."""
     chosen = {
         item.role: source
         for item in node.inputs
-        if (source := item.chosen(lambda key: ledger.records[key].promoted is not False)) is not None
+        if (source := item.chosen(lambda key: draft.records[key].promoted is not False)) is not None
     }
     return {
         role: ArtifactRef.model_construct(
             stage=source.name,
             iteration=source.iteration,
-            path=str(paths.artifact(source.name, ledger.records[source].input_hash)),
-            output_digest=ledger.records[source].output_digest,
+            path=str(paths.artifact(source.name, draft.records[source].input_hash)),
+            output_digest=draft.records[source].output_digest,
         )
         for role, source in chosen.items()
     }
+
+
+def job_name(cycle: str, uid: str, key: AttemptKey) -> str:
+    """`<cycle, shortened>-i002-grpo-a1-<8 hex>`: an RFC 1035 label of at most 52 characters."""
+    identity = "/".join((uid, str(key.iteration), key.name, key.token, str(key.attempt)))
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    tail = f"-i{key.iteration:03d}-{key.name}-a{key.attempt}-{digest}"
+    return cycle[: JOB_NAME_LENGTH - len(tail)].rstrip("-") + tail

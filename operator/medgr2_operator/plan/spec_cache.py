@@ -28,8 +28,8 @@ _ELSEWHERE = {
 _ASKED_OF_A_STAGE = ("enabled", "shards")
 
 
-class Resolved:
-    """A spec's graph and its stages' parameters. What each look at a cycle asks for is small, and remembered."""
+class CachedSpec:
+    """A spec's graph and its stages' parameters. What each plan asks for is small, and cached."""
 
     def __init__(self, cycle: str, text: str) -> None:
         self._cycle = cycle
@@ -57,14 +57,14 @@ class Resolved:
         return stage_parameters(_spec(self._text), self._cycle, stage, iteration)
 
 
-def resolved(cycle: str, spec: CycleSpec) -> Resolved:
-    """The resolved form of a spec."""
-    return _resolved(cycle, spec.model_dump_json(by_alias=True, exclude=_STEERING, exclude_defaults=True))
+def cached_spec(cycle: str, spec: CycleSpec) -> CachedSpec:
+    """What follows from a spec."""
+    return _cached_spec(cycle, spec.model_dump_json(by_alias=True, exclude=_STEERING, exclude_defaults=True))
 
 
 @lru_cache(maxsize=1024)
-def _resolved(cycle: str, text: str) -> Resolved:
-    return Resolved(cycle, text)
+def _cached_spec(cycle: str, text: str) -> CachedSpec:
+    return CachedSpec(cycle, text)
 
 
 @lru_cache(maxsize=16)

@@ -1,4 +1,4 @@
-"""Keeps a status below 64 KiB: what is finished and old is told in fewer words."""
+"""Keeps a status below 64 KiB: what is finished and old is shortened."""
 
 from __future__ import annotations
 

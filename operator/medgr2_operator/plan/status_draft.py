@@ -21,7 +21,7 @@ def stage_of(record: StageStatus) -> StageKey:
 
 
 def attempt_of(record: StageStatus) -> AttemptKey:
-    """The newest attempt that a record tells of."""
+    """The newest attempt of a record."""
     return AttemptKey(record.iteration, record.name, record.token, record.attempt)
 
 
@@ -31,7 +31,7 @@ def seconds_between(start: datetime | None, end: datetime) -> float:
 
 
 @dataclass
-class Ledger:
+class StatusDraft:
     """Records by stage, usage, scores and events. Records are replaced, never changed in place."""
 
     before: dict[StageKey, StageStatus]
@@ -45,7 +45,7 @@ class Ledger:
     """Seconds until the earliest moment at which time alone changes the plan."""
 
     @classmethod
-    def open(cls, status: CycleStatus, now: datetime) -> Ledger:
+    def open(cls, status: CycleStatus, now: datetime) -> StatusDraft:
         """A working copy of `status`."""
         stored = {stage_of(record): record for record in status.stages}
         return cls(stored, now, dict(stored), status.usage, tuple(status.scores))
@@ -88,7 +88,7 @@ class Ledger:
         )
 
     def event(self, reason: str, message: str, stage: StageKey | None = None, *, warning: bool = False) -> None:
-        """Tells people of a transition."""
+        """Reports a transition."""
         self.events.append(Event("Warning" if warning else "Normal", reason, message, stage))
 
     def wake_in(self, seconds: float) -> None:
@@ -96,8 +96,8 @@ class Ledger:
         seconds = max(0.0, seconds)
         self.wake = seconds if self.wake is None else min(self.wake, seconds)
 
-    def end_stretch(self, key: StageKey, end: datetime | None = None) -> float:
-        """Books the time of a running stretch that is over; returns the attempt's seconds.
+    def end_run(self, key: StageKey, end: datetime | None = None) -> float:
+        """Books the time of a run that is over; returns the attempt's seconds.
 
         A queue resets a Job's start time, so the planner keeps its own account.
         """

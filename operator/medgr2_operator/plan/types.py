@@ -1,4 +1,4 @@
-"""What the planner sees and what it answers. Plain data; an executor fills the one and carries out the other."""
+"""What the planner observes and what it plans. Plain data; an executor fills the one and applies the other."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class AttemptKey(NamedTuple):
 
 
 class JobState(StrEnum):
-    """What an executor sees of a Job (locally: of a stage's processes)."""
+    """What an executor observes of a Job (locally: of a stage's processes)."""
 
     QUEUED = "Queued"
     """Suspended by a queue, or no pod scheduled yet."""
@@ -55,13 +55,13 @@ class ObservedJob:
     state: JobState
     deleting: bool = False
     owned: bool = True
-    """False: a stranger's Job that has our name; never adopted, never deleted."""
+    """False: a foreign Job that has the name of one of the cycle's; never adopted, never deleted."""
     exit_code: int | None = None
     reason: str = ""
-    """The executor's word for the failure (`failure.Loss`); empty: the exit code says it all."""
+    """The executor's reason of the failure (`failure_policy.LossReason`); empty: the exit code says it all."""
     message: str = ""
     result: StageResult | None = None
-    """The stage's own words; None when nothing could be read."""
+    """The stage's own report; None when nothing could be read."""
     started: datetime | None = None
     """Start of the present run (a queue resets it)."""
     finished: datetime | None = None
@@ -86,9 +86,9 @@ class ObservedPod:
 
 @dataclass(frozen=True)
 class Observed:
-    """The world as an executor sees it. Level-triggered: only what is, never what happened.
+    """The cycle's Jobs and pods as an executor observes them. Level-triggered: only what is, never what happened.
 
-    Read after the cycle, pods after Jobs, none of it from a cache: what is not there is taken for vanished.
+    Read after the cycle, pods after Jobs, none of it from a cache: what is missing counts as vanished.
     """
 
     jobs: tuple[ObservedJob, ...] = ()
@@ -144,4 +144,4 @@ class Plan:
     creates: tuple[JobCreate, ...] = ()
     events: tuple[Event, ...] = ()
     requeue_after: float | None = None
-    """Seconds until the planner wants to look again without being woken; None: only when something changes."""
+    """Seconds until the next plan, whatever happens; None: only when something changes."""

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from medgr2_api.stage_contract import ExitCode, StageResult
 
 from ..kube.client import Manifest
-from ..plan.failure_policy import Loss
+from ..plan.failure_policy import LossReason
 from ..plan.shard_results import combine, worst
 from ..plan.types import AttemptKey, JobState, ObservedJob, ObservedPod
 from ..render import labels
@@ -186,11 +186,11 @@ def _failed(job: ObservedJob, pods: Sequence[Manifest], condition: Manifest) -> 
     if lost:
         seen = _explained(job, lost[0])
         orderly = seen.exit_code == ExitCode.CHECKPOINTED
-        return replace(seen, reason="" if orderly else Loss.DISRUPTION, message=_disruption(lost[0]))
+        return replace(seen, reason="" if orderly else LossReason.DISRUPTION, message=_disruption(lost[0]))
     match = _CONDITION_MESSAGE.search(condition.get("message", ""))
     code = int(match[1]) if match else None
     disrupted = "DisruptionTarget" in condition.get("message", "")
-    reason = Loss.DISRUPTION if disrupted else ""
+    reason = LossReason.DISRUPTION if disrupted else ""
     return replace(job, exit_code=code, reason=reason, message=condition.get("message", ""))
 
 
@@ -202,7 +202,7 @@ def _explained(job: ObservedJob, pod: Manifest) -> ObservedJob:
     return replace(
         job,
         exit_code=_exit_code(pod),
-        reason=next((word for word in (Loss.OUT_OF_MEMORY, Loss.RENDEZVOUS) if word in reasons), ""),
+        reason=next((word for word in (LossReason.OUT_OF_MEMORY, LossReason.RENDEZVOUS) if word in reasons), ""),
         message=result.message if result else str(end.get("message") or pod["status"].get("message", "")),
         result=result,
         finished=_time(end.get("finishedAt")) or job.finished,

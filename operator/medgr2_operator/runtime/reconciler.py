@@ -31,7 +31,7 @@ from ..kube.client import (
 )
 from ..kube.events import EventRecorder
 from ..plan import planner
-from ..plan.scope import oldest_iteration
+from ..plan.observation_index import oldest_relevant_iteration
 from ..plan.types import Event, JobCreate, JobState, Observed, ObservedJob, Plan
 from ..render import labels
 from ..render.job import QUEUE_LABEL
@@ -147,7 +147,7 @@ class Reconciler:
 
     async def _list(self, resource: Resource, cycle: Cycle) -> list[Manifest]:
         selector = f"{labels.CYCLE_UID}={cycle.metadata.uid}"
-        if past := ",".join(map(str, range(oldest_iteration(cycle)))):
+        if past := ",".join(map(str, range(oldest_relevant_iteration(cycle)))):
             selector += f",{labels.ITERATION} notin ({past})"
         return await self._client.list(resource, cycle.metadata.namespace, labels=selector, keep=observe.needed)
 

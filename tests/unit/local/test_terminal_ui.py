@@ -73,14 +73,14 @@ def test_lines_of_several_cycles_say_whose_they_are(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(terminal_ui, "time", SimpleNamespace(monotonic=lambda: now[0]))
     shown, written = console()
     plain = terminal_ui.PlainView(shown, several=True)
-    plain.on_event("one", Event("Normal", "Started", "sft@1: attempt 1 runs"))
+    plain.on_event("one", Event("Normal", "Started", "sft@1: attempt 1 is running"))
     plain.on_notice("stopping")
     for step in (1, 2, 3):
         plain.on_plan(named("one", step))
         plain.on_plan(named("two", 10 * step))
         now[0] += 6
     assert written.getvalue().splitlines() == [
-        "0:00  one  Started: sft@1: attempt 1 runs",
+        "0:00  one  Started: sft@1: attempt 1 is running",
         "0:00  stopping",
         "0:12  one  sft@1 train 3/40  loss 0.512",
         "0:12  two  sft@1 train 30/40  loss 0.512",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from medgr2_api.scheduling import FailurePolicy
-from medgr2_operator.plan.failure_policy import ROWS, Ending, FailureClass, Stop, backoff_seconds, classify
+from medgr2_operator.plan.failure_policy import RULES, AttemptEnd, FailureClass, StopReason, backoff_seconds, classify
 
 P, A, C, I = FailureClass  # noqa: E741
 
@@ -14,59 +14,59 @@ P, A, C, I = FailureClass  # noqa: E741
     ("ending", "expected"),
     [
         # bad configuration, bad data
-        *[(Ending(code), P) for code in (2, 64, 65, 78)],
-        (Ending(65, "DisruptionTarget"), P),
+        *[(AttemptEnd(code), P) for code in (2, 64, 65, 78)],
+        (AttemptEnd(65, "DisruptionTarget"), P),
         # the program's own failures
-        (Ending(1), A),
-        (Ending(75), A),
-        (Ending(137), A),
-        (Ending(-9), A),
-        (Ending(137, "OOMKilled"), A),
-        (Ending(None, "OOMKilled"), A),
-        (Ending(143, "OOMKilled"), A),
-        (Ending(1, "SidecarCrashLoop"), A),
+        (AttemptEnd(1), A),
+        (AttemptEnd(75), A),
+        (AttemptEnd(137), A),
+        (AttemptEnd(-9), A),
+        (AttemptEnd(137, "OOMKilled"), A),
+        (AttemptEnd(None, "OOMKilled"), A),
+        (AttemptEnd(143, "OOMKilled"), A),
+        (AttemptEnd(1, "SidecarCrashLoop"), A),
         # checkpoints
-        (Ending(85, progressed=True), C),
-        (Ending(85, "DisruptionTarget", progressed=True), C),
-        (Ending(85), I),
+        (AttemptEnd(85, progressed=True), C),
+        (AttemptEnd(85, "DisruptionTarget", progressed=True), C),
+        (AttemptEnd(85), I),
         # the infrastructure
-        (Ending(143), I),
-        (Ending(1, "DisruptionTarget"), I),
-        (Ending(75, "DisruptionTarget"), I),
-        (Ending(None, "RendezvousTimeout"), I),
-        (Ending(1, "RendezvousTimeout"), I),
-        (Ending(reason="JobVanished"), I),
-        (Ending(stop=Stop.VANISHED, reason=Stop.VANISHED), I),
-        (Ending(stop=Stop.NODE_LOST, reason=Stop.NODE_LOST), I),
-        (Ending(None), I),
+        (AttemptEnd(143), I),
+        (AttemptEnd(1, "DisruptionTarget"), I),
+        (AttemptEnd(75, "DisruptionTarget"), I),
+        (AttemptEnd(None, "RendezvousTimeout"), I),
+        (AttemptEnd(1, "RendezvousTimeout"), I),
+        (AttemptEnd(reason="JobVanished"), I),
+        (AttemptEnd(stop=StopReason.VANISHED, reason=StopReason.VANISHED), I),
+        (AttemptEnd(stop=StopReason.NODE_LOST, reason=StopReason.NODE_LOST), I),
+        (AttemptEnd(None), I),
         # what the planner asked for
         *[
-            (Ending(code, stop=stop), C)
-            for stop in (Stop.SUSPENDED, Stop.BUDGET_EXCEEDED, Stop.CYCLE_FAILED)
+            (AttemptEnd(code, stop=stop), C)
+            for stop in (StopReason.SUSPENDED, StopReason.BUDGET_EXCEEDED, StopReason.CYCLE_FAILED)
             for code in (None, 1, 85, 137, 143)
         ],
-        (Ending(85, stop=Stop.TIMEOUT, progressed=True), C),
-        (Ending(85, stop=Stop.TIMEOUT), A),
-        (Ending(None, stop=Stop.TIMEOUT), A),
-        (Ending(137, stop=Stop.TIMEOUT), A),
-        (Ending(None, stop=Stop.PENDING_DEADLINE), P),
-        (Ending(85, stop=Stop.PENDING_DEADLINE, progressed=True), P),
+        (AttemptEnd(85, stop=StopReason.TIMEOUT, progressed=True), C),
+        (AttemptEnd(85, stop=StopReason.TIMEOUT), A),
+        (AttemptEnd(None, stop=StopReason.TIMEOUT), A),
+        (AttemptEnd(137, stop=StopReason.TIMEOUT), A),
+        (AttemptEnd(None, stop=StopReason.PENDING_DEADLINE), P),
+        (AttemptEnd(85, stop=StopReason.PENDING_DEADLINE, progressed=True), P),
     ],
 )
-def test_row(ending: Ending, expected: FailureClass) -> None:
+def test_row(ending: AttemptEnd, expected: FailureClass) -> None:
     assert classify(ending) is expected
 
 
 def test_every_row_decides_something() -> None:
     endings = [
-        Ending(code, reason, stop, progressed)
+        AttemptEnd(code, reason, stop, progressed)
         for code in (None, 1, 2, 65, 85, 143)
         for reason in ("", "OOMKilled", "RendezvousTimeout", "BudgetSpent")
-        for stop in ("", *Stop)
+        for stop in ("", *StopReason)
         for progressed in (False, True)
     ]
-    deciding = {next(row.seen for row in ROWS if row.applies(ending)) for ending in endings}
-    assert deciding == {row.seen for row in ROWS}
+    deciding = {next(row.seen for row in RULES if row.applies(ending)) for ending in endings}
+    assert deciding == {row.seen for row in RULES}
 
 
 def test_backoff_doubles_up_to_the_limit() -> None:

@@ -24,7 +24,7 @@ from medgr2_operator.plan import (
     status_compaction,
     status_draft,
 )
-from medgr2_operator.plan.observation_index import Sight
+from medgr2_operator.plan.observation_index import AttemptSight
 from medgr2_operator.plan.types import Observed, ObservedPod
 
 MAX_SCHEDULES = 1500
@@ -32,31 +32,31 @@ Mutate = Callable[[pytest.MonkeyPatch], None]
 
 
 def _no_live_pod_check(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(observation_index.View, "alive", lambda self, stage: False)
+    patch.setattr(observation_index.ObservationIndex, "alive", lambda self, stage: False)
 
 
 def _only_pods_block(patch: pytest.MonkeyPatch) -> None:
     """A Job that has no pod yet is taken for harmless."""
-    note = observation_index.View._note
+    note = observation_index.ObservationIndex._note
 
     def pods_only(self: Any, seen: Any, *, live: bool) -> None:
         note(self, seen, live=live and isinstance(seen, ObservedPod))
 
-    patch.setattr(observation_index.View, "_note", pods_only)
+    patch.setattr(observation_index.ObservationIndex, "_note", pods_only)
 
 
 def _vanished_is_unborn(patch: pytest.MonkeyPatch) -> None:
     """A Job that was seen and is gone is created again under its name."""
 
-    def again(look: Any) -> None:
-        look.ledger.change(look.key, state=AttemptState.PENDING, job_uid="", running_since=None)
+    def again(ctx: Any) -> None:
+        ctx.draft.change(ctx.key, state=AttemptState.PENDING, job_uid="", running_since=None)
 
     for state in (AttemptState.PENDING, AttemptState.RUNNING):
-        patch.setitem(attempt_transitions._NEXT, (state, Sight.ABSENT), again)
+        patch.setitem(attempt_transitions._TRANSITIONS, (state, AttemptSight.ABSENT), again)
 
 
 def _reused_numbers(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(scheduling, "_number", lambda record, view: max(1, record.attempt))
+    patch.setattr(scheduling, "_number", lambda record, index: max(1, record.attempt))
 
 
 def _forgotten_intent(patch: pytest.MonkeyPatch) -> None:
@@ -82,18 +82,20 @@ def _cache_trusted(patch: pytest.MonkeyPatch) -> None:
 def _read_too_little(patch: pytest.MonkeyPatch) -> None:
     """Of a cycle that goes on, what the iteration before still does is not looked at."""
     patch.setattr(
-        planner_simulator, "oldest_iteration", lambda cycle: max((s.iteration for s in cycle.status.stages), default=0)
+        planner_simulator,
+        "oldest_relevant_iteration",
+        lambda cycle: max((s.iteration for s in cycle.status.stages), default=0),
     )
 
 
 def _inputs_ignored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(graph.Node, "needs", frozenset())
-    patch.setattr(scheduling, "_inputs", lambda node, ledger: {})
+    patch.setattr(scheduling, "_inputs", lambda node, draft: {})
 
 
 def _next_before_end_is_stored(patch: pytest.MonkeyPatch) -> None:
     """Harmless alone, but with it the Job of the end that was not stored is deleted at once."""
-    patch.setattr(status_draft.Ledger, "stored", lambda self, key: True)
+    patch.setattr(status_draft.StatusDraft, "stored", lambda self, key: True)
     why = planner._why_delete
 
     def hasty(job: Any, book: Any, seen: Any) -> str:
@@ -105,22 +107,24 @@ def _next_before_end_is_stored(patch: pytest.MonkeyPatch) -> None:
 
 def _old_runs_not_stopped(patch: pytest.MonkeyPatch) -> None:
     """Nothing is ever deleted: a suspended cycle runs on."""
-    patch.setattr(planner, "_deletes", lambda ledger, view: ())
+    patch.setattr(planner, "_deletes", lambda draft, index: ())
 
 
 def _ends_are_not_final(patch: pytest.MonkeyPatch) -> None:
     """An attempt that is lost comes back when its Job, or the lack of it, is looked at again."""
     patch.setattr(status_draft, "ACTIVE", status_draft.ACTIVE | {AttemptState.GONE, AttemptState.FAILED})
-    for sight in Sight:
+    for sight in AttemptSight:
         for state in (AttemptState.GONE, AttemptState.FAILED):
             patch.setitem(
-                attempt_transitions._NEXT, (state, sight), attempt_transitions._NEXT[AttemptState.RUNNING, sight]
+                attempt_transitions._TRANSITIONS,
+                (state, sight),
+                attempt_transitions._TRANSITIONS[AttemptState.RUNNING, sight],
             )
 
 
 def _endless_backoff(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        scheduling, "_backoff_left", lambda cycle, ledger, record: 1.0 if record and record.retry_after else 0.0
+        scheduling, "_backoff_left", lambda cycle, draft, record: 1.0 if record and record.retry_after else 0.0
     )
 
 
@@ -138,12 +142,12 @@ def _failure_unnoticed(patch: pytest.MonkeyPatch) -> None:
 def _impure(patch: pytest.MonkeyPatch) -> None:
     """Records are changed in place."""
 
-    def change(self: status_draft.Ledger, key: Any, **changes: Any) -> Any:
+    def change(self: status_draft.StatusDraft, key: Any, **changes: Any) -> Any:
         for name, value in changes.items():
             setattr(self.records[key], name, value)
         return self.records[key]
 
-    patch.setattr(status_draft.Ledger, "change", change)
+    patch.setattr(status_draft.StatusDraft, "change", change)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +171,7 @@ def _impure(patch: pytest.MonkeyPatch) -> None:
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else "",
 )
-def test_world_notices(monkeypatch: pytest.MonkeyPatch, mutate: Mutate, invariant: str) -> None:
+def test_the_simulator_notices(monkeypatch: pytest.MonkeyPatch, mutate: Mutate, invariant: str) -> None:
     mutate(monkeypatch)
     with pytest.raises(InvariantBroken, match=invariant):
         _explore()

@@ -86,7 +86,7 @@ def test_pause_and_approve() -> None:
             if sim_job.state is JobState.QUEUED:
                 succeed(sim, sim_job)
     assert sim.status.phase is Phase.PAUSED
-    assert condition(sim, "Progressing").message == "waits for approval: sft@1"
+    assert condition(sim, "Progressing").message == "waiting for approval: sft@1"
     edit(sim, approved=[StageRef(iteration=1, stage="sft")])
     reconcile(sim)
     assert live(sim) == {"sft@1"}

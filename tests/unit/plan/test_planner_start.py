@@ -18,8 +18,8 @@ from tests.support.simulator_helpers import (
 )
 
 from medgr2_api.status import AttemptState
-from medgr2_operator.plan.job_names import job_name
 from medgr2_operator.plan.planner import plan
+from medgr2_operator.plan.scheduling import job_name
 from medgr2_operator.plan.types import AttemptKey, Observed
 
 
@@ -137,12 +137,12 @@ def test_nothing_starts_while_the_cycle_is_deleted() -> None:
 
 def test_a_strangers_job_is_left_alone() -> None:
     sim = make_simulator()
-    sim.strangers.add(job_name(sim.cycle().metadata.name, "uid-1", AttemptKey(0, "prepare", "", 1)))
+    sim.foreign_jobs.add(job_name(sim.cycle().metadata.name, "uid-1", AttemptKey(0, "prepare", "", 1)))
     planned = reconcile(sim, 3)
     assert (planned.creates, planned.deletes) == ((), ())
     assert condition(sim, "NameConflict").status == "True"
     assert condition(sim, "Progressing").reason == "NameConflict"
-    sim.strangers.clear()
+    sim.foreign_jobs.clear()
     reconcile(sim)
     assert job(sim, "prepare", 0).key.attempt == 1
     assert condition(sim, "NameConflict").status == "False"

@@ -9,7 +9,7 @@ from tests.support.simulator_helpers import edit, fail, job, make_simulator, rec
 from tests.support.stage_registry import replaced
 
 from medgr2_api.stages import definition, input_hash
-from medgr2_operator.plan.spec_cache import resolved
+from medgr2_operator.plan.spec_cache import cached_spec
 
 
 def test_begun_work_keeps_its_hash_while_the_spec_asks_for_the_same() -> None:
@@ -49,7 +49,7 @@ def test_a_restart_gives_begun_work_another_hash() -> None:
 
 def test_what_was_asked_is_told_from_where_it_runs() -> None:
     spec = make_spec()
-    base = resolved("c", spec).asked
+    base = cached_spec("c", spec).asked
     for same in (
         {"iterations": 5},
         {"budget": {"gpuHours": 1}},
@@ -57,7 +57,7 @@ def test_what_was_asked_is_told_from_where_it_runs() -> None:
         {"template": {"image": "x"}},
         {"stages": [{"name": "sft", "numNodes": 2}]},
     ):
-        assert resolved("c", make_spec(**same)).asked == base, same
+        assert cached_spec("c", make_spec(**same)).asked == base, same
     for other in (
         {"seed": 4},
         {"evaluation": {"controls": []}},
@@ -65,4 +65,4 @@ def test_what_was_asked_is_told_from_where_it_runs() -> None:
         {"stages": [{"name": "generate", "shards": 2}]},
         {"stages": [{"name": "grpo", "enabled": False}]},
     ):
-        assert resolved("c", make_spec(**other)).asked != base, other
+        assert cached_spec("c", make_spec(**other)).asked != base, other

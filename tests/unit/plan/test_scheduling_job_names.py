@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medgr2_api.stages import stage_names
-from medgr2_operator.plan.job_names import MAX_LENGTH, job_name
+from medgr2_operator.plan.scheduling import JOB_NAME_LENGTH, job_name
 from medgr2_operator.plan.types import AttemptKey
 
 NAMES = st.from_regex(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True)
@@ -29,7 +29,7 @@ def test_shape() -> None:
 @given(NAMES, KEYS)
 def test_is_a_label_that_leaves_room_for_pods(cycle: str, key: AttemptKey) -> None:
     name = job_name(cycle, "uid", key)
-    assert len(name) <= MAX_LENGTH
+    assert len(name) <= JOB_NAME_LENGTH
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
     assert name == job_name(cycle, "uid", key)
 
