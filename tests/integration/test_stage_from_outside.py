@@ -16,7 +16,7 @@ from medgr2_api.stages.definition import Iterations, Of, Read, Source
 from medgr2_jobs.runner import attempt, main
 from medgr2_jobs.runner.context import Outcome, StageContext
 from medgr2_jobs.store.rows import Candidate, TableRow
-from medgr2_operator.plan.spec_cache import resolved
+from medgr2_operator.plan.spec_cache import cached_spec
 from medgr2_operator.plan.types import StageKey
 from tests.support import jobs_fixtures
 from tests.support.cycle_specs import make_spec
@@ -103,7 +103,7 @@ def test_it_is_planned_with_its_inputs_and_its_hash() -> None:
 def test_the_spec_switches_it_off_and_its_maker_takes_it_along() -> None:
     for off in ("census", "generate"):
         spec = make_spec(seed=4243, stages=[{"name": off, "enabled": False}])
-        assert StageKey(1, "census") not in resolved("c", spec).graph(2)
+        assert StageKey(1, "census") not in cached_spec("c", spec).graph(2)
 
 
 def request(root: Path, inputs: dict[str, ArtifactRef], **parameters: Any) -> StageRequest:

@@ -21,7 +21,7 @@ from medgr2_api.status import CycleStatus
 from medgr2_operator.cli.app import app
 from medgr2_operator.cli.plan_preview import Forecast, forecast
 from medgr2_operator.local.state import StateFile
-from medgr2_operator.plan.spec_cache import resolved
+from medgr2_operator.plan.spec_cache import cached_spec
 from medgr2_operator.plan.types import StageKey
 
 
@@ -40,7 +40,7 @@ def forecasts(workspace: Path, *, forgotten: bool = False, **changes: Any) -> di
     stored = StateFile(workspace, cycle.metadata.name).load()
     assert stored is not None
     status = CycleStatus() if forgotten else stored.status
-    graph = resolved(cycle.metadata.name, cycle.spec).graph(cycle.spec.iterations)
+    graph = cached_spec(cycle.metadata.name, cycle.spec).graph(cycle.spec.iterations)
     return {str(key): seen for key, seen in forecast(cycle, status, graph, workspace).items()}
 
 
@@ -126,6 +126,6 @@ def test_another_input_and_a_restart(finished: Path, tmp_path: Path) -> None:
         else record
         for record in stored.status.stages
     ]
-    graph = resolved("loop", cycle.spec).graph(2)
+    graph = cached_spec("loop", cycle.spec).graph(2)
     seen = forecast(cycle, stored.status.model_copy(update={"stages": records}), graph, workspace)
     assert seen[StageKey(1, "grpo")].what == "runs: restarted (token r1)"
