@@ -1,6 +1,6 @@
 """What the contract describes but this version cannot do yet, and which trainer options belong to the contract.
 
-`medgr2 validate` and the planner refuse these before anything runs. Names of options that TRL does not know are found
+`medgr2 validate` and `medgr2 run` refuse these before anything runs. Names of options that TRL does not know are found
 in the jobs, which have TRL.
 """
 

@@ -61,6 +61,13 @@ def test_what_was_asked_is_told_from_where_it_runs() -> None:
     for other in (
         {"seed": 4},
         {"evaluation": {"controls": []}},
+        {"answerFormat": "OptionText"},
+        {"reviews": [{"iteration": 1, "sha256": "0" * 64}]},
+        {"data": {"sources": [{"name": "seed", "format": "VQAJsonl", "uri": "elsewhere"}]}},
+        {"rewardModel": {"baseModel": "models/other"}},
+        {"curation": {"allowOverlap": True}},
+        {"policy": {"initFrom": "Previous"}},
+        {"generator": {"openAI": {"model": "other", "baseURL": "http://m/v1"}}},
         {"preset": "Tiny"},
         {"stages": [{"name": "generate", "shards": 2}]},
         {"stages": [{"name": "grpo", "enabled": False}]},
