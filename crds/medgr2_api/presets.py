@@ -174,7 +174,7 @@ def resolve_with_origins(spec: CycleSpec) -> tuple[ResolvedSpec, dict[str, Origi
         if target is None:  # an optional part that the user did not ask for, such as generator.scripted
             continue
         if leaf in TRAINER_FIELDS:
-            given = target.get(leaf) or {}
+            given = target[leaf]
             target[leaf] = normalise({**value, **given})
             for key, item in target[leaf].items():
                 origins[f"{path}.{key}"] = Origin(item, "spec" if key in given else str(source))

@@ -11,8 +11,6 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from .cel_rules import Keyed, Rule
-from .curation import Curation as Curation
-from .curation import SelectionStrategy as SelectionStrategy
 from .model import ApiEnum, Model
 from .plugin import PluginRef
 from .types import Fraction, FreeForm, NonNegative, Positive, ProperFraction
