@@ -35,6 +35,7 @@ from tests.support.light_forkserver import light_forkserver
 
 from medgr2_api.stage_contract import REQUEST_ENV, SECRETS_ENV, WORKSPACE_ENV
 from medgr2_jobs.store.images import ImageStore
+from medgr2_jobs.store.rows import Candidate
 
 CONCURRENCY, SECONDS, ROUNDS, PICTURES = 64, 2.0, 30, 24
 ROWS, KILLS, SHARDS = 5000, 50, 4
@@ -115,7 +116,7 @@ def killed(scratch: Path) -> dict[str, float]:
     assert not ran.failures, ran.failures
     paid, hanging = (sum(both) for both in zip(*ledgers(root, ran.requests[0]).values(), strict=True))
     charged = server.ledger.charged.total()
-    rows = jobs_fixtures.reader(root, ran.requests[0]).rows("candidates")
+    rows = jobs_fixtures.reader(root, ran.requests[0]).rows(Candidate)
     return {
         "rows": len(rows),
         "kills": ran.kills,

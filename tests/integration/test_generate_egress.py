@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from medgr2_jobs.runner import main
 from medgr2_jobs.runner.attempt import build_context
 from medgr2_jobs.runner.process_group import Ranks
 from medgr2_jobs.store.images import ImageStore
+from medgr2_jobs.store.rows import Candidate
 from tests.support import jobs_fixtures
 from tests.support.chat_server import ChatServer, DescribeServer, GeminiServer, serving
 from tests.support.generate_fixtures import asked, image_uses, outcomes, prepare_root
@@ -36,92 +38,90 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return prepare_root(tmp_path, monkeypatch)
 
 
-def mixed(root: Path) -> jobs_fixtures.Tables:
+def mixed(root: Path) -> jobs_fixtures.Prepared:
     """Eight training images: the first three may leave; the fourth comes from two sources, and one says no."""
-    tables = jobs_fixtures.phantom_tables(root, {"train": 8, "test": 2})
-    for number, row in enumerate(tables["images"]):
-        row["allow_external"] = number < 4
-    tables["images"].append({**tables["images"][3], "source": "other", "allow_external": False})
-    return tables
+    prepared = jobs_fixtures.phantoms(root, {"train": 8, "test": 2})
+    prepared.images = [replace(row, allow_external=number < 4) for number, row in enumerate(prepared.images)]
+    prepared.images.append(replace(prepared.images[3], source="other", allow_external=False))
+    return prepared
 
 
-def request(root: Path, server: ChatServer, tables: jobs_fixtures.Tables, *, external: bool = True) -> StageRequest:
+def request(root: Path, server: ChatServer, prepared: jobs_fixtures.Prepared, *, external: bool = True) -> StageRequest:
     kind = next(kind for kind, served in SERVERS.items() if served is type(server))
     about = {"external": external, **({"plugin": plugin("describe")} if kind == "plugin" else {})}
-    return asked(root, server.url, kind=kind, tables=tables, about=about)
+    return asked(root, server.url, kind=kind, prepared=prepared, about=about)
 
 
-def sent(server: ChatServer, root: Path, tables: jobs_fixtures.Tables) -> set[str]:
+def sent(server: ChatServer, root: Path, prepared: jobs_fixtures.Prepared) -> set[str]:
     """Images whose bytes were in any request, whatever form they had there."""
     store, found = ImageStore(root), set()
     everything = b"\n".join(server.ledger.bodies).replace(b"-", b"+").replace(b"_", b"/")
-    for row in tables["images"]:
-        data = store.read(row["image_sha256"])
+    for row in prepared.images:
+        data = store.read(row.image_sha256)
         if base64.b64encode(data)[:-4] in everything or data in everything:
-            found.add(row["image_sha256"])
+            found.add(row.image_sha256)
     return found
 
 
 def test_only_images_that_may_leave_are_asked_about(root: Path, server: ChatServer) -> None:
-    tables = mixed(root)
-    found = jobs_fixtures.run(root, request(root, server, tables))
-    allowed = {row["image_sha256"] for row in tables["images"][:3]}
-    assert sent(server, root, tables) == allowed
-    rows = found.rows("candidates")
+    prepared = mixed(root)
+    found = jobs_fixtures.run(root, request(root, server, prepared))
+    allowed = {row.image_sha256 for row in prepared.images[:3]}
+    assert sent(server, root, prepared) == allowed
+    rows = found.rows(Candidate)
     assert outcomes(rows) == {"ok": 12}
-    assert {row["image_sha256"] for row in rows} == allowed
+    assert {row.image_sha256 for row in rows} == allowed
     assert found.manifest.counters["images_withheld"] == 5
 
 
 def test_a_provider_inside_sees_all(root: Path) -> None:
     with serving() as server:
-        tables = mixed(root)
-        found = jobs_fixtures.run(root, request(root, server, tables, external=False))
-        train = {row["image_sha256"] for row in tables["images"] if row["split"] == "train"}
-        assert {row["image_sha256"] for row in found.rows("candidates")} == sent(server, root, tables) <= train
-        assert sent(server, root, tables) & {row["image_sha256"] for row in tables["images"][3:8]}
+        prepared = mixed(root)
+        found = jobs_fixtures.run(root, request(root, server, prepared, external=False))
+        train = {row.image_sha256 for row in prepared.images if row.split == "train"}
+        assert {row.image_sha256 for row in found.rows(Candidate)} == sent(server, root, prepared) <= train
+        assert sent(server, root, prepared) & {row.image_sha256 for row in prepared.images[3:8]}
         assert found.manifest.counters["images_withheld"] == 0
 
 
 def test_gemini_is_outside_whatever_the_request_says(root: Path) -> None:
     with serving(GeminiServer) as server:
-        tables = mixed(root)
-        jobs_fixtures.run(root, request(root, server, tables, external=False))
-        assert sent(server, root, tables) == {row["image_sha256"] for row in tables["images"][:3]}
+        prepared = mixed(root)
+        jobs_fixtures.run(root, request(root, server, prepared, external=False))
+        assert sent(server, root, prepared) == {row.image_sha256 for row in prepared.images[:3]}
 
 
 def test_tampered_tasks_stop_the_stage_before_any_byte(
     root: Path, server: ChatServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    tables = mixed(root)
+    prepared = mixed(root)
     honest = sampling_plan.tasks
 
     def tampered(*args: Any, **kwargs: Any) -> list[sampling_plan.Task]:
         made = honest(*args, **kwargs)
         return [
-            sampling_plan.Task(t.triplet_id, tables["images"][5]["image_sha256"], t.modality, t.question_type)
-            for t in made
+            sampling_plan.Task(t.triplet_id, prepared.images[5].image_sha256, t.modality, t.question_type) for t in made
         ]
 
     monkeypatch.setattr(sampling_plan, "tasks", tampered)
-    assert main.execute(request(root, server, tables), root) == 78
+    assert main.execute(request(root, server, prepared), root) == 78
     assert "may not leave the house" in capfd.readouterr().err
     assert server.ledger.bodies == []
 
 
 def test_a_sample_keeps_to_it(root: Path, server: ChatServer) -> None:
-    tables = mixed(root)
-    made = request(root, server, tables)
+    prepared = mixed(root)
+    made = request(root, server, prepared)
     parameters = build_context(made, root, threading.Event(), Ranks(), None).parameters
-    assert len(probe.sample(root, made.cycle, parameters, image_uses(tables), 6)) == 6
-    assert sent(server, root, tables) == {row["image_sha256"] for row in tables["images"][:3]}
+    assert len(probe.sample(root, made.cycle, parameters, image_uses(prepared.images), 6)) == 6
+    assert sent(server, root, prepared) == {row.image_sha256 for row in prepared.images[:3]}
 
 
 def test_nothing_may_leave(root: Path, server: ChatServer, capfd: pytest.CaptureFixture[str]) -> None:
-    tables = mixed(root)
-    for row in tables["images"]:
-        row["allow_external"] = None  # an older table: nobody has said yes
-    assert main.execute(request(root, server, tables), root) == 78
+    prepared = mixed(root)
+    # as an older table says it: nobody has said yes
+    prepared.images = [replace(row, allow_external=None) for row in prepared.images]
+    assert main.execute(request(root, server, prepared), root) == 78
     told = capfd.readouterr().err
     assert "none of the 8 training images may leave the house" in told
     assert "allowExternal: true" in told

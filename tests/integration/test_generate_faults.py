@@ -16,6 +16,7 @@ import pytest
 from medgr2_api.stage_contract import VLLM_BASE_URL_ENV
 from medgr2_jobs.generate import request_retry, request_scheduler, sampling_plan
 from medgr2_jobs.generate.providers import http
+from medgr2_jobs.store.rows import Candidate
 from tests.support import jobs_fixtures
 from tests.support.chat_server import TRIPLET
 from tests.support.fault_proxy import Fault, FaultProxy, proxying
@@ -94,7 +95,7 @@ def test_each_fault_ends_as_documented_and_the_accounts_agree(
         generator_budget_usd=10.0,
         sampling={"temperature": 1.0, "topP": 1.0, "maxTokens": 8},
     )
-    rows = jobs_fixtures.run(root, made).rows("candidates")
+    rows = jobs_fixtures.run(root, made).rows(Candidate)
     assert len(rows) == count == len(by_seed)
     expected = [FAULTS[name][2] for name in by_seed.values()]
     assert outcomes(rows) == {name: expected.count(name) for name in set(expected)}
@@ -107,7 +108,7 @@ def test_each_fault_ends_as_documented_and_the_accounts_agree(
     theirs = sum(cost(answer) for answers in proxy.tokens.values() for answer in answers)
     ((paid, never_settled),) = ledgers(root, made).values()
     assert never_settled == 0
-    assert paid == pytest.approx(sum(row["usd"] for row in rows))
+    assert paid == pytest.approx(sum(row.usd for row in rows))
     assert paid >= theirs - 1e-9, "nothing was charged that we do not know of"
     # what arrived is booked exactly; what was lost on the way, or nobody could read, at its worst case
     lost = {
@@ -117,12 +118,12 @@ def test_each_fault_ends_as_documented_and_the_accounts_agree(
         "a page instead of the protocol",
     }
     for row in rows:
-        seed = request_scheduler._seed(5, sampling_plan.Task(row["triplet_id"], "", "", ""))
+        seed = request_scheduler._seed(5, sampling_plan.Task(row.triplet_id, "", "", ""))
         exact = sum(cost(answer) for answer in proxy.tokens.get(seed, []))
         if by_seed[seed] in lost:
-            assert row["usd"] > exact
+            assert row.usd > exact
         else:
-            assert row["usd"] == pytest.approx(exact), by_seed[seed]
+            assert row.usd == pytest.approx(exact), by_seed[seed]
 
 
 @pytest.mark.slow
@@ -141,9 +142,9 @@ def test_vllm_is_sent_the_image_by_its_content(
     monkeypatch.setenv(VLLM_BASE_URL_ENV, proxy.url)
     about = {"baseUrl": "", "apiKeySecretRef": None}
     made = asked(root, "", kind="vllm", model=real[1], candidates=8, about=about, sampling={"maxTokens": 8})
-    rows = jobs_fixtures.run(root, made).rows("candidates")
+    rows = jobs_fixtures.run(root, made).rows(Candidate)
     assert outcomes(rows) == {"ok": 8}
-    assert set(parts) == {row["image_sha256"] for row in rows}
+    assert set(parts) == {row.image_sha256 for row in rows}
     assert len(parts) == 4
     assert all(len(urls) == 1 for urls in parts.values())
 
@@ -164,7 +165,7 @@ def test_a_parameter_that_the_server_refuses_is_left_out_from_then_on(
     proxy.fault = fault
     proxy.refusal = f'{{"error": {{"message": "{parameter} is not supported"}}}}'.encode()
     made = asked(root, proxy.url, model=real[1], candidates=12, concurrency=2, sampling={"maxTokens": 8})
-    rows = jobs_fixtures.run(root, made).rows("candidates")
+    rows = jobs_fixtures.run(root, made).rows(Candidate)
     assert outcomes(rows) == {"ok": 12}
     assert 1 <= len(refused) <= 2, "at most once for each request that was in flight"
     assert proxy.asked.total() == 12 + len(refused)

@@ -16,6 +16,7 @@ from medgr2_api.stage_contract import StageRequest
 from medgr2_jobs.generate import candidate_schema, request_retry
 from medgr2_jobs.runner import main
 from medgr2_jobs.store.images import ImageStore
+from medgr2_jobs.store.rows import Candidate
 from tests.support import jobs_fixtures
 from tests.support.chat_server import TRIPLET, Answer, ChatServer, GeminiServer, retry, serving
 from tests.support.generate_fixtures import KEY, PRICES, QUESTION_USD, asked, ledgers, outcomes, prepare_root
@@ -40,12 +41,12 @@ def request(root: Path, server: ChatServer, **changes: Any) -> StageRequest:
 def test_what_is_sent_and_what_it_costs(root: Path, server: ChatServer) -> None:
     made = request(root, server)
     found = jobs_fixtures.run(root, made)
-    rows = found.rows("candidates")
+    rows = found.rows(Candidate)
     assert outcomes(rows) == {"ok": 12}
     for row in rows:
-        assert (row["input_tokens"], row["output_tokens"], row["thinking_tokens"]) == (100, 30, 20)
-        assert row["usd"] == pytest.approx(QUESTION_USD)  # thinking counts as output
-        assert (row["generator"], row["attempts"], row["error"]) == ("gemini-3-flash", 1, "")
+        assert (row.input_tokens, row.output_tokens, row.thinking_tokens) == (100, 30, 20)
+        assert row.usd == pytest.approx(QUESTION_USD)  # thinking counts as output
+        assert (row.generator, row.attempts, row.error) == ("gemini-3-flash", 1, "")
     assert found.manifest.usage["generatorUSD"] == pytest.approx(12 * QUESTION_USD)
     assert ledgers(root, made) == {f"{made.input_hash}-s0.jsonl": (pytest.approx(12 * QUESTION_USD), 0)}
 
@@ -62,7 +63,7 @@ def test_what_is_sent_and_what_it_costs(root: Path, server: ChatServer) -> None:
         picture, text = sent["contents"][0]["parts"]
         images[base64.urlsafe_b64decode(picture["inlineData"]["data"])] += 1
         assert "Exactly 4 options" in text["text"]
-    assert images == Counter(ImageStore(root).read(row["image_sha256"]) for row in rows)
+    assert images == Counter(ImageStore(root).read(row.image_sha256) for row in rows)
 
 
 ANSWERS = [
@@ -99,18 +100,18 @@ def test_every_answer_has_its_outcome(root: Path, server: ChatServer) -> None:
     server.answer = answer
     made = request(root, server, candidates=len(ANSWERS))
     found = jobs_fixtures.run(root, made)
-    rows = found.rows("candidates")
+    rows = found.rows(Candidate)
     assert outcomes(rows) == Counter(outcome for outcome, _, _ in ANSWERS)
-    said = [row["error"] for row in rows]
+    said = [row.error for row in rows]
     for _, word, _ in ANSWERS:
         assert any(word in error for error in said), word
     assert set(server.ledger.asked.values()) == {1}, "none is asked twice"
     for row in rows:
-        free = row["outcome"] == "rejected"
-        assert (row["usd"] == 0) == free, row
+        free = row.outcome == "rejected"
+        assert (row.usd == 0) == free, row
     paid, never_settled = ledgers(root, made)[f"{made.input_hash}-s0.jsonl"]
     assert never_settled == 0
-    assert paid == pytest.approx(sum(row["usd"] for row in rows))
+    assert paid == pytest.approx(sum(row.usd for row in rows))
     assert paid >= QUESTION_USD * server.ledger.charged.total()
 
 
@@ -140,9 +141,9 @@ TROUBLE = {
 def test_trouble_is_tried_again_and_what_may_cost_is_counted(root: Path, server: ChatServer, kind: str) -> None:
     server.answer = lambda number, body: TROUBLE[kind] if number == 1 else Answer()
     made = request(root, server, candidates=4)
-    rows = jobs_fixtures.run(root, made).rows("candidates")
+    rows = jobs_fixtures.run(root, made).rows(Candidate)
     assert outcomes(rows) == {"ok": 4}
-    assert [row["attempts"] for row in rows] == [2] * 4
+    assert [row.attempts for row in rows] == [2] * 4
     charged = server.ledger.charged
     assert set(server.ledger.asked.values()) == {2}
     ((paid, never_settled),) = ledgers(root, made).values()
@@ -164,10 +165,10 @@ def test_a_question_that_is_never_answered_is_a_row(root: Path, server: ChatServ
         return retry(500, "") if GeminiServer.seed(body) in lost else Answer()
 
     server.answer = answer
-    rows = jobs_fixtures.run(root, request(root, server)).rows("candidates")
+    rows = jobs_fixtures.run(root, request(root, server)).rows(Candidate)
     assert outcomes(rows) == {"ok": 9, "http_error": 3}
-    assert {row["attempts"] for row in rows if row["outcome"] == "http_error"} == {request_retry.ATTEMPTS}
-    assert all("HTTP 500" in row["error"] for row in rows if row["outcome"] == "http_error")
+    assert {row.attempts for row in rows if row.outcome == "http_error"} == {request_retry.ATTEMPTS}
+    assert all("HTTP 500" in row.error for row in rows if row.outcome == "http_error")
 
 
 def test_retry_info_is_kept_by_all_workers(root: Path, server: ChatServer) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from medgr2_jobs.store.rows import Candidate
 from tests.support import jobs_fixtures, kill_run
 from tests.support.chat_server import ChatServer, serving
 from tests.support.generate_fixtures import QUESTION_USD, ledgers, outcomes, prepare_root
@@ -28,9 +29,9 @@ def test_fifty_kills_in_five_thousand_rows(tmp_path: Path, server: ChatServer, m
         ran = kill_run.run(root, server, stages, rows=ROWS, kills=KILLS, shards=SHARDS)
     assert not ran.failures
     assert ran.kills == KILLS
-    rows = jobs_fixtures.reader(root, ran.requests[0]).rows("candidates")
+    rows = jobs_fixtures.reader(root, ran.requests[0]).rows(Candidate)
     assert outcomes(rows) == {"ok": ROWS}
-    assert len({row["triplet_id"] for row in rows}) == ROWS
+    assert len({row.triplet_id for row in rows}) == ROWS
 
     charged = server.ledger.charged
     assert len(charged) == ROWS

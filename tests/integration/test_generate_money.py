@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from medgr2_jobs.runner import main
 from medgr2_jobs.runner.attempt import build_context
 from medgr2_jobs.runner.metrics_server import FIGURES
 from medgr2_jobs.runner.process_group import Ranks
+from medgr2_jobs.store.rows import Candidate
 from tests.support import jobs_fixtures
 from tests.support.chat_server import Answer, ChatServer, serving
 from tests.support.fixtures import last_said
@@ -95,7 +95,7 @@ def test_the_budget_is_used_up_and_never_passed(
         assert words in ended.message
 
     more = made.model_copy(update={"generator_budget_usd": 1.0, "attempt": 2})
-    rows = jobs_fixtures.run(root, more).rows("candidates")
+    rows = jobs_fixtures.run(root, more).rows(Candidate)
     assert outcomes(rows) == {"ok": 200}
     assert set(server.ledger.asked.values()) == {1}, "what was paid for is not asked again"
     assert result(root).usage["generatorUSD"] == pytest.approx(200 * QUESTION_USD)
@@ -152,7 +152,7 @@ def test_a_request_that_was_in_flight_at_a_kill_stays_charged_at_its_worst_case(
     settled = round(paid / QUESTION_USD)
     assert settled in (7, 8), "two are in flight at a time"
     assert QUESTION_USD < hanging <= 2 * ROOM
-    rows = jobs_fixtures.run(root, made.model_copy(update={"attempt": 2})).rows("candidates")
+    rows = jobs_fixtures.run(root, made.model_copy(update={"attempt": 2})).rows(Candidate)
     assert outcomes(rows) == {"ok": 12}
     assert result(root).usage["generatorUSD"] == pytest.approx(12 * QUESTION_USD + hanging)
     assert server.ledger.asked.total() <= 12 + 2
@@ -168,12 +168,12 @@ def test_an_answer_that_does_not_fit_is_sent_back_once_and_both_are_paid(root: P
     bad = Answer("Let me think.")
     server.answer = lambda number, body: bad if number == 1 or body["seed"] % 2 else Answer()
     made = request(root, server, 1.0)
-    rows = jobs_fixtures.run(root, made).rows("candidates")
+    rows = jobs_fixtures.run(root, made).rows(Candidate)
     assert set(server.ledger.asked.values()) == {2}
     assert set(outcomes(rows)) == {"ok", "invalid_json"}
-    assert {row["attempts"] for row in rows} == {2}
-    assert all(row["usd"] == pytest.approx(2 * QUESTION_USD) for row in rows)
-    assert all(row["input_tokens"] == 200 for row in rows)
+    assert {row.attempts for row in rows} == {2}
+    assert all(row.usd == pytest.approx(2 * QUESTION_USD) for row in rows)
+    assert all(row.input_tokens == 200 for row in rows)
     first, second, third = next(r for r in server.ledger.requests if len(r["messages"]) == 3)["messages"]
     assert (first["role"], second, third["role"]) == ("user", {"role": "assistant", "content": bad.content}, "user")
     assert "not one JSON object" in third["content"]
@@ -182,9 +182,9 @@ def test_an_answer_that_does_not_fit_is_sent_back_once_and_both_are_paid(root: P
 def test_the_budget_may_end_before_a_repair_but_the_row_is_kept(root: Path, server: ChatServer) -> None:
     server.answer = lambda number, body: Answer("Let me think.", usage={"prompt_tokens": 5000, "completion_tokens": 9})
     made = request(root, server, 0.0062, candidates=1, about={"prices": {**PRICES, "maxImageTokens": 2000}})
-    rows = jobs_fixtures.run(root, made).rows("candidates")
+    rows = jobs_fixtures.run(root, made).rows(Candidate)
     assert outcomes(rows) == {"invalid_json": 1}
-    assert rows[0]["attempts"] == 1
+    assert rows[0].attempts == 1
 
 
 def test_a_provider_that_counts_more_than_the_worst_case_stops_the_stage(root: Path, server: ChatServer) -> None:
@@ -197,8 +197,8 @@ def test_a_provider_that_counts_more_than_the_worst_case_stops_the_stage(root: P
 
 def test_an_answer_without_usage_costs_its_worst_case(root: Path, server: ChatServer) -> None:
     server.answer = lambda number, body: Answer(usage={})
-    rows = jobs_fixtures.run(root, request(root, server, 1.0, candidates=2)).rows("candidates")
-    assert all(QUESTION_USD < row["usd"] < ROOM and row["input_tokens"] is None for row in rows)
+    rows = jobs_fixtures.run(root, request(root, server, 1.0, candidates=2)).rows(Candidate)
+    assert all(QUESTION_USD < row.usd < ROOM and row.input_tokens is None for row in rows)
 
 
 def test_a_budget_needs_prices(root: Path, server: ChatServer) -> None:
@@ -225,11 +225,11 @@ def test_two_cycles_do_not_pay_for_the_same_questions(root: Path, server: ChatSe
     first.kill()  # and the other cycle goes on from what it left
     first.communicate()
     go.set()
-    rows = jobs_fixtures.run(root, second.model_copy(update={"attempt": 2})).rows("candidates")
+    rows = jobs_fixtures.run(root, second.model_copy(update={"attempt": 2})).rows(Candidate)
     assert outcomes(rows) == {"ok": 12}
     assert server.ledger.asked.total() <= 12 + 4
     assert not list(root.rglob("journal.jsonl*"))
-    assert jobs_fixtures.run(root, request(root, server, attempt=2)).rows("candidates") == rows
+    assert jobs_fixtures.run(root, request(root, server, attempt=2)).rows(Candidate) == rows
     assert server.ledger.asked.total() <= 12 + 4
 
 
@@ -255,16 +255,16 @@ def test_what_was_published_while_the_journal_was_awaited_is_not_asked_again(
 
 def test_a_sample_is_paid_for_like_any_other(root: Path, server: ChatServer) -> None:
     made = request(root, server)
-    tables = jobs_fixtures.phantom_tables(root, {"train": 8, "test": 2})
+    prepared = jobs_fixtures.phantoms(root, {"train": 8, "test": 2})
     parameters = build_context(made, root, threading.Event(), Ranks(), None).parameters
-    rows = probe.sample(root, made.cycle, parameters, image_uses(tables), 5, 1.0)
-    assert outcomes([asdict(row) for row in rows]) == {"ok": 5}
+    rows = probe.sample(root, made.cycle, parameters, image_uses(prepared.images), 5, 1.0)
+    assert outcomes(rows) == {"ok": 5}
     assert len({row.image_sha256 for row in rows}) == 5
-    train = {row["image_sha256"] for row in tables["images"] if row["split"] == "train"}
+    train = {row.image_sha256 for row in prepared.images if row.split == "train"}
     assert {row.image_sha256 for row in rows} <= train
     assert ledgers(root, made) == {"sample-s0.jsonl": (pytest.approx(5 * QUESTION_USD), 0)}
     folder = root / "cycles" / "test" / "spend" / "uid-1"
     assert spend_ledger.allowance(1.0, folder, made.input_hash, 2) == pytest.approx((1 - 5 * QUESTION_USD) / 2)
     with pytest.raises(Exception, match=r"budget\.generatorUSD"):
-        probe.sample(root, made.cycle, parameters, image_uses(tables), 5, 5 * QUESTION_USD)
+        probe.sample(root, made.cycle, parameters, image_uses(prepared.images), 5, 5 * QUESTION_USD)
     assert server.ledger.asked.total() == 5

@@ -21,6 +21,7 @@ from medgr2_api.stage_contract import VLLM_BASE_URL_ENV, Shard
 from medgr2_jobs.generate import request_retry
 from medgr2_jobs.runner import main
 from medgr2_jobs.store.images import ImageStore
+from medgr2_jobs.store.rows import Candidate
 from tests.support import jobs_fixtures
 from tests.support.chat_server import TRIPLET, Answer, ChatServer, retry, serving
 from tests.support.generate_fixtures import KEY, TYPES, asked, outcomes, prepare_root, start
@@ -44,20 +45,20 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_good_answers(root: Path, server: ChatServer) -> None:
     server.answer = lambda number, body: Answer(delay=0.2)  # long enough to meet
     found = jobs_fixtures.run(root, asked(root, server.url))
-    rows = found.rows("candidates")
+    rows = found.rows(Candidate)
     assert outcomes(rows) == {"ok": 12}
     for row in rows:
-        assert (row["question"], row["options"], row["answer_index"]) == (TRIPLET["question"], TRIPLET["options"], 1)
-        assert row["response"] == f"<think>{TRIPLET['rationale']}</think><answer>B</answer>"
-        assert (row["generator"], row["attempts"], row["input_tokens"], row["output_tokens"]) == (
+        assert (row.question, row.options, row.answer_index) == (TRIPLET["question"], tuple(TRIPLET["options"]), 1)
+        assert row.response == f"<think>{TRIPLET['rationale']}</think><answer>B</answer>"
+        assert (row.generator, row.attempts, row.input_tokens, row.output_tokens) == (
             "some/vlm",
             1,
             100,
             50,
         )
-        assert row["question_type"] == "Diagnosis"  # what the generator says it is, when it is one of ours
-        assert row["usd"] is None
-    assert len({(row["paradigm"], row["template_sha256"]) for row in rows}) == 3
+        assert row.question_type == "Diagnosis"  # what the generator says it is, when it is one of ours
+        assert row.usd is None
+    assert len({(row.paradigm, row.template_sha256) for row in rows}) == 3
     assert not found.has("truth.parquet")
     counters = found.manifest.counters
     assert (counters["ok"], counters["input_tokens"], counters["output_tokens"]) == (12, 1200, 600)
@@ -77,7 +78,7 @@ def test_good_answers(root: Path, server: ChatServer) -> None:
         images[data] += 1
         assert any(f'"{name}"' in text["text"] for name in TYPES)
     store = ImageStore(root)
-    assert images == Counter(store.read(row["image_sha256"]) for row in rows)
+    assert images == Counter(store.read(row.image_sha256) for row in rows)
 
 
 def test_nothing_is_lost(root: Path, server: ChatServer) -> None:
@@ -105,17 +106,17 @@ def test_nothing_is_lost(root: Path, server: ChatServer) -> None:
 
     server.answer = answer
     found = jobs_fixtures.run(root, asked(root, server.url, candidates=14))
-    rows = found.rows("candidates")
+    rows = found.rows(Candidate)
     expected = Counter(outcome for outcome, _ in answers)
     assert outcomes(rows) == expected
     for row in rows:
-        good = row["outcome"] == "ok"
-        assert bool(row["response"]) == bool(row["question"]) == bool(row["options"]) == good
-        assert (row["answer_index"] is not None) == good
-        assert row["template_sha256"]
-        assert bool(row["error"]) != good
-        repaired = row["outcome"] in ("invalid_json", "schema", "wrong_option_count", "answer_not_in_options")
-        assert row["attempts"] == 1 + repaired, row
+        good = row.outcome == "ok"
+        assert bool(row.response) == bool(row.question) == bool(row.options) == good
+        assert (row.answer_index is not None) == good
+        assert row.template_sha256
+        assert bool(row.error) != good
+        repaired = row.outcome in ("invalid_json", "schema", "wrong_option_count", "answer_not_in_options")
+        assert row.attempts == 1 + repaired, row
     counters = found.manifest.counters
     assert {name: counters[name] for name in expected} == expected
 
@@ -123,9 +124,9 @@ def test_nothing_is_lost(root: Path, server: ChatServer) -> None:
 def test_retries(root: Path, server: ChatServer) -> None:
     trouble = {1: retry(429), 2: retry(500), 3: retry(503), 4: retry(408)}
     server.answer = lambda number, body: trouble.get(number, Answer())
-    rows = jobs_fixtures.run(root, asked(root, server.url, candidates=4)).rows("candidates")
+    rows = jobs_fixtures.run(root, asked(root, server.url, candidates=4)).rows(Candidate)
     assert outcomes(rows) == {"ok": 4}
-    assert [row["attempts"] for row in rows] == [5] * 4
+    assert [row.attempts for row in rows] == [5] * 4
 
 
 def test_retry_after_is_kept(root: Path, server: ChatServer) -> None:
@@ -151,8 +152,8 @@ def test_shards(root: Path, server: ChatServer) -> None:
     for index in range(2):
         request = asked(root, server.url, shards=2, shard=Shard(index=index, count=2))
         assert main.execute(request, root) == 0
-    rows = jobs_fixtures.reader(root, request).rows("candidates")
-    assert [row["triplet_id"] for row in rows] == sorted({row["triplet_id"] for row in rows})
+    rows = jobs_fixtures.reader(root, request).rows(Candidate)
+    assert [row.triplet_id for row in rows] == sorted({row.triplet_id for row in rows})
     assert len(rows) == len(server.ledger.asked) == 12
 
 
@@ -215,7 +216,7 @@ def test_most_questions_fail_and_the_rest_is_kept(root: Path, server: ChatServer
     assert server.ledger.asked.total() == 7 * request_retry.ATTEMPTS + 5
     broken = False
     server.ledger.asked.clear()
-    rows = jobs_fixtures.run(root, asked(root, server.url, attempt=2)).rows("candidates")
+    rows = jobs_fixtures.run(root, asked(root, server.url, attempt=2)).rows(Candidate)
     assert outcomes(rows) == {"ok": 12}
     assert set(server.ledger.asked) == failing  # answered ones are not asked again
 
@@ -230,9 +231,9 @@ def test_some_failures_are_rows(root: Path, server: ChatServer) -> None:
         return Answer()
 
     server.answer = answer
-    rows = jobs_fixtures.run(root, asked(root, server.url)).rows("candidates")
+    rows = jobs_fixtures.run(root, asked(root, server.url)).rows(Candidate)
     assert outcomes(rows) == {"ok": 6, "http_error": 6}
-    assert {row["attempts"] for row in rows if row["outcome"] == "http_error"} == {request_retry.ATTEMPTS}
+    assert {row.attempts for row in rows if row.outcome == "http_error"} == {request_retry.ATTEMPTS}
 
 
 # -- interruptions -----------------------------------------------------------------------------------------------------
@@ -253,7 +254,7 @@ def test_kill_asks_nothing_twice_but_what_was_in_flight(root: Path, server: Chat
         wait_for(server, answered, process)
         process.kill()
         process.communicate()
-    rows = jobs_fixtures.run(root, asked(root, server.url, candidates=40, attempt=3)).rows("candidates")
+    rows = jobs_fixtures.run(root, asked(root, server.url, candidates=40, attempt=3)).rows(Candidate)
     assert outcomes(rows) == {"ok": 40}
     asked_count = server.ledger.asked
     assert len(asked_count) == 40
@@ -271,9 +272,9 @@ def test_torn_journal_line_is_asked_again(root: Path, server: ChatServer) -> Non
     (journal,) = root.rglob("journal.jsonl")
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines)[:-10])
-    rows = jobs_fixtures.run(root, asked(root, server.url, attempt=2)).rows("candidates")
+    rows = jobs_fixtures.run(root, asked(root, server.url, attempt=2)).rows(Candidate)
     assert outcomes(rows) == {"ok": 12}
-    assert len({row["triplet_id"] for row in rows}) == 12
+    assert len({row.triplet_id for row in rows}) == 12
 
 
 def test_sigterm_waits_for_what_is_in_flight(root: Path, server: ChatServer) -> None:
@@ -283,7 +284,7 @@ def test_sigterm_waits_for_what_is_in_flight(root: Path, server: ChatServer) -> 
     process.terminate()
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 85, output
-    rows = jobs_fixtures.run(root, asked(root, server.url, candidates=40, attempt=2)).rows("candidates")
+    rows = jobs_fixtures.run(root, asked(root, server.url, candidates=40, attempt=2)).rows(Candidate)
     assert outcomes(rows) == {"ok": 40}
     assert set(server.ledger.asked.values()) == {1}
 
@@ -305,11 +306,11 @@ def test_real_server(root: Path, real: tuple[str, str]) -> None:
     sampling = {"temperature": 1.0, "topP": 1.0, "maxTokens": 24}
     request = asked(root, url, candidates=10, model=model, sampling=sampling)
     found = jobs_fixtures.run(root, request)
-    rows = found.rows("candidates")
+    rows = found.rows(Candidate)
     assert len(rows) == 10
     assert set(outcomes(rows)) <= {"invalid_json", "truncated", "empty"}
-    assert {row["attempts"] for row in rows} == {1, 2}, "some are sent back, those that were cut off are not"
-    assert all(row["input_tokens"] > 4 and 0 < row["output_tokens"] <= 24 * row["attempts"] for row in rows)
+    assert {row.attempts for row in rows} == {1, 2}, "some are sent back, those that were cut off are not"
+    assert all(row.input_tokens > 4 and 0 < row.output_tokens <= 24 * row.attempts for row in rows)
     assert found.manifest.counters["ok"] == 0
     assert found.manifest.counters["candidates"] == 10
     print(outcomes(rows), found.manifest.usage)
@@ -322,11 +323,11 @@ def test_a_server_beside_the_stage(root: Path, real: tuple[str, str], monkeypatc
     monkeypatch.setenv(VLLM_BASE_URL_ENV, url)
     provider = {"kind": "vllm", "model": model, "concurrency": 2}
     request = asked(root, "", candidates=4, provider=provider, sampling={"maxTokens": 24})
-    rows = jobs_fixtures.run(root, request).rows("candidates")
+    rows = jobs_fixtures.run(root, request).rows(Candidate)
     assert len(rows) == 4
     assert set(outcomes(rows)) <= {"invalid_json", "truncated", "empty"}
-    assert {row["generator"] for row in rows} == {model}
-    assert all(row["output_tokens"] for row in rows)
+    assert {row.generator for row in rows} == {model}
+    assert all(row.output_tokens for row in rows)
 
 
 @pytest.mark.slow

@@ -25,6 +25,8 @@ from medgr2_jobs.preflight.__main__ import main as preflight
 from medgr2_jobs.runner.main import execute
 from medgr2_jobs.store.artifact import ArtifactReader
 from medgr2_jobs.store.images import ImageStore
+from medgr2_jobs.store.rows import Candidate, Item
+from medgr2_jobs.store.rows import Image as ImageRow
 from tests.support.chat_server import TRIPLET, Answer, DescribeServer, retry, serving
 from tests.support.curate_fixtures import reasons_of
 from tests.support.cycle_documents import tiny_cycle
@@ -121,28 +123,28 @@ def refused(root: Path, asked: StageRequest) -> str:
 
 def images_of(root: Path, found: ArtifactReader, name: str) -> set[str]:
     """The images of a source as the server would see them."""
-    rows = [row for row in found.rows("images") if row["source"] == name]
-    return {base64.b64encode(ImageStore(root).read(row["image_sha256"])).decode() for row in rows}
+    rows = [row for row in found.rows(ImageRow) if row.source == name]
+    return {base64.b64encode(ImageStore(root).read(row.image_sha256)).decode() for row in rows}
 
 
 def test_from_its_format_to_what_its_rule_drops(root: Path, server: DescribeServer) -> None:
     spec = spec_of(document(server))
     prepare = prepared(root, spec)
     tables = ArtifactReader(root, prepare)
-    items = tables.rows("items")
-    assert {(row["source"], row["question_type"], tuple(row["options"])) for row in items} == {
+    items = tables.rows(Item)
+    assert {(row.source, row.question_type, tuple(row.options)) for row in items} == {
         (name, "Diagnosis", ("cyst", "nodule", "plaque")) for name in ("open", "closed", "bench")
     }
-    assert {row["answer_index"] for row in items} == {1}
+    assert {row.answer_index for row in items} == {1}
 
     short = json.dumps({**TRIPLET, "question": "A cyst, no?"})
     server.answer = lambda number, body: Answer(content=short) if body["seed"] % 2 else Answer()
     asked = request(spec, "generate", {"prepare": prepare})
     generate = run_stage(root, asked)
-    candidates = ArtifactReader(root, generate).rows("candidates")
+    candidates = ArtifactReader(root, generate).rows(Candidate)
     assert outcomes(candidates) == {"ok": QUESTIONS}
-    assert {row["generator"] for row in candidates} == {"describer-2"}
-    assert [row["usd"] for row in candidates] == pytest.approx([QUESTION_USD] * QUESTIONS)
+    assert {row.generator for row in candidates} == {"describer-2"}
+    assert [row.usd for row in candidates] == pytest.approx([QUESTION_USD] * QUESTIONS)
     assert {(body["model"], body["style"]) for body in server.ledger.requests} == {("describer-2", "terse")}
     assert server.ledger.authorizations == {f"Bearer {KEY}"}
     assert {body["image"] for body in server.ledger.requests} == images_of(root, tables, "open")
@@ -152,9 +154,9 @@ def test_from_its_format_to_what_its_rule_drops(root: Path, server: DescribeServ
     curate = run_stage(root, request(spec, "curate", {"prepare": prepare, "generate-1": generate}))
     reasons = reasons_of(ArtifactReader(root, curate))
     for row in candidates:
-        dropped = "short-questions:fewer_than_4_words" in reasons[row["triplet_id"]]
-        assert dropped == (row["question"] == "A cyst, no?")
-    assert {row["question"] for row in candidates} == {"A cyst, no?", TRIPLET["question"]}, "both kinds were asked"
+        dropped = "short-questions:fewer_than_4_words" in reasons[row.triplet_id]
+        assert dropped == (row.question == "A cyst, no?")
+    assert {row.question for row in candidates} == {"A cyst, no?", TRIPLET["question"]}, "both kinds were asked"
 
 
 def test_images_that_may_not_leave_are_sent_only_to_a_plugin_that_is_inside(root: Path, server: DescribeServer) -> None:

@@ -16,7 +16,7 @@ from medgr2_api import paths
 from medgr2_api.stage_contract import REQUEST_ENV, SECRETS_ENV, WORKSPACE_ENV, StageRequest
 from medgr2_jobs.generate import append_only_log, rate_control
 from medgr2_jobs.generate.sampling_plan import ImageUse
-from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows import Candidate, Image
 from tests.support import jobs_fixtures
 from tests.support.chat_server import TOKENS_IN, TOKENS_OUT
 
@@ -43,7 +43,7 @@ def prepare_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def asked(
-    root: Path, url: str, *, candidates: int = 12, tables: jobs_fixtures.Tables | None = None, **changes: Any
+    root: Path, url: str, *, candidates: int = 12, prepared: jobs_fixtures.Prepared | None = None, **changes: Any
 ) -> StageRequest:
     """A request for `candidates` questions, two per image."""
     provider = {
@@ -72,10 +72,9 @@ def asked(
         "shards": 1,
         **changes,
     }
-    tables = tables or jobs_fixtures.phantom_tables(root, {"train": 8, "test": 2})
-    return jobs_fixtures.request(
-        "generate", 1, parameters, {"prepare": jobs_fixtures.publish(root, "prepare", tables)}, **fields
-    )
+    prepared = prepared or jobs_fixtures.phantoms(root, {"train": 8, "test": 2})
+    prepare = jobs_fixtures.publish(root, "prepare", prepared.tables)
+    return jobs_fixtures.request("generate", 1, parameters, {"prepare": prepare}, **fields)
 
 
 def start(root: Path, request: StageRequest, **more: str) -> subprocess.Popen[str]:
@@ -90,16 +89,13 @@ def start(root: Path, request: StageRequest, **more: str) -> subprocess.Popen[st
     )
 
 
-def image_uses(tables: dict[str, list[dict[str, Any]]]) -> list[ImageUse]:
-    """What the images of prepare's tables may be used for."""
-    return [
-        ImageUse(row["image_sha256"], row["modality"], Split(row["split"]), row["allow_external"])
-        for row in tables["images"]
-    ]
+def image_uses(images: list[Image]) -> list[ImageUse]:
+    """What images may be used for."""
+    return [ImageUse(row.image_sha256, row.modality, row.split, row.allow_external) for row in images]
 
 
-def outcomes(rows: list[dict[str, Any]]) -> Counter[str]:
-    return Counter(row["outcome"] for row in rows)
+def outcomes(rows: list[Candidate]) -> Counter[str]:
+    return Counter(row.outcome for row in rows)
 
 
 def ledgers(root: Path, request: StageRequest) -> dict[str, tuple[float, float]]:

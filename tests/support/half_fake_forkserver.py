@@ -28,7 +28,7 @@ def run(ctx: StageContext[Any]) -> Outcome:
     with (ctx.root / RAN).open("a") as ran:
         ran.write(json.dumps(f"{ctx.request.stage}@{ctx.request.iteration}") + "\n")
     if ctx.request.stage == "prepare":
-        for table, rows in jobs_fixtures.phantom_tables(ctx.root, {"train": 12}).items():
+        for table, rows in jobs_fixtures.phantoms(ctx.root, {"train": 12}).tables.items():
             ctx.writer.table(table, rows)
     ctx.writer.path("out.txt").write_text(ctx.request.input_hash)
     return Outcome()
