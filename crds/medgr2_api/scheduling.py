@@ -9,7 +9,7 @@ from pydantic import Field
 from .cel_rules import Rule
 from .metrics import MACRO_ACCURACY, DecidingMetric
 from .model import ApiEnum, Model
-from .stages import StageName, definition, stage_names
+from .stages import StageName, definition, listed, stage_names
 from .stages.definition import Iterations
 from .types import EnvVar, KubernetesObject
 
@@ -34,8 +34,8 @@ class StageRef(Model):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             f"self.stage in {_FIRST} ? self.iteration == 0 : self.iteration > 0 || self.stage in {_BOTH}",
-            f"no such stage in this iteration: {' and '.join(_FIRST)} runs in iteration 0 only, and beside it there"
-            f" only {' and '.join(_BOTH)}",
+            f"no such stage in this iteration: {listed(lambda s: s.iterations is Iterations.FIRST)} runs in iteration 0"
+            f" only, and beside it there only {listed(lambda s: s.iterations is Iterations.BOTH)}",
             lambda r: definition(r.stage).iterations.include(r.iteration),
         ),
     )

@@ -1,7 +1,7 @@
 """What the contract describes but this version cannot do yet, and which trainer options belong to the contract.
 
-`medgr2 validate` and `medgr2 run` refuse these before anything runs. Names of options that TRL does not know are found
-in the jobs, which have TRL.
+`medgr2 validate`, `medgr2 run` and the operator refuse these before anything runs. Names of options that TRL
+does not know are found in the jobs, which have TRL.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .cycle import CycleSpec
 from .generator import GENERATORS
 from .presets import resolve
 from .scheduling import DeepSpeed
-from .stages import REWARD, definition, stage_names
+from .stages import REWARD, definition, listed
 from .validation_errors import Problem
 
 TINY_MODEL = "builtin://tiny-qwen2.5-vl"
@@ -40,8 +40,7 @@ def _unknown_builtin(name: str) -> bool:
 
 _BUILTIN = f"there is no built-in model {{value!r}}: use {TINY_MODEL}, a folder of the workspace, or an id of the hub"
 
-_DISTRIBUTED = " and ".join(name for name in stage_names() if definition(name).distributed)
-_SHARDED = " and ".join(name for name in stage_names() if definition(name).sharded)
+_DISTRIBUTED, _SHARDED = listed(lambda stage: stage.distributed), listed(lambda stage: stage.sharded)
 
 GAPS: tuple[Gap, ...] = (
     *(

@@ -118,6 +118,7 @@ def test_long_message_is_cut(root: Path) -> None:
         ("{", 2),
         ("[]", 2),
         (json.dumps({**request().dump(), "stage": "brew"}), 78),
+        (json.dumps({**request().dump(), "stage": "../../escape"}), 78),
         (json.dumps({**request().dump(), "attempt": 0}), 2),
         (json.dumps({**request().dump(), "parameters": {"seed": 1}}), 78),
         (json.dumps({**request().dump(), "parameters": {**PARAMETERS, "sheds": 1}}), 78),

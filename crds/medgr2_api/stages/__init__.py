@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,6 +45,7 @@ __all__ = [
     "StageParameters",
     "definition",
     "input_hash",
+    "listed",
     "register",
     "stage_names",
     "stage_parameters",
@@ -82,6 +84,12 @@ def definition(name: str) -> StageDefinition:
 def stage_names() -> tuple[str, ...]:
     """All stages, in the order in which one iteration reads naturally: makers before readers."""
     return tuple(_STAGES)
+
+
+def listed(which: Callable[[StageDefinition], bool]) -> str:
+    """The stages of which this holds, for a sentence: `sft, grpo and reward`."""
+    *most, last = (name for name, stage in _STAGES.items() if which(stage))
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _known(name: str) -> str:

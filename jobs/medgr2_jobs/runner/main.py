@@ -27,6 +27,7 @@ from medgr2_api.stage_contract import (
     StageRequest,
     StageResult,
 )
+from medgr2_api.stages import stage_names
 
 from ..errors import ConfigError, CorruptArtifact, StageError, TemporaryError
 from ..store import atomic, manifest
@@ -135,6 +136,8 @@ def _run(request: StageRequest, root: Path, stop: threading.Event, usage: dict[s
 
 def _check_names(request: StageRequest) -> None:
     """Refuses names that would lead out of their folder: they become parts of paths."""
+    if request.stage not in stage_names():
+        raise ConfigError(f"this version has no stage {request.stage[:80]!r}: it has {', '.join(stage_names())}")
     names = {"input hash": request.input_hash, "cycle name": request.cycle.name}
     names |= {"cycle uid": request.cycle.uid or "none", "token": request.token or "none"}
     for what, name in names.items():

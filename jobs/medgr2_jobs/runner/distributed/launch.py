@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 from medgr2_api.stage_contract import ExitCode, StageRequest, StageResult
-from medgr2_api.stages import definition, stage_names
+from medgr2_api.stages import definition, listed
 
 from ...errors import ConfigError, RendezvousTimeout, Terminated
 from .rank_results import OUTCOMES_ENV, Outcomes, worst
@@ -37,8 +37,7 @@ def launch(request: StageRequest, world: World, stop: threading.Event) -> StageR
         Terminated: asked to stop before there was anything to checkpoint, or while it could not.
     """
     if not definition(request.stage).distributed:
-        distributed = " and ".join(name for name in stage_names() if definition(name).distributed)
-        sharded = " and ".join(name for name in stage_names() if definition(name).sharded)
+        distributed, sharded = listed(lambda stage: stage.distributed), listed(lambda stage: stage.sharded)
         raise ConfigError(
             f"stage {request.stage} runs in one process: take numNodes, numProcPerNode and deepspeed out of its "
             f"settings ({distributed} can use them); {sharded} have shards"
