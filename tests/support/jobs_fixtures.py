@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +161,3 @@ def _image(sha256: str, modality: str, split: str) -> rows.Image:
         patient="",
         phash="",
     )
-
-
-def phantom_tables(root: Path, splits: Mapping[str, int], *, real: int = 0) -> dict[str, list[dict[str, Any]]]:
-    """As `phantoms`, as dicts by the tables' names."""
-    prepared = phantoms(root, splits, real=real)
-    return {
-        kind.TABLE: [{name: list(v) if isinstance(v, tuple) else v for name, v in asdict(row).items()} for row in found]
-        for kind, found in prepared.tables.items()
-    }

@@ -62,6 +62,5 @@ CURATE = StageDefinition(
         Read("reward", "reward", Of.NEWEST, required=False, when=_fits_threshold),
     ),
     publishes=("decisions.parquet",),
-    may_publish=("training.parquet",),
     code_version=3,  # decisions alone, with the order of the options; the training set is a join
 )

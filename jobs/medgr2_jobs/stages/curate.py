@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import fields
-from typing import Any
 
 from medgr2_api.curation import ResolvedCuration
 from medgr2_api.stages.curate import CurateParameters
@@ -13,7 +11,7 @@ from medgr2_api.stages.curate import CurateParameters
 from ..curate import option_shuffle, rejection_rules
 from ..curate.rejection_rules import Facts, Reasons
 from ..curate.selection import WITHOUT_SCORES, Batch, Chosen, choose
-from ..curate.training_set import TrainingRow, dealt_row, training_set
+from ..curate.training_set import training_set
 from ..errors import ConfigError
 from ..review import import_review
 from ..runner.context import Outcome, StageContext
@@ -46,13 +44,7 @@ def run(ctx: StageContext[CurateParameters]) -> Outcome:
     names = [row.triplet_id for row in facts.candidates]
     decisions = [Decision(name, not reasons[name], tuple(reasons[name]), orders.get(name)) for name in names]
     ctx.writer.table(Decision, decisions)
-    kept_rows = [dealt_row(row, orders.get(row.triplet_id), ctx.parameters.answer_format) for row in kept]
-    ctx.writer.table("training", [_as_dict(row) for row in [*facts.training, *kept_rows]])  # until its readers join
     return Outcome(counters=counters)
-
-
-def _as_dict(row: TrainingRow) -> dict[str, Any]:
-    return {field.name: getattr(row, field.name) for field in fields(row)}
 
 
 def _facts(ctx: StageContext[CurateParameters]) -> Facts:

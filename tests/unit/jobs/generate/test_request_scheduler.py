@@ -19,6 +19,7 @@ from medgr2_jobs.generate import providers, rate_control, request_retry
 from medgr2_jobs.generate.provider_errors import Action, Failure
 from medgr2_jobs.generate.providers.base import Question, Reply
 from medgr2_jobs.runner import main
+from medgr2_jobs.store.rows import Candidate, CandidateOutcome
 
 
 def request(root: Path, candidates: int = 40, **fields: Any) -> StageRequest:
@@ -34,7 +35,7 @@ def request(root: Path, candidates: int = 40, **fields: Any) -> StageRequest:
         "answerFormat": "Letter",
         "shards": 1,
     }
-    prepare = jobs_fixtures.publish(root, "prepare", jobs_fixtures.phantom_tables(root, {"train": 8}))
+    prepare = jobs_fixtures.publish(root, "prepare", jobs_fixtures.phantoms(root, {"train": 8}).tables)
     return jobs_fixtures.request("generate", 1, parameters, {"prepare": prepare}, **fields)
 
 
@@ -65,16 +66,16 @@ def no_answer(*, trouble: bool) -> Reply:
 
 
 def outcomes(root: Path, asked: StageRequest) -> Counter[str]:
-    return Counter(row["outcome"] for row in jobs_fixtures.run(root, asked).rows("candidates"))
+    return Counter(row.outcome for row in jobs_fixtures.run(root, asked).rows(Candidate))
 
 
 def test_questions_that_the_server_dislikes_are_no_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Provider(monkeypatch, lambda number: no_answer(trouble=False) if number < 20 else Reply("refused"))
+    Provider(monkeypatch, lambda number: no_answer(trouble=False) if number < 20 else Reply(CandidateOutcome.REFUSED))
     assert outcomes(tmp_path, request(tmp_path)) == {"http_error": 20, "refused": 20}
 
 
 def test_failures_with_answers_between_them_are_no_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Provider(monkeypatch, lambda number: Reply("refused") if number % 2 else no_answer(trouble=True))
+    Provider(monkeypatch, lambda number: Reply(CandidateOutcome.REFUSED) if number % 2 else no_answer(trouble=True))
     assert outcomes(tmp_path, request(tmp_path)) == {"http_error": 20, "refused": 20}
 
 
@@ -95,7 +96,7 @@ def test_what_is_in_flight_is_not_awaited_beyond_the_grace_period(
 
     def answer(number: int) -> Reply:
         stop.set()
-        return Reply("refused")
+        return Reply(CandidateOutcome.REFUSED)
 
     provider = Provider(monkeypatch, answer, delay=120)
     began = time.monotonic()
@@ -109,7 +110,7 @@ def test_what_is_in_flight_may_finish_within_the_grace_period(tmp_path: Path, mo
 
     def answer(number: int) -> Reply:
         stop.set()
-        return Reply("refused")
+        return Reply(CandidateOutcome.REFUSED)
 
     first = Provider(monkeypatch, answer, delay=1.5)
     assert main.execute(request(tmp_path), tmp_path, stop) == 85
@@ -119,7 +120,7 @@ def test_what_is_in_flight_may_finish_within_the_grace_period(tmp_path: Path, mo
 
 
 def test_another_seed_asks_with_other_sampling_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    provider = Provider(monkeypatch, lambda number: Reply("refused"))
+    provider = Provider(monkeypatch, lambda number: Reply(CandidateOutcome.REFUSED))
     for seed in (5, 6):
         jobs_fixtures.run(tmp_path, request(tmp_path, 4, seed=seed))
     assert len(set(provider.seeds)) == 8
