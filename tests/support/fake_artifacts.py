@@ -24,6 +24,7 @@ def publish(
     counters: dict[str, float] | None = None,
     promoted: bool | None = None,
     parameters: dict[str, Any] | None = None,
+    inputs: dict[str, str] | None = None,
     cycle: str = "test",
 ) -> ArtifactRef:
     """Publishes parts as if `stage` of `iteration` had made them, and links them into the cycle's folder.
@@ -38,6 +39,7 @@ def publish(
         counters: headline figures.
         promoted: of a stage whose model has to be promoted.
         parameters: of the stage.
+        inputs: digests of what it was made from, by role.
         cycle: name of the cycle.
     """
     name = hashlib.sha256(f"{cycle}/{stage}/{iteration}".encode()).hexdigest()
@@ -57,7 +59,8 @@ def publish(
         root / path,
         manifest.Manifest(
             stage=stage, input_hash=name, code_version=1, cycle=cycle, iteration=iteration, attempt=1,
-            parts=writer.parts(), inputs={}, parameters=parameters or {}, counters=counters or {}, promoted=promoted,
+            parts=writer.parts(), inputs=inputs or {}, parameters=parameters or {}, counters=counters or {},
+            promoted=promoted,
         ),
         writer.work,
     )  # fmt: skip

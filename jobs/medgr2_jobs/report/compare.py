@@ -12,18 +12,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from medgr2_api import paths
-from medgr2_api.stage_contract import ArtifactRef, ExitCode
-from medgr2_api.stages import EVALUATE
+from medgr2_api.stage_contract import ExitCode
 
 from ..errors import StageError
 from ..evaluate.metrics import cluster_mean
-from ..store.artifact import ArtifactReader
+from ..store.rows import Condition, Scoring, Split
+from .cycle_artifacts import CycleArtifacts
+from .cycle_frame import PredictionColumns
 
 _ORDER = ("base", "sft", "grpo")
 _SEED = 0  # of the bootstrap: a table must not change when it is printed again
@@ -104,15 +104,14 @@ def paired_difference(
 
 
 def answers_of(
-    predictions: Sequence[dict[str, Any]], split: str, scoring: str = "option_logprob"
+    predictions: Sequence[PredictionColumns], split: Split, scoring: Scoring = Scoring.OPTION_LOGPROB
 ) -> dict[tuple[str, str], Answers]:
     """(checkpoint, benchmark) → answers under the real condition."""
-    found: dict[tuple[str, str], Answers] = {}
+    groups: dict[tuple[str, str], Answers] = {}
     for row in predictions:
-        if (row["split"], row["scoring"], row["condition"]) == (split, scoring, "real"):
-            group = found.setdefault((row["checkpoint"], row["benchmark"]), {})
-            group[row["item_id"]] = (row["correct"], row["image_sha256"])
-    return found
+        if (row.split, row.scoring, row.condition) == (split, scoring, Condition.REAL):
+            groups.setdefault((row.checkpoint, row.benchmark), {})[row.item_id] = (row.correct, row.image_sha256)
+    return groups
 
 
 def difference(a: Answers, b: Answers, against: str) -> Difference | None:
@@ -125,7 +124,9 @@ def difference(a: Answers, b: Answers, against: str) -> Difference | None:
     return Difference(against, *value, len(shared))
 
 
-def compare(root: Path, cycles: Sequence[str], split: str = "test", scoring: str = "option_logprob") -> list[Line]:
+def compare(
+    root: Path, cycles: Sequence[str], split: Split = Split.TEST, scoring: Scoring = Scoring.OPTION_LOGPROB
+) -> list[Line]:
     """One line per cycle, benchmark and checkpoint.
 
     Args:
@@ -161,24 +162,22 @@ def compare(root: Path, cycles: Sequence[str], split: str = "test", scoring: str
     return lines
 
 
-def _answered(root: Path, cycle: str, split: str, scoring: str) -> dict[tuple[str, int, str], Answers]:
+def _answered(root: Path, cycle: str, split: Split, scoring: Scoring) -> dict[tuple[str, int, str], Answers]:
     """(benchmark, iteration, checkpoint) → answers, in the order in which the loop made them."""
     if not (root / paths.report(cycle) / "results.json").is_file():
         raise NoReport(
             f"cycle {cycle!r} has no report in {root}; it is written after each iteration's evaluation "
             f"(cycles there: {', '.join(_cycles(root)) or 'none'})"
         )
-    found: dict[tuple[str, int, str], Answers] = {}
-    folder = (root / paths.iteration_link(cycle, 0, EVALUATE.name)).parent.parent
-    for link in sorted(folder.glob(f"i*/{EVALUATE.name}")):
-        iteration = int(link.parent.name.removeprefix("i"))
-        path = link.resolve().relative_to(root.resolve())
-        ref = ArtifactRef(stage=EVALUATE.name, iteration=iteration, path=str(path), output_digest="")
+    artifacts = CycleArtifacts(root, cycle)
+    answered = {
+        (benchmark, iteration, checkpoint): answers
+        for iteration in artifacts.linked("evaluate")
         for (checkpoint, benchmark), answers in answers_of(
-            ArtifactReader(root, ref).rows("predictions"), split, scoring
-        ).items():
-            found[benchmark, iteration, checkpoint] = answers
-    return dict(sorted(found.items(), key=lambda entry: (entry[0][0], entry[0][1], _ORDER.index(entry[0][2]))))
+            artifacts.input(f"evaluate-{iteration}").rows(PredictionColumns), split, scoring
+        ).items()
+    }
+    return dict(sorted(answered.items(), key=lambda entry: (entry[0][0], entry[0][1], _ORDER.index(entry[0][2]))))
 
 
 def _cycles(root: Path) -> list[str]:
@@ -222,8 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="medgr2 compare", description="Cycles of one workspace beside each other.")
     parser.add_argument("workspace", type=Path)
     parser.add_argument("cycles", nargs="+", metavar="CYCLE")
-    parser.add_argument("--split", choices=("test", "validation"), default="test")
-    parser.add_argument("--scoring", choices=("option_logprob", "greedy"), default="option_logprob")
+    parser.add_argument("--split", type=Split, choices=(Split.TEST, Split.VALIDATION), default=Split.TEST)
+    parser.add_argument("--scoring", type=Scoring, choices=tuple(Scoring), default=Scoring.OPTION_LOGPROB)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
     given = parser.parse_args(arguments)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,9 +97,13 @@ class CycleFrame:
         self.artifacts = artifacts
         self.last = last
 
+    def has(self, stage: str, iteration: int) -> bool:
+        """Whether there is an artifact of this stage."""
+        return self.artifacts.has_input(f"{stage}-{iteration}")
+
     def iterations(self, stage: str) -> list[int]:
         """Iterations of which there is an artifact of this stage."""
-        return [t for t in range(self.last + 1) if self.artifacts.has_input(f"{stage}-{t}")]
+        return [t for t in range(self.last + 1) if self.has(stage, t)]
 
     def artifact(self, stage: str, iteration: int) -> ArtifactReader:
         """The artifact of a stage; it must be there."""
@@ -122,7 +127,7 @@ class CycleFrame:
 
     def truth(self, iteration: int) -> dict[str, bool]:
         """Whether each candidate is really right, where the generator knows (scripted); otherwise empty."""
-        if not self.artifacts.has_input(f"generate-{iteration}"):
+        if not self.has("generate", iteration):
             return {}
         generated = self.artifact("generate", iteration)
         return {row.triplet_id: row.correct for row in generated.rows(Truth)} if generated.has_table(Truth) else {}
@@ -140,6 +145,11 @@ class CycleFrame:
         """All answers of an iteration's checkpoints; iteration 0 has those of the base model."""
         return self._rows("evaluate", iteration, PredictionColumns)
 
+    def reward_curve(self, iteration: int) -> list[tuple[float, float]]:
+        """(step, mean reward) of a GRPO run; empty when its log was not published."""
+        reader = self.artifact("grpo", iteration)
+        log = json.loads(reader.file("log.json").read_text()) if reader.has("log.json") else []
+        return [(entry["step"], entry["reward"]) for entry in log if "reward" in entry and "step" in entry]
+
     def _rows(self, stage: str, iteration: int, kind: type[S]) -> list[S]:
-        role = f"{stage}-{iteration}"
-        return self.artifacts.input(role).rows(kind) if self.artifacts.has_input(role) else []
+        return self.artifact(stage, iteration).rows(kind) if self.has(stage, iteration) else []

@@ -6,7 +6,8 @@ hold no date and no version.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,22 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..store.rows import Condition, Scoring, Split
 from .compare import label
-from .funnel import NAMES
-from .tables import Row, checkpoints, pick
+from .funnel import DIMENSIONS
+from .tables import HeadlineRow, Result, checkpoints, pick
 
 BLUE, ORANGE, GREEN, RED, PINK, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#666666"
 _COLOUR = {"base": GREY, "sft": BLUE, "grpo": ORANGE}
-_CONTROL_STYLE: Any = {"blank": ("s", SKY, "blank image"), "shuffled": ("^", GREEN, "shuffled image"),
-                  "options_only": ("v", PINK, "options only")}  # fmt: skip
-_REFERENCE_STYLE: Any = {"chance": (":", GREY, "chance"), "option_prior": ("--", RED, "option prior")}
+_CONTROL_STYLE = {
+    Condition.BLANK: ("s", SKY, "blank image"),
+    Condition.SHUFFLED: ("^", GREEN, "shuffled image"),
+    Condition.OPTIONS_ONLY: ("v", PINK, "options only"),
+}
+_REFERENCE_STYLE = {
+    Condition.CHANCE: (":", GREY, "chance"),
+    Condition.OPTION_PRIOR: ("--", RED, "option prior"),
+}
 _BINS = np.linspace(-6, 10, 33)  # R's range
 _STYLE: Any = {
     "axes.grid": True,
@@ -42,19 +50,19 @@ _STYLE: Any = {
 }
 
 
-def accuracy(headline: Sequence[Row], path: Path) -> None:
+def accuracy(headline: Sequence[HeadlineRow], path: Path) -> None:
     """Accuracy of each checkpoint with its interval, its controls beside it, the references as lines."""
-    keys = list(dict.fromkeys((row["split"], row["benchmark"]) for row in headline))
-    widest = max(sum((row["split"], row["benchmark"]) == key for row in headline) for key in keys)
+    keys = list(dict.fromkeys((row.split, row.benchmark) for row in headline))
+    widest = max(sum((row.split, row.benchmark) == key for row in headline) for key in keys)
     with plt.rc_context(_STYLE):
         figure, grid = plt.subplots(
             1, len(keys), figsize=(max(4.2, 0.95 * widest + 1.5) * len(keys), 4.6), sharey=True, squeeze=False,
             layout="constrained",
         )  # fmt: skip
         for axes, key in zip(grid[0], keys, strict=True):
-            rows = [row for row in headline if (row["split"], row["benchmark"]) == key]
+            rows = [row for row in headline if (row.split, row.benchmark) == key]
             _accuracy_panel(axes, rows)
-            axes.set_title(f"{'test: ' + key[1] if key[0] == 'test' else 'validation'} (n = {rows[0]['n']} questions)")
+            axes.set_title(f"{'test: ' + key[1] if key[0] is Split.TEST else 'validation'} (n = {rows[0].n} questions)")
         grid[0][0].set_ylabel("accuracy, % (bars: 95 % interval)")
         entries: dict[str, Any] = {}
         for axes in grid[0]:
@@ -63,15 +71,15 @@ def accuracy(headline: Sequence[Row], path: Path) -> None:
         _save(figure, path)
 
 
-def _accuracy_panel(axes: Axes, rows: Sequence[Row]) -> None:
-    for name, (style, colour, text) in _REFERENCE_STYLE.items():
-        value = rows[0][name]
-        if value is not None:
-            axes.axhline(100 * value, linestyle=style, color=colour, label=text, linewidth=1.5)
+def _accuracy_panel(axes: Axes, rows: Sequence[HeadlineRow]) -> None:
+    for reference, (style, colour, text) in _REFERENCE_STYLE.items():
+        share = rows[0].under(reference)
+        if share is not None:
+            axes.axhline(100 * share, linestyle=style, color=colour, label=text, linewidth=1.5)
     for place, row in enumerate(rows):
-        value = 100 * row["accuracy"]
-        reach = [[value - 100 * row["low"]], [100 * row["high"] - value]]
-        colour = _COLOUR[row["checkpoint"].partition("@")[0]]
+        value = 100 * row.accuracy
+        reach = [[value - 100 * row.low], [100 * row.high - value]]
+        colour = _COLOUR[row.checkpoint.partition("@")[0]]
         axes.errorbar(
             place,
             value,
@@ -90,41 +98,38 @@ def _accuracy_panel(axes: Axes, rows: Sequence[Row]) -> None:
             fontsize=9,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
         )
-    for number, (name, (marker, colour, text)) in enumerate(_CONTROL_STYLE.items()):
-        found = [
-            (place + 0.1 * (number - 1), 100 * row[name]) for place, row in enumerate(rows) if row[name] is not None
-        ]
-        if found:
-            places, values = zip(*found, strict=True)
+    for number, (control, (marker, colour, text)) in enumerate(_CONTROL_STYLE.items()):
+        shares = [(place, share) for place, row in enumerate(rows) if (share := row.under(control)) is not None]
+        if shares:
+            places = [place + 0.1 * (number - 1) for place, _ in shares]
+            values = [100 * share for _, share in shares]
             axes.scatter(places, values, marker=marker, color=colour, s=34, label=text, zorder=3)
-    axes.set_xticks(range(len(rows)), [row["checkpoint"] for row in rows])
+    axes.set_xticks(range(len(rows)), [row.checkpoint for row in rows])
     axes.set_xlim(-0.5, len(rows) - 0.35)
     axes.set_ylim(0, 103)
 
 
-def modalities(results: Sequence[Row], split: str, benchmark: str, path: Path) -> bool:
+def modalities(results: Sequence[Result], split: Split, benchmark: str, path: Path) -> bool:
     """Accuracy by modality: the base model and the newest checkpoints. False when there is but one modality."""
-    here = pick(results, split=split, benchmark=benchmark, condition="real", scoring="option_logprob",
+    here = pick(results, split=split, benchmark=benchmark, condition=Condition.REAL, scoring=Scoring.OPTION_LOGPROB,
                 metric="microAccuracy")  # fmt: skip
     by_name = {
         label(checkpoint, iteration): {
-            row["slice"].removeprefix("modality="): row
+            row.slice.removeprefix("modality="): row
             for row in pick(here, iteration=iteration, checkpoint=checkpoint)
-            if row["slice"].startswith("modality=")
+            if row.slice.startswith("modality=")
         }
         for iteration, checkpoint in _newest(checkpoints(here))
     }
     names = sorted({modality for rows in by_name.values() for modality in rows})
     if len(names) < 2:
         return False
-    counts = {
-        modality: next(rows[modality]["n"] for rows in by_name.values() if modality in rows) for modality in names
-    }
+    counts = {modality: next(rows[modality].n for rows in by_name.values() if modality in rows) for modality in names}
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(max(6.0, 1.0 * len(names) + 1.5), 4.2), layout="constrained")
         width = 0.8 / len(by_name)
         for number, (name, rows) in enumerate(by_name.items()):
-            values = np.array([[100 * rows[m][key] for m in names] for key in ("value", "low", "high")])
+            values = np.array([[100 * x for x in astuple(rows[m].interval)] for m in names]).T
             axes.bar(
                 np.arange(len(names)) + (number - (len(by_name) - 1) / 2) * width, values[0], width * 0.92,
                 yerr=[values[0] - values[1], values[2] - values[0]], color=_COLOUR[name.partition("@")[0]], label=name,
@@ -134,7 +139,7 @@ def modalities(results: Sequence[Row], split: str, benchmark: str, path: Path) -
         axes.grid(visible=False, axis="x")
         axes.set_ylim(0, 103)
         axes.set_ylabel("accuracy, % (bars: 95 % interval)")
-        axes.set_title(f"accuracy by modality, {'test: ' + benchmark if split == 'test' else 'validation'}")
+        axes.set_title(f"accuracy by modality, {'test: ' + benchmark if split is Split.TEST else 'validation'}")
         figure.legend(loc="outside lower center", ncols=len(by_name))
         _save(figure, path)
     return True
@@ -147,17 +152,20 @@ def _newest(found: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
 
 
 def scores(
-    iteration: int, decisions: Sequence[Row], threshold: float | None, truth: Mapping[str, bool], path: Path
+    iteration: int,
+    scores_of: Mapping[str, float],
+    kept: Set[str],
+    threshold: float | None,
+    truth: Mapping[str, bool],
+    path: Path,
 ) -> None:
-    """Histogram of R's scores: kept and rejected; right and wrong where the truth is known."""
-    scored = [row for row in decisions if row["score"] is not None]
-    kept = [row["score"] for row in scored if row["keep"]]
-    rejected = [row["score"] for row in scored if not row["keep"]]
-    panels = [("what the filter did", [("kept", kept, BLUE), ("rejected", rejected, ORANGE)])]
-    known = [row for row in scored if row["triplet_id"] in truth]
-    if known:
-        right = [row["score"] for row in known if truth[row["triplet_id"]]]
-        wrong = [row["score"] for row in known if not truth[row["triplet_id"]]]
+    """Histogram of R's scores, by triplet id: kept and rejected; right and wrong where the truth is known."""
+    passed = [score for name, score in scores_of.items() if name in kept]
+    rejected = [score for name, score in scores_of.items() if name not in kept]
+    panels = [("what the filter did", [("kept", passed, BLUE), ("rejected", rejected, ORANGE)])]
+    if truth.keys() & scores_of.keys():
+        right = [score for name, score in scores_of.items() if truth.get(name) is True]
+        wrong = [score for name, score in scores_of.items() if truth.get(name) is False]
         panels.append(("what was true", [("right", right, GREEN), ("wrong", wrong, RED)]))
     with plt.rc_context(_STYLE):
         figure, grid = plt.subplots(
@@ -184,7 +192,7 @@ def funnel(groups: Sequence[tuple[str, str, Mapping[str, int]]], whole: Mapping[
     """What became of the candidates: a bar per group, as shares of what was generated; how many, beside its name."""
     panels: dict[str, list[tuple[str, Mapping[str, int]]]] = {"all candidates": [("all", whole)]}
     for dimension, name, counts in groups:
-        panels.setdefault(f"by {NAMES[dimension]}", []).append((name, counts))
+        panels.setdefault(f"by {DIMENSIONS[dimension]}", []).append((name, counts))
     heights = [len(lines) + 0.8 for lines in panels.values()]
     with plt.rc_context(_STYLE):
         figure, grid = plt.subplots(
@@ -230,13 +238,14 @@ def _short(name: str, limit: int = 28) -> str:
     return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
-def rewards(logs: Mapping[int, Sequence[Row]], path: Path) -> bool:
-    """Mean reward of each GRPO step, and its running mean over a fifth of the steps. False when no log holds one."""
-    curves = {
-        iteration: [(entry["step"], entry["reward"]) for entry in log if "reward" in entry and "step" in entry]
-        for iteration, log in logs.items()
-    }
-    curves = {iteration: curve for iteration, curve in curves.items() if curve}
+def rewards(logs: Mapping[int, Sequence[tuple[float, float]]], path: Path) -> bool:
+    """Mean reward of each GRPO step, and its running mean over a fifth of the steps. False when no log holds one.
+
+    Args:
+        logs: iteration → (step, reward) in the order of the steps.
+        path: where to draw.
+    """
+    curves = {iteration: curve for iteration, curve in logs.items() if curve}
     if not curves:
         return False
     with plt.rc_context(_STYLE):

@@ -3,59 +3,69 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from ..runner.context import StageContext
 from ..store.rows import CandidateOutcome
-
-Row = dict[str, Any]
+from .cycle_frame import CycleFrame
 
 #: The steps, in order; each candidate of one is also in those before it.
 STEPS = ("generated", "parsed", "scored", "kept")
-DIMENSIONS = ("paradigm", "modality", "question_type")
-NAMES = {"paradigm": "paradigm", "modality": "modality", "question_type": "question type"}
+#: What candidates are grouped by, with its name for people.
+DIMENSIONS = {"paradigm": "paradigm", "modality": "modality", "question_type": "question type"}
 _SHOWN = 12  # groups of a dimension; the rest are one
 OTHERS = "all others"
 
 
-def rows(ctx: StageContext[Any], iterations: Iterable[int]) -> list[Row]:
-    """A row per iteration and combination that occurs, with the number of candidates at each step.
+@dataclass(frozen=True, slots=True)
+class FunnelRow:
+    """Candidates of an iteration that were asked for in the same way, at each step."""
 
-    generated: asked for, and paid; parsed: the answer is a triplet; scored: R gave it a score; kept: curate let it
-    into D_gen. Without stage score nothing is scored, and what is kept was not. Empty where generation is off.
-    """
-    found: list[Row] = []
-    for iteration in iterations:
-        roles = (f"generate-{iteration}", f"curate-{iteration}")
-        if not all(ctx.has_input(role) for role in roles):
-            continue
-        columns = ["triplet_id", "outcome", *DIMENSIONS]
-        candidates = ctx.input(roles[0]).table("candidates").select(columns).to_pylist()
-        decisions = {row["triplet_id"]: row for row in ctx.input(roles[1]).rows("decisions")}
-        counts: dict[tuple[str, ...], Counter[str]] = {}
-        for row in candidates:
-            decision = decisions.get(row["triplet_id"], {})
+    iteration: int
+    paradigm: str
+    modality: str
+    question_type: str
+    generated: int
+    """Asked for, and paid."""
+    parsed: int
+    """The answer is a triplet."""
+    scored: int
+    """R gave it a score. Without stage score none is scored, and what is kept was not."""
+    kept: int
+    """Curate let it into D_gen."""
+
+
+def rows(frame: CycleFrame) -> list[FunnelRow]:
+    """A row per iteration and combination that occurs; empty where generation is off."""
+    found: list[FunnelRow] = []
+    curated = set(frame.iterations("curate"))
+    for iteration in [t for t in frame.iterations("generate") if t in curated]:
+        scores = frame.scores(iteration)
+        kept = {row.triplet_id for row in frame.decisions(iteration) if row.keep}
+        counts: dict[tuple[str, str, str], Counter[str]] = {}
+        for row in frame.candidates(iteration):
+            parsed = row.outcome is CandidateOutcome.OK
             passed = {
                 "generated": True,
-                "parsed": row["outcome"] == CandidateOutcome.OK,
-                "scored": row["outcome"] == CandidateOutcome.OK and decision.get("score") is not None,
-                "kept": bool(decision.get("keep")),
+                "parsed": parsed,
+                "scored": parsed and row.triplet_id in scores,
+                "kept": row.triplet_id in kept,
             }
-            group = counts.setdefault(tuple(row[name] or "unknown" for name in DIMENSIONS), Counter())
-            group.update(step for step in STEPS if passed[step])
-        for key, count in sorted(counts.items()):
-            groups = dict(zip(DIMENSIONS, key, strict=True))
-            found.append({"iteration": iteration, **groups, **{step: count[step] for step in STEPS}})
+            key = (row.paradigm or "unknown", row.modality or "unknown", row.question_type or "unknown")
+            counts.setdefault(key, Counter()).update(step for step in STEPS if passed[step])
+        found += [
+            FunnelRow(iteration, *key, count["generated"], count["parsed"], count["scored"], count["kept"])
+            for key, count in sorted(counts.items())
+        ]
     return found
 
 
-def totals(found: Sequence[Row]) -> dict[str, int]:
+def totals(found: Sequence[FunnelRow]) -> dict[str, int]:
     """All candidates at each step."""
-    return {step: sum(row[step] for row in found) for step in STEPS}
+    return {step: sum(getattr(row, step) for row in found) for step in STEPS}
 
 
-def marginals(found: Sequence[Row]) -> list[tuple[str, str, dict[str, int]]]:
+def marginals(found: Sequence[FunnelRow]) -> list[tuple[str, str, dict[str, int]]]:
     """(dimension, group, candidates at each step), all iterations together; the largest groups first.
 
     A dimension with one group says nothing and is left out.
@@ -64,7 +74,8 @@ def marginals(found: Sequence[Row]) -> list[tuple[str, str, dict[str, int]]]:
     for dimension in DIMENSIONS:
         groups: dict[str, Counter[str]] = {}
         for row in found:
-            groups.setdefault(row[dimension], Counter()).update({step: row[step] for step in STEPS})
+            group = groups.setdefault(getattr(row, dimension), Counter())
+            group.update({step: getattr(row, step) for step in STEPS})
         order = sorted(groups, key=lambda name: (-groups[name]["generated"], name))
         if len(order) < 2:
             continue

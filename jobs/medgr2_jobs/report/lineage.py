@@ -1,196 +1,253 @@
-"""Where each candidate came from, what became of it, and which models learnt from it.
+"""Where each candidate came from, what became of it, and which models learnt from it: a join made when it is read.
 
-`python -m medgr2_jobs.report.lineage CYCLE TRIPLET` prints one candidate's story as JSON. Read-only and without torch.
+`python -m medgr2_jobs.report.lineage CYCLE [TRIPLET]` prints one candidate's lineage as JSON, or that of all candidates
+as JSON lines. Read-only and without torch.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from medgr2_api import paths
 from medgr2_api.stage_contract import WORKSPACE_ENV, ExitCode
+from medgr2_api.stages.grpo import GRPOParameters
 from medgr2_api.training_spec import AnswerFormat
 
-from ..errors import ConfigError, StageError
+from ..errors import ConfigError, CorruptArtifact, StageError
 from ..prompts import answers
-from ..store.artifact import ArtifactReader, Inputs
+from ..store.artifact import ArtifactReader
+from ..store.rows import Candidate, Decision, Rollout, Score, TableRow, triplet_of
 from .cycle_artifacts import CycleArtifacts, NotThere
+from .cycle_frame import CycleFrame
 
-Row = dict[str, Any]
+R = TypeVar("R", bound=TableRow)
 
 
-def lineage_rows(inputs: Inputs, last: int, only: str = "") -> list[Row]:
-    """Every candidate so far, and which checkpoints learnt from it.
+@dataclass(frozen=True, slots=True)
+class CandidateLineage:
+    """A candidate with all that the loop says of it; what has not happened yet is None."""
 
-    `sft@t` has seen what is in D_gen of iteration t. `grpo@t` starts from it, and has also seen the candidates whose
-    questions were prompts of its rollouts (of a rejected one the question and the image, not the answer).
+    triplet_id: str
+    iteration: int
+    candidate: Candidate | None
+    """None: what generate published is not there any more."""
+    score: float | None
+    scored_by: str
+    """Digest of the reward model; empty: nothing is scored in this iteration."""
+    decision: Decision | None
+    seen_by: tuple[str, ...]
+    """Checkpoints that learnt from it, such as `sft@1`."""
+
+
+def lineage(frame: CycleFrame, iteration: int, triplet: str = "") -> Iterator[CandidateLineage]:
+    """Every candidate of an iteration, in their order.
+
+    `sft@t` has seen what is in D_gen of iteration t: what was kept in t and before. `grpo@t` starts from it, and has
+    also seen the candidates of t whose questions were prompts of its rollouts (of a rejected one the question and the
+    image, not the answer).
 
     Args:
-        inputs: `curate-t`, and where they are there `sft-t`, `grpo-t` and `generate-t`.
-        last: newest iteration.
-        only: a triplet id: no other candidate.
+        frame: the cycle.
+        iteration: whose candidates.
+        triplet: a triplet id: no other candidate. Empty: all; only what is told of them is kept in memory.
     """
-    newest: list[Row] = []
-    seen: dict[str, list[str]] = {}
-    for t in range(last + 1):
-        if not inputs.has_input(f"curate-{t}"):
-            continue
-        curate = inputs.input(f"curate-{t}")
-        newest = _rows(curate, "lineage", only)  # holds those of the iterations before
-        learnt = set(_table(curate, "training", "row_id", only).column("row_id").to_pylist())
-        if inputs.has_input(f"sft-{t}"):
-            for name in learnt:
-                seen.setdefault(name, []).append(f"sft@{t}")
-        if inputs.has_input(f"grpo-{t}"):
-            for name in learnt | _prompted(inputs, t, only):
-                seen.setdefault(name, []).append(f"grpo@{t}")
-    return [{**row, "seen_by": seen.get(row["triplet_id"], [])} for row in newest]
+    scores = {row.triplet_id: row.score for row in _rows(frame, "score", iteration, Score, triplet)}
+    decisions = {row.triplet_id: row for row in _rows(frame, "curate", iteration, Decision, triplet)}
+    scored_by = _reward_of(frame, iteration)
+    learners = _Learners(frame, iteration)
+
+    def told(name: str, candidate: Candidate | None) -> CandidateLineage:
+        score, decision = scores.get(name), decisions.get(name)
+        seen_by = learners.of(candidate, kept=decision is not None and decision.keep)
+        score = score if score is not None and math.isfinite(score) else None
+        return CandidateLineage(name, iteration, candidate, score, scored_by, decision, seen_by)
+
+    if not frame.has("generate", iteration):
+        yield from (told(name, None) for name in decisions)
+    for candidate in _rows(frame, "generate", iteration, Candidate, triplet):
+        yield told(candidate.triplet_id, candidate)
 
 
-def _prompted(inputs: Inputs, iteration: int, only: str) -> set[str]:
-    """Candidates of an iteration whose questions GRPO sampled from; empty when that cannot be known."""
-    grpo = inputs.input(f"grpo-{iteration}")
-    role = f"generate-{iteration}"
-    if not inputs.has_input(role) or not grpo.has("rollouts.parquet"):
-        return set()
-    prompts = set(grpo.table("rollouts").column("prompt_id").to_pylist())
-    answer_format = AnswerFormat(grpo.manifest.parameters["answerFormat"])
-    return {
-        row["triplet_id"]
-        for row in _rows(inputs.input(role), "candidates", only)
-        if answers.Prompt(
-            row["image_sha256"], answers.prompt_text(row["question"], row["options"], answer_format)
-        ).prompt_id
-        in prompts
-    }
+def _rows(frame: CycleFrame, stage: str, iteration: int, kind: type[R], triplet: str) -> Iterator[R]:
+    """A stage's rows about one triplet, or about all of them: a cycle may have a million, so they are not kept."""
+    if not frame.has(stage, iteration):
+        return
+    reader = frame.artifact(stage, iteration)
+    if triplet:
+        yield from reader.where(kind, "triplet_id", triplet)
+        return
+    for batch in reader.batches(kind):
+        yield from batch
 
 
-def _table(reader: ArtifactReader, name: str, column: str, only: str) -> Any:
-    """A table; of one row's id only that row: a cycle may have a million."""
-    import pyarrow.compute
-
-    table = reader.table(name)
-    return table.filter(pyarrow.compute.field(column) == only) if only else table
+def _reward_of(frame: CycleFrame, iteration: int) -> str:
+    if not frame.has("score", iteration):
+        return ""
+    return frame.artifact("score", iteration).manifest.inputs.get("reward", "")
 
 
-def _rows(reader: ArtifactReader, name: str, only: str) -> list[Row]:
-    rows: list[Row] = _table(reader, name, "triplet_id", only).to_pylist()
-    return rows
+class _Learners:
+    """Which checkpoints learnt from a candidate of an iteration."""
+
+    def __init__(self, frame: CycleFrame, iteration: int) -> None:
+        self._frame = frame
+        self._iteration = iteration
+        later = range(iteration, frame.last + 1)
+        #: Those that learnt from all that was kept, in the order in which the loop made them.
+        self._of_kept = tuple(f"{stage}@{t}" for t in later for stage in ("sft", "grpo") if frame.has(stage, t))
+
+    def of(self, candidate: Candidate | None, *, kept: bool) -> tuple[str, ...]:
+        """Names such as `sft@1`."""
+        if kept:
+            return self._of_kept
+        prompted = candidate is not None and self._was_prompt(candidate)
+        return (f"grpo@{self._iteration}",) if prompted else ()
+
+    def _was_prompt(self, candidate: Candidate) -> bool:
+        """Whether GRPO sampled from its question; False when that cannot be known."""
+        triplet = triplet_of(candidate) if self._prompts else None
+        if triplet is None:
+            return False
+        return answers.prompt_of(triplet, self._answer_format).prompt_id in self._prompts
+
+    @cached_property
+    def _prompts(self) -> frozenset[str]:
+        """Ids of the prompts of this iteration's rollouts."""
+        if not self._frame.has("grpo", self._iteration):
+            return frozenset()
+        reader = self._frame.artifact("grpo", self._iteration)
+        return frozenset(reader.arrow(Rollout)["prompt_id"].to_pylist()) if reader.has_table(Rollout) else frozenset()
+
+    @cached_property
+    def _answer_format(self) -> AnswerFormat:
+        return _grpo_parameters(self._frame.artifact("grpo", self._iteration)).answer_format
 
 
-def story(root: Path, cycle: str, triplet: str) -> Row:
-    """All that is known of a candidate, as JSON; what has not happened yet is null.
+def _grpo_parameters(reader: ArtifactReader) -> GRPOParameters:
+    try:
+        return GRPOParameters.model_validate(reader.manifest.parameters)
+    except ValidationError as error:
+        raise CorruptArtifact(
+            f"{reader.folder}: its parameters are not those of a stage grpo of this version "
+            f"({error.errors()[0]['msg']}); run stage grpo again (`--restart-from`)"
+        ) from error
+
+
+def lineage_json(root: Path, cycle: str, triplet: str = "") -> Iterator[dict[str, Any]]:
+    """All that is known of one candidate, or of each, as JSON; what has not happened yet is null.
+
+    Args:
+        root: the workspace.
+        cycle: name of the cycle.
+        triplet: a triplet id: no other candidate.
 
     Raises:
         NotThere: no such cycle or candidate.
         CorruptArtifact: an artifact is damaged.
     """
-    made = CycleArtifacts(root, cycle)
-    asked = next((row for t in range(made.last + 1) if (row := _candidate(made, t, triplet))), None)
-    told = next(iter(lineage_rows(made, made.last, triplet)), None)
-    known = {**(told or {}), **(asked or {})}
-    if not known:
-        raise NotThere(f"cycle {cycle!r} has no candidate {triplet!r}; {_which(made)}")
-    score = told["score"] if told else _score(made, known["iteration"], triplet)
-    scored_by = told["reward_digest"] if told else ""
+    artifacts = CycleArtifacts(root, cycle)
+    frame = CycleFrame(artifacts, artifacts.last)
+    rewards = {frame.artifact("reward", t).digest: f"reward@{t}" for t in reversed(frame.iterations("reward"))}
+    nothing = True
+    for iteration in range(1, frame.last + 1):
+        for row in lineage(frame, iteration, triplet):
+            nothing = False
+            yield {"cycle": cycle, **_json(frame, row, rewards)}
+    if nothing and triplet:
+        raise NotThere(f"cycle {cycle!r} has no candidate {triplet!r}; {_which(frame)}")
+
+
+def _json(frame: CycleFrame, row: CandidateLineage, rewards: dict[str, str]) -> dict[str, Any]:
+    candidate, decision = row.candidate, row.decision
     return {
-        "cycle": cycle,
-        "triplet": triplet,
-        "iteration": known["iteration"],
-        "image": _image(made, known["image_sha256"]),
-        "generator": known["generator"],
-        "prompt": {"paradigm": known["paradigm"], "templateSha256": known["template_sha256"]},
-        "questionType": known.get("question_type"),
-        "question": known["question"],
-        "options": known.get("options"),
-        "answer": _answer(known),
-        "rationale": known.get("rationale"),
-        "outcome": known.get("outcome"),
-        "error": known.get("error") or None,
-        "cost": _cost(known),
-        "score": score,
-        "scoredBy": _reward(made, scored_by),
-        "keep": told["keep"] if told else None,
-        "reasons": told["reasons"] if told else [],
-        "seenBy": told["seen_by"] if told else [],
+        "triplet": row.triplet_id,
+        "iteration": row.iteration,
+        **_candidate(frame, candidate),
+        "score": row.score,
+        "scoredBy": {"stage": rewards.get(row.scored_by), "digest": row.scored_by} if row.scored_by else None,
+        "keep": decision.keep if decision else None,
+        "reasons": list(decision.reasons) if decision else [],
+        "seenBy": list(row.seen_by),
     }
 
 
-def _candidate(made: CycleArtifacts, iteration: int, triplet: str) -> Row | None:
-    role = f"generate-{iteration}"
-    return next(iter(_rows(made.input(role), "candidates", triplet)), None) if made.has_input(role) else None
-
-
-def _score(made: CycleArtifacts, iteration: int, triplet: str) -> float | None:
-    """R's score of a candidate that no curate has seen yet."""
-    role = f"score-{iteration}"
-    found = _rows(made.input(role), "scores", triplet) if made.has_input(role) else []
-    return found[0]["score"] if found else None
-
-
-def _cost(row: Row) -> Row:
-    """What asking for it took; null where nobody counted."""
+def _candidate(frame: CycleFrame, candidate: Candidate | None) -> dict[str, Any]:
+    """What the generator was asked, what it said and what that took."""
+    if candidate is None:
+        names = ("image", "generator", "prompt", "questionType", "question", "options", "answer", "rationale",
+                 "outcome", "error", "cost")  # fmt: skip
+        return dict.fromkeys(names)
     return {
-        "attempts": row.get("attempts"),
-        "inputTokens": row.get("input_tokens"),
-        "outputTokens": row.get("output_tokens"),
-        "thinkingTokens": row.get("thinking_tokens"),
-        "usd": row.get("usd"),
+        "image": _image(frame, candidate.image_sha256),
+        "generator": candidate.generator,
+        "prompt": {"paradigm": candidate.paradigm, "templateSha256": candidate.template_sha256},
+        "questionType": candidate.question_type,
+        "question": candidate.question,
+        "options": candidate.options and list(candidate.options),
+        "answer": _answer(candidate),
+        "rationale": candidate.rationale,
+        "outcome": candidate.outcome,
+        "error": candidate.error or None,
+        "cost": {
+            "attempts": candidate.attempts,
+            "inputTokens": candidate.input_tokens,
+            "outputTokens": candidate.output_tokens,
+            "thinkingTokens": candidate.thinking_tokens,
+            "usd": candidate.usd,
+        },
     }
 
 
-def _answer(row: Row) -> str | None:
-    options, index = row.get("options"), row.get("answer_index")
+def _answer(candidate: Candidate) -> str | None:
+    options, index = candidate.options, candidate.answer_index
     return options[index] if options and index is not None and 0 <= index < len(options) else None
 
 
-def _image(made: CycleArtifacts, sha256: str) -> Row:
-    import pyarrow.compute
-
-    image: Row = {"sha256": sha256, "path": str(paths.image(sha256))}
-    if made.has_input("prepare"):
-        table = made.input("prepare").table("images")
-        for row in table.filter(pyarrow.compute.field("image_sha256") == sha256).to_pylist():
-            image |= {"modality": row["modality"], "source": row["source"], "sourcePath": row["source_path"]}
+def _image(frame: CycleFrame, sha256: str) -> dict[str, str]:
+    image = {"sha256": sha256, "path": str(paths.image(sha256))}
+    stored = frame.images.get(sha256)
+    if stored is not None:
+        image |= {"modality": stored.modality, "source": stored.source, "sourcePath": stored.source_path}
     return image
 
 
-def _reward(made: CycleArtifacts, digest: str) -> Row | None:
-    """The reward model with this digest; its stage is null when it is not there any more."""
-    if not digest:
-        return None
-    roles = (f"reward-{t}" for t in range(made.last + 1))
-    found = next((role for role in roles if made.has_input(role) and made.input(role).digest == digest), None)
-    return {"stage": found.replace("-", "@") if found else None, "digest": digest}
-
-
-def _which(made: CycleArtifacts) -> str:
+def _which(frame: CycleFrame) -> str:
     """Which candidates there are, for a message."""
-    roles = [role for t in range(made.last + 1) if made.has_input(role := f"generate-{t}")]
-    names = sorted(name for role in roles for name in made.input(role).table("candidates")["triplet_id"].to_pylist())
+    names = sorted(row.triplet_id for t in frame.iterations("generate") for row in frame.candidates(t))
     return f"it has {len(names)}, from {names[0]} to {names[-1]}" if names else "nothing has been generated yet"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="medgr2 lineage", description="The story of one candidate, as JSON.")
+    parser = argparse.ArgumentParser(
+        prog="medgr2 lineage", description="The lineage of one candidate as JSON, or of all of them as JSON lines."
+    )
     parser.add_argument("cycle")
-    parser.add_argument("triplet")
+    parser.add_argument("triplet", nargs="?", default="")
     parser.add_argument("--workspace", type=Path, default=Path(os.environ.get(WORKSPACE_ENV, "/workspace")))
     given = parser.parse_args(arguments)
     try:
         if "/" in given.cycle or given.cycle in ("", ".", ".."):
             raise ConfigError(f"{given.cycle!r} is not the name of a cycle")
-        print(json.dumps(story(given.workspace, given.cycle, given.triplet)))
+        for document in lineage_json(given.workspace, given.cycle, given.triplet):
+            print(json.dumps(document))
+        sys.stdout.flush()
     except StageError as error:
         print(f"medgr2 lineage: {error}", file=sys.stderr)
         return int(error.exit_code)
+    except BrokenPipeError:  # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return int(ExitCode.OK)
 
 

@@ -1,4 +1,4 @@
-"""What the report says, as plain rows: read from the artifacts of a cycle, written as CSV."""
+"""What the report says, as plain rows: made from a cycle's tables, written as CSV."""
 
 from __future__ import annotations
 
@@ -7,223 +7,342 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, astuple, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
-from ..runner.context import StageContext
-from ..store.artifact import ArtifactReader
+from ..evaluate.metrics import Interval
+from ..store.manifest import Manifest
+from ..store.rows import Condition, Scoring, Split
 from . import funnel
 from .compare import Answers, answers_of, difference, label
+from .cycle_frame import CycleFrame, PredictionColumns
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _CHECKPOINTS = ("base", "sft", "grpo")
 #: Controls that depend on the checkpoint, in the order of the headline table.
-CONTROLS = ("blank", "shuffled", "options_only")
+CONTROLS = (Condition.BLANK, Condition.SHUFFLED, Condition.OPTIONS_ONLY)
 #: References that need no model.
-REFERENCES = ("option_prior", "chance")
+REFERENCES = (Condition.OPTION_PRIOR, Condition.CHANCE)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A row of `results.json`: one figure, with its 95 % interval where there is one."""
+
+    cycle: str
+    iteration: int
+    split: Split
+    benchmark: str
+    checkpoint: str
+    condition: Condition
+    scoring: Scoring
+    slice: str
+    """all, modality=… or question_type=…"""
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    """Questions."""
+
+    @property
+    def interval(self) -> Interval:
+        """The value with its bounds.
+
+        Raises:
+            ValueError: this metric has none.
+        """
+        if self.low is None or self.high is None:
+            raise ValueError(f"{self.metric} of {self.checkpoint} has no interval")
+        return Interval(self.value, self.low, self.high)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadlineRow:
+    """A checkpoint on a set of questions; what was not measured is None."""
+
+    split: Split
+    benchmark: str
+    checkpoint: str
+    n: int
+    accuracy: float
+    low: float
+    high: float
+    macro: float | None
+    greedy: float | None
+    parse_failures: float | None
+    blank: float | None
+    shuffled: float | None
+    options_only: float | None
+    option_prior: float | None
+    chance: float | None
+    step: float | None
+    """Change from the checkpoint before: paired, so its interval is narrower than the two accuracies' suggest."""
+    step_low: float | None
+    step_high: float | None
+
+    def under(self, condition: Condition) -> float | None:
+        """Accuracy under a control or reference."""
+        value: float | None = getattr(self, condition)
+        return value
+
+    @property
+    def paired_step(self) -> Interval | None:
+        """The step with its interval; None: there is no checkpoint before."""
+        if self.step is None or self.step_low is None or self.step_high is None:
+            return None
+        return Interval(self.step, self.step_low, self.step_high)
+
+
+@dataclass(frozen=True, slots=True)
+class FilterRow:
+    """What the filter of an iteration kept; against the truth where the generator knows it."""
+
+    iteration: int
+    candidates: int
+    kept: int
+    threshold: float | None
+    precision_raw: float | None
+    """Share of right candidates before the filter."""
+    precision_kept: float | None
+    recall: float | None
+    """Share of the right ones that was kept."""
+    reasons: str
+
+
+@dataclass(frozen=True, slots=True)
+class RewardRow:
+    """Held-out figures of a reward model, and whether it was taken over."""
+
+    iteration: int
+    spearman: float | None
+    pairwise_accuracy: float | None
+    image_sensitivity: float | None
+    auroc: float | None
+    promoted: str
+
+
+@dataclass(frozen=True, slots=True)
+class GRPORow:
+    """A GRPO run: means over the last fifth of its steps."""
+
+    iteration: int
+    prompts: float | None
+    steps: float | None
+    reward_first: float | None
+    reward_last: float | None
+    match: float | None
+    parse_failures: float | None
+    zero_variance_groups: float | None
+    variance_share_reward_model: float | None
+    variance_share_match: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SeenRow:
+    """How many questions of a set show an image that was trained on (same bytes after decoding)."""
+
+    split: Split
+    benchmark: str
+    n: int
+    share: float
 
 
 @dataclass(frozen=True)
-class Facts:
+class CycleTables:
     """Everything the report is made of. Tables whose stage is not there are empty."""
 
     cycle: str
     iteration: int
     settings: Mapping[str, Any]
-    results: list[Row]
-    """`results.json`."""
-    headline: list[Row]
+    results: list[Result]
+    headline: list[HeadlineRow]
     """A row per checkpoint and set of questions."""
-    filters: list[Row]
-    """A row per iteration: what the filter kept."""
-    rewards: list[Row]
+    filters: list[FilterRow]
+    """A row per iteration."""
+    rewards: list[RewardRow]
     """A row per reward model."""
-    grpo: list[Row]
+    grpo: list[GRPORow]
     """A row per GRPO run."""
-    seen: list[Row]
-    """A row per set of questions: how many of them show an image that was trained on."""
-    funnel: list[Row] = field(default_factory=list)
+    seen: list[SeenRow]
+    """A row per set of questions."""
+    funnel: list[funnel.FunnelRow] = field(default_factory=list)
     """A row per iteration, paradigm, modality and question type: candidates from generated to kept."""
 
 
-def gather(ctx: StageContext[Any]) -> Facts:
-    """Reads all inputs."""
-    iterations = range(ctx.parameters.iteration + 1)
-    evaluations = {t: ctx.input(f"evaluate-{t}") for t in iterations if ctx.has_input(f"evaluate-{t}")}
-    results = results_of(ctx.parameters.cycle, evaluations)
-    predictions = {t: reader.rows("predictions") for t, reader in evaluations.items()}
-    return Facts(
-        ctx.parameters.cycle,
-        ctx.parameters.iteration,
-        ctx.parameters.settings,
+def gather(frame: CycleFrame, cycle: str, settings: Mapping[str, Any]) -> CycleTables:
+    """The tables of a cycle."""
+    results = results_of(cycle, frame)
+    predictions = {t: frame.predictions(t) for t in frame.iterations("evaluate")}
+    return CycleTables(
+        cycle,
+        frame.last,
+        settings,
         results,
         headline(results, predictions),
-        [filter_row(ctx, t) for t in iterations if ctx.has_input(f"curate-{t}")],
-        [reward_row(t, ctx.input(f"reward-{t}")) for t in iterations if ctx.has_input(f"reward-{t}")],
-        [_counters_row(t, ctx.input(f"grpo-{t}")) for t in iterations if ctx.has_input(f"grpo-{t}")],
-        seen_rows(ctx, iterations, predictions),
-        funnel.rows(ctx, iterations),
+        [filter_row(frame, t) for t in frame.iterations("curate")],
+        [reward_row(t, frame.artifact("reward", t).manifest) for t in frame.iterations("reward")],
+        [grpo_row(t, frame.artifact("grpo", t).manifest) for t in frame.iterations("grpo")],
+        seen_rows(frame, predictions),
+        funnel.rows(frame),
     )
 
 
-def results_of(cycle: str, evaluations: Mapping[int, ArtifactReader]) -> list[Row]:
-    """Rows of all evaluations, with the cycle's name first."""
+def results_of(cycle: str, frame: CycleFrame) -> list[Result]:
+    """Rows of all evaluations."""
     return [
-        {"cycle": cycle, **row}
-        for _, reader in sorted(evaluations.items())
-        for row in json.loads(reader.file("results.json").read_text())
-    ]
+        Result(
+            cycle=cycle,
+            **{**row, "split": Split(row["split"]), "condition": Condition(row["condition"]),
+               "scoring": Scoring(row["scoring"])},
+        )
+        for t in frame.iterations("evaluate")
+        for row in json.loads(frame.artifact("evaluate", t).file("results.json").read_text())
+    ]  # fmt: skip
 
 
-def pick(results: Iterable[Row], **wanted: Any) -> list[Row]:
-    """Rows that have all the wanted values."""
-    return [row for row in results if all(row[name] == value for name, value in wanted.items())]
+def pick(results: Iterable[Result], **values: str | int) -> list[Result]:
+    """Rows with these values in these fields."""
+    return [row for row in results if all(getattr(row, name) == value for name, value in values.items())]
 
 
-def sets(results: Iterable[Row]) -> list[tuple[str, str]]:
+def sets(results: Iterable[Result]) -> list[tuple[Split, str]]:
     """(split, benchmark), the tests first."""
-    found = dict.fromkeys((row["split"], row["benchmark"]) for row in results)
-    return sorted(found, key=lambda key: key[0] != "test")
+    pairs = dict.fromkeys((row.split, row.benchmark) for row in results)
+    return sorted(pairs, key=lambda pair: pair[0] is not Split.TEST)
 
 
-def checkpoints(results: Iterable[Row]) -> list[tuple[int, str]]:
+def checkpoints(results: Iterable[Result]) -> list[tuple[int, str]]:
     """(iteration, checkpoint) of all models, in the order in which the loop made them."""
-    found = {(row["iteration"], row["checkpoint"]) for row in results if row["condition"] == "real"}
-    return sorted(found, key=lambda key: (key[0], _CHECKPOINTS.index(key[1])))
+    pairs = {(row.iteration, row.checkpoint) for row in results if row.condition is Condition.REAL}
+    return sorted(pairs, key=lambda pair: (pair[0], _CHECKPOINTS.index(pair[1])))
 
 
-def headline(results: Sequence[Row], predictions: Mapping[int, Sequence[Row]]) -> list[Row]:
-    """A row per set of questions and checkpoint: accuracy with interval, its controls, and the step from the checkpoint
-    before (paired, so its interval is narrower than the two accuracies' suggest)."""
+def headline(results: Sequence[Result], predictions: Mapping[int, Sequence[PredictionColumns]]) -> list[HeadlineRow]:
+    """A row per set of questions and checkpoint."""
     whole = pick(results, slice="all")
     rows = []
     for split, benchmark in sets(whole):
         here = pick(whole, split=split, benchmark=benchmark)
-        references = {
-            name: _value(pick(here, condition=name, metric="microAccuracy", scoring="option_logprob"))
-            for name in REFERENCES
-        }
+        references = {condition.value: _accuracy(here, condition) for condition in REFERENCES}
         before: tuple[str, Answers] | None = None
         for iteration, checkpoint in checkpoints(here):
-            mine = pick(here, iteration=iteration, checkpoint=checkpoint)
-            accuracy = pick(mine, condition="real", metric="microAccuracy", scoring="option_logprob")[0]
+            own = pick(here, iteration=iteration, checkpoint=checkpoint)
+            [accuracy] = pick(own, condition=Condition.REAL, metric="microAccuracy", scoring=Scoring.OPTION_LOGPROB)
             answers = answers_of(predictions.get(iteration, ()), split).get((checkpoint, benchmark), {})
             name = label(checkpoint, iteration)
             step = difference(before[1], answers, before[0]) if before and answers else None
             rows.append(
-                {
-                    "split": split,
-                    "benchmark": benchmark,
-                    "checkpoint": name,
-                    "n": accuracy["n"],
-                    "accuracy": accuracy["value"],
-                    "low": accuracy["low"],
-                    "high": accuracy["high"],
-                    "macro": _value(pick(mine, condition="real", metric="macroAccuracy", scoring="option_logprob")),
-                    "greedy": _value(pick(mine, condition="real", metric="microAccuracy", scoring="greedy")),
-                    "parse_failures": _value(pick(mine, condition="real", metric="parseFailures")),
-                    **{
-                        name: _value(pick(mine, condition=name, metric="microAccuracy", scoring="option_logprob"))
-                        for name in CONTROLS
-                    },
+                HeadlineRow(
+                    split=split,
+                    benchmark=benchmark,
+                    checkpoint=name,
+                    n=accuracy.n,
+                    accuracy=accuracy.value,
+                    low=accuracy.interval.low,
+                    high=accuracy.interval.high,
+                    macro=_accuracy(own, Condition.REAL, metric="macroAccuracy"),
+                    greedy=_accuracy(own, Condition.REAL, scoring=Scoring.GREEDY),
+                    parse_failures=_value(pick(own, condition=Condition.REAL, metric="parseFailures")),
+                    **{condition.value: _accuracy(own, condition) for condition in CONTROLS},
                     **references,
-                    "step": step.value if step else None,
-                    "step_low": step.low if step else None,
-                    "step_high": step.high if step else None,
-                }
+                    step=step.value if step else None,
+                    step_low=step.low if step else None,
+                    step_high=step.high if step else None,
+                )
             )
             before = (name, answers) if answers else before
     return rows
 
 
-def filter_row(ctx: StageContext[Any], iteration: int) -> Row:
-    """What the filter of an iteration kept; against the truth where the generator knows it."""
-    reader = ctx.input(f"curate-{iteration}")
-    decisions = reader.rows("decisions")
-    kept = {row["triplet_id"] for row in decisions if row["keep"]}
-    reasons = Counter(reason for row in decisions for reason in row["reasons"])
-    row: Row = {
-        "iteration": iteration,
-        "candidates": len(decisions),
-        "kept": len(kept),
-        "threshold": reader.manifest.counters.get("threshold"),
-        "precision_raw": None,
-        "precision_kept": None,
-        "recall": None,
-        "reasons": "; ".join(f"{name} {count}" for name, count in sorted(reasons.items(), key=lambda x: (-x[1], x[0]))),
-    }
-    truth = truth_of(ctx, iteration)
-    if truth:
-        right = [name for name, correct in truth.items() if correct]
-        kept_known = [truth[name] for name in kept if name in truth]
-        row |= {
-            "precision_raw": len(right) / len(truth),
-            "precision_kept": sum(kept_known) / len(kept_known) if kept_known else None,
-            "recall": len(kept.intersection(right)) / len(right) if right else None,
-        }
-    return row
+def filter_row(frame: CycleFrame, iteration: int) -> FilterRow:
+    """What the filter of an iteration kept."""
+    decisions = frame.decisions(iteration)
+    kept = {row.triplet_id for row in decisions if row.keep}
+    reasons = Counter(reason for row in decisions for reason in row.reasons)
+    truth = frame.truth(iteration)
+    right = {name for name, correct in truth.items() if correct}
+    kept_with_truth = kept & truth.keys()
+    return FilterRow(
+        iteration=iteration,
+        candidates=len(decisions),
+        kept=len(kept),
+        threshold=frame.artifact("curate", iteration).manifest.counters.get("threshold"),
+        precision_raw=_share(right, truth.keys()),
+        precision_kept=_share(right, kept_with_truth),
+        recall=_share(kept, right),
+        reasons="; ".join(f"{name} {count}" for name, count in sorted(reasons.items(), key=lambda x: (-x[1], x[0]))),
+    )
 
 
-def truth_of(ctx: StageContext[Any], iteration: int) -> dict[str, bool]:
-    """Whether each candidate is really right, where the generator knows (scripted); otherwise empty."""
-    role = f"generate-{iteration}"
-    if not ctx.has_input(role) or not ctx.input(role).has("truth.parquet"):
-        return {}
-    return {row["triplet_id"]: row["correct"] for row in ctx.input(role).rows("truth")}
+def reward_row(iteration: int, manifest: Manifest) -> RewardRow:
+    """The figures that stage reward published."""
+    promoted = manifest.promoted
+    return RewardRow(
+        iteration=iteration,
+        **_counters(manifest, "spearman", "pairwise_accuracy", "image_sensitivity", "auroc"),
+        promoted="first" if promoted is None else "yes" if promoted else "no, the one before stays",
+    )
 
 
-def reward_row(iteration: int, reader: ArtifactReader) -> Row:
-    """Held-out figures of a reward model, and whether it was taken over."""
-    counters = reader.manifest.counters
-    promoted = reader.manifest.promoted
-    return {
-        "iteration": iteration,
-        **{name: counters.get(name) for name in ("spearman", "pairwise_accuracy", "image_sensitivity", "auroc")},
-        "promoted": "first" if promoted is None else "yes" if promoted else "no, the one before stays",
-    }
+def grpo_row(iteration: int, manifest: Manifest) -> GRPORow:
+    """The figures that stage grpo published."""
+    names = [column.name for column in fields(GRPORow) if column.name != "iteration"]
+    return GRPORow(iteration=iteration, **_counters(manifest, *names))
 
 
-def _counters_row(iteration: int, reader: ArtifactReader) -> Row:
-    names = (
-        "prompts", "steps", "reward_first", "reward_last", "match", "parse_failures", "zero_variance_groups",
-        "variance_share_reward_model", "variance_share_match",
-    )  # fmt: skip
-    return {"iteration": iteration, **{name: reader.manifest.counters.get(name) for name in names}}
-
-
-def seen_rows(ctx: StageContext[Any], iterations: Iterable[int], predictions: Mapping[int, Sequence[Row]]) -> list[Row]:
-    """For each set of questions the share whose very image is in the training data (same bytes after decoding)."""
-    trained: set[str] = set()
-    if ctx.has_input("prepare"):
-        trained |= {row["image_sha256"] for row in ctx.input("prepare").rows("items") if row["split"] == "train"}
-    for t in iterations:
-        if ctx.has_input(f"curate-{t}"):
-            trained |= set(ctx.input(f"curate-{t}").table("training").column("image_sha256").to_pylist())
+def seen_rows(frame: CycleFrame, predictions: Mapping[int, Sequence[PredictionColumns]]) -> list[SeenRow]:
+    """For each set of questions the share whose very image is in D_gen; empty where nothing is trained on."""
+    trained = {row.image_sha256 for row in frame.items if row.split is Split.TRAIN}
+    for t in frame.iterations("curate"):
+        kept = {row.triplet_id for row in frame.decisions(t) if row.keep}
+        trained |= {row.image_sha256 for row in frame.candidates(t) if row.triplet_id in kept}
     if not trained or not predictions:
         return []
-    images: dict[tuple[str, str], dict[str, str]] = {}
+    images: dict[tuple[Split, str], dict[str, str]] = {}
     for row in predictions[min(predictions)]:
-        images.setdefault((row["split"], row["benchmark"]), {})[row["item_id"]] = row["image_sha256"]
+        images.setdefault((row.split, row.benchmark), {})[row.item_id] = row.image_sha256
     return [
-        {
-            "split": split,
-            "benchmark": benchmark,
-            "n": len(by_item),
-            "share": sum(image in trained for image in by_item.values()) / len(by_item),
-        }
+        SeenRow(split, benchmark, len(by_item), sum(image in trained for image in by_item.values()) / len(by_item))
         for (split, benchmark), by_item in sorted(images.items())
     ]
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """CSV text with a header; empty cells where a value is unknown."""
+def to_csv(rows: Sequence[DataclassInstance]) -> str:
+    """CSV text of dataclasses, a field per column, with a header; empty cells where a value is unknown."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: f"{x:.6g}" if isinstance(x, float) else x for name, x in row.items()} for row in rows)
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(column.name for column in fields(rows[0]))
+    writer.writerows([f"{x:.6g}" if isinstance(x, float) else x for x in astuple(row)] for row in rows)
     return stream.getvalue()
 
 
-def _value(rows: Sequence[Row]) -> float | None:
-    return rows[0]["value"] if rows else None
+def to_json(rows: Sequence[DataclassInstance]) -> str:
+    """JSON text of dataclasses."""
+    return json.dumps([asdict(row) for row in rows], indent=0, allow_nan=False) + "\n"
+
+
+def _share(part: Iterable[str], whole: Iterable[str]) -> float | None:
+    """How much of `whole` is in `part`; None of nothing."""
+    names = set(whole)
+    return len(names.intersection(part)) / len(names) if names else None
+
+
+def _counters(manifest: Manifest, *names: str) -> dict[str, float | None]:
+    return {name: manifest.counters.get(name) for name in names}
+
+
+def _accuracy(
+    results: Iterable[Result],
+    condition: Condition,
+    *,
+    metric: str = "microAccuracy",
+    scoring: Scoring = Scoring.OPTION_LOGPROB,
+) -> float | None:
+    return _value(pick(results, condition=condition, metric=metric, scoring=scoring))
+
+
+def _value(results: Sequence[Result]) -> float | None:
+    return results[0].value if results else None

@@ -11,43 +11,56 @@ from typing import Any
 import pytest
 from PIL import Image
 from tests.support.fake_artifacts import publish
+from tests.support.rows import row_of
 
 from medgr2_api.stage_contract import ArtifactRef
 from medgr2_jobs.report import figures, funnel, markdown
+from medgr2_jobs.report.cycle_frame import CycleFrame
 from medgr2_jobs.stages import report
+from medgr2_jobs.store.rows import Candidate, CandidateOutcome, Decision, Score, TableRow
 
 from .conftest import publish_cycle
 
 PARADIGMS, MODALITIES, TYPES = ("Direct", "StepByStep"), ("CT", "MRI", ""), ("Diagnosis", "Anatomy", "Grading")
 
 
-def candidate(number: int, outcome: str) -> dict[str, Any]:
-    return {"triplet_id": f"t{number}", "iteration": 1, "image_sha256": "i", "modality": MODALITIES[number % 3],
-            "question_type": TYPES[number // 3 % 3], "question": "?", "options": ["a", "b"], "answer_index": 0,
-            "rationale": "", "response": "", "paradigm": PARADIGMS[number % 2], "template_sha256": "x",
-            "generator": "g", "outcome": outcome, "attempts": 1}  # fmt: skip
+def candidate(number: int, outcome: CandidateOutcome) -> Candidate:
+    return row_of(
+        Candidate,
+        triplet_id=f"t{number}",
+        iteration=1,
+        image_sha256="i",
+        modality=MODALITIES[number % 3],
+        question_type=TYPES[number // 3 % 3],
+        paradigm=PARADIGMS[number % 2],
+        outcome=outcome,
+    )
 
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> dict[str, ArtifactRef]:
     """180 candidates: of ten, one is not parsed, two are not scored, three are not kept, four are."""
     refs = publish_cycle(tmp_path)
-    candidates = [candidate(number, "ok" if number % 10 else "schema") for number in range(180)]
-    decisions = [
-        {"triplet_id": f"t{number}", "keep": number % 10 > 5, "score": 5.0 if number % 10 > 2 else None,
-         "reasons": [] if number % 10 > 5 else ["x"]}
-        for number in range(180)
-    ]  # fmt: skip
-    refs["generate-1"] = publish(tmp_path, "generate", 1, tables={"candidates": candidates})
-    curate = {"decisions": decisions, "training": [], "lineage": []}
-    refs["curate-1"] = publish(tmp_path, "curate", 1, tables=curate)
+    numbers = range(180)
+    rows: dict[str, tuple[type[TableRow], list[Any]]] = {
+        "generate": (
+            Candidate,
+            [candidate(n, CandidateOutcome.OK if n % 10 else CandidateOutcome.SCHEMA) for n in numbers],
+        ),
+        "score": (Score, [Score(f"t{n}", 5.0) for n in numbers if n % 10 > 2]),
+        "curate": (
+            Decision, [Decision(f"t{n}", n % 10 > 5, () if n % 10 > 5 else ("x",), None) for n in numbers]
+        ),
+    }  # fmt: skip
+    for stage, (kind, table) in rows.items():
+        refs[f"{stage}-1"] = publish(tmp_path, stage, 1, tables={kind: table})
     return refs
 
 
 def test_every_candidate_counts_once_at_every_step(
     tmp_path: Path, inputs: dict[str, ArtifactRef], context: Callable[..., Any]
 ) -> None:
-    rows = funnel.rows(context(tmp_path, inputs), [0, 1])
+    rows = funnel.rows(CycleFrame(context(tmp_path, inputs), 1))
     assert len(rows) == 18
     assert funnel.totals(rows) == {"generated": 180, "parsed": 162, "scored": 126, "kept": 72}
     groups = {(dimension, name): counts for dimension, name, counts in funnel.marginals(rows)}
@@ -84,7 +97,7 @@ def test_the_report_has_table_figure_files_and_counters(
 
 
 def _kept(ctx: Any, iteration: int) -> int:
-    return sum(row["keep"] for row in ctx.input(f"curate-{iteration}").rows("decisions"))
+    return sum(row.keep for row in ctx.input(f"curate-{iteration}").rows(Decision))
 
 
 def test_without_generation_there_is_no_funnel(
@@ -98,12 +111,11 @@ def test_without_generation_there_is_no_funnel(
 
 
 def test_many_groups_are_summed_up() -> None:
-    rows = [{"iteration": 1, "paradigm": "Direct", "modality": f"m{n:02d}", "question_type": "x", "generated": 50 - n,
-             "parsed": 40 - n, "scored": 30, "kept": 10} for n in range(30)]  # fmt: skip
+    rows = [funnel.FunnelRow(1, "Direct", f"m{n:02d}", "x", 50 - n, 40 - n, 30, 10) for n in range(30)]
     found = funnel.marginals(rows)
     assert {dimension for dimension, _, _ in found} == {"modality"}
     assert [name for _, name, _ in found] == [*(f"m{n:02d}" for n in range(11)), funnel.OTHERS]
-    assert sum(counts["generated"] for _, _, counts in found) == sum(row["generated"] for row in rows)
+    assert sum(counts["generated"] for _, _, counts in found) == sum(row.generated for row in rows)
     assert "m10" in markdown._funnel(rows)[-1]
 
 

@@ -1,4 +1,4 @@
-"""The story of one candidate: as far as it has come, and only what is true of the present data."""
+"""Lineage: as far as it has come, and only what is true of the present data."""
 
 from __future__ import annotations
 
@@ -10,42 +10,46 @@ from typing import Any
 
 import pytest
 from tests.support.fake_artifacts import publish
+from tests.support.rows import row_of
 
 from medgr2_api import paths
 from medgr2_api.stage_contract import ArtifactRef
+from medgr2_api.training_spec import AnswerFormat
+from medgr2_jobs.errors import ConfigError, CorruptArtifact
 from medgr2_jobs.prompts import answers
-from medgr2_jobs.report.cycle_artifacts import NotThere
-from medgr2_jobs.report.lineage import story
+from medgr2_jobs.report.cycle_artifacts import CycleArtifacts, NotThere
+from medgr2_jobs.report.lineage import lineage_json
 from medgr2_jobs.store import manifest
+from medgr2_jobs.store.rows import Candidate, CandidateOutcome, Decision, Image, Rollout, Score, triplet_of
 
-OPTIONS = ["cyst", "mass"]
+from .conftest import grpo_parameters
+
+OPTIONS = ("cyst", "mass")
 KEPT, REJECTED, BROKEN, PROMPTED = "t001-000000-00", "t001-000001-00", "t001-000002-00", "t001-000003-00"
 SCORES = {KEPT: 6.5, REJECTED: -2.25, PROMPTED: 1.0}
 
 
-def candidate(name: str, **changes: Any) -> dict[str, Any]:
-    return {"triplet_id": name, "iteration": 1, "image_sha256": f"{name[-5]}f" * 32, "modality": "CT",
-            "question_type": "finding", "question": f"What of {name}?", "options": OPTIONS, "answer_index": 1,
-            "rationale": "It is solid.", "response": "", "paradigm": "MetaCognitive", "template_sha256": "feed" * 16,
-            "generator": "gemini-3-flash", "outcome": "ok", "attempts": 1, "input_tokens": 0, "output_tokens": 0,
-            "usd": 0.0, **changes}  # fmt: skip
+def candidate(name: str, outcome: CandidateOutcome = CandidateOutcome.OK) -> Candidate:
+    return Candidate(
+        triplet_id=name, iteration=1, image_sha256=f"{name[-4]}f" * 32, modality="CT", question_type="finding",
+        question=f"What of {name}?", options=OPTIONS, answer_index=1, rationale="It is solid.", response="",
+        paradigm="MetaCognitive", template_sha256="feed" * 16, generator="gemini-3-flash", outcome=outcome, error="",
+        attempts=1, input_tokens=0, output_tokens=0, thinking_tokens=None, usd=0.0,
+    )  # fmt: skip
 
 
-CANDIDATES = [candidate(KEPT), candidate(REJECTED), candidate(BROKEN, outcome="unparsable"), candidate(PROMPTED)]
-
-
-def lineage_row(row: dict[str, Any], reward: str) -> dict[str, Any]:
-    copied = ("triplet_id", "iteration", "image_sha256", "question", "paradigm", "template_sha256", "generator")
-    reasons = {REJECTED: ["below_threshold"], PROMPTED: ["below_threshold"], BROKEN: ["outcome:unparsable"]}
-    name = row["triplet_id"]
-    return {**{key: row[key] for key in copied}, "score": SCORES.get(name), "reward_digest": reward,
-            "keep": name == KEPT, "reasons": reasons.get(name, [])}  # fmt: skip
-
-
-def training_row(name: str) -> dict[str, Any]:
-    return {"row_id": name, "origin": "generated", "iteration": 1, "image_sha256": "", "modality": "CT",
-            "question_type": "", "question": "", "options": OPTIONS, "answer_index": 0, "response": "",
-            "score": None}  # fmt: skip
+CANDIDATES = [
+    candidate(KEPT),
+    candidate(REJECTED),
+    candidate(BROKEN, CandidateOutcome.INVALID_JSON),
+    candidate(PROMPTED),
+]
+DECISIONS = [
+    Decision(KEPT, True, (), None),
+    Decision(REJECTED, False, ("below_threshold",), None),
+    Decision(BROKEN, False, ("outcome:invalid_json",), None),
+    Decision(PROMPTED, False, ("below_threshold",), None),
+]
 
 
 class Loop:
@@ -53,31 +57,26 @@ class Loop:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        image = {"image_sha256": "0f" * 32, "width": 1, "height": 1, "modality": "CT", "source": "ward",
-                 "source_path": "scans/7.png", "split": "train", "allow_external": False}  # fmt: skip
-        publish(root, "prepare", 0, tables={"images": [image]}, cycle="loop")
+        image = row_of(Image, image_sha256="0f" * 32, modality="CT", source="ward", source_path="scans/7.png")
+        publish(root, "prepare", 0, tables={Image: [image]}, cycle="loop")
         self.reward = publish(root, "reward", 0, files={"x.json": 1}, cycle="loop").output_digest
 
     def generated(self) -> None:
-        publish(self.root, "generate", 1, tables={"candidates": CANDIDATES}, cycle="loop")
+        publish(self.root, "generate", 1, tables={Candidate: CANDIDATES}, cycle="loop")
 
     def scored(self) -> None:
-        rows = [{"triplet_id": name, "score": score} for name, score in SCORES.items()]
-        publish(self.root, "score", 1, tables={"scores": rows}, cycle="loop")
+        rows = [Score(name, score) for name, score in SCORES.items()]
+        publish(self.root, "score", 1, tables={Score: rows}, inputs={"reward": self.reward}, cycle="loop")
 
     def curated(self) -> ArtifactRef:
-        rows = [lineage_row(row, self.reward) for row in CANDIDATES]
-        tables = {"lineage": rows, "training": [training_row(KEPT)]}
-        return publish(self.root, "curate", 1, tables=tables, cycle="loop")
+        return publish(self.root, "curate", 1, tables={Decision: DECISIONS}, cycle="loop")
 
     def trained(self) -> None:
         publish(self.root, "sft", 1, files={"log.json": []}, cycle="loop")
-        row = CANDIDATES[3]
-        text = answers.prompt_text(row["question"], OPTIONS, answers.AnswerFormat.LETTER)
-        rollout = {"step": 1, "prompt_id": answers.Prompt(row["image_sha256"], text).prompt_id, "completion": "",
-                   "reward": 0.5, "reward_model": 0.5, "match": None, "parsed": True}  # fmt: skip
-        publish(self.root, "grpo", 1, tables={"rollouts": [rollout]}, parameters={"answerFormat": "Letter"},
-                cycle="loop")  # fmt: skip
+        prompt = answers.prompt_of(triplet_of(CANDIDATES[3]), AnswerFormat.LETTER)
+        rollout = Rollout(1, prompt.prompt_id, completion="", reward=0.5, reward_model=0.5, match=None, parsed=True)
+        publish(self.root, "grpo", 1, tables={Rollout: [rollout]}, cycle="loop",
+                parameters=grpo_parameters(AnswerFormat.LETTER))  # fmt: skip
 
     def whole(self) -> Loop:
         self.generated()
@@ -86,8 +85,9 @@ class Loop:
         self.trained()
         return self
 
-    def story(self, triplet: str) -> dict[str, Any]:
-        return story(self.root, "loop", triplet)
+    def lineage(self, triplet: str) -> dict[str, Any]:
+        [document] = lineage_json(self.root, "loop", triplet)
+        return document
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def loop(tmp_path: Path) -> Loop:
 
 
 def test_a_kept_candidate(loop: Loop) -> None:
-    assert loop.whole().story(KEPT) == {
+    assert loop.whole().lineage(KEPT) == {
         "cycle": "loop",
         "triplet": KEPT,
         "iteration": 1,
@@ -111,7 +111,7 @@ def test_a_kept_candidate(loop: Loop) -> None:
         "prompt": {"paradigm": "MetaCognitive", "templateSha256": "feed" * 16},
         "questionType": "finding",
         "question": f"What of {KEPT}?",
-        "options": OPTIONS,
+        "options": list(OPTIONS),
         "answer": "mass",
         "rationale": "It is solid.",
         "outcome": "ok",
@@ -129,33 +129,74 @@ def test_a_kept_candidate(loop: Loop) -> None:
     ("triplet", "score", "reasons", "seen"),
     [
         (REJECTED, -2.25, ["below_threshold"], []),
-        (BROKEN, None, ["outcome:unparsable"], []),
+        (BROKEN, None, ["outcome:invalid_json"], []),
         (PROMPTED, 1.0, ["below_threshold"], ["grpo@1"]),
     ],
 )
 def test_rejected_candidates(
     loop: Loop, triplet: str, score: float | None, reasons: list[str], seen: list[str]
 ) -> None:
-    told = loop.whole().story(triplet)
-    assert (told["score"], told["keep"], told["reasons"], told["seenBy"]) == (score, False, reasons, seen)
+    row = loop.whole().lineage(triplet)
+    assert (row["score"], row["keep"], row["reasons"], row["seenBy"]) == (score, False, reasons, seen)
 
 
-def test_a_story_is_told_as_far_as_it_has_come(loop: Loop) -> None:
+def test_it_goes_as_far_as_the_loop_has_come(loop: Loop) -> None:
     loop.generated()
-    told = loop.story(KEPT)
-    assert (told["answer"], told["score"], told["keep"], told["seenBy"]) == ("mass", None, None, [])
+    row = loop.lineage(KEPT)
+    assert (row["answer"], row["score"], row["keep"], row["seenBy"]) == ("mass", None, None, [])
     loop.scored()
-    assert loop.story(KEPT)["score"] == 6.5
+    assert loop.lineage(KEPT)["score"] == 6.5
     loop.curated()
-    told = loop.story(KEPT)
-    assert (told["keep"], told["seenBy"]) == (True, [])
+    row = loop.lineage(KEPT)
+    assert (row["keep"], row["seenBy"]) == (True, [])
 
 
-def test_what_was_pruned_is_not_needed(loop: Loop) -> None:
+def test_without_the_candidates_the_decisions_are_told(loop: Loop) -> None:
     loop.whole()
     (loop.root / paths.iteration_link("loop", 1, "generate")).resolve().joinpath("manifest.json").unlink()
-    told = loop.story(KEPT)
-    assert (told["question"], told["options"], told["score"]) == (f"What of {KEPT}?", None, 6.5)
+    row = loop.lineage(KEPT)
+    assert (row["question"], row["image"], row["score"], row["keep"]) == (None, None, 6.5, True)
+    assert row["seenBy"] == ["sft@1", "grpo@1"]
+    assert [row["triplet"] for row in lineage_json(loop.root, "loop")] == [KEPT, REJECTED, BROKEN, PROMPTED]
+
+
+def test_a_model_that_learnt_from_older_data_of_any_iteration_is_left_out(loop: Loop) -> None:
+    curate = {t: publish(loop.root, "curate", t, tables={Decision: []}, cycle="loop").output_digest
+              for t in (1, 2)}  # fmt: skip
+    for stage, older in (("sft", {}), ("grpo", {"curate-1": "an older one"})):
+        inputs = {f"curate-{t}": digest for t, digest in curate.items()} | older
+        publish(loop.root, stage, 2, files={"log.json": []}, inputs=inputs, cycle="loop")
+    artifacts = CycleArtifacts(loop.root, "loop")
+    assert artifacts.has_input("sft-2")
+    assert not artifacts.has_input("grpo-2")
+    with pytest.raises(CorruptArtifact, match="grpo-2 is not there any more, or of older data; run stage grpo again"):
+        artifacts.input("grpo-2")
+    with pytest.raises(ConfigError, match="no artifact grpo-3"):
+        artifacts.input("grpo-3")
+
+
+def test_it_says_who_learnt_from_what(trial: tuple[Path, Any]) -> None:
+    root, _ = trial
+    rows = list(lineage_json(root, "trial"))
+    assert len(rows) == 1000
+    by_name = {row["triplet"]: row for row in rows}
+    for row in rows:
+        if row["keep"]:
+            expected = ["sft@1", "grpo@1", "sft@2", "grpo@2"] if row["iteration"] == 1 else ["sft@2", "grpo@2"]
+            assert row["seenBy"] == expected
+        elif row["triplet"] not in ("t1-0", "t2-0"):
+            assert row["seenBy"] == []
+    assert "grpo@2" in by_name["t2-0"]["seenBy"]  # a prompt of the rollouts, kept or not
+    for name in ("t1-0", "t1-3", "t2-7"):
+        assert list(lineage_json(root, "trial", name)) == [by_name[name]]
+
+
+def test_parameters_of_another_version_are_named(loop: Loop) -> None:
+    loop.generated()
+    loop.curated()
+    publish(loop.root, "grpo", 1, tables={Rollout: [row_of(Rollout)]}, cycle="loop", parameters={"beta": 1})
+    with pytest.raises(CorruptArtifact, match="its parameters are not those of a stage grpo of this version"):
+        loop.lineage(PROMPTED)
 
 
 def test_a_model_of_older_data_has_not_seen_it(loop: Loop) -> None:
@@ -167,7 +208,7 @@ def test_a_model_of_older_data_has_not_seen_it(loop: Loop) -> None:
     document["inputs"] = {"curate-1": "an older one"}
     path.write_text(json.dumps(document))
     assert manifest.load(link.resolve()) is not None
-    assert loop.story(KEPT)["seenBy"] == ["grpo@1"]
+    assert loop.lineage(KEPT)["seenBy"] == ["grpo@1"]
 
 
 def test_links_out_of_the_workspace_are_not_followed(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -177,23 +218,25 @@ def test_links_out_of_the_workspace_are_not_followed(loop: Loop, tmp_path_factor
     link.resolve().rename(elsewhere / "sft")
     link.unlink()
     link.symlink_to(elsewhere / "sft")
-    assert loop.story(KEPT)["seenBy"] == ["grpo@1"]
+    assert loop.lineage(KEPT)["seenBy"] == ["grpo@1"]
 
 
 def test_what_is_not_there_is_told_with_what_is(loop: Loop) -> None:
     loop.generated()
     with pytest.raises(NotThere, match=f"it has 4, from {KEPT} to {PROMPTED}"):
-        loop.story("t009-000000-00")
+        loop.lineage("t009-000000-00")
     with pytest.raises(NotThere, match="cycles there: loop"):
-        story(loop.root, "loup", KEPT)
+        list(lineage_json(loop.root, "loup", KEPT))
 
 
 def test_the_command_prints_json_or_one_line(loop: Loop) -> None:
     loop.whole()
     command = [sys.executable, "-m", "medgr2_jobs.report.lineage", "--workspace", str(loop.root)]
     done = subprocess.run([*command, "loop", KEPT], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == loop.story(KEPT)
+    assert json.loads(done.stdout) == loop.lineage(KEPT)
     assert done.stderr == ""
+    everything = subprocess.run([*command, "loop"], capture_output=True, text=True, check=True)
+    assert [json.loads(line) for line in everything.stdout.splitlines()] == list(lineage_json(loop.root, "loop"))
     for arguments, code in ((["loop", "nothing"], 2), (["nothing", KEPT], 2), (["../loop", KEPT], 78)):
         failed = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
         assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (code, "", 1)

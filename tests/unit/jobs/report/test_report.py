@@ -6,18 +6,23 @@ import csv
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from pyarrow import parquet
+from tests.support.rows import row_of
 
 from medgr2_api.stage_contract import ArtifactRef
 from medgr2_jobs.errors import ConfigError
 from medgr2_jobs.report import markdown, tables
+from medgr2_jobs.report.cycle_frame import CycleFrame, PredictionColumns
 from medgr2_jobs.stages import report
-from medgr2_jobs.store import legacy_tables as store_tables
+from medgr2_jobs.store.rows import Split
 
 Trial = tuple[Path, dict[str, ArtifactRef]]
 Context = Callable[..., Any]
@@ -92,19 +97,6 @@ def test_the_page_says_what_the_tables_say(made: Path) -> None:
             assert (made / line.split("](")[1].rstrip(")")).is_file()
 
 
-def test_lineage_says_who_learnt_from_what(made: Path) -> None:
-    rows = store_tables.read(made / "lineage_report.parquet", "lineage_report").to_pylist()
-    assert len(rows) == 1000
-    by_name = {row["triplet_id"]: row for row in rows}
-    for row in rows:
-        if row["keep"]:
-            expected = ["sft@1", "grpo@1", "sft@2", "grpo@2"] if row["iteration"] == 1 else ["sft@2", "grpo@2"]
-            assert row["seen_by"] == expected
-        elif row["triplet_id"] not in ("t1-0", "t2-0"):
-            assert row["seen_by"] == []
-    assert "grpo@2" in by_name["t2-0"]["seen_by"]  # a prompt of the rollouts, kept or not
-
-
 def test_figures_are_pictures_without_date_or_version(made: Path) -> None:
     names = sorted(path.name for path in (made / "figures").glob("*.png"))
     assert names == ["accuracy.png", "funnel.png", "grpo.png", "modality-0.png", "scores-1.png", "scores-2.png"]
@@ -143,35 +135,54 @@ def test_no_evaluation_is_an_error(trial: Trial, context: Context) -> None:
 
 def test_images_that_were_trained_on_are_counted(trial: Trial, context: Context) -> None:
     root, inputs = trial
-    ctx = context(root, inputs)
-    predictions = {0: [{"split": "test", "benchmark": "b", "item_id": str(n), "image_sha256": image}
-                       for n, image in enumerate(["train0001", "pool0001", "x", "y"])]}  # fmt: skip
-    kept = {row["row_id"] for row in ctx.input("curate-1").rows("training")}
+    frame = CycleFrame(context(root, inputs), 2)
+    asked = [
+        row_of(PredictionColumns, split=Split.TEST, benchmark="b", item_id=str(number), image_sha256=image)
+        for number, image in enumerate(["train0001", "pool0001", "x", "y"])
+    ]
+    kept = {decision.triplet_id for t in (1, 2) for decision in frame.decisions(t) if decision.keep}
     expected = 0.25 + 0.25 * ("t1-1" in kept or "t2-1" in kept)
-    assert tables.seen_rows(ctx, range(3), predictions)[0]["share"] == expected
-    assert tables.seen_rows(ctx, range(3), {}) == []
+    assert tables.seen_rows(frame, {0: asked})[0].share == expected
+    assert tables.seen_rows(frame, {}) == []
 
 
-def row(**values: Any) -> dict[str, Any]:
-    known = {"split": "test", "benchmark": "b", "checkpoint": "sft@1", "n": 100, "accuracy": 0.5, "low": 0.4,
-             "high": 0.6, "macro": 0.5, "greedy": 0.5, "parse_failures": 0.0, "blank": 0.25, "shuffled": 0.45,
-             "options_only": None, "option_prior": 0.9, "chance": 0.25, "step": None, "step_low": None,
-             "step_high": None}  # fmt: skip
-    return {**known, **values}
+def test_every_table_is_read_once(trial: Trial, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, inputs = trial
+    opened: Counter[Path] = Counter()
+
+    class CountingFile(parquet.ParquetFile):  # type: ignore[misc, name-defined]
+        def __init__(self, path: Path, *arguments: Any, **options: Any) -> None:
+            opened[path] += 1
+            super().__init__(path, *arguments, **options)
+
+    monkeypatch.setattr(parquet, "ParquetFile", CountingFile)
+    report.run(context(root, inputs))
+    read = sorted(path.stem for path in opened)
+    per_iteration = ["candidates", "decisions", "scores", "truth"]
+    assert read == sorted(["items", *["predictions"] * 3, *per_iteration * 2])
+    assert set(opened.values()) == {1}
 
 
-def notes(*rows: dict[str, Any]) -> str:
-    return "\n".join(markdown.reading_notes(tables.Facts("c", 1, {}, [], list(rows), [], [], [], [])))
+HEADLINE = tables.HeadlineRow(
+    split=Split.TEST, benchmark="b", checkpoint="sft@1", n=100, accuracy=0.5, low=0.4, high=0.6, macro=0.5, greedy=0.5,
+    parse_failures=0.0, blank=0.25, shuffled=0.45, options_only=None, option_prior=0.9, chance=0.25, step=None,
+    step_low=None, step_high=None,
+)  # fmt: skip
+
+
+def notes(**changes: float | None) -> str:
+    headline = [replace(HEADLINE, **changes)]  # type: ignore[arg-type]
+    return "\n".join(markdown.reading_notes(tables.CycleTables("c", 1, {}, [], headline, [], [], [], [])))
 
 
 def test_notes_name_the_controls_that_are_not_beaten() -> None:
-    said = notes(row())
+    said = notes()
     assert "does not lie above shuffled image (45.0), option prior (90.0)" in said
     assert "it lies above blank image (25.0)" in said
     assert "guessing" not in said
-    assert "cannot be told from guessing" in notes(row(low=0.2))
-    assert "30.0 % of the answers" in notes(row(parse_failures=0.3))
-    bare = notes(row(blank=None, shuffled=None, option_prior=None))
+    assert "cannot be told from guessing" in notes(low=0.2)
+    assert "30.0 % of the answers" in notes(parse_failures=0.3)
+    bare = notes(blank=None, shuffled=None, option_prior=None)
     assert "no control was measured" in bare
 
 
