@@ -1,4 +1,4 @@
-"""Stage report: tables, figures and lineage of the cycle so far."""
+"""Stage report: tables and figures of the cycle so far."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def _build(source: Source) -> ReportParameters:
     )
 
 
-_TOLD = ("evaluate", "generate", "curate", "reward", "score", "grpo", "sft")
+_TOLD = ("evaluate", "generate", "curate", "reward", "score", "grpo")
 
 REPORT = StageDefinition(
     name="report",
-    sentence="Makes tables, figures and lineage of the cycle so far.",
+    sentence="Makes tables and figures of the cycle so far.",
     parameters=ReportParameters,
     build=_build,
     iterations=Iterations.LOOP,
@@ -45,6 +45,6 @@ REPORT = StageDefinition(
         *(Read(name, name, Of.EVERY, required=False) for name in _TOLD),
     ),
     publishes=("results.json", "report.md", "figures/"),
-    may_publish=("tables/", "funnel.json", "lineage_report.parquet"),
-    code_version=2,  # the funnel
+    may_publish=("tables/", "funnel.json"),
+    code_version=3,  # the funnel; lineage is joined when it is read
 )

@@ -191,7 +191,13 @@ def report(
 @with_options
 def lineage(
     cycle: Name,
-    triplet: Annotated[str, typer.Argument(help="Id of a candidate, such as t001-000042-03.", show_default=False)],
+    triplet: Annotated[
+        str,
+        typer.Argument(
+            help="Id of a candidate, such as t001-000042-03; without it: all candidates, as JSON lines.",
+            show_default=False,
+        ),
+    ] = "",
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     workspace: LocalWorkspace = None,
     *,
@@ -200,15 +206,14 @@ def lineage(
 ) -> None:
     """Show where a triplet came from and went: image, prompt, generator, score, decision, the policies that saw it."""
     if workspace is not None:
-        from .lineage import local_lineage, print_lineage
+        from .lineage import local_lineage
 
-        run_local(lambda: print_lineage(local_lineage(workspace, cycle, triplet), json))
+        run_local(lambda: local_lineage(workspace, cycle, triplet, json))
 
     async def command(cluster: Cluster) -> int:
-        from .lineage import print_lineage
         from .volume import lineage
 
-        return print_lineage(await lineage(cluster, cycle, triplet, pod), json)
+        return await lineage(cluster, cycle, triplet, pod, json)
 
     on.run(command)
 

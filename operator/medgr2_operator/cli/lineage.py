@@ -15,14 +15,17 @@ from .errors import CommandError
 _SHOWN_DIGEST = 12
 
 
-def local_lineage(workspace: Path, cycle: str, triplet: str) -> bytes:
-    """A candidate's lineage as JSON.
+def local_lineage(workspace: Path, cycle: str, triplet: str, as_json: bool) -> int:
+    """Prints a candidate's lineage, or that of all of them as JSON lines.
 
     Raises:
         CommandError: no such cycle or candidate, or nothing here that reads parquet.
     """
     jobs_process.require_parquet("lineage")
-    return jobs_process.output("report.lineage", cycle, triplet, "--workspace", str(workspace))
+    options = ("--workspace", str(workspace))
+    if not triplet:
+        return jobs_process.run("report.lineage", cycle, *options)
+    return print_lineage(jobs_process.output("report.lineage", cycle, triplet, *options), as_json)
 
 
 def print_lineage(document: bytes, as_json: bool) -> int:
@@ -38,6 +41,8 @@ def print_lineage(document: bytes, as_json: bool) -> int:
 
 
 def _lines(lineage: dict[str, Any]) -> list[tuple[str, str]]:
+    if lineage["image"] is None:  # what generate published is not there any more
+        return _outcome_lines(lineage)
     image, prompt = lineage["image"], lineage["prompt"]
     source = f"{image['source']}: {image['sourcePath']}" if image.get("source") else ""
     lines = [
@@ -55,8 +60,11 @@ def _lines(lineage: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("answer", lineage["answer"] or "none of them"))
     if lineage["rationale"]:
         lines.append(("rationale", lineage["rationale"]))
+    return [*lines, *_outcome_lines(lineage)]
+
+
+def _outcome_lines(lineage: dict[str, Any]) -> list[tuple[str, str]]:
     return [
-        *lines,
         ("score", _score(lineage)),
         ("decision", _decision(lineage)),
         ("seen by", ", ".join(lineage["seenBy"]) or "no policy so far"),

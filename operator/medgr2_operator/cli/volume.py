@@ -25,6 +25,7 @@ from ..render.volume_reader_pod import READER, reader_pod
 from .cluster_options import ReaderPodOptions
 from .connection import Cluster, parsed
 from .errors import CommandError
+from .lineage import print_lineage
 from .unpack import UNPACKING, Unpacker, final_place, refusal
 
 #: Longest life of the pod, in seconds: the end of a copy that takes longer, or of one whose command was killed.
@@ -168,12 +169,15 @@ async def report(cluster: Cluster, name: str, target: Path, pod: ReaderPodOption
     return ExitCode.OK
 
 
-async def lineage(cluster: Cluster, name: str, triplet: str, pod: ReaderPodOptions) -> bytes:
-    """A candidate's lineage as JSON."""
+async def lineage(cluster: Cluster, name: str, triplet: str, pod: ReaderPodOptions, as_json: bool) -> int:
+    """`medgr2 lineage CYCLE [TRIPLET]`: prints a candidate's, or that of all of them as JSON lines."""
     chunks: list[bytes] = []
     async with opened(cluster, name, pod) as volume:
+        if not triplet:
+            await volume.run("report.lineage", name, stdout=sys.stdout.buffer.write)
+            return ExitCode.OK
         await volume.run("report.lineage", name, triplet, stdout=chunks.append)
-    return b"".join(chunks)
+    return print_lineage(b"".join(chunks), as_json)
 
 
 async def files(cluster: Cluster, name: str, paths: Sequence[str], pod: ReaderPodOptions) -> dict[str, bytes]:

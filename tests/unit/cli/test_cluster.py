@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 import yaml
 from tests.support.cycle_specs import make_spec
+from tests.support.fake_artifacts import publish
+from tests.support.rows import row_of
 from typer.testing import CliRunner
 
 from medgr2_api.cycle import Cycle, Metadata
+from medgr2_jobs.store.rows import Candidate
 from medgr2_operator.cli import lineage
 from medgr2_operator.cli.app import app
 from medgr2_operator.cli.cluster import cluster
@@ -239,9 +242,9 @@ def test_it_runs_where_the_cycles_pods_run() -> None:
     assert spec["automountServiceAccountToken"] is False
 
 
-# -- stories -----------------------------------------------------------------------------------------------------------
+# -- lineage -----------------------------------------------------------------------------------------------------------
 
-STORY: dict[str, Any] = {
+LINEAGE: dict[str, Any] = {
     "cycle": "loop", "triplet": "t001-000042-03", "iteration": 1,
     "image": {"sha256": "ab" * 32, "path": "images/ab/ab.png", "modality": "CT", "source": "ward",
               "sourcePath": "7.png"},
@@ -253,11 +256,11 @@ STORY: dict[str, Any] = {
 
 
 def printed_lineage(capsys: pytest.CaptureFixture[str], **changes: Any) -> list[str]:
-    assert lineage.print_lineage(json.dumps({**STORY, **changes}).encode(), False) == 0
+    assert lineage.print_lineage(json.dumps({**LINEAGE, **changes}).encode(), False) == 0
     return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_a_story_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lineage_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed_lineage(capsys) == [
         "t001-000042-03 of cycle loop, iteration 1",
         "image CT, ward: 7.png, images/ab/ab.png",
@@ -272,7 +275,7 @@ def test_a_story_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_stories_that_end_early(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lineage_that_ends_early(capsys: pytest.CaptureFixture[str]) -> None:
     rejected = printed_lineage(capsys, keep=False, reasons=["below_threshold"], seenBy=[])
     assert rejected[-2:] == ["decision rejected: below_threshold", "seen by no policy so far"]
     assert printed_lineage(capsys, score=None, scoredBy=None, keep=None, seenBy=[])[-3:-1] == [
@@ -281,6 +284,19 @@ def test_stories_that_end_early(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     broken = printed_lineage(capsys, outcome="unparsable", keep=False, reasons=["outcome:unparsable"])
     assert broken[-2:] == ["outcome unparsable", "decision rejected: outcome:unparsable"]
+    assert printed_lineage(capsys, image=None, prompt=None, generator=None, outcome=None)[1:] == [
+        "score 6.50, by reward@0",
+        "decision kept",
+        "seen by sft@1, grpo@1",
+    ]
+
+
+def test_lineage_of_all_candidates_comes_as_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [row_of(Candidate, triplet_id=f"t{number}") for number in range(3)]
+    publish(tmp_path, "generate", 1, tables={Candidate: rows}, cycle="loop")
+    assert runner.invoke(app, ["lineage", "loop", "-w", str(tmp_path)]).exit_code == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [json.loads(line)["triplet"] for line in lines] == ["t0", "t1", "t2"]
 
 
 def test_without_parquet_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
