@@ -25,7 +25,8 @@ from ..store.rows import Condition, Scoring, Split
 from .cycle_artifacts import CycleArtifacts
 from .cycle_frame import PredictionColumns
 
-_ORDER = ("base", "sft", "grpo")
+#: The checkpoints in the order in which the loop makes them.
+CHECKPOINTS = ("base", "sft", "grpo")
 _SEED = 0  # of the bootstrap: a table must not change when it is printed again
 
 
@@ -177,7 +178,7 @@ def _answered(root: Path, cycle: str, split: Split, scoring: Scoring) -> dict[tu
             artifacts.input(f"evaluate-{iteration}").rows(PredictionColumns), split, scoring
         ).items()
     }
-    return dict(sorted(answered.items(), key=lambda entry: (entry[0][0], entry[0][1], _ORDER.index(entry[0][2]))))
+    return dict(sorted(answered.items(), key=lambda entry: (entry[0][0], entry[0][1], CHECKPOINTS.index(entry[0][2]))))
 
 
 def _cycles(root: Path) -> list[str]:

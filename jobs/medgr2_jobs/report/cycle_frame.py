@@ -23,7 +23,7 @@ from ..store.rows import (
     StoredRow,
     TableView,
     Truth,
-)  # fmt: skip
+)
 
 S = TypeVar("S", bound=StoredRow)
 

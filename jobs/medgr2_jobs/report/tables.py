@@ -14,13 +14,12 @@ from ..evaluate.metrics import Interval
 from ..store.manifest import Manifest
 from ..store.rows import Condition, Scoring, Split
 from . import funnel
-from .compare import Answers, answers_of, difference, label
+from .compare import CHECKPOINTS, Answers, answers_of, difference, label
 from .cycle_frame import CycleFrame, PredictionColumns
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-_CHECKPOINTS = ("base", "sft", "grpo")
 #: Controls that depend on the checkpoint, in the order of the headline table.
 CONTROLS = (Condition.BLANK, Condition.SHUFFLED, Condition.OPTIONS_ONLY)
 #: References that need no model.
@@ -217,7 +216,7 @@ def sets(results: Iterable[Result]) -> list[tuple[Split, str]]:
 def checkpoints(results: Iterable[Result]) -> list[tuple[int, str]]:
     """(iteration, checkpoint) of all models, in the order in which the loop made them."""
     pairs = {(row.iteration, row.checkpoint) for row in results if row.condition is Condition.REAL}
-    return sorted(pairs, key=lambda pair: (pair[0], _CHECKPOINTS.index(pair[1])))
+    return sorted(pairs, key=lambda pair: (pair[0], CHECKPOINTS.index(pair[1])))
 
 
 def headline(results: Sequence[Result], predictions: Mapping[int, Sequence[PredictionColumns]]) -> list[HeadlineRow]:
