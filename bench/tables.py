@@ -1,6 +1,6 @@
 """How many bytes of parquet stages curate and report publish, iteration by iteration.
 
-    make bench NAME=tables        # about two minutes
+    make bench NAME=tables        # about a minute
 
 Twenty iterations of 50,000 candidates each, of which four in ten are kept: shapes only, the rows are made up. `joined`
 is what the product writes, through its own writers: a decision per candidate, by its id; the training set D_gen and the

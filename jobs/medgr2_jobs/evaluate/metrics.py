@@ -208,6 +208,17 @@ class Measurement:
     n: int
     """Questions."""
 
+    @property
+    def interval(self) -> Interval:
+        """The value with its bounds.
+
+        Raises:
+            ValueError: this metric has none.
+        """
+        if self.low is None or self.high is None:
+            raise ValueError(f"{self.metric} of {self.checkpoint} has no interval")
+        return Interval(self.value, self.low, self.high)
+
 
 class QuestionSet(NamedTuple):
     """Which questions a measurement is about."""

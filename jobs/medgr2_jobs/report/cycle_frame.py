@@ -17,6 +17,7 @@ from ..store.rows import (
     Image,
     Item,
     Prediction,
+    Rollout,
     Score,
     Scoring,
     Split,
@@ -84,6 +85,16 @@ class PredictionColumns(TableView):
     correct: bool
 
 
+@dataclass(frozen=True, slots=True)
+class RolloutColumns(TableView):
+    """Which prompts GRPO sampled from."""
+
+    TABLE = Rollout.TABLE
+    VERSION = Rollout.VERSION
+
+    prompt_id: str
+
+
 class CycleFrame:
     """The artifacts of a cycle up to an iteration. Tables of stages that it does not have, or not yet, are empty."""
 
@@ -144,6 +155,12 @@ class CycleFrame:
     def predictions(self, iteration: int) -> list[PredictionColumns]:
         """All answers of an iteration's checkpoints; iteration 0 has those of the base model."""
         return self._rows("evaluate", iteration, PredictionColumns)
+
+    def prompts(self, iteration: int) -> set[str]:
+        """Ids of the prompts that GRPO sampled from; empty where it published no rollouts."""
+        if not self.has("grpo", iteration) or not self.artifact("grpo", iteration).has_table(Rollout):
+            return set()
+        return {row.prompt_id for row in self._rows("grpo", iteration, RolloutColumns)}
 
     def reward_curve(self, iteration: int) -> list[tuple[float, float]]:
         """(step, mean reward) of a GRPO run; empty when its log was not published."""

@@ -7,7 +7,6 @@ hold no date and no version.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..evaluate.metrics import Measurement
 from ..store.rows import Condition, Scoring, Split
 from .compare import label
 from .funnel import DIMENSIONS
-from .tables import HeadlineRow, Result, checkpoints, pick
+from .tables import HeadlineRow, checkpoints, pick
 
 BLUE, ORANGE, GREEN, RED, PINK, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#666666"
 _COLOUR = {"base": GREY, "sft": BLUE, "grpo": ORANGE}
@@ -109,7 +109,7 @@ def _accuracy_panel(axes: Axes, rows: Sequence[HeadlineRow]) -> None:
     axes.set_ylim(0, 103)
 
 
-def modalities(results: Sequence[Result], split: Split, benchmark: str, path: Path) -> bool:
+def modalities(results: Sequence[Measurement], split: Split, benchmark: str, path: Path) -> bool:
     """Accuracy by modality: the base model and the newest checkpoints. False when there is but one modality."""
     here = pick(results, split=split, benchmark=benchmark, condition=Condition.REAL, scoring=Scoring.OPTION_LOGPROB,
                 metric="microAccuracy")  # fmt: skip
@@ -129,7 +129,7 @@ def modalities(results: Sequence[Result], split: Split, benchmark: str, path: Pa
         figure, axes = plt.subplots(figsize=(max(6.0, 1.0 * len(names) + 1.5), 4.2), layout="constrained")
         width = 0.8 / len(by_name)
         for number, (name, rows) in enumerate(by_name.items()):
-            values = np.array([[100 * x for x in astuple(rows[m].interval)] for m in names]).T
+            values = np.array([[100 * x for x in rows[m].interval] for m in names]).T
             axes.bar(
                 np.arange(len(names)) + (number - (len(by_name) - 1) / 2) * width, values[0], width * 0.92,
                 yerr=[values[0] - values[1], values[2] - values[0]], color=_COLOUR[name.partition("@")[0]], label=name,

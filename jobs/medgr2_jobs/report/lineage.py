@@ -27,7 +27,7 @@ from medgr2_api.training_spec import AnswerFormat
 from ..errors import ConfigError, CorruptArtifact, StageError
 from ..prompts import answers
 from ..store.artifact import ArtifactReader
-from ..store.rows import Candidate, Decision, Rollout, Score, TableRow, triplet_of
+from ..store.rows import Candidate, Decision, Score, TableRow, triplet_of
 from .cycle_artifacts import CycleArtifacts, NotThere
 from .cycle_frame import CycleFrame
 
@@ -83,11 +83,8 @@ def _rows(frame: CycleFrame, stage: str, iteration: int, kind: type[R], triplet:
     """A stage's rows about one triplet, or about all of them: a cycle may have a million, so they are not kept."""
     if not frame.has(stage, iteration):
         return
-    reader = frame.artifact(stage, iteration)
-    if triplet:
-        yield from reader.where(kind, "triplet_id", triplet)
-        return
-    for batch in reader.batches(kind):
+    where = ("triplet_id", [triplet]) if triplet else None
+    for batch in frame.artifact(stage, iteration).batches(kind, where):
         yield from batch
 
 
@@ -122,12 +119,8 @@ class _Learners:
         return answers.prompt_of(triplet, self._answer_format).prompt_id in self._prompts
 
     @cached_property
-    def _prompts(self) -> frozenset[str]:
-        """Ids of the prompts of this iteration's rollouts."""
-        if not self._frame.has("grpo", self._iteration):
-            return frozenset()
-        reader = self._frame.artifact("grpo", self._iteration)
-        return frozenset(reader.arrow(Rollout)["prompt_id"].to_pylist()) if reader.has_table(Rollout) else frozenset()
+    def _prompts(self) -> set[str]:
+        return self._frame.prompts(self._iteration)
 
     @cached_property
     def _answer_format(self) -> AnswerFormat:

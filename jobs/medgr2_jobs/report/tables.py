@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from ..evaluate.metrics import Interval
+from ..evaluate.metrics import Interval, Measurement, QuestionSet
 from ..store.manifest import Manifest
 from ..store.rows import Condition, Scoring, Split
 from . import funnel
@@ -24,38 +24,6 @@ if TYPE_CHECKING:
 CONTROLS = (Condition.BLANK, Condition.SHUFFLED, Condition.OPTIONS_ONLY)
 #: References that need no model.
 REFERENCES = (Condition.OPTION_PRIOR, Condition.CHANCE)
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A row of `results.json`: one figure, with its 95 % interval where there is one."""
-
-    cycle: str
-    iteration: int
-    split: Split
-    benchmark: str
-    checkpoint: str
-    condition: Condition
-    scoring: Scoring
-    slice: str
-    """all, modality=… or question_type=…"""
-    metric: str
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-    """Questions."""
-
-    @property
-    def interval(self) -> Interval:
-        """The value with its bounds.
-
-        Raises:
-            ValueError: this metric has none.
-        """
-        if self.low is None or self.high is None:
-            raise ValueError(f"{self.metric} of {self.checkpoint} has no interval")
-        return Interval(self.value, self.low, self.high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +124,7 @@ class CycleTables:
     cycle: str
     iteration: int
     settings: Mapping[str, Any]
-    results: list[Result]
+    results: list[Measurement]
     headline: list[HeadlineRow]
     """A row per checkpoint and set of questions."""
     filters: list[FilterRow]
@@ -173,7 +141,7 @@ class CycleTables:
 
 def gather(frame: CycleFrame, cycle: str, settings: Mapping[str, Any]) -> CycleTables:
     """The tables of a cycle."""
-    results = results_of(cycle, frame)
+    results = results_of(frame)
     predictions = {t: frame.predictions(t) for t in frame.iterations("evaluate")}
     return CycleTables(
         cycle,
@@ -189,37 +157,42 @@ def gather(frame: CycleFrame, cycle: str, settings: Mapping[str, Any]) -> CycleT
     )
 
 
-def results_of(cycle: str, frame: CycleFrame) -> list[Result]:
+def results_of(frame: CycleFrame) -> list[Measurement]:
     """Rows of all evaluations."""
     return [
-        Result(
-            cycle=cycle,
-            **{**row, "split": Split(row["split"]), "condition": Condition(row["condition"]),
-               "scoring": Scoring(row["scoring"])},
+        Measurement(
+            **row
+            | {
+                "split": Split(row["split"]),
+                "condition": Condition(row["condition"]),
+                "scoring": Scoring(row["scoring"]),
+            }
         )
         for t in frame.iterations("evaluate")
         for row in json.loads(frame.artifact("evaluate", t).file("results.json").read_text())
-    ]  # fmt: skip
+    ]
 
 
-def pick(results: Iterable[Result], **values: str | int) -> list[Result]:
+def pick(results: Iterable[Measurement], **values: str | int) -> list[Measurement]:
     """Rows with these values in these fields."""
     return [row for row in results if all(getattr(row, name) == value for name, value in values.items())]
 
 
-def sets(results: Iterable[Result]) -> list[tuple[Split, str]]:
-    """(split, benchmark), the tests first."""
-    pairs = dict.fromkeys((row.split, row.benchmark) for row in results)
-    return sorted(pairs, key=lambda pair: pair[0] is not Split.TEST)
+def sets(results: Iterable[Measurement]) -> list[QuestionSet]:
+    """The sets of questions, the tests first."""
+    questions = dict.fromkeys(QuestionSet(row.split, row.benchmark) for row in results)
+    return sorted(questions, key=lambda one: one.split is not Split.TEST)
 
 
-def checkpoints(results: Iterable[Result]) -> list[tuple[int, str]]:
+def checkpoints(results: Iterable[Measurement]) -> list[tuple[int, str]]:
     """(iteration, checkpoint) of all models, in the order in which the loop made them."""
     pairs = {(row.iteration, row.checkpoint) for row in results if row.condition is Condition.REAL}
     return sorted(pairs, key=lambda pair: (pair[0], CHECKPOINTS.index(pair[1])))
 
 
-def headline(results: Sequence[Result], predictions: Mapping[int, Sequence[PredictionColumns]]) -> list[HeadlineRow]:
+def headline(
+    results: Sequence[Measurement], predictions: Mapping[int, Sequence[PredictionColumns]]
+) -> list[HeadlineRow]:
     """A row per set of questions and checkpoint."""
     whole = pick(results, slice="all")
     rows = []
@@ -318,9 +291,9 @@ def to_csv(rows: Sequence[DataclassInstance]) -> str:
     return stream.getvalue()
 
 
-def to_json(rows: Sequence[DataclassInstance]) -> str:
-    """JSON text of dataclasses."""
-    return json.dumps([asdict(row) for row in rows], indent=0, allow_nan=False) + "\n"
+def to_json(rows: Sequence[DataclassInstance], **first: str) -> str:
+    """JSON text of dataclasses; `first` are the same in every row."""
+    return json.dumps([{**first, **asdict(row)} for row in rows], indent=0, allow_nan=False) + "\n"
 
 
 def _share(part: Iterable[str], whole: Iterable[str]) -> float | None:
@@ -334,7 +307,7 @@ def _counters(manifest: Manifest, *names: str) -> dict[str, float | None]:
 
 
 def _accuracy(
-    results: Iterable[Result],
+    results: Iterable[Measurement],
     condition: Condition,
     *,
     metric: str = "microAccuracy",
@@ -343,5 +316,5 @@ def _accuracy(
     return _value(pick(results, condition=condition, metric=metric, scoring=scoring))
 
 
-def _value(results: Sequence[Result]) -> float | None:
+def _value(results: Sequence[Measurement]) -> float | None:
     return results[0].value if results else None

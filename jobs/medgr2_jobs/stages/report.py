@@ -30,7 +30,7 @@ def run(ctx: StageContext[ReportParameters]) -> Outcome:
         raise ConfigError(f"report@{ctx.parameters.iteration}: no evaluation among the inputs")
     cycle = gather(frame, ctx.parameters.cycle, ctx.parameters.settings)
     ctx.check_stop()
-    ctx.writer.path("results.json").write_text(to_json(cycle.results))
+    ctx.writer.path("results.json").write_text(to_json(cycle.results, cycle=cycle.cycle))
     tables: dict[str, Sequence[DataclassInstance]] = {
         "accuracy": cycle.headline,
         "filter": cycle.filters,
@@ -60,7 +60,7 @@ def _draw(ctx: StageContext[ReportParameters], frame: CycleFrame, cycle: CycleTa
 
     figures.accuracy(cycle.headline, place("accuracy"))
     drawn.append(("figures/accuracy.png", "Accuracy of each checkpoint with its controls"))
-    tests = [key for key in sets(cycle.results) if key[0] is Split.TEST]
+    tests = [questions for questions in sets(cycle.results) if questions.split is Split.TEST]
     for number, (split, benchmark) in enumerate(tests):
         name = f"modality-{number}"
         if figures.modalities(cycle.results, split, benchmark, place(name)):

@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
@@ -56,7 +56,6 @@ class ArtifactReader:
                 f"run stage {ref.stage} again (`--restart-from`)"
             )
         self._verified: set[str] = set()
-        self._arrow: dict[type[StoredRow], pa.Table] = {}
         self._rows: dict[type[StoredRow], list[Any]] = {}
 
     def _load_shards(self) -> list[tuple[Path, Manifest]]:
@@ -122,11 +121,16 @@ class ArtifactReader:
         if isinstance(kind, str):
             return self.table(kind).to_pylist()
         if kind not in self._rows:
-            self._rows[kind] = tables.from_arrow(kind, self.arrow(kind), str(self.folder))
+            paths = self._table_paths(kind.TABLE)
+            self._rows[kind] = [row for path in paths for row in tables.read(path, kind)]
         return self._rows[kind]
 
-    def batches(self, kind: type[S]) -> Iterator[list[S]]:
+    def batches(self, kind: type[S], where: tuple[str, Collection[str]] | None = None) -> Iterator[list[S]]:
         """The rows of a table, all shards in order, some thousand at a time; none of them is kept.
+
+        Args:
+            kind: the table.
+            where: a column and the values that it may have: only such rows become objects.
 
         Raises:
             CorruptArtifact: the artifact has no such table, or it is damaged.
@@ -134,38 +138,11 @@ class ArtifactReader:
         from . import tables
 
         for path in self._table_paths(kind.TABLE):
-            yield from tables.batches(path, kind)
-
-    def where(self, kind: type[S], column: str, value: str) -> list[S]:
-        """The rows of a table with this value in this column: only they become objects.
-
-        Raises:
-            CorruptArtifact: the artifact has no such table, or it is damaged.
-        """
-        import pyarrow.compute
-
-        from . import tables
-
-        return tables.from_arrow(kind, self.arrow(kind).filter(pyarrow.compute.field(column) == value))
+            yield from tables.batches(path, kind, where=where)
 
     def has_table(self, kind: type[StoredRow]) -> bool:
         """Whether the table was published."""
         return self.has(f"{kind.TABLE}.parquet")
-
-    def arrow(self, kind: type[StoredRow]) -> pa.Table:
-        """The parquet table, all shards in order; name, version and columns are checked. Read once.
-
-        Raises:
-            CorruptArtifact: the artifact has no such table, or it is damaged.
-        """
-        import pyarrow as pa
-
-        from . import tables
-
-        if kind not in self._arrow:
-            paths = self._table_paths(kind.TABLE)
-            self._arrow[kind] = pa.concat_tables([tables.read_arrow(path, kind) for path in paths])
-        return self._arrow[kind]
 
     def table(self, name: str) -> pa.Table:
         """The parquet table `name` (without suffix), all shards in order; its schema version is checked."""

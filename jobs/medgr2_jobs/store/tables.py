@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import CorruptArtifact
@@ -151,15 +152,28 @@ def writer(path: Path, kind: type[R]) -> Iterator[TableWriter[R]]:
         made.close()
 
 
-def batches(path: Path, kind: type[S], size: int = _BATCH_ROWS) -> Iterator[list[S]]:
-    """The rows of a table, `size` at a time: for tables of which only a part shall be in memory.
+def batches(
+    path: Path, kind: type[S], size: int = _BATCH_ROWS, where: tuple[str, Collection[str]] | None = None
+) -> Iterator[list[S]]:
+    """The rows of a table, at most `size` at a time: for tables of which only a part shall be in memory.
+
+    Args:
+        path: the file.
+        kind: the table's rows, or a view of them.
+        size: rows that are read at a time.
+        where: a column and the values that it may have: only such rows become objects.
 
     Raises:
         CorruptArtifact: as `read_arrow` and `from_arrow`.
     """
     with _opened(path, kind) as file:
         for batch in file.iter_batches(batch_size=size, columns=_names(kind)):
-            yield from_arrow(kind, _cast(path, kind, pa.Table.from_batches([batch])), str(path))
+            table = _cast(path, kind, pa.Table.from_batches([batch]))
+            if where is not None:
+                column, values = where
+                table = table.filter(pc.is_in(table[column], pa.array(list(values), pa.string())))
+            if table.num_rows:
+                yield from_arrow(kind, table, str(path))
 
 
 def read_arrow(path: Path, kind: type[StoredRow]) -> pa.Table:

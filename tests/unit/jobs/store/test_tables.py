@@ -142,12 +142,29 @@ class Outcomes(TableView):
     outcome: CandidateOutcome
 
 
-def test_a_view_reads_its_columns_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_view_reads_its_columns_only(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     tables.write(path, Candidate, [candidate()] * 3)
     assert tables.read(path, Outcomes) == [Outcomes(candidate().triplet_id, CandidateOutcome.OK)] * 3
     assert tables.read_arrow(path, Outcomes).column_names == ["triplet_id", "outcome"]
     assert [len(batch) for batch in tables.batches(path, Outcomes, 2)] == [2, 1]
+
+
+def test_only_the_rows_that_are_asked_for_become_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.parquet"
+    tables.write(path, Score, ROWS)
+    made: list[str] = []
+    monkeypatch.setattr(Score, "__init__", _counting(Score.__init__, made))
+    batches = list(tables.batches(path, Score, 100, ("triplet_id", ["t7", "t499", "t500"])))
+    assert [row.triplet_id for batch in batches for row in batch] == made == ["t7", "t499"]
+
+
+def _counting(init: Any, made: list[str]) -> Any:
+    def counted(row: Score, triplet_id: str, score: float) -> None:
+        made.append(triplet_id)
+        init(row, triplet_id, score)
+
+    return counted
 
 
 def test_a_view_of_another_table_or_of_other_columns_is_refused(tmp_path: Path) -> None:
