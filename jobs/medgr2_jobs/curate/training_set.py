@@ -112,9 +112,9 @@ def _kept(inputs: Inputs, iteration: int) -> Iterator[tuple[Triplet, tuple[int, 
         return
     triplets = [
         triplet
-        for candidates in inputs.input(f"generate-{iteration}").batches(Candidate)
+        for candidates in inputs.input(f"generate-{iteration}").batches(Candidate, where=("triplet_id", orders))
         for row in candidates
-        if row.triplet_id in orders and (triplet := triplet_of(row))
+        if (triplet := triplet_of(row))
     ]
     if len(triplets) < len(orders):
         missing = orders.keys() - {triplet.triplet_id for triplet in triplets}

@@ -17,16 +17,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
 from medgr2_api import paths
 from medgr2_api.stage_contract import WORKSPACE_ENV, ExitCode
 from medgr2_api.stages.grpo import GRPOParameters
 from medgr2_api.training_spec import AnswerFormat
 
-from ..errors import ConfigError, CorruptArtifact, StageError
+from ..errors import ConfigError, StageError
 from ..prompts import answers
-from ..store.artifact import ArtifactReader
 from ..store.rows import Candidate, Decision, Score, TableRow, triplet_of
 from .cycle_artifacts import CycleArtifacts, NotThere
 from .cycle_frame import CycleFrame
@@ -124,17 +121,7 @@ class _Learners:
 
     @cached_property
     def _answer_format(self) -> AnswerFormat:
-        return _grpo_parameters(self._frame.artifact("grpo", self._iteration)).answer_format
-
-
-def _grpo_parameters(reader: ArtifactReader) -> GRPOParameters:
-    try:
-        return GRPOParameters.model_validate(reader.manifest.parameters)
-    except ValidationError as error:
-        raise CorruptArtifact(
-            f"{reader.folder}: its parameters are not those of a stage grpo of this version "
-            f"({error.errors()[0]['msg']}); run stage grpo again (`--restart-from`)"
-        ) from error
+        return self._frame.artifact("grpo", self._iteration).parameters(GRPOParameters).answer_format
 
 
 def lineage_json(root: Path, cycle: str, triplet: str = "") -> Iterator[dict[str, Any]]:

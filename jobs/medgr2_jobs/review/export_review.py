@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -19,8 +18,9 @@ from medgr2_api.stages.curate import CurateParameters
 
 from ..errors import ConfigError
 from ..report.cycle_artifacts import CycleArtifacts
+from ..report.cycle_frame import CycleFrame
 from ..store.images import ImageStore
-from ..store.rows import Candidate, Decision, Score, Triplet, triplet_of
+from ..store.rows import Candidate, Decision, Triplet, triplet_of
 from ..store.tar import ROOT, Counted, Exported
 from . import import_review
 from .import_review import ReviewDecision
@@ -76,9 +76,9 @@ def triplets(root: Path, cycle: str, iteration: int, everything: bool) -> list[R
     if not all(artifacts.has_input(role) for role in roles):
         raise ConfigError(f"cycle {cycle!r}: curate@{iteration} has not finished: nothing can be reviewed yet")
     curate, candidates = artifacts.input(roles[0]), artifacts.input(roles[1]).rows(Candidate)
-    decisions = {row.triplet_id: row for row in curate.rows(Decision)}
-    scores = _scores(artifacts, iteration)
-    sha256 = CurateParameters.model_validate(curate.manifest.parameters).review
+    frame = CycleFrame(artifacts, iteration)
+    decisions, scores = {row.triplet_id: row for row in frame.decisions(iteration)}, frame.scores(iteration)
+    sha256 = curate.parameters(CurateParameters).review
     reviews = {row.triplet_id: row for row in import_review.load(root, sha256, candidates)} if sha256 else {}
     rows = []
     for candidate in sorted(candidates, key=lambda row: row.triplet_id):
@@ -91,13 +91,6 @@ def triplets(root: Path, cycle: str, iteration: int, everything: bool) -> list[R
                 _row(triplet, decision, scores.get(name), reviews.get(name), import_review.content_of(candidate))
             )
     return rows
-
-
-def _scores(artifacts: CycleArtifacts, iteration: int) -> dict[str, float]:
-    """R's scores; empty where nothing is scored."""
-    role = f"score-{iteration}"
-    rows = artifacts.input(role).rows(Score) if artifacts.has_input(role) else []
-    return {row.triplet_id: row.score for row in rows if math.isfinite(row.score)}
 
 
 def _row(

@@ -13,8 +13,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
+from pydantic import ValidationError
+
 from medgr2_api import paths
 from medgr2_api.stage_contract import ArtifactRef, StageRequest
+from medgr2_api.stages.definition import StageParameters
 from medgr2_api.types import relative_path
 
 from ..errors import CorruptArtifact
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
     from .tables import TableWriter
 
+P = TypeVar("P", bound=StageParameters)
 R = TypeVar("R", bound=TableRow)
 S = TypeVar("S", bound=StoredRow)
 
@@ -70,6 +74,22 @@ class ArtifactReader:
     def manifest(self) -> Manifest:
         """The manifest (of the first shard)."""
         return self.shards[0][1]
+
+    def parameters(self, kind: type[P]) -> P:
+        """The parameters of the stage that published it.
+
+        Raises:
+            CorruptArtifact: they are not those of that stage in this version.
+        """
+        try:
+            return kind.model_validate(self.manifest.parameters)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise CorruptArtifact(
+                f"{self.folder}: parameters of another version: {field}: {first['msg']}; "
+                f"run stage {self.ref.stage} again (`--restart-from`)"
+            ) from error
 
     @property
     def digest(self) -> str:
