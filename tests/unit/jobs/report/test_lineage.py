@@ -195,7 +195,7 @@ def test_parameters_of_another_version_are_named(loop: Loop) -> None:
     loop.generated()
     loop.curated()
     publish(loop.root, "grpo", 1, tables={Rollout: [row_of(Rollout)]}, cycle="loop", parameters={"beta": 1})
-    with pytest.raises(CorruptArtifact, match=r"parameters of another version: seed: Field required; run stage grpo again"):
+    with pytest.raises(CorruptArtifact, match="another version: seed: Field required; run stage grpo again"):
         loop.lineage(PROMPTED)
 
 
