@@ -250,7 +250,7 @@ def test_grpo_raises_the_term_of_a_plugin(workspace: PolicyWorkspace, monkeypatc
     found = workspace.run(
         workspace.grpo(
             {"max_steps": 12, "per_device_train_batch_size": 64},
-            roles=("prepare", "curate", "sft", "candidates"),
+            roles=(*policy_fixtures.DATA, "sft"),
             numGenerations=8,
             rewards=[brevity],
         )

@@ -5,12 +5,10 @@ Nothing here imports torch, unless the built-in model has to be made.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
+from typing import Any
 
 from medgr2_api.stages.prepare import PrepareParameters
 
@@ -20,11 +18,8 @@ from ..fetch import BUILTIN
 from ..fetch.pin_file import MODEL_SUFFIXES
 from ..runner.context import StageContext
 from ..store.safe_path import inside
+from .tiny.settings import PretrainSettings
 
-if TYPE_CHECKING:
-    from .tiny.pretrain import Settings
-
-TINY = "builtin://tiny-qwen2.5-vl"
 #: Same as `vlm.SUPPORTED`, which cannot be had without importing torch.
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
@@ -41,7 +36,7 @@ def check(ctx: StageContext[PrepareParameters]) -> None:
     bases = _bases(ctx.parameters)
     for field, name in bases:
         if name.startswith(BUILTIN):
-            tiny_settings(name, field)
+            PretrainSettings.named(name, field)
     for field, name in bases:
         if not name.startswith(BUILTIN):
             _check_model(_folder(ctx, name, field), field)
@@ -58,7 +53,7 @@ def publish(ctx: StageContext[PrepareParameters]) -> dict[str, float]:
         Counters: the loss of the built-in model's pre-training, if it was built.
     """
     named = dict(zip(("policy", "reward"), _bases(ctx.parameters), strict=True))
-    tiny = {name: tiny_settings(name, field) for field, name in named.values() if name.startswith(BUILTIN)}
+    tiny = {name: PretrainSettings.named(name, field) for field, name in named.values() if name.startswith(BUILTIN)}
     folders = {name: ctx.work / "tiny" / str(index) for index, name in enumerate(tiny)}
     losses = _build_all(ctx, tiny, folders)
     counters: dict[str, float] = {}
@@ -74,40 +69,6 @@ def publish(ctx: StageContext[PrepareParameters]) -> dict[str, float]:
     return counters
 
 
-def tiny_settings(name: str, field: str) -> dict[str, Any]:
-    """The settings in a built-in model's name: `builtin://tiny-qwen2.5-vl?steps=20&images=64`.
-
-    Raises:
-        ConfigError: no such built-in model, or a setting it does not have.
-    """
-    base, _, query = name.partition("?")
-    if base != TINY:
-        raise ConfigError(f"{field}: there is no built-in model {base!r}; there is {TINY}")
-    known: dict[str, type] = {
-        "steps": int,
-        "images": int,
-        "batch": int,
-        "learning_rate": float,
-        "caption_share": float,
-        "captions": str,
-    }
-    settings: dict[str, Any] = {}
-    for key, text in parse_qsl(query, keep_blank_values=True):
-        if key not in known:
-            raise ConfigError(f"{field}: {TINY} has no setting {key!r}; it has {', '.join(known)}")
-        try:
-            settings[key] = known[key](text)
-        except ValueError:
-            raise ConfigError(f"{field}: {key}={text!r} is not a number") from None
-    if settings.get("captions", "looks") not in ("looks", "answers"):
-        raise ConfigError(f"{field}: captions={settings['captions']!r}; it is looks or answers")
-    least = {"steps": 0, "images": 1, "batch": 1, "learning_rate": 0, "caption_share": 0}
-    for key, minimum in least.items():
-        if settings.get(key, minimum) < minimum:
-            raise ConfigError(f"{field}: {key}={settings[key]} is below {minimum}")
-    return settings
-
-
 def _bases(parameters: PrepareParameters) -> list[tuple[str, str]]:
     return [
         ("policy.baseModel", parameters.policy_base_model),
@@ -116,7 +77,7 @@ def _bases(parameters: PrepareParameters) -> list[tuple[str, str]]:
 
 
 def _build_all(
-    ctx: StageContext[PrepareParameters], tiny: dict[str, dict[str, Any]], folders: dict[str, Path]
+    ctx: StageContext[PrepareParameters], tiny: dict[str, PretrainSettings], folders: dict[str, Path]
 ) -> dict[str, float]:
     """Builds the built-in models, the first here and the others beside it: each uses one core.
 
@@ -140,11 +101,10 @@ def _build_all(
             side.stop()
 
 
-def _build_tiny(ctx: StageContext[PrepareParameters], settings: dict[str, Any], folder: Path) -> float:
+def _build_tiny(ctx: StageContext[PrepareParameters], settings: PretrainSettings, folder: Path) -> float:
     from .tiny import pretrain
 
-    chosen: Settings = dataclasses.replace(pretrain.Settings(), **settings)
-    return pretrain.build(ctx, chosen, ctx.parameters.seed, ctx.parameters.answer_format, folder)
+    return pretrain.build(ctx, settings, ctx.parameters.seed, ctx.parameters.answer_format, folder)
 
 
 def _folder(ctx: StageContext[PrepareParameters], name: str, field: str) -> Path:

@@ -12,7 +12,7 @@ import math
 import pickle
 import random
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +32,11 @@ from ...store.images import ImageStore
 from ..vlm import Encoder, Row
 from . import model as tiny_model
 from . import tokenizer as tiny_tokenizer
+from .settings import PretrainSettings
 
 _CHECKPOINT_STEPS = 100  # about 7 s: what a `kill -9` may cost
 _WARM_UP = 20
 _FLOOR = 0.05  # of the peak learning rate, at the end of the cosine
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the tiny model is pre-trained; the query of its `builtin://` name may change these."""
-
-    steps: int = 380
-    images: int = 2000
-    batch: int = 32
-    learning_rate: float = 2e-3
-    caption_share: float = 0.75
-    """Rest: questions about a note."""
-    captions: str = "looks"
-    """looks: in words of their own; answers: in the words of the answers (the base then answers above chance)."""
 
 
 class _Bank(Encoder):
@@ -79,7 +66,7 @@ def caption(shown: Attributes, words: str) -> str:
     )
 
 
-def rows(settings: Settings, seed: int, step: int, answer_format: AnswerFormat) -> list[Row]:
+def rows(settings: PretrainSettings, seed: int, step: int, answer_format: AnswerFormat) -> list[Row]:
     """The batch of a step: depends on nothing but its arguments, so a resumed run sees the same."""
     rng = random.Random(f"pretrain/{seed}/{step}")
     found = []
@@ -97,7 +84,9 @@ def rows(settings: Settings, seed: int, step: int, answer_format: AnswerFormat) 
     return found
 
 
-def build(ctx: StageContext[Any], settings: Settings, seed: int, answer_format: AnswerFormat, folder: Path) -> float:
+def build(
+    ctx: StageContext[Any], settings: PretrainSettings, seed: int, answer_format: AnswerFormat, folder: Path
+) -> float:
     """Trains and saves the model with its processor in Hugging Face format; resumes bit-exactly from a checkpoint.
 
     Args:
@@ -121,7 +110,9 @@ def build(ctx: StageContext[Any], settings: Settings, seed: int, answer_format: 
         torch.set_num_threads(threads)
 
 
-def _build(ctx: StageContext[Any], settings: Settings, seed: int, answer_format: AnswerFormat, folder: Path) -> float:
+def _build(
+    ctx: StageContext[Any], settings: PretrainSettings, seed: int, answer_format: AnswerFormat, folder: Path
+) -> float:
     processor = tiny_tokenizer.processor()
     model = tiny_model.build(processor.tokenizer, seed).train()
     optimizer = torch.optim.AdamW(

@@ -20,11 +20,12 @@ from medgr2_jobs.models import vlm
 from medgr2_jobs.models.tiny import model as tiny_model
 from medgr2_jobs.models.tiny import pretrain
 from medgr2_jobs.models.tiny import tokenizer as tiny_tokenizer
+from medgr2_jobs.models.tiny.settings import PretrainSettings
 from medgr2_jobs.prompts import answers
 from medgr2_jobs.runner.context import StageContext
 
 FORMAT = AnswerFormat.OPTION_TEXT
-SETTINGS = pretrain.Settings(steps=10, images=16, batch=4)
+SETTINGS = PretrainSettings(steps=10, images=16, batch=4)
 
 
 def context(root: Path) -> StageContext[Any]:
@@ -139,9 +140,9 @@ def test_a_damaged_or_foreign_checkpoint_is_passed_over(tmp_path: Path, monkeypa
 
 
 def test_rows_depend_on_seed_and_step_only() -> None:
-    first = pretrain.rows(pretrain.Settings(), 1, 5, FORMAT)
-    assert first == pretrain.rows(pretrain.Settings(), 1, 5, FORMAT)
-    assert first != pretrain.rows(pretrain.Settings(), 1, 6, FORMAT)
+    first = pretrain.rows(PretrainSettings(), 1, 5, FORMAT)
+    assert first == pretrain.rows(PretrainSettings(), 1, 5, FORMAT)
+    assert first != pretrain.rows(PretrainSettings(), 1, 6, FORMAT)
     assert {row.image_sha256 is None for row in first} == {True, False}
 
 
