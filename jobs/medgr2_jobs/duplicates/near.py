@@ -148,8 +148,8 @@ class NearIndex:
         """Whether the texts are similar enough; each pair of texts is compared once."""
         count = max(1, len(self._texts))
         distinct, place = np.unique(np.minimum(left, right) * count + np.maximum(left, right), return_inverse=True)
-        verdicts = np.array([self._alike(*divmod(int(pair), count)) for pair in distinct], np.bool_)
-        return verdicts[place] if len(distinct) else np.empty(0, np.bool_)
+        similar = np.array([self._alike(*divmod(int(pair), count)) for pair in distinct], np.bool_)
+        return similar[place] if len(distinct) else np.empty(0, np.bool_)
 
     def _alike(self, left: int, right: int) -> bool:
         if left == right:

@@ -1,1 +1,1 @@
-"""Experts look at kept triplets: what they are given (`bundle`), and what they decide (`verdicts`)."""
+"""Experts look at kept triplets: what they are given (`export_review`), and what they decide (`import_review`)."""
