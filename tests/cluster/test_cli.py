@@ -50,7 +50,7 @@ def test_suspend_and_resume(env: KwokEnv, medgr2: Medgr2) -> None:
     assert env.live_pods() == []
     assert env.condition("Suspended")["status"] == "True"
     assert medgr2("suspend", "loop") == "loop was suspended already\n"
-    assert medgr2("resume", "loop", "--wait") == "loop: goes on\n"
+    assert medgr2("resume", "loop", "--wait") == "loop: resumed\n"
     assert env.condition("Suspended")["status"] == "False"
     assert medgr2("resume", "loop") == "loop was not suspended\n"
     env.wait("Complete")
@@ -136,7 +136,7 @@ def test_waiting_without_an_operator_ends(env: KwokEnv, medgr2: Medgr2) -> None:
     env.apply()
     late = medgr2.run("suspend", "loop", "--wait", "--timeout", "1")
     assert late.code == 75
-    assert late.err == "loop: not within 1 s: the operator has not looked at it; does it run?\n"
+    assert late.err == "loop: not within 1 s: the operator has not reconciled it; is it running?\n"
     assert env.cycle()["spec"]["suspend"] is True
 
 
