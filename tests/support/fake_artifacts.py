@@ -18,7 +18,7 @@ def publish(
     stage: str,
     iteration: int,
     *,
-    tables: dict[Any, list[Any]] | None = None,
+    tables: dict[type[Any], list[Any]] | None = None,
     files: dict[str, Any] | None = None,
     folders: dict[str, Path] | None = None,
     counters: dict[str, float] | None = None,
@@ -33,7 +33,7 @@ def publish(
         root: the workspace.
         stage: which stage.
         iteration: which iteration.
-        tables: rows by their class; or, as dicts, by the table's name.
+        tables: rows by their class.
         files: JSON documents by file name.
         folders: folders to take, by name.
         counters: headline figures.

@@ -19,8 +19,8 @@ from medgr2_jobs.store import manifest, rows
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
 from medgr2_jobs.store.images import ImageStore
 
-Tables = Mapping[Any, Sequence[Any]]
-"""Rows by their class (or, of tables that are still dicts, by name)."""
+Tables = Mapping[type[Any], Sequence[Any]]
+"""Rows by their class."""
 CYCLE = CycleRef(name="test", uid="uid-1")
 
 

@@ -81,13 +81,14 @@ def _accuracy(cycle: CycleTables) -> list[str]:
     for key in dict.fromkeys((row.split, row.benchmark) for row in cycle.headline):
         rows = [row for row in cycle.headline if (row.split, row.benchmark) == key]
         measured = [x for x in (*CONTROLS, *REFERENCES) if any(row.under(x) is not None for row in rows)]
-        head = ["checkpoint", "accuracy", "step", "macro", "written", "unreadable", *(_NAMES[x] for x in measured)]
+        head = ["checkpoint", "accuracy", "step", *rows[0].metrics, "written", "unreadable"]
+        head += [_NAMES[x] for x in measured]
         cells = [
             [
                 row.checkpoint,
                 f"**{_percent(row.accuracy)}** [{_percent(row.low)}, {_percent(row.high)}]",
                 _step(row.paired_step),
-                *(_percent(value) for value in (row.macro, row.greedy, row.parse_failures)),
+                *(_percent(value) for value in (*row.metrics.values(), row.greedy, row.parse_failures)),
                 *(_percent(row.under(condition)) for condition in measured),
             ]
             for row in rows

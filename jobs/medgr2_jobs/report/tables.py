@@ -7,8 +7,10 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
+
+from medgr2_api.metrics import METRICS
 
 from ..evaluate.metrics import Interval, Measurement, QuestionSet
 from ..store.manifest import Manifest
@@ -37,7 +39,8 @@ class HeadlineRow:
     accuracy: float
     low: float
     high: float
-    macro: float | None
+    metrics: dict[str, float | None]
+    """What else is measured, by the columns' headings (`medgr2_api.metrics`)."""
     greedy: float | None
     parse_failures: float | None
     blank: float | None
@@ -215,7 +218,11 @@ def headline(
                     accuracy=accuracy.value,
                     low=accuracy.interval.low,
                     high=accuracy.interval.high,
-                    macro=_accuracy(own, Condition.REAL, metric="macroAccuracy"),
+                    metrics={
+                        metric.column: _accuracy(own, Condition.REAL, metric=metric.name)
+                        for metric in METRICS.values()
+                        if metric.column
+                    },
                     greedy=_accuracy(own, Condition.REAL, scoring=Scoring.GREEDY),
                     parse_failures=_value(pick(own, condition=Condition.REAL, metric="parseFailures")),
                     **{condition.value: _accuracy(own, condition) for condition in CONTROLS},
@@ -283,12 +290,21 @@ def seen_rows(frame: CycleFrame, predictions: Mapping[int, Sequence[PredictionCo
 
 
 def to_csv(rows: Sequence[DataclassInstance]) -> str:
-    """CSV text of dataclasses, a field per column, with a header; empty cells where a value is unknown."""
+    """CSV text of dataclasses, a field per column (of a dict, one per key), with a header; empty cells where a value is
+    unknown."""
+    flat = [_columns(row) for row in rows]
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(column.name for column in fields(rows[0]))
-    writer.writerows([f"{x:.6g}" if isinstance(x, float) else x for x in astuple(row)] for row in rows)
+    writer = csv.DictWriter(stream, list(flat[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: f"{x:.6g}" if isinstance(x, float) else x for name, x in row.items()} for row in flat)
     return stream.getvalue()
+
+
+def _columns(row: DataclassInstance) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    for name, value in asdict(row).items():
+        columns |= value if isinstance(value, dict) else {name: value}
+    return columns
 
 
 def to_json(rows: Sequence[DataclassInstance], **first: str) -> str:

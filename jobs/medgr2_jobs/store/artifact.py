@@ -9,9 +9,8 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
@@ -27,8 +26,6 @@ from .rows import StoredRow, TableRow
 from .safe_path import inside
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from .tables import TableWriter
 
 P = TypeVar("P", bound=StageParameters)
@@ -124,13 +121,7 @@ class ArtifactReader:
             raise CorruptArtifact(f"{strangers[0]}: is not in the artifact's manifest; remove it")
         return path
 
-    @overload
-    def rows(self, kind: type[S]) -> list[S]: ...
-
-    @overload
-    def rows(self, kind: str) -> list[dict[str, Any]]: ...
-
-    def rows(self, kind: Any) -> Any:
+    def rows(self, kind: type[S]) -> list[S]:
         """The rows of a table, all shards in order. Read once: do not change the list.
 
         Raises:
@@ -138,8 +129,6 @@ class ArtifactReader:
         """
         from . import tables
 
-        if isinstance(kind, str):
-            return self.table(kind).to_pylist()
         if kind not in self._rows:
             paths = self._table_paths(kind.TABLE)
             self._rows[kind] = [row for path in paths for row in tables.read(path, kind)]
@@ -163,14 +152,6 @@ class ArtifactReader:
     def has_table(self, kind: type[StoredRow]) -> bool:
         """Whether the table was published."""
         return self.has(f"{kind.TABLE}.parquet")
-
-    def table(self, name: str) -> pa.Table:
-        """The parquet table `name` (without suffix), all shards in order; its schema version is checked."""
-        import pyarrow as pa
-
-        from . import legacy_tables
-
-        return pa.concat_tables([legacy_tables.read(path, name) for path in self._table_paths(name)])
 
     def _table_paths(self, name: str) -> list[Path]:
         parts = [(folder, found.part(f"{name}.parquet")) for folder, found in self.shards]
@@ -234,43 +215,23 @@ class ArtifactWriter:
             self._undigested.add(name)
         return path
 
-    @overload
-    def table(self, kind: type[R], rows: Sequence[R]) -> int: ...
-
-    @overload
-    def table(self, kind: str, rows: list[dict[str, Any]] | pa.Table) -> int: ...
-
-    def table(self, kind: Any, rows: Any) -> int:
+    def table(self, kind: type[R], rows: Sequence[R]) -> int:
         """Writes a table; returns its number of rows."""
-        from . import legacy_tables, tables
+        from . import tables
 
-        if isinstance(kind, str):
-            count = legacy_tables.write(self.path(f"{kind}.parquet"), kind, rows)
-            self._rows[f"{kind}.parquet"] = count
-        else:
-            count = tables.write(self.path(f"{kind.TABLE}.parquet"), kind, rows)
-            self._rows[f"{kind.TABLE}.parquet"] = count
-        return count
-
-    @overload
-    def stream(self, kind: type[R]) -> AbstractContextManager[TableWriter[R]]: ...
-
-    @overload
-    def stream(self, kind: str) -> AbstractContextManager[Any]: ...
-
-    def stream(self, kind: Any) -> AbstractContextManager[Any]:
-        """A table to be written row by row; it counts as written when the block ends well."""
-        return self._stream(kind)
+        name = f"{kind.TABLE}.parquet"
+        self._rows[name] = tables.write(self.path(name), kind, rows)
+        return self._rows[name]
 
     @contextlib.contextmanager
-    def _stream(self, kind: Any) -> Iterator[Any]:
-        from . import legacy_tables, tables
+    def stream(self, kind: type[R]) -> Iterator[TableWriter[R]]:
+        """A table to be written row by row; it counts as written when the block ends well."""
+        from . import tables
 
-        module: Any = legacy_tables if isinstance(kind, str) else tables
-        name = kind if isinstance(kind, str) else kind.TABLE
-        with module.writer(self.path(f"{name}.parquet"), kind) as writer:
+        name = f"{kind.TABLE}.parquet"
+        with tables.writer(self.path(name), kind) as writer:
             yield writer
-        self._rows[f"{name}.parquet"] = writer.rows
+        self._rows[name] = writer.rows
 
     def take(self, name: str, source: Path) -> None:
         """Takes a file or folder that was made elsewhere on the volume (hard links where possible)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import pytest
 from tests.support.rows import row_of
 
@@ -12,6 +14,7 @@ from medgr2_api.scheduling import EarlyStopping
 from medgr2_api.stage_contract import StageResult
 from medgr2_api.status import CycleStatus, Score
 from medgr2_jobs.evaluate.metrics import WHOLE, ItemSet, Measurement, QuestionSet, measurements
+from medgr2_jobs.report import markdown, tables
 from medgr2_jobs.stages import evaluate
 from medgr2_jobs.store.rows import Item, Prediction, Scoring, Split
 from medgr2_operator.plan.scores import by_iteration, scores_in, stopped_at
@@ -72,6 +75,16 @@ def test_a_new_metric_decides() -> None:
 def test_a_new_metric_is_exported() -> None:
     status = CycleStatus(scores=scores(1, [0, 0, 0, 1]))
     assert ("medgr2_cycle_score_ratio", ("sft", "1", "firstOption"), 0.75) in list(_samples(status, 1))
+
+
+@pytest.mark.usefixtures("declared")
+def test_a_new_metric_has_its_column_in_the_report() -> None:
+    headline = tables.headline(measured(1, [0, 0, 0, 1]), {})
+    assert headline[0].metrics == {"macro": 0.75, "first option": 0.75}
+    [row] = csv.DictReader(tables.to_csv(headline).splitlines())
+    assert (row["macro"], row["first option"], row["n"]) == ("0.75", "0.75", "4")
+    said = markdown.report(tables.CycleTables("c", 1, {}, [], headline, [], [], [], []), [])
+    assert "| macro | first option | written |" in said
 
 
 def test_what_is_not_declared_decides_nothing() -> None:

@@ -164,9 +164,9 @@ def test_every_table_is_read_once(trial: Trial, context: Context, monkeypatch: p
 
 
 HEADLINE = tables.HeadlineRow(
-    split=Split.TEST, benchmark="b", checkpoint="sft@1", n=100, accuracy=0.5, low=0.4, high=0.6, macro=0.5, greedy=0.5,
-    parse_failures=0.0, blank=0.25, shuffled=0.45, options_only=None, option_prior=0.9, chance=0.25, step=None,
-    step_low=None, step_high=None,
+    split=Split.TEST, benchmark="b", checkpoint="sft@1", n=100, accuracy=0.5, low=0.4, high=0.6, metrics={"macro": 0.5},
+    greedy=0.5, parse_failures=0.0, blank=0.25, shuffled=0.45, options_only=None, option_prior=0.9, chance=0.25,
+    step=None, step_low=None, step_high=None,
 )  # fmt: skip
 
 
