@@ -38,7 +38,7 @@ FAULTS: dict[str, tuple[Fault, Fault, str, int]] = {
     "429 with Retry-After": (Fault(status=429, headers={"retry-after": "0.05"}), GOOD, "ok", 2),
     "500": (Fault(status=500), GOOD, "ok", 2),
     "503": (Fault(status=503), GOOD, "ok", 2),
-    "503 for ever": (Fault(status=503), Fault(status=503), "http_error", request_retry.ATTEMPTS),
+    "503 for ever": (Fault(status=503), Fault(status=503), "http_error", request_retry.MAX_REQUESTS),
     "slow, then in time": (Fault(delay=6), GOOD, "ok", 2),
     "dropped before the body": (Fault(drop="before"), GOOD, "ok", 2),
     "dropped in the middle of the body": (Fault(drop="middle"), GOOD, "ok", 2),

@@ -167,7 +167,7 @@ def test_a_question_that_is_never_answered_is_a_row(root: Path, server: ChatServ
     server.answer = answer
     rows = jobs_fixtures.run(root, request(root, server)).rows(Candidate)
     assert outcomes(rows) == {"ok": 9, "http_error": 3}
-    assert {row.attempts for row in rows if row.outcome == "http_error"} == {request_retry.ATTEMPTS}
+    assert {row.attempts for row in rows if row.outcome == "http_error"} == {request_retry.MAX_REQUESTS}
     assert all("HTTP 500" in row.error for row in rows if row.outcome == "http_error")
 
 

@@ -191,7 +191,7 @@ def test_missing_secret(root: Path, server: ChatServer, capfd: pytest.CaptureFix
 
 
 def test_unreachable(root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(request_retry, "ATTEMPTS", 2)
+    monkeypatch.setattr(request_retry, "MAX_REQUESTS", 2)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
@@ -213,7 +213,7 @@ def test_most_questions_fail_and_the_rest_is_kept(root: Path, server: ChatServer
 
     server.answer = answer
     assert main.execute(asked(root, server.url), root) == 75
-    assert server.ledger.asked.total() == 7 * request_retry.ATTEMPTS + 5
+    assert server.ledger.asked.total() == 7 * request_retry.MAX_REQUESTS + 5
     broken = False
     server.ledger.asked.clear()
     rows = jobs_fixtures.run(root, asked(root, server.url, attempt=2)).rows(Candidate)
@@ -233,7 +233,7 @@ def test_some_failures_are_rows(root: Path, server: ChatServer) -> None:
     server.answer = answer
     rows = jobs_fixtures.run(root, asked(root, server.url)).rows(Candidate)
     assert outcomes(rows) == {"ok": 6, "http_error": 6}
-    assert {row.attempts for row in rows if row.outcome == "http_error"} == {request_retry.ATTEMPTS}
+    assert {row.attempts for row in rows if row.outcome == "http_error"} == {request_retry.MAX_REQUESTS}
 
 
 # -- interruptions -----------------------------------------------------------------------------------------------------

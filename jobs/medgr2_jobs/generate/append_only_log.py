@@ -18,7 +18,7 @@ from ..store import atomic
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
-class Lines:
+class AppendOnlyLog:
     """A file, locked as long as it is open. What is appended is safe from `kill -9`, and after `synced` from a power
     cut; those that wait for `synced` at the same time share one fsync."""
 
@@ -26,7 +26,7 @@ class Lines:
         """
         Args:
             path: the file; made when it is not there.
-            holder: who opens it, for the message to whoever finds it locked.
+            holder: identity of who opens it, for the message to whoever finds it locked.
 
         Raises:
             TemporaryError: another process has it open; the message says which.
@@ -34,20 +34,20 @@ class Lines:
             CorruptArtifact: a line in it is damaged.
         """
         self.path = path
-        self._holder = path.with_name(f"{path.name}.holder")
-        self._broken = False
-        self._turn = asyncio.Lock()
-        self._next: asyncio.Task[None] | None = None
+        self._owner_file = path.with_name(f"{path.name}.holder")
+        self._torn = False
+        self._fsync_lock = asyncio.Lock()
+        self._next_fsync: asyncio.Task[None] | None = None
         with atomic.disk_errors(path):
             atomic.make_folder(path.parent)
             self._stream = self._open()
-            self._holder.write_text(holder)
+            self._owner_file.write_text(holder)
             text = path.read_bytes()
-            whole = text.rfind(b"\n") + 1
-            self._stream.truncate(whole)  # the line that was being written
-            self._size = whole
+            complete = text.rfind(b"\n") + 1
+            self._stream.truncate(complete)  # the line that was being written
+            self._size = complete
             atomic.fsync_folder(path.parent)
-        self.found = _parse(path, text[:whole])
+        self.entries = _parse(path, text[:complete])
         """What earlier processes appended."""
 
     def _open(self) -> FileIO:
@@ -63,7 +63,7 @@ class Lines:
             except BlockingIOError:
                 stream.close()
                 raise TemporaryError(
-                    f"{self.path}: {self._held_by()} is at work on the same questions; "
+                    f"{self.path}: {self._current_owner()} is at work on the same questions; "
                     "they are not asked, and paid, twice. Run again when it has ended"
                 ) from None
             except OSError as error:
@@ -75,9 +75,9 @@ class Lines:
                     ) from None
                 raise
 
-    def _held_by(self) -> str:
+    def _current_owner(self) -> str:
         try:
-            return self._holder.read_text() or "another process"
+            return self._owner_file.read_text() or "another process"
         except OSError:
             return "another process"
 
@@ -89,23 +89,23 @@ class Lines:
         """
         line = json.dumps(document).encode() + b"\n"
         with atomic.disk_errors(self.path):
-            if self._broken:
+            if self._torn:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if self._stream.write(line) < len(line):  # a disk that is nearly full takes a part
-                self._broken = True  # nothing may follow a torn line
+                self._torn = True  # nothing may follow a torn line
                 self._stream.truncate(self._size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._size += len(line)
 
     async def synced(self) -> None:
         """Returns when all that was appended before is on the disk."""
-        if self._next is None:
-            self._next = asyncio.create_task(self._sync())
-        await asyncio.shield(self._next)
+        if self._next_fsync is None:
+            self._next_fsync = asyncio.create_task(self._fsync())
+        await asyncio.shield(self._next_fsync)
 
-    async def _sync(self) -> None:
-        async with self._turn:
-            self._next = None  # whoever comes from now on has to wait for the next one
+    async def _fsync(self) -> None:
+        async with self._fsync_lock:
+            self._next_fsync = None  # whoever comes from now on has to wait for the next one
             with atomic.disk_errors(self.path):
                 await asyncio.to_thread(os.fsync, self._stream.fileno())
 
@@ -128,7 +128,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _parse(path: Path, text: bytes) -> list[dict[str, Any]]:
-    found = []
+    entries = []
     for number, line in enumerate(text.splitlines(), 1):
         try:
             document = json.loads(line)
@@ -138,5 +138,5 @@ def _parse(path: Path, text: bytes) -> list[dict[str, Any]]:
             raise CorruptArtifact(
                 f"{path}: line {number} is damaged; correct or remove it. It says what was asked and paid"
             )
-        found.append(document)
-    return found
+        entries.append(document)
+    return entries

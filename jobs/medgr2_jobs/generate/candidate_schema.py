@@ -1,4 +1,4 @@
-"""What a generator must answer, and how an answer is judged: one outcome per row, none is lost."""
+"""What a generator must answer, and how its answer is parsed: one outcome per row, none is lost."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class OutcomeRule:
     meaning: str
     """For people; docs/generation.md has the same words."""
     repair: str = ""
-    """What a model that may correct itself is told; empty: nothing to correct."""
+    """The reason sent to a model that may correct its answer; empty: nothing to correct."""
     asked_again: bool = False
-    """Whether another attempt of the stage asks again, should this one not get to its end."""
+    """Whether the next attempt of the stage asks again, should this one not finish."""
 
 
 OUTCOMES: dict[CandidateOutcome, OutcomeRule] = {
@@ -64,7 +64,7 @@ _LETTERED = re.compile(r"\(?([A-Z])[.:)]\s+(?=\S)", re.IGNORECASE)
 
 
 class GeneratedTriplet(BaseModel):
-    """The output schema of all paradigms. Limits are checked in `judge`: few servers know more than types."""
+    """The output schema of all paradigms. Limits are checked in `parse_answer`: few servers know more than types."""
 
     model_config = ConfigDict(
         extra="ignore",
@@ -86,12 +86,12 @@ class GeneratedTriplet(BaseModel):
 @cache
 def json_schema() -> dict[str, Any]:
     """The schema as JSON Schema, in the few words that every provider knows: types, names, descriptions."""
-    made = GeneratedTriplet.model_json_schema()
+    model_schema = GeneratedTriplet.model_json_schema()
     fields = {
         name: {key: value for key, value in field.items() if key in ("type", "items", "description")}
-        for name, field in made["properties"].items()
+        for name, field in model_schema["properties"].items()
     }
-    return {"type": "object", "properties": fields, "required": made["required"]}
+    return {"type": "object", "properties": fields, "required": model_schema["required"]}
 
 
 @cache
@@ -112,7 +112,7 @@ class GeneratedQuestion:
     rationale: str
 
 
-def judge(text: str) -> tuple[CandidateOutcome, GeneratedQuestion | None]:
+def parse_answer(text: str) -> tuple[CandidateOutcome, GeneratedQuestion | None]:
     """Reads a generator's answer.
 
     Args:
@@ -121,35 +121,35 @@ def judge(text: str) -> tuple[CandidateOutcome, GeneratedQuestion | None]:
     Returns:
         Its outcome, and for `ok` what it says.
     """
-    document = _object(text)
+    document = _json_object(text)
     if document is None:
         return CandidateOutcome.INVALID_JSON, None
     try:
-        found = GeneratedTriplet.model_validate(document)
+        triplet = GeneratedTriplet.model_validate(document)
     except ValidationError:
         return CandidateOutcome.SCHEMA, None
-    options = _without_letters([option.strip() for option in found.options])
+    options = _without_letters([option.strip() for option in triplet.options])
     if len(options) != OPTION_COUNT:
         return CandidateOutcome.WRONG_OPTION_COUNT, None
-    offered = [normalise(option) for option in options]
+    normalised = [normalise(option) for option in options]
     # our own tags inside a rationale would be read as the answer later
-    if not all(offered) or _MARKUP.search(" ".join([found.question, found.rationale, *options])):
+    if not all(normalised) or _MARKUP.search(" ".join([triplet.question, triplet.rationale, *options])):
         return CandidateOutcome.SCHEMA, None
-    if len(set(offered)) < len(offered):
+    if len(set(normalised)) < len(normalised):
         return CandidateOutcome.DUPLICATE_OPTIONS, None
-    letter = _LETTER.fullmatch(found.answer_letter.strip())
-    named = LETTERS.index(letter[1].upper()) if letter else len(options)
-    said = normalise(_without_letters([found.answer_text])[0])
-    if named >= len(options) or said not in offered:
+    letter = _LETTER.fullmatch(triplet.answer_letter.strip())
+    answer_index = LETTERS.index(letter[1].upper()) if letter else len(options)
+    answer_text = normalise(_without_letters([triplet.answer_text])[0])
+    if answer_index >= len(options) or answer_text not in normalised:
         return CandidateOutcome.ANSWER_NOT_IN_OPTIONS, None
-    if offered[named] != said:
+    if normalised[answer_index] != answer_text:
         return CandidateOutcome.ANSWER_CONTRADICTS, None
     return CandidateOutcome.OK, GeneratedQuestion(
-        found.question, found.question_type, tuple(options), named, found.rationale
+        triplet.question, triplet.question_type, tuple(options), answer_index, triplet.rationale
     )
 
 
-def _object(text: str) -> dict[str, Any] | None:
+def _json_object(text: str) -> dict[str, Any] | None:
     """The JSON object in a text: the whole of it, or what lies between the outermost braces."""
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or end < start:
@@ -163,10 +163,10 @@ def _object(text: str) -> dict[str, Any] | None:
 
 def _without_letters(options: list[str]) -> list[str]:
     """The options without "A. ", "B) " in front, where each has its own letter; a lone text may have any."""
-    found = [_LETTERED.match(option) for option in options]
-    ours = [
-        match is not None and (len(options) == 1 or match[1].upper() == LETTERS[at]) for at, match in enumerate(found)
+    matches = [_LETTERED.match(option) for option in options]
+    lettered = [
+        match is not None and (len(options) == 1 or match[1].upper() == LETTERS[at]) for at, match in enumerate(matches)
     ]
-    if not all(ours):
+    if not all(lettered):
         return options
-    return [option[match.end() :] for option, match in zip(options, found, strict=True) if match]
+    return [option[match.end() :] for option, match in zip(options, matches, strict=True) if match]

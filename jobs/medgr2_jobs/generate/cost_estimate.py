@@ -1,4 +1,4 @@
-"""What the rest will take, seen from the questions asked so far."""
+"""What all questions of a shard will take, extrapolated from those answered so far."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from ..store.rows import Candidate, CandidateOutcome
 
-#: Questions that a forecast is made from.
-ENOUGH = 100
+#: Questions that an estimate is made from, at least.
+MIN_QUESTIONS = 100
 _Z = 1.96
 
 
 @dataclass(frozen=True)
-class Forecast:
+class CostEstimate:
     """Of all questions, from a part of them."""
 
     rows: int
@@ -38,21 +38,21 @@ class Forecast:
         money = "" if self.usd is None else f", {self.usd:.4g} ± {self.usd_error:.2g} USD"
         time = "" if self.seconds is None else f", {self.seconds:,.0f} s to the end"
         return (
-            f"forecast from {self.rows} of {self.total} questions: {self.input_tokens:,.0f} tokens in, "
+            f"cost estimate from {self.rows} of {self.total} questions: {self.input_tokens:,.0f} tokens in, "
             f"{self.output_tokens:,.0f} out{money}{time}; {self.ok:.0%} are usable"
         )
 
     def figures(self) -> dict[str, float]:
         """For progress."""
-        found = {"forecastTokens": self.input_tokens + self.output_tokens}
+        figures = {"forecastTokens": self.input_tokens + self.output_tokens}
         if self.usd is not None:
-            found["forecastUSD"] = self.usd
+            figures["forecastUSD"] = self.usd
         if self.seconds is not None:
-            found["forecastSeconds"] = self.seconds
-        return found
+            figures["forecastSeconds"] = self.seconds
+        return figures
 
 
-def forecast(rows: Iterable[Candidate], total: int, rows_per_second: float | None = None) -> Forecast | None:
+def estimate(rows: Iterable[Candidate], total: int, rows_per_second: float | None = None) -> CostEstimate | None:
     """What `total` questions take when they go on like these.
 
     Args:
@@ -63,24 +63,26 @@ def forecast(rows: Iterable[Candidate], total: int, rows_per_second: float | Non
     Returns:
         None when there are no rows.
     """
-    known = list(rows)
-    count = len(known)
+    answered = list(rows)
+    count = len(answered)
     if not count:
         return None
-    spent = [row.usd for row in known if row.usd is not None]
+    spent = [row.usd for row in answered if row.usd is not None]
     mean = sum(spent) / count
     deviation = math.sqrt(sum((usd - mean) ** 2 for usd in spent) / max(1, count - 1))
-    left = max(0, total - count)
-    return Forecast(
+    remaining = max(0, total - count)
+    return CostEstimate(
         rows=count,
         total=total,
-        ok=sum(row.outcome is CandidateOutcome.OK for row in known) / count,
-        input_tokens=_mean([row.input_tokens for row in known]) * total,
-        output_tokens=(_mean([row.output_tokens for row in known]) + _mean([row.thinking_tokens for row in known]))
+        ok=sum(row.outcome is CandidateOutcome.OK for row in answered) / count,
+        input_tokens=_mean([row.input_tokens for row in answered]) * total,
+        output_tokens=(
+            _mean([row.output_tokens for row in answered]) + _mean([row.thinking_tokens for row in answered])
+        )
         * total,
-        usd=sum(spent) + mean * left if spent else None,
-        usd_error=_Z * deviation * math.sqrt(left + left**2 / count),
-        seconds=left / rows_per_second if rows_per_second else None,
+        usd=sum(spent) + mean * remaining if spent else None,
+        usd_error=_Z * deviation * math.sqrt(remaining + remaining**2 / count),
+        seconds=remaining / rows_per_second if rows_per_second else None,
     )
 
 

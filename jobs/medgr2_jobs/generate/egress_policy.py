@@ -12,10 +12,10 @@ from ..store.images import ImageStore
 from .sampling_plan import ImageUse
 
 #: Images kept in memory: questions about the same one follow each other.
-_KEPT = 32
+_CACHED_IMAGES = 32
 
 
-class Gate:
+class EgressPolicy:
     """Lets an image through when its provider is inside the house, or every source of the image allows it to leave."""
 
     def __init__(self, provider: Provider, images: Iterable[ImageUse], store: ImageStore) -> None:
@@ -25,14 +25,14 @@ class Gate:
             images: of prepare's table.
             store: where the bytes lie.
         """
-        self._read = lru_cache(maxsize=_KEPT)(store.read)
+        self._read = lru_cache(maxsize=_CACHED_IMAGES)(store.read)
         self.external = provider.leaves_house
         allowed: dict[str, bool] = {}
         for row in images:  # the same picture may come from two sources: one that says no is enough
             allowed[row.image_sha256] = allowed.get(row.image_sha256, True) and row.allow_external is True
-        self._allowed = frozenset(sha256 for sha256, given in allowed.items() if given)
+        self._allowed = frozenset(sha256 for sha256, permitted in allowed.items() if permitted)
 
-    def admits(self, sha256: str) -> bool:
+    def allows(self, sha256: str) -> bool:
         """Whether the provider may see this image."""
         return not self.external or sha256 in self._allowed
 
@@ -43,7 +43,7 @@ class Gate:
             ConfigError: the image may not leave.
             CorruptArtifact: it is missing or damaged.
         """
-        if not self.admits(sha256):
+        if not self.allows(sha256):
             raise ConfigError(
                 f"image {sha256[:12]} may not leave the house, and the provider is outside of it; it was not sent. "
                 "Set allowExternal: true for its source in data.sources, or use a provider inside"
@@ -51,17 +51,17 @@ class Gate:
         return self._read(sha256)
 
 
-def admitted(gate: Gate, images: Mapping[str, str]) -> dict[str, str]:
+def allowed_images(egress: EgressPolicy, images: Mapping[str, str]) -> dict[str, str]:
     """The images (sha256 → modality) that the provider may see.
 
     Raises:
         ConfigError: there are images, and it may see none.
     """
-    found = {sha256: modality for sha256, modality in images.items() if gate.admits(sha256)}
-    if images and not found:
+    allowed = {sha256: modality for sha256, modality in images.items() if egress.allows(sha256)}
+    if images and not allowed:
         raise ConfigError(
             f"none of the {len(images)} training images may leave the house, and the generator is outside of it: set "
             "allowExternal: true for a source in data.sources, or use a provider inside (generator.vllm, or "
             "generator.openAI with external: false)"
         )
-    return found
+    return allowed

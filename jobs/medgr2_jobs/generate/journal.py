@@ -1,7 +1,7 @@
 """Finished rows of an unfinished run: what was paid for is on the disk before it counts.
 
 The journal belongs to the artifact, not to a cycle: two cycles that ask the same go on from the same rows, one after
-the other (`append_only_log.Lines` keeps the second out while the first is at work).
+the other (`AppendOnlyLog` keeps the second out while the first is at work).
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Any
 
 from ..errors import CorruptArtifact
 from ..store.rows import Candidate, CandidateOutcome
-from .append_only_log import Lines
+from .append_only_log import AppendOnlyLog
 
 NAME = "journal.jsonl"
 
 
 class Journal:
-    """Rows by task. Raises what `Lines` raises."""
+    """Rows by task. Raises what `AppendOnlyLog` raises."""
 
     def __init__(self, folder: Path, holder: str) -> None:
-        self._lines = Lines(folder / NAME, holder)
-        rows = [_candidate(document, folder / NAME) for document in self._lines.found]
+        self._log = AppendOnlyLog(folder / NAME, holder)
+        rows = [_candidate(document, folder / NAME) for document in self._log.entries]
         self._rows = {_key(row): row for row in rows}
-        self._lines.found = []
+        self._log.entries = []
 
     def find(self, triplet_id: str, image_sha256: str) -> Candidate | None:
         """The row of a task, if an earlier attempt finished it."""
@@ -32,13 +32,13 @@ class Journal:
 
     async def add(self, row: Candidate) -> None:
         """Adds a row; it is on the disk when this returns."""
-        self._lines.append(asdict(row))
+        self._log.append(asdict(row))
         self._rows[_key(row)] = row
-        await self._lines.synced()
+        await self._log.synced()
 
     async def close(self) -> None:
         """Lets go of the file."""
-        await self._lines.close()
+        await self._log.close()
 
 
 def _key(row: Candidate) -> tuple[str, str]:

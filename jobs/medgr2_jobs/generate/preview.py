@@ -13,7 +13,7 @@ from ..errors import StageError
 from ..store.images import ImageStore
 from . import prompt_templates
 
-_KINDS = [name for name, kind in GENERATORS.items() if kind.asked]
+_PROVIDERS = [name for name, kind in GENERATORS.items() if kind.asked]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,23 +22,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--paradigm", choices=[str(paradigm) for paradigm in Paradigm], default="MetaCognitive")
     parser.add_argument("--modality", default="")
     parser.add_argument("--question-type", default="Diagnosis")
-    parser.add_argument("--provider", choices=_KINDS, default=OpenAI.kind)
+    parser.add_argument("--provider", choices=_PROVIDERS, default=OpenAI.kind)
     parser.add_argument("--image", type=Path)
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     print(
         prompt_templates.preview(
-            Paradigm(asked.paradigm), asked.modality, asked.question_type, GENERATORS[asked.provider]
+            Paradigm(options.paradigm), options.modality, options.question_type, GENERATORS[options.provider]
         ),
         end="",
     )
-    if asked.image is None:
+    if options.image is None:
         return ExitCode.OK
     try:
-        image = ImageStore(Path()).open(asked.image, str(asked.image))
+        image = ImageStore(Path()).open(options.image, str(options.image))
     except StageError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    print(f"# the image: {asked.image}, {image.width} x {image.height} pixels, sent as PNG without any metadata")
+    print(f"# the image: {options.image}, {image.width} x {image.height} pixels, sent as PNG without any metadata")
     return ExitCode.OK
 
 

@@ -13,7 +13,7 @@ _MILLION = 1e6
 
 
 @dataclass(frozen=True)
-class Usage:
+class TokenUsage:
     """Tokens of one request, as the provider counted them."""
 
     input_tokens: int
@@ -24,21 +24,21 @@ class Usage:
     """Thinking; it is charged as output."""
 
 
-def most_tokens(text_bytes: int, prices: Prices | None) -> int:
+def max_input_tokens(text_bytes: int, prices: Prices | None) -> int:
     """Input tokens of a request at most: a token has at least one byte of text.
 
     Args:
         text_bytes: of all that is sent beside the image, the schema included.
         prices: knows how many tokens an image can be.
     """
-    return text_bytes + _TEMPLATE_TOKENS + (prices or _UNKNOWN).max_image_tokens
+    return text_bytes + _TEMPLATE_TOKENS + (prices or _NO_PRICES).max_image_tokens
 
 
-def cost(prices: Prices, usage: Usage) -> float:
+def cost(prices: Prices, usage: TokenUsage) -> float:
     """US dollars for these tokens, rounded up to a billionth."""
     output = usage.output_tokens + usage.thinking_tokens
     dollars = (usage.input_tokens * prices.input_usd + output * prices.output_usd) / _MILLION
     return math.ceil(round(dollars * 1e9, 3)) / 1e9
 
 
-_UNKNOWN = Prices(input_usd=0, output_usd=0)
+_NO_PRICES = Prices(input_usd=0, output_usd=0)

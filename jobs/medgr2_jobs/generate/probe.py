@@ -13,13 +13,13 @@ from medgr2_api.stages.generate import GenerateParameters
 from ..errors import DataError
 from ..store.rows import Candidate
 from . import sampling_plan
-from .egress_policy import admitted
-from .provider_session import Account, errand
-from .request_scheduler import Asking
+from .egress_policy import allowed_images
+from .provider_session import BillingAccount, open_session
+from .request_scheduler import RequestScheduler
 from .sampling_plan import ImageUse
 
 #: The ledger of samples, beside those of artifacts: a stage counts it as spent, and the other way round.
-ACCOUNT = "sample"
+LEDGER_NAME = "sample"
 
 
 def sample(
@@ -45,26 +45,26 @@ def sample(
 
     Raises:
         BudgetSpent: the budget is too small for them.
-        ConfigError: settings, secret, key or model are wrong, or no image may leave the house.
+        ConfigError: settings, secret, key or model are wrong, or no image may be sent to the provider.
         DataError: there is no training image.
         TemporaryError: the server cannot be reached, or most questions got no answer.
     """
-    known = sampling_plan.training_images(images)
-    if not known:
+    training_images = sampling_plan.training_images(images)
+    if not training_images:
         raise DataError("the training split has no image to ask about; see the quarantine table of stage prepare")
-    account = Account(cycle, ACCOUNT, budget_usd)
+    account = BillingAccount(cycle, LEDGER_NAME, budget_usd)
 
     async def ask() -> list[Candidate]:
-        async with errand(root, account, parameters, images) as ready:
+        async with open_session(root, account, parameters, images) as session:
             tasks = sampling_plan.tasks(
-                admitted(ready.gate, known),
-                ACCOUNT,
+                allowed_images(session.egress, training_images),
+                LEDGER_NAME,
                 iteration=parameters.iteration,
                 candidates=count,
                 per_image=1,
-                kinds=parameters.question_types,
+                question_types=parameters.question_types,
                 shard=Shard(),
             )
-            return await Asking(ready, tasks, threading.Event(), lambda done, figures: None).run()
+            return await RequestScheduler(session, tasks, threading.Event(), lambda done, figures: None).run()
 
     return asyncio.run(ask())

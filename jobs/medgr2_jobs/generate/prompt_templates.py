@@ -28,7 +28,7 @@ _PRIORS = "priors.yaml"
 
 
 @dataclass(frozen=True)
-class Priors:
+class PromptPriors:
     """What is known of modalities and of question types, by normalised name."""
 
     modalities: dict[str, str]
@@ -41,8 +41,8 @@ class Priors:
         it as whole words is meant.
         """
         words = f" {' '.join(normalise(name).replace('(', ' ').replace(')', ' ').split())} "
-        found = [known for known in self.modalities if f" {known} " in words]
-        return self.modalities[max(found, key=len)] if found else ""
+        names = [prior_name for prior_name in self.modalities if f" {prior_name} " in words]
+        return self.modalities[max(names, key=len)] if names else ""
 
     def question_type(self, name: str) -> str:
         """What such a question asks for; empty for a type that is not known."""
@@ -50,11 +50,11 @@ class Priors:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PromptTemplate:
     """The template of a paradigm."""
 
     template: Template
-    priors: Priors
+    priors: PromptPriors
     sha256: str
     """Over the template and all that goes into it: which text exactly was used, whatever its version says."""
 
@@ -71,7 +71,7 @@ class Prompt:
 
 
 @cache
-def load(paradigm: Paradigm) -> Prompt:
+def load(paradigm: Paradigm) -> PromptTemplate:
     """The template of a paradigm."""
     folder = resources.files(__package__) / "prompts"
     sources = {name: (folder / name).read_text(encoding="utf-8") for name in (_FILES[paradigm], _SHARED, _PRIORS)}
@@ -84,7 +84,7 @@ def load(paradigm: Paradigm) -> Prompt:
     )
     included = [*sources.values(), json.dumps(_fields())]
     digest = hashlib.sha256("\0".join(included).encode()).hexdigest()
-    return Prompt(environment.get_template(_FILES[paradigm]), _priors(sources[_PRIORS]), digest)
+    return PromptTemplate(environment.get_template(_FILES[paradigm]), _priors(sources[_PRIORS]), digest)
 
 
 def preview(paradigm: Paradigm, modality: str, question_type: str, kind: type[GeneratorKind]) -> str:
@@ -97,31 +97,31 @@ def preview(paradigm: Paradigm, modality: str, question_type: str, kind: type[Ge
         kind: of generator: each takes the schema in its own words.
     """
     prompt = load(paradigm)
-    form = _FORMS[kind.dialect]()
-    named = ", with its sha256 as uuid" if kind.names_images else ""
+    schema = _SCHEMAS[kind.dialect]()
+    image_name = ", with its sha256 as uuid" if kind.names_images else ""
     return (
         f"# paradigm {paradigm}, template sha256 {prompt.sha256}\n"
-        f"# user turn: the image (PNG{named}), then this text\n\n"
+        f"# user turn: the image (PNG{image_name}), then this text\n\n"
         f"{prompt.render(modality=modality, question_type=question_type)}\n\n"
-        f"# beside it, where the server knows it\n\n{json.dumps(form, indent=2)}\n"
+        f"# beside it, where the server knows it\n\n{json.dumps(schema, indent=2)}\n"
     )
 
 
-_FORMS: dict[SchemaDialect, Callable[[], dict[str, Any]]] = {
+_SCHEMAS: dict[SchemaDialect, Callable[[], dict[str, Any]]] = {
     SchemaDialect.RESPONSE_FORMAT: lambda: {"response_format": candidate_schema.response_format()},
     SchemaDialect.RESPONSE_SCHEMA: lambda: {"responseSchema": candidate_schema.json_schema()},
     SchemaDialect.JSON_SCHEMA: candidate_schema.json_schema,
 }
 
 
-def _priors(text: str) -> Priors:
+def _priors(text: str) -> PromptPriors:
     document = yaml.safe_load(text)
     modalities = {
-        normalise(name): known["shows"]
-        for main, known in document["modalities"].items()
-        for name in (main, *known["also"])
+        normalise(name): prior["shows"]
+        for main, prior in document["modalities"].items()
+        for name in (main, *prior["also"])
     }
-    return Priors(modalities, {normalise(name): asks for name, asks in document["questionTypes"].items()})
+    return PromptPriors(modalities, {normalise(name): asks for name, asks in document["questionTypes"].items()})
 
 
 @cache

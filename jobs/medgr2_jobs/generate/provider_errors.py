@@ -1,4 +1,4 @@
-"""What a provider's failure means: try again, give up this row, or stop the stage. One table for all providers."""
+"""What a provider's failure means: retry, skip the row, or stop the stage. One table for all providers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from enum import StrEnum
 from ..store.rows import CandidateOutcome
 
 
-class Action(StrEnum):
-    """What follows a failure."""
+class FailureAction(StrEnum):
+    """What a failure leads to."""
 
     RETRY = "retry"
     SKIP = "skip row"
@@ -22,37 +22,37 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class Failure:
-    """A request that got no answer."""
+    """Why a request got no answer, and what follows."""
 
-    action: Action
+    action: FailureAction
     error: str
     """What happened, without secrets."""
     billed: bool = False
     """Whether the provider may charge for it: it is then counted at its worst case."""
-    pushback: bool = False
-    """Whether fewer requests at a time may help."""
-    trouble: bool = False
-    """Whether the provider is in trouble, rather than dislikes the question: many in a row are an outage."""
+    throttled: bool = False
+    """Whether fewer concurrent requests may help."""
+    server_fault: bool = False
+    """Whether the server failed, rather than refused the question: many in a row are an outage."""
     retry_after: float | None = None
-    """Seconds that the provider asks to be left alone."""
+    """Seconds from the header Retry-After, or its like."""
     outcome: CandidateOutcome = CandidateOutcome.HTTP_ERROR
     """Of the row, should it end with this failure."""
-    at_once: bool = False
-    """Retry without waiting, and without counting it: the request was corrected."""
+    retry_immediately: bool = False
+    """Retry without back-off, and without counting it: the request was corrected."""
 
 
-_BUSY = Failure(Action.RETRY, "", pushback=True, trouble=True)
+_BUSY = Failure(FailureAction.RETRY, "", throttled=True, server_fault=True)
 #: A gateway that answers in the place of a server that may have done the work.
 _GATEWAY = replace(_BUSY, billed=True)
-_BAD = Failure(Action.SKIP, "", outcome=CandidateOutcome.REJECTED)
+_BAD_REQUEST = Failure(FailureAction.SKIP, "", outcome=CandidateOutcome.REJECTED)
 
 
 def _stop(error: str) -> Failure:
-    return Failure(Action.STOP, error)
+    return Failure(FailureAction.STOP, error)
 
 
 STATUSES: dict[int, Failure] = {
-    400: _BAD,
+    400: _BAD_REQUEST,
     401: _stop("the server refuses the API key"),
     402: _stop("the account has no credit"),
     403: _stop("the API key may not use this model"),
@@ -60,8 +60,8 @@ STATUSES: dict[int, Failure] = {
     405: _stop("this address takes no questions (a base URL usually ends in /v1)"),
     408: _GATEWAY,
     409: _BUSY,
-    413: _BAD,
-    422: _BAD,
+    413: _BAD_REQUEST,
+    422: _BAD_REQUEST,
     425: _BUSY,
     429: _BUSY,
     502: _GATEWAY,
@@ -70,11 +70,11 @@ STATUSES: dict[int, Failure] = {
 }
 
 #: The connection was lost, or nothing came in time, after the question had left.
-LOST = Failure(Action.RETRY, "", billed=True, pushback=True, trouble=True)
+LOST = Failure(FailureAction.RETRY, "", billed=True, throttled=True, server_fault=True)
 #: No connection: nothing was sent.
-UNREACHABLE = Failure(Action.RETRY, "", pushback=True, trouble=True)
+UNREACHABLE = Failure(FailureAction.RETRY, "", throttled=True, server_fault=True)
 #: An answer that nobody can read has been paid for all the same.
-UNREADABLE = Failure(Action.SKIP, "", billed=True, trouble=True, outcome=CandidateOutcome.UNREADABLE)
+UNREADABLE = Failure(FailureAction.SKIP, "", billed=True, server_fault=True, outcome=CandidateOutcome.UNREADABLE)
 
 
 def of_status(status: int, text: str, headers: Mapping[str, str]) -> Failure:
@@ -85,15 +85,15 @@ def of_status(status: int, text: str, headers: Mapping[str, str]) -> Failure:
         text: what the server said, without secrets.
         headers: of the response; names in any case.
     """
-    found = STATUSES.get(status)
-    if found is None and status >= 500:
-        found = _BUSY
-    elif found is None and status >= 400:
-        found = _BAD
-    elif found is None:  # followed, a redirect could take an image to another house
-        found = _stop("the server sends us elsewhere; give the address that it names, if it is the right one")
-    error = f"HTTP {status}: {found.error or text}"
-    return replace(found, error=error, retry_after=retry_after(headers))
+    failure = STATUSES.get(status)
+    if failure is None and status >= 500:
+        failure = _BUSY
+    elif failure is None and status >= 400:
+        failure = _BAD_REQUEST
+    elif failure is None:  # a redirect that is followed could take an image to another operator's server
+        failure = _stop("the server sends us elsewhere; give the address that it names, if it is the right one")
+    error = f"HTTP {status}: {failure.error or text}"
+    return replace(failure, error=error, retry_after=retry_after(headers))
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -101,14 +101,14 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
     `retry-after-ms`, which some OpenAI-compatible servers send, is finer and comes first.
     """
-    named = {name.lower(): value for name, value in headers.items()}
+    values = {name.lower(): value for name, value in headers.items()}
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
-            return max(0.0, float(named.get(name, "")) * unit)
+            return max(0.0, float(values.get(name, "")) * unit)
         except ValueError:
             continue
     try:
-        date = email.utils.parsedate_to_datetime(named.get("retry-after", ""))
+        date = email.utils.parsedate_to_datetime(values.get("retry-after", ""))
     except (TypeError, ValueError):
         return None
     if date.tzinfo is None:

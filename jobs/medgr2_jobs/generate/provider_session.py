@@ -1,4 +1,4 @@
-"""What is asked of whom, on whose account: all that asking needs, put together for the stage and for a sample."""
+"""A session with a provider: client, egress policy, spend ledger and journal, for the stage and for a probe."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ..errors import ConfigError
 from ..runner import mounted_secrets
 from ..store.images import ImageStore
 from . import providers, spend_ledger
-from .egress_policy import Gate
+from .egress_policy import EgressPolicy
 from .journal import Journal
-from .providers.base import Access, Client
+from .providers.base import ProviderAccess, ProviderClient
 from .sampling_plan import ImageUse
-from .spend_ledger import Ledger
+from .spend_ledger import SpendLedger
 
 
 @dataclass
-class Errand:
-    """What is asked of whom, and what it may cost."""
+class ProviderSession:
+    """What `RequestScheduler` needs: the provider's client, what may be sent to it, and what it may cost."""
 
     parameters: GenerateParameters
     provider: Provider
-    gate: Gate
-    client: Client
-    ledger: Ledger | None = None
+    egress: EgressPolicy
+    client: ProviderClient
+    ledger: SpendLedger | None = None
     """None: nothing has a price."""
     journal: Journal | None = None
     """None: nothing is kept."""
@@ -42,7 +42,7 @@ class Errand:
 
 
 @dataclass(frozen=True)
-class Account:
+class BillingAccount:
     """Who pays."""
 
     cycle: CycleRef
@@ -54,15 +54,15 @@ class Account:
 
 
 @asynccontextmanager
-async def errand(
+async def open_session(
     root: Path,
-    account: Account,
+    account: BillingAccount,
     parameters: GenerateParameters,
     images: Iterable[ImageUse],
     journal: Journal | None = None,
     grace_seconds: float = 0.0,
-) -> AsyncIterator[Errand]:
-    """Connects to the provider and opens the account; both are closed after the block.
+) -> AsyncIterator[ProviderSession]:
+    """Connects to the provider and opens the ledger; both are closed after the block.
 
     Args:
         root: the workspace.
@@ -70,31 +70,31 @@ async def errand(
         parameters: whom to ask, and how.
         images: rows of prepare's table `images`.
         journal: where rows are kept.
-        grace_seconds: see `Errand`.
+        grace_seconds: see `ProviderSession`.
 
     Raises:
         ConfigError: the settings or the secret do not suffice.
         TemporaryError: another process pays from the same ledger.
     """
-    provider = server(parameters.provider)
+    provider = resolve_address(parameters.provider)
     reference = provider.api_key_secret_ref
     key = mounted_secrets.read(reference.name, reference.key) if reference else None
     if provider.about.needs_key and key is None:  # or a library would take one from our own environment
         raise ConfigError(f"generator.{provider.kind}.apiKeySecretRef: must be given")
-    client = providers.connect(Access(provider, key, parameters.sampling))
-    paid: Ledger | None = None
+    client = providers.connect(ProviderAccess(provider, key, parameters.sampling))
+    ledger: SpendLedger | None = None
     try:
-        paid = _ledger(root, account, provider)
-        gate = Gate(provider, images, ImageStore(root))
-        yield Errand(parameters, provider, gate, client, paid, journal, account.shard.count, grace_seconds)
+        ledger = _open_ledger(root, account, provider)
+        egress = EgressPolicy(provider, images, ImageStore(root))
+        yield ProviderSession(parameters, provider, egress, client, ledger, journal, account.shard.count, grace_seconds)
     finally:
-        if paid is not None:
-            await paid.close()
+        if ledger is not None:
+            await ledger.close()
         await client.close()
 
 
-def server(provider: Provider) -> Provider:
-    """The provider with the address that it answers at: of a server beside the stage, the operator tells.
+def resolve_address(provider: Provider) -> Provider:
+    """The provider with its address; that of a server beside the stage comes from the operator, by environment.
 
     Raises:
         ConfigError: address or model are missing.
@@ -111,12 +111,12 @@ def server(provider: Provider) -> Provider:
     return provider
 
 
-def holder(cycle: CycleRef, attempt: int) -> str:
-    """Who is at work, for whoever comes second."""
+def holder_identity(cycle: CycleRef, attempt: int) -> str:
+    """Who holds the journal's lock, for the message to whoever finds it locked."""
     return f"attempt {attempt} of cycle {cycle.name} (process {os.getpid()} on {socket.gethostname()})"
 
 
-def _ledger(root: Path, account: Account, provider: Provider) -> Ledger | None:
+def _open_ledger(root: Path, account: BillingAccount, provider: Provider) -> SpendLedger | None:
     if provider.prices is None:
         if account.budget_usd is not None and provider.about.charges:
             raise ConfigError(
@@ -129,4 +129,4 @@ def _ledger(root: Path, account: Account, provider: Provider) -> Ledger | None:
     limit = None
     if account.budget_usd is not None:
         limit = spend_ledger.allowance(account.budget_usd, folder, account.name, shard.count)
-    return Ledger(path, f"cycle {account.cycle.name} (process {os.getpid()})", limit)
+    return SpendLedger(path, f"cycle {account.cycle.name} (process {os.getpid()})", limit)

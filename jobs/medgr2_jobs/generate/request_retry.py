@@ -1,4 +1,4 @@
-"""One question until it has an outcome: requests in their turn, paid for in advance, retried, repaired once."""
+"""One question until it has an outcome: requests rate-limited, reserved in the ledger, retried, repaired once."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from ..errors import ConfigError, StageError
 from ..store.rows import CandidateOutcome
 from . import candidate_schema, pricing
 from .candidate_schema import GeneratedQuestion
-from .provider_errors import Action, Failure
-from .providers.base import Client, Question, Repair, Reply
-from .rate_control import Pace, Stopped
-from .spend_ledger import Ledger
+from .provider_errors import Failure, FailureAction
+from .providers.base import ImageQuestion, ProviderClient, Repair, Reply
+from .rate_control import RateController, StopRequested
+from .spend_ledger import SpendLedger
 
 #: Requests about one question, as long as none is answered.
-ATTEMPTS = 6
+MAX_REQUESTS = 6
 
 
 @dataclass
-class Answered:
+class QuestionResult:
     """How a question ended, and what it took."""
 
     outcome: CandidateOutcome = CandidateOutcome.HTTP_ERROR
-    made: GeneratedQuestion | None = None
+    generated: GeneratedQuestion | None = None
     """For `ok`: what it says."""
     error: str = ""
-    trouble: bool = False
-    """Whether the provider is in trouble, as far as this question tells."""
+    server_fault: bool = False
+    """Whether the server failed, as far as this question tells."""
     attempts: int = 0
     """Requests sent."""
     input_tokens: int | None = None
@@ -37,83 +37,84 @@ class Answered:
     usd: float | None = None
     """Of all requests together; None: there are no prices."""
 
-    def count(self, usage: pricing.Usage) -> None:
+    def add_usage(self, usage: pricing.TokenUsage) -> None:
         """Adds the tokens of a request."""
         self.input_tokens = (self.input_tokens or 0) + usage.input_tokens
         self.output_tokens = (self.output_tokens or 0) + usage.output_tokens
         self.thinking_tokens = (self.thinking_tokens or 0) + usage.thinking_tokens
 
 
-class Exchange:
-    """Puts questions to a provider."""
+class RetryingClient:
+    """Asks a provider, with back-off, retries and one repair."""
 
     def __init__(
         self,
-        client: Client,
-        pace: Pace,
-        ledger: Ledger | None,
+        client: ProviderClient,
+        rate: RateController,
+        ledger: SpendLedger | None,
         prices: Prices | None,
         max_tokens: int,
     ) -> None:
         """
         Args:
             client: the provider's.
-            pace: when a request may be sent.
+            rate: when a request may be sent.
             ledger: the account; None: nothing has a price.
             prices: of the provider; needed with a ledger.
             max_tokens: longest answer.
         """
         self._client = client
-        self._pace = pace
+        self._rate = rate
         self._ledger = ledger
         self._prices = prices
         self._max_tokens = max_tokens
-        self._ended: StageError | None = None
+        self._pending_error: StageError | None = None
 
-    async def answer(self, question: Question) -> Answered:
+    async def answer(self, question: ImageQuestion) -> QuestionResult:
         """Asks until there is an outcome.
 
         Raises:
-            Stopped: asked to stop before there was one.
+            StopRequested: asked to stop before there was one.
             BudgetSpent: the next request might pass the budget.
             ConfigError: the provider refuses the key or the model.
-            TemporaryError: the provider wants to be left alone for long.
+            TemporaryError: Retry-After is longer than a stage waits.
         """
-        if self._ended is not None:
-            raise self._ended
-        done = Answered(usd=None if self._ledger is None else 0.0)
-        reply = await self._ask(question, done)
-        self._judge(reply, done)
-        reason = candidate_schema.OUTCOMES[done.outcome].repair
+        if self._pending_error is not None:
+            raise self._pending_error
+        result = QuestionResult(usd=None if self._ledger is None else 0.0)
+        reply = await self._ask(question, result)
+        self._record(reply, result)
+        reason = candidate_schema.OUTCOMES[result.outcome].repair
         if reply.failure is None and reason and self._client.repairs:
-            await self._repair(replace(question, repair=Repair(reply.text, reason)), done)
-        return done
+            await self._repair(replace(question, repair=Repair(reply.text, reason)), result)
+        return result
 
-    async def _repair(self, question: Question, done: Answered) -> None:
+    async def _repair(self, question: ImageQuestion, result: QuestionResult) -> None:
         """Sends an answer back once. What stands in the way of it leaves the first outcome, which is paid for."""
         try:
-            reply = await self._ask(question, done)
-        except Stopped:
+            reply = await self._ask(question, result)
+        except StopRequested:
             return
         except StageError as error:  # the end of the stage, but not of this row
-            self._ended = error
+            self._pending_error = error
             return
         if reply.failure is None:
-            self._judge(reply, done)
+            self._record(reply, result)
         else:
-            done.error = f"not corrected: {reply.failure.error}"
+            result.error = f"not corrected: {reply.failure.error}"
 
-    def _judge(self, reply: Reply, done: Answered) -> None:
+    def _record(self, reply: Reply, result: QuestionResult) -> None:
         if reply.failure is not None:
-            done.outcome, done.error, done.trouble = reply.failure.outcome, reply.failure.error, reply.failure.trouble
+            failure = reply.failure
+            result.outcome, result.error, result.server_fault = failure.outcome, failure.error, failure.server_fault
             return
-        outcome, made = (
-            candidate_schema.judge(reply.text) if reply.outcome == CandidateOutcome.OK else (reply.outcome, None)
+        outcome, generated = (
+            candidate_schema.parse_answer(reply.text) if reply.outcome == CandidateOutcome.OK else (reply.outcome, None)
         )
-        done.outcome, done.made = outcome, made
-        done.error = "" if made is not None else reply.error or candidate_schema.OUTCOMES[outcome].meaning
+        result.outcome, result.generated = outcome, generated
+        result.error = "" if generated is not None else reply.error or candidate_schema.OUTCOMES[outcome].meaning
 
-    async def _ask(self, question: Question, done: Answered) -> Reply:
+    async def _ask(self, question: ImageQuestion, result: QuestionResult) -> Reply:
         """The reply to a question; one with a failure when it is given up.
 
         (Not tenacity: a reply says by itself whether it is worth another request, each is reserved and settled, and all
@@ -121,45 +122,45 @@ class Exchange:
         """
         retries = 0
         while True:
-            reply = await self._request(question, done)
+            reply = await self._request(question, result)
             failure = reply.failure
-            if failure is None or failure.action is Action.SKIP:
+            if failure is None or failure.action is FailureAction.SKIP:
                 return reply
-            if failure.action is Action.STOP:
+            if failure.action is FailureAction.STOP:
                 raise ConfigError(failure.error)
-            if failure.at_once:
+            if failure.retry_immediately:
                 continue
             retries += 1
-            if retries >= ATTEMPTS:
+            if retries >= MAX_REQUESTS:
                 return reply
-            await self._pace.back_off(retries)
+            await self._rate.back_off(retries)
 
-    async def _request(self, question: Question, done: Answered) -> Reply:
-        """One HTTP request: in its turn, reserved before, settled after."""
-        most = pricing.Usage(pricing.most_tokens(question.text_bytes, self._prices), self._max_tokens)
-        async with self._pace.turn() as turn:
-            number = await self._reserve(most)
-            done.attempts += 1
+    async def _request(self, question: ImageQuestion, result: QuestionResult) -> Reply:
+        """One HTTP request in a slot of the rate controller: reserved before, settled after."""
+        worst_case = pricing.TokenUsage(pricing.max_input_tokens(question.text_bytes, self._prices), self._max_tokens)
+        async with self._rate.slot() as slot:
+            reservation = await self._reserve(worst_case)
+            result.attempts += 1
             reply = await self._client.ask(question)
-            if number is not None:
-                done.usd = (done.usd or 0.0) + self._settle(number, reply)
-            turn.answered, turn.pushback = reply.failure is None, bool(reply.failure and reply.failure.pushback)
+            if reservation is not None:
+                result.usd = (result.usd or 0.0) + self._settle(reservation, reply)
+            slot.answered, slot.throttled = reply.failure is None, bool(reply.failure and reply.failure.throttled)
             if reply.usage is not None:
-                done.count(reply.usage)
-                turn.tokens = reply.usage.input_tokens + reply.usage.output_tokens + reply.usage.thinking_tokens
+                result.add_usage(reply.usage)
+                slot.tokens = reply.usage.input_tokens + reply.usage.output_tokens + reply.usage.thinking_tokens
         if reply.failure is not None and reply.failure.retry_after is not None:
-            self._pace.pause(reply.failure.retry_after)
+            self._rate.pause(reply.failure.retry_after)
         return reply
 
-    async def _reserve(self, most: pricing.Usage) -> int | None:
+    async def _reserve(self, worst_case: pricing.TokenUsage) -> int | None:
         if self._ledger is None or self._prices is None:
             return None
-        return await self._ledger.reserve(pricing.cost(self._prices, most))
+        return await self._ledger.reserve(pricing.cost(self._prices, worst_case))
 
-    def _settle(self, number: int, reply: Reply) -> float:
+    def _settle(self, reservation: int, reply: Reply) -> float:
         assert self._ledger is not None
         assert self._prices is not None
         failure: Failure | None = reply.failure
         if failure is not None:
-            return self._ledger.settle(number, None if failure.billed else 0.0)
-        return self._ledger.settle(number, pricing.cost(self._prices, reply.usage) if reply.usage else None)
+            return self._ledger.settle(reservation, None if failure.billed else 0.0)
+        return self._ledger.settle(reservation, pricing.cost(self._prices, reply.usage) if reply.usage else None)

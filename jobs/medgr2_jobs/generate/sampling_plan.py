@@ -59,7 +59,7 @@ def tasks(
     iteration: int,
     candidates: int,
     per_image: int,
-    kinds: Sequence[str],
+    question_types: Sequence[str],
     shard: Shard,
 ) -> list[Task]:
     """The tasks of one shard of an iteration.
@@ -73,21 +73,21 @@ def tasks(
         iteration: from 1.
         candidates: tasks of the iteration, over all shards.
         per_image: tasks about one image.
-        kinds: question types, dealt to each image in an order of its own.
+        question_types: question types, dealt to each image in an order of its own.
         shard: which contiguous slice of the iteration's images.
     """
     order = sorted(images)
     random.Random(f"order/{order_seed}").shuffle(order)
     count = math.ceil(candidates / per_image)
-    made = []
+    planned = []
     for place in range(count * shard.index // shard.count, count * (shard.index + 1) // shard.count):
-        turn, at = divmod((iteration - 1) * count + place, len(order))
+        round_number, at = divmod((iteration - 1) * count + place, len(order))
         sha256 = order[at]
-        dealt = random.Random(f"kinds/{order_seed}/{sha256}").sample(kinds, len(kinds))
+        shuffled = random.Random(f"kinds/{order_seed}/{sha256}").sample(question_types, len(question_types))
         for number in range(min(per_image, candidates - place * per_image)):
-            kind = dealt[(turn * per_image + number) % len(dealt)]
-            made.append(Task(f"t{iteration:03d}-{place:06d}-{number:02d}", sha256, images[sha256], kind))
-    return made
+            question_type = shuffled[(round_number * per_image + number) % len(shuffled)]
+            planned.append(Task(f"t{iteration:03d}-{place:06d}-{number:02d}", sha256, images[sha256], question_type))
+    return planned
 
 
 def paradigm(task: Task, weighted: Sequence[WeightedParadigm], seed: int) -> Paradigm:

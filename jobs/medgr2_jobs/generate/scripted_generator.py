@@ -65,7 +65,7 @@ class Proposal:
 
 
 def propose(
-    shown: Attributes,
+    attributes: Attributes,
     kind: str,
     rng: random.Random,
     scripted: ResolvedScripted,
@@ -74,7 +74,7 @@ def propose(
     """One candidate triplet.
 
     Args:
-        shown: what the phantom shows.
+        attributes: what the phantom shows.
         kind: question kind, one of `phantoms.KINDS`.
         rng: see `rng_for`.
         scripted: rates.
@@ -87,10 +87,10 @@ def propose(
         raise ValueError(
             f"question type {kind!r}: the scripted generator asks for {', '.join(synthetic_images.KINDS)} only"
         )
-    asked = synthetic_images.question(shown, kind, rng)
-    truth = shown.value(kind)
-    gold = asked.answer_index
-    wrong = [index for index in range(len(asked.options)) if index != gold]
+    question = synthetic_images.question(attributes, kind, rng)
+    truth = attributes.value(kind)
+    gold = question.answer_index
+    wrong = [index for index in range(len(question.options)) if index != gold]
     hallucinated = error_rate(kind, truth, scripted)
     irrelevant = hallucinated + scripted.irrelevant_rate
     incoherent = irrelevant + scripted.incoherent_rate
@@ -99,20 +99,20 @@ def propose(
         drawn *= min(1.0, incoherent)  # never good, also when the rates do not add up to 1
 
     if drawn < hallucinated:
-        outcome, index = HALLUCINATED, _neighbour(kind, truth, asked.options, wrong, rng)
-        text = synthetic_images.rationale(kind, asked.options[index])
+        candidate_kind, index = HALLUCINATED, _neighbour(kind, truth, question.options, wrong, rng)
+        text = synthetic_images.rationale(kind, question.options[index])
     elif drawn < irrelevant:
-        outcome, index = IRRELEVANT, rng.choice(wrong)
+        candidate_kind, index = IRRELEVANT, rng.choice(wrong)
         other = rng.choice([name for name in synthetic_images.KINDS if name != kind])
         text = synthetic_images.rationale(other, rng.choice(synthetic_images.VALUES[other]))
     elif drawn < incoherent:
-        outcome, index = INCOHERENT, rng.choice(wrong)
-        text = paraphrase.drop_phrases(synthetic_images.rationale(kind, asked.options[index]), rng)
+        candidate_kind, index = INCOHERENT, rng.choice(wrong)
+        text = paraphrase.drop_phrases(synthetic_images.rationale(kind, question.options[index]), rng)
     else:
-        outcome, index = GOOD, gold
+        candidate_kind, index = GOOD, gold
         text = synthetic_images.rationale(kind, truth, paraphrased=rng.random() < _PARAPHRASED)
-    response = answers.response(text, index, asked.options, answer_format)
-    return Proposal(asked.text, asked.options, index, text, response, outcome, index == gold)
+    response = answers.response(text, index, question.options, answer_format)
+    return Proposal(question.text, question.options, index, text, response, candidate_kind, index == gold)
 
 
 def _neighbour(kind: str, truth: str, options: tuple[str, ...], wrong: list[int], rng: random.Random) -> int:

@@ -12,13 +12,13 @@ from typing import Any
 
 from ..errors import BudgetSpent, ConfigError
 from . import append_only_log
-from .rate_control import Stopped
+from .rate_control import StopRequested
 
 _SUFFIX = ".jsonl"
 
 
-class Ledger:
-    """The account of one shard of one artifact. `spent` may never pass `allowance`."""
+class SpendLedger:
+    """The ledger of one shard of one artifact. `spent` may never pass `allowance`."""
 
     def __init__(self, path: Path, holder: str, allowance: float | None = None) -> None:
         """
@@ -30,17 +30,17 @@ class Ledger:
         Raises:
             TemporaryError: another process has it open.
         """
-        self._lines = append_only_log.Lines(path, holder)
+        self._log = append_only_log.AppendOnlyLog(path, holder)
         self.allowance = allowance
-        self._settled, self._number = _total(self._lines.found), len(self._lines.found)
-        self._lines.found = []
-        self._open: dict[int, float] = {}
+        self._settled, self._last_number = _total(self._log.entries), len(self._log.entries)
+        self._log.entries = []
+        self._reservations: dict[int, float] = {}
         self._changed = asyncio.Event()
-        self._beyond = ""
+        self._overrun = ""
         self._stopping = False
 
     def stop(self) -> None:
-        """From now on nothing is reserved; whoever waits is told."""
+        """From now on nothing is reserved; those that wait raise StopRequested."""
         self._stopping = True
         self._changed.set()
 
@@ -60,13 +60,13 @@ class Ledger:
         Raises:
             BudgetSpent: it does not fit, and nothing is in flight.
             ConfigError: an earlier request cost more than its worst case, so that nothing is certain any more.
-            Stopped: asked to stop meanwhile.
+            StopRequested: asked to stop meanwhile.
         """
         self._check_stop()
-        while self._beyond or not self._fits(usd):
-            if not self._open:
-                if self._beyond:
-                    raise ConfigError(self._beyond)
+        while self._overrun or not self._fits(usd):
+            if not self._reservations:
+                if self._overrun:
+                    raise ConfigError(self._overrun)
                 raise BudgetSpent(
                     f"budget.generatorUSD: of {self.allowance:.6g} USD for this part of the work {self.spent:.6g} "
                     f"are spent, and the next question may cost up to {usd:.3g}"
@@ -74,12 +74,12 @@ class Ledger:
             self._changed.clear()
             await self._changed.wait()
             self._check_stop()
-        self._number += 1
-        number = self._number
-        self._lines.append({"n": number, "reserved": usd})
-        self._open[number] = usd
+        self._last_number += 1
+        number = self._last_number
+        self._log.append({"n": number, "reserved": usd})
+        self._reservations[number] = usd
         try:
-            await self._lines.synced()
+            await self._log.synced()
             self._check_stop()
         except BaseException:
             self.settle(number, 0.0)  # nothing was sent
@@ -87,11 +87,11 @@ class Ledger:
         return number
 
     def _fits(self, usd: float) -> bool:
-        return self.allowance is None or self._settled + sum(self._open.values()) + usd <= self.allowance
+        return self.allowance is None or self._settled + sum(self._reservations.values()) + usd <= self.allowance
 
     def _check_stop(self) -> None:
         if self._stopping:
-            raise Stopped
+            raise StopRequested
 
     def settle(self, number: int, usd: float | None) -> float:
         """Books what a request has cost; None: nobody knows, so its worst case stays charged. Returns what is booked.
@@ -99,27 +99,27 @@ class Ledger:
         Raises:
             DiskFull: it could not be written; its worst case stays charged.
         """
-        reserved = self._open.pop(number)
+        reserved = self._reservations.pop(number)
         paid = reserved if usd is None else usd
         self._settled += paid
         self._changed.set()
         if paid > reserved and self.allowance is not None:
-            self._beyond = (
+            self._overrun = (
                 f"a question has cost {paid:.6g} USD, more than the {reserved:.6g} that it could at most: "
                 "raise generator.prices.maxImageTokens, or correct the prices"
             )
-        self._lines.append({"n": number, "paid": paid})
+        self._log.append({"n": number, "paid": paid})
         return paid
 
     def release(self) -> None:
         """Nothing comes of what is in flight any more: it stays charged at its worst case."""
-        self._settled += sum(self._open.values())
-        self._open.clear()
+        self._settled += sum(self._reservations.values())
+        self._reservations.clear()
 
     async def close(self) -> None:
         """Lets go of the file."""
         self.release()
-        await self._lines.close()
+        await self._log.close()
 
 
 def path_of(folder: Path, name: str, shard: int = 0) -> Path:

@@ -37,7 +37,7 @@ def leaving(case: Case) -> Iterator[Finding]:
 
 def trial(case: Case) -> Iterator[Finding]:
     """Asks a few questions, pays for them, and says what all of them will cost."""
-    from ..generate.cost_estimate import forecast
+    from ..generate.cost_estimate import estimate
     from ..generate.probe import sample
 
     kind = case.parameters.provider.about
@@ -66,7 +66,7 @@ def trial(case: Case) -> Iterator[Finding]:
     told = f"{case.parameters.provider.model}: {good} of {len(rows)} questions became triplets"
     yield ok(where, told) if good == len(rows) else warning(where, f"{told}; the others: {'; '.join(others)}")
     total = case.parameters.candidates * case.spec.iterations
-    seen = forecast(rows, total)
+    seen = estimate(rows, total)
     assert seen is not None  # there are rows
     yield _cost(case, str(seen), seen.usd)
 

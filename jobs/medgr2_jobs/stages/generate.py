@@ -23,66 +23,68 @@ _BLOCK = 256
 def run(ctx: StageContext[GenerateParameters]) -> Outcome:
     """Writes `candidates`, and for the scripted generator `truth`."""
     if ctx.parameters.provider.about.asked:
-        rows, withheld = asyncio.run(_asked(ctx))
+        rows, withheld = asyncio.run(_from_provider(ctx))
     else:
         rows, withheld = _scripted(ctx), 0
     ctx.writer.table(Candidate, rows)
     return Outcome(counters={**_counters(rows), "images_withheld": withheld})
 
 
-async def _asked(ctx: StageContext[GenerateParameters]) -> tuple[list[Candidate], int]:
+async def _from_provider(ctx: StageContext[GenerateParameters]) -> tuple[list[Candidate], int]:
     """Candidates of a provider, and how many images it may not see."""
     from ..generate import provider_session  # the scripted generator needs none of the providers' packages
-    from ..generate.egress_policy import admitted
+    from ..generate.egress_policy import allowed_images
     from ..generate.journal import Journal
-    from ..generate.request_scheduler import Asking
+    from ..generate.request_scheduler import RequestScheduler
 
     request, images = ctx.request, ctx.input("prepare").rows(ImageUse)
-    account = provider_session.Account(request.cycle, request.input_hash, request.generator_budget_usd, request.shard)
-    journal = Journal(ctx.writer.shared, provider_session.holder(request.cycle, request.attempt))
+    account = provider_session.BillingAccount(
+        request.cycle, request.input_hash, request.generator_budget_usd, request.shard
+    )
+    journal = Journal(ctx.writer.shared, provider_session.holder_identity(request.cycle, request.attempt))
     try:
         if manifest.load(ctx.writer.base) is not None:  # while we waited for the journal
             raise TemporaryError(f"{ctx.writer.base}: published by another cycle just now; run again to use it")
-        async with provider_session.errand(
+        async with provider_session.open_session(
             ctx.root, account, ctx.parameters, images, journal, request.grace_seconds
-        ) as ready:
-            known = sampling_plan.training_images(images)
-            seen = admitted(ready.gate, known)
-            tasks = _tasks(ctx, seen, ctx.parameters.question_types)
+        ) as session:
+            training_images = sampling_plan.training_images(images)
+            allowed = allowed_images(session.egress, training_images)
+            tasks = _tasks(ctx, allowed, ctx.parameters.question_types)
 
             def report(done: int, figures: dict[str, float]) -> None:
                 ctx.progress("generate", done, len(tasks), **figures)
 
             try:
-                rows = await Asking(ready, tasks, ctx.stop, report).run()
+                rows = await RequestScheduler(session, tasks, ctx.stop, report).run()
             finally:
-                if ready.ledger is not None:
-                    ready.ledger.release()
-                    ctx.usage["generatorUSD"] = ready.ledger.spent
+                if session.ledger is not None:
+                    session.ledger.release()
+                    ctx.usage["generatorUSD"] = session.ledger.spent
     finally:
         await journal.close()
-    return rows, len(known) - len(seen)
+    return rows, len(training_images) - len(allowed)
 
 
 def _tasks(
     ctx: StageContext[GenerateParameters],
     images: Mapping[str, str],
-    kinds: Sequence[str],
-    most_per_image: int | None = None,
+    question_types: Sequence[str],
+    max_per_image: int | None = None,
 ) -> list[Task]:
     """This shard's tasks about these images (sha256 → modality)."""
     parameters = ctx.parameters
     if parameters.candidates and not images:
         raise DataError("the training split has no image to ask about; see the quarantine table of stage prepare")
-    if not kinds:
+    if not question_types:
         raise ConfigError("generator.questionTypes: must name at least one")
     return sampling_plan.tasks(
         images,
         ctx.input("prepare").digest,
         iteration=parameters.iteration,
         candidates=parameters.candidates,
-        per_image=min(parameters.questions_per_image, most_per_image or parameters.questions_per_image),
-        kinds=kinds,
+        per_image=min(parameters.questions_per_image, max_per_image or parameters.questions_per_image),
+        question_types=question_types,
         shard=ctx.request.shard,
     )
 
@@ -98,26 +100,26 @@ def _scripted(ctx: StageContext[GenerateParameters]) -> list[Candidate]:
         raise ConfigError("generator.scripted: its settings are missing")
     prepare = ctx.input("prepare")
     phantoms = prepare.rows(Phantom) if prepare.has("phantoms.parquet") else []
-    shown = {
+    attributes = {
         phantom.image_sha256: Attributes(phantom.modality, phantom.finding, phantom.location, phantom.count)
         for phantom in phantoms
     }
     # a phantom has one question of each kind: asking for more asks more phantoms
     images = sampling_plan.training_images(prepare.rows(ImageUse))
-    tasks = _tasks(ctx, images, KINDS, most_per_image=len(KINDS))
+    tasks = _tasks(ctx, images, KINDS, max_per_image=len(KINDS))
     rows: list[Candidate] = []
     truth: list[Truth] = []
     for number, task in enumerate(tasks):
-        if task.image_sha256 not in shown:
+        if task.image_sha256 not in attributes:
             raise ConfigError(
                 f"generator.scripted: image {task.image_sha256[:12]} is no phantom; the script knows phantoms only. "
                 "Use another generator for real images"
             )
         rng = scripted_generator.rng_for(parameters.seed, task.image_sha256, task.question_type)
-        made = scripted_generator.propose(
-            shown[task.image_sha256], task.question_type, rng, script, parameters.answer_format
+        proposal = scripted_generator.propose(
+            attributes[task.image_sha256], task.question_type, rng, script, parameters.answer_format
         )
-        truth.append(Truth(task.triplet_id, made.kind, made.correct))
+        truth.append(Truth(task.triplet_id, proposal.kind, proposal.correct))
         rows.append(
             Candidate(
                 triplet_id=task.triplet_id,
@@ -125,11 +127,11 @@ def _scripted(ctx: StageContext[GenerateParameters]) -> list[Candidate]:
                 image_sha256=task.image_sha256,
                 modality=task.modality,
                 question_type=task.question_type,
-                question=made.question,
-                options=made.options,
-                answer_index=made.answer_index,
-                rationale=made.rationale,
-                response=made.response,
+                question=proposal.question,
+                options=proposal.options,
+                answer_index=proposal.answer_index,
+                rationale=proposal.rationale,
+                response=proposal.response,
                 paradigm="",
                 template_sha256="",
                 generator=Scripted.kind,

@@ -8,22 +8,22 @@ from dataclasses import replace
 import httpx2
 
 from medgr2_jobs.generate import candidate_schema, provider_errors
-from medgr2_jobs.generate.pricing import Usage
+from medgr2_jobs.generate.pricing import TokenUsage
 from medgr2_jobs.generate.providers import http
-from medgr2_jobs.generate.providers.base import Access, Question, Reply
+from medgr2_jobs.generate.providers.base import ImageQuestion, ProviderAccess, Reply
 
 
 class DescribeClient:
-    """One question, one request, one reply. Retries, pace, money and the journal are the stage's."""
+    """One question, one request, one reply. Retries, rate limits, money and the journal are the stage's."""
 
     repairs = False
 
-    def __init__(self, access: Access, *, style: str = "plain") -> None:
+    def __init__(self, access: ProviderAccess, *, style: str = "plain") -> None:
         self.access = access
         self.style = style
         self._http = http.connections(access.provider.concurrency)
 
-    async def ask(self, question: Question) -> Reply:
+    async def ask(self, question: ImageQuestion) -> Reply:
         """Asks about one image."""
         request = {
             "model": self.access.provider.model,
@@ -45,7 +45,7 @@ class DescribeClient:
             return Reply(failure=provider_errors.of_status(response.status_code, text, response.headers))
         try:
             answer = response.json()
-            usage = Usage(answer["tokens"]["in"], answer["tokens"]["out"])
+            usage = TokenUsage(answer["tokens"]["in"], answer["tokens"]["out"])
         except (ValueError, KeyError, TypeError) as error:
             return Reply(failure=replace(provider_errors.UNREADABLE, error=f"not an answer: {error!r}"))
         return Reply(text=answer["text"], usage=usage)

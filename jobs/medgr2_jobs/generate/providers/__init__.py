@@ -10,12 +10,12 @@ from medgr2_api.plugin import PluginGroup
 
 from ... import plugins
 from ...errors import ConfigError
-from .base import Access, Client
+from .base import ProviderAccess, ProviderClient
 
-Connect = Callable[[Access], Client]
+ClientFactory = Callable[[ProviderAccess], ProviderClient]
 
 
-def connect(access: Access) -> Client:
+def connect(access: ProviderAccess) -> ProviderClient:
     """The client of a provider: of a kind of ours `<Class>Client` in `<kind>_client`, else what a plugin brings.
 
     Raises:
@@ -25,7 +25,7 @@ def connect(access: Access) -> Client:
     if issubclass(kind, PluginProvider):
         if access.provider.plugin is None:
             raise ConfigError("generator.plugin: its name and version are missing")
-        client: Connect = plugins.load(PluginGroup.PROVIDERS, access.provider.plugin, "generator.plugin")
+        client: ClientFactory = plugins.load(PluginGroup.PROVIDERS, access.provider.plugin, "generator.plugin")
     else:
         module = importlib.import_module(f".{kind.kind.lower()}_client", __package__)
         client = getattr(module, f"{kind.__name__}Client")

@@ -11,7 +11,7 @@ from medgr2_api.stages.generate import Provider
 
 from ...store.rows import CandidateOutcome
 from .. import candidate_schema
-from ..pricing import Usage
+from ..pricing import TokenUsage
 from ..provider_errors import Failure
 
 
@@ -24,7 +24,7 @@ class Repair:
 
 
 @dataclass(frozen=True)
-class Question:
+class ImageQuestion:
     """What is asked about one image."""
 
     prompt: str
@@ -48,7 +48,7 @@ class Reply:
     outcome: CandidateOutcome = CandidateOutcome.OK
     """`ok` when there is a text to judge; otherwise refused, truncated or empty."""
     text: str = ""
-    usage: Usage | None = None
+    usage: TokenUsage | None = None
     """Tokens as counted; None: the provider does not tell."""
     error: str = ""
     """For refused: the provider's word."""
@@ -57,7 +57,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Access:
+class ProviderAccess:
     """How a provider is reached, and how it shall answer."""
 
     provider: Provider
@@ -69,13 +69,13 @@ class Access:
         return (text.replace(self.key, "***") if self.key else text)[:300]
 
 
-class Client(Protocol):
+class ProviderClient(Protocol):
     """A model behind an address."""
 
     repairs: bool
     """Whether an answer that does not fit the schema is sent back once."""
 
-    async def ask(self, question: Question) -> Reply:
+    async def ask(self, question: ImageQuestion) -> Reply:
         """Sends one request; whatever comes of it is a reply."""
 
     async def close(self) -> None:

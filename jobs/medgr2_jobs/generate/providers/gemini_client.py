@@ -11,9 +11,9 @@ from google.genai import errors, types
 
 from ...store.rows import CandidateOutcome
 from .. import candidate_schema, provider_errors
-from ..pricing import Usage
+from ..pricing import TokenUsage
 from . import http
-from .base import Access, Question, Reply
+from .base import ImageQuestion, ProviderAccess, Reply
 
 _MAX_TOKENS = "MAX_TOKENS"
 _STOP = "STOP"
@@ -23,7 +23,7 @@ _REFUSALS = frozenset(
      "IMAGE_RECITATION", "LANGUAGE", "ESCALATION", "MODEL_ARMOR"}
 )  # fmt: skip
 #: What a 400 says when it is about the account, not about the question.
-_ACCOUNT = ("API_KEY_INVALID", "FAILED_PRECONDITION", "API key not valid")
+_ACCOUNT_ERRORS = ("API_KEY_INVALID", "FAILED_PRECONDITION", "API key not valid")
 
 
 class GeminiClient:
@@ -31,7 +31,7 @@ class GeminiClient:
 
     repairs = False
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: ProviderAccess) -> None:
         self.access = access
         self._http = http.connections(access.provider.concurrency)
         options = types.HttpOptions(
@@ -43,10 +43,10 @@ class GeminiClient:
             httpx_async_client=self._http,
         )
         self._genai = genai.Client(api_key=access.key, http_options=options, vertexai=False)
-        form = types.JSONSchema.model_validate(candidate_schema.json_schema())
-        self._schema = types.Schema.from_json_schema(json_schema=form, api_option="GEMINI_API")
+        json_schema = types.JSONSchema.model_validate(candidate_schema.json_schema())
+        self._schema = types.Schema.from_json_schema(json_schema=json_schema, api_option="GEMINI_API")
 
-    async def ask(self, question: Question) -> Reply:
+    async def ask(self, question: ImageQuestion) -> Reply:
         """Asks about one image."""
         sampling = self.access.sampling
         config = types.GenerateContentConfig(
@@ -67,11 +67,11 @@ class GeminiClient:
         except errors.APIError as error:
             return Reply(failure=self._status(error))
         except Exception as error:
-            found = http.of_error(error)
-            if found is None and not isinstance(error, ValueError):
+            failure = http.of_error(error)
+            if failure is None and not isinstance(error, ValueError):
                 raise
-            found = found or replace(provider_errors.UNREADABLE, error=f"not an answer of Gemini: {error}")
-            return Reply(failure=replace(found, error=self.access.redact(found.error)))
+            failure = failure or replace(provider_errors.UNREADABLE, error=f"not an answer of Gemini: {error}")
+            return Reply(failure=replace(failure, error=self.access.redact(failure.error)))
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -80,16 +80,16 @@ class GeminiClient:
 
     def _status(self, error: errors.APIError) -> provider_errors.Failure:
         headers = getattr(error.response, "headers", None) or {}
-        said = json.dumps(error.details) if isinstance(error.details, dict) else str(error.details)
-        text = self.access.redact(f"{error.status}: {error.message or said}")
-        found = provider_errors.of_status(error.code, text, headers)
-        if error.code == 400 and any(word in said for word in _ACCOUNT):
-            found = replace(found, action=provider_errors.Action.STOP)
+        details = json.dumps(error.details) if isinstance(error.details, dict) else str(error.details)
+        text = self.access.redact(f"{error.status}: {error.message or details}")
+        failure = provider_errors.of_status(error.code, text, headers)
+        if error.code == 400 and any(word in details for word in _ACCOUNT_ERRORS):
+            failure = replace(failure, action=provider_errors.FailureAction.STOP)
         if not self.access.provider.base_url:  # Google charges for no failed request; a proxy may stand for anything
-            found = replace(found, billed=False)
-        if found.retry_after is None:
-            found = replace(found, retry_after=_retry_delay(error.details))
-        return found
+            failure = replace(failure, billed=False)
+        if failure.retry_after is None:
+            failure = replace(failure, retry_after=_retry_delay(error.details))
+        return failure
 
 
 def _retry_delay(details: Any) -> float | None:
@@ -126,11 +126,11 @@ def _reply(response: types.GenerateContentResponse) -> Reply:
     return Reply(outcome, text=text, usage=usage, error="" if reason in (_STOP, _MAX_TOKENS) else reason)
 
 
-def _usage(metadata: types.GenerateContentResponseUsageMetadata | None) -> Usage | None:
+def _usage(metadata: types.GenerateContentResponseUsageMetadata | None) -> TokenUsage | None:
     """Prompt tokens include what came from the cache. A block before the model ran has prompt tokens only."""
     if metadata is None or metadata.prompt_token_count is None:
         return None
-    return Usage(
+    return TokenUsage(
         metadata.prompt_token_count + (metadata.tool_use_prompt_token_count or 0),
         metadata.candidates_token_count or 0,
         metadata.thoughts_token_count or 0,

@@ -35,12 +35,12 @@ def connections(concurrency: int) -> httpx2.AsyncClient:
 
 def of_error(error: BaseException) -> Failure | None:
     """What an error of the connection means; None: it is none. Libraries wrap it in errors of their own."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, httpx2.TransportError):
-            found = UNREACHABLE if isinstance(seen, _NOT_SENT) else LOST
-            return replace(found, error=f"{type(seen).__name__}: {seen}")
-        if isinstance(seen, httpx2.DecodingError):
-            return replace(UNREADABLE, error=f"the answer cannot be decoded: {seen}")
-        seen = seen.__cause__ or seen.__context__
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, httpx2.TransportError):
+            failure = UNREACHABLE if isinstance(cause, _NOT_SENT) else LOST
+            return replace(failure, error=f"{type(cause).__name__}: {cause}")
+        if isinstance(cause, httpx2.DecodingError):
+            return replace(UNREADABLE, error=f"the answer cannot be decoded: {cause}")
+        cause = cause.__cause__ or cause.__context__
     return None

@@ -13,23 +13,23 @@ from openai.types.chat import ChatCompletion
 
 from ...store.rows import CandidateOutcome
 from .. import candidate_schema, provider_errors
-from ..pricing import Usage
+from ..pricing import TokenUsage
 from . import http
-from .base import Access, Question, Reply, repair_text
+from .base import ImageQuestion, ProviderAccess, Reply, repair_text
 
-Request = dict[str, Any]
+RequestBody = dict[str, Any]
 
 
-def _rename(request: Request) -> Request:
+def _rename(request: RequestBody) -> RequestBody:
     return {("max_completion_tokens" if name == "max_tokens" else name): value for name, value in request.items()}
 
 
-def _without(dropped: str) -> Callable[[Request], Request]:
+def _without(dropped: str) -> Callable[[RequestBody], RequestBody]:
     return lambda request: {name: value for name, value in request.items() if name != dropped}
 
 
 #: Parameters that not every server takes → what is sent to one that named it in a 400, from then on.
-_OPTIONAL: dict[str, Callable[[Request], Request]] = {
+_OPTIONAL: dict[str, Callable[[RequestBody], RequestBody]] = {
     "response_format": _without("response_format"),
     "seed": _without("seed"),
     "max_tokens": _rename,
@@ -41,16 +41,16 @@ class OpenAIClient:
 
     repairs = True
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: ProviderAccess) -> None:
         self.access = access
-        self._refused: dict[str, Callable[[Request], Request]] = {}
+        self._unsupported: dict[str, Callable[[RequestBody], RequestBody]] = {}
         self._http = http.connections(access.provider.concurrency)
         # Never the key in our own environment, which is not meant for this server.
         self._client = openai.AsyncOpenAI(
             base_url=access.provider.base_url, api_key=access.key or "none", max_retries=0, http_client=self._http
         )
 
-    async def ask(self, question: Question) -> Reply:
+    async def ask(self, question: ImageQuestion) -> Reply:
         """Asks about one image."""
         request = self._request(question)
         try:
@@ -59,26 +59,27 @@ class OpenAIClient:
         except openai.APIStatusError as error:
             return Reply(failure=self._status(error, request))
         except (openai.APIError, ValueError) as error:
-            found = http.of_error(error) or replace(provider_errors.UNREADABLE, error=f"not a chat completion: {error}")
-            return Reply(failure=replace(found, error=self.access.redact(found.error)))
+            failure = http.of_error(error)
+            failure = failure or replace(provider_errors.UNREADABLE, error=f"not a chat completion: {error}")
+            return Reply(failure=replace(failure, error=self.access.redact(failure.error)))
 
     async def close(self) -> None:
         """Closes the connections."""
         await self._client.close()
 
-    def image_part(self, question: Question) -> dict[str, Any]:
+    def image_part(self, question: ImageQuestion) -> dict[str, Any]:
         """The image as a part of the message; the same bytes for the same image."""
         url = "data:image/png;base64," + base64.b64encode(question.image_png).decode()
         return {"type": "image_url", "image_url": {"url": url}}
 
-    def _request(self, question: Question) -> Request:
+    def _request(self, question: ImageQuestion) -> RequestBody:
         sampling = self.access.sampling
         content = [self.image_part(question), {"type": "text", "text": question.prompt}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if question.repair is not None:
             messages.append({"role": "assistant", "content": question.repair.answer})
             messages.append({"role": "user", "content": repair_text(question.repair)})
-        request: Request = {
+        request: RequestBody = {
             "model": self.access.provider.model,
             "messages": messages,
             "response_format": candidate_schema.response_format(),
@@ -87,24 +88,24 @@ class OpenAIClient:
             "max_tokens": sampling.max_tokens,
             "seed": question.seed,
         }
-        for change in self._refused.values():
+        for change in self._unsupported.values():
             request = change(request)
         return request
 
-    def _status(self, error: openai.APIStatusError, sent: Request) -> provider_errors.Failure:
+    def _status(self, error: openai.APIStatusError, sent: RequestBody) -> provider_errors.Failure:
         text = error.response.text or error.message
-        found = provider_errors.of_status(error.status_code, self.access.redact(text), error.response.headers)
+        failure = provider_errors.of_status(error.status_code, self.access.redact(text), error.response.headers)
         if error.status_code == 400:
-            named = [name for name in _OPTIONAL if name in sent and name in text]
-            for name in named:
-                if name not in self._refused:
+            unsupported = [name for name in _OPTIONAL if name in sent and name in text]
+            for name in unsupported:
+                if name not in self._unsupported:
                     print(
                         f"{self.access.provider.base_url}: does not take {name}; it is left out from now on", flush=True
                     )
-                self._refused[name] = _OPTIONAL[name]
-            if named:
-                return replace(found, action=provider_errors.Action.RETRY, at_once=True)
-        return found
+                self._unsupported[name] = _OPTIONAL[name]
+            if unsupported:
+                return replace(failure, action=provider_errors.FailureAction.RETRY, retry_immediately=True)
+        return failure
 
 
 def _reply(completion: object) -> Reply:
@@ -120,13 +121,13 @@ def _reply(completion: object) -> Reply:
     return Reply(outcome, text=text, usage=_usage(completion.usage), error=error[:300])
 
 
-def _usage(usage: CompletionUsage | None) -> Usage | None:
+def _usage(usage: CompletionUsage | None) -> TokenUsage | None:
     """Tokens; None where a server counts none, or not in numbers."""
     if usage is None:
         return None
-    asked, answered = usage.prompt_tokens, usage.completion_tokens
-    if not (isinstance(asked, int) and isinstance(answered, int) and min(asked, answered) >= 0):
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    if not (isinstance(prompt, int) and isinstance(completion, int) and min(prompt, completion) >= 0):
         return None
     details = usage.completion_tokens_details
-    thinking = min((details.reasoning_tokens if details else None) or 0, answered)
-    return Usage(asked, answered - thinking, thinking)
+    thinking = min((details.reasoning_tokens if details else None) or 0, completion)
+    return TokenUsage(prompt, completion - thinking, thinking)

@@ -42,7 +42,7 @@ def answer(**changes: Any) -> str:
     ],
 )
 def test_good(text: str) -> None:
-    outcome, made = candidate_schema.judge(text)
+    outcome, made = candidate_schema.parse_answer(text)
     assert outcome == "ok"
     assert made == candidate_schema.GeneratedQuestion(
         question=GOOD["question"],
@@ -80,12 +80,12 @@ def test_good(text: str) -> None:
     ],
 )
 def test_bad(text: str, outcome: str) -> None:
-    assert candidate_schema.judge(text) == (outcome, None)
+    assert candidate_schema.parse_answer(text) == (outcome, None)
 
 
 @given(st.text() | st.recursive(st.none() | st.text() | st.integers(), lambda x: st.lists(x)).map(json.dumps))
 def test_any_text_has_an_outcome(text: str) -> None:
-    outcome, made = candidate_schema.judge(text)
+    outcome, made = candidate_schema.parse_answer(text)
     assert (outcome == "ok") == (made is not None)
 
 
@@ -100,7 +100,7 @@ def test_response_format_is_strict() -> None:
 def test_every_outcome_has_its_place_in_the_table() -> None:
     assert list(candidate_schema.OUTCOMES) == list(CandidateOutcome)
     repairable = {name for name, outcome in candidate_schema.OUTCOMES.items() if outcome.repair}
-    assert repairable == {candidate_schema.judge(text)[0] for text in (
+    assert repairable == {candidate_schema.parse_answer(text)[0] for text in (
         "prose", "{}", answer(options=[]), answer(options=["a", "a", "b", "c"]), answer(answer_text="x"),
         answer(answer_letter="A"),
     )}  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from tests.support.curate_fixtures import candidate
 
 from medgr2_jobs.errors import CorruptArtifact, DiskFull, TemporaryError
-from medgr2_jobs.generate.append_only_log import Lines
+from medgr2_jobs.generate.append_only_log import AppendOnlyLog
 from medgr2_jobs.generate.journal import Journal
 from medgr2_jobs.store.rows import Candidate
 
@@ -61,7 +61,7 @@ def test_a_row_that_does_not_fit_on_the_disk_is_said_to_be_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
-        written = Lines(tmp_path / "journal.jsonl", "a test")
+        written = AppendOnlyLog(tmp_path / "journal.jsonl", "a test")
         written.append({"triplet_id": "t1"})
         whole = written._stream
 

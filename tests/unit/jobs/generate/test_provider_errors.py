@@ -1,4 +1,4 @@
-"""The table of failures, and how long a provider asks to be left alone."""
+"""The table of failures, and Retry-After."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ import time
 import pytest
 
 from medgr2_jobs.generate import provider_errors
-from medgr2_jobs.generate.provider_errors import Action
+from medgr2_jobs.generate.provider_errors import FailureAction
 from medgr2_jobs.store.rows import CandidateOutcome
 
 
 @pytest.mark.parametrize(
-    ("status", "action", "billed", "trouble"),
+    ("status", "action", "billed", "server_fault"),
     [
-        (400, Action.SKIP, False, False),
-        (401, Action.STOP, False, False),
-        (403, Action.STOP, False, False),
-        (404, Action.STOP, False, False),
-        (307, Action.STOP, False, False),
-        (413, Action.SKIP, False, False),
-        (418, Action.SKIP, False, False),
-        (429, Action.RETRY, False, True),
-        (500, Action.RETRY, False, True),
-        (502, Action.RETRY, True, True),
-        (503, Action.RETRY, False, True),
-        (504, Action.RETRY, True, True),
-        (599, Action.RETRY, False, True),
+        (400, FailureAction.SKIP, False, False),
+        (401, FailureAction.STOP, False, False),
+        (403, FailureAction.STOP, False, False),
+        (404, FailureAction.STOP, False, False),
+        (307, FailureAction.STOP, False, False),
+        (413, FailureAction.SKIP, False, False),
+        (418, FailureAction.SKIP, False, False),
+        (429, FailureAction.RETRY, False, True),
+        (500, FailureAction.RETRY, False, True),
+        (502, FailureAction.RETRY, True, True),
+        (503, FailureAction.RETRY, False, True),
+        (504, FailureAction.RETRY, True, True),
+        (599, FailureAction.RETRY, False, True),
     ],
 )
-def test_statuses(status: int, action: Action, billed: bool, trouble: bool) -> None:
-    found = provider_errors.of_status(status, "the server's words", {})
-    assert (found.action, found.billed, found.trouble) == (action, billed, trouble)
-    assert found.error.startswith(f"HTTP {status}: ")
-    assert (found.outcome == CandidateOutcome.REJECTED) == (action is Action.SKIP)
-    assert found.pushback == (action is Action.RETRY)
+def test_statuses(status: int, action: FailureAction, billed: bool, server_fault: bool) -> None:
+    failure = provider_errors.of_status(status, "the server's words", {})
+    assert (failure.action, failure.billed, failure.server_fault) == (action, billed, server_fault)
+    assert failure.error.startswith(f"HTTP {status}: ")
+    assert (failure.outcome == CandidateOutcome.REJECTED) == (action is FailureAction.SKIP)
+    assert failure.throttled == (action is FailureAction.RETRY)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from medgr2_api.generator import GENERATORS, PluginProvider, Sampling
 from medgr2_api.stages.generate import Provider
 from medgr2_jobs.errors import ConfigError
 from medgr2_jobs.generate import providers
-from medgr2_jobs.generate.providers.base import Access
+from medgr2_jobs.generate.providers.base import ProviderAccess
 
 
-def access(kind: str, **more: object) -> Access:
+def access(kind: str, **more: object) -> ProviderAccess:
     provider = Provider.model_validate({"kind": kind, "model": "m", "baseUrl": "http://127.0.0.1:9", **more})
-    return Access(provider, "key", Sampling())
+    return ProviderAccess(provider, "key", Sampling())
 
 
 @pytest.mark.parametrize("kind", [name for name, kind in GENERATORS.items() if kind.asked])

@@ -16,8 +16,8 @@ from tests.support import jobs_fixtures
 
 from medgr2_api.stage_contract import StageRequest
 from medgr2_jobs.generate import providers, rate_control, request_retry
-from medgr2_jobs.generate.provider_errors import Action, Failure
-from medgr2_jobs.generate.providers.base import Question, Reply
+from medgr2_jobs.generate.provider_errors import Failure, FailureAction
+from medgr2_jobs.generate.providers.base import ImageQuestion, Reply
 from medgr2_jobs.runner import main
 from medgr2_jobs.store.rows import Candidate, CandidateOutcome
 
@@ -48,10 +48,10 @@ class Provider:
         self.seeds: list[int] = []
         self.repairs = False
         monkeypatch.setattr(providers, "connect", lambda access: self)
-        monkeypatch.setattr(request_retry, "ATTEMPTS", 1)
+        monkeypatch.setattr(request_retry, "MAX_REQUESTS", 1)
         monkeypatch.setattr(rate_control, "BACKOFF", 0.001)
 
-    async def ask(self, question: Question) -> Reply:
+    async def ask(self, question: ImageQuestion) -> Reply:
         self.seeds.append(question.seed)
         reply = self.answer(len(self.seeds) - 1)
         await asyncio.sleep(self.delay)
@@ -61,8 +61,8 @@ class Provider:
         """Nothing to close."""
 
 
-def no_answer(*, trouble: bool) -> Reply:
-    return Reply(failure=Failure(Action.RETRY, "no", trouble=trouble, pushback=trouble))
+def no_answer(*, server_fault: bool) -> Reply:
+    return Reply(failure=Failure(FailureAction.RETRY, "no", server_fault=server_fault, throttled=server_fault))
 
 
 def outcomes(root: Path, asked: StageRequest) -> Counter[str]:
@@ -70,19 +70,23 @@ def outcomes(root: Path, asked: StageRequest) -> Counter[str]:
 
 
 def test_questions_that_the_server_dislikes_are_no_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Provider(monkeypatch, lambda number: no_answer(trouble=False) if number < 20 else Reply(CandidateOutcome.REFUSED))
+    Provider(
+        monkeypatch, lambda number: no_answer(server_fault=False) if number < 20 else Reply(CandidateOutcome.REFUSED)
+    )
     assert outcomes(tmp_path, request(tmp_path)) == {"http_error": 20, "refused": 20}
 
 
 def test_failures_with_answers_between_them_are_no_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Provider(monkeypatch, lambda number: Reply(CandidateOutcome.REFUSED) if number % 2 else no_answer(trouble=True))
+    Provider(
+        monkeypatch, lambda number: Reply(CandidateOutcome.REFUSED) if number % 2 else no_answer(server_fault=True)
+    )
     assert outcomes(tmp_path, request(tmp_path)) == {"http_error": 20, "refused": 20}
 
 
 def test_failures_in_a_row_are_an_outage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    provider = Provider(monkeypatch, lambda number: no_answer(trouble=True))
+    provider = Provider(monkeypatch, lambda number: no_answer(server_fault=True))
     assert main.execute(request(tmp_path), tmp_path) == 75
     # four ask at once, and any of those that see the end may be the one that tells
     assert re.search(r"1[6-9] questions in a row", capfd.readouterr().err)

@@ -21,7 +21,7 @@ KINDS = ("modality", "finding", "location", "count")
 
 
 def tasks(iteration: int = 1, **changes: Any) -> list[sampling_plan.Task]:
-    arguments = {"candidates": 12, "per_image": 3, "kinds": KINDS, "shard": Shard(), **changes}
+    arguments = {"candidates": 12, "per_image": 3, "question_types": KINDS, "shard": Shard(), **changes}
     images = arguments.pop("images", IMAGES)
     return sampling_plan.tasks(images, "seed", iteration=iteration, **arguments)
 
@@ -55,7 +55,7 @@ def test_shards_are_slices(
         "candidates": candidates,
         "per_image": per_image,
         "images": dict(list(IMAGES.items())[:images]),
-        "kinds": KINDS[:kinds],
+        "question_types": KINDS[:kinds],
     }
     whole = tasks(iteration, **changes)
     assert len(whole) == candidates

@@ -14,8 +14,8 @@ import pytest
 from medgr2_api.generator import Prices
 from medgr2_jobs.errors import BudgetSpent, ConfigError, CorruptArtifact, TemporaryError
 from medgr2_jobs.generate import append_only_log, pricing, spend_ledger
-from medgr2_jobs.generate.pricing import Usage
-from medgr2_jobs.generate.spend_ledger import Ledger
+from medgr2_jobs.generate.pricing import TokenUsage
+from medgr2_jobs.generate.spend_ledger import SpendLedger
 
 
 def run(scenario: Coroutine[Any, Any, Any]) -> Any:
@@ -26,13 +26,13 @@ def test_settled_and_hanging_reservations_count_for_the_next_process(tmp_path: P
     path = tmp_path / "h-s0.jsonl"
 
     async def first() -> None:
-        book = Ledger(path, "first")
-        one, _hanging, three = [await book.reserve(1.0) for _ in range(3)]
-        assert book.settle(one, 0.25) == 0.25
-        assert book.settle(three, None) == 1.0
-        assert book.spent == 1.25
-        await book.close()
-        assert book.spent == 2.25
+        ledger = SpendLedger(path, "first")
+        one, _hanging, three = [await ledger.reserve(1.0) for _ in range(3)]
+        assert ledger.settle(one, 0.25) == 0.25
+        assert ledger.settle(three, None) == 1.0
+        assert ledger.spent == 1.25
+        await ledger.close()
+        assert ledger.spent == 2.25
 
     run(first())
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
@@ -44,14 +44,14 @@ def test_settled_and_hanging_reservations_count_for_the_next_process(tmp_path: P
     ]
 
     async def second() -> None:
-        book = Ledger(path, "second", 3.0)
-        assert book.spent == 2.25
-        number = await book.reserve(0.75)
+        ledger = SpendLedger(path, "second", 3.0)
+        assert ledger.spent == 2.25
+        number = await ledger.reserve(0.75)
         assert number > 3
-        book.settle(number, 0.5)
+        ledger.settle(number, 0.5)
         with pytest.raises(BudgetSpent, match=r"of 3 USD .* 2\.75 are spent"):
-            await book.reserve(0.26)
-        await book.close()
+            await ledger.reserve(0.26)
+        await ledger.close()
 
     run(second())
     assert spend_ledger.allowance(5.0, tmp_path, "other", 2) == (5.0 - 2.75) / 2
@@ -61,50 +61,50 @@ def test_settled_and_hanging_reservations_count_for_the_next_process(tmp_path: P
 
 def test_what_does_not_fit_waits_for_what_is_in_flight(tmp_path: Path) -> None:
     async def scenario() -> list[str]:
-        book, told = Ledger(tmp_path / "h-s0.jsonl", "", 1.0), []
-        one = await book.reserve(0.6)
+        ledger, events = SpendLedger(tmp_path / "h-s0.jsonl", "", 1.0), []
+        one = await ledger.reserve(0.6)
 
         async def second() -> None:
-            told.append("asks")
-            number = await book.reserve(0.6)
-            told.append("sends")
-            book.settle(number, 0.1)
+            events.append("asks")
+            number = await ledger.reserve(0.6)
+            events.append("sends")
+            ledger.settle(number, 0.1)
 
         waiting = asyncio.create_task(second())
         await asyncio.sleep(0.05)
-        assert told == ["asks"]
-        book.settle(one, 0.1)
+        assert events == ["asks"]
+        ledger.settle(one, 0.1)
         await waiting
-        await book.close()
-        return told
+        await ledger.close()
+        return events
 
     assert run(scenario()) == ["asks", "sends"]
 
 
 def test_a_stop_leaves_nothing_reserved_that_was_not_sent(tmp_path: Path) -> None:
     async def scenario() -> float:
-        book = Ledger(tmp_path / "h-s0.jsonl", "", 1.0)
-        one = await book.reserve(0.6)
-        waiting = asyncio.create_task(book.reserve(0.6))
-        just_written = asyncio.create_task(book.reserve(0.3))
+        ledger = SpendLedger(tmp_path / "h-s0.jsonl", "", 1.0)
+        one = await ledger.reserve(0.6)
+        waiting = asyncio.create_task(ledger.reserve(0.6))
+        just_written = asyncio.create_task(ledger.reserve(0.3))
         await asyncio.sleep(0)
-        book.stop()
-        found = await asyncio.gather(waiting, just_written, return_exceptions=True)
-        assert [type(error).__name__ for error in found] == ["Stopped", "Stopped"]
-        book.settle(one, 0.1)
-        await book.close()
-        return book.spent
+        ledger.stop()
+        results = await asyncio.gather(waiting, just_written, return_exceptions=True)
+        assert [type(error).__name__ for error in results] == ["StopRequested", "StopRequested"]
+        ledger.settle(one, 0.1)
+        await ledger.close()
+        return ledger.spent
 
     assert run(scenario()) == pytest.approx(0.1)
 
 
 def test_more_than_the_worst_case_ends_it(tmp_path: Path) -> None:
     async def scenario() -> None:
-        book = Ledger(tmp_path / "h-s0.jsonl", "", 9.0)
-        book.settle(await book.reserve(0.5), 0.7)
+        ledger = SpendLedger(tmp_path / "h-s0.jsonl", "", 9.0)
+        ledger.settle(await ledger.reserve(0.5), 0.7)
         with pytest.raises(ConfigError, match="maxImageTokens"):
-            await book.reserve(0.5)
-        await book.close()
+            await ledger.reserve(0.5)
+        await ledger.close()
 
     run(scenario())
 
@@ -118,13 +118,13 @@ def test_a_reservation_is_on_the_disk_before_it_counts_and_many_share_one_sync(
     monkeypatch.setattr(os, "fsync", lambda handle: (syncs.append(len(path.read_bytes())), honest(handle))[1])
 
     async def scenario() -> None:
-        book = Ledger(path, "")
+        ledger = SpendLedger(path, "")
         syncs.clear()
-        await asyncio.gather(*(book.reserve(1.0) for _ in range(64)))
+        await asyncio.gather(*(ledger.reserve(1.0) for _ in range(64)))
         assert syncs, "none returned before a sync"
         assert max(syncs) == len(path.read_bytes()), "that had all of them"
         assert len(syncs) <= 2
-        await book.close()
+        await ledger.close()
 
     run(scenario())
 
@@ -133,11 +133,11 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "h-s0.jsonl"
 
     async def scenario() -> None:
-        book = Ledger(path, "cycle a")
+        ledger = SpendLedger(path, "cycle a")
         with pytest.raises(TemporaryError, match="cycle a is at work"):
-            Ledger(path, "cycle b")
-        await book.close()
-        await Ledger(path, "cycle b").close()
+            SpendLedger(path, "cycle b")
+        await ledger.close()
+        await SpendLedger(path, "cycle b").close()
 
     run(scenario())
 
@@ -148,10 +148,10 @@ def test_a_torn_line_is_dropped_and_a_damaged_one_is_an_error(tmp_path: Path) ->
     assert append_only_log.read(path) == [{"n": 1, "reserved": 1.0}]
 
     async def scenario() -> None:
-        book = Ledger(path, "")
-        assert book.spent == 1.0
-        book.settle(await book.reserve(0.5), 0.5)
-        await book.close()
+        ledger = SpendLedger(path, "")
+        assert ledger.spent == 1.0
+        ledger.settle(await ledger.reserve(0.5), 0.5)
+        await ledger.close()
 
     run(scenario())
     assert [entry["n"] for entry in append_only_log.read(path)] == [1, 2, 2]
@@ -164,7 +164,7 @@ def test_prices() -> None:
     prices = Prices.model_validate(
         {"inputUSDPerMillionTokens": 0.3, "outputUSDPerMillionTokens": 2.5, "maxImageTokens": 100}
     )
-    assert pricing.cost(prices, Usage(1_000_000, 400_000, 600_000)) == pytest.approx(2.8)
-    assert pricing.cost(prices, Usage(1, 0)) == pytest.approx(3e-7)
-    assert pricing.cost(prices, Usage(0, 0)) == 0
-    assert pricing.most_tokens(1000, prices) >= 1100
+    assert pricing.cost(prices, TokenUsage(1_000_000, 400_000, 600_000)) == pytest.approx(2.8)
+    assert pricing.cost(prices, TokenUsage(1, 0)) == pytest.approx(3e-7)
+    assert pricing.cost(prices, TokenUsage(0, 0)) == 0
+    assert pricing.max_input_tokens(1000, prices) >= 1100
