@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -71,11 +72,10 @@ def meaning(value: Any, *, defaults: bool = False) -> Any:
     """
     if isinstance(value, BaseModel):
         return {
-            field.alias or name: part
-            for name, field in type(value).model_fields.items()
-            if NOT_HASHED not in field.metadata
-            and ((part := meaning(getattr(value, name), defaults=defaults)) is not None or field.is_required())
-            and (defaults or not _is_default(field, part))
+            alias: part
+            for name, alias, default in _counted(type(value))
+            if ((part := meaning(getattr(value, name), defaults=defaults)) is not None or default is _NO_DEFAULT)
+            and (defaults or part != default)
         }
     if isinstance(value, dict):
         return {key: meaning(item, defaults=defaults) for key, item in value.items() if item is not None}
@@ -84,10 +84,23 @@ def meaning(value: Any, *, defaults: bool = False) -> Any:
     return to_jsonable_python(value)
 
 
-def _is_default(field: FieldInfo, part: Any) -> bool:
+_NO_DEFAULT = object()
+
+
+@cache
+def _counted(model: type[BaseModel]) -> tuple[tuple[str, str, Any], ...]:
+    """Name, wire name and default's meaning of each field that counts in a hash."""
+    return tuple(
+        (name, field.alias or name, _default(field))
+        for name, field in model.model_fields.items()
+        if NOT_HASHED not in field.metadata
+    )
+
+
+def _default(field: FieldInfo) -> Any:
     if field.is_required() or (get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1):
-        return False  # a tag says which model it is: without it, equal fields of two models would be one
-    return bool(part == meaning(field.get_default(call_default_factory=True)))
+        return _NO_DEFAULT  # a tag says which model it is: without it, equal fields of two models would be one
+    return meaning(field.get_default(call_default_factory=True))
 
 
 def combined_digest(digests: Sequence[str]) -> str:
