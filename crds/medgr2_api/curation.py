@@ -101,7 +101,7 @@ ResolvedSelection = SelectAll | SelectByThreshold | SelectByPrecision | SelectTo
 
 
 class NearDuplicates(Model):
-    """When two triplets count as the same (DECISIONS 8)."""
+    """When two triplets count as the same."""
 
     image_hamming: Annotated[int, Field(ge=0, le=64)] = 4
     """Most bits in which the perceptual hashes of the two images may differ."""

@@ -45,7 +45,7 @@ ResolvedLoRA = FullFineTuning | Adapters
 
 
 class RewardHead(ApiEnum):
-    """What the scalar head of the reward model sees (DECISIONS 16)."""
+    """What the scalar head of the reward model sees."""
 
     LAST_TOKEN = "LastToken"
     LAST_TOKEN_AND_LIKELIHOOD = "LastTokenAndLikelihood"
@@ -195,7 +195,7 @@ class RewardTermType(ApiEnum):
 
 
 class Normalization(ApiEnum):
-    """How a term is scaled before it is weighted (DECISIONS 1)."""
+    """How a term is scaled before it is weighted."""
 
     MIN_MAX = "MinMax"
     NONE = "None"
@@ -233,7 +233,7 @@ RewardTerms = Annotated[list[RewardTerm], Field(min_length=1, max_length=8), _ON
 
 
 class PromptSource(ApiEnum):
-    """Which prompts GRPO sees (DECISIONS 20)."""
+    """Which prompts GRPO sees."""
 
     CANDIDATES = "Candidates"
     KEPT = "Kept"
@@ -330,7 +330,7 @@ class ResolvedPolicy(Policy):
 
 
 class Control(ApiEnum):
-    """What else is measured, so that a score can be believed (DECISIONS 9)."""
+    """What else is measured, so that a score can be believed."""
 
     BLANK_IMAGE = "BlankImage"
     SHUFFLED_IMAGE = "ShuffledImage"

@@ -1,4 +1,4 @@
-"""Turning one finding of a text into its opposite: laterality, presence, number (DECISIONS 2).
+"""Turning one finding of a text into its opposite: laterality, presence, number (docs/decisions.md, 2).
 
 The text stays plausible, only the image can tell that it is wrong: without such rows a reward model need not look.
 Every rule therefore has its reverse, or leaves a phrase that right texts have as well: no word gives the grade away.

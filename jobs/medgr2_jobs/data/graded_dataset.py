@@ -1,4 +1,4 @@
-"""D_grade: every seed item in the paper's four grades, and beside the wrong image (DECISIONS 2).
+"""D_grade: every seed item in the paper's four grades, and beside the wrong image (docs/decisions.md, 2).
 
 | grade | target | perturbation | response |
 |---|---|---|---|

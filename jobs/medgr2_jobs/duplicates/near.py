@@ -1,4 +1,4 @@
-"""Triplets that say the same, and triplets whose images and whose texts are both nearly the same (DECISIONS 8).
+"""Triplets that say the same, and those whose images and whose texts are both nearly the same (docs/decisions.md, 8).
 
 For the near ones, rows with the same hash and the same text are one unit. Units are a candidate pair when they agree in
 a band of the image's hash and in a band of the text's MinHash; each pair is then checked, bit by bit and shingle by

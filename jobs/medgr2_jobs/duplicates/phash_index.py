@@ -1,4 +1,4 @@
-"""Perceptual hashes of many images, and which of them lie within a few bits of each other (DECISIONS 8).
+"""Perceptual hashes of many images, and which of them lie within a few bits of each other (docs/decisions.md, 8).
 
 Exact, in numpy. An image without a perceptual hash (phantoms: they are drawn alike) is close to itself only.
 """

@@ -83,7 +83,7 @@ def rows(condition: Condition, items: Sequence[Item], answer_format: AnswerForma
 class OptionPrior:
     """P(right | option text) from the training split: neither image nor question, only what tends to be right.
 
-    Some benchmarks fall to it: on public splits of OmniMedVQA it scores 95 % (DECISIONS 9).
+    Some benchmarks fall to it: on public splits of OmniMedVQA it scores 95 % (docs/decisions.md, 9).
     """
 
     def __init__(self, training: Iterable[Item]) -> None:

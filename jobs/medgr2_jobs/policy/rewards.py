@@ -1,8 +1,8 @@
 """GRPO's reward: r = α·R'(I, q, a') + β·match(a') + other terms, and a sample of the rollouts.
 
 All terms (`reward_terms.py`) are added here and TRL sees one function, because the weights depend on the row: where no
-answer is trusted the match term does not count and the rest is weighted up (DECISIONS 20). TRL's own `reward_weights`
-cannot do that: a term that is None counts as 0 there.
+answer is trusted the match term does not count and the rest is weighted up (docs/decisions.md, 20). TRL's own
+`reward_weights` cannot do that: a term that is None counts as 0 there.
 """
 
 from __future__ import annotations

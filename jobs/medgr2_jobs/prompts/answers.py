@@ -92,7 +92,7 @@ def extract(text: str, options: Sequence[str]) -> int | None:
     """The option an answer names: its index, or None.
 
     The last <answer> block; there one letter, else exactly one option's normalised text, else the only option that
-    is contained in it. Never random, never fuzzy (DECISIONS 5).
+    is contained in it. Never random, never fuzzy (docs/decisions.md, 5).
     """
     blocks = _ANSWER.findall(text)
     if not blocks:

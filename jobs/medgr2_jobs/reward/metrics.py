@@ -1,4 +1,4 @@
-"""How good R is on graded rows that it did not see, and whether a retrained R may replace the old one (DECISIONS 7)."""
+"""How good R is on graded rows that it did not see; whether a retrained R may replace the old one (docs/decisions.md, 7)."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class Gate:
 
 
 def gate(new: Mapping[str, float], old: Mapping[str, float] | None, promotion: ResolvedPromotion) -> Gate:
-    """The promotion gate (DECISIONS 7), on the metrics of both models on the same rows.
+    """The promotion gate (docs/decisions.md, 7), on the metrics of both models on the same rows.
 
     Args:
         new: `reward_metrics` of the new model.

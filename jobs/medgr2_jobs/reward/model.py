@@ -1,4 +1,4 @@
-"""The reward model R: a vision-language backbone with a scalar head (paper, "Reward model"; DECISIONS 16).
+"""The reward model R: a vision-language backbone with a scalar head (paper, "Reward model"; docs/decisions.md, 16).
 
 Composition, not a class per family: any backbone that `vlm.load_model` loads. A published R is one folder: the backbone
 in Hugging Face format with adapters merged, `head.safetensors`, and `reward.json`.
@@ -25,7 +25,7 @@ from ..store import atomic
 
 #: R's range (paper, four-grade supervision): scores are clipped to it at inference.
 SCORE_MIN, SCORE_MAX = -6.0, 10.0
-#: Weight of the language-model loss beside the MSE of normalised scores (DECISIONS 16).
+#: Weight of the language-model loss beside the MSE of normalised scores (docs/decisions.md, 16).
 LM_WEIGHT = 1.0
 
 HEAD_FILE, INFO_FILE = "head.safetensors", "reward.json"
@@ -54,7 +54,7 @@ class RewardInfo:
 
     @property
     def scale(self) -> float:
-        """Half the grades' range: the head and the MSE work in units of it (DECISIONS 16: targets / 8)."""
+        """Half the grades' range: the head and the MSE work in units of it (docs/decisions.md, 16: targets / 8)."""
         return (max(self.grades.values()) - min(self.grades.values())) / 2 or 1.0
 
     @property
@@ -81,7 +81,7 @@ class LastTokenHead(nn.Module):
 class LikelihoodHead(nn.Module):
     """Small MLP on the last token and on how likely the backbone finds the response, given image and prompt.
 
-    Without the likelihood an R trained on little data stays blind to the image (DECISIONS 16).
+    Without the likelihood an R trained on little data stays blind to the image (docs/decisions.md, 16).
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -180,7 +180,7 @@ class RewardModel(nn.Module):
         """Scores a right-padded batch; with targets, also its loss.
 
         L_RM = E[(R(x) − r)²] (paper, reward model) in units of the grades' half range, plus the language-model loss
-        on the rows whose grade is good when the head reads likelihoods (DECISIONS 16).
+        on the rows whose grade is good when the head reads likelihoods (docs/decisions.md, 16).
 
         Args:
             labels: int64 (B, T): ids of the response tokens, -100 elsewhere.

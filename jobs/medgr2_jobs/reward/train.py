@@ -57,7 +57,7 @@ def fit(
         model: a fresh R, or the one to retrain.
         encoder: of the model's processor.
         rows: graded rows of this training; one epoch is one pass over them.
-        replay: graded rows to mix in (DECISIONS 6).
+        replay: graded rows to mix in (docs/decisions.md, 6).
         replay_fraction: their share of every batch.
         training: how to learn.
         retrain: whether `retrain_trainer` applies: a retraining is shorter than the first training.

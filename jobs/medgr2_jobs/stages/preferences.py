@@ -1,4 +1,4 @@
-"""Stage preferences: the policy's own answers, graded, for the next reward model (DECISIONS 6).
+"""Stage preferences: the policy's own answers, graded, for the next reward model (docs/decisions.md, 6).
 
 Each answer gets a target by rule, not by R: on seed questions the right answer is known, on kept candidates it is the
 filter's opinion (`gold` is false there, and at most 1 - seedFraction of the prompts are such).

@@ -27,7 +27,7 @@ from ..store.rows import GradedRow, Image, Item, Phantom, QuarantinedRecord, Spl
 from ..store.tables import TableWriter
 
 Context = StageContext[PrepareParameters]
-#: Bits in which the perceptual hashes of a training image and of a benchmark's may differ (DECISIONS 8).
+#: Bits in which the perceptual hashes of a training image and of a benchmark's may differ (docs/decisions.md, 8).
 NEAR = 4
 #: Items of a split that D_grade takes other images and other rationales from: enough, and memory stays flat.
 POOL = 20_000

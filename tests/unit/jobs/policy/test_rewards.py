@@ -84,7 +84,7 @@ def test_variance_is_taken_within_groups_only() -> None:
 
 
 def test_raw_scale_leaves_the_match_almost_no_say() -> None:
-    """DECISIONS 1, as a figure of a run."""
+    """docs/decisions.md, 1, as a figure of a run."""
     values = scores(8, 1, 5, -3)
     _, raw = call(PolicyReward(terms(normalization="None"), 4, values, Rollouts()), [RIGHT, WRONG] * 2, [0] * 4)
     _, scaled = call(PolicyReward(terms(), 4, values, Rollouts()), [RIGHT, WRONG] * 2, [0] * 4)

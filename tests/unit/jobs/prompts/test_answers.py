@@ -1,4 +1,4 @@
-"""answers.extract: never random, never fuzzy (DECISIONS 5)."""
+"""answers.extract: never random, never fuzzy (docs/decisions.md, 5)."""
 
 from __future__ import annotations
 
