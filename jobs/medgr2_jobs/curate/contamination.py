@@ -1,4 +1,4 @@
-"""What must never be trained on: images and questions of benchmarks and of the validation split (docs/decisions.md, 8)."""
+"""What must never be trained on: images and questions of benchmarks and validation split (docs/decisions.md, 8)."""
 
 from __future__ import annotations
 

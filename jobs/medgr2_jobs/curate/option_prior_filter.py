@@ -1,8 +1,8 @@
 """What the options alone give away: `curation.rejectGuessable`.
 
 Generators like some answers: where "pneumonia" is among the options it is nearly always right, and a model learns that
-instead of looking (docs/decisions.md, 9). The option prior knows nothing but how often each option text was right in the
-kept set. It is cross-fitted over folds of images, so that no item, and no item about its image, has a say in itself.
+instead of looking (docs/decisions.md, 9). The option prior knows only how often each option text was right in the kept
+set. It is cross-fitted over folds of images, so that no item, and no item about its image, has a say in itself.
 """
 
 from __future__ import annotations

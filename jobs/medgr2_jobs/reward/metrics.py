@@ -1,4 +1,4 @@
-"""How good R is on graded rows that it did not see; whether a retrained R may replace the old one (docs/decisions.md, 7)."""
+"""How good R is on held-out graded rows; whether a retrained R may replace the old one (docs/decisions.md, 7)."""
 
 from __future__ import annotations
 
