@@ -31,7 +31,7 @@ def measure(keep: bool) -> dict[str, float]:
 
     torch.set_num_threads(1)
     if keep:
-        process_tuning.keep_freed()
+        process_tuning.keep_freed_memory()
     with tempfile.TemporaryDirectory() as root:
         model, encoder, names = pictures(Path(root), "tiny", 32)
         batches = [

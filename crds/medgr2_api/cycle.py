@@ -23,7 +23,7 @@ from .scheduling import (
 )
 from .stages import StageName
 from .status import CycleStatus
-from .training_spec import AnswerFormat, Evaluation, Policy, ResolvedPolicy, ResolvedRewardModel, RewardModel
+from .training_spec import AnswerFormat, Evaluation, Policy, ResolvedPolicy, ResolvedRewardModel, RewardModelSpec
 from .types import DNSLabel
 
 
@@ -99,7 +99,7 @@ class CycleSpec(Model):
     """Where the seed, the images and the benchmarks come from."""
     generator: Generator
     """Who proposes question, answer and rationale."""
-    reward_model: RewardModel
+    reward_model: RewardModelSpec
     """R: scores a triplet."""
     curation: Curation = Curation()
     """From scored candidates to training data."""

@@ -202,7 +202,7 @@ class Benchmark(Model):
     """What reads a Plugin benchmark: code of another package (entry points medgr2.readers)."""
 
 
-class Split(Model):
+class SplitSpec(Model):
     """How sources that come unsplit are divided; seeded, and the hash of the result is stored."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -272,7 +272,7 @@ class Data(Model):
 
     sources: Sources[DataSource]
     """What is learnt from: seed questions with gold answers, and images for the generator."""
-    split: Split = Split()
+    split: SplitSpec = SplitSpec()
     """How unsplit sources are divided."""
     benchmarks: Annotated[list[Benchmark], Field(max_length=32), Keyed(("name",))] = []
     """Test sets; images found in them are taken out of training."""

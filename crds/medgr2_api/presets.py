@@ -144,7 +144,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Origin:
+class ValueOrigin:
     """A parameter's value and who set it: `spec`, the name of a preset, or `derived` from other values."""
 
     value: Any
@@ -160,10 +160,10 @@ def resolve(spec: CycleSpec) -> ResolvedSpec:
     return resolve_with_origins(spec)[0]
 
 
-def resolve_with_origins(spec: CycleSpec) -> tuple[ResolvedSpec, dict[str, Origin]]:
+def resolve_with_origins(spec: CycleSpec) -> tuple[ResolvedSpec, dict[str, ValueOrigin]]:
     """As `resolve`, and for every preset-owned parameter where its value came from (`medgr2 plan` shows it)."""
     document = spec.dump()
-    origins: dict[str, Origin] = {}
+    origins: dict[str, ValueOrigin] = {}
     table = {path: (value, Preset.DEFAULT) for path, value in _DEFAULT.items()}
     table |= {path: (value, spec.preset) for path, value in PRESETS[spec.preset].items()}
     strategy = spec.curation.selection.strategy or table[f"{_SELECTION}.strategy"][0]
@@ -177,18 +177,18 @@ def resolve_with_origins(spec: CycleSpec) -> tuple[ResolvedSpec, dict[str, Origi
             given = target[leaf]
             target[leaf] = normalise({**value, **given})
             for key, item in target[leaf].items():
-                origins[f"{path}.{key}"] = Origin(item, "spec" if key in given else str(source))
+                origins[f"{path}.{key}"] = ValueOrigin(item, "spec" if key in given else str(source))
             continue
         if leaf in target:
-            origins[path] = Origin(target[leaf], "spec")
+            origins[path] = ValueOrigin(target[leaf], "spec")
         else:
             target[leaf] = deepcopy(value)
-            origins[path] = Origin(value, str(source))
+            origins[path] = ValueOrigin(value, str(source))
     origins |= _derive(document)
     return ResolvedSpec.model_validate(document), origins
 
 
-def _derive(document: dict[str, Any]) -> dict[str, Origin]:
+def _derive(document: dict[str, Any]) -> dict[str, ValueOrigin]:
     """Fills in, in place, what follows from other values; returns what it set."""
     derived: list[tuple[str, dict[str, Any], str, Any]] = []
     for index, source in enumerate(document["data"]["sources"]):
@@ -209,7 +209,7 @@ def _derive(document: dict[str, Any]) -> dict[str, Origin]:
     for path, target, leaf, value in derived:
         if leaf not in target:
             target[leaf] = deepcopy(value)
-            origins[f"{path}.{leaf}"] = Origin(value, "derived")
+            origins[f"{path}.{leaf}"] = ValueOrigin(value, "derived")
     return origins
 
 

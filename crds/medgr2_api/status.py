@@ -152,7 +152,7 @@ class Models(Model):
     """π, the policy."""
 
 
-class Score(Model):
+class MetricScore(Model):
     """A checkpoint's scores on the validation split: beside the fields below one for each metric that may decide."""
 
     model_config = ConfigDict(extra="allow")
@@ -225,9 +225,9 @@ class CycleStatus(Model):
     """All unfinished stages and the two newest iterations in full; older ones shortened."""
     models: Models = Models()
     """The newest models."""
-    scores: Annotated[list[Score], Field(max_length=64)] = []
+    scores: Annotated[list[MetricScore], Field(max_length=64)] = []
     """Validation scores so far."""
-    best: Score | None = None
+    best: MetricScore | None = None
     """Best validation score so far."""
     usage: Usage = Usage()
     """What it has cost."""

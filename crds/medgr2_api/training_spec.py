@@ -118,7 +118,7 @@ class ResolvedRewardTraining(RewardTraining):
 Mismatches = Annotated[int, Field(ge=0, le=16)]
 
 
-class RewardModel(Model):
+class RewardModelSpec(Model):
     """R: scores a triplet in [-6, 10]."""
 
     base_model: ModelURI
@@ -141,7 +141,7 @@ class RewardModel(Model):
     """How it learns."""
 
 
-class ResolvedRewardModel(RewardModel):
+class ResolvedRewardModel(RewardModelSpec):
     """With everything that the presets own."""
 
     head: RewardHead

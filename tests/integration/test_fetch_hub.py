@@ -94,7 +94,7 @@ def test_offline_what_was_fetched_is_used(hub: HubServer, tmp_path: Path, monkey
 
 def test_of_a_model_only_what_may_be_loaded(hub: HubServer, tmp_path: Path) -> None:
     hub.repository("org/model", model_files())
-    folder = fetch.local(context(tmp_path, {"hubEndpoint": hub.url}), "org/model", "policy.baseModel", "model")
+    folder = fetch.local_path(context(tmp_path, {"hubEndpoint": hub.url}), "org/model", "policy.baseModel", "model")
     fetched = content(folder)
     assert set(fetched) == LOADED
     assert fetched["model.safetensors"] == safetensors()
@@ -104,7 +104,7 @@ def test_of_a_model_only_what_may_be_loaded(hub: HubServer, tmp_path: Path) -> N
 def test_a_folder_of_the_workspace_comes_before_the_hub(hub: HubServer, tmp_path: Path) -> None:
     (tmp_path / "org/model").mkdir(parents=True)
     ctx = context(tmp_path, {"hubEndpoint": hub.url})
-    assert fetch.local(ctx, "org/model", "policy.baseModel", "model") == tmp_path / "org/model"
+    assert fetch.local_path(ctx, "org/model", "policy.baseModel", "model") == tmp_path / "org/model"
     assert hub.requests == []
 
 
@@ -170,9 +170,9 @@ def test_a_secret_that_is_not_there_is_named(hub: HubServer, tmp_path: Path) -> 
 def test_a_name_that_is_neither_folder_nor_repository(hub: HubServer, tmp_path: Path) -> None:
     ctx = context(tmp_path, {"hubEndpoint": hub.url})
     with pytest.raises(ConfigError, match=r"no model models/qwen \(nor is there such a folder in the workspace\)"):
-        fetch.local(ctx, "models/qwen", "policy.baseModel", "model")
+        fetch.local_path(ctx, "models/qwen", "policy.baseModel", "model")
     with pytest.raises(ConfigError, match=r"is a dataset; a model is named"):
-        fetch.local(ctx, DATA, "policy.baseModel", "model")
+        fetch.local_path(ctx, DATA, "policy.baseModel", "model")
 
 
 # -- what may pass -----------------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_a_stop_in_the_middle_keeps_what_is_there(hub: HubServer, tmp_path: Path
     stop = threading.Event()
     threading.Thread(target=lambda: (hub.hanging.wait(), stop.set())).start()
     with pytest.raises(Checkpointed):
-        fetch.local(context(tmp_path, {"hubEndpoint": hub.url}, stop=stop), DATA, WHAT)
+        fetch.local_path(context(tmp_path, {"hubEndpoint": hub.url}, stop=stop), DATA, WHAT)
     assert not list(tmp_path.rglob(pin_file.FETCHED))
     hub.fault = lambda method, path: None
     assert content(get(hub, tmp_path)) == FILES

@@ -18,7 +18,7 @@ from medgr2_api.stage_contract import SECRETS_ENV
 from medgr2_jobs import fetch
 from medgr2_jobs.errors import Checkpointed, ConfigError, TemporaryError
 from medgr2_jobs.fetch import pin_file, s3
-from medgr2_jobs.fetch.request import Order
+from medgr2_jobs.fetch.request import FetchRequest
 from tests.support.fetch_fixtures import context, reference, secrets
 from tests.support.s3_server import ACCESS, SECRET, S3Server, s3_server
 from tests.support.slow_proxy import slow_proxy
@@ -51,7 +51,7 @@ def reach(url: str, **changes: Any) -> dict[str, Any]:
 
 
 def get(url: str, root: Path, uri: str, **changes: Any) -> Path:
-    return fetch.local(context(root, reach(url, **changes)), uri, WHAT)
+    return fetch.local_path(context(root, reach(url, **changes)), uri, WHAT)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -172,13 +172,13 @@ def test_a_stop_in_the_middle(store: S3Server, tmp_path: Path) -> None:
         stop = threading.Event()
         threading.Thread(target=lambda: (proxy.stuck.wait(), stop.set())).start()
         with pytest.raises(Checkpointed):
-            fetch.local(context(tmp_path, reach(proxy.url), stop=stop), "s3://stop-data", WHAT)
+            fetch.local_path(context(tmp_path, reach(proxy.url), stop=stop), "s3://stop-data", WHAT)
     assert not list(tmp_path.rglob(pin_file.FETCHED))
 
 
 def test_an_object_that_was_replaced_meanwhile_is_fetched_anew(store: S3Server, tmp_path: Path) -> None:
     store.put("moving-data", {"a": b"a" * 100, "b": b"b" * 100, "gone": b"g"})
-    order = Order(
+    order = FetchRequest(
         parent=os.getpid(), root=str(tmp_path), uri="s3://moving-data", kind="dataset", what=WHAT,
         s3_endpoint=store.url, s3_access_key=ACCESS, s3_secret_key=SECRET,
     )  # fmt: skip

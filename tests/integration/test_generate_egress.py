@@ -15,7 +15,7 @@ from medgr2_api.stage_contract import StageRequest
 from medgr2_jobs.generate import egress_policy, probe, sampling_plan
 from medgr2_jobs.runner import main
 from medgr2_jobs.runner.attempt import build_context
-from medgr2_jobs.runner.process_group import Ranks
+from medgr2_jobs.runner.process_group import ProcessGroup
 from medgr2_jobs.store.images import ImageStore
 from medgr2_jobs.store.rows import Candidate
 from tests.support import jobs_fixtures
@@ -112,7 +112,7 @@ def test_tampered_tasks_stop_the_stage_before_any_byte(
 def test_a_sample_keeps_to_it(root: Path, server: ChatServer) -> None:
     prepared = mixed(root)
     made = request(root, server, prepared)
-    parameters = build_context(made, root, threading.Event(), Ranks(), None).parameters
+    parameters = build_context(made, root, threading.Event(), ProcessGroup(), None).parameters
     assert len(probe.sample(root, made.cycle, parameters, image_uses(prepared.images), 6)) == 6
     assert sent(server, root, prepared) == {row.image_sha256 for row in prepared.images[:3]}
 

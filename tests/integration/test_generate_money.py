@@ -14,7 +14,7 @@ from medgr2_jobs.generate import journal, probe, spend_ledger
 from medgr2_jobs.runner import main
 from medgr2_jobs.runner.attempt import build_context
 from medgr2_jobs.runner.metrics_server import FIGURES
-from medgr2_jobs.runner.process_group import Ranks
+from medgr2_jobs.runner.process_group import ProcessGroup
 from medgr2_jobs.store.rows import Candidate
 from tests.support import jobs_fixtures
 from tests.support.chat_server import Answer, ChatServer, serving
@@ -256,7 +256,7 @@ def test_what_was_published_while_the_journal_was_awaited_is_not_asked_again(
 def test_a_sample_is_paid_for_like_any_other(root: Path, server: ChatServer) -> None:
     made = request(root, server)
     prepared = jobs_fixtures.phantoms(root, {"train": 8, "test": 2})
-    parameters = build_context(made, root, threading.Event(), Ranks(), None).parameters
+    parameters = build_context(made, root, threading.Event(), ProcessGroup(), None).parameters
     rows = probe.sample(root, made.cycle, parameters, image_uses(prepared.images), 5, 1.0)
     assert outcomes(rows) == {"ok": 5}
     assert len({row.image_sha256 for row in rows}) == 5

@@ -125,7 +125,7 @@ def test_each_completion_is_scored_against_its_own_image(
     """
     asked: list[Row] = []
     pixels: list[Any] = []
-    original = grpo.PolicyTrainer._get_per_token_logps_and_entropies
+    original = grpo.GRPOPolicyTrainer._get_per_token_logps_and_entropies
 
     def scorer(ctx: Any) -> Any:
         def score(rows: list[Row]) -> np.ndarray:
@@ -139,7 +139,7 @@ def test_each_completion_is_scored_against_its_own_image(
         return original(self, model, input_ids, *args, **more)
 
     monkeypatch.setattr(grpo, "_scorer", scorer)
-    monkeypatch.setattr(grpo.PolicyTrainer, "_get_per_token_logps_and_entropies", spy)
+    monkeypatch.setattr(grpo.GRPOPolicyTrainer, "_get_per_token_logps_and_entropies", spy)
     found = workspace.run(
         workspace.grpo({"max_steps": 2, "per_device_train_batch_size": 12}, numGenerations=3, name="order")
     )

@@ -17,7 +17,7 @@ from PIL import Image
 from medgr2_api import paths
 from medgr2_jobs.preflight import provider_checks
 from medgr2_jobs.preflight.__main__ import main
-from medgr2_jobs.preflight.check_result import Case, Verdict
+from medgr2_jobs.preflight.check_result import CheckStatus, PreflightContext
 from tests.support.chat_server import Answer, ChatServer, serving
 from tests.support.generate_fixtures import KEY, PRICES, QUESTION_USD, prepare_root
 from tests.unit.jobs.preflight.test_data_checks import TINY, case
@@ -36,18 +36,18 @@ def answering(answer: Answer) -> Iterator[ChatServer]:
         yield server
 
 
-def trial(root: Path, server: ChatServer, questions: int = 2, **values: Any) -> Case:
+def trial(root: Path, server: ChatServer, questions: int = 2, **values: Any) -> PreflightContext:
     openai = {"model": "some/vlm", "baseURL": server.url, "apiKeySecretRef": {"name": "provider", "key": "key"}}
     generator = {"openAI": openai | values.pop("openai", {}), "prices": PRICES, "candidates": 1000, "concurrency": 2}
     found = case(root, generator=generator, iterations=2, **values)
-    return Case(found.cycle, found.spec, root, questions)
+    return PreflightContext(found.cycle, found.spec, root, questions)
 
 
 def test_a_sound_provider_is_asked_and_the_whole_cost_is_told(root: Path) -> None:
     with serving() as server:
         asked, cost = provider_checks.trial(trial(root, server))
-    assert (asked.verdict, asked.message) == (Verdict.OK, "some/vlm: 2 of 2 questions became triplets")
-    assert cost.verdict is Verdict.OK
+    assert (asked.status, asked.message) == (CheckStatus.OK, "some/vlm: 2 of 2 questions became triplets")
+    assert cost.status is CheckStatus.OK
     assert f"{2000 * QUESTION_USD:.4g}" in cost.message
     assert len(server.ledger.requests) == 2
     spend = root / paths.spend("omnimed", paths.local_uid("omnimed"))
@@ -57,7 +57,7 @@ def test_a_sound_provider_is_asked_and_the_whole_cost_is_told(root: Path) -> Non
 def test_a_wrong_key_is_told_before_the_run(root: Path) -> None:
     with answering(Answer(status=401, body='{"error": {"message": "no"}}')) as server:
         (found,) = provider_checks.trial(trial(root, server))
-    assert found.verdict is Verdict.FAILED
+    assert found.status is CheckStatus.FAILED
     assert "refuses the API key" in found.message
     assert KEY not in found.message
 
@@ -65,7 +65,7 @@ def test_a_wrong_key_is_told_before_the_run(root: Path) -> None:
 def test_a_model_that_does_not_exist_is_told_before_the_run(root: Path) -> None:
     with answering(Answer(status=404, body='{"error": {"message": "no such model"}}')) as server:
         (found,) = provider_checks.trial(trial(root, server))
-    assert found.verdict is Verdict.FAILED
+    assert found.status is CheckStatus.FAILED
     assert "no such model" in found.message
 
 
@@ -73,7 +73,7 @@ def test_a_secret_that_is_not_there_is_named(root: Path) -> None:
     with serving() as server:
         reference = {"apiKeySecretRef": {"name": "provider", "key": "other"}}
         (found,) = provider_checks.trial(trial(root, server, openai=reference))
-    assert found.verdict is Verdict.FAILED
+    assert found.status is CheckStatus.FAILED
     assert "secret 'provider' has no key 'other'" in found.message
     assert not server.ledger.requests
 
@@ -81,21 +81,21 @@ def test_a_secret_that_is_not_there_is_named(root: Path) -> None:
 def test_answers_that_are_no_triplets_are_a_warning(root: Path) -> None:
     with answering(Answer(content="I cannot see images.")) as server:
         asked, _ = provider_checks.trial(trial(root, server))
-    assert asked.verdict is Verdict.WARNING
+    assert asked.status is CheckStatus.WARNING
     assert "0 of 2 questions became triplets; the others: invalid_json" in asked.message
 
 
 def test_a_budget_that_will_not_do_is_a_warning(root: Path) -> None:
     with serving() as server:
         _, cost = provider_checks.trial(trial(root, server, budget={"generatorUSD": 0.3}))
-    assert cost.verdict is Verdict.WARNING
+    assert cost.status is CheckStatus.WARNING
     assert "more than the budget of 0.3 USD" in cost.message
 
 
 def test_no_question_is_asked_when_none_may_be(root: Path) -> None:
     with serving() as server:
         (found,) = provider_checks.trial(trial(root, server, questions=0))
-    assert found.verdict is Verdict.SKIPPED
+    assert found.status is CheckStatus.SKIPPED
     assert not server.ledger.requests
 
 
@@ -105,11 +105,11 @@ def test_a_picture_that_may_not_leave_is_not_tried(root: Path) -> None:
     with serving() as server:
         outside = trial(root, server, openai={"external": True}, data__sources=[_source(allowExternal=False)])
         (refused,) = provider_checks.trial(outside)
-        assert refused.verdict is Verdict.FAILED
+        assert refused.status is CheckStatus.FAILED
         assert "may leave the house" in refused.message
         assert not server.ledger.requests
         inside = trial(root, server, questions=1, data__sources=[_source(allowExternal=False)])
-        assert next(iter(provider_checks.trial(inside))).verdict is Verdict.OK
+        assert next(iter(provider_checks.trial(inside))).status is CheckStatus.OK
     assert len(server.ledger.requests) == 1
 
 
@@ -119,11 +119,11 @@ def _source(**changes: Any) -> dict[str, Any]:
 
 def test_which_images_leave(root: Path) -> None:
     found = list(
-        provider_checks.leaving(case(root, data__sources=[_source(), {**_source(allowExternal=False), "name": "x"}]))
+        provider_checks.egress(case(root, data__sources=[_source(), {**_source(allowExternal=False), "name": "x"}]))
     )
-    assert [finding.verdict for finding in found] == [Verdict.OK, Verdict.WARNING]
+    assert [finding.status for finding in found] == [CheckStatus.OK, CheckStatus.WARNING]
     with serving() as server:
-        (inside,) = provider_checks.leaving(trial(root, server))
+        (inside,) = provider_checks.egress(trial(root, server))
     assert "no image leaves the house" in inside.message
 
 

@@ -15,7 +15,7 @@ from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.runner.main import execute
 from medgr2_jobs.store.artifact import ArtifactReader
 from medgr2_jobs.store.images import ImageStore
-from medgr2_jobs.store.rows import GradedRow, Item, Phantom, QuarantinedRecord
+from medgr2_jobs.store.rows import GradedRow, Item, PhantomRow, QuarantinedRecord
 from medgr2_jobs.store.rows import Image as ImageRow
 from tests.support.fixtures import prepare_parameters, prepared_workspace, run_stage, stage_request
 from tests.support.prepare_workspace import PrepareWorkspace
@@ -31,7 +31,7 @@ def test_phantoms_end_to_end(tmp_path: Path) -> None:
     prepared = ArtifactReader(tmp_path, ref)
     images = {row.image_sha256: row for row in prepared.rows(ImageRow)}
     items = prepared.rows(Item)
-    truth = {row.image_sha256: row for row in prepared.rows(Phantom)}
+    truth = {row.image_sha256: row for row in prepared.rows(PhantomRow)}
     counters = prepared.manifest.counters
 
     assert len(images) == len(truth) == counters["images"] == 80

@@ -140,7 +140,7 @@ def test_it_is_given_what_it_declares(tmp_path: Path, candidates: ArtifactRef, r
 
 
 def ended(root: Path, asked: StageRequest) -> StageResult:
-    return attempt.guarded(asked, root, lambda: main._run(asked, root, main.threading.Event(), {}))
+    return attempt.run_guarded(asked, root, lambda: main._run(asked, root, main.threading.Event(), {}))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ LOADED = {"config.json", "model.safetensors", "preprocessor_config.json", "token
 
 def get(hub: HubServer, root: Path, uri: str = DATA, **reach: Any) -> Path:
     """`fetch.local` in a workspace, as a dataset."""
-    return fetch.local(context(root, {"hubEndpoint": hub.url, **reach}), uri, WHAT)
+    return fetch.local_path(context(root, {"hubEndpoint": hub.url, **reach}), uri, WHAT)
 
 
 def content(folder: Path) -> Files:

@@ -105,11 +105,11 @@ class Prepared:
 
     images: list[rows.Image]
     items: list[rows.Item]
-    phantoms: list[rows.Phantom]
+    phantoms: list[rows.PhantomRow]
 
     @property
     def tables(self) -> Tables:
-        return {rows.Image: self.images, rows.Item: self.items, rows.Phantom: self.phantoms}
+        return {rows.Image: self.images, rows.Item: self.items, rows.PhantomRow: self.phantoms}
 
 
 def phantoms(root: Path, splits: Mapping[str, int], *, real: int = 0) -> Prepared:
@@ -124,7 +124,9 @@ def phantoms(root: Path, splits: Mapping[str, int], *, real: int = 0) -> Prepare
             sha256 = store.add(synthetic_images.draw(shown, 1, index), 10_000).sha256
             (asked,) = synthetic_images.questions(1, index, 1)
             prepared.images.append(_image(sha256, shown.modality, split))
-            prepared.phantoms.append(rows.Phantom(sha256, shown.modality, shown.finding, shown.location, shown.count))
+            prepared.phantoms.append(
+                rows.PhantomRow(sha256, shown.modality, shown.finding, shown.location, shown.count)
+            )
             prepared.items.append(
                 rows.Item(
                     item_id=f"item-{index}",

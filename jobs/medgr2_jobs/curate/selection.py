@@ -37,7 +37,7 @@ WITHOUT_SCORES = frozenset({SelectionStrategy.ALL, SelectionStrategy.RANDOM_K})
 
 
 @dataclass(frozen=True)
-class Batch:
+class CandidateBatch:
     """What a strategy sees."""
 
     ids: Sequence[str]
@@ -61,7 +61,7 @@ class Selected:
     counters: dict[str, float] = field(default_factory=dict)
 
 
-def select(selection: ResolvedSelection, batch: Batch) -> Selected:
+def select(selection: ResolvedSelection, batch: CandidateBatch) -> Selected:
     """Applies the strategy of the spec.
 
     Raises:
@@ -120,12 +120,12 @@ def _between(lower: float, upper: float) -> float:
     return middle if middle < upper else lower
 
 
-def _best_first(names: Sequence[str], batch: Batch) -> list[str]:
+def _best_first(names: Sequence[str], batch: CandidateBatch) -> list[str]:
     """The best scored first, ties by id."""
     return sorted(names, key=lambda name: (-batch.scores.get(name, -math.inf), name))
 
 
-def _above_fitted(precision: float, batch: Batch) -> Selected:
+def _above_fitted(precision: float, batch: CandidateBatch) -> Selected:
     if batch.calibration is None:
         raise ConfigError("strategy FittedPrecision reads the reward model's calibration table; no input 'reward'")
     rows = [row for row in batch.calibration if math.isfinite(row.score)]
@@ -143,12 +143,12 @@ def _above_fitted(precision: float, batch: Batch) -> Selected:
     return _above(threshold, batch, fitted)
 
 
-def _above(threshold: float, batch: Batch, counters: dict[str, float]) -> Selected:
+def _above(threshold: float, batch: CandidateBatch, counters: dict[str, float]) -> Selected:
     passed = [name for name in batch.ids if batch.scores.get(name, -math.inf) > threshold]
     return Selected(_best_first(passed, batch), "below_threshold", counters={"threshold": threshold, **counters})
 
 
-def _at_random(batch: Batch) -> list[str]:
+def _at_random(batch: CandidateBatch) -> list[str]:
     def lot(name: str) -> bytes:
         return hashlib.sha256(f"random-k/{batch.seed}/{name}".encode()).digest()
 
@@ -166,7 +166,7 @@ class Chosen:
 
 
 def choose(
-    curation: ResolvedCuration, batch: Batch, eligible: AbstractSet[str], triplets: Mapping[str, Triplet]
+    curation: ResolvedCuration, batch: CandidateBatch, eligible: AbstractSet[str], triplets: Mapping[str, Triplet]
 ) -> Chosen:
     """Applies the strategy, then drops what is guessable and what a cap keeps out.
 

@@ -19,8 +19,7 @@ from ..duplicates.phash_index import phash
 from ..errors import DataError
 from ..runner.context import StageContext
 from ..store import atomic, tables
-from ..store.rows import Image, Item, QuarantinedRecord, Split, TableRow
-from ..store.rows import Phantom as PhantomRow
+from ..store.rows import Image, Item, PhantomRow, QuarantinedRecord, Split, TableRow
 from . import format_registry, synthetic_images
 from .record import BadRecord, Place, Record
 
@@ -188,9 +187,9 @@ class Ingest:
             loaded.questions = loaded.questions and phantom.questions_per_image > 0
             place.path = self._draw(given.name, phantom, loaded)
             return place, phantom.images * max(1, phantom.questions_per_image)
-        place.path = fetch.local(ctx, given.uri, f"{where}.uri")
+        place.path = fetch.local_path(ctx, given.uri, f"{where}.uri")
         if given.images:
-            place.images = fetch.local(ctx, given.images, f"{where}.images")
+            place.images = fetch.local_path(ctx, given.images, f"{where}.images")
             if not place.images.is_dir():
                 raise DataError(f"{where}.images: {place.images} is not a folder")
         return place, 0

@@ -12,8 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from medgr2_api.data import OnLeak
-from medgr2_api.data import Split as SplitShares
+from medgr2_api.data import OnLeak, SplitSpec
 
 from ..errors import DataError
 from ..store.rows import Split
@@ -69,7 +68,7 @@ def together(units: Mapping[str, Iterable[str]]) -> dict[str, str]:
 
 
 def assign(
-    sources: Sequence[Iterable[str]], shares: SplitShares, seed: int, joined: Mapping[str, str] | None = None
+    sources: Sequence[Iterable[str]], shares: SplitSpec, seed: int, joined: Mapping[str, str] | None = None
 ) -> dict[str, Split]:
     """The split of every image.
 

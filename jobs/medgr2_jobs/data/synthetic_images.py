@@ -74,7 +74,7 @@ class Attributes:
 
 
 @dataclass(frozen=True)
-class Question:
+class PhantomQuestion:
     """A question whose answer cannot be had without the image."""
 
     kind: str
@@ -90,15 +90,17 @@ def attributes(seed: int, index: int) -> Attributes:
     return Attributes(**{kind: rng.choice(values) for kind, values in VALUES.items()})
 
 
-def question(shown: Attributes, kind: str, rng: random.Random) -> Question:
+def question(shown: Attributes, kind: str, rng: random.Random) -> PhantomQuestion:
     """Asks for one attribute: gold and three other values (true for other images), shuffled."""
     gold = shown.value(kind)
     options = [*rng.sample([value for value in VALUES[kind] if value != gold], 3), gold]
     rng.shuffle(options)
-    return Question(kind, rng.choice(QUESTIONS[kind]), tuple(options), options.index(gold), rationale(kind, gold))
+    return PhantomQuestion(
+        kind, rng.choice(QUESTIONS[kind]), tuple(options), options.index(gold), rationale(kind, gold)
+    )
 
 
-def questions(seed: int, index: int, count: int) -> list[Question]:
+def questions(seed: int, index: int, count: int) -> list[PhantomQuestion]:
     """`count` questions of different kinds about phantom `index`, in the order of `KINDS`."""
     rng = random.Random(f"questions/{seed}/{index}")
     shown = attributes(seed, index)

@@ -21,7 +21,7 @@ from medgr2_api.curation import NearDuplicates
 from ..prompts.answers import normalise
 from ..store.rows import AnsweredQuestion, Question, Triplet
 from . import phash_index, text_fingerprint
-from .phash_index import Codes, Index, Keys
+from .phash_index import ImageCodes, Index, Keys
 from .text_fingerprint import Text
 
 TripletKey = tuple[str, str]
@@ -55,7 +55,7 @@ class _Units:
     """Distinct (image hash, text) of a table."""
 
     of_row: Index
-    codes: Codes
+    codes: ImageCodes
     text: Index
     """Number of its text in the index."""
     image_bands: list[Keys]
@@ -162,7 +162,7 @@ class NearIndex:
         return self._shingles[number]
 
 
-def _units(codes: Codes, text: Index, text_bands: list[Keys], limit: int) -> _Units:
+def _units(codes: ImageCodes, text: Index, text_bands: list[Keys], limit: int) -> _Units:
     key = text_fingerprint.mixed([codes.bits, codes.hashed.astype(np.uint64), text.astype(np.uint64)])
     _, first, of_row = np.unique(key, return_index=True, return_inverse=True)
     mine, number = codes.take(first), text[first]

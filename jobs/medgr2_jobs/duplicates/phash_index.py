@@ -37,7 +37,7 @@ def phash(image: Image.Image) -> str:
 
 
 @dataclass(frozen=True)
-class Codes:
+class ImageCodes:
     """What N images are compared by."""
 
     bits: Keys
@@ -48,12 +48,12 @@ class Codes:
     def __len__(self) -> int:
         return len(self.bits)
 
-    def take(self, index: Index) -> Codes:
+    def take(self, index: Index) -> ImageCodes:
         """The codes at these places."""
-        return Codes(self.bits[index], self.hashed[index])
+        return ImageCodes(self.bits[index], self.hashed[index])
 
 
-def codes(images: Sequence[str], phashes: Mapping[str, str]) -> Codes:
+def codes(images: Sequence[str], phashes: Mapping[str, str]) -> ImageCodes:
     """The codes of images.
 
     Args:
@@ -62,14 +62,14 @@ def codes(images: Sequence[str], phashes: Mapping[str, str]) -> Codes:
     """
     found = [phashes.get(image) or "" for image in images]
     bits = [int(phash, 16) if phash else _own(image) for image, phash in zip(images, found, strict=True)]
-    return Codes(np.array(bits, np.uint64), np.array([bool(phash) for phash in found], np.bool_))
+    return ImageCodes(np.array(bits, np.uint64), np.array([bool(phash) for phash in found], np.bool_))
 
 
 def _own(image: str) -> int:
     return int.from_bytes(hashlib.sha256(image.encode()).digest()[:8], "big")
 
 
-def close(left: Codes, right: Codes, limit: int) -> NDArray[np.bool_]:
+def close(left: ImageCodes, right: ImageCodes, limit: int) -> NDArray[np.bool_]:
     """Whether the images at the same place differ in at most `limit` bits."""
     distance: NDArray[np.uint8] = np.bitwise_count(left.bits ^ right.bits)
     both, neither = left.hashed & right.hashed, ~(left.hashed | right.hashed)
@@ -77,7 +77,7 @@ def close(left: Codes, right: Codes, limit: int) -> NDArray[np.bool_]:
     return near
 
 
-def bands(images: Codes, limit: int) -> list[Keys]:
+def bands(images: ImageCodes, limit: int) -> list[Keys]:
     """Keys (N,) of which two close images share at least one.
 
     Of `limit` + 1 bands, `limit` differing bits leave at least one as it is.
@@ -112,7 +112,7 @@ def join(left: Keys, right: Keys) -> Iterator[tuple[Index, Index]]:
         start = stop
 
 
-def within(images: Codes, others: Codes, limit: int) -> NDArray[np.bool_]:
+def within(images: ImageCodes, others: ImageCodes, limit: int) -> NDArray[np.bool_]:
     """For each of N images whether any of `others` is close to it."""
     found = np.zeros(len(images), np.bool_)
     for mine, theirs in zip(bands(images, limit), bands(others, limit), strict=True):

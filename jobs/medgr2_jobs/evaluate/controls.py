@@ -18,17 +18,17 @@ from medgr2_api.training_spec import AnswerFormat, Control
 
 from ..models.vlm import Encoder, Row
 from ..prompts import answers
-from ..store.rows import Condition, Item
+from ..store.rows import EvalCondition, Item
 
 _GREY = (128, 128, 128)
 _SMOOTHING = 1.0  # pseudo-questions that each option text starts with, right as often as chance
 
 
-CONDITION_OF: dict[Control, Condition] = {
-    Control.BLANK_IMAGE: Condition.BLANK,
-    Control.SHUFFLED_IMAGE: Condition.SHUFFLED,
-    Control.OPTIONS_ONLY: Condition.OPTIONS_ONLY,
-    Control.OPTION_PRIOR: Condition.OPTION_PRIOR,
+CONDITION_OF: dict[Control, EvalCondition] = {
+    Control.BLANK_IMAGE: EvalCondition.BLANK,
+    Control.SHUFFLED_IMAGE: EvalCondition.SHUFFLED,
+    Control.OPTIONS_ONLY: EvalCondition.OPTIONS_ONLY,
+    Control.OPTION_PRIOR: EvalCondition.OPTION_PRIOR,
 }
 
 
@@ -65,15 +65,15 @@ def derangement(items: Iterable[Item]) -> dict[str, str] | None:
     return result
 
 
-def rows(condition: Condition, items: Sequence[Item], answer_format: AnswerFormat) -> list[Row] | None:
+def rows(condition: EvalCondition, items: Sequence[Item], answer_format: AnswerFormat) -> list[Row] | None:
     """What the model is asked under a condition, one row per item.
 
     `blank` differs from `real` only in the encoder (`BlankEncoder`). None when the condition cannot be made: shuffled
     with a single image.
     """
-    if condition is Condition.OPTIONS_ONLY:
+    if condition is EvalCondition.OPTIONS_ONLY:
         return [Row(None, answers.prompt_text("", item.options, answer_format).lstrip()) for item in items]
-    shown = derangement(items) if condition is Condition.SHUFFLED else {}
+    shown = derangement(items) if condition is EvalCondition.SHUFFLED else {}
     if shown is None:
         return None
     prompts = [answers.prompt_of(item, answer_format) for item in items]

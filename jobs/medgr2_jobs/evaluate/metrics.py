@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..prompts import answers
-from ..store.rows import Condition, Item, Prediction, Scoring, Split
+from ..store.rows import EvalCondition, Item, Prediction, Scoring, Split
 from .rank_statistics import auroc
 
 RESAMPLES = 2000
@@ -196,7 +196,7 @@ class Measurement:
     split: Split
     benchmark: str
     checkpoint: str
-    condition: Condition
+    condition: EvalCondition
     scoring: Scoring
     slice: str
     """all, modality=… or question_type=…"""
@@ -232,11 +232,11 @@ class _Run(NamedTuple):
     """Whose answers, to what was shown, read in which way."""
 
     checkpoint: str
-    condition: Condition
+    condition: EvalCondition
     scoring: Scoring
 
 
-_CHANCE = _Run("base", Condition.CHANCE, Scoring.OPTION_LOGPROB)  # needs no model
+_CHANCE = _Run("base", EvalCondition.CHANCE, Scoring.OPTION_LOGPROB)  # needs no model
 
 
 def measurements(

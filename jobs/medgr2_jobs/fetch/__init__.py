@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 BUILTIN = "builtin://"
 
 #: Folders that a stage has verified, or fetched itself: a model is not read again each time it is asked for.
-_sound: WeakKeyDictionary[Context, set[Path]] = WeakKeyDictionary()
+_verified: WeakKeyDictionary[Context, set[Path]] = WeakKeyDictionary()
 
 
-def local(ctx: Context, uri: str, what: str, kind: Kind = "dataset") -> Path:
+def local_path(ctx: Context, uri: str, what: str, kind: Kind = "dataset") -> Path:
     """The file or folder on the volume that a URI stands for; fetched and pinned first where it lies elsewhere.
 
     Args:
@@ -49,7 +49,7 @@ def local(ctx: Context, uri: str, what: str, kind: Kind = "dataset") -> Path:
         DiskFull: no space left.
         Checkpointed: asked to stop; the next run goes on.
     """
-    source = remote(ctx.root, uri, kind)
+    source = remote_uri(ctx.root, uri, kind)
     if source is None:
         path = inside(ctx.root, uri, what)
         if not path.exists():
@@ -60,7 +60,7 @@ def local(ctx: Context, uri: str, what: str, kind: Kind = "dataset") -> Path:
         return path
     folder = pin_file.folder_of(ctx.root, source, kind)
     inside(ctx.root, str(folder.relative_to(ctx.root)), what)
-    sound = _sound.setdefault(ctx, set())
+    sound = _verified.setdefault(ctx, set())
     fetched = pin_file.load(folder, source, kind)
     if fetched is None:
         worker_client.fetch(ctx, source, what, kind, guessed=source != uri)
@@ -78,7 +78,7 @@ def local(ctx: Context, uri: str, what: str, kind: Kind = "dataset") -> Path:
     return folder / pin_file.FILES / fetched.path
 
 
-def remote(root: Path, uri: str, kind: Kind) -> str | None:
+def remote_uri(root: Path, uri: str, kind: Kind) -> str | None:
     """The URI that a name stands for, where it has to be fetched; None for a path on the volume."""
     if is_remote(uri):
         return uri
@@ -87,7 +87,7 @@ def remote(root: Path, uri: str, kind: Kind) -> str | None:
     return None
 
 
-def named(parameters: PrepareParameters) -> Iterator[tuple[str, str, Kind]]:
+def referenced_uris(parameters: PrepareParameters) -> Iterator[tuple[str, str, Kind]]:
     """Everything that prepare reads from somewhere: URI, where it stands in the spec, what it is."""
     data = parameters.data
     for part, inputs in (("sources", data.sources), ("benchmarks", data.benchmarks)):
@@ -106,15 +106,15 @@ def named(parameters: PrepareParameters) -> Iterator[tuple[str, str, Kind]]:
 
 
 def pins(ctx: Context) -> list[dict[str, Any]]:
-    """What the spec's URIs stand for in this run, once `local` was called for each; sorted, the same at every site.
+    """What the spec's URIs stand for in this run, once `local_path` was called for each; sorted, equal at every site.
 
     Returns:
         For each: uri, kind, revision (a commit of the hub, or empty), bytes, sha256 (over paths and contents), and
         files with path, bytes and sha256. Paths on the volume have no entry.
     """
     found = {}
-    for uri, _, kind in named(ctx.parameters):
-        source = remote(ctx.root, uri, kind)
+    for uri, _, kind in referenced_uris(ctx.parameters):
+        source = remote_uri(ctx.root, uri, kind)
         if source is not None:
             fetched = pin_file.load(pin_file.folder_of(ctx.root, source, kind), source, kind)
             if fetched is not None:

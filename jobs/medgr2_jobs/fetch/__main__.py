@@ -23,7 +23,7 @@ from medgr2_api.yaml_loader import CycleError, load_cycle
 
 from ..errors import Checkpointed, StageError
 from ..runner.context import StageContext
-from . import local, named, pin_file, remote
+from . import local_path, pin_file, referenced_uris, remote_uri
 
 
 class _Context(StageContext[PrepareParameters]):
@@ -54,13 +54,13 @@ def fetch_all(ctx: StageContext[PrepareParameters]) -> int:
         The exit code: that of the first failure, or 0.
     """
     code = 0
-    for uri, what, kind in dict.fromkeys(named(ctx.parameters)):
-        source = remote(ctx.root, uri, kind)
+    for uri, what, kind in dict.fromkeys(referenced_uris(ctx.parameters)):
+        source = remote_uri(ctx.root, uri, kind)
         if source is None:
             print(f"{what}: {uri}: a path on the volume, nothing to fetch")
             continue
         try:
-            local(ctx, uri, what, kind)
+            local_path(ctx, uri, what, kind)
             folder = pin_file.folder_of(ctx.root, source, kind)
             found = pin_file.load(folder, source, kind)
         except Checkpointed:

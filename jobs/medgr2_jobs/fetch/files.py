@@ -13,30 +13,30 @@ from medgr2_api.stage_contract import SECRETS_ENV
 from ..errors import ConfigError
 from ..store import atomic
 from . import pin_file
-from .request import Order, Source, Tick
+from .request import FetchedSource, FetchRequest, Tick
 
 #: What the system shows there is no data, and may be secret.
-_NEVER = ("/proc", "/sys", "/dev", "/run", "/var/run")
+_FORBIDDEN = ("/proc", "/sys", "/dev", "/run", "/var/run")
 
 
-def fetch(order: Order, partial: Path, tick: Tick) -> Source:
+def fetch(request: FetchRequest, partial: Path, tick: Tick) -> FetchedSource:
     """Copies a file or folder; what an interrupted copy has already (same size and time) is kept.
 
     Raises:
         ConfigError: it is not there, may not be read, or leads elsewhere by a link.
         DiskFull: no space left.
     """
-    given = Path(unquote(order.uri.removeprefix("file://")))
+    given = Path(unquote(request.uri.removeprefix("file://")))
     top = given.resolve()
-    _allowed(order, top)
+    _check_allowed(request, top)
     if not top.exists():
-        raise ConfigError(f"{order.named}: there is no such file or folder on this computer")
+        raise ConfigError(f"{request.label}: there is no such file or folder on this computer")
     files = partial / pin_file.FILES
     try:
-        wanted = dict(_wanted(order, top))
+        wanted = dict(_files_to_copy(request, top))
         if not wanted:
-            raise ConfigError(f"{order.named}: holds nothing that can be used")
-        pin_file.drop_others(files, set(wanted))
+            raise ConfigError(f"{request.label}: holds nothing that can be used")
+        pin_file.remove_unlisted(files, set(wanted))
         sizes = {name: path.stat().st_size for name, path in wanted.items()}
         done, total = 0, sum(sizes.values())
         for name, path in wanted.items():
@@ -44,26 +44,26 @@ def fetch(order: Order, partial: Path, tick: Tick) -> Source:
             _copy(path, files / name)
             done += sizes[name]
     except PermissionError as error:
-        raise ConfigError(f"{order.named}: {error.filename} may not be read by this user") from error
-    return Source(path=top.name if top.is_file() else "")
+        raise ConfigError(f"{request.label}: {error.filename} may not be read by this user") from error
+    return FetchedSource(path=top.name if top.is_file() else "")
 
 
-def _allowed(order: Order, top: Path) -> None:
+def _check_allowed(request: FetchRequest, top: Path) -> None:
     """Refuses what is no data, and folders that hold such places or the workspace."""
-    places = [Path(name) for name in _NEVER]
+    places = [Path(name) for name in _FORBIDDEN]
     if os.environ.get(SECRETS_ENV):
         places.append(Path(os.environ[SECRETS_ENV]))
     for place in {*places, *(place.resolve() for place in places)}:
         if top.is_relative_to(place) or place.is_relative_to(top):
-            raise ConfigError(f"{order.named}: nothing is copied from {place}")
-    root = Path(order.root).resolve()
+            raise ConfigError(f"{request.label}: nothing is copied from {place}")
+    root = Path(request.root).resolve()
     if top.is_relative_to(root):
-        raise ConfigError(f"{order.named}: is in the workspace: write {str(top.relative_to(root))!r}")
+        raise ConfigError(f"{request.label}: is in the workspace: write {str(top.relative_to(root))!r}")
     if root.is_relative_to(top):
-        raise ConfigError(f"{order.named}: holds the workspace itself; name the folder with the data")
+        raise ConfigError(f"{request.label}: holds the workspace itself; name the folder with the data")
 
 
-def _wanted(order: Order, top: Path) -> Iterator[tuple[str, Path]]:
+def _files_to_copy(request: FetchRequest, top: Path) -> Iterator[tuple[str, Path]]:
     """Name in `files/` and real path of each file, sorted; links are followed only inside of what is copied."""
     if top.is_file():
         yield top.name, top
@@ -72,17 +72,19 @@ def _wanted(order: Order, top: Path) -> Iterator[tuple[str, Path]]:
         folders.sort()
         for name in folders:
             if Path(folder, name).is_symlink():
-                raise ConfigError(f"{order.named}: {Path(folder, name)} is a link to a folder; copy what it points to")
+                raise ConfigError(
+                    f"{request.label}: {Path(folder, name)} is a link to a folder; copy what it points to"
+                )
         for name in sorted(names):
             path = Path(folder, name)
             relative = path.relative_to(top).as_posix()
-            if not pin_file.taken(relative, order.kind):
+            if not pin_file.is_fetched(relative, request.kind):
                 continue
             real = path.resolve()
             if not real.is_relative_to(top):
-                raise ConfigError(f"{order.named}: {path} is a link that leads out of it (to {real}); copy the file")
+                raise ConfigError(f"{request.label}: {path} is a link that leads out of it (to {real}); copy the file")
             if not real.is_file():
-                raise ConfigError(f"{order.named}: {path} is no regular file")
+                raise ConfigError(f"{request.label}: {path} is no regular file")
             yield relative, real
 
 

@@ -19,17 +19,17 @@ from medgr2_api.uris import hub_parts
 from ..errors import ConfigError, StageError, TemporaryError
 from ..store import atomic
 from . import pin_file
-from .request import Order, Source, Tick, below
+from .request import FetchedSource, FetchRequest, Tick, relative_to
 
 if TYPE_CHECKING:
     from huggingface_hub import RepoFile
 
 _TOKEN = "data.fetch.hubTokenSecretRef"
-_AT_ONCE = 8
+_PARALLEL_DOWNLOADS = 8
 _CACHE = "hub"
 
 
-def fetch(order: Order, partial: Path, tick: Tick) -> Source:
+def fetch(request: FetchRequest, partial: Path, tick: Tick) -> FetchedSource:
     """Fetches what an `hf://` URI names, at the commit that its revision names now.
 
     An interrupted fetch goes on: files that are whole are kept, in a cache of the hub's own form that belongs to this
@@ -42,45 +42,47 @@ def fetch(order: Order, partial: Path, tick: Tick) -> Source:
     """
     from huggingface_hub import HfApi, RepoFile
 
-    repo, revision, asked = hub_parts(order.uri)
-    if order.kind == "model" and order.uri.startswith("hf://datasets/"):
-        raise ConfigError(f"{order.named}: is a dataset; a model is named hf://org/name@revision")
-    repo_type = order.kind
-    with _errors(order, repo, revision):
-        api = HfApi(endpoint=order.hub_endpoint, token=order.hub_token or False)
+    repo, revision, asked = hub_parts(request.uri)
+    if request.kind == "model" and request.uri.startswith("hf://datasets/"):
+        raise ConfigError(f"{request.label}: is a dataset; a model is named hf://org/name@revision")
+    repo_type = request.kind
+    with _errors(request, repo, revision):
+        api = HfApi(endpoint=request.hub_endpoint, token=request.hub_token or False)
         commit = api.repo_info(repo, repo_type=repo_type, revision=revision or None).sha
         if commit is None:
-            raise ConfigError(f"{order.named}: the hub names no commit; is data.fetch.hubEndpoint that of a hub?")
+            raise ConfigError(f"{request.label}: the hub names no commit; is data.fetch.hubEndpoint that of a hub?")
         tree = api.list_repo_tree(repo, recursive=True, revision=commit, repo_type=repo_type)
-        wanted = _wanted(order, [entry for entry in tree if isinstance(entry, RepoFile)], repo, asked)
+        wanted = _files_to_fetch(request, [entry for entry in tree if isinstance(entry, RepoFile)], repo, asked)
         atomic.remove_tree(partial / pin_file.FILES)
         for broken in (partial / _CACHE).rglob("*.incomplete"):  # a killed client's: nobody else writes here
             broken.unlink()
-        _download(order, repo, commit, wanted, partial, tick)
+        _download(request, repo, commit, wanted, partial, tick)
     single = len(wanted) == 1 and next(iter(wanted.values())).path == asked
     etags = {name: entry.lfs.sha256 if entry.lfs else entry.blob_id for name, entry in wanted.items()}
-    return Source(commit, next(iter(wanted)) if single else "", etags)
+    return FetchedSource(commit, next(iter(wanted)) if single else "", etags)
 
 
-def _wanted(order: Order, entries: list[RepoFile], repo: str, asked: str) -> dict[str, RepoFile]:
+def _files_to_fetch(request: FetchRequest, entries: list[RepoFile], repo: str, asked: str) -> dict[str, RepoFile]:
     """The files to fetch, by their path in `files/`."""
     found: dict[str, RepoFile] = {}
     for entry in entries:
-        name = below(entry.path, asked)
-        if name is not None and pin_file.taken(name, order.kind):
+        name = relative_to(entry.path, asked)
+        if name is not None and pin_file.is_fetched(name, request.kind):
             try:
                 found[relative_path(name)] = entry
             except ValueError as error:
-                raise ConfigError(f"{order.named}: {error}") from None
+                raise ConfigError(f"{request.label}: {error}") from None
     if found:
         return found
     top = sorted({entry.path.partition("/")[0] for entry in entries})
-    if asked and not any(below(entry.path, asked) for entry in entries):
-        raise ConfigError(f"{order.named}: {repo} has no {asked!r} at this revision; it has {', '.join(top[:20])}")
-    raise ConfigError(f"{order.named}: holds nothing that can be used; it has {', '.join(top[:20]) or 'no files'}")
+    if asked and not any(relative_to(entry.path, asked) for entry in entries):
+        raise ConfigError(f"{request.label}: {repo} has no {asked!r} at this revision; it has {', '.join(top[:20])}")
+    raise ConfigError(f"{request.label}: holds nothing that can be used; it has {', '.join(top[:20]) or 'no files'}")
 
 
-def _download(order: Order, repo: str, commit: str, wanted: dict[str, RepoFile], partial: Path, tick: Tick) -> None:
+def _download(
+    request: FetchRequest, repo: str, commit: str, wanted: dict[str, RepoFile], partial: Path, tick: Tick
+) -> None:
     """All files, several at once; the first error ends it."""
     from huggingface_hub import hf_hub_download
 
@@ -92,19 +94,19 @@ def _download(order: Order, repo: str, commit: str, wanted: dict[str, RepoFile],
             hf_hub_download(
                 repo,
                 entry.path,
-                repo_type=order.kind,
+                repo_type=request.kind,
                 revision=commit,
-                endpoint=order.hub_endpoint,
-                token=order.hub_token or False,
+                endpoint=request.hub_endpoint,
+                token=request.hub_token or False,
                 cache_dir=partial / _CACHE,
                 tqdm_class=bar,
             )
         ).resolve()
-        _check(order, entry, cached)
+        _check(request, entry, cached)
         with atomic.disk_errors(files / name):
             _link(cached, files / name)
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
         running = [pool.submit(one, name, entry) for name, entry in wanted.items()]
         try:
             for done in as_completed(running):
@@ -114,7 +116,7 @@ def _download(order: Order, repo: str, commit: str, wanted: dict[str, RepoFile],
                 waiting.cancel()
 
 
-def _check(order: Order, entry: RepoFile, cached: Path) -> None:
+def _check(request: FetchRequest, entry: RepoFile, cached: Path) -> None:
     """What arrived must be what the hub announced: its client compares lengths only."""
     if entry.lfs is not None:
         right = atomic.sha256_file(cached) == entry.lfs.sha256
@@ -124,7 +126,7 @@ def _check(order: Order, entry: RepoFile, cached: Path) -> None:
         right = blob.hexdigest() == entry.blob_id
     if not right:
         cached.unlink()
-        raise TemporaryError(f"{order.named}: {entry.path} arrived damaged; run the same command again")
+        raise TemporaryError(f"{request.label}: {entry.path} arrived damaged; run the same command again")
 
 
 def _link(cached: Path, target: Path) -> None:
@@ -157,7 +159,7 @@ def _progress(tick: Tick, total: int) -> type[Any]:
 
 
 @contextmanager
-def _errors(order: Order, repo: str, revision: str) -> Iterator[None]:
+def _errors(request: FetchRequest, repo: str, revision: str) -> Iterator[None]:
     """The client's errors in the words of a stage's."""
     import httpx2
     from huggingface_hub import errors as hub
@@ -169,49 +171,49 @@ def _errors(order: Order, repo: str, revision: str) -> Iterator[None]:
     except (OSError, ValueError, httpx2.HTTPError) as error:
         for cause in _chain(error):
             if isinstance(cause, hub.OfflineModeIsEnabled):
-                raise ConfigError(_offline(order)) from error
+                raise ConfigError(_offline(request)) from error
             if isinstance(cause, hub.HfHubHTTPError):
-                raise _of_status(order, repo, revision, cause) from error
+                raise _of_status(request, repo, revision, cause) from error
             if isinstance(cause, httpx2.TransportError):
-                raise TemporaryError(f"{order.named}: the hub cannot be reached ({_first(cause)})") from error
+                raise TemporaryError(f"{request.label}: the hub cannot be reached ({_first(cause)})") from error
             if isinstance(cause, hub.HFValidationError):
-                raise ConfigError(f"{order.named}: {_first(cause)}") from error
+                raise ConfigError(f"{request.label}: {_first(cause)}") from error
         if isinstance(error, OSError) and error.errno is None:  # the client's own: a file of the wrong length
-            raise TemporaryError(f"{order.named}: {_first(error)}") from error
+            raise TemporaryError(f"{request.label}: {_first(error)}") from error
         raise
 
 
-def _of_status(order: Order, repo: str, revision: str, error: Any) -> StageError:
+def _of_status(request: FetchRequest, repo: str, revision: str, error: Any) -> StageError:
     from huggingface_hub import errors as hub
 
     status = error.response.status_code
-    guessed = " (nor is there such a folder in the workspace)" if order.guessed else ""
+    guessed = " (nor is there such a folder in the workspace)" if request.guessed else ""
     token = (
-        f"the token of {order.hub_secret} is not accepted or may not read it: set {_TOKEN} to one that may"
-        if order.hub_secret
+        f"the token of {request.hub_secret} is not accepted or may not read it: set {_TOKEN} to one that may"
+        if request.hub_secret
         else f"if it is not public, set {_TOKEN} to a Secret with a token that may read it"
     )
     if isinstance(error, hub.RevisionNotFoundError):
-        return ConfigError(f"{order.named}: {repo} has no revision {revision or 'main'!r}")
+        return ConfigError(f"{request.label}: {repo} has no revision {revision or 'main'!r}")
     if isinstance(error, hub.GatedRepoError):
-        return ConfigError(f"{order.named}: {repo} is gated: ask for access on its page; {token}")
+        return ConfigError(f"{request.label}: {repo} is gated: ask for access on its page; {token}")
     if isinstance(error, hub.RepositoryNotFoundError):
-        return ConfigError(f"{order.named}: the hub shows no {order.kind} {repo}{guessed}; {token}")
+        return ConfigError(f"{request.label}: the hub shows no {request.kind} {repo}{guessed}; {token}")
     if status in (401, 403):
-        return ConfigError(f"{order.named}: the hub refuses access to {repo} ({status}); {token}")
+        return ConfigError(f"{request.label}: the hub refuses access to {repo} ({status}); {token}")
     if status == 404:
-        return ConfigError(f"{order.named}: not found ({_first(error)})")
+        return ConfigError(f"{request.label}: not found ({_first(error)})")
     if status == 429 or status >= 500:
-        return TemporaryError(f"{order.named}: the hub answers {status}; try again later")
-    return ConfigError(f"{order.named}: the hub answers {status} ({_first(error)})")
+        return TemporaryError(f"{request.label}: the hub answers {status}; try again later")
+    return ConfigError(f"{request.label}: the hub answers {status} ({_first(error)})")
 
 
-def _offline(order: Order) -> str:
-    folder = pin_file.folder_of(Path(order.root), order.uri, order.kind)
-    guessed = "there is no such folder in the workspace, " if order.guessed else ""
+def _offline(request: FetchRequest) -> str:
+    folder = pin_file.folder_of(Path(request.root), request.uri, request.kind)
+    guessed = "there is no such folder in the workspace, " if request.guessed else ""
     return (
-        f"{order.named}: {guessed}it was not fetched yet, and HF_HUB_OFFLINE is set: run `medgr2 fetch` where there is "
-        f"a network and copy inputs/{folder.name} here"
+        f"{request.label}: {guessed}it was not fetched yet, and HF_HUB_OFFLINE is set: run `medgr2 fetch` where there "
+        f"is a network and copy inputs/{folder.name} here"
     )
 
 

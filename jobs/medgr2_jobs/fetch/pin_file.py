@@ -37,7 +37,7 @@ MODEL_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".jinja", ".model",
 _NAME_LENGTH = 64
 
 
-class File(Model):
+class PinnedFile(Model):
     """One file."""
 
     path: str
@@ -48,7 +48,7 @@ class File(Model):
     """What the store called this content, where it did (S3, the hub)."""
 
 
-class Fetched(Model):
+class PinFile(Model):
     """What a URI stood for when it was fetched."""
 
     schema_version: int = SCHEMA_VERSION
@@ -58,7 +58,7 @@ class Fetched(Model):
     """Commit of the hub's repository."""
     path: str = ""
     """The one file in `files/` that the URI names; empty: it names the folder."""
-    files: list[File]
+    files: list[PinnedFile]
 
     def pin(self) -> dict[str, Any]:
         """What its content is, in the words of `inputs.json`: nothing of where it was fetched from, or when.
@@ -92,7 +92,7 @@ def scratch_of(folder: Path) -> Path:
     return folder.parent / ".fetching" / folder.name
 
 
-def taken(path: str, kind: Kind) -> bool:
+def is_fetched(path: str, kind: Kind) -> bool:
     """Whether a file is fetched: all of a dataset, of a model what may be loaded."""
     if kind == "dataset":
         return True
@@ -100,7 +100,7 @@ def taken(path: str, kind: Kind) -> bool:
     return not hidden and Path(path).suffix in MODEL_SUFFIXES
 
 
-def load(folder: Path, uri: str, kind: Kind) -> Fetched | None:
+def load(folder: Path, uri: str, kind: Kind) -> PinFile | None:
     """What `fetched.json` says; None when nothing was fetched.
 
     Raises:
@@ -117,7 +117,7 @@ def load(folder: Path, uri: str, kind: Kind) -> Fetched | None:
     if version != SCHEMA_VERSION:  # before anything else: another version may have other fields
         raise CorruptArtifact(f"{path}: schema version {version}, this version reads {SCHEMA_VERSION}")
     try:
-        found = Fetched.model_validate(document)
+        found = PinFile.model_validate(document)
     except ValidationError as error:
         raise CorruptArtifact(f"{path}: {str(error).splitlines()[0]}; {_remedy(folder)}") from error
     if (found.uri, found.kind) != (uri, kind):
@@ -125,7 +125,7 @@ def load(folder: Path, uri: str, kind: Kind) -> Fetched | None:
     return found
 
 
-def verify(folder: Path, fetched: Fetched, tick: Callable[[int], None]) -> None:
+def verify(folder: Path, fetched: PinFile, tick: Callable[[int], None]) -> None:
     """Checks that `files/` holds exactly what `fetched.json` lists, byte by byte.
 
     Args:
@@ -153,14 +153,14 @@ def verify(folder: Path, fetched: Fetched, tick: Callable[[int], None]) -> None:
         raise CorruptArtifact(f"{strangers[0]}: {FETCHED} does not list it; remove this file, or {_remedy(folder)}")
 
 
-def drop_others(files: Path, wanted: set[str]) -> None:
+def remove_unlisted(files: Path, wanted: set[str]) -> None:
     """Removes what an earlier, interrupted fetch left that is not wanted any more."""
     for path in list(_entries(files)):
         if path.relative_to(files).as_posix() not in wanted:
             path.unlink()
 
 
-def describe(partial: Path, etags: dict[str, str], tick: Callable[[int], None]) -> list[File]:
+def describe(partial: Path, etags: dict[str, str], tick: Callable[[int], None]) -> list[PinnedFile]:
     """Size and sha256 of everything that was fetched, sorted by path.
 
     Args:
@@ -172,12 +172,12 @@ def describe(partial: Path, etags: dict[str, str], tick: Callable[[int], None]) 
     for path in sorted(_entries(top)):
         tick(done)
         name, size = path.relative_to(top).as_posix(), path.stat().st_size
-        found.append(File(path=name, bytes=size, sha256=atomic.sha256_file(path), etag=etags.get(name, "")))
+        found.append(PinnedFile(path=name, bytes=size, sha256=atomic.sha256_file(path), etag=etags.get(name, "")))
         done += size
     return found
 
 
-def commit(partial: Path, folder: Path, fetched: Fetched) -> None:
+def commit(partial: Path, folder: Path, fetched: PinFile) -> None:
     """Makes what was fetched appear at `folder`, durably and all at once. Call with its lock held."""
     text = json.dumps(fetched.dump(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     with atomic.disk_errors(partial):

@@ -1,4 +1,4 @@
-"""What a fetching process is told, what it gives back, and how it says where it stands."""
+"""What a fetching process is asked, what it returns, and how it reports progress."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .pin_file import Kind
 Tick = Callable[[int, int], None]
 
 
-class Order(Model):
+class FetchRequest(Model):
     """One URI to fetch. Holds secrets: goes through a pipe, never into a log, an argument or the environment."""
 
     parent: int
@@ -38,13 +38,13 @@ class Order(Model):
     """Which Secrets the keys are from, for messages."""
 
     @property
-    def named(self) -> str:
+    def label(self) -> str:
         """How messages begin."""
         return f"{self.what}: {self.uri}"
 
 
 @dataclass
-class Source:
+class FetchedSource:
     """What a URI turned out to be."""
 
     revision: str = ""
@@ -54,7 +54,7 @@ class Source:
     """By path."""
 
 
-def below(name: str, asked: str) -> str | None:
+def relative_to(name: str, asked: str) -> str | None:
     """The path of `name` relative to what was asked for, which is a file, a folder, or (empty) all.
 
     Returns:

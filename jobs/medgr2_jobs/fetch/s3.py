@@ -19,13 +19,13 @@ from medgr2_api.types import relative_path
 from ..errors import ConfigError, StageError, TemporaryError
 from ..store import atomic
 from . import pin_file
-from .request import Order, Source, Tick, below
+from .request import FetchedSource, FetchRequest, Tick, relative_to
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, S3FileSystem
 
 _KEYS = "data.fetch.s3.accessKeyIDSecretRef and secretAccessKeySecretRef"
-_AT_ONCE = 8
+_PARALLEL_DOWNLOADS = 8
 _CHUNK = 16 << 20  # bytes of one request; eight of them are in memory at most
 _CONNECT_SECONDS, _REQUEST_SECONDS, _ATTEMPTS = 10, 60, 4
 #: What the AWS client calls an error, and what it says of the answer, in the text of pyarrow's OSError.
@@ -36,7 +36,7 @@ _REFUSED = re.compile(
 _MISSING = re.compile(r"NO_SUCH_(?:BUCKET|KEY)|RESOURCE_NOT_FOUND|HTTP (?:status|response code):? 404|does not exist")
 
 
-def fetch(order: Order, partial: Path, tick: Tick) -> Source:
+def fetch(request: FetchRequest, partial: Path, tick: Tick) -> FetchedSource:
     """Fetches an object, or all objects below a prefix.
 
     An interrupted fetch goes on: whole files are kept while their etag is the same, broken ones from their last chunk.
@@ -46,29 +46,29 @@ def fetch(order: Order, partial: Path, tick: Tick) -> Source:
         TemporaryError: the store cannot be reached, or an object changed while it was read.
         DiskFull: no space left.
     """
-    bucket, _, asked = order.uri.removeprefix("s3://").partition("/")
+    bucket, _, asked = request.uri.removeprefix("s3://").partition("/")
     asked = asked.strip("/")
-    with _errors(order, bucket):
-        store = _connect(order, bucket)
-        wanted = _wanted(order, store, bucket, asked)
-        copy = _Copy(order, store, partial, sum(info.size for info in wanted.values()), tick)
+    with _errors(request, bucket):
+        store = _connect(request, bucket)
+        wanted = _objects_to_fetch(request, store, bucket, asked)
+        copy = _Copy(request, store, partial, sum(info.size for info in wanted.values()), tick)
         copy.run(wanted)
     single = len(wanted) == 1 and next(iter(wanted.values())).path == f"{bucket}/{asked}"
-    return Source(path=next(iter(wanted)) if single else "", etags={name: copy.done[name] for name in wanted})
+    return FetchedSource(path=next(iter(wanted)) if single else "", etags={name: copy.done[name] for name in wanted})
 
 
-def _connect(order: Order, bucket: str) -> S3FileSystem:
+def _connect(request: FetchRequest, bucket: str) -> S3FileSystem:
     from pyarrow import fs
 
     options: dict[str, Any] = {}
-    if order.s3_endpoint:
-        address = urlsplit(order.s3_endpoint)
+    if request.s3_endpoint:
+        address = urlsplit(request.s3_endpoint)
         options |= {"scheme": address.scheme, "endpoint_override": address.netloc + address.path.rstrip("/")}
-    if order.s3_access_key:
-        options |= {"access_key": order.s3_access_key, "secret_key": order.s3_secret_key}
-    region = order.s3_region or ("us-east-1" if order.s3_endpoint else fs.resolve_s3_region(bucket))
+    if request.s3_access_key:
+        options |= {"access_key": request.s3_access_key, "secret_key": request.s3_secret_key}
+    region = request.s3_region or ("us-east-1" if request.s3_endpoint else fs.resolve_s3_region(bucket))
     return fs.S3FileSystem(
-        anonymous=not order.s3_access_key,
+        anonymous=not request.s3_access_key,
         region=region,
         connect_timeout=_CONNECT_SECONDS,
         request_timeout=_REQUEST_SECONDS,
@@ -77,7 +77,7 @@ def _connect(order: Order, bucket: str) -> S3FileSystem:
     )
 
 
-def _wanted(order: Order, store: S3FileSystem, bucket: str, asked: str) -> dict[str, FileInfo]:
+def _objects_to_fetch(request: FetchRequest, store: S3FileSystem, bucket: str, asked: str) -> dict[str, FileInfo]:
     """The objects to fetch, by their path in `files/`."""
     from pyarrow import fs
 
@@ -89,25 +89,25 @@ def _wanted(order: Order, store: S3FileSystem, bucket: str, asked: str) -> dict[
         infos = [info for info in store.get_file_info(fs.FileSelector(place, recursive=True)) if info.is_file]
     wanted: dict[str, FileInfo] = {}
     for info in sorted(infos, key=lambda info: info.path):
-        name = below(info.path, place)
-        if name is None or not pin_file.taken(name, order.kind):
+        name = relative_to(info.path, place)
+        if name is None or not pin_file.is_fetched(name, request.kind):
             continue
         try:
             wanted[relative_path(name)] = info
         except ValueError as error:
-            raise ConfigError(f"{order.named}: key {info.path!r}: {error}") from None
+            raise ConfigError(f"{request.label}: key {info.path!r}: {error}") from None
     if not wanted:
-        raise ConfigError(f"{order.named}: holds nothing that can be used ({len(infos)} objects are there)")
+        raise ConfigError(f"{request.label}: holds nothing that can be used ({len(infos)} objects are there)")
     return wanted
 
 
 class _Copy:
     """Objects on their way to `files/`. What is whole is written down, with its etag, in `journal.jsonl`."""
 
-    def __init__(self, order: Order, store: S3FileSystem, partial: Path, total: int, tick: Tick) -> None:
+    def __init__(self, request: FetchRequest, store: S3FileSystem, partial: Path, total: int, tick: Tick) -> None:
         self.done: dict[str, str] = {}
         """Etag by path."""
-        self._order, self._store, self._total, self._tick = order, store, total, tick
+        self._request, self._store, self._total, self._tick = request, store, total, tick
         self._files, self._parts = partial / pin_file.FILES, partial / "parts"
         self._journal = partial / "journal.jsonl"
         self._kept = self._read_journal()
@@ -117,8 +117,8 @@ class _Copy:
     def run(self, wanted: dict[str, FileInfo]) -> None:
         """All objects, several at once; the first error ends it."""
         self._parts.mkdir(parents=True, exist_ok=True)
-        pin_file.drop_others(self._files, set(wanted))
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        pin_file.remove_unlisted(self._files, set(wanted))
+        with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
             running = [pool.submit(self._one, name, info) for name, info in wanted.items()]
             try:
                 for done in as_completed(running):
@@ -157,7 +157,7 @@ class _Copy:
             while begin < size:
                 chunk = stream.read(_CHUNK)
                 if not chunk:
-                    raise TemporaryError(f"{self._order.named}: ended after {begin} of {size} bytes; try again")
+                    raise TemporaryError(f"{self._request.label}: ended after {begin} of {size} bytes; try again")
                 file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
@@ -169,7 +169,7 @@ class _Copy:
         if size > _CHUNK:
             with self._store.open_input_file(info.path) as again:
                 if _etag(again) != etag:
-                    raise TemporaryError(f"{self._order.named}: {info.path} changed while it was read; try again")
+                    raise TemporaryError(f"{self._request.label}: {info.path} changed while it was read; try again")
 
     def _count(self, number: int) -> None:
         with self._lock:
@@ -199,7 +199,7 @@ def _etag(stream: Any) -> str:
 
 
 @contextmanager
-def _errors(order: Order, bucket: str) -> Iterator[None]:
+def _errors(request: FetchRequest, bucket: str) -> Iterator[None]:
     """pyarrow's errors in the words of a stage's."""
     try:
         yield
@@ -208,10 +208,12 @@ def _errors(order: Order, bucket: str) -> Iterator[None]:
     except OSError as error:
         text = " ".join(str(error).split())
         if _REFUSED.search(text):
-            keys = f"the keys of {order.s3_secret} do not open it" if order.s3_secret else "it was asked anonymously"
-            raise ConfigError(f"{order.named}: bucket {bucket!r} is refused: {keys}; set {_KEYS} ({text})") from error
+            keys = (
+                f"the keys of {request.s3_secret} do not open it" if request.s3_secret else "it was asked anonymously"
+            )
+            raise ConfigError(f"{request.label}: bucket {bucket!r} is refused: {keys}; set {_KEYS} ({text})") from error
         if isinstance(error, FileNotFoundError) or _MISSING.search(text):
-            raise ConfigError(f"{order.named}: there is no such bucket, or no such key in it ({text})") from error
+            raise ConfigError(f"{request.label}: there is no such bucket, or no such key in it ({text})") from error
         if error.errno is not None and "AWS" not in text:
             raise  # the volume's, not the store's
-        raise TemporaryError(f"{order.named}: the store cannot be reached, or fails: {text}") from error
+        raise TemporaryError(f"{request.label}: the store cannot be reached, or fails: {text}") from error

@@ -1,8 +1,8 @@
-"""Fetches one URI, in a process of its own: `python -m medgr2_jobs.fetch.worker` with an `Order` on stdin.
+"""Fetches one URI, in a process of its own: `python -m medgr2_jobs.fetch.worker` with a `FetchRequest` on stdin.
 
 A process, because the libraries cannot be interrupted in the middle of a download, and read their settings (offline or
 not, where their cache is) when they are imported, which for a stage may have been long ago. It can be killed at any
-moment. It says where it stands in lines of JSON on stdout: `{"done": 1, "total": 2}`, at last `{"ok": true}` or
+moment. It reports its progress in lines of JSON on stdout: `{"done": 1, "total": 2}`, at last `{"ok": true}` or
 `{"error": "ConfigError", "message": "…"}`.
 """
 
@@ -25,32 +25,36 @@ from ..errors import StageError
 from ..runner.background_process import die_with_parent
 from ..store import atomic
 from . import files, hub, pin_file, s3
-from .request import Order, Source, Tick
+from .request import FetchedSource, FetchRequest, Tick
 
 _SECONDS = 0.2  # between two lines
-_SCHEMES: dict[str, Callable[[Order, Path, Tick], Source]] = {"hf": hub.fetch, "s3": s3.fetch, "file": files.fetch}
+_SCHEMES: dict[str, Callable[[FetchRequest, Path, Tick], FetchedSource]] = {
+    "hf": hub.fetch,
+    "s3": s3.fetch,
+    "file": files.fetch,
+}
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
-def fetch(order: Order, tick: Tick) -> None:
+def fetch(request: FetchRequest, tick: Tick) -> None:
     """Fetches and commits, unless another process did so meanwhile.
 
     Raises:
         StageError: as the stage will raise it.
     """
-    folder = pin_file.folder_of(Path(order.root), order.uri, order.kind)
+    folder = pin_file.folder_of(Path(request.root), request.uri, request.kind)
     scratch = pin_file.scratch_of(folder)
     partial = scratch / "partial"
     with atomic.disk_errors(folder):
         atomic.make_folder(scratch)
         with _locked(scratch / "lock"):
-            if pin_file.load(folder, order.uri, order.kind) is not None:
+            if pin_file.load(folder, request.uri, request.kind) is not None:
                 return
             atomic.make_folder(partial)
-            found = _SCHEMES[order.uri.partition("://")[0]](order, partial, tick)
+            found = _SCHEMES[request.uri.partition("://")[0]](request, partial, tick)
             described = pin_file.describe(partial, found.etags, lambda done: None)
-            fetched = pin_file.Fetched(
-                uri=order.uri, kind=order.kind, revision=found.revision, path=found.path, files=described
+            fetched = pin_file.PinFile(
+                uri=request.uri, kind=request.kind, revision=found.revision, path=found.path, files=described
             )
             pin_file.commit(partial, folder, fetched)
 
@@ -93,16 +97,16 @@ def main() -> int:
     die_with_parent(signal.SIGKILL)
     reporter = _Reporter(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)  # a stray print must not look like a line of ours
-    order = Order.model_validate_json(sys.stdin.readline())
-    if os.getppid() != order.parent:  # it died before the kernel was asked
+    request = FetchRequest.model_validate_json(sys.stdin.readline())
+    if os.getppid() != request.parent:  # it died before the kernel was asked
         return 128 + signal.SIGTERM
     try:
-        fetch(order, reporter.tick)
+        fetch(request, reporter.tick)
     except StageError as error:
         reporter.say(error=error.reason, message=str(error))
     except Exception as error:
         traceback.print_exc()
-        reporter.say(error="StageError", message=f"{order.named}: {type(error).__name__}: {error}")
+        reporter.say(error="StageError", message=f"{request.label}: {type(error).__name__}: {error}")
     else:
         reporter.say(ok=True)
     return 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .. import errors
 from ..errors import StageError, TemporaryError
 from .pin_file import Kind
-from .request import Order
+from .request import FetchRequest
 
 if TYPE_CHECKING:  # a fetching process starts for each URI, and needs none of it
     from medgr2_api.data import Fetch
@@ -36,7 +36,7 @@ def fetch(ctx: Context, uri: str, what: str, kind: Kind, *, guessed: bool = Fals
         ConfigError, TemporaryError, DiskFull, CorruptArtifact: as the fetching process says.
         Checkpointed: the stage was asked to stop; what is there so far is kept.
     """
-    order = _order(ctx, uri, what, kind, guessed)
+    request = _request(ctx, uri, what, kind, guessed)
     with subprocess.Popen(
         _COMMAND,
         stdin=subprocess.PIPE,
@@ -47,7 +47,7 @@ def fetch(ctx: Context, uri: str, what: str, kind: Kind, *, guessed: bool = Fals
         try:
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError):  # it ended already; that is told below
-                process.stdin.write(order.model_dump_json().encode() + b"\n")
+                process.stdin.write(request.model_dump_json().encode() + b"\n")
                 process.stdin.close()
             last = _follow(ctx, process, f"fetch {uri}")
         finally:
@@ -55,7 +55,7 @@ def fetch(ctx: Context, uri: str, what: str, kind: Kind, *, guessed: bool = Fals
     if last.get("ok"):
         return
     if "error" not in last:
-        raise TemporaryError(f"{order.named}: fetching ended without a word; see the lines above in this log")
+        raise TemporaryError(f"{request.label}: fetching ended without a result; see the lines above in this log")
     kind_of_error = getattr(errors, str(last["error"]), StageError)
     raise kind_of_error(str(last["message"]))
 
@@ -84,19 +84,19 @@ def _lines(ctx: Context, process: subprocess.Popen[bytes]) -> Iterator[bytes]:
         yield from lines
 
 
-def _order(ctx: Context, uri: str, what: str, kind: Kind, guessed: bool) -> Order:
+def _request(ctx: Context, uri: str, what: str, kind: Kind, guessed: bool) -> FetchRequest:
     """Only the secrets that this URI needs are read."""
     reach: Fetch = ctx.parameters.data.fetch
-    order = Order(parent=os.getpid(), root=str(ctx.root), uri=uri, kind=kind, what=what, guessed=guessed)
+    request = FetchRequest(parent=os.getpid(), root=str(ctx.root), uri=uri, kind=kind, what=what, guessed=guessed)
     if uri.startswith("hf://"):
-        order.hub_endpoint = reach.hub_endpoint
-        order.hub_token, order.hub_secret = _secret(ctx, reach.hub_token_secret_ref)
+        request.hub_endpoint = reach.hub_endpoint
+        request.hub_token, request.hub_secret = _secret(ctx, reach.hub_token_secret_ref)
     elif uri.startswith("s3://"):
-        order.s3_endpoint, order.s3_region = reach.s3.endpoint_url, reach.s3.region
-        order.s3_access_key, order.s3_secret = _secret(ctx, reach.s3.access_key_id_secret_ref)
-        order.s3_secret_key, other = _secret(ctx, reach.s3.secret_access_key_secret_ref)
-        order.s3_secret += f" and {other}" if other else ""
-    return order
+        request.s3_endpoint, request.s3_region = reach.s3.endpoint_url, reach.s3.region
+        request.s3_access_key, request.s3_secret = _secret(ctx, reach.s3.access_key_id_secret_ref)
+        request.s3_secret_key, other = _secret(ctx, reach.s3.secret_access_key_secret_ref)
+        request.s3_secret += f" and {other}" if other else ""
+    return request
 
 
 def _secret(ctx: Context, reference: SecretKeyRef | None) -> tuple[str | None, str]:

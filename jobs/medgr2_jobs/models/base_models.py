@@ -86,13 +86,13 @@ def _build_all(
     """
     if not tiny:
         return {}
-    from ..runner.background_process import Side
+    from ..runner.background_process import BackgroundProcess
 
     def build(name: str) -> float:
         return _build_tiny(ctx, tiny[name], folders[name])
 
     first, *others = tiny
-    sides = {name: Side(ctx, f"the pre-training of {name}", partial(build, name)) for name in others}
+    sides = {name: BackgroundProcess(ctx, f"the pre-training of {name}", partial(build, name)) for name in others}
     try:
         losses = {first: build(first)}
         return losses | {name: side.result(ctx) for name, side in sides.items()}
@@ -109,7 +109,7 @@ def _build_tiny(ctx: StageContext[PrepareParameters], settings: PretrainSettings
 
 def _folder(ctx: StageContext[PrepareParameters], name: str, field: str) -> Path:
     """The folder on the volume that a model's name stands for."""
-    folder = fetch.local(ctx, name, field, "model")
+    folder = fetch.local_path(ctx, name, field, "model")
     if not folder.is_dir():
         raise ConfigError(f"{field}: {name!r} is a file ({folder}); a model is a folder in Hugging Face format")
     return folder

@@ -1,12 +1,11 @@
 """`python -m medgr2_jobs.preflight CYCLE.yaml --workspace DIR`: looks a cycle over before it is run.
 
-Prints a line per finding (`--json`: a JSON list), and ends with 0, or with 1 when something would fail.
+Prints a line per check result (`--json`: a JSON list), and ends with 0, or with 1 when something would fail.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
@@ -18,25 +17,25 @@ from medgr2_api.stage_contract import SECRETS_ENV, ExitCode
 from medgr2_api.yaml_loader import load_cycle
 
 from . import capacity_checks, data_checks, plugin_checks, provider_checks
-from .check_result import Case, Finding, Verdict
+from .check_result import CheckResult, CheckStatus, PreflightContext
 
 #: In the order in which a person would look: what is there, whether it fits, and last what costs money.
-CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[PreflightContext], Iterator[CheckResult]], ...] = (
     plugin_checks.plugins,
     data_checks.data,
     data_checks.models,
     data_checks.overlap,
     capacity_checks.disk,
     capacity_checks.tokens,
-    provider_checks.leaving,
+    provider_checks.egress,
     provider_checks.trial,
 )
 
 
-def examine(case: Case) -> Iterator[Finding]:
-    """All findings, check by check."""
+def examine(context: PreflightContext) -> Iterator[CheckResult]:
+    """All results, check by check."""
     for check in CHECKS:
-        yield from check(case)
+        yield from check(context)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,19 +46,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--secrets-dir", type=Path)
     parser.add_argument("--questions", type=int, default=3, help="questions to ask the generator, and to pay")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args(arguments)
-    if asked.secrets_dir:
-        os.environ[SECRETS_ENV] = str(asked.secrets_dir)
-    cycle = load_cycle(asked.file)  # `medgr2 doctor` has validated it
-    case = Case(cycle, resolve(cycle.spec), asked.workspace, asked.questions)
-    findings = []
-    for finding in examine(case):
-        findings.append(finding)
-        if not asked.json:
-            print(f"{finding.verdict:<8} {finding.where}: {finding.message}", flush=True)
-    if asked.json:
-        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1, ensure_ascii=False))
-    return ExitCode.ERROR if any(finding.verdict is Verdict.FAILED for finding in findings) else ExitCode.OK
+    options = parser.parse_args(arguments)
+    if options.secrets_dir:
+        os.environ[SECRETS_ENV] = str(options.secrets_dir)
+    cycle = load_cycle(options.file)  # `medgr2 doctor` has validated it
+    context = PreflightContext(cycle, resolve(cycle.spec), options.workspace, options.questions)
+    results = []
+    for result in examine(context):
+        results.append(result)
+        if not options.json:
+            print(f"{result.status:<8} {result.where}: {result.message}", flush=True)
+    if options.json:
+        documents = [{"verdict": result.status, "where": result.where, "message": result.message} for result in results]
+        print(json.dumps(documents, indent=1, ensure_ascii=False))
+    return ExitCode.ERROR if any(result.status is CheckStatus.FAILED for result in results) else ExitCode.OK
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from medgr2_api.training_spec import Adapters, ResolvedLoRA
 
 from ..data import synthetic_images
 from ..fetch import BUILTIN
-from .check_result import Case, Finding, failed, ok, skipped
+from .check_result import CheckResult, PreflightContext, failed, ok, skipped
 
 #: A PNG of a photograph takes about half of its raw bytes.
 _BYTES_PER_PIXEL = 1.5
@@ -28,59 +28,63 @@ _QUESTION_TOKENS = 512
 _GIB = 2**30
 
 
-def disk(case: Case) -> Iterator[Finding]:
+def disk(context: PreflightContext) -> Iterator[CheckResult]:
     """Room for images, checkpoints and published models: an estimate on the safe side."""
-    sizes = {name: _size(case, name) for name in ("policy", "reward")}
+    sizes = {name: _size(context, name) for name in ("policy", "reward")}
     unknown = [name for name, size in sizes.items() if size is None]
     if unknown:
         yield skipped(
             "workspace", f"the size of the {' and the '.join(unknown)} model is not known before it is fetched"
         )
         return
-    needed, parts = _needed(case, sizes["policy"] or 0.0, sizes["reward"] or 0.0)
-    free = shutil.disk_usage(case.root).free
-    told = f"about {needed / _GIB:.1f} GiB are needed ({parts}), {free / _GIB:.1f} GiB are free"
-    yield ok("workspace", told) if needed <= free else failed("workspace", f"{told}: free some, or enlarge the volume")
+    required, parts = _needed(context, sizes["policy"] or 0.0, sizes["reward"] or 0.0)
+    free = shutil.disk_usage(context.root).free
+    message = f"about {required / _GIB:.1f} GiB are needed ({parts}), {free / _GIB:.1f} GiB are free"
+    yield (
+        ok("workspace", message)
+        if required <= free
+        else failed("workspace", f"{message}: free some, or enlarge the volume")
+    )
 
 
-def tokens(case: Case) -> Iterator[Finding]:
+def tokens(context: PreflightContext) -> Iterator[CheckResult]:
     """Whether an image of `data.maxPixels`, a question and an answer fit into each model's context."""
     for where, name in (
-        ("policy.baseModel", case.spec.policy.base_model),
-        ("rewardModel.baseModel", case.spec.reward_model.base_model),
+        ("policy.baseModel", context.spec.policy.base_model),
+        ("rewardModel.baseModel", context.spec.reward_model.base_model),
     ):
         if name.startswith(BUILTIN):
             yield ok(where, "made to measure")
             continue
-        config = _json(case.root / name / "config.json")
+        config = _json(context.root / name / "config.json")
         if not config:
             yield skipped(where, "its configuration is not on the volume yet")
             continue
-        yield _fits(case, where, config, _json(case.root / name / "preprocessor_config.json"))
+        yield _fits(context, where, config, _json(context.root / name / "preprocessor_config.json"))
 
 
-def _fits(case: Case, where: str, config: dict[str, Any], processor: dict[str, Any]) -> Finding:
+def _fits(context: PreflightContext, where: str, config: dict[str, Any], processor: dict[str, Any]) -> CheckResult:
     vision = config.get("vision_config", {})
     side = (processor.get("patch_size") or vision.get("patch_size") or 14) * (
         processor.get("merge_size") or vision.get("spatial_merge_size") or 2
     )
-    context = (config.get("text_config") or config).get("max_position_embeddings") or config.get(
+    max_tokens = (config.get("text_config") or config).get("max_position_embeddings") or config.get(
         "max_position_embeddings"
     )
-    if not context:
+    if not max_tokens:
         return skipped(where, "its configuration says nothing about the length of its context")
-    image = math.ceil(case.spec.data.max_pixels / side**2)
-    answer = int(case.spec.policy.grpo.trainer.get("max_completion_length", 512))
-    needed = image + _QUESTION_TOKENS + answer
-    told = f"{image} tokens for an image of {case.spec.data.max_pixels:,} pixels and {answer} for an answer"
-    if needed <= context:
-        return ok(where, f"{told}: within its context of {context:,}")
-    return failed(where, f"{told}: more than its context of {context:,}; lower data.maxPixels")
+    image = math.ceil(context.spec.data.max_pixels / side**2)
+    answer = int(context.spec.policy.grpo.trainer.get("max_completion_length", 512))
+    required = image + _QUESTION_TOKENS + answer
+    message = f"{image} tokens for an image of {context.spec.data.max_pixels:,} pixels and {answer} for an answer"
+    if required <= max_tokens:
+        return ok(where, f"{message}: within its context of {max_tokens:,}")
+    return failed(where, f"{message}: more than its context of {max_tokens:,}; lower data.maxPixels")
 
 
-def _needed(case: Case, policy: float, reward: float) -> tuple[float, str]:
-    spec = case.spec
-    images = _pixels(case) * _BYTES_PER_PIXEL
+def _needed(context: PreflightContext, policy: float, reward: float) -> tuple[float, str]:
+    spec = context.spec
+    images = _pixels(context) * _BYTES_PER_PIXEL
     trained = {
         SFT.name: (policy, spec.policy.sft.lora),
         GRPO.name: (policy, spec.policy.grpo.lora),
@@ -97,32 +101,32 @@ def _share(lora: ResolvedLoRA) -> float:
     return _ADAPTER if isinstance(lora, Adapters) else 1.0
 
 
-def _pixels(case: Case) -> int:
+def _pixels(context: PreflightContext) -> int:
     """How many pixels all images have at most, as far as files tell."""
     pixels = 0
-    inputs: list[DataSource | Benchmark] = [*case.spec.data.sources, *case.spec.data.benchmarks]
-    for given in inputs:
-        if given.phantom is not None:
-            pixels += given.phantom.images * synthetic_images.SIZE**2
-        elif given.uri:
-            folder = case.root / (given.images or given.uri)
+    inputs: list[DataSource | Benchmark] = [*context.spec.data.sources, *context.spec.data.benchmarks]
+    for source in inputs:
+        if source.phantom is not None:
+            pixels += source.phantom.images * synthetic_images.SIZE**2
+        elif source.uri:
+            folder = context.root / (source.images or source.uri)
             count = sum(1 for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
-            pixels += count * case.spec.data.max_pixels
+            pixels += count * context.spec.data.max_pixels
     return pixels
 
 
-def _size(case: Case, which: str) -> float | None:
+def _size(context: PreflightContext, which: str) -> float | None:
     """Bytes of a model's weights; None: not known."""
-    name = case.spec.policy.base_model if which == "policy" else case.spec.reward_model.base_model
+    name = context.spec.policy.base_model if which == "policy" else context.spec.reward_model.base_model
     if name.startswith(BUILTIN):
         return 2e6
-    weights = list((case.root / name).glob("*.safetensors"))
+    weights = list((context.root / name).glob("*.safetensors"))
     return float(sum(path.stat().st_size for path in weights)) if weights else None
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}

@@ -1,4 +1,4 @@
-"""What a check is given, and what it says."""
+"""What a check is given, and its results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medgr2_api.stages import GENERATE, stage_parameters
 from medgr2_api.stages.generate import GenerateParameters
 
 
-class Verdict(StrEnum):
+class CheckStatus(StrEnum):
     """How a check came out."""
 
     OK = "ok"
@@ -25,10 +25,10 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One line of the doctor's answer."""
+class CheckResult:
+    """One line of what `medgr2 doctor` prints."""
 
-    verdict: Verdict
+    status: CheckStatus
     where: str
     """Which part of the spec it is about."""
     message: str
@@ -36,7 +36,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Case:
+class PreflightContext:
     """What the checks look at."""
 
     cycle: Cycle
@@ -49,26 +49,26 @@ class Case:
     @cached_property
     def parameters(self) -> GenerateParameters:
         """What the first generate stage will be told."""
-        found = stage_parameters(self.spec, self.cycle.metadata.name, GENERATE.name, 1)
-        assert isinstance(found, GenerateParameters)
-        return found
+        parameters = stage_parameters(self.spec, self.cycle.metadata.name, GENERATE.name, 1)
+        assert isinstance(parameters, GenerateParameters)
+        return parameters
 
 
-def ok(where: str, message: str) -> Finding:
+def ok(where: str, message: str) -> CheckResult:
     """All is well."""
-    return Finding(Verdict.OK, where, message)
+    return CheckResult(CheckStatus.OK, where, message)
 
 
-def failed(where: str, message: str) -> Finding:
+def failed(where: str, message: str) -> CheckResult:
     """The cycle would fail."""
-    return Finding(Verdict.FAILED, where, message)
+    return CheckResult(CheckStatus.FAILED, where, message)
 
 
-def warning(where: str, message: str) -> Finding:
+def warning(where: str, message: str) -> CheckResult:
     """It may not do what is wanted."""
-    return Finding(Verdict.WARNING, where, message)
+    return CheckResult(CheckStatus.WARNING, where, message)
 
 
-def skipped(where: str, message: str) -> Finding:
+def skipped(where: str, message: str) -> CheckResult:
     """Not known."""
-    return Finding(Verdict.SKIPPED, where, message)
+    return CheckResult(CheckStatus.SKIPPED, where, message)

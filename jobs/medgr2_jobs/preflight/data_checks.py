@@ -13,47 +13,47 @@ from ..errors import StageError
 from ..fetch import BUILTIN
 from ..store import atomic
 from ..store.safe_path import inside
-from .check_result import Case, Finding, failed, ok, skipped, warning
+from .check_result import CheckResult, PreflightContext, failed, ok, skipped, warning
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
-_FETCHED = "is not on the volume: prepare fetches it, or `medgr2 fetch` beforehand"
+_NOT_FETCHED = "is not on the volume: prepare fetches it, or `medgr2 fetch` beforehand"
 
 
-def data(case: Case) -> Iterator[Finding]:
+def data(context: PreflightContext) -> Iterator[CheckResult]:
     """Every source and benchmark, with its folder of images."""
-    for where, given in _inputs(case):
-        if given.format is DataFormat.PHANTOM:
+    for where, source in _inputs(context):
+        if source.format is DataFormat.PHANTOM:
             yield ok(where, "phantoms are drawn, nothing has to be there")
             continue
-        for field, uri in (("uri", given.uri), ("images", given.images)):
+        for field, uri in (("uri", source.uri), ("images", source.images)):
             if uri:
-                yield _place(case.root, f"{where}.{field}", uri)
+                yield _check_path(context.root, f"{where}.{field}", uri)
 
 
-def models(case: Case) -> Iterator[Finding]:
+def models(context: PreflightContext) -> Iterator[CheckResult]:
     """The models that the policy and R start from."""
-    named = {
-        "policy.baseModel": case.spec.policy.base_model,
-        "rewardModel.baseModel": case.spec.reward_model.base_model,
-        "rewardModel.checkpoint": case.spec.reward_model.checkpoint,
+    model_names = {
+        "policy.baseModel": context.spec.policy.base_model,
+        "rewardModel.baseModel": context.spec.reward_model.base_model,
+        "rewardModel.checkpoint": context.spec.reward_model.checkpoint,
     }
-    for where, name in named.items():
+    for where, name in model_names.items():
         if name is None:
             continue
         if name.startswith(BUILTIN):
             yield ok(where, "built in")
-        elif is_remote(name) or (looks_like_hub_id(name) and not (case.root / name).is_dir()):
-            yield skipped(where, f"{name} {_FETCHED}")
+        elif is_remote(name) or (looks_like_hub_id(name) and not (context.root / name).is_dir()):
+            yield skipped(where, f"{name} {_NOT_FETCHED}")
         else:
-            yield _place(case.root, where, name)
+            yield _check_path(context.root, where, name)
 
 
-def overlap(case: Case) -> Iterator[Finding]:
+def overlap(context: PreflightContext) -> Iterator[CheckResult]:
     """Picture files of the sources that a benchmark has too, byte for byte. Prepare compares pixels, of all formats."""
-    training = _pictures(case, case.spec.data.sources)
-    for benchmark in case.spec.data.benchmarks:
+    training = _pictures(context, context.spec.data.sources)
+    for benchmark in context.spec.data.benchmarks:
         where = f"data.benchmarks[{benchmark.name}]"
-        tested = _pictures(case, [benchmark])
+        tested = _pictures(context, [benchmark])
         if not tested or not training:
             yield skipped(where, "no picture files to compare here; prepare compares the images of all formats")
             continue
@@ -61,23 +61,23 @@ def overlap(case: Case) -> Iterator[Finding]:
         if not common:
             yield ok(where, f"none of its {len(tested)} picture files is among the {len(training)} of the sources")
             continue
-        told = f"{len(common)} of its {len(tested)} picture files are in the sources too, such as {common[0]}"
+        message = f"{len(common)} of its {len(tested)} picture files are in the sources too, such as {common[0]}"
         if benchmark.on_leak is OnLeak.FAIL:
-            yield failed(where, f"{told}; onLeak is Fail: take them out of the sources, or set onLeak: Drop")
+            yield failed(where, f"{message}; onLeak is Fail: take them out of the sources, or set onLeak: Drop")
         else:
-            yield warning(where, f"{told}; they are dropped from training (onLeak: Drop)")
+            yield warning(where, f"{message}; they are dropped from training (onLeak: Drop)")
 
 
-def _inputs(case: Case) -> Iterator[tuple[str, DataSource | Benchmark]]:
-    for source in case.spec.data.sources:
+def _inputs(context: PreflightContext) -> Iterator[tuple[str, DataSource | Benchmark]]:
+    for source in context.spec.data.sources:
         yield f"data.sources[{source.name}]", source
-    for benchmark in case.spec.data.benchmarks:
+    for benchmark in context.spec.data.benchmarks:
         yield f"data.benchmarks[{benchmark.name}]", benchmark
 
 
-def _place(root: Path, where: str, uri: str) -> Finding:
+def _check_path(root: Path, where: str, uri: str) -> CheckResult:
     if is_remote(uri):
-        return skipped(where, f"{uri} {_FETCHED}")
+        return skipped(where, f"{uri} {_NOT_FETCHED}")
     try:
         path = inside(root, uri, where)
     except StageError as error:
@@ -87,17 +87,17 @@ def _place(root: Path, where: str, uri: str) -> Finding:
     return ok(where, f"{path} is there")
 
 
-def _pictures(case: Case, inputs: Sequence[DataSource | Benchmark]) -> list[Path]:
+def _pictures(context: PreflightContext, inputs: Sequence[DataSource | Benchmark]) -> list[Path]:
     """The picture files below the folders of some inputs that lie on the volume."""
-    found: list[Path] = []
-    for given in inputs:
-        uri = given.images or given.uri
-        if not uri or is_remote(uri) or given.format in (DataFormat.MMMU, DataFormat.DICOM):
+    pictures: list[Path] = []
+    for source in inputs:
+        uri = source.images or source.uri
+        if not uri or is_remote(uri) or source.format in (DataFormat.MMMU, DataFormat.DICOM):
             continue
-        folder = case.root / uri
+        folder = context.root / uri
         folder = folder if folder.is_dir() else folder.parent
-        found += (path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
-    return sorted(set(found))
+        pictures += (path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
+    return sorted(set(pictures))
 
 
 def _equal(training: list[Path], tested: list[Path]) -> list[Path]:

@@ -10,12 +10,12 @@ from medgr2_api.plugin import PluginGroup, PluginRef
 
 from .. import plugins as installed
 from ..errors import ConfigError
-from .check_result import Case, Finding, failed, ok
+from .check_result import CheckResult, PreflightContext, failed, ok
 
 
-def plugins(case: Case) -> Iterator[Finding]:
+def plugins(context: PreflightContext) -> Iterator[CheckResult]:
     """Every plugin, imported, and its options."""
-    for where, group, plugin in _named(case.spec):
+    for where, group, plugin in _plugin_refs(context.spec):
         try:
             point = installed.find(group, plugin, where)
             installed.load(group, plugin, where)
@@ -25,7 +25,7 @@ def plugins(case: Case) -> Iterator[Finding]:
             yield ok(where, f"{point.value} is there, of version {plugin.version}")
 
 
-def _named(spec: ResolvedSpec) -> Iterator[tuple[str, PluginGroup, PluginRef]]:
+def _plugin_refs(spec: ResolvedSpec) -> Iterator[tuple[str, PluginGroup, PluginRef]]:
     """Where in the spec, what it is to be, and which."""
     for source in spec.data.sources:
         if source.plugin is not None:

@@ -16,18 +16,18 @@ from ..generate.sampling_plan import ImageUse
 from ..store.images import ImageStore
 from ..store.manifest import load
 from ..store.rows import CandidateOutcome, Split
-from .check_result import Case, Finding, failed, ok, skipped, warning
+from .check_result import CheckResult, PreflightContext, failed, ok, skipped, warning
 from .data_checks import PICTURES
 
-_SIDE = 224  # of the picture that is drawn where there is no other
+_NOISE_SIDE = 224  # of the picture that is drawn where there is no other
 
 
-def leaving(case: Case) -> Iterator[Finding]:
+def egress(context: PreflightContext) -> Iterator[CheckResult]:
     """Which sources' images leave the house; that none may is refused by `medgr2 validate`."""
-    if not case.spec.generator.external:
+    if not context.spec.generator.external:
         yield ok("generator", "it is inside: no image leaves the house")
         return
-    for source in case.spec.data.sources:
+    for source in context.spec.data.sources:
         where = f"data.sources[{source.name}]"
         if source.allow_external:
             yield ok(where, "its images are sent to the provider outside (allowExternal)")
@@ -35,12 +35,12 @@ def leaving(case: Case) -> Iterator[Finding]:
             yield warning(where, "its images stay in the house: the generator asks nothing about them")
 
 
-def trial(case: Case) -> Iterator[Finding]:
+def trial(context: PreflightContext) -> Iterator[CheckResult]:
     """Asks a few questions, pays for them, and says what all of them will cost."""
     from ..generate.cost_estimate import estimate
     from ..generate.probe import sample
 
-    kind = case.parameters.provider.about
+    kind = context.parameters.provider.about
     where = f"generator.{kind.kind}"
     if not kind.asked:
         yield ok(where, "code asks nobody")
@@ -48,57 +48,59 @@ def trial(case: Case) -> Iterator[Finding]:
     if kind.beside_stage:
         yield skipped(where, "a server beside the stage only runs on the cluster")
         return
-    if case.questions == 0:
+    if context.questions == 0:
         yield skipped(where, "--questions 0: it was not asked")
         return
-    metadata = case.cycle.metadata
+    metadata = context.cycle.metadata
     reference = CycleRef(
         name=metadata.name, namespace=metadata.namespace, uid=metadata.uid or paths.local_uid(metadata.name)
     )
     try:
-        images = _images(case)
-        rows = sample(case.root, reference, case.parameters, images, case.questions, case.spec.budget.generator_usd)
+        images = _images(context)
+        rows = sample(
+            context.root, reference, context.parameters, images, context.questions, context.spec.budget.generator_usd
+        )
     except StageError as error:
         yield failed(where, str(error))
         return
     good = sum(row.outcome is CandidateOutcome.OK for row in rows)
     others = sorted({f"{row.outcome} {row.error}".strip() for row in rows if row.outcome is not CandidateOutcome.OK})
-    told = f"{case.parameters.provider.model}: {good} of {len(rows)} questions became triplets"
-    yield ok(where, told) if good == len(rows) else warning(where, f"{told}; the others: {'; '.join(others)}")
-    total = case.parameters.candidates * case.spec.iterations
-    seen = estimate(rows, total)
-    assert seen is not None  # there are rows
-    yield _cost(case, str(seen), seen.usd)
+    message = f"{context.parameters.provider.model}: {good} of {len(rows)} questions became triplets"
+    yield ok(where, message) if good == len(rows) else warning(where, f"{message}; the others: {'; '.join(others)}")
+    total = context.parameters.candidates * context.spec.iterations
+    estimated = estimate(rows, total)
+    assert estimated is not None  # there are rows
+    yield _cost(context, str(estimated), estimated.usd)
 
 
-def _cost(case: Case, told: str, usd: float | None) -> Finding:
-    budget = case.spec.budget.generator_usd
+def _cost(context: PreflightContext, message: str, usd: float | None) -> CheckResult:
+    budget = context.spec.budget.generator_usd
     if usd is None:
-        return skipped("generator.prices", f"{told}; without prices nobody knows what that costs")
+        return skipped("generator.prices", f"{message}; without prices nobody knows what that costs")
     if budget is not None and usd > budget:
-        return warning("budget.generatorUSD", f"{told}; more than the budget of {budget:g} USD")
-    return ok("budget.generatorUSD", told)
+        return warning("budget.generatorUSD", f"{message}; more than the budget of {budget:g} USD")
+    return ok("budget.generatorUSD", message)
 
 
-def _images(case: Case) -> list[ImageUse]:
+def _images(context: PreflightContext) -> list[ImageUse]:
     """What to ask about: prepare's where it has run, else a few pictures of the sources."""
-    link = case.root / paths.iteration_link(case.cycle.metadata.name, 0, PREPARE.name)
+    link = context.root / paths.iteration_link(context.cycle.metadata.name, 0, PREPARE.name)
     if link.is_dir():
         prepared = _prepared(link)
         if prepared:
             return prepared
-    store, found = ImageStore(case.root), []
-    for path, allowed, modality in _pictures(case):
-        image = store.add_file(path, case.spec.data.max_pixels)
-        found.append(ImageUse(image.sha256, modality, Split.TRAIN, allowed))
-        if len(found) == case.questions:
+    store, images = ImageStore(context.root), []
+    for path, allowed, modality in _pictures(context):
+        image = store.add_file(path, context.spec.data.max_pixels)
+        images.append(ImageUse(image.sha256, modality, Split.TRAIN, allowed))
+        if len(images) == context.questions:
             break
-    if not found:
+    if not images:
         from PIL import Image
 
-        drawn = Image.effect_noise((_SIDE, _SIDE), 60).convert("RGB")
-        found = [ImageUse(store.add(drawn, case.spec.data.max_pixels).sha256, "", Split.TRAIN, True)]
-    return found
+        drawn = Image.effect_noise((_NOISE_SIDE, _NOISE_SIDE), 60).convert("RGB")
+        images = [ImageUse(store.add(drawn, context.spec.data.max_pixels).sha256, "", Split.TRAIN, True)]
+    return images
 
 
 def _prepared(folder: Path) -> list[ImageUse]:
@@ -109,13 +111,13 @@ def _prepared(folder: Path) -> list[ImageUse]:
     return tables.read(folder / part.path, ImageUse) if part else []
 
 
-def _pictures(case: Case) -> Iterator[tuple[Path, bool, str]]:
+def _pictures(context: PreflightContext) -> Iterator[tuple[Path, bool, str]]:
     """Picture files of the sources, whether they may leave, and what they are."""
-    for source in case.spec.data.sources:
+    for source in context.spec.data.sources:
         uri = source.images or source.uri
         if not uri or is_remote(uri) or source.format in (DataFormat.MMMU, DataFormat.DICOM):
             continue
-        folder = case.root / uri
+        folder = context.root / uri
         folder = folder if folder.is_dir() else folder.parent
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in PICTURES and path.is_file():

@@ -21,7 +21,7 @@ from medgr2_api.stage_contract import ExitCode
 
 from ..errors import StageError
 from ..evaluate.metrics import cluster_mean
-from ..store.rows import Condition, Scoring, Split
+from ..store.rows import EvalCondition, Scoring, Split
 from .cycle_artifacts import CycleArtifacts
 from .cycle_frame import PredictionColumns
 
@@ -110,7 +110,7 @@ def answers_of(
     """(checkpoint, benchmark) → answers under the real condition."""
     groups: dict[tuple[str, str], Answers] = {}
     for row in predictions:
-        if (row.split, row.scoring, row.condition) == (split, scoring, Condition.REAL):
+        if (row.split, row.scoring, row.condition) == (split, scoring, EvalCondition.REAL):
             groups.setdefault((row.checkpoint, row.benchmark), {})[row.item_id] = (row.correct, row.image_sha256)
     return groups
 

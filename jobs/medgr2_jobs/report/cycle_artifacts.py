@@ -13,7 +13,7 @@ from ..store import manifest
 from ..store.artifact import ArtifactReader
 
 
-class NotThere(StageError):
+class CycleNotFound(StageError):
     """There is no such cycle or candidate (exit 2)."""
 
     exit_code = ExitCode.USAGE
@@ -35,7 +35,7 @@ class CycleArtifacts:
         self._folder = (root / paths.iteration_link(cycle, 0, PREPARE.name)).parent.parent
         if not self._folder.is_dir():
             names = sorted(path.name for path in (root / "cycles").glob("*") if path.is_dir())
-            raise NotThere(f"no cycle {cycle!r} in {root}; cycles there: {', '.join(names) or 'none'}")
+            raise CycleNotFound(f"no cycle {cycle!r} in {root}; cycles there: {', '.join(names) or 'none'}")
         self._readers: dict[str, ArtifactReader] = {}
         self._links: dict[str, Path] = {}
         for link in sorted(self._folder.glob("i[0-9]*/*")):

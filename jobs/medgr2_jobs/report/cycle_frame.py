@@ -12,8 +12,8 @@ from ..store.artifact import ArtifactReader, Inputs
 from ..store.rows import (
     Candidate,
     CandidateOutcome,
-    Condition,
     Decision,
+    EvalCondition,
     Image,
     Item,
     Prediction,
@@ -80,7 +80,7 @@ class PredictionColumns(TableView):
     benchmark: str
     item_id: str
     image_sha256: str
-    condition: Condition
+    condition: EvalCondition
     scoring: Scoring
     correct: bool
 

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..evaluate.metrics import Measurement
-from ..store.rows import Condition, Scoring, Split
+from ..store.rows import EvalCondition, Scoring, Split
 from .compare import label
 from .funnel import DIMENSIONS
 from .tables import HeadlineRow, checkpoints, pick
@@ -27,13 +27,13 @@ from .tables import HeadlineRow, checkpoints, pick
 BLUE, ORANGE, GREEN, RED, PINK, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#666666"
 _COLOUR = {"base": GREY, "sft": BLUE, "grpo": ORANGE}
 _CONTROL_STYLE = {
-    Condition.BLANK: ("s", SKY, "blank image"),
-    Condition.SHUFFLED: ("^", GREEN, "shuffled image"),
-    Condition.OPTIONS_ONLY: ("v", PINK, "options only"),
+    EvalCondition.BLANK: ("s", SKY, "blank image"),
+    EvalCondition.SHUFFLED: ("^", GREEN, "shuffled image"),
+    EvalCondition.OPTIONS_ONLY: ("v", PINK, "options only"),
 }
 _REFERENCE_STYLE = {
-    Condition.CHANCE: (":", GREY, "chance"),
-    Condition.OPTION_PRIOR: ("--", RED, "option prior"),
+    EvalCondition.CHANCE: (":", GREY, "chance"),
+    EvalCondition.OPTION_PRIOR: ("--", RED, "option prior"),
 }
 _BINS = np.linspace(-6, 10, 33)  # R's range
 _STYLE: Any = {
@@ -111,7 +111,7 @@ def _accuracy_panel(axes: Axes, rows: Sequence[HeadlineRow]) -> None:
 
 def modalities(results: Sequence[Measurement], split: Split, benchmark: str, path: Path) -> bool:
     """Accuracy by modality: the base model and the newest checkpoints. False when there is but one modality."""
-    here = pick(results, split=split, benchmark=benchmark, condition=Condition.REAL, scoring=Scoring.OPTION_LOGPROB,
+    here = pick(results, split=split, benchmark=benchmark, condition=EvalCondition.REAL, scoring=Scoring.OPTION_LOGPROB,
                 metric="microAccuracy")  # fmt: skip
     by_name = {
         label(checkpoint, iteration): {

@@ -25,7 +25,7 @@ from medgr2_api.training_spec import AnswerFormat
 from ..errors import ConfigError, StageError
 from ..prompts import answers
 from ..store.rows import Candidate, Decision, Score, TableRow, triplet_of
-from .cycle_artifacts import CycleArtifacts, NotThere
+from .cycle_artifacts import CycleArtifacts, CycleNotFound
 from .cycle_frame import CycleFrame
 
 R = TypeVar("R", bound=TableRow)
@@ -145,7 +145,7 @@ def lineage_json(root: Path, cycle: str, triplet: str = "") -> Iterator[dict[str
             nothing = False
             yield {"cycle": cycle, **_json(frame, row, rewards)}
     if nothing and triplet:
-        raise NotThere(f"cycle {cycle!r} has no candidate {triplet!r}; {_which(frame)}")
+        raise CycleNotFound(f"cycle {cycle!r} has no candidate {triplet!r}; {_which(frame)}")
 
 
 def _json(frame: CycleFrame, row: CandidateLineage, rewards: dict[str, str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from ..evaluate.metrics import Interval
-from ..store.rows import Condition, Split
+from ..store.rows import EvalCondition, Split
 from . import funnel
 from .tables import (
     CONTROLS,
@@ -19,11 +19,11 @@ from .tables import (
 )
 
 _NAMES = {
-    Condition.BLANK: "blank image",
-    Condition.SHUFFLED: "shuffled image",
-    Condition.OPTIONS_ONLY: "options only",
-    Condition.OPTION_PRIOR: "option prior",
-    Condition.CHANCE: "chance",
+    EvalCondition.BLANK: "blank image",
+    EvalCondition.SHUFFLED: "shuffled image",
+    EvalCondition.OPTIONS_ONLY: "options only",
+    EvalCondition.OPTION_PRIOR: "option prior",
+    EvalCondition.CHANCE: "chance",
 }
 _MANY_PARSE_FAILURES = 0.05
 
@@ -131,7 +131,9 @@ def _step_note(where: str, above: str, checkpoint: str, step: Interval) -> str:
 
 
 def _control_note(where: str, row: HeadlineRow) -> str:
-    controls = [(_NAMES[x], value) for x in (*CONTROLS, Condition.OPTION_PRIOR) if (value := row.under(x)) is not None]
+    controls = [
+        (_NAMES[x], value) for x in (*CONTROLS, EvalCondition.OPTION_PRIOR) if (value := row.under(x)) is not None
+    ]
     below = [f"{name} ({_percent(value)})" for name, value in controls if value < row.low]
     others = [f"{name} ({_percent(value)})" for name, value in controls if value >= row.low]
     interval = f"the interval of `{row.checkpoint}` [{_percent(row.low)}, {_percent(row.high)}]"

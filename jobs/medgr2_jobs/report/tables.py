@@ -14,7 +14,7 @@ from medgr2_api.metrics import METRICS
 
 from ..evaluate.metrics import Interval, Measurement, QuestionSet
 from ..store.manifest import Manifest
-from ..store.rows import Condition, Scoring, Split
+from ..store.rows import EvalCondition, Scoring, Split
 from . import funnel
 from .compare import CHECKPOINTS, Answers, answers_of, difference, label
 from .cycle_frame import CycleFrame, PredictionColumns
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 #: Controls that depend on the checkpoint, in the order of the headline table.
-CONTROLS = (Condition.BLANK, Condition.SHUFFLED, Condition.OPTIONS_ONLY)
+CONTROLS = (EvalCondition.BLANK, EvalCondition.SHUFFLED, EvalCondition.OPTIONS_ONLY)
 #: References that need no model.
-REFERENCES = (Condition.OPTION_PRIOR, Condition.CHANCE)
+REFERENCES = (EvalCondition.OPTION_PRIOR, EvalCondition.CHANCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class HeadlineRow:
     step_low: float | None
     step_high: float | None
 
-    def under(self, condition: Condition) -> float | None:
+    def under(self, condition: EvalCondition) -> float | None:
         """Accuracy under a control or reference."""
         value: float | None = getattr(self, condition)
         return value
@@ -167,7 +167,7 @@ def results_of(frame: CycleFrame) -> list[Measurement]:
             **row
             | {
                 "split": Split(row["split"]),
-                "condition": Condition(row["condition"]),
+                "condition": EvalCondition(row["condition"]),
                 "scoring": Scoring(row["scoring"]),
             }
         )
@@ -189,7 +189,7 @@ def sets(results: Iterable[Measurement]) -> list[QuestionSet]:
 
 def checkpoints(results: Iterable[Measurement]) -> list[tuple[int, str]]:
     """(iteration, checkpoint) of all models, in the order in which the loop made them."""
-    pairs = {(row.iteration, row.checkpoint) for row in results if row.condition is Condition.REAL}
+    pairs = {(row.iteration, row.checkpoint) for row in results if row.condition is EvalCondition.REAL}
     return sorted(pairs, key=lambda pair: (pair[0], CHECKPOINTS.index(pair[1])))
 
 
@@ -205,7 +205,7 @@ def headline(
         before: tuple[str, Answers] | None = None
         for iteration, checkpoint in checkpoints(here):
             own = pick(here, iteration=iteration, checkpoint=checkpoint)
-            [accuracy] = pick(own, condition=Condition.REAL, metric="microAccuracy", scoring=Scoring.OPTION_LOGPROB)
+            [accuracy] = pick(own, condition=EvalCondition.REAL, metric="microAccuracy", scoring=Scoring.OPTION_LOGPROB)
             answers = answers_of(predictions.get(iteration, ()), split).get((checkpoint, benchmark), {})
             name = label(checkpoint, iteration)
             step = difference(before[1], answers, before[0]) if before and answers else None
@@ -219,12 +219,12 @@ def headline(
                     low=accuracy.interval.low,
                     high=accuracy.interval.high,
                     metrics={
-                        metric.column: _accuracy(own, Condition.REAL, metric=metric.name)
+                        metric.column: _accuracy(own, EvalCondition.REAL, metric=metric.name)
                         for metric in METRICS.values()
                         if metric.column
                     },
-                    greedy=_accuracy(own, Condition.REAL, scoring=Scoring.GREEDY),
-                    parse_failures=_value(pick(own, condition=Condition.REAL, metric="parseFailures")),
+                    greedy=_accuracy(own, EvalCondition.REAL, scoring=Scoring.GREEDY),
+                    parse_failures=_value(pick(own, condition=EvalCondition.REAL, metric="parseFailures")),
                     **{condition.value: _accuracy(own, condition) for condition in CONTROLS},
                     **references,
                     step=step.value if step else None,
@@ -324,7 +324,7 @@ def _counters(manifest: Manifest, *names: str) -> dict[str, float | None]:
 
 def _accuracy(
     results: Iterable[Measurement],
-    condition: Condition,
+    condition: EvalCondition,
     *,
     metric: str = "microAccuracy",
     scoring: Scoring = Scoring.OPTION_LOGPROB,

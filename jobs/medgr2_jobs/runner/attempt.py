@@ -23,10 +23,10 @@ from ..errors import Checkpointed, ConfigError, DiskFull, StageError
 from ..store import fencing
 from . import process_tuning, publishing
 from .context import Outcome, StageContext
-from .process_group import Ranks
+from .process_group import ProcessGroup
 
 
-def guarded(
+def run_guarded(
     request: StageRequest, root: Path, attempt: Callable[[], StageResult], usage: dict[str, float] | None = None
 ) -> StageResult:
     """The result of an attempt, whatever happens inside.
@@ -37,13 +37,13 @@ def guarded(
         attempt: does the work.
         usage: what the attempt puts its costs into while it goes on: they are told also when it fails.
     """
-    result = _ended(request, root, attempt)
+    result = _result_of(request, root, attempt)
     if usage and result.exit_code != ExitCode.OK:
         result = result.model_copy(update={"usage": {**result.usage, **usage}})
     return result
 
 
-def _ended(request: StageRequest, root: Path, attempt: Callable[[], StageResult]) -> StageResult:
+def _result_of(request: StageRequest, root: Path, attempt: Callable[[], StageResult]) -> StageResult:
     failed = StageResult(exit_code=ExitCode.ERROR, input_hash=request.input_hash)
     try:
         return attempt()
@@ -68,31 +68,39 @@ def _ended(request: StageRequest, root: Path, attempt: Callable[[], StageResult]
 
 
 def work(
-    request: StageRequest, root: Path, stop: threading.Event, ranks: Ranks, usage: dict[str, float] | None = None
+    request: StageRequest,
+    root: Path,
+    stop: threading.Event,
+    process_group: ProcessGroup,
+    usage: dict[str, float] | None = None,
 ) -> StageResult:
     """Runs the stage's code and publishes. Of several processes the main one publishes; all return its result."""
-    context = build_context(request, root, stop, ranks, usage)
+    context = build_context(request, root, stop, process_group, usage)
     run: Callable[[StageContext[Any]], Outcome] = importlib.import_module(definition(request.stage).code).run
-    if ranks.main:
+    if process_group.main:
         fencing.raise_fence(root, request)
     _set_up(context.parameters.seed, request.threads)
     wall, cpu = time.monotonic(), _cpu_seconds()
     try:
-        if ranks.main:
+        if process_group.main:
             context.writer.open()
-        ranks.barrier()
+        process_group.barrier()
         outcome = run(context)
         spent = {"wallSeconds": time.monotonic() - wall, "cpuSeconds": _cpu_seconds() - cpu}
         spent = {name: round(seconds, 3) for name, seconds in spent.items()}
-        return ranks.share(publishing.publish(context, outcome, spent) if ranks.main else None)
+        return process_group.broadcast(publishing.publish(context, outcome, spent) if process_group.main else None)
     except BaseException:
-        if ranks.main and not publishing.stands(context.writer):
+        if process_group.main and not publishing.is_published(context.writer):
             context.writer.discard()
         raise
 
 
 def build_context(
-    request: StageRequest, root: Path, stop: threading.Event, ranks: Ranks, usage: dict[str, float] | None
+    request: StageRequest,
+    root: Path,
+    stop: threading.Event,
+    process_group: ProcessGroup,
+    usage: dict[str, float] | None,
 ) -> StageContext[Any]:
     """What the stage's code is given.
 
@@ -100,17 +108,20 @@ def build_context(
         ConfigError: the parameters or inputs are not those of this version.
     """
     stage = definition(request.stage)
-    strange = [role for role in request.inputs if not stage.declares(role)]
+    undeclared = [role for role in request.inputs if not stage.declares(role)]
     missing = stage.missing_inputs(request.inputs, request.iteration)
-    if strange or missing:
-        problems = [*(f"{role!r} is missing" for role in missing), *(f"{role!r} is not declared" for role in strange)]
+    if undeclared or missing:
+        problems = [
+            *(f"{role!r} is missing" for role in missing),
+            *(f"{role!r} is not declared" for role in undeclared),
+        ]
         where = f"{request.stage}@{request.iteration}"
         raise ConfigError(f"inputs of {where}: {', '.join(problems)}; is the image of another version?")
     try:
         parameters = stage.parameters.model_validate(request.parameters)
     except ValidationError as error:
         raise ConfigError(f"parameters of stage {request.stage}: {error}") from error
-    return StageContext(request, parameters, root, stop=stop, ranks=ranks, usage=usage)
+    return StageContext(request, parameters, root, stop=stop, process_group=process_group, usage=usage)
 
 
 def _cpu_seconds() -> float:
@@ -131,16 +142,16 @@ def _set_up(seed: int, threads: int) -> None:
         torch.manual_seed(seed)
         torch.set_num_threads(threads)
         if not torch.cuda.is_available():  # there PyTorch's own allocator keeps what steps free, and nobody measured
-            process_tuning.keep_freed()
+            process_tuning.keep_freed_memory()
 
 
 def _disk_full(error: BaseException) -> bool:
     """Whether a full disk is behind the error; libraries wrap it in errors of their own."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if os.strerror(errno.ENOSPC) in str(seen):
+        if os.strerror(errno.ENOSPC) in str(cause):
             return True
-        seen = seen.__cause__ or seen.__context__
+        cause = cause.__cause__ or cause.__context__
     return False

@@ -21,7 +21,7 @@ def die_with_parent(number: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
-class Side:
+class BackgroundProcess:
     """`work()` in a forked process; it returns a number.
 
     It shares nothing with its parent but the volume. Asked to stop with the stage, it sees `ctx.stop` and may write a
@@ -31,10 +31,10 @@ class Side:
     def __init__(self, ctx: StageContext[Any], name: str, work: Callable[[], float]) -> None:
         fork = multiprocessing.get_context("fork")
         self.name = name
-        self._answers, answer = fork.Pipe(duplex=False)
-        self._process = fork.Process(target=_run, args=(ctx, work, answer), name=name)
+        self._receiver, sender = fork.Pipe(duplex=False)
+        self._process = fork.Process(target=_run, args=(ctx, work, sender), name=name)
         self._process.start()
-        answer.close()
+        sender.close()
 
     def result(self, ctx: StageContext[Any]) -> float:
         """Waits for the answer.
@@ -43,11 +43,11 @@ class Side:
             Checkpointed: the stage was asked to stop meanwhile.
             TemporaryError: the process ended without an answer; the stage's log says why.
         """
-        while not self._answers.poll(0.2):
+        while not self._receiver.poll(0.2):
             if ctx.stop.is_set():
                 ctx.check_stop()
         try:
-            value = self._answers.recv()
+            value = self._receiver.recv()
         except EOFError:
             raise TemporaryError(f"{self.name} ended without a result; see the lines above in this log") from None
         self._process.join()
@@ -60,7 +60,7 @@ class Side:
         self._process.join()
 
 
-def _run(ctx: StageContext[Any], work: Callable[[], float], answer: Any) -> None:
+def _run(ctx: StageContext[Any], work: Callable[[], float], sender: Any) -> None:
     die_with_parent(signal.SIGKILL)
     ctx.silence()
-    answer.send(work())
+    sender.send(work())

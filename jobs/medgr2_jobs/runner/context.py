@@ -19,7 +19,7 @@ from ..errors import Checkpointed, ConfigError
 from ..store.artifact import ArtifactReader, ArtifactWriter
 from ..store.images import ImageStore
 from . import mounted_secrets
-from .process_group import Ranks
+from .process_group import ProcessGroup
 
 P = TypeVar("P", bound=StageParameters)
 
@@ -48,7 +48,7 @@ class StageContext(Generic[P]):
         root: Path,
         *,
         stop: threading.Event | None = None,
-        ranks: Ranks | None = None,
+        process_group: ProcessGroup | None = None,
         usage: dict[str, float] | None = None,
     ) -> None:
         self.request = request
@@ -58,12 +58,12 @@ class StageContext(Generic[P]):
         self.writer = ArtifactWriter(root, request)
         self.stop = stop or threading.Event()
         """Set by SIGTERM: write a checkpoint and raise `Checkpointed`."""
-        self.ranks = ranks or Ranks()
+        self.process_group = process_group or ProcessGroup()
         """The processes of this training. Only the main one writes parts; the others return an empty `Outcome`."""
         self.usage: dict[str, float] = {} if usage is None else usage
         """Money spent so far, by name: reported however this attempt ends."""
         self._progress_written = 0.0
-        self._silent = not self.ranks.main
+        self._silent = not self.process_group.main
         self._phase: tuple[str, int, float] | None = None  # its name, first step and when that was
         self._readers: dict[str, ArtifactReader] = {}
 

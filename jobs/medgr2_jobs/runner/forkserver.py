@@ -64,7 +64,7 @@ class Forkserver:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         # orders are read with os.read; the children must not inherit a buffered copy
-        self._orders = os.dup(0)
+        self._commands = os.dup(0)
         self._replies = os.dup(1)
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
@@ -76,17 +76,17 @@ class Forkserver:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the executor, which decides
         self._reply({"ready": True})
-        while self._read_orders():
+        while self._read_commands():
             self._reap()
         return self._shut_down()
 
-    def _read_orders(self) -> bool:
-        readable, _, _ = select.select([self._orders, self._wake_read], [], [], 1.0)
+    def _read_commands(self) -> bool:
+        readable, _, _ = select.select([self._commands, self._wake_read], [], [], 1.0)
         if self._wake_read in readable:
             os.read(self._wake_read, 4096)
-        if self._orders not in readable:
+        if self._commands not in readable:
             return True
-        data = os.read(self._orders, 65536)
+        data = os.read(self._commands, 65536)
         if not data:
             return False
         *lines, self._buffer = (self._buffer + data).split(b"\n")
@@ -94,7 +94,7 @@ class Forkserver:
             self._fork(json.loads(line))
         return True
 
-    def _fork(self, order: dict[str, Any]) -> None:
+    def _fork(self, command: dict[str, Any]) -> None:
         parent = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -102,15 +102,15 @@ class Forkserver:
         if pid == 0:
             code = 1
             try:
-                code = self._child(order, parent)
+                code = self._child(command, parent)
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
-        self.children[pid] = order["id"]
-        self._reply({"id": order["id"], "pid": pid})
+        self.children[pid] = command["id"]
+        self._reply({"id": command["id"], "pid": pid})
 
-    def _child(self, order: dict[str, Any], parent: int) -> int:
+    def _child(self, command: dict[str, Any], parent: int) -> int:
         """In the child: own session, own log, default signals, then the stage."""
         os.setsid()
         die_with_parent(signal.SIGTERM)
@@ -119,14 +119,14 @@ class Forkserver:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        for handle in (self._orders, self._replies, self._wake_read, self._wake_write):
+        for handle in (self._commands, self._replies, self._wake_read, self._wake_write):
             os.close(handle)
-        log = Path(order["log"])
+        log = Path(command["log"])
         log.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
-        os.environ.update(order["env"])
+        os.environ.update(command["env"])
         from . import main
 
         return main.main()

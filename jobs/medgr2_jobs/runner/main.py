@@ -33,11 +33,11 @@ from ..errors import ConfigError, CorruptArtifact, StageError, TemporaryError
 from ..store import atomic, manifest
 from ..store.artifact import ArtifactWriter
 from . import publishing
-from .attempt import guarded, work
+from .attempt import run_guarded, work
 from .distributed.launch import launch
-from .distributed.rendezvous import World
-from .metrics_server import served
-from .process_group import Ranks
+from .distributed.rendezvous import Rendezvous
+from .metrics_server import serve_metrics
+from .process_group import ProcessGroup
 
 #: What may become part of a path: no separators, no hidden names.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
@@ -57,7 +57,7 @@ def main() -> int:
         return _refuse(f"{REQUEST_ENV} is not a stage request: {error}")
     root = Path(os.environ.get(WORKSPACE_ENV, "/workspace"))
     request = _shard_of_pod(request)
-    with served(request, root):
+    with serve_metrics(request, root):
         code = execute(request, root, stop)
     # Python takes its handlers away before it ends: another SIGTERM then would spoil the exit code.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -80,10 +80,10 @@ def execute(request: StageRequest, root: Path, stop: threading.Event | None = No
         root: the workspace.
         stop: set from outside to ask for a checkpoint.
     """
-    told = stop or threading.Event()
+    stop_event = stop or threading.Event()
     usage: dict[str, float] = {}
-    result = guarded(request, root, lambda: _run(request, root, told, usage), usage)
-    _leave(result)
+    result = run_guarded(request, root, lambda: _run(request, root, stop_event, usage), usage)
+    _write_result(result)
     if result.exit_code not in (ExitCode.OK, ExitCode.CHECKPOINTED):
         print(f"{request.stage}@{request.iteration}: {result.reason}: {result.message}", file=sys.stderr)
     return result.exit_code
@@ -92,11 +92,11 @@ def execute(request: StageRequest, root: Path, stop: threading.Event | None = No
 def _refuse(message: str) -> int:
     """What was asked cannot be understood."""
     print(message, file=sys.stderr)
-    _leave(StageResult(exit_code=ExitCode.USAGE, reason="BadRequest", message=message))
+    _write_result(StageResult(exit_code=ExitCode.USAGE, reason="BadRequest", message=message))
     return ExitCode.USAGE
 
 
-def _leave(result: StageResult) -> None:
+def _write_result(result: StageResult) -> None:
     """Writes the result to where it was asked for."""
     path = os.environ.get(RESULT_PATH_ENV)
     if not path:
@@ -130,8 +130,12 @@ def _run(request: StageRequest, root: Path, stop: threading.Event, usage: dict[s
         return publishing.result(published, reused=not request.collect, paid=paid)
     if request.collect:
         raise TemporaryError(f"{folder}: nothing was published here; the stage has to run again")
-    world = World.of()
-    return launch(request, world, stop) if world.needs_torchrun else work(request, root, stop, Ranks(), usage)
+    rendezvous = Rendezvous.from_environment()
+    return (
+        launch(request, rendezvous, stop)
+        if rendezvous.needs_torchrun
+        else work(request, root, stop, ProcessGroup(), usage)
+    )
 
 
 def _check_names(request: StageRequest) -> None:

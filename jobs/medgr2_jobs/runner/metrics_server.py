@@ -38,22 +38,22 @@ _LABELS = ("cycle", "stage", "iteration")
 
 
 @contextmanager
-def served(request: StageRequest, root: Path) -> Iterator[int | None]:
+def serve_metrics(request: StageRequest, root: Path) -> Iterator[int | None]:
     """Serves while the block runs; gives the port, or None where none is wanted.
 
     A port that cannot be opened is no reason to fail: it costs sight, not work.
     """
-    wanted = os.environ.get(PROGRESS_PORT_ENV)
-    if not wanted:
+    port = os.environ.get(PROGRESS_PORT_ENV)
+    if not port:
         yield None
         return
     name = paths.attempt_name(request.iteration, request.stage, request.token, request.attempt, request.shard.index)
     path = root / paths.progress(request.cycle.name, name)
     path.unlink(missing_ok=True)  # what an attempt of the same name said before
     try:
-        server = ThreadingHTTPServer(("", int(wanted)), handler(path, request))
+        server = ThreadingHTTPServer(("", int(port)), handler(path, request))
     except OSError as error:
-        print(f"port {wanted} for /progress and /metrics cannot be opened: {error}")
+        print(f"port {port} for /progress and /metrics cannot be opened: {error}")
         yield None
         return
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -69,11 +69,11 @@ def handler(path: Path, request: StageRequest) -> type[BaseHTTPRequestHandler]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            progress, told = _read(path)
+            progress, written_at = _read(path)
             if self.path == "/progress":
                 self._answer("application/json", progress.model_dump_json(by_alias=True, exclude_none=True).encode())
             elif self.path == "/metrics":
-                self._answer(CONTENT_TYPE_LATEST, generate_latest(StageMetrics(request, progress, told)))
+                self._answer(CONTENT_TYPE_LATEST, generate_latest(StageMetrics(request, progress, written_at)))
             else:
                 self.send_error(404)
 
@@ -101,16 +101,18 @@ def _read(path: Path) -> tuple[Progress, float]:
 class StageMetrics(Collector):
     """What a stage said of itself, as metrics. Prometheus itself adds pod and namespace."""
 
-    def __init__(self, request: StageRequest, progress: Progress, told: float) -> None:
+    def __init__(self, request: StageRequest, progress: Progress, written_at: float) -> None:
         self._labels = [request.cycle.name, str(request.stage), str(request.iteration)]
-        self._progress, self._told = progress, told
+        self._progress, self._written_at = progress, written_at
 
     def collect(self) -> Iterable[Metric]:
         progress = self._progress
         yield self._metric("medgr2_stage_steps", "Units of work done", progress.step)
         yield self._metric("medgr2_stage_steps_planned", "Units of work in all; 0: not known", progress.total)
         yield self._metric(
-            "medgr2_stage_progress_timestamp_seconds", "When the stage last said how far it is; 0: never", self._told
+            "medgr2_stage_progress_timestamp_seconds",
+            "When the stage last said how far it is; 0: never",
+            self._written_at,
         )
         if progress.eta_seconds is not None:
             yield self._metric("medgr2_stage_eta_seconds", "Estimated time to the end", progress.eta_seconds)
@@ -118,7 +120,9 @@ class StageMetrics(Collector):
             if figure in FIGURES:
                 yield self._metric(*FIGURES[figure], value)
 
-    def _metric(self, name: str, told: str, value: float) -> Metric:
-        family = (CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily)(name, told, labels=_LABELS)
+    def _metric(self, name: str, description: str, value: float) -> Metric:
+        family = (CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily)(
+            name, description, labels=_LABELS
+        )
         family.add_metric(self._labels, value)
         return family

@@ -39,7 +39,7 @@ def load(name: str) -> ModuleType:
         gc.freeze()
 
 
-def keep_freed() -> None:
+def keep_freed_memory() -> None:
     """Has the process keep up to a GiB of what it frees; for training steps, which free what the next one takes again.
 
     glibc would give large tensors back to the kernel, step by step, and the kernel hands out cleared pages: a fault for

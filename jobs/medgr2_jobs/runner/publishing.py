@@ -47,12 +47,12 @@ def publish(context: StageContext[Any], outcome: Outcome, spent: dict[str, float
         usage={**spent, **context.usage, **outcome.usage},
         packages=_packages(),
     )
-    standing = manifest.commit(folder, ours, writer.work)
-    if standing is not ours:
-        manifest.verify(folder, standing)
-    writer.clean(standing)
-    link(request, context.root, folder, standing)
-    return result(standing).model_copy(update={"usage": ours.usage})  # what we spent, whoever was first
+    committed = manifest.commit(folder, ours, writer.work)
+    if committed is not ours:
+        manifest.verify(folder, committed)
+    writer.clean(committed)
+    link(request, context.root, folder, committed)
+    return result(committed).model_copy(update={"usage": ours.usage})  # what we spent, whoever was first
 
 
 def _check_parts(stage: StageDefinition, names: list[str]) -> None:
@@ -62,7 +62,7 @@ def _check_parts(stage: StageDefinition, names: list[str]) -> None:
         raise ConfigError(f"stage {stage.name} published other parts than its definition names: {', '.join(problems)}")
 
 
-def stands(writer: ArtifactWriter) -> bool:
+def is_published(writer: ArtifactWriter) -> bool:
     """Whether what this attempt wrote is published: an error after the commit must not take the parts away."""
     try:
         published = manifest.load(writer.base)

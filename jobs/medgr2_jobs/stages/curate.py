@@ -10,7 +10,7 @@ from medgr2_api.stages.curate import CurateParameters
 
 from ..curate import option_shuffle, rejection_rules
 from ..curate.rejection_rules import Facts, Reasons
-from ..curate.selection import WITHOUT_SCORES, Batch, Chosen, choose
+from ..curate.selection import WITHOUT_SCORES, CandidateBatch, Chosen, choose
 from ..curate.training_set import training_set
 from ..errors import ConfigError
 from ..review import import_review
@@ -78,8 +78,8 @@ def _order(triplet: Triplet, parameters: CurateParameters) -> tuple[int, ...] | 
     return option_shuffle.option_order(triplet, parameters.answer_format, parameters.seed)
 
 
-def _batch(ctx: StageContext[CurateParameters], facts: Facts) -> Batch:
-    return Batch(
+def _batch(ctx: StageContext[CurateParameters], facts: Facts) -> CandidateBatch:
+    return CandidateBatch(
         ids=[row.triplet_id for row in facts.usable],
         scores=facts.scores,
         calibration=ctx.input("reward").rows(CalibrationRow) if ctx.has_input("reward") else None,

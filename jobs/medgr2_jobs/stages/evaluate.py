@@ -33,7 +33,7 @@ from ..models import vlm
 from ..prompts import answers
 from ..runner.context import Outcome, StageContext
 from ..store import tables
-from ..store.rows import Condition, Item, Prediction, Scoring, Split
+from ..store.rows import EvalCondition, Item, Prediction, Scoring, Split
 
 _BASE = "base"
 
@@ -49,9 +49,9 @@ def run(ctx: StageContext[EvaluateParameters]) -> Outcome:
     parameters = ctx.parameters
     items = ctx.input("prepare").rows(Item)
     sets = _item_sets(items)
-    conditions = [Condition.REAL, *(CONDITION_OF[control] for control in parameters.controls)]
+    conditions = [EvalCondition.REAL, *(CONDITION_OF[control] for control in parameters.controls)]
     checkpoints = _checkpoints(ctx)
-    asked = [condition for condition in conditions if condition is not Condition.OPTION_PRIOR]
+    asked = [condition for condition in conditions if condition is not EvalCondition.OPTION_PRIOR]
     total = len(checkpoints) * len(asked) * sum(map(len, sets.values()))
     progress = _Progress(ctx, total)
 
@@ -66,10 +66,10 @@ def run(ctx: StageContext[EvaluateParameters]) -> Outcome:
                     tables.write(path, Prediction, _measure(ctx, model, part, progress))
                 predictions[questions] += tables.read(path, Prediction)
                 progress.next(len(in_set))
-    if parameters.iteration == 0 and Condition.OPTION_PRIOR in conditions:
+    if parameters.iteration == 0 and EvalCondition.OPTION_PRIOR in conditions:
         prior = OptionPrior(item for item in items if item.split is Split.TRAIN)
         for questions, in_set in sets.items():
-            predictions[questions] += _guess(prior, _Part(_BASE, questions, Condition.OPTION_PRIOR, in_set))
+            predictions[questions] += _guess(prior, _Part(_BASE, questions, EvalCondition.OPTION_PRIOR, in_set))
 
     results: list[Measurement] = []
     for questions, in_set in sets.items():
@@ -109,7 +109,7 @@ class _Part:
 
     checkpoint: str
     questions: QuestionSet
-    condition: Condition
+    condition: EvalCondition
     items: Sequence[Item]
 
     @property
@@ -195,7 +195,7 @@ def _measure(ctx: StageContext[EvaluateParameters], lazy: _Lazy, part: _Part, pr
         return []
     ctx.check_stop()
     model, processor = lazy.load()
-    encoder = (BlankEncoder if part.condition is Condition.BLANK else vlm.Encoder)(processor, ctx.images)
+    encoder = (BlankEncoder if part.condition is EvalCondition.BLANK else vlm.Encoder)(processor, ctx.images)
     texts = greedy(model, encoder, asked, answer_format, lambda done: progress.within("answering", done / 2))
     scores = option_logprobs(
         model,
@@ -225,14 +225,14 @@ def _guess(prior: OptionPrior, part: _Part) -> list[Prediction]:
     ]
 
 
-def _headlines() -> list[tuple[str, Split, Condition, str]]:
+def _headlines() -> list[tuple[str, Split, EvalCondition, str]]:
     """(counter with a gap for the checkpoint, split, condition, metric): few, for a stage's result must stay within
     2 KiB."""
     scores = [(counter(Split.VALIDATION, "{}", metric), Split.VALIDATION, metric.name) for metric in deciding()]
     return [
-        *((name, split, Condition.REAL, metric) for name, split, metric in scores),
-        (counter(Split.TEST, "{}", MICRO_ACCURACY), Split.TEST, Condition.REAL, MICRO_ACCURACY.name),
-        ("test/{}/blankMicroAccuracy", Split.TEST, Condition.BLANK, MICRO_ACCURACY.name),
+        *((name, split, EvalCondition.REAL, metric) for name, split, metric in scores),
+        (counter(Split.TEST, "{}", MICRO_ACCURACY), Split.TEST, EvalCondition.REAL, MICRO_ACCURACY.name),
+        ("test/{}/blankMicroAccuracy", Split.TEST, EvalCondition.BLANK, MICRO_ACCURACY.name),
     ]
 
 

@@ -14,7 +14,7 @@ from ..generate import sampling_plan
 from ..generate.sampling_plan import ImageUse, Task
 from ..runner.context import Outcome, StageContext
 from ..store import manifest
-from ..store.rows import Candidate, CandidateOutcome, Phantom, Truth
+from ..store.rows import Candidate, CandidateOutcome, PhantomRow, Truth
 
 #: Rows between two progress notes of the scripted generator.
 _BLOCK = 256
@@ -99,7 +99,7 @@ def _scripted(ctx: StageContext[GenerateParameters]) -> list[Candidate]:
     if script is None:
         raise ConfigError("generator.scripted: its settings are missing")
     prepare = ctx.input("prepare")
-    phantoms = prepare.rows(Phantom) if prepare.has("phantoms.parquet") else []
+    phantoms = prepare.rows(PhantomRow) if prepare.has("phantoms.parquet") else []
     attributes = {
         phantom.image_sha256: Attributes(phantom.modality, phantom.finding, phantom.location, phantom.count)
         for phantom in phantoms

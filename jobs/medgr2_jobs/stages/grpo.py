@@ -66,7 +66,7 @@ class EpochSampler(RepeatSampler):
             self.generator.manual_seed(_filled_in(self.seed) + epoch)
 
 
-class PolicyTrainer(ExactResume, GRPOTrainer):
+class GRPOPolicyTrainer(ExactResume, GRPOTrainer):
     """GRPOTrainer that resumes exactly, with the sampler above."""
 
     args: GRPOConfig
@@ -125,14 +125,14 @@ def run(ctx: StageContext[GRPOParameters]) -> Outcome:
     args.generation_kwargs = _generation_options(args, sampling_stop_list(processor, model))
     trl_head.apply(vlm.device())
     lora, rollouts = lora_config(grpo.lora), Rollouts()
-    if ctx.ranks.main and (checkpoint := latest_checkpoint(ctx.work, ctx.ranks.layout)):
+    if ctx.process_group.main and (checkpoint := latest_checkpoint(ctx.work, ctx.process_group.layout)):
         rollouts.load(checkpoint)
     wants_r = any(term.type is RewardTermType.REWARD_MODEL for term in grpo.rewards)
     with deepspeed.whole(args):
         scorer = _scorer(ctx) if wants_r else None
     reward = PolicyReward(grpo.rewards, grpo.num_generations, scorer, rollouts)
     callback = StageCallback(ctx, "grpo", ("reward", "loss", "kl"), every=every, extra=rollouts.save)
-    trainer = PolicyTrainer(
+    trainer = GRPOPolicyTrainer(
         model=model,
         reward_funcs=[reward.reward],
         args=args,
@@ -144,7 +144,7 @@ def run(ctx: StageContext[GRPOParameters]) -> Outcome:
     train(trainer, callback)
 
     model = trained(trainer, source, lora)
-    if not ctx.ranks.main:
+    if not ctx.process_group.main:
         return Outcome()
     save(model, source, ctx.writer.path("model"))
     ctx.writer.table(Rollout, rollouts.rows)

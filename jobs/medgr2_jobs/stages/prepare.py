@@ -23,7 +23,7 @@ from ..duplicates import phash_index
 from ..errors import DataError
 from ..models import base_models
 from ..runner.context import Outcome, StageContext
-from ..store.rows import GradedRow, Image, Item, Phantom, QuarantinedRecord, Split
+from ..store.rows import GradedRow, Image, Item, PhantomRow, QuarantinedRecord, Split
 from ..store.tables import TableWriter
 
 Context = StageContext[PrepareParameters]
@@ -224,7 +224,7 @@ def _write_images(
             source = facts.source if sha256 in assigned else names[sha256]
             table.append(facts.row(sha256, everywhere[sha256], source))
     if phantoms := [row for sha256, row in ingest.phantoms.items() if sha256 in everywhere]:
-        ctx.writer.table(Phantom, phantoms)
+        ctx.writer.table(PhantomRow, phantoms)
     return everywhere
 
 

@@ -59,7 +59,9 @@ def run(ctx: StageContext[RewardParameters]) -> Outcome:
     encoder = vlm.Encoder(vlm.load_processor(folder), ctx.images)
     held = _Heldout(heldout, _split(preferences, Split.HELDOUT))
 
-    before = _measure(ctx, model, encoder, held, "measure old")[0] if parameters.retrain and ctx.ranks.main else None
+    before = (
+        _measure(ctx, model, encoder, held, "measure old")[0] if parameters.retrain and ctx.process_group.main else None
+    )
     log: list[dict[str, float]] = []
     if not imported:
         log = fit(
@@ -72,7 +74,7 @@ def run(ctx: StageContext[RewardParameters]) -> Outcome:
             training=parameters.training,
             retrain=parameters.retrain,
         )
-    if not ctx.ranks.main:
+    if not ctx.process_group.main:
         return Outcome()
     metrics, scores = _measure(ctx, model, encoder, held, "measure")
     decision = gate(metrics["grades"], before["grades"] if before else None, parameters.promotion)

@@ -25,7 +25,7 @@ from ..training.trainer import StageCallback, lora_config, place_checkpoints, tr
 FIELD = "policy.sft.trainer"
 
 
-class PolicyTrainer(ExactResume, SFTTrainer):
+class SFTPolicyTrainer(ExactResume, SFTTrainer):
     """SFTTrainer that resumes exactly."""
 
 
@@ -64,7 +64,7 @@ def run(ctx: StageContext[SFTParameters]) -> Outcome:
     lora = lora_config(parameters.training.lora)
     trl_head.apply(vlm.device())
     callback = StageCallback(ctx, "sft", ("loss", "mean_token_accuracy"))
-    trainer = PolicyTrainer(
+    trainer = SFTPolicyTrainer(
         model=vlm.load_model(source, train=True),
         args=args,
         data_collator=collator,
@@ -73,12 +73,12 @@ def run(ctx: StageContext[SFTParameters]) -> Outcome:
         peft_config=lora,
         callbacks=[callback],
     )
-    if ctx.ranks.count > 1:  # the mean over all tokens of a step, not over the processes' means
+    if ctx.process_group.count > 1:  # the mean over all tokens of a step, not over the processes' means
         trainer.model_accepts_loss_kwargs = True
     train(trainer, callback)
 
     model = trained(trainer, source, lora)
-    if not ctx.ranks.main:
+    if not ctx.process_group.main:
         return Outcome()
     save(model, source, ctx.writer.path("model"))
     history = trainer.state.log_history

@@ -56,7 +56,7 @@ class Grade(StrEnum):
     IMAGE_MISMATCH = "imageMismatch"
 
 
-class Condition(StrEnum):
+class EvalCondition(StrEnum):
     """What a checkpoint is shown when it is measured: the real image, or a control that takes information away."""
 
     REAL = "real"
@@ -200,7 +200,7 @@ class GradedRow(TableRow):
 
 
 @dataclass(frozen=True, slots=True)
-class Phantom(TableRow):
+class PhantomRow(TableRow):
     """What a synthetic image shows."""
 
     TABLE = "phantoms"
@@ -416,7 +416,7 @@ class Prediction(TableRow):
     image_sha256: str
     modality: str
     question_type: str
-    condition: Condition
+    condition: EvalCondition
     scoring: Scoring
     answer_index: int
     predicted: int | None

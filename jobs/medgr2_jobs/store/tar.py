@@ -27,7 +27,7 @@ ROOT = "data"
 _NAMED = 20  # of what was left out
 
 
-class NotThere(StageError):
+class PathNotFound(StageError):
     """There is no such file or folder (exit 2)."""
 
     exit_code = ExitCode.USAGE
@@ -77,7 +77,7 @@ def export(root: Path, path: str, stream: BinaryIO) -> Exported:
     """
     found = inside(root, path, "path").resolve()
     if not found.is_file() and not found.is_dir():
-        raise NotThere(f"{path}: no such file or folder; {_beside(root, path)}")
+        raise PathNotFound(f"{path}: no such file or folder; {_beside(root, path)}")
     counted, told = Counted(stream), Exported()
     with tarfile.open(fileobj=counted, mode="w|", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
         for item, name in _walk(found, told):

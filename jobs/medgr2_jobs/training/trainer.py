@@ -193,7 +193,7 @@ class StageCallback(TrainerCallback):
         self._logged: tuple[float, int, float | None] | None = None  # when, at which step, tokens by then
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        asked = self.context.ranks.any(self.context.stop.is_set())  # all stop at the same step, or none
+        asked = self.context.process_group.any(self.context.stop.is_set())  # all stop at the same step, or none
         if asked and state.global_step < state.max_steps and state.global_step % self.every == 0:
             control.should_save = True
             control.should_training_stop = True
@@ -226,15 +226,15 @@ class StageCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
-        ranks = self.context.ranks
-        if self.extra is not None and ranks.main:
+        group = self.context.process_group
+        if self.extra is not None and group.main:
             self.extra(folder)
-        ranks.barrier()  # each process has written its part of the checkpoint
+        group.barrier()  # each process has written its part of the checkpoint
         atomic.fsync_tree(folder)
-        ranks.barrier()
-        if ranks.main:
-            atomic.write_text(folder / _COMPLETE, ranks.layout)
-        ranks.barrier()  # the first process that ends takes those beside it along
+        group.barrier()
+        if group.main:
+            atomic.write_text(folder / _COMPLETE, group.layout)
+        group.barrier()  # the first process that ends takes those beside it along
 
     def raise_if_stopped(self) -> None:
         """After `trainer.train()`: raises Checkpointed when SIGTERM ended it early."""
@@ -253,11 +253,11 @@ def train(trainer: Trainer, callback: StageCallback) -> None:
         Checkpointed: SIGTERM came, and the checkpoint is on the volume.
     """
     trainer.remove_callback(PrinterCallback)  # the log goes into `log.json`, not to stdout
-    folder, ranks = callback.context.work, callback.context.ranks
+    folder, group = callback.context.work, callback.context.process_group
     checkpoint = None
-    if ranks.main:
-        remove_torn_checkpoints(folder, ranks.layout)
-        checkpoint = latest_checkpoint(folder, ranks.layout)
-    found = ranks.share(str(checkpoint or ""))
+    if group.main:
+        remove_torn_checkpoints(folder, group.layout)
+        checkpoint = latest_checkpoint(folder, group.layout)
+    found = group.broadcast(str(checkpoint or ""))
     trainer.train(resume_from_checkpoint=found or None)
     callback.raise_if_stopped()

@@ -74,7 +74,7 @@ class AttemptEnd:
 
 
 @dataclass(frozen=True)
-class Rule:
+class FailureRule:
     """One row of the table: the first that applies decides."""
 
     seen: str
@@ -82,58 +82,58 @@ class Rule:
     failure_class: FailureClass
 
 
-RULES: tuple[Rule, ...] = (
-    Rule(
+RULES: tuple[FailureRule, ...] = (
+    FailureRule(
         "never scheduled in time",
         lambda e: e.stop == StopReason.PENDING_DEADLINE,
         FailureClass.PERMANENT,
     ),
-    Rule(
+    FailureRule(
         "stopped for the cycle's sake",
         lambda e: e.stop in _FOR_THE_CYCLE,
         FailureClass.CHECKPOINTED,
     ),
-    Rule(
+    FailureRule(
         "the budget is spent",
         lambda e: e.reason == BUDGET_SPENT,
         FailureClass.CHECKPOINTED,
     ),
-    Rule(
+    FailureRule(
         "checkpoint with progress",
         lambda e: e.exit_code == ExitCode.CHECKPOINTED and e.progressed,
         FailureClass.CHECKPOINTED,
     ),
-    Rule(
+    FailureRule(
         "ran too long without progress",
         lambda e: e.stop == StopReason.TIMEOUT,
         FailureClass.APPLICATION,
     ),
-    Rule(
+    FailureRule(
         "bad configuration or data",
         lambda e: e.exit_code in PERMANENT_EXIT_CODES,
         FailureClass.PERMANENT,
     ),
-    Rule(
+    FailureRule(
         "out of memory, or a sidecar that does not stay up",
         lambda e: e.reason in _APPLICATION_REASONS,
         FailureClass.APPLICATION,
     ),
-    Rule(
+    FailureRule(
         "evicted, preempted, node lost, or pods that did not find each other",
         lambda e: e.reason in _INFRASTRUCTURE_REASONS,
         FailureClass.INFRASTRUCTURE,
     ),
-    Rule(
+    FailureRule(
         "ended from outside",
         lambda e: e.exit_code in (ExitCode.CHECKPOINTED, ExitCode.SIGTERM),
         FailureClass.INFRASTRUCTURE,
     ),
-    Rule(
+    FailureRule(
         "nothing readable",
         lambda e: e.exit_code is None,
         FailureClass.INFRASTRUCTURE,
     ),
-    Rule(
+    FailureRule(
         "any other failure",
         lambda e: True,
         FailureClass.APPLICATION,

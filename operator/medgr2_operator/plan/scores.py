@@ -7,28 +7,28 @@ from collections.abc import Iterable
 from medgr2_api.metrics import MACRO_ACCURACY, scores
 from medgr2_api.scheduling import EarlyStopping
 from medgr2_api.stage_contract import StageResult
-from medgr2_api.status import Score
+from medgr2_api.status import MetricScore
 
 _CHECKPOINTS = ("base", "sft", "grpo")
 
 
-def scores_in(iteration: int, result: StageResult) -> list[Score]:
+def scores_in(iteration: int, result: StageResult) -> list[MetricScore]:
     """The validation scores in an evaluation's result, one per checkpoint."""
     measured = {checkpoint: scores(result.metrics, checkpoint) for checkpoint in _CHECKPOINTS}
     return [
-        Score.of(iteration, checkpoint, values)
+        MetricScore.of(iteration, checkpoint, values)
         for checkpoint, values in measured.items()
         if MACRO_ACCURACY.name in values
     ]
 
 
-def best(scores: Iterable[Score]) -> Score | None:
+def best(scores: Iterable[MetricScore]) -> MetricScore | None:
     """The one of the highest macro accuracy; of equals the earliest."""
     measured = [score for score in scores if score.value(MACRO_ACCURACY.name) is not None]
     return max(measured, key=lambda score: (score.value(MACRO_ACCURACY.name), -score.iteration), default=None)
 
 
-def by_iteration(scores: Iterable[Score], metric: str = MACRO_ACCURACY.name) -> dict[int, float]:
+def by_iteration(scores: Iterable[MetricScore], metric: str = MACRO_ACCURACY.name) -> dict[int, float]:
     """Each iteration's better checkpoint, in order."""
     values: dict[int, float] = {}
     for score in sorted(scores, key=lambda score: score.iteration):
@@ -38,7 +38,7 @@ def by_iteration(scores: Iterable[Score], metric: str = MACRO_ACCURACY.name) -> 
     return values
 
 
-def stopped_at(scores: Iterable[Score], rule: EarlyStopping, newest_started: int) -> int | None:
+def stopped_at(scores: Iterable[MetricScore], rule: EarlyStopping, newest_started: int) -> int | None:
     """The iteration after which the loop stops; None: it goes on.
 
     The base model is iteration 0: a loop that does not beat it has not improved. An iteration that has started is

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from medgr2_api.status import AttemptState, CycleStatus, Score, StageStatus, Usage
+from medgr2_api.status import AttemptState, CycleStatus, MetricScore, StageStatus, Usage
 
 from .types import AttemptKey, Event, StageKey
 
@@ -39,7 +39,7 @@ class StatusDraft:
     now: datetime
     records: dict[StageKey, StageStatus]
     usage: Usage
-    scores: tuple[Score, ...]
+    scores: tuple[MetricScore, ...]
     events: list[Event] = field(default_factory=list)
     wake: float | None = None
     """Seconds until the earliest moment at which time alone changes the plan."""

@@ -8,7 +8,7 @@ import pytest
 from tests.support.cycle_documents import spec_with
 
 from medgr2_api.cycle import CycleSpec, Preset
-from medgr2_api.presets import _DEFAULT, PRESETS, Origin, resolve, resolve_with_origins
+from medgr2_api.presets import _DEFAULT, PRESETS, ValueOrigin, resolve, resolve_with_origins
 from medgr2_api.unsupported import OWNED_TRAINER_OPTIONS, TRAINERS, unsupported
 
 UNUSED = {"curation.selection.precision", "curation.selection.k"}  # by the strategy Threshold
@@ -62,11 +62,11 @@ def test_presets_set_no_option_that_belongs_to_the_contract(preset: Preset) -> N
 def test_origins_name_who_spoke() -> None:
     spec = spec_with({"preset": "MedR1", "policy.grpo": {"numGenerations": 6}, "policy.sft.lora": {"rank": 8}})
     resolved, origins = resolve_with_origins(spec)
-    assert origins["policy.grpo.numGenerations"] == Origin(6, "spec")
-    assert origins["policy.grpo.klCoefficient"] == Origin(0.04, "MedR1")
-    assert origins["policy.grpo.learningRate"] == Origin(1e-6, "Default")
+    assert origins["policy.grpo.numGenerations"] == ValueOrigin(6, "spec")
+    assert origins["policy.grpo.klCoefficient"] == ValueOrigin(0.04, "MedR1")
+    assert origins["policy.grpo.learningRate"] == ValueOrigin(1e-6, "Default")
     assert origins["policy.sft.lora"].source == "spec"
-    assert origins["policy.sft.lora.alpha"] == Origin(16, "derived")
+    assert origins["policy.sft.lora.alpha"] == ValueOrigin(16, "derived")
     assert resolved.policy.grpo.num_generations == 6
 
 
@@ -80,8 +80,8 @@ def test_trainer_options_are_merged_and_the_user_speaks_last() -> None:
     spec = spec_with({"preset": "Paper", "policy.grpo.trainer": {"loss_type": "dapo", "max_steps": "20"}})
     resolved, origins = resolve_with_origins(spec)
     assert resolved.policy.grpo.trainer == {"loss_type": "dapo", "max_steps": 20, "scale_rewards": "group"}
-    assert origins["policy.grpo.trainer.loss_type"] == Origin("dapo", "spec")
-    assert origins["policy.grpo.trainer.scale_rewards"] == Origin("group", "Paper")
+    assert origins["policy.grpo.trainer.loss_type"] == ValueOrigin("dapo", "spec")
+    assert origins["policy.grpo.trainer.scale_rewards"] == ValueOrigin("group", "Paper")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_sources_follow_their_format() -> None:
         ("Seed", True),
         ("Images", False),
     ]
-    assert origins["data.sources[1].allowExternal"] == Origin(False, "derived")
+    assert origins["data.sources[1].allowExternal"] == ValueOrigin(False, "derived")
 
 
 def test_resolving_changes_neither_the_spec_nor_the_tables() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from medgr2_jobs.errors import ConfigError
-from medgr2_jobs.store.tar import NotThere, export
+from medgr2_jobs.store.tar import PathNotFound, export
 from medgr2_operator.cli.unpack import BadArchiveError, Unpacker
 
 
@@ -92,7 +92,7 @@ def test_paths_that_leave_the_workspace_are_refused(workspace: Path, path: str) 
 
 
 def test_what_is_not_there_is_told_with_what_is(workspace: Path) -> None:
-    with pytest.raises(NotThere, match=r"cycles/loop has outside/, report/"):
+    with pytest.raises(PathNotFound, match=r"cycles/loop has outside/, report/"):
         export(workspace, "cycles/loop/reprot", io.BytesIO())
 
 

@@ -6,12 +6,12 @@ import pytest
 
 from medgr2_api.scheduling import EarlyStopping
 from medgr2_api.stage_contract import StageResult
-from medgr2_api.status import Score
+from medgr2_api.status import MetricScore
 from medgr2_operator.plan.scores import best, by_iteration, scores_in, stopped_at
 
 
-def scores(*values: float) -> list[Score]:
-    return [Score.of(i, "grpo" if i else "base", {"macroAccuracy": v}) for i, v in enumerate(values)]
+def scores(*values: float) -> list[MetricScore]:
+    return [MetricScore.of(i, "grpo" if i else "base", {"macroAccuracy": v}) for i, v in enumerate(values)]
 
 
 def test_read_from_an_evaluation() -> None:
@@ -25,8 +25,8 @@ def test_read_from_an_evaluation() -> None:
         },
     )
     assert scores_in(2, result) == [
-        Score.of(2, "sft", {"macroAccuracy": 0.5}),
-        Score.of(2, "grpo", {"macroAccuracy": 0.6, "microAccuracy": 0.7}),
+        MetricScore.of(2, "sft", {"macroAccuracy": 0.5}),
+        MetricScore.of(2, "grpo", {"macroAccuracy": 0.6, "microAccuracy": 0.7}),
     ]
 
 
@@ -39,8 +39,8 @@ def test_best_is_the_highest_then_the_earliest() -> None:
 
 def test_an_iteration_is_as_good_as_its_better_checkpoint() -> None:
     both = [
-        Score.of(1, "sft", {"macroAccuracy": 0.6, "microAccuracy": 0.4}),
-        Score.of(1, "grpo", {"macroAccuracy": 0.5}),
+        MetricScore.of(1, "sft", {"macroAccuracy": 0.6, "microAccuracy": 0.4}),
+        MetricScore.of(1, "grpo", {"macroAccuracy": 0.5}),
     ]
     assert by_iteration(both) == {1: 0.6}
     assert by_iteration(both, "microAccuracy") == {1: 0.4}

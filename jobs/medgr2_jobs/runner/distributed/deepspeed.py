@@ -11,7 +11,7 @@ from typing import Any
 from medgr2_api.scheduling import DeepSpeed
 
 from ...errors import ConfigError
-from .rendezvous import World
+from .rendezvous import Rendezvous
 
 
 def config() -> dict[str, Any] | None:
@@ -20,12 +20,12 @@ def config() -> dict[str, Any] | None:
     Raises:
         ConfigError: DeepSpeed is not installed.
     """
-    wanted = World.of().deepspeed
-    if wanted is None:
+    zero_stage = Rendezvous.from_environment().deepspeed
+    if zero_stage is None:
         return None
     if importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(
-            f"deepspeed: {wanted} needs the package deepspeed, which this image lacks: build it with the extra "
+            f"deepspeed: {zero_stage} needs the package deepspeed, which this image lacks: build it with the extra "
             "`distributed`, or leave deepspeed out of the stage's settings"
         )
     import torch
@@ -40,7 +40,7 @@ def config() -> dict[str, Any] | None:
     deepspeed.init_distributed(torch.distributed.get_backend(), auto_mpi_discovery=False, verbose=False)
     return {
         "zero_optimization": {
-            "stage": 3 if wanted is DeepSpeed.ZERO3 else 2,
+            "stage": 3 if zero_stage is DeepSpeed.ZERO3 else 2,
             "stage3_gather_16bit_weights_on_model_save": True,
         },
         "bf16": {"enabled": "auto"},

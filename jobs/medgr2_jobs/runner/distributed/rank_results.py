@@ -9,46 +9,46 @@ from pydantic import ValidationError
 
 from medgr2_api.stage_contract import ExitCode, StageResult
 
-OUTCOMES_ENV = "MEDGR2_OUTCOMES"
+RANK_RESULTS_ENV = "MEDGR2_OUTCOMES"
 _STOP = "stop"
 
 
-class Outcomes:
-    """A folder: a file per process (empty while it runs), and the parent's wish to stop."""
+class RankResults:
+    """A folder: a file per process (empty while it runs), and the parent's request to stop."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = threading.Lock()
 
-    def begin(self, local_rank: int) -> None:
+    def mark_started(self, local_rank: int) -> None:
         """This process has started."""
         self._path(local_rank).touch()
 
-    def leave(self, local_rank: int, result: StageResult) -> None:
-        """How it ended; the first word counts."""
+    def write_result(self, local_rank: int, result: StageResult) -> None:
+        """How it ended; the first result counts."""
         with self._lock:
             path = self._path(local_rank)
             if not path.exists() or not path.read_bytes():
                 path.write_text(result.to_termination_message())
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         """Tells the processes that SIGTERM means: write a checkpoint. (torchrun sends one when another failed, too.)"""
         (self.folder / _STOP).touch()
 
     @property
-    def asked_to_stop(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether SIGTERM means that."""
         return (self.folder / _STOP).exists()
 
     def read(self) -> list[StageResult | None]:
-        """In the order of the processes that have started; None: it ended without a word."""
-        found: list[StageResult | None] = []
+        """In the order of the processes that have started; None: it ended without a result."""
+        results: list[StageResult | None] = []
         for path in sorted(self.folder.glob("rank-*")):
             try:
-                found.append(StageResult.model_validate_json(path.read_text()))
+                results.append(StageResult.model_validate_json(path.read_text()))
             except ValidationError:
-                found.append(None)
-        return found
+                results.append(None)
+        return results
 
     def _path(self, local_rank: int) -> Path:
         return self.folder / f"rank-{local_rank:03d}"

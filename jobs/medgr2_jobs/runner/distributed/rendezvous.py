@@ -1,4 +1,4 @@
-"""How many processes the operator wants, and where they meet."""
+"""How many processes the operator asks for, and the endpoint of their rendezvous."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _TIMEOUT = 600.0  # seconds: pods of one Job may have to wait for nodes and imag
 
 
 @dataclass(frozen=True)
-class World:
-    """The processes of one stage."""
+class Rendezvous:
+    """The processes of one distributed stage, and where they meet."""
 
     nodes: int = 1
     processes: int = 1
@@ -40,14 +40,14 @@ class World:
     """Seconds to wait for the other nodes."""
 
     @classmethod
-    def of(cls, environment: Mapping[str, str] = os.environ) -> World:
-        """What the operator says.
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Rendezvous:
+        """What the operator has put into the environment.
 
         Raises:
             ConfigError: it makes no sense.
         """
         try:
-            world = cls(
+            rendezvous = cls(
                 nodes=int(environment.get(NUM_NODES_ENV, 1)),
                 processes=int(environment.get(NUM_PROC_PER_NODE_ENV, 1)),
                 endpoint=environment.get(RDZV_ENDPOINT_ENV, ""),
@@ -59,9 +59,9 @@ class World:
             )
         except ValueError as error:
             raise ConfigError(f"the variables for several processes make no sense: {error}") from None
-        if world.nodes > 1 and not (world.endpoint and world.name and INDEX_ENV in environment):
+        if rendezvous.nodes > 1 and not (rendezvous.endpoint and rendezvous.name and INDEX_ENV in environment):
             raise ConfigError(f"{NUM_NODES_ENV} needs {RDZV_ENDPOINT_ENV}, {RDZV_ID_ENV} and {INDEX_ENV}")
-        return world
+        return rendezvous
 
     @property
     def needs_torchrun(self) -> bool:

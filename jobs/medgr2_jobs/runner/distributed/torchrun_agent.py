@@ -16,7 +16,7 @@ from torch.distributed.run import main as torchrun
 from medgr2_api.stage_contract import ExitCode, StageResult
 
 from ..background_process import die_with_parent
-from .rank_results import OUTCOMES_ENV, Outcomes
+from .rank_results import RANK_RESULTS_ENV, RankResults
 
 
 def main() -> int:
@@ -25,10 +25,10 @@ def main() -> int:
     try:
         torchrun(sys.argv[1:])
     except ChildFailedError as error:
-        outcomes = Outcomes(Path(os.environ[OUTCOMES_ENV]))
+        rank_results = RankResults(Path(os.environ[RANK_RESULTS_ENV]))
         for failure in error.failures.values():
             if failure.exitcode < 0:
-                outcomes.leave(failure.local_rank, _killed(-failure.exitcode))
+                rank_results.write_result(failure.local_rank, _killed(-failure.exitcode))
         return ExitCode.ERROR
     except SignalException:  # passed on, and its effect awaited
         return ExitCode.ERROR

@@ -20,16 +20,16 @@ from medgr2_api.curation import (
     SelectRandomK,
     SelectTopK,
 )
-from medgr2_jobs.curate.selection import Batch, fit_threshold, select
+from medgr2_jobs.curate.selection import CandidateBatch, fit_threshold, select
 from medgr2_jobs.errors import ConfigError, DataError
 from medgr2_jobs.store.rows import CalibrationRow, Grade
 
 SCORES = {"a": 9.0, "b": 5.0, "c": 3.0, "d": -6.0}
 
 
-def batch(**changes: Any) -> Batch:
+def batch(**changes: Any) -> CandidateBatch:
     fields = {"ids": list("abcd"), "scores": SCORES, "calibration": None, "seed": 1, **changes}
-    return Batch(**fields)
+    return CandidateBatch(**fields)
 
 
 def graded(*rows: tuple[float, float]) -> list[CalibrationRow]:

@@ -16,7 +16,7 @@ from tests.support.curate_fixtures import CurateWorkspace, candidate, triplet
 from medgr2_api.curation import Balance, ResolvedCuration
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.curate import balance, option_prior_filter, option_shuffle
-from medgr2_jobs.curate.selection import Batch, Chosen, choose
+from medgr2_jobs.curate.selection import CandidateBatch, Chosen, choose
 from medgr2_jobs.curate.training_set import Origin, TrainingRow, dealt_row
 from medgr2_jobs.prompts import answers
 from medgr2_jobs.store.rows import Decision, Triplet
@@ -44,7 +44,7 @@ def batch(count: int, biased: float, seed: int = 1) -> Rows:
 def chosen(rows: Rows, selection: dict[str, Any], **curation: Any) -> Chosen:
     scores = {name: float(number % 97) for number, name in enumerate(rows)}
     asked = ResolvedCuration.model_validate({"selection": selection, **curation})
-    return choose(asked, Batch(list(rows), scores, None, 1), set(rows), rows)
+    return choose(asked, CandidateBatch(list(rows), scores, None, 1), set(rows), rows)
 
 
 TOP = {"strategy": "TopK", "k": 200}
@@ -120,12 +120,12 @@ def test_only_what_is_eligible_counts_for_k() -> None:
     scores = {name: float(-number) for number, name in enumerate(rows)}
     names = list(rows)
     asked = ResolvedCuration.model_validate({"selection": {"strategy": "TopK", "k": 3}})
-    found = choose(asked, Batch(names, scores, None, 1), set(names[2:]), rows)
+    found = choose(asked, CandidateBatch(names, scores, None, 1), set(names[2:]), rows)
     assert found.kept == names[2:5]
     assert found.counters == {"lowest_kept_score": -4.0}
     assert [name for name in names if found.reasons[name] == ["not_in_top_k"]] == names[5:]
     nothing = choose(ResolvedCuration.model_validate({"selection": {"strategy": "TopK", "k": 0}}),
-                     Batch(names, scores, None, 1), set(names), rows)  # fmt: skip
+                     CandidateBatch(names, scores, None, 1), set(names), rows)  # fmt: skip
     assert (nothing.kept, set(map(tuple, nothing.reasons.values()))) == ([], {("not_in_top_k",)})
 
 

@@ -155,7 +155,7 @@ def test_within_looks_at_every_bit(limit: int) -> None:
     flips = [sum(1 << int(bit) for bit in random.choice(64, number % 12, replace=False)) for number in range(300)]
     mine = np.array([int(centres[n % 20]) ^ flip for n, flip in enumerate(flips)], np.uint64)
     found = phash_index.within(
-        *(phash_index.Codes(bits, np.ones(len(bits), np.bool_)) for bits in (mine, centres)), limit
+        *(phash_index.ImageCodes(bits, np.ones(len(bits), np.bool_)) for bits in (mine, centres)), limit
     )
     expected = [(np.bitwise_count(value ^ centres) <= limit).any() for value in mine]
     assert found.tolist() == expected

@@ -11,7 +11,7 @@ from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.evaluate import controls
 from medgr2_jobs.models import vlm
 from medgr2_jobs.store.images import ImageStore
-from medgr2_jobs.store.rows import Condition, Item
+from medgr2_jobs.store.rows import EvalCondition, Item
 
 Loaded = tuple[Any, Any]
 
@@ -40,8 +40,8 @@ def questions(colours: dict[str, str]) -> list[Item]:
     return [item("1", colours["red"]), item("2", colours["green"]), item("3", colours["red"], answer=1)]
 
 
-def shown(condition: Condition, questions: list[Item], processor: Any, store: ImageStore) -> list[Any]:
-    kind = controls.BlankEncoder if condition is Condition.BLANK else vlm.Encoder
+def shown(condition: EvalCondition, questions: list[Item], processor: Any, store: ImageStore) -> list[Any]:
+    kind = controls.BlankEncoder if condition is EvalCondition.BLANK else vlm.Encoder
     encoder = kind(processor, store)
     asked = controls.rows(condition, questions, AnswerFormat.OPTION_TEXT)
     assert asked is not None
@@ -52,10 +52,10 @@ def test_what_the_pixels_hold_under_each_condition(
     questions: list[Item], tiny_model: Loaded, store: ImageStore
 ) -> None:
     red, green, grey = (250, 10, 10), (10, 250, 10), (128, 128, 128)
-    assert shown(Condition.REAL, questions, tiny_model[1], store) == [red, green, red]
-    assert shown(Condition.BLANK, questions, tiny_model[1], store) == [grey, grey, grey]
-    assert shown(Condition.SHUFFLED, questions, tiny_model[1], store) == [green, red, green]
-    assert shown(Condition.OPTIONS_ONLY, questions, tiny_model[1], store) == [None, None, None]
+    assert shown(EvalCondition.REAL, questions, tiny_model[1], store) == [red, green, red]
+    assert shown(EvalCondition.BLANK, questions, tiny_model[1], store) == [grey, grey, grey]
+    assert shown(EvalCondition.SHUFFLED, questions, tiny_model[1], store) == [green, red, green]
+    assert shown(EvalCondition.OPTIONS_ONLY, questions, tiny_model[1], store) == [None, None, None]
 
 
 def test_blank_keeps_the_size_and_so_the_number_of_tokens(
@@ -69,10 +69,10 @@ def test_blank_keeps_the_size_and_so_the_number_of_tokens(
 
 
 def test_options_only_shows_neither_question_nor_image(questions: list[Item]) -> None:
-    rows = controls.rows(Condition.OPTIONS_ONLY, questions, AnswerFormat.OPTION_TEXT)
+    rows = controls.rows(EvalCondition.OPTIONS_ONLY, questions, AnswerFormat.OPTION_TEXT)
     assert rows is not None
     assert [(row.image_sha256, row.prompt) for row in rows] == [(None, "x, y")] * 3
-    letters = controls.rows(Condition.OPTIONS_ONLY, questions, AnswerFormat.LETTER)
+    letters = controls.rows(EvalCondition.OPTIONS_ONLY, questions, AnswerFormat.LETTER)
     assert letters is not None
     assert letters[0].prompt.startswith("A. x\nB. y\n")
 
@@ -93,7 +93,7 @@ def test_a_derangement_moves_every_image_within_its_modality() -> None:
 
 def test_a_single_image_cannot_be_shuffled() -> None:
     assert controls.derangement([item("1", "only"), item("2", "only")]) is None
-    assert controls.rows(Condition.SHUFFLED, [item("1", "only")], AnswerFormat.LETTER) is None
+    assert controls.rows(EvalCondition.SHUFFLED, [item("1", "only")], AnswerFormat.LETTER) is None
 
 
 def test_option_prior_learns_which_texts_tend_to_be_right() -> None:

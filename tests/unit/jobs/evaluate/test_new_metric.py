@@ -12,7 +12,7 @@ from medgr2_api.crd import schema_of
 from medgr2_api.metrics import METRICS, Metric
 from medgr2_api.scheduling import EarlyStopping
 from medgr2_api.stage_contract import StageResult
-from medgr2_api.status import CycleStatus, Score
+from medgr2_api.status import CycleStatus, MetricScore
 from medgr2_jobs.evaluate.metrics import WHOLE, ItemSet, Measurement, QuestionSet, measurements
 from medgr2_jobs.report import markdown, tables
 from medgr2_jobs.stages import evaluate
@@ -47,7 +47,7 @@ def measured(iteration: int, picks: list[int]) -> list[Measurement]:
     return measurements(ItemSet(ITEMS), answers, iteration=iteration, questions=questions, seed=1, chance=False)
 
 
-def scores(iteration: int, picks: list[int]) -> list[Score]:
+def scores(iteration: int, picks: list[int]) -> list[MetricScore]:
     """As the operator reads them from what the stage says."""
     return scores_in(iteration, StageResult(exit_code=0, metrics=evaluate._counters(measured(iteration, picks))))
 
@@ -114,7 +114,7 @@ def test_every_metric_that_is_measured_is_declared() -> None:
 
 def test_a_status_written_before_is_read() -> None:
     stored = {"iteration": 1, "checkpoint": "sft", "split": "validation", "macroAccuracy": 0.5, "microAccuracy": 0.6}
-    score = Score.model_validate(stored)
+    score = MetricScore.model_validate(stored)
     assert (score.value("macroAccuracy"), score.value("microAccuracy"), score.dump()) == (0.5, 0.6, stored)
     with pytest.raises(ValueError, match="macroAccuracy"):
-        Score.model_validate({**stored, "macroAccuracy": "high"})
+        MetricScore.model_validate({**stored, "macroAccuracy": "high"})

@@ -13,7 +13,7 @@ from medgr2_api.stage_contract import SECRETS_ENV
 from medgr2_jobs import fetch
 from medgr2_jobs.errors import Checkpointed, ConfigError, CorruptArtifact, TemporaryError
 from medgr2_jobs.fetch import files, pin_file, worker_client
-from medgr2_jobs.fetch.request import Order
+from medgr2_jobs.fetch.request import FetchRequest
 
 WHAT = "data.sources[seed].uri"
 
@@ -37,7 +37,7 @@ def copy(tmp_path: Path, source: str, kind: pin_file.Kind = "dataset") -> dict[s
     """What `files.fetch` makes of a URI, in this process."""
     root, partial = tmp_path / "workspace", tmp_path / "partial"
     root.mkdir(exist_ok=True)
-    order = Order(parent=os.getpid(), root=str(root), uri=source, kind=kind, what=WHAT)
+    order = FetchRequest(parent=os.getpid(), root=str(root), uri=source, kind=kind, what=WHAT)
     files.fetch(order, partial, lambda done, total: None)
     top = partial / pin_file.FILES
     return {path.relative_to(top).as_posix(): path.read_bytes() for path in top.rglob("*") if path.is_file()}
@@ -45,7 +45,7 @@ def copy(tmp_path: Path, source: str, kind: pin_file.Kind = "dataset") -> dict[s
 
 def test_a_folder_is_copied_once_and_stays_what_it_was(tmp_path: Path, data: Path) -> None:
     root = tmp_path / "workspace"
-    path = fetch.local(context(root), uri(data), WHAT)
+    path = fetch.local_path(context(root), uri(data), WHAT)
     assert path.is_relative_to(root / "inputs")
     assert {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()} == {
         "questions.json",
@@ -54,12 +54,12 @@ def test_a_folder_is_copied_once_and_stays_what_it_was(tmp_path: Path, data: Pat
     }
     assert not (path / "images/link.png").is_symlink()
     (data / "questions.json").write_text("[1]")
-    assert fetch.local(context(root), uri(data), WHAT) == path
+    assert fetch.local_path(context(root), uri(data), WHAT) == path
     assert (path / "questions.json").read_text() == "[]"
 
 
 def test_a_file_is_copied_alone(tmp_path: Path, data: Path) -> None:
-    path = fetch.local(context(tmp_path / "workspace"), uri(data / "questions.json"), WHAT)
+    path = fetch.local_path(context(tmp_path / "workspace"), uri(data / "questions.json"), WHAT)
     assert path.name == "questions.json"
     assert path.read_text() == "[]"
     assert list(path.parent.iterdir()) == [path]
@@ -67,19 +67,19 @@ def test_a_file_is_copied_alone(tmp_path: Path, data: Path) -> None:
 
 def test_a_path_on_the_volume_is_used_where_it_is(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    assert fetch.local(context(tmp_path), "data", WHAT) == tmp_path / "data"
+    assert fetch.local_path(context(tmp_path), "data", WHAT) == tmp_path / "data"
     with pytest.raises(ConfigError, match=r"uri: 'seed' is not on the volume .*hf://org/name@revision"):
-        fetch.local(context(tmp_path), "seed", WHAT)
+        fetch.local_path(context(tmp_path), "seed", WHAT)
     with pytest.raises(ConfigError, match=r"must not contain '\.\.'"):
-        fetch.local(context(tmp_path), "../data", WHAT)
+        fetch.local_path(context(tmp_path), "../data", WHAT)
     assert not (tmp_path / "inputs").exists()
 
 
 def test_a_changed_byte_is_found_in_the_next_run(tmp_path: Path, data: Path) -> None:
-    path = fetch.local(context(tmp_path / "workspace"), uri(data), WHAT)
+    path = fetch.local_path(context(tmp_path / "workspace"), uri(data), WHAT)
     (path / "questions.json").write_text("{}")
     with pytest.raises(CorruptArtifact, match=r"questions.json: sha256 differs .*; remove .*inputs/"):
-        fetch.local(context(tmp_path / "workspace"), uri(data), WHAT)
+        fetch.local_path(context(tmp_path / "workspace"), uri(data), WHAT)
 
 
 def test_inputs_that_are_a_link_out_of_the_workspace_are_refused(tmp_path: Path, data: Path) -> None:
@@ -88,7 +88,7 @@ def test_inputs_that_are_a_link_out_of_the_workspace_are_refused(tmp_path: Path,
     (tmp_path / "other").mkdir()
     (root / "inputs").symlink_to(tmp_path / "other")
     with pytest.raises(ConfigError, match="leads out of the workspace"):
-        fetch.local(context(root), uri(data), WHAT)
+        fetch.local_path(context(root), uri(data), WHAT)
     assert list((tmp_path / "other").iterdir()) == []
 
 
@@ -149,14 +149,14 @@ def test_an_interrupted_copy_goes_on_and_keeps_nothing_that_is_gone(
 
 def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"uri: file:///none/such: there is no such file or folder on this computer"):
-        fetch.local(context(tmp_path / "workspace"), "file:///none/such", WHAT)
+        fetch.local_path(context(tmp_path / "workspace"), "file:///none/such", WHAT)
 
 
 def test_a_stop_is_heeded(tmp_path: Path, data: Path) -> None:
     stop = threading.Event()
     stop.set()
     with pytest.raises(Checkpointed):
-        fetch.local(context(tmp_path / "workspace", stop=stop), uri(data), WHAT)
+        fetch.local_path(context(tmp_path / "workspace", stop=stop), uri(data), WHAT)
     assert not list((tmp_path / "workspace").rglob(pin_file.FETCHED))
 
 
@@ -165,8 +165,8 @@ def test_a_fetching_process_that_ends_without_a_word_may_be_tried_again(
     tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
     monkeypatch.setattr(worker_client, "_COMMAND", ("sh", "-c", script))
-    with pytest.raises(TemporaryError, match="ended without a word"):
-        fetch.local(context(tmp_path / "workspace"), uri(data), WHAT)
+    with pytest.raises(TemporaryError, match="ended without a result"):
+        fetch.local_path(context(tmp_path / "workspace"), uri(data), WHAT)
 
 
 def test_pins_name_what_was_fetched_and_not_from_which_folder_of_ours(tmp_path: Path, data: Path) -> None:
@@ -178,9 +178,9 @@ def test_pins_name_what_was_fetched_and_not_from_which_folder_of_ours(tmp_path: 
     for root in (tmp_path / "one", tmp_path / "two"):
         ctx = context(root, data={"sources": sources})
         assert fetch.pins(ctx) == []
-        for name, what, kind in fetch.named(ctx.parameters):
-            if fetch.remote(root, name, kind):
-                fetch.local(ctx, name, what, kind)
+        for name, what, kind in fetch.referenced_uris(ctx.parameters):
+            if fetch.remote_uri(root, name, kind):
+                fetch.local_path(ctx, name, what, kind)
         found.append(fetch.pins(ctx))
     assert found[0] == found[1]
     assert [pin["uri"] for pin in found[0]] == sorted([uri(data / "images"), uri(data / "questions.json")])

@@ -11,12 +11,12 @@ import pytest
 from medgr2_api.uris import hub_parts
 from medgr2_jobs.errors import CorruptArtifact
 from medgr2_jobs.fetch import pin_file
-from medgr2_jobs.fetch.request import below
+from medgr2_jobs.fetch.request import relative_to
 
 URI = "s3://bucket/seed"
 
 
-def fetched(root: Path, uri: str = URI, **files: bytes) -> tuple[Path, pin_file.Fetched]:
+def fetched(root: Path, uri: str = URI, **files: bytes) -> tuple[Path, pin_file.PinFile]:
     """A committed folder with these files (`__` in a name stands for a folder)."""
     folder = pin_file.folder_of(root, uri, "dataset")
     partial = pin_file.scratch_of(folder) / "partial"
@@ -25,7 +25,7 @@ def fetched(root: Path, uri: str = URI, **files: bytes) -> tuple[Path, pin_file.
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     described = pin_file.describe(partial, {"a": "etag"}, lambda done: None)
-    found = pin_file.Fetched(uri=uri, kind="dataset", files=described)
+    found = pin_file.PinFile(uri=uri, kind="dataset", files=described)
     pin_file.commit(partial, folder, found)
     return folder, found
 
@@ -132,13 +132,13 @@ def test_a_pin_is_about_content_only(tmp_path: Path) -> None:
     ],
 )
 def test_what_lies_below(name: str, asked: str, found: str | None) -> None:
-    assert below(name, asked) == found
+    assert relative_to(name, asked) == found
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "w.pt", "modeling.py", ".git/config.json", "a/.x/b.json"])
 def test_of_a_model_nothing_is_taken_that_could_run(name: str) -> None:
-    assert not pin_file.taken(name, "model")
-    assert pin_file.taken(name, "dataset")
+    assert not pin_file.is_fetched(name, "model")
+    assert pin_file.is_fetched(name, "dataset")
 
 
 def test_the_parts_of_a_hub_uri() -> None:

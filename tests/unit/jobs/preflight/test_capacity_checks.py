@@ -11,7 +11,7 @@ import pytest
 from tests.unit.jobs.preflight.test_data_checks import TINY, case
 
 from medgr2_jobs.preflight import capacity_checks
-from medgr2_jobs.preflight.check_result import Verdict
+from medgr2_jobs.preflight.check_result import CheckStatus
 
 
 class _Usage(NamedTuple):
@@ -45,8 +45,8 @@ def test_a_full_fine_tune_needs_room_for_its_optimizer_and_adapters_do_not(
     full = case(tmp_path, **_models(name), policy__sft={"lora": {"rank": 0}}, policy__grpo={"lora": {"rank": 0}})
     (small,) = capacity_checks.disk(adapters)
     (large,) = capacity_checks.disk(full)
-    assert small.verdict is Verdict.OK
-    assert large.verdict is Verdict.FAILED
+    assert small.status is CheckStatus.OK
+    assert large.status is CheckStatus.FAILED
     assert "enlarge the volume" in large.message
 
 
@@ -57,26 +57,26 @@ def test_more_images_need_more_room(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     many = case(
         tmp_path, **_models(TINY), data__sources=[{**phantoms, "phantom": {"images": 100_000}}], data__benchmarks=[]
     )
-    assert [finding.verdict for finding in capacity_checks.disk(few)] == [Verdict.OK]
-    assert [finding.verdict for finding in capacity_checks.disk(many)] == [Verdict.FAILED]
+    assert [finding.status for finding in capacity_checks.disk(few)] == [CheckStatus.OK]
+    assert [finding.status for finding in capacity_checks.disk(many)] == [CheckStatus.FAILED]
 
 
 def test_the_size_of_a_model_that_is_not_there_is_not_guessed(tmp_path: Path) -> None:
     (found,) = capacity_checks.disk(case(tmp_path, **_models("Qwen/Qwen2.5-VL-7B-Instruct")))
-    assert found.verdict is Verdict.SKIPPED
+    assert found.status is CheckStatus.SKIPPED
     assert "policy model is not known" in found.message
 
 
-@pytest.mark.parametrize(("context", "verdict"), [(32768, Verdict.OK), (1500, Verdict.FAILED)])
-def test_an_image_has_to_fit_into_the_context(tmp_path: Path, context: int, verdict: Verdict) -> None:
+@pytest.mark.parametrize(("context", "verdict"), [(32768, CheckStatus.OK), (1500, CheckStatus.FAILED)])
+def test_an_image_has_to_fit_into_the_context(tmp_path: Path, context: int, verdict: CheckStatus) -> None:
     found = case(tmp_path, **_models(_model(tmp_path, context)))
     policy, reward = capacity_checks.tokens(found)
-    assert policy.verdict is verdict
+    assert policy.status is verdict
     assert "512 tokens for an image of 401,408 pixels" in policy.message
-    assert (reward.where, reward.verdict) == ("rewardModel.baseModel", Verdict.OK)
+    assert (reward.where, reward.status) == ("rewardModel.baseModel", CheckStatus.OK)
 
 
 def test_a_context_that_is_not_told_is_not_guessed(tmp_path: Path) -> None:
     name = _model(tmp_path)
     (tmp_path / name / "config.json").write_text("{}")
-    assert next(capacity_checks.tokens(case(tmp_path, **_models(name)))).verdict is Verdict.SKIPPED
+    assert next(capacity_checks.tokens(case(tmp_path, **_models(name)))).status is CheckStatus.SKIPPED

@@ -24,8 +24,8 @@ from medgr2_jobs.runner.context import StageContext
 from medgr2_jobs.store.rows import (
     Candidate,
     CandidateOutcome,
-    Condition,
     Decision,
+    EvalCondition,
     Image,
     Item,
     Prediction,
@@ -40,7 +40,7 @@ from medgr2_jobs.store.rows import (
 OPTIONS = ("cyst", "mass", "nodule", "plaque")
 #: share of right answers under the real image, by iteration and checkpoint
 TRUE_ACCURACY = {(0, "base"): 0.25, (1, "sft"): 0.65, (1, "grpo"): 0.66, (2, "sft"): 0.84, (2, "grpo"): 0.88}
-CONTROL_ACCURACY = {Condition.BLANK: 0.25, Condition.SHUFFLED: 0.4, Condition.OPTIONS_ONLY: 0.2}
+CONTROL_ACCURACY = {EvalCondition.BLANK: 0.25, EvalCondition.SHUFFLED: 0.4, EvalCondition.OPTIONS_ONLY: 0.2}
 
 
 def question(number: int, split: Split) -> Item:
@@ -60,7 +60,7 @@ def question(number: int, split: Split) -> Item:
 
 
 def predict(
-    items: Sequence[Item], checkpoint: str, condition: Condition, scoring: Scoring, share: float, seed: int
+    items: Sequence[Item], checkpoint: str, condition: EvalCondition, scoring: Scoring, share: float, seed: int
 ) -> list[Prediction]:
     """Exactly `share` of the answers are right."""
     order = np.random.default_rng(seed).permutation(len(items))
@@ -98,12 +98,12 @@ def publish_cycle(root: Path, cycle: str = "trial", *, better: float = 0.0) -> d
                     continue
                 real = share + (better if t else 0)
                 seed = 100 * t + 10 * number + len(checkpoint)
-                mine += predict(items, checkpoint, Condition.REAL, Scoring.OPTION_LOGPROB, real, seed)
-                mine += predict(items, checkpoint, Condition.REAL, Scoring.GREEDY, real - 0.05, seed)
+                mine += predict(items, checkpoint, EvalCondition.REAL, Scoring.OPTION_LOGPROB, real, seed)
+                mine += predict(items, checkpoint, EvalCondition.REAL, Scoring.GREEDY, real - 0.05, seed)
                 for offset, (condition, blind) in enumerate(CONTROL_ACCURACY.items(), 1):
                     mine += predict(items, checkpoint, condition, Scoring.OPTION_LOGPROB, blind, seed + offset)
             if t == 0:
-                mine += predict(items, "base", Condition.OPTION_PRIOR, Scoring.OPTION_LOGPROB, 0.3, 7)
+                mine += predict(items, "base", EvalCondition.OPTION_PRIOR, Scoring.OPTION_LOGPROB, 0.3, 7)
             measured = measurements(
                 ItemSet(items), mine, iteration=t, questions=QuestionSet(items[0].split, items[0].benchmark), seed=1,
                 chance=t == 0,

@@ -17,7 +17,7 @@ from medgr2_api.stage_contract import ArtifactRef
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.errors import ConfigError, CorruptArtifact
 from medgr2_jobs.prompts import answers
-from medgr2_jobs.report.cycle_artifacts import CycleArtifacts, NotThere
+from medgr2_jobs.report.cycle_artifacts import CycleArtifacts, CycleNotFound
 from medgr2_jobs.report.lineage import lineage_json
 from medgr2_jobs.store import manifest
 from medgr2_jobs.store.rows import Candidate, CandidateOutcome, Decision, Image, Rollout, Score, triplet_of
@@ -223,9 +223,9 @@ def test_links_out_of_the_workspace_are_not_followed(loop: Loop, tmp_path_factor
 
 def test_what_is_not_there_is_told_with_what_is(loop: Loop) -> None:
     loop.generated()
-    with pytest.raises(NotThere, match=f"it has 4, from {KEPT} to {PROMPTED}"):
+    with pytest.raises(CycleNotFound, match=f"it has 4, from {KEPT} to {PROMPTED}"):
         loop.lineage("t009-000000-00")
-    with pytest.raises(NotThere, match="cycles there: loop"):
+    with pytest.raises(CycleNotFound, match="cycles there: loop"):
         list(lineage_json(loop.root, "loup", KEPT))
 
 

@@ -136,7 +136,7 @@ def test_a_stage_that_has_torch_keeps_the_memory_it_frees_but_not_on_a_gpu(
     score: Stage, monkeypatch: pytest.MonkeyPatch, loaded: bool, gpu: bool
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(process_tuning, "keep_freed", lambda: asked.append("kept"))
+    monkeypatch.setattr(process_tuning, "keep_freed_memory", lambda: asked.append("kept"))
     torch = SimpleNamespace(
         manual_seed=lambda seed: None,
         set_num_threads=lambda threads: None,

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from medgr2_api import paths
 from medgr2_api.stage_contract import PROGRESS_PORT_ENV, CycleRef, Progress, Shard, StageRequest
 from medgr2_jobs.runner import main
-from medgr2_jobs.runner.metrics_server import FIGURES, served
+from medgr2_jobs.runner.metrics_server import FIGURES, serve_metrics
 
 REQUEST = StageRequest(cycle=CycleRef(name="loop", uid="u"), iteration=2, stage="grpo", input_hash="h", parameters={})
 FILE = paths.progress("loop", "i002-grpo-a1-s0")
@@ -36,7 +36,7 @@ def tell(root: Path, **fields: object) -> None:
 @pytest.fixture
 def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(PROGRESS_PORT_ENV, "0")
-    with served(REQUEST, tmp_path) as found:
+    with serve_metrics(REQUEST, tmp_path) as found:
         yield found
 
 
@@ -83,19 +83,19 @@ def test_a_torn_file_is_no_failure(port: int, tmp_path: Path) -> None:
 def test_what_an_earlier_attempt_said_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tell(tmp_path, phase="old", step=8, total=9)
     monkeypatch.setenv(PROGRESS_PORT_ENV, "0")
-    with served(REQUEST, tmp_path) as found:
+    with serve_metrics(REQUEST, tmp_path) as found:
         assert json.loads(get(found, "/progress")[1])["phase"] == "starting"
 
 
 def test_no_port_is_opened_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PROGRESS_PORT_ENV, raising=False)
-    with served(REQUEST, tmp_path) as found:
+    with serve_metrics(REQUEST, tmp_path) as found:
         assert found is None
 
 
 def test_a_port_in_use_costs_sight_not_work(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setenv(PROGRESS_PORT_ENV, str(port))
-    with served(REQUEST, tmp_path) as found:
+    with serve_metrics(REQUEST, tmp_path) as found:
         assert found is None
     assert f"port {port}" in capsys.readouterr().out
 

@@ -13,7 +13,7 @@ import resource, sys
 import numpy
 from medgr2_jobs.runner import process_tuning
 if sys.argv[1] == "keep":
-    process_tuning.keep_freed()
+    process_tuning.keep_freed_memory()
 for turn in range(6):
     if turn == 2:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -18,8 +18,8 @@ from medgr2_api.stage_contract import (
 )
 from medgr2_jobs.errors import ConfigError
 from medgr2_jobs.runner.distributed import deepspeed
-from medgr2_jobs.runner.distributed.rank_results import Outcomes, worst
-from medgr2_jobs.runner.distributed.rendezvous import World
+from medgr2_jobs.runner.distributed.rank_results import RankResults, worst
+from medgr2_jobs.runner.distributed.rendezvous import Rendezvous
 from medgr2_operator.render.job import job
 
 
@@ -31,24 +31,29 @@ def rendered(**settings: Any) -> dict[str, str]:
 
 
 def test_a_plain_stage_needs_no_torchrun() -> None:
-    world = World.of(rendered())
-    assert world == World()
-    assert not world.needs_torchrun
+    rendezvous = Rendezvous.from_environment(rendered())
+    assert rendezvous == Rendezvous()
+    assert not rendezvous.needs_torchrun
 
 
 def test_what_the_operator_renders_is_understood() -> None:
     case = rendered(numNodes=2, numProcPerNode=4, deepspeed="Zero3")
-    world = World.of({**case, INDEX_ENV: "1"})
-    assert (world.nodes, world.processes, world.index, world.deepspeed) == (2, 4, 1, DeepSpeed.ZERO3)
-    assert world.endpoint.startswith(f"{world.name}-0.")
-    assert world.endpoint.endswith(":29500")
-    assert world.layout == "8 Zero3"
-    assert World.of(rendered(numProcPerNode=2)).layout == "2 DDP"
-    assert World.of(rendered(deepspeed="Zero2")).needs_torchrun
+    rendezvous = Rendezvous.from_environment({**case, INDEX_ENV: "1"})
+    assert (rendezvous.nodes, rendezvous.processes, rendezvous.index, rendezvous.deepspeed) == (
+        2,
+        4,
+        1,
+        DeepSpeed.ZERO3,
+    )
+    assert rendezvous.endpoint.startswith(f"{rendezvous.name}-0.")
+    assert rendezvous.endpoint.endswith(":29500")
+    assert rendezvous.layout == "8 Zero3"
+    assert Rendezvous.from_environment(rendered(numProcPerNode=2)).layout == "2 DDP"
+    assert Rendezvous.from_environment(rendered(deepspeed="Zero2")).needs_torchrun
 
 
 def test_the_index_of_a_shard_is_no_node() -> None:
-    assert World.of({INDEX_ENV: "3", NUM_PROC_PER_NODE_ENV: "2"}).index == 0
+    assert Rendezvous.from_environment({INDEX_ENV: "3", NUM_PROC_PER_NODE_ENV: "2"}).index == 0
 
 
 @pytest.mark.parametrize(
@@ -57,7 +62,7 @@ def test_the_index_of_a_shard_is_no_node() -> None:
 )
 def test_nonsense_is_refused(variables: dict[str, str]) -> None:
     with pytest.raises(ConfigError):
-        World.of(variables)
+        Rendezvous.from_environment(variables)
 
 
 def test_deepspeed_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,18 +90,18 @@ def test_the_code_that_explains_a_node(codes: list[int], expected: int) -> None:
 
 
 def test_the_first_word_of_a_process_counts(tmp_path: Path) -> None:
-    outcomes = Outcomes(tmp_path)
-    assert outcomes.read() == []
-    outcomes.begin(0)
-    outcomes.begin(1)
+    rank_results = RankResults(tmp_path)
+    assert rank_results.read() == []
+    rank_results.mark_started(0)
+    rank_results.mark_started(1)
     first = StageResult(exit_code=85, checkpoint_step=7)
-    outcomes.leave(1, first)
-    outcomes.leave(1, replace_code(first, 143))
-    assert outcomes.read() == [None, first]
-    assert not outcomes.asked_to_stop
-    outcomes.ask_to_stop()
-    assert outcomes.asked_to_stop
-    assert outcomes.read() == [None, first]
+    rank_results.write_result(1, first)
+    rank_results.write_result(1, replace_code(first, 143))
+    assert rank_results.read() == [None, first]
+    assert not rank_results.stop_requested
+    rank_results.request_stop()
+    assert rank_results.stop_requested
+    assert rank_results.read() == [None, first]
 
 
 def replace_code(result: StageResult, code: int) -> StageResult:

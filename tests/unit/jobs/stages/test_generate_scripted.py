@@ -14,7 +14,7 @@ from tests.support import jobs_fixtures
 
 from medgr2_api.stage_contract import Shard, StageRequest
 from medgr2_jobs.runner import main
-from medgr2_jobs.store.rows import Candidate, Phantom, Truth
+from medgr2_jobs.store.rows import Candidate, PhantomRow, Truth
 
 PARAMETERS: dict[str, Any] = {
     "seed": 5,
@@ -101,7 +101,7 @@ def test_real_images_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert main.execute(asked(tmp_path, prepared), tmp_path) == 78
     assert "is no phantom" in capfd.readouterr().err
     request = asked(tmp_path, prepared)
-    without = {kind: rows for kind, rows in prepared.tables.items() if kind is not Phantom}
+    without = {kind: rows for kind, rows in prepared.tables.items() if kind is not PhantomRow}
     request.inputs["prepare"] = jobs_fixtures.publish(tmp_path, "prepare", without)
     assert main.execute(request, tmp_path) == 78
 
