@@ -14,7 +14,7 @@ from medgr2_api.stage_contract import ArtifactRef, StageRequest, StageResult
 from medgr2_api.stages import StageDefinition, StageParameters, input_hash, stage_parameters
 from medgr2_api.stages.definition import Iterations, Of, Read, Source
 from medgr2_jobs.runner import attempt, main
-from medgr2_jobs.runner.context import Outcome, StageContext
+from medgr2_jobs.runner.context import StageContext, StageOutcome
 from medgr2_jobs.store.rows import Candidate, TableRow
 from medgr2_operator.plan.spec_cache import cached_spec
 from medgr2_operator.plan.types import StageKey
@@ -62,14 +62,14 @@ class Count(TableRow):
     candidates: int
 
 
-def run(ctx: StageContext[CensusParameters]) -> Outcome:
+def run(ctx: StageContext[CensusParameters]) -> StageOutcome:
     """Runs the stage."""
     counts: dict[str, int] = {}
     for t in range(1, ctx.request.iteration + 1):
         for row in ctx.input(f"earlier-{t}").rows(Candidate):
             counts[row.modality] = counts.get(row.modality, 0) + 1
     ctx.writer.table(Count, [Count(*item) for item in sorted(counts.items()) if item[1] >= ctx.parameters.least])
-    return Outcome(counters={"modalities": len(counts)})
+    return StageOutcome(counters={"modalities": len(counts)})
 
 
 def candidate(number: int, modality: str) -> Candidate:
@@ -155,7 +155,7 @@ def ended(root: Path, asked: StageRequest) -> StageResult:
 def test_it_does_what_it_declares(
     tmp_path: Path, candidates: ArtifactRef, monkeypatch: pytest.MonkeyPatch, act: Any, message: str
 ) -> None:
-    monkeypatch.setattr(sys.modules[__name__], "run", lambda ctx: (act(ctx), Outcome())[1])
+    monkeypatch.setattr(sys.modules[__name__], "run", lambda ctx: (act(ctx), StageOutcome())[1])
     result = ended(tmp_path, request(tmp_path, {"candidates": candidates, "earlier-1": candidates}))
     assert result.exit_code == 78
     assert message in result.message

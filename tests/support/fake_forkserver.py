@@ -17,7 +17,7 @@ from typing import Any
 from medgr2_api.stages import stage_names
 from medgr2_jobs.errors import DataError
 from medgr2_jobs.runner import forkserver
-from medgr2_jobs.runner.context import Outcome, StageContext
+from medgr2_jobs.runner.context import StageContext, StageOutcome
 from tests.support.stage_registry import run_instead
 
 STEPS = 6
@@ -30,7 +30,7 @@ COMMAND = (
 )
 
 
-def run(ctx: StageContext[Any]) -> Outcome:
+def run(ctx: StageContext[Any]) -> StageOutcome:
     """Counts to STEPS with a checkpoint after each, then publishes a text made of its parameters and inputs."""
     request = ctx.request
     name = f"{request.stage}@{request.iteration}"
@@ -58,7 +58,7 @@ def run(ctx: StageContext[Any]) -> Outcome:
     if request.stage == "evaluate":
         checkpoints = ["base"] if request.iteration == 0 else [role for role in ("sft", "grpo") if ctx.has_input(role)]
         counters = {f"validation/{c}/macroAccuracy": 0.25 + 0.2 * request.iteration for c in checkpoints}
-    return Outcome(counters=counters)
+    return StageOutcome(counters=counters)
 
 
 def _note(folder: Path, what: str, name: str, token: str, attempt: int) -> None:

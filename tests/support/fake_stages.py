@@ -13,7 +13,7 @@ import time
 from medgr2_jobs.errors import DataError
 from medgr2_jobs.runner import main as runner
 from medgr2_jobs.runner import publishing
-from medgr2_jobs.runner.context import Outcome, StageContext
+from medgr2_jobs.runner.context import StageContext, StageOutcome
 from medgr2_jobs.store import atomic, manifest
 from medgr2_jobs.store.artifact import ArtifactWriter
 from medgr2_jobs.store.rows import Score
@@ -22,7 +22,7 @@ from tests.support.stage_registry import run_instead
 PARTS = 8
 
 
-def parts(ctx: StageContext) -> Outcome:
+def parts(ctx: StageContext) -> StageOutcome:
     """Several parts, a checkpoint, a table: the same whatever happened before."""
     (ctx.work / "checkpoint").write_text("here")
     for number in range(PARTS):
@@ -32,19 +32,19 @@ def parts(ctx: StageContext) -> Outcome:
         time.sleep(0.01)
         ctx.check_stop(number)
     rows = ctx.writer.table(Score, [Score(f"t{number}", number / 7) for number in range(100)])
-    return Outcome(counters={"rows": rows, "diverged": float("nan")}, usage={"gpuSeconds": 1.5})
+    return StageOutcome(counters={"rows": rows, "diverged": float("nan")}, usage={"gpuSeconds": 1.5})
 
 
-def wait(ctx: StageContext) -> Outcome:
+def wait(ctx: StageContext) -> StageOutcome:
     """Runs until it is asked to stop; says so when it is ready."""
     (ctx.root / "ready").touch()
     for step in range(10_000):
         ctx.check_stop(step)
         time.sleep(0.01)
-    return Outcome()
+    return StageOutcome()
 
 
-def gate(ctx: StageContext) -> Outcome:
+def gate(ctx: StageContext) -> StageOutcome:
     """Waits for a file before it ends."""
     (ctx.root / "ready").touch()
     while not (ctx.root / "go").exists():
@@ -52,40 +52,40 @@ def gate(ctx: StageContext) -> Outcome:
     return parts(ctx)
 
 
-def fill(ctx: StageContext) -> Outcome:
+def fill(ctx: StageContext) -> StageOutcome:
     """More than the disk holds."""
     with ctx.writer.path("big.bin").open("wb") as stream:
         for _ in range(64):
             stream.write(os.urandom(65_536))
-    return Outcome()
+    return StageOutcome()
 
 
-def fill_table(ctx: StageContext) -> Outcome:
+def fill_table(ctx: StageContext) -> StageOutcome:
     """More than the disk holds, through parquet."""
     ctx.writer.table(Score, [Score(os.urandom(64).hex(), 0.0) for _ in range(40_000)])
-    return Outcome()
+    return StageOutcome()
 
 
-def bad(ctx: StageContext) -> Outcome:
+def bad(ctx: StageContext) -> StageOutcome:
     """Fails as any code may."""
     ctx.writer.path("half.bin").write_bytes(b"half")
     raise RuntimeError("out of ideas\nand of lines")
 
 
-def leave(ctx: StageContext) -> Outcome:
+def leave(ctx: StageContext) -> StageOutcome:
     """A library that ends the process as if all were well."""
     sys.exit(0)
 
 
-def refuse(ctx: StageContext) -> Outcome:
+def refuse(ctx: StageContext) -> StageOutcome:
     """Bad data; a very long story."""
     raise DataError("file.jsonl, row 7, field answer: " + "é" * 5000)
 
 
-def run(ctx: StageContext) -> Outcome:
+def run(ctx: StageContext) -> StageOutcome:
     """The stage: whatever was asked for."""
     behaviour = globals()[sys.argv[1]]
-    outcome: Outcome = behaviour(ctx)
+    outcome: StageOutcome = behaviour(ctx)
     return outcome
 
 

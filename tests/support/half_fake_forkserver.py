@@ -9,7 +9,7 @@ from typing import Any
 
 from medgr2_api.stages import stage_names
 from medgr2_jobs.runner import forkserver
-from medgr2_jobs.runner.context import Outcome, StageContext
+from medgr2_jobs.runner.context import StageContext, StageOutcome
 from medgr2_operator.cli import app
 from medgr2_operator.local import runner
 from tests.support import jobs_fixtures
@@ -23,7 +23,7 @@ MEDGR2 = (sys.executable, "-c", _HERE + "here.medgr2()")
 RAN = "ran.jsonl"
 
 
-def run(ctx: StageContext[Any]) -> Outcome:
+def run(ctx: StageContext[Any]) -> StageOutcome:
     """Publishes what generate reads, or next to nothing."""
     with (ctx.root / RAN).open("a") as ran:
         ran.write(json.dumps(f"{ctx.request.stage}@{ctx.request.iteration}") + "\n")
@@ -31,7 +31,7 @@ def run(ctx: StageContext[Any]) -> Outcome:
         for table, rows in jobs_fixtures.phantoms(ctx.root, {"train": 12}).tables.items():
             ctx.writer.table(table, rows)
     ctx.writer.path("out.txt").write_text(ctx.request.input_hash)
-    return Outcome()
+    return StageOutcome()
 
 
 def main() -> int:

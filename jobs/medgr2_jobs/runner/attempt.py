@@ -22,7 +22,7 @@ from medgr2_api.stages import definition
 from ..errors import Checkpointed, ConfigError, DiskFull, StageError
 from ..store import fencing
 from . import process_tuning, publishing
-from .context import Outcome, StageContext
+from .context import StageContext, StageOutcome
 from .process_group import ProcessGroup
 
 
@@ -76,7 +76,7 @@ def work(
 ) -> StageResult:
     """Runs the stage's code and publishes. Of several processes the main one publishes; all return its result."""
     context = build_context(request, root, stop, process_group, usage)
-    run: Callable[[StageContext[Any]], Outcome] = importlib.import_module(definition(request.stage).code).run
+    run: Callable[[StageContext[Any]], StageOutcome] = importlib.import_module(definition(request.stage).code).run
     if process_group.main:
         fencing.raise_fence(root, request)
     _set_up(context.parameters.seed, request.threads)

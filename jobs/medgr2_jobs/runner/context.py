@@ -27,7 +27,7 @@ _PROGRESS_INTERVAL = 0.5  # seconds between writes of the progress file
 
 
 @dataclass
-class Outcome:
+class StageOutcome:
     """What a stage's code returns when it succeeded; the files it wrote are published with it."""
 
     counters: dict[str, float] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class StageContext(Generic[P]):
         self.stop = stop or threading.Event()
         """Set by SIGTERM: write a checkpoint and raise `Checkpointed`."""
         self.process_group = process_group or ProcessGroup()
-        """The processes of this training. Only the main one writes parts; the others return an empty `Outcome`."""
+        """The processes of this training. Only the main one writes parts; the others return an empty `StageOutcome`."""
         self.usage: dict[str, float] = {} if usage is None else usage
         """Money spent so far, by name: reported however this attempt ends."""
         self._progress_written = 0.0

@@ -15,12 +15,12 @@ from medgr2_api.stages import REPORT, StageDefinition, definition
 from ..errors import ConfigError, StageError
 from ..store import atomic, fencing, manifest
 from ..store.artifact import ArtifactWriter
-from .context import Outcome, StageContext
+from .context import StageContext, StageOutcome
 
 _PACKAGES = ("medgr2", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "pyarrow", "pillow", "numpy")
 
 
-def publish(context: StageContext[Any], outcome: Outcome, spent: dict[str, float]) -> StageResult:
+def publish(context: StageContext[Any], outcome: StageOutcome, spent: dict[str, float]) -> StageResult:
     """The commit: parts durable, fence still ours, then the manifest.
 
     Raises:

@@ -14,13 +14,13 @@ from ..curate.selection import WITHOUT_SCORES, CandidateBatch, Chosen, choose
 from ..curate.training_set import training_set
 from ..errors import ConfigError
 from ..review import import_review
-from ..runner.context import Outcome, StageContext
+from ..runner.context import StageContext, StageOutcome
 from ..store.rows import CalibrationRow, Candidate, Decision, Image, Item, Score, Triplet
 
 VETOED = "vetoed"
 
 
-def run(ctx: StageContext[CurateParameters]) -> Outcome:
+def run(ctx: StageContext[CurateParameters]) -> StageOutcome:
     """Writes `decisions`: a row per candidate. D_gen is read from them (`training_set`)."""
     facts = _facts(ctx)
     reviews = import_review.load(ctx.root, ctx.parameters.review, facts.candidates) if ctx.parameters.review else []
@@ -44,7 +44,7 @@ def run(ctx: StageContext[CurateParameters]) -> Outcome:
     names = [row.triplet_id for row in facts.candidates]
     decisions = [Decision(name, not reasons[name], tuple(reasons[name]), orders.get(name)) for name in names]
     ctx.writer.table(Decision, decisions)
-    return Outcome(counters=counters)
+    return StageOutcome(counters=counters)
 
 
 def _facts(ctx: StageContext[CurateParameters]) -> Facts:

@@ -31,14 +31,14 @@ from ..evaluate.metrics import ItemSet, Measurement, QuestionSet, measurements
 from ..evaluate.scoring import answer_context, greedy, option_logprobs
 from ..models import vlm
 from ..prompts import answers
-from ..runner.context import Outcome, StageContext
+from ..runner.context import StageContext, StageOutcome
 from ..store import tables
 from ..store.rows import EvalCondition, Item, Prediction, Scoring, Split
 
 _BASE = "base"
 
 
-def run(ctx: StageContext[EvaluateParameters]) -> Outcome:
+def run(ctx: StageContext[EvaluateParameters]) -> StageOutcome:
     """Measures and publishes.
 
     Raises:
@@ -84,7 +84,7 @@ def run(ctx: StageContext[EvaluateParameters]) -> Outcome:
     ctx.writer.table(Prediction, [row for questions in sets for row in predictions[questions]])
     document = json.dumps([asdict(row) for row in results], indent=0, allow_nan=False)
     ctx.writer.path("results.json").write_text(document + "\n")
-    return Outcome(counters=_counters(results))
+    return StageOutcome(counters=_counters(results))
 
 
 def _item_sets(items: Sequence[Item]) -> dict[QuestionSet, list[Item]]:

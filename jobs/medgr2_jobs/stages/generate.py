@@ -12,7 +12,7 @@ from medgr2_api.stages.generate import GenerateParameters
 from ..errors import ConfigError, DataError, TemporaryError
 from ..generate import sampling_plan
 from ..generate.sampling_plan import ImageUse, Task
-from ..runner.context import Outcome, StageContext
+from ..runner.context import StageContext, StageOutcome
 from ..store import manifest
 from ..store.rows import Candidate, CandidateOutcome, PhantomRow, Truth
 
@@ -20,14 +20,14 @@ from ..store.rows import Candidate, CandidateOutcome, PhantomRow, Truth
 _BLOCK = 256
 
 
-def run(ctx: StageContext[GenerateParameters]) -> Outcome:
+def run(ctx: StageContext[GenerateParameters]) -> StageOutcome:
     """Writes `candidates`, and for the scripted generator `truth`."""
     if ctx.parameters.provider.about.asked:
         rows, withheld = asyncio.run(_from_provider(ctx))
     else:
         rows, withheld = _scripted(ctx), 0
     ctx.writer.table(Candidate, rows)
-    return Outcome(counters={**_counters(rows), "images_withheld": withheld})
+    return StageOutcome(counters={**_counters(rows), "images_withheld": withheld})
 
 
 async def _from_provider(ctx: StageContext[GenerateParameters]) -> tuple[list[Candidate], int]:

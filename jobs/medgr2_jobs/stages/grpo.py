@@ -32,7 +32,7 @@ from ..policy.reward_terms import Scorer
 from ..policy.rewards import PolicyReward, Rollouts, check_terms, summary
 from ..reward.model import RewardModel
 from ..reward.scorer import score
-from ..runner.context import Outcome, StageContext
+from ..runner.context import StageContext, StageOutcome
 from ..runner.distributed import deepspeed
 from ..store.rows import Candidate, Rollout, Triplet, triplet_of
 from ..training.trainer import (
@@ -84,7 +84,7 @@ class GRPOPolicyTrainer(ExactResume, GRPOTrainer):
         )
 
 
-def run(ctx: StageContext[GRPOParameters]) -> Outcome:
+def run(ctx: StageContext[GRPOParameters]) -> StageOutcome:
     """Trains the SFT checkpoint and publishes `model/`, table `rollouts` and `log.json`.
 
     Raises:
@@ -145,12 +145,12 @@ def run(ctx: StageContext[GRPOParameters]) -> Outcome:
 
     model = trained(trainer, source, lora)
     if not ctx.process_group.main:
-        return Outcome()
+        return StageOutcome()
     save(model, source, ctx.writer.path("model"))
     ctx.writer.table(Rollout, rollouts.rows)
     history = trainer.state.log_history
     ctx.writer.path("log.json", digested=False).write_text(json.dumps(history, indent=1))
-    return Outcome(
+    return StageOutcome(
         counters={
             "prompts": len(prompts),
             "prompts_trusted": sum(prompt.answer_index is not None for prompt in prompts),

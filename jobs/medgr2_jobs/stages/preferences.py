@@ -27,7 +27,7 @@ from ..errors import DataError
 from ..models import vlm
 from ..models.vlm import Encoder, Row
 from ..prompts import answers
-from ..runner.context import Outcome, StageContext
+from ..runner.context import StageContext, StageOutcome
 from ..store import atomic
 from ..store.rows import AnsweredQuestion, Grade, Item, Preference, Split
 
@@ -37,7 +37,7 @@ _LONGEST = 512  # tokens
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL | re.IGNORECASE)
 
 
-def run(ctx: StageContext[PreferencesParameters]) -> Outcome:
+def run(ctx: StageContext[PreferencesParameters]) -> StageOutcome:
     """Samples the policy and publishes table `preferences`.
 
     Raises:
@@ -72,7 +72,7 @@ def run(ctx: StageContext[PreferencesParameters]) -> Outcome:
     ctx.progress("sample", len(parts), len(parts))
 
     ctx.writer.table(Preference, rows)
-    return Outcome(counters=_counters(prompts, rows, drawn))
+    return StageOutcome(counters=_counters(prompts, rows, drawn))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ..data.splits import Leak
 from ..duplicates import phash_index
 from ..errors import DataError
 from ..models import base_models
-from ..runner.context import Outcome, StageContext
+from ..runner.context import StageContext, StageOutcome
 from ..store.rows import GradedRow, Image, Item, PhantomRow, QuarantinedRecord, Split
 from ..store.tables import TableWriter
 
@@ -33,7 +33,7 @@ NEAR = 4
 POOL = 20_000
 
 
-def run(ctx: Context) -> Outcome:
+def run(ctx: Context) -> StageOutcome:
     """Runs the stage.
 
     Raises:
@@ -81,7 +81,7 @@ def run(ctx: Context) -> Outcome:
         "wordnet": int(lexicon is not None),
         **grade_counts,
     }
-    return Outcome(counters={name: float(n) for name, n in counters.items()} | base_models.publish(ctx))
+    return StageOutcome(counters={name: float(n) for name, n in counters.items()} | base_models.publish(ctx))
 
 
 def _leaks(ingest: Ingest, sources: list[Loaded], benchmarks: list[Loaded]) -> list[Leak]:

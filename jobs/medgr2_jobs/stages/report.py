@@ -12,14 +12,14 @@ from ..errors import ConfigError
 from ..report import figures, funnel, markdown
 from ..report.cycle_frame import CycleFrame
 from ..report.tables import CycleTables, gather, sets, to_csv, to_json
-from ..runner.context import Outcome, StageContext
+from ..runner.context import StageContext, StageOutcome
 from ..store.rows import Split
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
-def run(ctx: StageContext[ReportParameters]) -> Outcome:
+def run(ctx: StageContext[ReportParameters]) -> StageOutcome:
     """Writes the report. All inputs but one evaluation are optional: a table whose stage is off is left out.
 
     Raises:
@@ -48,7 +48,7 @@ def run(ctx: StageContext[ReportParameters]) -> Outcome:
         counters |= funnel.totals(cycle.funnel)
     drawn = _draw(ctx, frame, cycle)
     ctx.writer.path("report.md").write_text(markdown.report(cycle, drawn))
-    return Outcome(counters={**counters, "figures": float(len(drawn))})
+    return StageOutcome(counters={**counters, "figures": float(len(drawn))})
 
 
 def _draw(ctx: StageContext[ReportParameters], frame: CycleFrame, cycle: CycleTables) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from ..reward.metrics import Gate, gate, reward_metrics
 from ..reward.model import INFO_FILE, RewardModel
 from ..reward.scorer import answer_row, score
 from ..reward.train import TrainingExample, fit
-from ..runner.context import Outcome, StageContext
+from ..runner.context import StageContext, StageOutcome
 from ..store import atomic
 from ..store.rows import CalibrationRow, GradedRow, Preference, Split
 
@@ -29,7 +29,7 @@ _HEADLINES = ("spearman", "pairwise_accuracy", "auroc", "image_sensitivity", "ma
 G = TypeVar("G", GradedRow, Preference)
 
 
-def run(ctx: StageContext[RewardParameters]) -> Outcome:
+def run(ctx: StageContext[RewardParameters]) -> StageOutcome:
     """Trains, imports or retrains R; measures it on held-out rows; decides whether it may replace the old one.
 
     Reads `prepare` (base model or checkpoint, table `grades`), and for a retraining `reward` and `preferences`.
@@ -75,7 +75,7 @@ def run(ctx: StageContext[RewardParameters]) -> Outcome:
             retrain=parameters.retrain,
         )
     if not ctx.process_group.main:
-        return Outcome()
+        return StageOutcome()
     metrics, scores = _measure(ctx, model, encoder, held, "measure")
     decision = gate(metrics["grades"], before["grades"] if before else None, parameters.promotion)
     _publish(ctx, folder if imported else None, model, encoder)
@@ -86,7 +86,7 @@ def run(ctx: StageContext[RewardParameters]) -> Outcome:
         CalibrationRow(row.sample_id, row.grade, row.target, value)
         for row, value in zip(heldout, scores.tolist(), strict=True)
     ])  # fmt: skip
-    return Outcome(
+    return StageOutcome(
         counters=_counters(metrics, before, decision), promoted=decision.passed if parameters.retrain else None
     )
 

@@ -14,7 +14,7 @@ from ..errors import CorruptArtifact
 from ..models import vlm
 from ..reward.model import RewardModel
 from ..reward.scorer import answer_row, score
-from ..runner.context import Outcome, StageContext
+from ..runner.context import StageContext, StageOutcome
 from ..store import tables
 from ..store.rows import Candidate, Score, Triplet, triplet_of
 
@@ -22,7 +22,7 @@ from ..store.rows import Candidate, Score, Triplet, triplet_of
 PART_ROWS = 512
 
 
-def run(ctx: StageContext[ScoreParameters]) -> Outcome:
+def run(ctx: StageContext[ScoreParameters]) -> StageOutcome:
     """Scores this shard's candidates; goes on from the parts that an earlier attempt finished.
 
     Reads `candidates` and `reward`; publishes table `scores` in candidate order. Only candidates that hold a triplet
@@ -56,7 +56,7 @@ def run(ctx: StageContext[ScoreParameters]) -> Outcome:
 
     scores = {row.triplet_id: row for part in results for row in part or ()}
     ctx.writer.table(Score, [scores[row.triplet_id] for row in mine])
-    return Outcome(counters=_counters([row.score for row in scores.values()], len(triplets)))
+    return StageOutcome(counters=_counters([row.score for row in scores.values()], len(triplets)))
 
 
 def shard_of(triplets: Sequence[Triplet], shard: Shard) -> list[Triplet]:

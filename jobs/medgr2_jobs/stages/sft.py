@@ -19,7 +19,7 @@ from ..models import vlm
 from ..models.patches import trl_head
 from ..policy.dataset import CompletionCollator, sft_dataset, sft_rows
 from ..policy.model import ExactResume, save, trained
-from ..runner.context import Outcome, StageContext
+from ..runner.context import StageContext, StageOutcome
 from ..training.trainer import StageCallback, lora_config, place_checkpoints, train, trainer_arguments, trainer_options
 
 FIELD = "policy.sft.trainer"
@@ -29,7 +29,7 @@ class SFTPolicyTrainer(ExactResume, SFTTrainer):
     """SFTTrainer that resumes exactly."""
 
 
-def run(ctx: StageContext[SFTParameters]) -> Outcome:
+def run(ctx: StageContext[SFTParameters]) -> StageOutcome:
     """Trains from the base model (or the previous policy) and publishes `model/` and `log.json`.
 
     Raises:
@@ -79,12 +79,12 @@ def run(ctx: StageContext[SFTParameters]) -> Outcome:
 
     model = trained(trainer, source, lora)
     if not ctx.process_group.main:
-        return Outcome()
+        return StageOutcome()
     save(model, source, ctx.writer.path("model"))
     history = trainer.state.log_history
     ctx.writer.path("log.json", digested=False).write_text(json.dumps(history, indent=1))
     losses = [entry["loss"] for entry in history if "loss" in entry]
-    return Outcome(
+    return StageOutcome(
         counters={
             "rows": len(rows),
             "steps": trainer.state.global_step,

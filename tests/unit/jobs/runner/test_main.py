@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support import jobs_fixtures
+from tests.support import curate_fixtures, jobs_fixtures
 from tests.support.stage_registry import stub
 
 from medgr2_api import stages
 from medgr2_api.stage_contract import RESULT_PATH_ENV, ArtifactRef, CycleRef, StageRequest, StageResult
 from medgr2_jobs.runner import main, process_tuning, publishing
-from medgr2_jobs.runner.context import Outcome, StageContext
+from medgr2_jobs.runner.context import StageContext, StageOutcome
 from medgr2_jobs.store.artifact import ArtifactWriter
+from medgr2_jobs.store.rows import Candidate
 
-Code = Callable[[StageContext[Any]], Outcome]
+Code = Callable[[StageContext[Any]], StageOutcome]
 
 
 class Stage:
@@ -54,12 +55,12 @@ def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return Stage(tmp_path, monkeypatch)
 
 
-def write(ctx: StageContext[Any]) -> Outcome:
+def write(ctx: StageContext[Any]) -> StageOutcome:
     ctx.writer.path("x.bin").write_bytes(b"x")
-    return Outcome()
+    return StageOutcome()
 
 
-def never(ctx: StageContext[Any]) -> Outcome:
+def never(ctx: StageContext[Any]) -> StageOutcome:
     raise AssertionError("it is published already")
 
 
@@ -73,7 +74,7 @@ def test_an_error_after_the_commit_takes_nothing_away(score: Stage) -> None:
 
 
 def test_an_artifact_that_another_cycle_published_meanwhile_is_verified(score: Stage) -> None:
-    def slow(ctx: StageContext[Any]) -> Outcome:
+    def slow(ctx: StageContext[Any]) -> StageOutcome:
         if ctx.request.cycle.name != "other":
             other = score.request(cycle=CycleRef(name="other", uid="uid-2"))
             assert main.execute(other, ctx.root) == 0
@@ -87,12 +88,12 @@ def test_an_artifact_that_another_cycle_published_meanwhile_is_verified(score: S
 
 
 def test_who_comes_second_says_what_it_spent_itself(score: Stage) -> None:
-    def slow(ctx: StageContext[Any]) -> Outcome:
+    def slow(ctx: StageContext[Any]) -> StageOutcome:
         write(ctx)
         if ctx.request.cycle.name == "other":
-            return Outcome(usage={"gpuSeconds": 1.0})
+            return StageOutcome(usage={"gpuSeconds": 1.0})
         assert main.execute(score.request(cycle=CycleRef(name="other", uid="uid-2")), ctx.root) == 0
-        return Outcome(usage={"gpuSeconds": 7.0})
+        return StageOutcome(usage={"gpuSeconds": 7.0})
 
     result = score.run(slow)
     assert (result.exit_code, result.usage["gpuSeconds"]) == (0, 7.0)
@@ -101,7 +102,7 @@ def test_who_comes_second_says_what_it_spent_itself(score: Stage) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_found_behind_a_librarys_own_error(score: Stage, number: int) -> None:
-    def fill(ctx: StageContext[Any]) -> Outcome:
+    def fill(ctx: StageContext[Any]) -> StageOutcome:
         try:
             raise OSError(number, os.strerror(number))
         except OSError as error:
@@ -113,16 +114,16 @@ def test_a_full_disk_is_found_behind_a_librarys_own_error(score: Stage, number: 
 
 
 def test_a_full_disk_that_is_only_told_in_words(score: Stage) -> None:
-    def fill(ctx: StageContext[Any]) -> Outcome:
+    def fill(ctx: StageContext[Any]) -> StageOutcome:
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
     assert score.run(fill).reason == "DiskFull"
 
 
 def test_all_randomness_comes_from_the_seed(score: Stage) -> None:
-    def dice(ctx: StageContext[Any]) -> Outcome:
+    def dice(ctx: StageContext[Any]) -> StageOutcome:
         ctx.writer.path("dice.txt").write_text(f"{random.random()} {np.random.random()}")
-        return Outcome()
+        return StageOutcome()
 
     digests = []
     for seed in (1, 1, 2):
@@ -151,8 +152,8 @@ def test_a_stage_that_has_torch_keeps_the_memory_it_frees_but_not_on_a_gpu(
 
 
 def test_the_manifest_says_what_it_was_made_from_and_with(score: Stage) -> None:
-    rows = [{"triplet_id": "t", "outcome": "ok"}]
-    candidates = jobs_fixtures.publish(score.root, "generate", {"candidates": rows}, iteration=1)
+    rows = [curate_fixtures.candidate("t", "i")]
+    candidates = jobs_fixtures.publish(score.root, "generate", {Candidate: rows}, iteration=1)
     asked = score.request(inputs={"candidates": candidates}, attempt=3)
     assert score.run(write, asked).exit_code == 0
     made = jobs_fixtures.reader(score.root, asked).manifest
@@ -165,7 +166,7 @@ def test_the_manifest_says_what_it_was_made_from_and_with(score: Stage) -> None:
 
 def test_a_model_that_was_not_promoted_is_told_and_told_again(score: Stage) -> None:
     def judge(promoted: bool) -> Code:
-        return lambda ctx: Outcome(promoted=promoted) if write(ctx) else Outcome()
+        return lambda ctx: StageOutcome(promoted=promoted) if write(ctx) else StageOutcome()
 
     kept = score.run(judge(False))
     assert kept.promoted is False
