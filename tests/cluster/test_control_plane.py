@@ -172,7 +172,7 @@ def test_a_pid_that_belongs_to_somebody_else_is_left_alone(tmp_path: Path) -> No
 def test_clusters_of_crashed_runs_are_removed(tmp_path: Path) -> None:
     crashed = """
 import os, sys
-from tests.cluster import shared
+from tests.cluster import cluster_lock as shared
 from tests.cluster.processes import Processes
 from tests.cluster.audit import Event
 from tests.cluster.control_plane import ControlPlane
@@ -190,7 +190,7 @@ os._exit(9)
     folder = tmp_path / "medgr2" / "clusters"
     records = {name: Processes(folder / name).records()["etcd"] for name in ("crashed", "kept")}
     assert all(map(is_alive, records.values()))
-    remove = "from tests.cluster import shared\nwith shared.locked(): print(shared.remove_leftovers())"
+    remove = "from tests.cluster import cluster_lock as shared\nwith shared.locked(): print(shared.remove_leftovers())"
     done = subprocess.run([sys.executable, "-c", remove], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['crashed']"
     assert not is_alive(records["crashed"])

@@ -140,11 +140,11 @@ class _StageLog:
         _notice(f"{self._name}, attempt {key.attempt}: its pods are gone")
         stages: list[Manifest] = self.cycle["spec"].get("stages") or []
         shards = next((stage.get("shards") or 1 for stage in stages if stage["name"] == key.name), 1)
-        paths = [
+        log_files = [
             str(paths.log(cycle, paths.attempt_name(key.iteration, key.name, key.token, key.attempt, shard)))
             for shard in range(shards)
         ]
-        logs = await read_volume(paths) if read_volume else {}
+        logs = await read_volume(log_files) if read_volume else {}
         for content in logs.values():
             _write(content)
         if not logs:
