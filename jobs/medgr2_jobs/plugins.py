@@ -37,21 +37,21 @@ def find(group: PluginGroup, plugin: PluginRef, where: str) -> EntryPoint:
     Raises:
         ConfigError: no package brings it, several do, or the package has another version.
     """
-    found = list(entry_points(group=group, name=plugin.name))
-    if not found:
+    points = list(entry_points(group=group, name=plugin.name))
+    if not points:
         raise ConfigError(f"{where}: {_missing(group, plugin.name)}")
-    packages = [_package(point) for point in found]
-    if len(found) > 1:
+    packages = [_package(point) for point in points]
+    if len(points) > 1:
         raise ConfigError(
             f"{where}: {plugin.name!r} is an entry point of {group} in {' and in '.join(packages)}; uninstall one"
         )
-    version = found[0].dist.version if found[0].dist else ""
+    version = points[0].dist.version if points[0].dist else ""
     if version != plugin.version:
         raise ConfigError(
             f"{where}.version: asks for {plugin.version}, but installed is {packages[0]}: install {plugin.version} "
             f"where the stages run, or ask for {version} (what ran with another version runs again)"
         )
-    return found[0]
+    return points[0]
 
 
 def load(group: PluginGroup, plugin: PluginRef, where: str) -> Callable[..., Any]:
@@ -81,10 +81,10 @@ def load(group: PluginGroup, plugin: PluginRef, where: str) -> Callable[..., Any
 
 
 def _missing(group: PluginGroup, name: str) -> str:
-    known = sorted({point.name: _package(point) for point in entry_points(group=group)}.items())
-    near = difflib.get_close_matches(name, [one for one, _ in known], n=1)
+    installed = sorted({point.name: _package(point) for point in entry_points(group=group)}.items())
+    near = difflib.get_close_matches(name, [one for one, _ in installed], n=1)
     meant = f"did you mean {near[0]!r}? " if near else ""
-    listed = ", ".join(f"{one} ({package})" for one, package in known) or "none"
+    listed = ", ".join(f"{one} ({package})" for one, package in installed) or "none"
     return (
         f"no installed package has an entry point {name!r} in {group}; {meant}Installed are: {listed}. "
         "Install the package where the stages run (on a cluster: in their image), or correct the name"

@@ -46,13 +46,13 @@ def held_texts(items: Iterable[Item], phashes: Mapping[str, str], limit: int) ->
     benchmark. A text is a template when the prepared items, of whatever split, ask it of images that differ in more
     than `limit` bits. Items on images without a perceptual hash do not count: phantoms' questions are all templates.
     """
-    asked: dict[Text, list[tuple[int, str | None]]] = defaultdict(list)
+    places_by_text: dict[Text, list[tuple[int, str | None]]] = defaultdict(list)
     for item in items:
         phash, text = phashes.get(item.image_sha256), text_of(item)
         if phash and text.answer:
-            asked[text].append((int(phash, 16), _kind(item.split)))
+            places_by_text[text].append((int(phash, 16), _kind(item.split)))
     held: dict[str, set[Text]] = {BENCHMARK: set(), HELD_BACK: set()}
-    for text, places in asked.items():
+    for text, places in places_by_text.items():
         first = places[0][0]
         if all((first ^ phash).bit_count() <= limit for phash, _ in places):
             for _, kind in places:

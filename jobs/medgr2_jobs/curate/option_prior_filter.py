@@ -66,9 +66,9 @@ class CrossFittedPrior:
         chance = 1 / len(item.options)
         rates = []
         for text in item.options:
-            seen = self._seen[-1][text] - self._seen[item.fold][text]
+            count = self._seen[-1][text] - self._seen[item.fold][text]
             right = self._right[-1][text] - self._right[item.fold][text]
-            rates.append((right + SMOOTHING * chance) / (seen + SMOOTHING))
+            rates.append((right + SMOOTHING * chance) / (count + SMOOTHING))
         return rates, item.right
 
     def _count(self, item: _Item, step: int) -> None:

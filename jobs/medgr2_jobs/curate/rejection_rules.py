@@ -97,9 +97,9 @@ def _held_images(facts: Facts, _: Reasons) -> Iterator[tuple[str, str]]:
 
 def _near_held_images(facts: Facts, _: Reasons) -> Iterator[tuple[str, str]]:
     """It shows nearly such an image."""
-    shown = {row.image_sha256 for row in facts.candidates}
+    image_hashes = {row.image_sha256 for row in facts.candidates}
     for kind, images in facts.held_images.items():
-        near = contamination.near_images(shown, images, facts.phashes, facts.held_hamming)
+        near = contamination.near_images(image_hashes, images, facts.phashes, facts.held_hamming)
         yield from ((r.triplet_id, f"{kind}_near_image") for r in facts.candidates if r.image_sha256 in near)
 
 
@@ -107,9 +107,9 @@ def _held_texts(facts: Facts, _: Reasons) -> Iterator[tuple[str, str]]:
     """It asks a held-out question with the same options and answer, whatever its image."""
     held = contamination.held_texts(facts.items, facts.phashes, facts.held_hamming)
     if any(held.values()):
-        asked = [(row.triplet_id, text_of(row)) for row in facts.usable]
+        candidate_texts = [(row.triplet_id, text_of(row)) for row in facts.usable]
         for kind, texts in held.items():
-            yield from ((name, f"{kind}_text") for name, text in asked if text in texts)
+            yield from ((name, f"{kind}_text") for name, text in candidate_texts if text in texts)
 
 
 def _duplicates(facts: Facts, _: Reasons) -> Iterator[tuple[str, str]]:

@@ -49,7 +49,7 @@ def _letters(grey: NDArray[np.int16], bright: NDArray[np.bool_], highest: float)
     from scipy import ndimage
 
     marks, _ = ndimage.label(bright, structure=np.ones((3, 3), int))
-    found = []
+    letters = []
     for index, place in enumerate(ndimage.find_objects(marks), 1):
         rows, columns = place
         height, width = rows.stop - rows.start, columns.stop - columns.start
@@ -60,8 +60,8 @@ def _letters(grey: NDArray[np.int16], bright: NDArray[np.bool_], highest: float)
             continue
         values = np.sort(grey[place][inside])
         if values[9 * values.size // 10] - values[values.size // 4] <= _SAME:
-            found.append((rows.stop, columns.start, columns.stop, height))
-    return found
+            letters.append((rows.stop, columns.start, columns.stop, height))
+    return letters
 
 
 def _has_line(letters: list[Letter]) -> bool:

@@ -172,10 +172,10 @@ def _record(place: Place, opened: _Opened, frame: int) -> Record:
     alone = len(opened.frames) == 1
     if alone and place.dicom.burned_in_text is BurnedInText.QUARANTINE and burned_in_text.has_text(image):
         raise Bad("PixelData", _WRITTEN)
-    patient, study, told = (
+    patient, study, declared = (
         str(opened.dataset.get(keyword, "") or "").strip() for keyword in ("PatientID", "StudyInstanceUID", "Modality")
     )
-    code = told.upper() if _CODE.fullmatch(told.upper()) else ""
+    code = declared.upper() if _CODE.fullmatch(declared.upper()) else ""
     return Record(
         question_id=f"{opened.name}#{frame}",
         image=place.store.add(image, place.max_pixels),

@@ -65,15 +65,15 @@ def picture(dataset: Dataset, source: Dataset | Path, frame: int) -> Image.Image
 
 def graded(dataset: Dataset, frame: int) -> Dataset:
     """What says how a frame is rescaled and windowed; of enhanced files it stands in functional groups (C.7.6.16)."""
-    found = dataset.group_dataset(0x0028)
-    found.file_meta = dataset.file_meta  # tells the byte order of look-up tables
+    elements = dataset.group_dataset(0x0028)
+    elements.file_meta = dataset.file_meta  # tells the byte order of look-up tables
     shared, own = dataset.get("SharedFunctionalGroupsSequence"), dataset.get("PerFrameFunctionalGroupsSequence")
     groups = [*(shared or [])[:1], *(own or [])[frame : frame + 1]]
     for group in groups:
         for keyword in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
             for item in (group.get(keyword) or [])[:1]:
-                found.update({element.tag: element for element in item})
-    return found
+                elements.update({element.tag: element for element in item})
+    return elements
 
 
 def shown(stored: Values, dataset: Dataset) -> NDArray[np.float64]:

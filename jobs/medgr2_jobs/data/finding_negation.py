@@ -94,10 +94,10 @@ def flip(text: str, rng: random.Random) -> str | None:
     """
     terms: dict[str, list[tuple[re.Match[str], str]]] = {}
     for pattern, other in _RULES:
-        for found in pattern.finditer(text):
-            terms.setdefault(found[0].lower(), []).append((found, other(found)))
+        for match in pattern.finditer(text):
+            terms.setdefault(match[0].lower(), []).append((match, other(match)))
     if not terms:
         return None
-    for found, other_words in reversed(rng.choice(list(terms.values()))):
-        text = paraphrase.put(text, found, other_words)
+    for match, other_words in reversed(rng.choice(list(terms.values()))):
+        text = paraphrase.put(text, match, other_words)
     return text

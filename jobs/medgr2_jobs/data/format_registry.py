@@ -25,19 +25,19 @@ READERS = {
 }
 
 
-def reader(given: DataSource | Benchmark, where: str) -> Reader:
+def reader(source: DataSource | Benchmark, where: str) -> Reader:
     """What reads a source or benchmark.
 
     Args:
-        given: the source or benchmark.
+        source: the source or benchmark.
         where: where it stands in the spec, for messages.
 
     Raises:
         ConfigError: it is of another package, and is not there.
     """
-    if given.plugin is not None:
-        return _checked(plugins.load(PluginGroup.READERS, given.plugin, f"{where}.plugin"))
-    read: Reader = importlib.import_module(f".{READERS[given.format]}", __package__).read
+    if source.plugin is not None:
+        return _checked(plugins.load(PluginGroup.READERS, source.plugin, f"{where}.plugin"))
+    read: Reader = importlib.import_module(f".{READERS[source.format]}", __package__).read
     return read
 
 

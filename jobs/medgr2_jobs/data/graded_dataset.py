@@ -87,9 +87,9 @@ def rows(
         rng = random.Random(f"grades/{seed}/{item.item_id}")
         words = _Words(item, lexicon, rng)
         variants = [*_texts(item, mismatches, others, words, rng)]
-        for why, shown in others.images(item, mismatches, rng):
+        for why, other_image in others.images(item, mismatches, rng):
             variants.append(
-                (Grade.IMAGE_MISMATCH, why, _Text(words.often(rationale_for(item)), item.answer_index), shown)
+                (Grade.IMAGE_MISMATCH, why, _Text(words.often(rationale_for(item)), item.answer_index), other_image)
             )
         # phantoms are drawn for questions that only the image answers: they have all they need of the above
         flipped = (
@@ -97,14 +97,14 @@ def rows(
         )
         if flipped is not None and mismatches:
             variants.append((Grade.IRRELEVANT, "flippedFinding", _Text(words.often(flipped), item.answer_index), item))
-        for number, (grade, perturbation, text, shown) in enumerate(variants):
+        for number, (grade, perturbation, text, other_image) in enumerate(variants):
             yield GradedRow(
                 sample_id=f"{item.item_id}#{number}",
                 item_id=item.item_id,
                 source=item.source,
                 split=Split.TRAIN if item.split is Split.TRAIN else Split.HELDOUT,
-                image_sha256=shown.image_sha256,
-                modality=shown.modality,
+                image_sha256=other_image.image_sha256,
+                modality=other_image.modality,
                 question_type=item.question_type,
                 question=item.question,
                 options=item.options,
@@ -128,11 +128,11 @@ class _Words:
         """(perturbation, the same in other words); None when there are none."""
         keep = self.item.options
         if self.lexicon is not None and synthetic_images.paraphrase(text) is None:
-            said = paraphrase.paraphrase(text, self.rng, keep, self.lexicon.synonyms)
-            if said is not None:
-                return "wordnet", said
-        said = paraphrase.paraphrase(text, self.rng, keep)
-        return None if said is None else ("synonyms", said)
+            reworded = paraphrase.paraphrase(text, self.rng, keep, self.lexicon.synonyms)
+            if reworded is not None:
+                return "wordnet", reworded
+        reworded = paraphrase.paraphrase(text, self.rng, keep)
+        return None if reworded is None else ("synonyms", reworded)
 
     def often(self, text: str) -> str:
         """A wrong row's rationale, paraphrased as often as a right row's."""
@@ -162,10 +162,10 @@ def _texts(
         index = wrong[number % len(wrong)]
         believed = words.often(pool.rationale_of_wrong(item, index, rng))
         yield Grade.IRRELEVANT, "wrongAnswer", _Text(believed, index), item
-        drawn = rng.random()
-        if drawn < _AGAINST:
+        draw = rng.random()
+        if draw < _AGAINST:
             yield Grade.IRRELEVANT, "rationaleAgainstAnswer", _Text(words.often(right), index), item
-        elif drawn < _AGAINST + _OTHER:
+        elif draw < _AGAINST + _OTHER:
             yield Grade.IRRELEVANT, "otherRationale", _Text(pool.other_rationale(item, rng), index), item
 
 
@@ -226,18 +226,18 @@ class _Pool:
         if _asks_modality(item):
             names = []
         same = self._choose(item, names, rng, count)
-        for shown in same:
-            yield "otherImage", shown
+        for other in same:
+            yield "otherImage", other
         if same or not count:
             return
         elsewhere = [name for name in self._shown if name != item.modality]
-        for shown in self._choose(item, elsewhere, rng, count):
-            yield "otherModality", shown
+        for other in self._choose(item, elsewhere, rng, count):
+            yield "otherModality", other
 
     def _choose(self, item: Item, modalities: Sequence[str], rng: random.Random, count: int) -> list[Item]:
         gold = answers.normalise(item.options[item.answer_index])
         others = {answers.normalise(option) for option in item.options} - {gold}
-        asked = _asked(item, gold)
+        asked_kind = _asked(item, gold)
         certain: list[Item] = []
         unknown: list[Item] = []
         pools = [self._shown[name] for name in modalities if self._shown.get(name)]
@@ -245,16 +245,16 @@ class _Pool:
         for _ in range(min(64, 4 * total)):  # a sample is enough; scanning all pairs would be quadratic
             if len(certain) >= count:
                 break
-            shown = rng.choice(rng.choice(pools))
-            if shown.image_sha256 == item.image_sha256 or shown in certain or shown in unknown:
+            other = rng.choice(rng.choice(pools))
+            if other.image_sha256 == item.image_sha256 or other in certain or other in unknown:
                 continue
-            known = self._known.get((shown.image_sha256, asked), set())
-            if gold in known or gold in self._named[shown.image_sha256]:
+            known_answers = self._known.get((other.image_sha256, asked_kind), set())
+            if gold in known_answers or gold in self._named[other.image_sha256]:
                 continue
-            if known & others:
-                certain.append(shown)
-            elif not (_asks_modality(item) and shown.modality == item.modality):
-                unknown.append(shown)
+            if known_answers & others:
+                certain.append(other)
+            elif not (_asks_modality(item) and other.modality == item.modality):
+                unknown.append(other)
         return (certain + unknown)[:count]
 
 

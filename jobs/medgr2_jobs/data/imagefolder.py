@@ -34,7 +34,7 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
         raise DataError(
             f"{place.what}: {folder} is not a folder; copy the pictures onto the volume or correct the path"
         )
-    told = _metadata(place, folder / METADATA)
+    metadata = _metadata(place, folder / METADATA)
     images = Images(place)
     for path, problem in file_walk.files(folder):
         relative = path.relative_to(folder)
@@ -42,15 +42,15 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
         hidden = any(part.startswith(".") for part in relative.parts)
         if hidden or (path.suffix.lower() not in SUFFIXES and not path.is_dir()):
             continue
-        row = told.pop(name, {})
-        shown = _shown(place, name, row)
+        row = metadata.pop(name, {})
+        attributes = _shown(place, name, row)
         try:
             if problem:
                 raise Bad("file_name", problem)
             yield _record(place, folder, name, row, images)
         except Bad as bad:
-            yield BadRecord(shown, bad.field, bad.reason.replace(str(path), shown))
-    for name, row in told.items():
+            yield BadRecord(attributes, bad.field, bad.reason.replace(str(path), attributes))
+    for name, row in metadata.items():
         wrong = f"{_shown(place, name, row)!r} is not in the folder, or is no picture"
         yield BadRecord(f"{METADATA}[{row['line']}]", "file_name", wrong)
 
@@ -59,11 +59,11 @@ def _record(place: Place, folder: Path, name: str, row: Row, images: Images) -> 
     modality = row.get("modality") or place.modality
     if not modality:
         raise Bad("modality", f"is not in {METADATA}, and the source's own `modality` is not set in the spec")
-    shown = _shown(place, name, row)
+    attributes = _shown(place, name, row)
     return Record(
-        question_id=shown,
+        question_id=attributes,
         image=images.get(folder, name, "file_name"),
-        image_path=shown,
+        image_path=attributes,
         dataset=_shown(place, row.get("dataset") or Path(name).parent.as_posix(), row),
         modality=modality,
         patient=pseudonym(place.salt, row.get("patient", "")),
@@ -81,7 +81,7 @@ def _metadata(place: Place, path: Path) -> dict[str, Row]:
     """The rows of metadata.csv by file name, each with its line; none without it."""
     if not path.is_file():
         return {}
-    found: dict[str, Row] = {}
+    rows: dict[str, Row] = {}
     try:
         with place.keep_inside(path).open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, strict=True)
@@ -92,11 +92,11 @@ def _metadata(place: Place, path: Path) -> dict[str, Row]:
                 raise DataError(f"{place.what}: {path} {wrong}; its columns are {', '.join(_COLUMNS)}")
             for row in reader:
                 name = (row.get("file_name") or "").strip().removeprefix("./")
-                if None in row or not name or name in found:
-                    wrong = "is there twice" if name in found else "has more fields than columns, or no file_name"
+                if None in row or not name or name in rows:
+                    wrong = "is there twice" if name in rows else "has more fields than columns, or no file_name"
                     raise DataError(f"{place.what}: {path}, line {reader.line_num}: {name!r} {wrong}")
-                found[name] = {key: (value or "").strip() for key, value in row.items()}
-                found[name]["line"] = str(reader.line_num)
+                rows[name] = {key: (value or "").strip() for key, value in row.items()}
+                rows[name]["line"] = str(reader.line_num)
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{place.what}: {path} is not a CSV file in UTF-8 ({error})") from error
-    return found
+    return rows

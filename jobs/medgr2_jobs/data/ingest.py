@@ -136,21 +136,21 @@ class Ingest:
         """For phantoms: what each image shows."""
 
     def read(
-        self, given: ResolvedSource | Benchmark, where: str, quarantine: tables.TableWriter[QuarantinedRecord]
+        self, source: ResolvedSource | Benchmark, where: str, quarantine: tables.TableWriter[QuarantinedRecord]
     ) -> Loaded:
         """Reads one source or benchmark.
 
         Raises:
             DataError: nothing can be read, or too much is bad; the first few bad records are named.
         """
-        loaded = Loaded(given.name, where, on_leak=given.on_leak if isinstance(given, Benchmark) else None)
+        loaded = Loaded(source.name, where, on_leak=source.on_leak if isinstance(source, Benchmark) else None)
         external = True
-        if isinstance(given, ResolvedSource):
-            loaded.questions = given.role is not SourceRole.IMAGES
-            external = given.allow_external
-        read = format_registry.reader(given, where)
-        place, expected = self._place(given, loaded)
-        file = self.ctx.work / "items" / f"{'source' if loaded.on_leak is None else 'benchmark'}-{given.name}.parquet"
+        if isinstance(source, ResolvedSource):
+            loaded.questions = source.role is not SourceRole.IMAGES
+            external = source.allow_external
+        read = format_registry.reader(source, where)
+        place, expected = self._place(source, loaded)
+        file = self.ctx.work / "items" / f"{'source' if loaded.on_leak is None else 'benchmark'}-{source.name}.parquet"
         with ExitStack() as stack:
             if loaded.questions:
                 loaded.items = file
@@ -158,18 +158,18 @@ class Ingest:
             for number, record in enumerate(read(place)):
                 if number % TICK == 0:
                     self.ctx.check_stop()
-                    self.ctx.progress(f"read {given.name}", number, expected)
+                    self.ctx.progress(f"read {source.name}", number, expected)
                 if isinstance(record, BadRecord):
                     _set_aside(loaded, record, quarantine)
                     continue
                 loaded.good += 1
-                self._take(loaded, record, external=external, hashed=given.format is not DataFormat.PHANTOM)
+                self._take(loaded, record, external=external, hashed=source.format is not DataFormat.PHANTOM)
                 if loaded.questions and record.answer_index is not None:
                     items.append(_item(loaded, record, record.answer_index))
         _check_bad(loaded, self.ctx.parameters.data.max_bad_fraction)
         return loaded
 
-    def _place(self, given: ResolvedSource | Benchmark, loaded: Loaded) -> tuple[Place, int]:
+    def _place(self, source: ResolvedSource | Benchmark, loaded: Loaded) -> tuple[Place, int]:
         """Where it lies by now, and how many records are expected (0: not known)."""
         ctx, where = self.ctx, loaded.where
         place = Place(
@@ -178,18 +178,18 @@ class Ingest:
             what=f"{where}.uri",
             store=ctx.images,
             max_pixels=ctx.parameters.data.max_pixels,
-            modality=given.modality,
+            modality=source.modality,
             salt=sha256_of({"patients": ctx.parameters.seed}),
-            mmmu=given.mmmu or MMMU(),
-            dicom=(given.dicom if isinstance(given, ResolvedSource) else None) or DICOM(),
+            mmmu=source.mmmu or MMMU(),
+            dicom=(source.dicom if isinstance(source, ResolvedSource) else None) or DICOM(),
         )
-        if (phantom := given.phantom) is not None:
+        if (phantom := source.phantom) is not None:
             loaded.questions = loaded.questions and phantom.questions_per_image > 0
-            place.path = self._draw(given.name, phantom, loaded)
+            place.path = self._draw(source.name, phantom, loaded)
             return place, phantom.images * max(1, phantom.questions_per_image)
-        place.path = fetch.local_path(ctx, given.uri, f"{where}.uri")
-        if given.images:
-            place.images = fetch.local_path(ctx, given.images, f"{where}.images")
+        place.path = fetch.local_path(ctx, source.uri, f"{where}.uri")
+        if source.images:
+            place.images = fetch.local_path(ctx, source.images, f"{where}.images")
             if not place.images.is_dir():
                 raise DataError(f"{where}.images: {place.images} is not a folder")
         return place, 0
@@ -235,9 +235,10 @@ class Ingest:
         loaded.images.add(sha256)
         if loaded.on_leak is None and (unit := self._unit(loaded, record)):
             loaded.units.setdefault(unit, set()).add(sha256)
-        if shown := loaded.attributes.get(record.image_path):
+        if attributes := loaded.attributes.get(record.image_path):
             self.phantoms.setdefault(
-                sha256, PhantomRow(sha256, shown.modality, shown.finding, shown.location, shown.count)
+                sha256,
+                PhantomRow(sha256, attributes.modality, attributes.finding, attributes.location, attributes.count),
             )
 
     def _unit(self, loaded: Loaded, record: Record) -> str:
@@ -285,13 +286,13 @@ def _check_bad(loaded: Loaded, most: float) -> None:
     total = loaded.good + loaded.bad
     if total == 0:
         raise DataError(f"{loaded.where}: holds no records")
-    shown = "; ".join(str(bad) for bad in loaded.shown)
+    examples = "; ".join(str(bad) for bad in loaded.shown)
     if loaded.bad > len(loaded.shown):
-        shown += f"; and {loaded.bad - len(loaded.shown)} more"
+        examples += f"; and {loaded.bad - len(loaded.shown)} more"
     if loaded.bad and not loaded.good:
-        raise DataError(f"{loaded.where}: none of its {total} records can be used: {shown}")
+        raise DataError(f"{loaded.where}: none of its {total} records can be used: {examples}")
     if loaded.bad > most * total:
         raise DataError(
             f"{loaded.where}: {loaded.bad} of {total} records cannot be used, more than data.maxBadFraction "
-            f"({most:g}) allows: {shown}. Correct them, or raise data.maxBadFraction to set them aside"
+            f"({most:g}) allows: {examples}. Correct them, or raise data.maxBadFraction to set them aside"
         )

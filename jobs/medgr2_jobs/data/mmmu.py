@@ -55,12 +55,12 @@ def _files(place: Place, subject: str) -> list[Path]:
     if not folder.is_dir():
         there = sorted(path.name for path in place.path.iterdir() if path.is_dir()) if place.path.is_dir() else []
         raise DataError(f"{place.what}: {folder} does not exist; subjects there: {', '.join(there) or 'none'}")
-    found = sorted(folder.glob(f"{split}-*.parquet"))
-    if not found:
+    files = sorted(folder.glob(f"{split}-*.parquet"))
+    if not files:
         raise DataError(f"{place.what}: {folder} has no {split}-*.parquet; choose another split in `mmmu`")
-    for file in found:
+    for file in files:
         place.keep_inside(file)
-    return found
+    return files
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
@@ -103,10 +103,10 @@ def _literal(written: str, field: str) -> Any:
 
 
 def _options(written: str) -> tuple[str, ...]:
-    found = _literal(written, "options")
-    if not isinstance(found, list) or len(found) < 2:
+    parsed = _literal(written, "options")
+    if not isinstance(parsed, list) or len(parsed) < 2:
         raise Bad("options", f"{written[:80]!r} is not a list of at least 2 options")
-    options = tuple(str(option).strip() for option in found)
+    options = tuple(str(option).strip() for option in parsed)
     if not all(options):
         raise Bad("options", "one of them is empty")
     return options
@@ -124,12 +124,12 @@ def _modality(written: Any, default: str) -> str:
     """Our name for a question's image type, which is a Python list written as text."""
     types = _literal(written, "img_type") if isinstance(written, str) and written.startswith("[") else [written or ""]
     first = str(types[0]) if types else ""
-    known = next((name for part, name in _MODALITIES.items() if part in first.lower()), "")
-    return known or default or first or "Other"
+    modality = next((name for part, name in _MODALITIES.items() if part in first.lower()), "")
+    return modality or default or first or "Other"
 
 
-def _picture(given: dict[str, Any], field: str, place: Place) -> Image.Image:
-    data = given.get("bytes") if isinstance(given, dict) else None
+def _picture(cell: dict[str, Any], field: str, place: Place) -> Image.Image:
+    data = cell.get("bytes") if isinstance(cell, dict) else None
     if not data:
         raise Bad(field, "holds no picture")
     try:

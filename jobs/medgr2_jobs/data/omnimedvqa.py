@@ -57,15 +57,15 @@ def _files(place: Place) -> tuple[list[Path], Path | None]:
         return [path], images
     if not path.exists():
         raise DataError(f"{place.what}: {path} does not exist; copy the data onto the volume or correct the path")
-    found = sorted(file for file in path.glob("*.json") if file.is_file())
-    if not found and (path / _PUBLISHED).is_dir():
-        found = sorted(file for file in (path / _PUBLISHED).glob("*.json") if file.is_file())
+    files = sorted(file for file in path.glob("*.json") if file.is_file())
+    if not files and (path / _PUBLISHED).is_dir():
+        files = sorted(file for file in (path / _PUBLISHED).glob("*.json") if file.is_file())
         images = images or path
-    if not found:
+    if not files:
         raise DataError(
             f"{place.what}: {path} holds no *.json file, and none in {_PUBLISHED} (other sub-folders are not searched)"
         )
-    return found, images
+    return files, images
 
 
 def documents(file: Path) -> Iterator[Any]:

@@ -127,21 +127,21 @@ def paraphrase(
         keep: phrases whose words stay and are put nowhere else, such as the options.
         synonyms: those of a lower-case word.
     """
-    known = synthetic_images.paraphrase(text)
-    if known is not None:
-        return known
+    template = synthetic_images.paraphrase(text)
+    if template is not None:
+        return template
     protected = PROTECTED | {word.lower() for phrase in keep for word in _WORD.findall(phrase)}
     words = list(_WORD.finditer(text))
     others: dict[str, list[str]] = {}
-    for word in {found[0].lower() for found in words}:
+    for word in {match[0].lower() for match in words}:
         if not {word, word.removesuffix("s"), word.removesuffix("es")} & protected:
             others[word] = [other for other in synonyms(word) if other not in protected]
-    places = [found for found in words if others.get(found[0].lower())]
+    places = [match for match in words if others.get(match[0].lower())]
     if not places:
         return None
     chosen = rng.sample(places, min(len(places), max(1, len(words) // 3)))
-    for found in sorted(chosen, key=lambda place: -place.start()):
-        text = put(text, found, rng.choice(others[found[0].lower()]))
+    for match in sorted(chosen, key=lambda place: -place.start()):
+        text = put(text, match, rng.choice(others[match[0].lower()]))
     return text
 
 

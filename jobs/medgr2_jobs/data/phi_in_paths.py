@@ -35,7 +35,7 @@ def identifying(dataset: Dataset) -> set[str]:
     Raises:
         Exception: what pydicom raises on tags that make no sense.
     """
-    found: set[str] = set()
+    values: set[str] = set()
     for element in _elements(dataset):
         own = element.VR == "UI" and not str(element.value).startswith(_STANDARD)
         if not (own or element.VR in _KINDS or element.keyword in IDENTIFYING) or element.VR == "SQ":
@@ -43,8 +43,8 @@ def identifying(dataset: Dataset) -> set[str]:
         value = element.value
         for item in value if isinstance(value, MultiValue | list) else [value]:
             text = str(item or "")
-            found |= {text, *re.split(r"[\s^=,;/\\]+", text)}
-    return {text.strip() for text in found if text.strip()}
+            values |= {text, *re.split(r"[\s^=,;/\\]+", text)}
+    return {text.strip() for text in values if text.strip()}
 
 
 def holds(path: str, values: Iterable[str]) -> bool:

@@ -111,12 +111,12 @@ class Images:
         if name.startswith(("/", "~")) or ".." in Path(name).parts or "\0" in name:
             raise Bad(field, f"{name!r} must be relative to {folder} and must not contain '..'")
         path = folder / name
-        known = self._known.get(path)
-        if known is None:
-            known = self._known[path] = self._store(path, field)
-        if isinstance(known, Bad):
-            raise Bad(known.field, known.reason)
-        return known
+        cached = self._known.get(path)
+        if cached is None:
+            cached = self._known[path] = self._store(path, field)
+        if isinstance(cached, Bad):
+            raise Bad(cached.field, cached.reason)
+        return cached
 
     def _store(self, path: Path, field: str) -> StoredImage | Bad:
         if not path.resolve().is_relative_to(self.root):
@@ -139,8 +139,8 @@ class Identities:
 
     def first(self, question_id: str) -> str:
         """Where an id was seen; empty: not yet."""
-        found = self._seen.execute("SELECT place FROM seen WHERE id = ?", (question_id,)).fetchone()
-        return str(found[0]) if found else ""
+        first_row = self._seen.execute("SELECT place FROM seen WHERE id = ?", (question_id,)).fetchone()
+        return str(first_row[0]) if first_row else ""
 
     def take(self, question_id: str, where: str, field: str) -> None:
         """Remembers an id of a good record.
@@ -169,10 +169,10 @@ def text(document: Mapping[str, Any], field: str) -> str:
     value = document.get(field)
     if value is None:
         raise Bad(field, "is missing")
-    found = as_text(value, field)
-    if not found:
+    as_string = as_text(value, field)
+    if not as_string:
         raise Bad(field, "is empty")
-    return found
+    return as_string
 
 
 def optional_text(document: Mapping[str, Any], field: str) -> str:
@@ -195,12 +195,12 @@ def as_text(value: Any, field: str) -> str:
 def gold(answer: str, options: Sequence[str], field: str) -> int:
     """The option that an answer is: exactly, else after normalisation."""
     exact = [index for index, option in enumerate(options) if option == answer]
-    found = exact or [i for i, option in enumerate(options) if answers.normalise(option) == answers.normalise(answer)]
-    if not found:
+    indices = exact or [i for i, option in enumerate(options) if answers.normalise(option) == answers.normalise(answer)]
+    if not indices:
         raise Bad(field, f"{answer!r} is not among the options {', '.join(map(repr, options))}")
-    if len(found) > 1:
-        raise Bad(field, f"{answer!r} is {len(found)} of the options")
-    return found[0]
+    if len(indices) > 1:
+        raise Bad(field, f"{answer!r} is {len(indices)} of the options")
+    return indices[0]
 
 
 def json_type(value: Any) -> str:

@@ -107,14 +107,14 @@ def _deal(ordered: Sequence[str], sizes: Mapping[str, int], counts: Mapping[Spli
     dealt: dict[str, Split] = {}
     for held, count in counts.items():
         left = [group for group in ordered if group not in dealt]
-        given = 0
+        assigned_count = 0
         for group in left:
-            if given >= count or len(dealt) == len(ordered) - 1:
+            if assigned_count >= count or len(dealt) == len(ordered) - 1:
                 break
-            if sizes[group] <= 2 * (count - given):
+            if sizes[group] <= 2 * (count - assigned_count):
                 dealt[group] = held
-                given += sizes[group]
-        if count and not given and len(dealt) < len(ordered) - 1:
+                assigned_count += sizes[group]
+        if count and not assigned_count and len(dealt) < len(ordered) - 1:
             dealt[min(left, key=lambda group: sizes[group])] = held
     return {group: dealt.get(group, Split.TRAIN) for group in ordered}
 
@@ -144,11 +144,11 @@ def leaks(
     alike = (near or set()) - equal
     common = equal | alike
     if common and on_leak is OnLeak.FAIL:
-        shown = ", ".join(sorted(names[sha256] for sha256 in common)[:_SHOWN])
+        examples = ", ".join(sorted(names[sha256] for sha256 in common)[:_SHOWN])
         more = f" and {len(common) - _SHOWN} more" if len(common) > _SHOWN else ""
         raise DataError(
             f"benchmark {benchmark!r} (onLeak: Fail) holds {len(common)} image(s) that training has too: "
-            f"{shown}{more}; remove them from the sources, or set onLeak: Drop"
+            f"{examples}{more}; remove them from the sources, or set onLeak: Drop"
         )
     return Leak(benchmark, frozenset(common), len(equal) / max(1, len(images)), frozenset(alike))
 

@@ -90,9 +90,9 @@ def attributes(seed: int, index: int) -> Attributes:
     return Attributes(**{kind: rng.choice(values) for kind, values in VALUES.items()})
 
 
-def question(shown: Attributes, kind: str, rng: random.Random) -> PhantomQuestion:
+def question(phantom: Attributes, kind: str, rng: random.Random) -> PhantomQuestion:
     """Asks for one attribute: gold and three other values (true for other images), shuffled."""
-    gold = shown.value(kind)
+    gold = phantom.value(kind)
     options = [*rng.sample([value for value in VALUES[kind] if value != gold], 3), gold]
     rng.shuffle(options)
     return PhantomQuestion(
@@ -103,9 +103,9 @@ def question(shown: Attributes, kind: str, rng: random.Random) -> PhantomQuestio
 def questions(seed: int, index: int, count: int) -> list[PhantomQuestion]:
     """`count` questions of different kinds about phantom `index`, in the order of `KINDS`."""
     rng = random.Random(f"questions/{seed}/{index}")
-    shown = attributes(seed, index)
+    phantom = attributes(seed, index)
     kinds = set(rng.sample(KINDS, count))
-    return [question(shown, kind, rng) for kind in KINDS if kind in kinds]
+    return [question(phantom, kind, rng) for kind in KINDS if kind in kinds]
 
 
 def rationale(kind: str, value: str, *, paraphrased: bool = False) -> str:
@@ -122,18 +122,18 @@ def paraphrase(text: str) -> str | None:
     return None
 
 
-def draw(shown: Attributes, seed: int, index: int) -> Image.Image:
+def draw(phantom: Attributes, seed: int, index: int) -> Image.Image:
     """The RGB picture, 56 x 56; the same for the same (seed, index) and attributes."""
     rng = np.random.default_rng([seed, index])
-    canvas = _BACKGROUNDS[shown.modality](rng)
-    quadrant = VALUES["location"].index(shown.location)
+    canvas = _BACKGROUNDS[phantom.modality](rng)
+    quadrant = VALUES["location"].index(phantom.location)
     left, top = _QUADRANT * (quadrant % 2), _QUADRANT * (quadrant // 2)
-    cells = rng.permutation(4)[: VALUES["count"].index(shown.count) + 1]
+    cells = rng.permutation(4)[: VALUES["count"].index(phantom.count) + 1]
     for cell in cells:
         dx, dy = rng.uniform(-1.5, 1.5, 2)
         centre_x = left + _CELL * (cell % 2 + 0.5) - 0.5 + dx
         centre_y = top + _CELL * (cell // 2 + 0.5) - 0.5 + dy
-        _mark(canvas, shown.finding, centre_x, centre_y, 4.6 + rng.uniform(-0.5, 0.5))
+        _mark(canvas, phantom.finding, centre_x, centre_y, 4.6 + rng.uniform(-0.5, 0.5))
     _frame(canvas)
     canvas += _NOISE * rng.standard_normal(canvas.shape, dtype=np.float32)
     return Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
@@ -168,22 +168,24 @@ def write(
     records: list[dict[str, str]] = []
     for index in range(images):
         tick(index)
-        shown = attributes(seed, index)
+        phantom = attributes(seed, index)
         path = f"images/{index:06d}.png"
-        draw(shown, seed, index).save(folder / path, compress_level=1)
-        truth[path] = shown
-        for asked in questions(seed, index, max(1, questions_per_image)):
+        draw(phantom, seed, index).save(folder / path, compress_level=1)
+        truth[path] = phantom
+        for drawn_question in questions(seed, index, max(1, questions_per_image)):
             record = {
                 "dataset": dataset,
-                "question_id": f"{index:06d}-{asked.kind}",
-                "question_type": asked.kind,
-                "question": asked.text,
-                "gt_answer": asked.options[asked.answer_index],
+                "question_id": f"{index:06d}-{drawn_question.kind}",
+                "question_type": drawn_question.kind,
+                "question": drawn_question.text,
+                "gt_answer": drawn_question.options[drawn_question.answer_index],
                 "image_path": path,
-                "modality_type": shown.modality,
-                "rationale": asked.rationale,
+                "modality_type": phantom.modality,
+                "rationale": drawn_question.rationale,
             }
-            record |= {f"option_{letter}": option for letter, option in zip("ABCD", asked.options, strict=True)}
+            record |= {
+                f"option_{letter}": option for letter, option in zip("ABCD", drawn_question.options, strict=True)
+            }
             records.append(record)
     (folder / "questions.json").write_text(json.dumps(records, indent=0), encoding="utf-8")
     return truth

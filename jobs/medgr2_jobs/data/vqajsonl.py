@@ -60,10 +60,10 @@ def _files(place: Place) -> list[Path]:
         return [place.path]
     if not place.path.exists():
         raise DataError(f"{place.what}: {place.path} does not exist; copy the data onto the volume or correct the path")
-    found = sorted(file for file in place.path.glob("*.jsonl") if file.is_file())
-    if not found:
+    files = sorted(file for file in place.path.glob("*.jsonl") if file.is_file())
+    if not files:
         raise DataError(f"{place.what}: {place.path} holds no *.jsonl file (sub-folders are not searched)")
-    return found
+    return files
 
 
 def _parse(line: bytes) -> dict[str, Any]:
@@ -103,10 +103,13 @@ def _record(document: dict[str, Any], where: str, place: Place, file: Path, fold
 
 
 def _options(document: dict[str, Any]) -> tuple[str, ...]:
-    given = document.get("options")
-    if not isinstance(given, list):
-        raise Bad("options", "is missing" if given is None else f"must be a list, but is a JSON {json_type(given)}")
-    options = tuple(as_text(option, "options") for option in given)
+    raw_options = document.get("options")
+    if not isinstance(raw_options, list):
+        raise Bad(
+            "options",
+            "is missing" if raw_options is None else f"must be a list, but is a JSON {json_type(raw_options)}",
+        )
+    options = tuple(as_text(option, "options") for option in raw_options)
     if len(options) < 2 or not all(options):
         raise Bad("options", f"{len(options)} option(s), none of which may be empty; at least 2 are needed")
     if len(options) > len(LETTERS):

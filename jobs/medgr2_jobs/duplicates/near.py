@@ -105,9 +105,9 @@ class NearIndex:
     def near_others(self) -> NDArray[np.bool_]:
         """For each of N rows whether any of the others is near it."""
         left, _ = self._pairs(self._rows, self._others)
-        found = np.zeros(len(self._rows.text), np.bool_)
-        found[left] = True
-        return found[self._rows.of_row]
+        near = np.zeros(len(self._rows.text), np.bool_)
+        near[left] = True
+        return near[self._rows.of_row]
 
     def standing(self, order: Iterable[int], may_stand: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """For each of N rows whether one that comes before it, and stays, is near it.
@@ -120,27 +120,27 @@ class NearIndex:
         left, right = self._pairs(self._rows, self._rows)
         for first, second in zip(left.tolist(), right.tolist(), strict=True):
             neighbours[first].append(second)
-        found = np.zeros(len(may_stand), np.bool_)
-        stands: set[int] = set()
+        duplicate = np.zeros(len(may_stand), np.bool_)
+        kept: set[int] = set()
         for row in order:
             unit = int(self._rows.of_row[row])
-            if unit in stands or not stands.isdisjoint(neighbours.get(unit, ())):
-                found[row] = True
+            if unit in kept or not kept.isdisjoint(neighbours.get(unit, ())):
+                duplicate[row] = True
             elif may_stand[row]:
-                stands.add(unit)
-        return found
+                kept.add(unit)
+        return duplicate
 
     def _pairs(self, left: _Units, right: _Units) -> tuple[Index, Index]:
         """All pairs of near units; a unit is near itself."""
         limit, width = self._limits.image_hamming, np.int64(max(1, len(right.text)))
-        found = np.empty(0, np.int64)
+        pair_keys = np.empty(0, np.int64)
         for mine, theirs in zip(left.keys(), right.keys(), strict=True):
-            fresh = [found]
+            parts = [pair_keys]
             for a, b in phash_index.join(mine, theirs):
                 near = phash_index.close(left.codes.take(a), right.codes.take(b), limit)
-                fresh.append(a[near] * width + b[near])
-            found = np.unique(np.concatenate(fresh))
-        a, b = found // width, found % width
+                parts.append(a[near] * width + b[near])
+            pair_keys = np.unique(np.concatenate(parts))
+        a, b = pair_keys // width, pair_keys % width
         similar = self._similar(left.text[a], right.text[b])
         return a[similar], b[similar]
 

@@ -60,9 +60,9 @@ def codes(images: Sequence[str], phashes: Mapping[str, str]) -> ImageCodes:
         images: sha256 of each.
         phashes: 16 hex digits by sha256; empty or missing: the image has none.
     """
-    found = [phashes.get(image) or "" for image in images]
-    bits = [int(phash, 16) if phash else _own(image) for image, phash in zip(images, found, strict=True)]
-    return ImageCodes(np.array(bits, np.uint64), np.array([bool(phash) for phash in found], np.bool_))
+    hashes = [phashes.get(image) or "" for image in images]
+    bits = [int(phash, 16) if phash else _own(image) for image, phash in zip(images, hashes, strict=True)]
+    return ImageCodes(np.array(bits, np.uint64), np.array([bool(phash) for phash in hashes], np.bool_))
 
 
 def _own(image: str) -> int:
@@ -114,10 +114,10 @@ def join(left: Keys, right: Keys) -> Iterator[tuple[Index, Index]]:
 
 def within(images: ImageCodes, others: ImageCodes, limit: int) -> NDArray[np.bool_]:
     """For each of N images whether any of `others` is close to it."""
-    found = np.zeros(len(images), np.bool_)
+    is_close = np.zeros(len(images), np.bool_)
     for mine, theirs in zip(bands(images, limit), bands(others, limit), strict=True):
-        open_ = np.flatnonzero(~found)
+        open_ = np.flatnonzero(~is_close)
         for left, right in join(mine[open_], theirs):
             here = open_[left]
-            found[here[close(images.take(here), others.take(right), limit)]] = True
-    return found
+            is_close[here[close(images.take(here), others.take(right), limit)]] = True
+    return is_close

@@ -73,11 +73,11 @@ def rows(condition: EvalCondition, items: Sequence[Item], answer_format: AnswerF
     """
     if condition is EvalCondition.OPTIONS_ONLY:
         return [Row(None, answers.prompt_text("", item.options, answer_format).lstrip()) for item in items]
-    shown = derangement(items) if condition is EvalCondition.SHUFFLED else {}
-    if shown is None:
+    donors = derangement(items) if condition is EvalCondition.SHUFFLED else {}
+    if donors is None:
         return None
     prompts = [answers.prompt_of(item, answer_format) for item in items]
-    return [Row(shown.get(prompt.image_sha256, prompt.image_sha256), prompt.text) for prompt in prompts]
+    return [Row(donors.get(prompt.image_sha256, prompt.image_sha256), prompt.text) for prompt in prompts]
 
 
 class OptionPrior:

@@ -43,13 +43,13 @@ def bootstrap_sums(sums: Floats, clusters: int, seed: int, resamples: int = RESA
         (R, C).
     """
     random = np.random.default_rng(seed)
-    drawn = []
+    resampled = []
     for start in range(0, resamples, _CHUNK):
         rows = min(_CHUNK, resamples - start)
         picks = random.integers(clusters, size=(rows, clusters)) + np.arange(rows)[:, None] * clusters
         times = np.bincount(picks.ravel(), minlength=rows * clusters).reshape(rows, clusters)
-        drawn.append(times.astype(np.float64) @ sums)
-    return np.concatenate(drawn)
+        resampled.append(times.astype(np.float64) @ sums)
+    return np.concatenate(resampled)
 
 
 def cluster_mean(values: ArrayLike, clusters: Sequence[str], seed: int) -> Interval:
@@ -93,25 +93,27 @@ class ItemSet:
         cells = np.concatenate([self._ones, *map(self._by_cluster, outcomes)], axis=1)
         shape = (len(outcomes) + 1, *self._shape)
         totals = cells.sum(0).reshape(shape)
-        drawn = bootstrap_sums(cells, self._count, seed).reshape(-1, *shape)
+        resampled = bootstrap_sums(cells, self._count, seed).reshape(-1, *shape)
         images = (self._ones > 0).reshape(-1, *self._shape)
         return [
-            [self._share(name, cut, totals[[0, row]], drawn[:, [0, row]], images) for name, cut in self._slices()]
+            [self._share(name, cut, totals[[0, row]], resampled[:, [0, row]], images) for name, cut in self._slices()]
             for row in range(1, len(outcomes) + 1)
         ]
 
     def _slices(self) -> list[tuple[str, tuple[slice, slice]]]:
         every = slice(None)
-        named = [("all", (every, every))]
-        named += [(f"modality={name}", (every, slice(i, i + 1))) for i, name in enumerate(self.modalities) if name]
-        named += [(f"question_type={name}", (slice(i, i + 1), every)) for i, name in enumerate(self.types) if name]
-        return named
+        slices = [("all", (every, every))]
+        slices += [(f"modality={name}", (every, slice(i, i + 1))) for i, name in enumerate(self.modalities) if name]
+        slices += [(f"question_type={name}", (slice(i, i + 1), every)) for i, name in enumerate(self.types) if name]
+        return slices
 
     @staticmethod
-    def _share(name: str, cut: tuple[slice, slice], totals: Floats, drawn: Floats, images: NDArray[np.bool_]) -> Share:
-        """One slice: `totals` (2, Q, M) and `drawn` (R, 2, Q, M) hold counts and sums, `images` (G, Q, M) who is in."""
+    def _share(
+        name: str, cut: tuple[slice, slice], totals: Floats, resampled: Floats, images: NDArray[np.bool_]
+    ) -> Share:
+        """One slice: `totals` (2, Q, M) and `resampled` (R, 2, Q, M) hold counts and sums, `images` (G, Q, M) members."""
         count, value = totals[(slice(None), *cut)].sum(1)  # (M,) each
-        counts, values = np.moveaxis(drawn[(slice(None), slice(None), *cut)].sum(2), 1, 0)  # (R, M) each
+        counts, values = np.moveaxis(resampled[(slice(None), slice(None), *cut)].sum(2), 1, 0)  # (R, M) each
         present = count > 0
         per_modality = images[(slice(None), *cut)].any(1).sum(0)[present]  # images of each modality
         in_slice = int(images[(slice(None), *cut)].any((1, 2)).sum())
@@ -134,14 +136,14 @@ class ItemSet:
         `rank_statistics`; a test compares with sklearn's.)
         """
         gold = [_text(item, item.answer_index) for item in self.items]
-        named = [
+        named_slices = [
             None if prediction.predicted is None else _text(item, prediction.predicted)
             for item, prediction in zip(self.items, predictions, strict=True)
         ]
         scores = []
         for text in sorted(set(gold)):
-            hits = sum(a == b == text for a, b in zip(gold, named, strict=True))
-            scores.append(2 * hits / (gold.count(text) + named.count(text)))
+            hits = sum(a == b == text for a, b in zip(gold, named_slices, strict=True))
+            scores.append(2 * hits / (gold.count(text) + named_slices.count(text)))
         return float(np.mean(scores)) if scores else None
 
     def auroc(self, predictions: Sequence[Prediction]) -> float | None:
@@ -298,18 +300,18 @@ def measurements(
     return result
 
 
-def _interval(value: float, drawn: Floats, clusters: ArrayLike) -> Interval:
+def _interval(value: float, resampled: Floats, clusters: ArrayLike) -> Interval:
     """Percentile interval; where all clusters agree, and so resampling never varies, the exact bound for them."""
-    low, high = _percentiles(drawn)
+    low, high = _percentiles(resampled)
     if value in (0.0, 1.0):
         exact = float(np.mean(((1 - _LEVEL) / 2) ** (1 / np.asarray(clusters, dtype=np.float64))))
         low, high = (exact, 1.0) if value == 1.0 else (0.0, 1 - exact)
     return Interval(float(value), float(low), float(high))
 
 
-def _percentiles(drawn: Floats) -> tuple[float, float]:
-    known = drawn[~np.isnan(drawn)]
-    low, high = np.percentile(known, [50 * (1 - _LEVEL), 50 * (1 + _LEVEL)])
+def _percentiles(resampled: Floats) -> tuple[float, float]:
+    defined = resampled[~np.isnan(resampled)]
+    low, high = np.percentile(defined, [50 * (1 - _LEVEL), 50 * (1 + _LEVEL)])
     return float(low), float(high)
 
 
@@ -322,8 +324,8 @@ def _ratio(numerator: Floats, denominator: Floats) -> Floats:
 
 def _mean_known(values: Floats) -> Floats:
     """Mean over the last axis of what is not nan; nan where all are."""
-    known = ~np.isnan(values)
-    return _ratio(np.where(known, values, 0.0).sum(-1), known.sum(-1).astype(np.float64))
+    defined = ~np.isnan(values)
+    return _ratio(np.where(defined, values, 0.0).sum(-1), defined.sum(-1).astype(np.float64))
 
 
 def _sums(codes: NDArray[np.int64], values: Floats, count: int) -> Floats:

@@ -91,10 +91,10 @@ def referenced_uris(parameters: PrepareParameters) -> Iterator[tuple[str, str, K
     """Everything that prepare reads from somewhere: URI, where it stands in the spec, what it is."""
     data = parameters.data
     for part, inputs in (("sources", data.sources), ("benchmarks", data.benchmarks)):
-        for given in inputs:
-            for field, uri in (("uri", given.uri), ("images", given.images)):
+        for source in inputs:
+            for field, uri in (("uri", source.uri), ("images", source.images)):
                 if uri:
-                    yield uri, f"data.{part}[{given.name}].{field}", "dataset"
+                    yield uri, f"data.{part}[{source.name}].{field}", "dataset"
     models = {
         "policy.baseModel": parameters.policy_base_model,
         "rewardModel.baseModel": parameters.reward_base_model,
@@ -112,11 +112,11 @@ def pins(ctx: Context) -> list[dict[str, Any]]:
         For each: uri, kind, revision (a commit of the hub, or empty), bytes, sha256 (over paths and contents), and
         files with path, bytes and sha256. Paths on the volume have no entry.
     """
-    found = {}
+    pin_by_source = {}
     for uri, _, kind in referenced_uris(ctx.parameters):
         source = remote_uri(ctx.root, uri, kind)
         if source is not None:
             fetched = pin_file.load(pin_file.folder_of(ctx.root, source, kind), source, kind)
             if fetched is not None:
-                found[source, kind] = fetched.pin()
-    return [found[each] for each in sorted(found)]
+                pin_by_source[source, kind] = fetched.pin()
+    return [pin_by_source[each] for each in sorted(pin_by_source)]

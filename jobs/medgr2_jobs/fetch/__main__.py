@@ -62,19 +62,19 @@ def fetch_all(ctx: StageContext[PrepareParameters]) -> int:
         try:
             local_path(ctx, uri, what, kind)
             folder = pin_file.folder_of(ctx.root, source, kind)
-            found = pin_file.load(folder, source, kind)
+            pinned = pin_file.load(folder, source, kind)
         except Checkpointed:
             raise
         except StageError as error:
             print(f"\n{error}" if sys.stderr.isatty() else error, file=sys.stderr)
             code = code or int(error.exit_code)
             continue
-        assert found is not None  # nothing removes it
-        size = _size(sum(file.bytes for file in found.files))
-        revision = f", revision {found.revision}" if found.revision else ""
+        assert pinned is not None  # nothing removes it
+        size = _size(sum(file.bytes for file in pinned.files))
+        revision = f", revision {pinned.revision}" if pinned.revision else ""
         if sys.stderr.isatty():
             print("\r\033[K", end="", file=sys.stderr, flush=True)
-        print(f"{what}: {uri}: {len(found.files)} files, {size}{revision}: {folder}")
+        print(f"{what}: {uri}: {len(pinned.files)} files, {size}{revision}: {folder}")
     return code
 
 
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="medgr2 fetch", description="Fetch what a cycle names.")
     parser.add_argument("cycle", type=Path)
     parser.add_argument("--workspace", type=Path, required=True)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     stop, signals = threading.Event(), []
 
     def leave(number: int, _: FrameType | None) -> None:
@@ -93,14 +93,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
     try:
-        cycle = load_cycle(given.cycle)
+        cycle = load_cycle(options.cycle)
     except CycleError as error:
         for problem in error.problems:
-            print(f"{given.cycle}: {problem}", file=sys.stderr)
+            print(f"{options.cycle}: {problem}", file=sys.stderr)
         return ExitCode.USAGE
-    given.workspace.mkdir(parents=True, exist_ok=True)
+    options.workspace.mkdir(parents=True, exist_ok=True)
     try:
-        return fetch_all(_context(cycle, given.workspace.resolve(), stop))
+        return fetch_all(_context(cycle, options.workspace.resolve(), stop))
     except Checkpointed:
         print("\nstopped; the same command goes on", file=sys.stderr)
         return 128 + signals[0]

@@ -26,20 +26,20 @@ def fetch(request: FetchRequest, partial: Path, tick: Tick) -> FetchedSource:
         ConfigError: it is not there, may not be read, or leads elsewhere by a link.
         DiskFull: no space left.
     """
-    given = Path(unquote(request.uri.removeprefix("file://")))
-    top = given.resolve()
+    path_given = Path(unquote(request.uri.removeprefix("file://")))
+    top = path_given.resolve()
     _check_allowed(request, top)
     if not top.exists():
         raise ConfigError(f"{request.label}: there is no such file or folder on this computer")
     files = partial / pin_file.FILES
     try:
-        wanted = dict(_files_to_copy(request, top))
-        if not wanted:
+        selected = dict(_files_to_copy(request, top))
+        if not selected:
             raise ConfigError(f"{request.label}: holds nothing that can be used")
-        pin_file.remove_unlisted(files, set(wanted))
-        sizes = {name: path.stat().st_size for name, path in wanted.items()}
+        pin_file.remove_unlisted(files, set(selected))
+        sizes = {name: path.stat().st_size for name, path in selected.items()}
         done, total = 0, sum(sizes.values())
-        for name, path in wanted.items():
+        for name, path in selected.items():
             tick(done, total)
             _copy(path, files / name)
             done += sizes[name]
@@ -94,11 +94,11 @@ def _raise(error: OSError) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     """Copies a file with its time, by which an interrupted copy knows it again."""
-    found = source.stat()
-    if target.is_file() and (target.stat().st_size, target.stat().st_mtime_ns) == (found.st_size, found.st_mtime_ns):
+    status = source.stat()
+    if target.is_file() and (target.stat().st_size, target.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns):
         return
     handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)  # what was checked is what is read
     with os.fdopen(handle, "rb") as stream, atomic.atomic_file(target) as copy:
         shutil.copyfileobj(stream, copy, 1 << 20)
         copy.flush()
-        os.utime(copy.fileno(), ns=(found.st_atime_ns, found.st_mtime_ns))
+        os.utime(copy.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))

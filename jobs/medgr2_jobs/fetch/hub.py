@@ -42,7 +42,7 @@ def fetch(request: FetchRequest, partial: Path, tick: Tick) -> FetchedSource:
     """
     from huggingface_hub import HfApi, RepoFile
 
-    repo, revision, asked = hub_parts(request.uri)
+    repo, revision, requested_path = hub_parts(request.uri)
     if request.kind == "model" and request.uri.startswith("hf://datasets/"):
         raise ConfigError(f"{request.label}: is a dataset; a model is named hf://org/name@revision")
     repo_type = request.kind
@@ -52,42 +52,48 @@ def fetch(request: FetchRequest, partial: Path, tick: Tick) -> FetchedSource:
         if commit is None:
             raise ConfigError(f"{request.label}: the hub names no commit; is data.fetch.hubEndpoint that of a hub?")
         tree = api.list_repo_tree(repo, recursive=True, revision=commit, repo_type=repo_type)
-        wanted = _files_to_fetch(request, [entry for entry in tree if isinstance(entry, RepoFile)], repo, asked)
+        selected = _files_to_fetch(
+            request, [entry for entry in tree if isinstance(entry, RepoFile)], repo, requested_path
+        )
         atomic.remove_tree(partial / pin_file.FILES)
         for broken in (partial / _CACHE).rglob("*.incomplete"):  # a killed client's: nobody else writes here
             broken.unlink()
-        _download(request, repo, commit, wanted, partial, tick)
-    single = len(wanted) == 1 and next(iter(wanted.values())).path == asked
-    etags = {name: entry.lfs.sha256 if entry.lfs else entry.blob_id for name, entry in wanted.items()}
-    return FetchedSource(commit, next(iter(wanted)) if single else "", etags)
+        _download(request, repo, commit, selected, partial, tick)
+    single = len(selected) == 1 and next(iter(selected.values())).path == requested_path
+    etags = {name: entry.lfs.sha256 if entry.lfs else entry.blob_id for name, entry in selected.items()}
+    return FetchedSource(commit, next(iter(selected)) if single else "", etags)
 
 
-def _files_to_fetch(request: FetchRequest, entries: list[RepoFile], repo: str, asked: str) -> dict[str, RepoFile]:
+def _files_to_fetch(
+    request: FetchRequest, entries: list[RepoFile], repo: str, requested_path: str
+) -> dict[str, RepoFile]:
     """The files to fetch, by their path in `files/`."""
-    found: dict[str, RepoFile] = {}
+    selected: dict[str, RepoFile] = {}
     for entry in entries:
-        name = relative_to(entry.path, asked)
+        name = relative_to(entry.path, requested_path)
         if name is not None and pin_file.is_fetched(name, request.kind):
             try:
-                found[relative_path(name)] = entry
+                selected[relative_path(name)] = entry
             except ValueError as error:
                 raise ConfigError(f"{request.label}: {error}") from None
-    if found:
-        return found
+    if selected:
+        return selected
     top = sorted({entry.path.partition("/")[0] for entry in entries})
-    if asked and not any(relative_to(entry.path, asked) for entry in entries):
-        raise ConfigError(f"{request.label}: {repo} has no {asked!r} at this revision; it has {', '.join(top[:20])}")
+    if requested_path and not any(relative_to(entry.path, requested_path) for entry in entries):
+        raise ConfigError(
+            f"{request.label}: {repo} has no {requested_path!r} at this revision; it has {', '.join(top[:20])}"
+        )
     raise ConfigError(f"{request.label}: holds nothing that can be used; it has {', '.join(top[:20]) or 'no files'}")
 
 
 def _download(
-    request: FetchRequest, repo: str, commit: str, wanted: dict[str, RepoFile], partial: Path, tick: Tick
+    request: FetchRequest, repo: str, commit: str, selected: dict[str, RepoFile], partial: Path, tick: Tick
 ) -> None:
     """All files, several at once; the first error ends it."""
     from huggingface_hub import hf_hub_download
 
     files = partial / pin_file.FILES
-    bar = _progress(tick, sum(entry.size for entry in wanted.values()))
+    bar = _progress(tick, sum(entry.size for entry in selected.values()))
 
     def one(name: str, entry: RepoFile) -> None:
         cached = Path(
@@ -107,7 +113,7 @@ def _download(
             _link(cached, files / name)
 
     with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
-        running = [pool.submit(one, name, entry) for name, entry in wanted.items()]
+        running = [pool.submit(one, name, entry) for name, entry in selected.items()]
         try:
             for done in as_completed(running):
                 done.result()
@@ -218,10 +224,10 @@ def _offline(request: FetchRequest) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__ or found.__context__
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def _first(error: BaseException) -> str:

@@ -117,12 +117,12 @@ def load(folder: Path, uri: str, kind: Kind) -> PinFile | None:
     if version != SCHEMA_VERSION:  # before anything else: another version may have other fields
         raise CorruptArtifact(f"{path}: schema version {version}, this version reads {SCHEMA_VERSION}")
     try:
-        found = PinFile.model_validate(document)
+        pinned = PinFile.model_validate(document)
     except ValidationError as error:
         raise CorruptArtifact(f"{path}: {str(error).splitlines()[0]}; {_remedy(folder)}") from error
-    if (found.uri, found.kind) != (uri, kind):
-        raise CorruptArtifact(f"{path}: is of {found.kind} {found.uri}, not of {kind} {uri}; {_remedy(folder)}")
-    return found
+    if (pinned.uri, pinned.kind) != (uri, kind):
+        raise CorruptArtifact(f"{path}: is of {pinned.kind} {pinned.uri}, not of {kind} {uri}; {_remedy(folder)}")
+    return pinned
 
 
 def verify(folder: Path, fetched: PinFile, tick: Callable[[int], None]) -> None:
@@ -148,15 +148,15 @@ def verify(folder: Path, fetched: PinFile, tick: Callable[[int], None]) -> None:
             raise CorruptArtifact(f"{path}: sha256 differs from the one in {FETCHED}; {_remedy(folder)}")
         listed.add(path)
         done += size
-    strangers = [path for path in _entries(top) if path not in listed]
-    if strangers:
-        raise CorruptArtifact(f"{strangers[0]}: {FETCHED} does not list it; remove this file, or {_remedy(folder)}")
+    unlisted = [path for path in _entries(top) if path not in listed]
+    if unlisted:
+        raise CorruptArtifact(f"{unlisted[0]}: {FETCHED} does not list it; remove this file, or {_remedy(folder)}")
 
 
-def remove_unlisted(files: Path, wanted: set[str]) -> None:
+def remove_unlisted(files: Path, listed: set[str]) -> None:
     """Removes what an earlier, interrupted fetch left that is not wanted any more."""
     for path in list(_entries(files)):
-        if path.relative_to(files).as_posix() not in wanted:
+        if path.relative_to(files).as_posix() not in listed:
             path.unlink()
 
 
@@ -168,13 +168,13 @@ def describe(partial: Path, etags: dict[str, str], tick: Callable[[int], None]) 
         etags: by path, where there are any.
         tick: told how many bytes were read so far, before each file.
     """
-    top, found, done = partial / FILES, [], 0
+    top, pinned, done = partial / FILES, [], 0
     for path in sorted(_entries(top)):
         tick(done)
         name, size = path.relative_to(top).as_posix(), path.stat().st_size
-        found.append(PinnedFile(path=name, bytes=size, sha256=atomic.sha256_file(path), etag=etags.get(name, "")))
+        pinned.append(PinnedFile(path=name, bytes=size, sha256=atomic.sha256_file(path), etag=etags.get(name, "")))
         done += size
-    return found
+    return pinned
 
 
 def commit(partial: Path, folder: Path, fetched: PinFile) -> None:

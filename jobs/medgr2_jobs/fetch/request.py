@@ -54,14 +54,14 @@ class FetchedSource:
     """By path."""
 
 
-def relative_to(name: str, asked: str) -> str | None:
+def relative_to(name: str, requested_path: str) -> str | None:
     """The path of `name` relative to what was asked for, which is a file, a folder, or (empty) all.
 
     Returns:
         None: it is not part of that.
     """
-    if not asked:
+    if not requested_path:
         return name
-    if name == asked:
+    if name == requested_path:
         return name.rpartition("/")[2]
-    return name.removeprefix(f"{asked}/") if name.startswith(f"{asked}/") else None
+    return name.removeprefix(f"{requested_path}/") if name.startswith(f"{requested_path}/") else None

@@ -46,15 +46,17 @@ def fetch(request: FetchRequest, partial: Path, tick: Tick) -> FetchedSource:
         TemporaryError: the store cannot be reached, or an object changed while it was read.
         DiskFull: no space left.
     """
-    bucket, _, asked = request.uri.removeprefix("s3://").partition("/")
-    asked = asked.strip("/")
+    bucket, _, requested_path = request.uri.removeprefix("s3://").partition("/")
+    requested_path = requested_path.strip("/")
     with _errors(request, bucket):
         store = _connect(request, bucket)
-        wanted = _objects_to_fetch(request, store, bucket, asked)
-        copy = _Copy(request, store, partial, sum(info.size for info in wanted.values()), tick)
-        copy.run(wanted)
-    single = len(wanted) == 1 and next(iter(wanted.values())).path == f"{bucket}/{asked}"
-    return FetchedSource(path=next(iter(wanted)) if single else "", etags={name: copy.done[name] for name in wanted})
+        selected = _objects_to_fetch(request, store, bucket, requested_path)
+        copy = _Copy(request, store, partial, sum(info.size for info in selected.values()), tick)
+        copy.run(selected)
+    single = len(selected) == 1 and next(iter(selected.values())).path == f"{bucket}/{requested_path}"
+    return FetchedSource(
+        path=next(iter(selected)) if single else "", etags={name: copy.done[name] for name in selected}
+    )
 
 
 def _connect(request: FetchRequest, bucket: str) -> S3FileSystem:
@@ -77,28 +79,30 @@ def _connect(request: FetchRequest, bucket: str) -> S3FileSystem:
     )
 
 
-def _objects_to_fetch(request: FetchRequest, store: S3FileSystem, bucket: str, asked: str) -> dict[str, FileInfo]:
+def _objects_to_fetch(
+    request: FetchRequest, store: S3FileSystem, bucket: str, requested_path: str
+) -> dict[str, FileInfo]:
     """The objects to fetch, by their path in `files/`."""
     from pyarrow import fs
 
-    place = f"{bucket}/{asked}".rstrip("/")
-    found = store.get_file_info(place) if asked else None
-    if found is not None and found.type is fs.FileType.File:
-        infos = [found]
+    place = f"{bucket}/{requested_path}".rstrip("/")
+    info_at_path = store.get_file_info(place) if requested_path else None
+    if info_at_path is not None and info_at_path.type is fs.FileType.File:
+        infos = [info_at_path]
     else:
         infos = [info for info in store.get_file_info(fs.FileSelector(place, recursive=True)) if info.is_file]
-    wanted: dict[str, FileInfo] = {}
+    selected: dict[str, FileInfo] = {}
     for info in sorted(infos, key=lambda info: info.path):
         name = relative_to(info.path, place)
         if name is None or not pin_file.is_fetched(name, request.kind):
             continue
         try:
-            wanted[relative_path(name)] = info
+            selected[relative_path(name)] = info
         except ValueError as error:
             raise ConfigError(f"{request.label}: key {info.path!r}: {error}") from None
-    if not wanted:
+    if not selected:
         raise ConfigError(f"{request.label}: holds nothing that can be used ({len(infos)} objects are there)")
-    return wanted
+    return selected
 
 
 class _Copy:
@@ -114,12 +118,12 @@ class _Copy:
         self._lock = threading.Lock()
         self._bytes = 0
 
-    def run(self, wanted: dict[str, FileInfo]) -> None:
+    def run(self, selected: dict[str, FileInfo]) -> None:
         """All objects, several at once; the first error ends it."""
         self._parts.mkdir(parents=True, exist_ok=True)
-        pin_file.remove_unlisted(self._files, set(wanted))
+        pin_file.remove_unlisted(self._files, set(selected))
         with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
-            running = [pool.submit(self._one, name, info) for name, info in wanted.items()]
+            running = [pool.submit(self._one, name, info) for name, info in selected.items()]
             try:
                 for done in as_completed(running):
                     done.result()
@@ -194,8 +198,8 @@ class _Copy:
 
 def _etag(stream: Any) -> str:
     metadata = stream.metadata() or {}
-    found = metadata.get(b"ETag", metadata.get("ETag", b""))
-    return (found.decode() if isinstance(found, bytes) else str(found)).strip('"')
+    value = metadata.get(b"ETag", metadata.get("ETag", b""))
+    return (value.decode() if isinstance(value, bytes) else str(value)).strip('"')
 
 
 @contextmanager

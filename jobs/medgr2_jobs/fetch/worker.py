@@ -51,10 +51,10 @@ def fetch(request: FetchRequest, tick: Tick) -> None:
             if pin_file.load(folder, request.uri, request.kind) is not None:
                 return
             atomic.make_folder(partial)
-            found = _SCHEMES[request.uri.partition("://")[0]](request, partial, tick)
-            described = pin_file.describe(partial, found.etags, lambda done: None)
+            source = _SCHEMES[request.uri.partition("://")[0]](request, partial, tick)
+            described = pin_file.describe(partial, source.etags, lambda done: None)
             fetched = pin_file.PinFile(
-                uri=request.uri, kind=request.kind, revision=found.revision, path=found.path, files=described
+                uri=request.uri, kind=request.kind, revision=source.revision, path=source.path, files=described
             )
             pin_file.commit(partial, folder, fetched)
 

@@ -94,18 +94,18 @@ def propose(
     hallucinated = error_rate(kind, truth, scripted)
     irrelevant = hallucinated + scripted.irrelevant_rate
     incoherent = irrelevant + scripted.incoherent_rate
-    drawn = rng.random()
+    draw = rng.random()
     if is_blind(kind, truth, scripted.blind_spots):
-        drawn *= min(1.0, incoherent)  # never good, also when the rates do not add up to 1
+        draw *= min(1.0, incoherent)  # never good, also when the rates do not add up to 1
 
-    if drawn < hallucinated:
+    if draw < hallucinated:
         candidate_kind, index = HALLUCINATED, _neighbour(kind, truth, question.options, wrong, rng)
         text = synthetic_images.rationale(kind, question.options[index])
-    elif drawn < irrelevant:
+    elif draw < irrelevant:
         candidate_kind, index = IRRELEVANT, rng.choice(wrong)
         other = rng.choice([name for name in synthetic_images.KINDS if name != kind])
         text = synthetic_images.rationale(other, rng.choice(synthetic_images.VALUES[other]))
-    elif drawn < incoherent:
+    elif draw < incoherent:
         candidate_kind, index = INCOHERENT, rng.choice(wrong)
         text = paraphrase.drop_phrases(synthetic_images.rationale(kind, question.options[index]), rng)
     else:

@@ -52,12 +52,12 @@ def publish(ctx: StageContext[PrepareParameters]) -> dict[str, float]:
     Returns:
         Counters: the loss of the built-in model's pre-training, if it was built.
     """
-    named = dict(zip(("policy", "reward"), _bases(ctx.parameters), strict=True))
-    tiny = {name: PretrainSettings.named(name, field) for field, name in named.values() if name.startswith(BUILTIN)}
+    by_role = dict(zip(("policy", "reward"), _bases(ctx.parameters), strict=True))
+    tiny = {name: PretrainSettings.named(name, field) for field, name in by_role.values() if name.startswith(BUILTIN)}
     folders = {name: ctx.work / "tiny" / str(index) for index, name in enumerate(tiny)}
     losses = _build_all(ctx, tiny, folders)
     counters: dict[str, float] = {}
-    for role, (field, name) in named.items():
+    for role, (field, name) in by_role.items():
         if name in folders:
             ctx.writer.take(f"models/{role}", folders[name])
             counters[f"{role}_pretrain_loss"] = losses[name]
@@ -171,14 +171,14 @@ def _check_safetensors(path: Path, field: str) -> None:
 
 def _json(path: Path, field: str) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{field}: {path} is missing; a model folder in Hugging Face format is needed") from None
     except ValueError as error:
         raise ConfigError(f"{field}: {path} is not JSON ({error})") from error
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise ConfigError(f"{field}: {path} is not a JSON object")
-    return found
+    return document
 
 
 def _take(ctx: StageContext[PrepareParameters], name: str, folder: Path) -> None:

@@ -114,8 +114,8 @@ class Encoder:
         """Patches float32 (N, D) and grid int64 (3,) of an image."""
         if kept := self._pixels.get(sha256):
             return kept
-        found = self.processor.image_processor(images=[self.image(sha256)], return_tensors="pt")
-        return self._pixels.put(sha256, (found["pixel_values"], found["image_grid_thw"][0]))
+        features = self.processor.image_processor(images=[self.image(sha256)], return_tensors="pt")
+        return self._pixels.put(sha256, (features["pixel_values"], features["image_grid_thw"][0]))
 
     def image(self, sha256: str) -> Any:
         """The picture behind a name; subclasses replace it for controls (blank, shuffled)."""

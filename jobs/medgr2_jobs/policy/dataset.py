@@ -129,7 +129,7 @@ def grpo_prompts(
     """
     seed: dict[Prompt, int] = {}
     kept: dict[Prompt, set[int]] = {}
-    asked: dict[Prompt, AnsweredQuestion] = {}
+    question_by_prompt: dict[Prompt, AnsweredQuestion] = {}
     for row in training:
         prompt = answers.prompt_of(row, answer_format)
         if row.origin is Origin.SEED:
@@ -137,12 +137,12 @@ def grpo_prompts(
         else:
             kept.setdefault(prompt, set()).add(row.answer_index)
         if source is PromptSource.KEPT or row.origin is Origin.SEED:
-            asked.setdefault(prompt, row)
+            question_by_prompt.setdefault(prompt, row)
     if source is PromptSource.CANDIDATES:
         learnt = {row.row_id: row for row in training if row.origin is Origin.GENERATED}
         for triplet in triplets:
             question = learnt.get(triplet.triplet_id, triplet)
-            asked.setdefault(answers.prompt_of(question, answer_format), question)
+            question_by_prompt.setdefault(answers.prompt_of(question, answer_format), question)
 
     def trusted(prompt: Prompt) -> int | None:
         if prompt in seed:
@@ -151,7 +151,8 @@ def grpo_prompts(
         return next(iter(believed)) if len(believed) == 1 else None
 
     return [
-        GRPOPrompt(prompt, question.options, trusted(prompt), gold=prompt in seed) for prompt, question in asked.items()
+        GRPOPrompt(prompt, question.options, trusted(prompt), gold=prompt in seed)
+        for prompt, question in question_by_prompt.items()
     ]
 
 

@@ -88,10 +88,10 @@ def make_term(spec: RewardTerm, score: Scorer | None = None) -> Term:
 
 def _of_plugin(plugin: PluginRef) -> Values:
     where = f"policy.grpo.rewards[{plugin.name}]"
-    found: Values = plugins.load(PluginGroup.REWARDS, plugin, where)
+    loaded: Values = plugins.load(PluginGroup.REWARDS, plugin, where)
 
     def checked(completions: Sequence[Completion]) -> np.ndarray:
-        values = np.asarray(found(completions), dtype=float)
+        values = np.asarray(loaded(completions), dtype=float)
         if values.shape != (len(completions),) or not np.isfinite(values).all():
             bad = int((~np.isfinite(values)).sum())
             raise ConfigError(

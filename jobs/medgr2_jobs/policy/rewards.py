@@ -49,9 +49,9 @@ def check_terms(terms: Sequence[RewardTerm], has_reward: bool, field_name: str) 
             f"{field_name}: the weights beside AnswerMatch add up to 0; where no answer is trusted they could not take "
             "over its weight in proportion to their own"
         )
-    for given in terms:
-        if given.plugin is not None:
-            make_term(given)
+    for declared in terms:
+        if declared.plugin is not None:
+            make_term(declared)
     if RewardTermType.REWARD_MODEL in kinds and not has_reward:
         raise ConfigError(
             f"{field_name}: has a RewardModel term, but this cycle trains no reward model (stage reward is disabled "
@@ -118,13 +118,13 @@ class PolicyReward:
             trainer_state: tells the step.
             log_metric: takes a figure into the trainer's log.
         """
-        said = [message[0]["content"] for message in completions]
-        picked = [answers.extract(answer, offered) for answer, offered in zip(said, options, strict=True)]
+        texts = [message[0]["content"] for message in completions]
+        picked = [answers.extract(answer, offered) for answer, offered in zip(texts, options, strict=True)]
         trusted = np.array([index is not None for index in answer_index])
         completed = [
             Completion(image, asked, tuple(offered), answer, choice, right)
             for image, asked, offered, answer, choice, right in zip(
-                image_sha256, text, options, said, picked, answer_index, strict=True
+                image_sha256, text, options, texts, picked, answer_index, strict=True
             )
         ]
         values = {one.name: np.asarray(one.values(completed)) for one in self.terms}
@@ -132,7 +132,7 @@ class PolicyReward:
         total = np.sum(list(parts.values()), axis=0)
 
         figures = self._figures(parts, total)
-        figures |= {name: float(found.mean()) for name, found in values.items() if name != MATCH}
+        figures |= {name: float(values_of_term.mean()) for name, values_of_term in values.items() if name != MATCH}
         match, scores = answer_match(completed), values.get(REWARD_MODEL)
         if trusted.any():
             figures[MATCH] = float(match[trusted].mean())
@@ -140,7 +140,7 @@ class PolicyReward:
             rows = [completion.row for completion in completed]
             figures["unique_completions"] = len(set(rows)) / len(rows)
         figures["parse_failures"] = sum(p is None for p in picked) / len(picked)
-        figures["well_formed"] = sum(map(answers.well_formed, said)) / len(said)
+        figures["well_formed"] = sum(map(answers.well_formed, texts)) / len(texts)
         for name, value in figures.items():
             log_metric(name, value)
 
@@ -150,7 +150,7 @@ class PolicyReward:
                 Rollout(
                     step=step,
                     prompt_id=prompt_id[i],
-                    completion=said[i],
+                    completion=texts[i],
                     reward=float(total[i]),
                     reward_model=None if scores is None else float(scores[i]),
                     match=float(match[i]) if trusted[i] else None,
@@ -199,7 +199,7 @@ def summary(history: Sequence[dict[str, Any]]) -> dict[str, float]:
     steps = [entry for entry in history if "reward" in entry]
     fifth = max(1, len(steps) // 5)
     others = sorted({key for entry in steps for key in entry if key.removeprefix("variance_share_").startswith(OTHERS)})
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for name, key, part in (
         ("reward_first", "reward", steps[:fifth]),
         ("reward_last", "reward", steps[-fifth:]),
@@ -209,8 +209,8 @@ def summary(history: Sequence[dict[str, Any]]) -> dict[str, float]:
     ):
         values = [entry[key] for entry in part if entry.get(key) is not None]
         if values:
-            found[name] = round(float(np.mean(values)), 6)
-    return found
+            figures[name] = round(float(np.mean(values)), 6)
+    return figures
 
 
 _SUMMARISED = (

@@ -98,8 +98,8 @@ def _images(context: PreflightContext) -> list[ImageUse]:
     if not images:
         from PIL import Image
 
-        drawn = Image.effect_noise((_NOISE_SIDE, _NOISE_SIDE), 60).convert("RGB")
-        images = [ImageUse(store.add(drawn, context.spec.data.max_pixels).sha256, "", Split.TRAIN, True)]
+        noise = Image.effect_noise((_NOISE_SIDE, _NOISE_SIDE), 60).convert("RGB")
+        images = [ImageUse(store.add(noise, context.spec.data.max_pixels).sha256, "", Split.TRAIN, True)]
     return images
 
 

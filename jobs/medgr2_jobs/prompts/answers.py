@@ -101,12 +101,12 @@ def extract(text: str, options: Sequence[str]) -> int | None:
     letter = _LETTER.fullmatch(answer)
     if letter and (index := LETTERS.index(letter.group(1).upper())) < len(options):
         return index
-    said = normalise(answer)
+    answer_text = normalise(answer)
     offered = [normalise(option) for option in options]
-    exact = [index for index, option in enumerate(offered) if option and option == said]
+    exact = [index for index, option in enumerate(offered) if option and option == answer_text]
     if len(exact) == 1:
         return exact[0]
-    contained = [index for index, option in enumerate(offered) if option and f" {option} " in f" {said} "]
+    contained = [index for index, option in enumerate(offered) if option and f" {option} " in f" {answer_text} "]
     return contained[0] if len(contained) == 1 else None
 
 

@@ -100,8 +100,8 @@ def paired_difference(
     a, b = np.asarray(correct_a, dtype=np.float64), np.asarray(correct_b, dtype=np.float64)
     if a.shape != b.shape or len(clusters) != a.size:
         raise ValueError(f"{a.size}, {b.size} and {len(clusters)} values: all three must be of the same questions")
-    found = cluster_mean(b - a, clusters, seed)
-    return found.value, found.low, found.high
+    difference = cluster_mean(b - a, clusters, seed)
+    return difference.value, difference.low, difference.high
 
 
 def answers_of(
@@ -225,13 +225,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", type=Split, choices=(Split.TEST, Split.VALIDATION), default=Split.TEST)
     parser.add_argument("--scoring", type=Scoring, choices=tuple(Scoring), default=Scoring.OPTION_LOGPROB)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        lines = compare(given.workspace, given.cycles, given.split, given.scoring)
+        lines = compare(options.workspace, options.cycles, options.split, options.scoring)
     except StageError as error:
         print(f"medgr2 compare: {error}", file=sys.stderr)
         return int(error.exit_code)
-    if given.json:
+    if options.json:
         print(json.dumps([{**asdict(line), "name": line.name} for line in lines], indent=1))
     else:
         print(markdown(lines))

@@ -145,10 +145,10 @@ def modalities(results: Sequence[Measurement], split: Split, benchmark: str, pat
     return True
 
 
-def _newest(found: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+def _newest(points: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
     """The base model, and each kind's checkpoint of the newest iteration."""
-    newest = max((iteration for iteration, _ in found), default=0)
-    return [key for key in found if key[1] == "base" or key[0] == newest]
+    newest = max((iteration for iteration, _ in points), default=0)
+    return [key for key in points if key[1] == "base" or key[0] == newest]
 
 
 def scores(

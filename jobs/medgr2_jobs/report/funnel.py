@@ -37,7 +37,7 @@ class FunnelRow:
 
 def rows(frame: CycleFrame) -> list[FunnelRow]:
     """A row per iteration and combination that occurs; empty where generation is off."""
-    found: list[FunnelRow] = []
+    funnel_rows: list[FunnelRow] = []
     curated = set(frame.iterations("curate"))
     for iteration in [t for t in frame.iterations("generate") if t in curated]:
         scores = frame.scores(iteration)
@@ -53,19 +53,19 @@ def rows(frame: CycleFrame) -> list[FunnelRow]:
             }
             key = (row.paradigm or "unknown", row.modality or "unknown", row.question_type or "unknown")
             counts.setdefault(key, Counter()).update(step for step in STEPS if passed[step])
-        found += [
+        funnel_rows += [
             FunnelRow(iteration, *key, count["generated"], count["parsed"], count["scored"], count["kept"])
             for key, count in sorted(counts.items())
         ]
-    return found
+    return funnel_rows
 
 
-def totals(found: Sequence[FunnelRow]) -> dict[str, int]:
+def totals(funnel_rows: Sequence[FunnelRow]) -> dict[str, int]:
     """All candidates at each step."""
-    return {step: sum(getattr(row, step) for row in found) for step in STEPS}
+    return {step: sum(getattr(row, step) for row in funnel_rows) for step in STEPS}
 
 
-def marginals(found: Sequence[FunnelRow]) -> list[tuple[str, str, dict[str, int]]]:
+def marginals(funnel_rows: Sequence[FunnelRow]) -> list[tuple[str, str, dict[str, int]]]:
     """(dimension, group, candidates at each step), all iterations together; the largest groups first.
 
     A dimension with one group says nothing and is left out.
@@ -73,7 +73,7 @@ def marginals(found: Sequence[FunnelRow]) -> list[tuple[str, str, dict[str, int]
     result = []
     for dimension in DIMENSIONS:
         groups: dict[str, Counter[str]] = {}
-        for row in found:
+        for row in funnel_rows:
             group = groups.setdefault(getattr(row, dimension), Counter())
             group.update({step: getattr(row, step) for step in STEPS})
         order = sorted(groups, key=lambda name: (-groups[name]["generated"], name))

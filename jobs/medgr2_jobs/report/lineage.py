@@ -216,11 +216,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("cycle")
     parser.add_argument("triplet", nargs="?", default="")
     parser.add_argument("--workspace", type=Path, default=Path(os.environ.get(WORKSPACE_ENV, "/workspace")))
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        if "/" in given.cycle or given.cycle in ("", ".", ".."):
-            raise ConfigError(f"{given.cycle!r} is not the name of a cycle")
-        for document in lineage_json(given.workspace, given.cycle, given.triplet):
+        if "/" in options.cycle or options.cycle in ("", ".", ".."):
+            raise ConfigError(f"{options.cycle!r} is not the name of a cycle")
+        for document in lineage_json(options.workspace, options.cycle, options.triplet):
             print(json.dumps(document))
         sys.stdout.flush()
     except StageError as error:

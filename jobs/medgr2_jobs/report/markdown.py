@@ -171,17 +171,17 @@ def _funnel(rows: Sequence[funnel.FunnelRow]) -> list[str]:
 def _filter(rows: Sequence[FilterRow]) -> list[str]:
     if not rows:
         return []
-    known = any(row.precision_raw is not None for row in rows)
+    measured = any(row.precision_raw is not None for row in rows)
     head = ["iteration", "candidates", "kept", "threshold"]
-    head += ["right before, %", "right after, %", "right ones kept, %"] if known else []
+    head += ["right before, %", "right after, %", "right ones kept, %"] if measured else []
     cells = []
     for row in rows:
         share = f" ({_percent(row.kept / row.candidates)} %)" if row.candidates else ""
         line = [str(row.iteration), str(row.candidates), f"{row.kept}{share}", _number(row.threshold)]
-        line += [_percent(x) for x in (row.precision_raw, row.precision_kept, row.recall)] if known else []
+        line += [_percent(x) for x in (row.precision_raw, row.precision_kept, row.recall)] if measured else []
         cells.append([*line, row.reasons])
     text = "What the reward model let through. A rejected candidate is counted under each of its reasons."
-    if known:
+    if measured:
         text += " The generator is scripted, so the true share of right candidates is known; no stage sees it."
     return ["## Filter", text, table([*head, "rejected because"], cells)]
 

@@ -63,19 +63,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", default="stdin.jsonl", help="of the file on stdin")
     parser.add_argument("--bytes", type=int, default=-1, help="of the file on stdin; -1: to its end")
     parser.add_argument("--workspace", type=Path, default=Path(os.environ.get(WORKSPACE_ENV, "/workspace")))
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        if "/" in given.cycle or given.cycle in ("", ".", ".."):
-            raise ConfigError(f"{given.cycle!r} is not the name of a cycle")
-        if given.command == "import":
-            data = sys.stdin.buffer.read(given.bytes)
-            if 0 <= given.bytes != len(data):
-                raise DataError(f"{given.name}: {len(data)} of {given.bytes} bytes arrived; try again")
-            print(json.dumps(receive(given.workspace, given.cycle, given.iteration, data, given.name)))
+        if "/" in options.cycle or options.cycle in ("", ".", ".."):
+            raise ConfigError(f"{options.cycle!r} is not the name of a cycle")
+        if options.command == "import":
+            data = sys.stdin.buffer.read(options.bytes)
+            if 0 <= options.bytes != len(data):
+                raise DataError(f"{options.name}: {len(data)} of {options.bytes} bytes arrived; try again")
+            print(json.dumps(receive(options.workspace, options.cycle, options.iteration, data, options.name)))
             return int(ExitCode.OK)
-        rows = export_review.triplets(given.workspace, given.cycle, given.iteration, given.all)
-        title = f"{given.cycle}, iteration {given.iteration}"
-        exported = export_review.write(given.workspace, rows, given.format, title, sys.stdout.buffer)
+        rows = export_review.triplets(options.workspace, options.cycle, options.iteration, options.all)
+        title = f"{options.cycle}, iteration {options.iteration}"
+        exported = export_review.write(options.workspace, rows, options.format, title, sys.stdout.buffer)
     except StageError as error:
         print(error, file=sys.stderr)
         return int(error.exit_code)

@@ -142,9 +142,9 @@ class RewardModel(nn.Module):
             raise ConfigError(f"{folder / INFO_FILE}: says hidden size {info.hidden_size}, the backbone has {hidden}")
         model = cls(backbone, info)
         expected = {name: tuple(value.shape) for name, value in model.head.state_dict().items()}
-        found = {name: tuple(value.shape) for name, value in weights.items()}
-        if found != expected:
-            raise ConfigError(f"{folder / HEAD_FILE}: head {info.head} needs {expected}, the file has {found}")
+        shapes = {name: tuple(value.shape) for name, value in weights.items()}
+        if shapes != expected:
+            raise ConfigError(f"{folder / HEAD_FILE}: head {info.head} needs {expected}, the file has {shapes}")
         model.head.load_state_dict(weights)
         return model.train(train)
 

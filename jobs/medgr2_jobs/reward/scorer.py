@@ -82,8 +82,8 @@ def score(
     training = model.training
     model.eval()
     try:
-        for found in _passes(model, encoder, [_item(encoder, row) for row in distinct]):
-            scores.update(found)
+        for batch_scores in _passes(model, encoder, [_item(encoder, row) for row in distinct]):
+            scores.update(batch_scores)
             if on_progress:
                 on_progress(len(scores), len(distinct))
     finally:

@@ -88,8 +88,8 @@ def fit(
     )
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     share = replay_fraction if replay else 0.0
-    drawn = max(1, round(training.num_epochs * len(rows) / (1 - share)))
-    length = arguments.max_steps * batch if arguments.max_steps > 0 else drawn
+    rows_drawn = max(1, round(training.num_epochs * len(rows) / (1 - share)))
+    length = arguments.max_steps * batch if arguments.max_steps > 0 else rows_drawn
     place_checkpoints(arguments, math.ceil(length / batch), spread="save_steps" not in options)
     model.add_adapters(lora_config(training.lora, task_type=None))
     callback = StageCallback(ctx, "retrain" if retrain else "train")

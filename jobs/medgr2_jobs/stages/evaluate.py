@@ -51,15 +51,15 @@ def run(ctx: StageContext[EvaluateParameters]) -> StageOutcome:
     sets = _item_sets(items)
     conditions = [EvalCondition.REAL, *(CONDITION_OF[control] for control in parameters.controls)]
     checkpoints = _checkpoints(ctx)
-    asked = [condition for condition in conditions if condition is not EvalCondition.OPTION_PRIOR]
-    total = len(checkpoints) * len(asked) * sum(map(len, sets.values()))
+    model_conditions = [condition for condition in conditions if condition is not EvalCondition.OPTION_PRIOR]
+    total = len(checkpoints) * len(model_conditions) * sum(map(len, sets.values()))
     progress = _Progress(ctx, total)
 
     predictions: dict[QuestionSet, list[Prediction]] = defaultdict(list)
     for checkpoint, folder in checkpoints.items():
         model = _Lazy(folder)
         for questions, in_set in sets.items():
-            for condition in asked:
+            for condition in model_conditions:
                 part = _Part(checkpoint, questions, condition, in_set)
                 path = ctx.work / part.file_name
                 if not path.exists():
@@ -150,10 +150,10 @@ def _checkpoints(ctx: StageContext[EvaluateParameters]) -> dict[str, Path]:
     """Folder of each checkpoint of this iteration."""
     if ctx.parameters.iteration == 0:
         return {_BASE: ctx.input("prepare").folder_of("models/policy")}
-    found = {name: ctx.input(name).folder_of("model") for name in ("sft", "grpo") if ctx.has_input(name)}
-    if not found:
+    checkpoints = {name: ctx.input(name).folder_of("model") for name in ("sft", "grpo") if ctx.has_input(name)}
+    if not checkpoints:
         raise ConfigError(f"evaluate@{ctx.parameters.iteration}: neither sft nor grpo among the inputs")
-    return found
+    return checkpoints
 
 
 class _Lazy:
@@ -190,17 +190,17 @@ class _Progress:
 def _measure(ctx: StageContext[EvaluateParameters], lazy: _Lazy, part: _Part, progress: _Progress) -> list[Prediction]:
     """Both scorings; empty when the condition cannot be made here."""
     answer_format = ctx.parameters.answer_format
-    asked = rows(part.condition, part.items, answer_format)
-    if asked is None:
+    prompt_rows = rows(part.condition, part.items, answer_format)
+    if prompt_rows is None:
         return []
     ctx.check_stop()
     model, processor = lazy.load()
     encoder = (BlankEncoder if part.condition is EvalCondition.BLANK else vlm.Encoder)(processor, ctx.images)
-    texts = greedy(model, encoder, asked, answer_format, lambda done: progress.within("answering", done / 2))
+    texts = greedy(model, encoder, prompt_rows, answer_format, lambda done: progress.within("answering", done / 2))
     scores = option_logprobs(
         model,
         encoder,
-        asked,
+        prompt_rows,
         [answer_context(text) for text in texts],
         [item.options for item in part.items],
         answer_format,

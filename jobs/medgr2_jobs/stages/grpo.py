@@ -213,9 +213,9 @@ def checkpoint_unit(args: GRPOConfig) -> int:
 
 def _generation_options(args: GRPOConfig, never: Sequence[int]) -> dict[str, Any]:
     """The user's `generation_kwargs`, and what must not be sampled."""
-    given = args.generation_kwargs or {}
-    assert not isinstance(given, str)  # GRPOConfig has read it
-    return {**given, "suppress_tokens": sorted({*never, *(given.get("suppress_tokens") or [])})}
+    generation_kwargs = args.generation_kwargs or {}
+    assert not isinstance(generation_kwargs, str)  # GRPOConfig has read it
+    return {**generation_kwargs, "suppress_tokens": sorted({*never, *(generation_kwargs.get("suppress_tokens") or [])})}
 
 
 def _scorer(ctx: StageContext[GRPOParameters]) -> Scorer:

@@ -56,7 +56,7 @@ def run(ctx: StageContext[PreferencesParameters]) -> StageOutcome:
     limit = longest_answer(encoder, training)
 
     rows: list[Preference] = []
-    drawn: Counter[Grade] = Counter()
+    drawn_grades: Counter[Grade] = Counter()
     parts = list(vlm.chunks(prompts, max(1, _BATCH // settings.samples_per_prompt)))
     for index, part in enumerate(parts):
         ctx.progress("sample", index, len(parts))
@@ -68,11 +68,11 @@ def run(ctx: StageContext[PreferencesParameters]) -> StageOutcome:
             _sample_part(path, part, model, encoder, parameters, limit)
         part_rows, grades = json.loads(path.read_text())
         rows += [_loaded(row) for row in part_rows]
-        drawn.update({Grade(name): count for name, count in grades.items()})
+        drawn_grades.update({Grade(name): count for name, count in grades.items()})
     ctx.progress("sample", len(parts), len(parts))
 
     ctx.writer.table(Preference, rows)
-    return StageOutcome(counters=_counters(prompts, rows, drawn))
+    return StageOutcome(counters=_counters(prompts, rows, drawn_grades))
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,12 @@ def grade(text: str, options: Sequence[str], answer_index: int) -> Grade:
 def contradicts(text: str, options: Sequence[str], picked: int) -> bool:
     """Whether the rationale names another option and not the one that is then answered."""
     rationale = f" {answers.normalise(' '.join(_THINK.findall(text)))} "
-    named = [
+    findings_named = [
         index
         for index, option in enumerate(options)
         if answers.normalise(option) and re.search(rf"\W{re.escape(answers.normalise(option))}\W", rationale)
     ]
-    return bool(named) and picked not in named
+    return bool(findings_named) and picked not in findings_named
 
 
 def _sample_part(
@@ -168,17 +168,17 @@ def _sample_part(
     settings = parameters.preferences
     prompts = [answers.prompt_of(asked.question, parameters.answer_format) for asked in chosen]
     turns = [Row(prompt.image_sha256, prompt.text) for prompt in prompts for _ in range(settings.samples_per_prompt)]
-    said = vlm.generate(
+    completions = vlm.generate(
         model, encoder, turns, max_new_tokens=limit, temperature=settings.temperature, batch_size=len(turns)
     )
     rows: list[Preference] = []
-    drawn: Counter[Grade] = Counter()
+    drawn_grades: Counter[Grade] = Counter()
     for index, (asked, prompt) in enumerate(zip(chosen, prompts, strict=True)):
-        samples = Counter(said[index * settings.samples_per_prompt : (index + 1) * settings.samples_per_prompt])
+        samples = Counter(completions[index * settings.samples_per_prompt : (index + 1) * settings.samples_per_prompt])
         for sample, times in samples.items():  # in the order of their first appearance
             rows.append(_row(asked, prompt.prompt_id, sample, parameters.grades))
-            drawn[rows[-1].grade] += times
-    atomic.write_text(path, json.dumps([[asdict(row) for row in rows], drawn]))
+            drawn_grades[rows[-1].grade] += times
+    atomic.write_text(path, json.dumps([[asdict(row) for row in rows], drawn_grades]))
 
 
 def _row(asked: Asked, prompt_id: str, text: str, grades: Grades) -> Preference:

@@ -47,7 +47,9 @@ def run(ctx: Context) -> StageOutcome:
     ingest = Ingest(ctx)
     with ctx.writer.stream(QuarantinedRecord) as quarantine:
         sources = [ingest.read(source, f"data.sources[{source.name}]", quarantine) for source in data.sources]
-        benchmarks = [ingest.read(given, f"data.benchmarks[{given.name}]", quarantine) for given in data.benchmarks]
+        benchmarks = [
+            ingest.read(benchmark, f"data.benchmarks[{benchmark.name}]", quarantine) for benchmark in data.benchmarks
+        ]
         quarantined = quarantine.rows
 
     leaks = _leaks(ingest, sources, benchmarks)
@@ -57,8 +59,8 @@ def run(ctx: Context) -> StageOutcome:
         counts, pools = _divide(ctx, items, sources, benchmarks, assigned, leaked)
     if not counts[Split.TRAIN]:
         raise DataError(_nothing_to_train(sources, leaked, counts))
-    drawn = all(source.format is DataFormat.PHANTOM for source in data.sources)  # they have words of their own
-    lexicon = None if drawn else wordnet.find(ctx.root / "cache" / "wordnet")
+    all_phantoms = all(source.format is DataFormat.PHANTOM for source in data.sources)  # they have words of their own
+    lexicon = None if all_phantoms else wordnet.find(ctx.root / "cache" / "wordnet")
     with ctx.writer.stream(GradedRow) as graded:
         grade_counts = _grade(ctx, graded, sources, assigned, leaked, pools, lexicon)
 

@@ -46,35 +46,35 @@ def run(ctx: StageContext[ReportParameters]) -> StageOutcome:
     if cycle.funnel:
         ctx.writer.path("funnel.json").write_text(to_json(cycle.funnel))
         counters |= funnel.totals(cycle.funnel)
-    drawn = _draw(ctx, frame, cycle)
-    ctx.writer.path("report.md").write_text(markdown.report(cycle, drawn))
-    return StageOutcome(counters={**counters, "figures": float(len(drawn))})
+    figures = _draw(ctx, frame, cycle)
+    ctx.writer.path("report.md").write_text(markdown.report(cycle, figures))
+    return StageOutcome(counters={**counters, "figures": float(len(figures))})
 
 
 def _draw(ctx: StageContext[ReportParameters], frame: CycleFrame, cycle: CycleTables) -> list[tuple[str, str]]:
     """Draws what there is to draw; returns (file, what it shows) of each figure."""
-    drawn: list[tuple[str, str]] = []
+    files: list[tuple[str, str]] = []
 
     def place(name: str) -> Path:
         return ctx.writer.path(f"figures/{name}.png", digested=False)
 
     figures.accuracy(cycle.headline, place("accuracy"))
-    drawn.append(("figures/accuracy.png", "Accuracy of each checkpoint with its controls"))
+    files.append(("figures/accuracy.png", "Accuracy of each checkpoint with its controls"))
     tests = [questions for questions in sets(cycle.results) if questions.split is Split.TEST]
     for number, (split, benchmark) in enumerate(tests):
         name = f"modality-{number}"
         if figures.modalities(cycle.results, split, benchmark, place(name)):
-            drawn.append((f"figures/{name}.png", f"Accuracy by modality, {benchmark}"))
+            files.append((f"figures/{name}.png", f"Accuracy by modality, {benchmark}"))
     for row in cycle.filters:
         scores = frame.scores(row.iteration)
         if scores:
             name = f"scores-{row.iteration}"
             kept = {decision.triplet_id for decision in frame.decisions(row.iteration) if decision.keep}
             figures.scores(row.iteration, scores, kept, row.threshold, frame.truth(row.iteration), place(name))
-            drawn.append((f"figures/{name}.png", f"Scores of the candidates, iteration {row.iteration}"))
+            files.append((f"figures/{name}.png", f"Scores of the candidates, iteration {row.iteration}"))
     if cycle.funnel:
         figures.funnel(funnel.marginals(cycle.funnel), funnel.totals(cycle.funnel), place("funnel"))
-        drawn.append(("figures/funnel.png", "What became of the candidates, by what was asked"))
+        files.append(("figures/funnel.png", "What became of the candidates, by what was asked"))
     if figures.rewards({row.iteration: frame.reward_curve(row.iteration) for row in cycle.grpo}, place("grpo")):
-        drawn.append(("figures/grpo.png", "Reward during GRPO"))
-    return drawn
+        files.append(("figures/grpo.png", "Reward during GRPO"))
+    return files

@@ -128,8 +128,8 @@ def _measure(
         ctx.check_stop()
 
     def scored(rows: Sequence[GradedRow] | Sequence[Preference]) -> np.ndarray:
-        asked = [answer_row(row, ctx.parameters.answer_format) for row in rows]
-        return score(model, encoder, asked, on_progress=on_progress)
+        answer_rows = [answer_row(row, ctx.parameters.answer_format) for row in rows]
+        return score(model, encoder, answer_rows, on_progress=on_progress)
 
     scores, good = scored(held.grades), model.info.good
     metrics = {"grades": reward_metrics(held.grades, [row.item_id for row in held.grades], scores, good)}
@@ -156,8 +156,8 @@ def _counters(
     metrics: Mapping[str, Mapping[str, float]], before: Mapping[str, Mapping[str, float]] | None, decision: Gate
 ) -> dict[str, float]:
     """Headlines: of the new R on held-out grades, and with a prefix on held-out preferences and of the old R."""
-    shown = {name: value for name, value in metrics["grades"].items() if name in _HEADLINES}
-    shown["gate_passed"] = float(decision.passed)
-    for prefix, found in (("preferences", metrics.get("preferences")), ("old", before and before["grades"])):
-        shown |= {f"{prefix}_{name}": value for name, value in (found or {}).items() if name in _HEADLINES}
-    return shown
+    headlines = {name: value for name, value in metrics["grades"].items() if name in _HEADLINES}
+    headlines["gate_passed"] = float(decision.passed)
+    for prefix, group in (("preferences", metrics.get("preferences")), ("old", before and before["grades"])):
+        headlines |= {f"{prefix}_{name}": value for name, value in (group or {}).items() if name in _HEADLINES}
+    return headlines

@@ -91,16 +91,16 @@ class ArtifactReader:
     @property
     def digest(self) -> str:
         """The artifact's digest."""
-        return manifest.combined_digest([found.output_digest for _, found in self.shards])
+        return manifest.combined_digest([shard.output_digest for _, shard in self.shards])
 
     def has(self, name: str) -> bool:
         """Whether a part of that logical name was published."""
-        return any(found.part(name) for _, found in self.shards)
+        return any(shard.part(name) for _, shard in self.shards)
 
     def file(self, name: str) -> Path:
         """Path of a verified part of the (first) shard that has it."""
-        for folder, found in self.shards:
-            part = found.part(name)
+        for folder, shard in self.shards:
+            part = shard.part(name)
             if part is not None:
                 return self._verify(folder, part)
         raise CorruptArtifact(f"{self.folder}: has no part {name!r}")
@@ -116,9 +116,9 @@ class ArtifactReader:
             raise CorruptArtifact(f"{self.folder}: has no folder {prefix!r}")
         listed = {self._verify(folder, part) for part in parts}
         path = (folder / parts[0].path).parents[parts[0].name.count("/") - prefix.count("/") - 1]
-        strangers = [found for found in _files(path) if found not in listed]
-        if strangers:
-            raise CorruptArtifact(f"{strangers[0]}: is not in the artifact's manifest; remove it")
+        unlisted = [found for found in _files(path) if found not in listed]
+        if unlisted:
+            raise CorruptArtifact(f"{unlisted[0]}: is not in the artifact's manifest; remove it")
         return path
 
     def rows(self, kind: type[S]) -> list[S]:
@@ -154,7 +154,7 @@ class ArtifactReader:
         return self.has(f"{kind.TABLE}.parquet")
 
     def _table_paths(self, name: str) -> list[Path]:
-        parts = [(folder, found.part(f"{name}.parquet")) for folder, found in self.shards]
+        parts = [(folder, shard.part(f"{name}.parquet")) for folder, shard in self.shards]
         paths = [self._verify(folder, part) for folder, part in parts if part is not None]
         if not paths:
             raise CorruptArtifact(f"{self.folder}: has no table {name!r}")
@@ -247,10 +247,10 @@ class ArtifactWriter:
 
     def parts(self) -> list[Part]:
         """The parts written so far."""
-        found = []
+        listed = []
         for path in _files(self.folder):
             name = str(path.relative_to(self.folder))
-            found.append(
+            listed.append(
                 Part(
                     name=name,
                     path=f"{self.attempt}/{name}",
@@ -261,18 +261,18 @@ class ArtifactWriter:
                     and not any(name.startswith(f"{folder}/") for folder in self._undigested),
                 )
             )
-        return found
+        return listed
 
     def discard(self) -> None:
         """Removes what this attempt wrote (not its checkpoints)."""
         atomic.remove_tree(self.folder)
 
-    def clean(self, standing: Manifest) -> None:
+    def clean(self, committed: Manifest) -> None:
         """Removes what this cycle's killed attempts left behind, and its checkpoints; call once something is published.
 
         Newer attempts and other cycles may be writing just now: theirs is left alone.
         """
-        listed = {part.path.partition("/")[0] for part in standing.parts}
+        listed = {part.path.partition("/")[0] for part in committed.parts}
         for path in self.base.glob(f"a*-{self._owner}"):
             number = path.name.removeprefix("a").partition("-")[0]
             if path.name not in listed and number.isdecimal() and int(number) <= self.request.attempt:
@@ -287,4 +287,4 @@ def _files(path: Path) -> Iterator[Path]:
     if path.is_file():
         yield path
         return
-    yield from (found for found in sorted(path.rglob("*")) if found.is_file())
+    yield from (file for file in sorted(path.rglob("*")) if file.is_file())

@@ -22,10 +22,10 @@ def _path(root: Path, request: StageRequest) -> Path:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        found = json.loads(path.read_text())
+        fence = json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):  # not yet there, or a first write that was cut off
         return {}
-    return found if isinstance(found, dict) else {}
+    return fence if isinstance(fence, dict) else {}
 
 
 def raise_fence(root: Path, request: StageRequest) -> None:
@@ -41,9 +41,9 @@ def raise_fence(root: Path, request: StageRequest) -> None:
 
 def check(root: Path, request: StageRequest) -> None:
     """Raises Fenced when a newer attempt has taken over; another restart token publishes elsewhere and is no rival."""
-    found = _read(_path(root, request))
-    if found.get("uid") != request.cycle.uid or found.get("token") != request.token:
+    fence = _read(_path(root, request))
+    if fence.get("uid") != request.cycle.uid or fence.get("token") != request.token:
         return
-    newest = found.get("attempt")
+    newest = fence.get("attempt")
     if isinstance(newest, int) and newest > request.attempt:
         raise Fenced(f"attempt {newest} of {request.stage}@{request.iteration} has taken over from {request.attempt}")

@@ -141,9 +141,9 @@ def commit(folder: Path, manifest: Manifest, scratch: Path) -> Manifest:
     text = json.dumps(manifest.dump(), indent=1, sort_keys=True, allow_nan=False) + "\n"
     if atomic.create_text(folder / paths.MANIFEST, text, scratch):
         return manifest
-    standing = load(folder)
-    assert standing is not None  # nothing removes a manifest
-    return standing
+    committed = load(folder)
+    assert committed is not None  # nothing removes a manifest
+    return committed
 
 
 def _first_line(error: Exception) -> str:

@@ -21,9 +21,11 @@ def inside(root: Path, path: str, what: str) -> Path:
         ConfigError: it is absolute, has a `..` part, or a symlink leads out of `root`.
     """
     try:
-        found = root / relative_path(path)
+        resolved = root / relative_path(path)
     except ValueError as error:
         raise ConfigError(f"{what}: {error}") from None
-    if not found.resolve().is_relative_to(root.resolve()):
-        raise ConfigError(f"{what}: {found} leads out of the workspace (to {found.resolve()}); copy the files into it")
-    return found
+    if not resolved.resolve().is_relative_to(root.resolve()):
+        raise ConfigError(
+            f"{what}: {resolved} leads out of the workspace (to {resolved.resolve()}); copy the files into it"
+        )
+    return resolved

@@ -88,13 +88,13 @@ def from_arrow(kind: type[S], table: pa.Table, where: str = "") -> list[S]:
         if not column.nullable and data.null_count:
             number = data.is_null().to_pylist().index(True)
             raise CorruptArtifact(f"{where}: table {kind.TABLE!r}, row {number}: {column.name} must not be null")
-        found = data.to_pylist()
+        rows = data.to_pylist()
         if column.load is not None:
             try:
-                found = [None if value is None else column.load(value) for value in found]
+                rows = [None if value is None else column.load(value) for value in rows]
             except ValueError as error:
                 raise CorruptArtifact(f"{where}: table {kind.TABLE!r}, column {column.name}: {error}") from None
-        values.append(found)
+        values.append(rows)
     return [kind(*row) for row in zip(*values, strict=True)]
 
 
@@ -142,14 +142,14 @@ class TableWriter(Generic[R]):
 def writer(path: Path, kind: type[R]) -> Iterator[TableWriter[R]]:
     """A table that appears at `path` when the block ends well."""
     with atomic.atomic_file(path) as stream:
-        made = TableWriter(stream, kind)
+        table_writer = TableWriter(stream, kind)
         try:
-            yield made
+            yield table_writer
         except BaseException:
             with suppress(Exception):  # the file is thrown away; what went wrong is already on its way
-                made.close()
+                table_writer.close()
             raise
-        made.close()
+        table_writer.close()
 
 
 def batches(

@@ -75,19 +75,19 @@ def export(root: Path, path: str, stream: BinaryIO) -> Exported:
         ConfigError: the path leads out of the workspace.
         NotThere: nothing is there.
     """
-    found = inside(root, path, "path").resolve()
-    if not found.is_file() and not found.is_dir():
+    source = inside(root, path, "path").resolve()
+    if not source.is_file() and not source.is_dir():
         raise PathNotFound(f"{path}: no such file or folder; {_beside(root, path)}")
-    counted, told = Counted(stream), Exported()
+    counted, exported = Counted(stream), Exported()
     with tarfile.open(fileobj=counted, mode="w|", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
-        for item, name in _walk(found, told):
-            _add(archive, item, name, told)
+        for item, name in _walk(source, exported):
+            _add(archive, item, name, exported)
     stream.flush()
-    told.sha256, told.bytes = counted.sha256.hexdigest(), counted.bytes
-    return told
+    exported.sha256, exported.bytes = counted.sha256.hexdigest(), counted.bytes
+    return exported
 
 
-def _walk(top: Path, told: Exported) -> Iterator[tuple[Path, str]]:
+def _walk(top: Path, exported: Exported) -> Iterator[tuple[Path, str]]:
     """What goes into the archive, with its name there; a folder before what is in it."""
     yield top, ROOT
     if top.is_file():
@@ -102,12 +102,12 @@ def _walk(top: Path, told: Exported) -> Iterator[tuple[Path, str]]:
             if plain and real.is_relative_to(top):
                 yield item, relative
             else:
-                told.left_out_count += 1
-                told.left_out = [*told.left_out, relative.removeprefix(f"{ROOT}/")][:_NAMED]
+                exported.left_out_count += 1
+                exported.left_out = [*exported.left_out, relative.removeprefix(f"{ROOT}/")][:_NAMED]
         folders.sort()
 
 
-def _add(archive: tarfile.TarFile, item: Path, name: str, told: Exported) -> None:
+def _add(archive: tarfile.TarFile, item: Path, name: str, exported: Exported) -> None:
     member = tarfile.TarInfo(name)
     if item.is_dir():
         member.type = tarfile.DIRTYPE
@@ -116,7 +116,7 @@ def _add(archive: tarfile.TarFile, item: Path, name: str, told: Exported) -> Non
     with item.open("rb") as stream:
         member.size = os.fstat(stream.fileno()).st_size  # of a log that grows: as much as there is now
         archive.addfile(member, stream)
-    told.files += 1
+    exported.files += 1
 
 
 def _beside(root: Path, path: str) -> str:
@@ -124,7 +124,7 @@ def _beside(root: Path, path: str) -> str:
     folder = root / path
     while not folder.is_dir():
         folder = folder.parent
-    names = sorted(found.name + "/" * found.is_dir() for found in folder.iterdir())[:_NAMED]
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())[:_NAMED]
     where = "the workspace" if folder == root else str(folder.relative_to(root))
     return f"{where} has {', '.join(names) or 'nothing'}"
 
@@ -134,18 +134,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="medgr2 cp", description="A part of the workspace as a tar archive.")
     parser.add_argument("path")
     parser.add_argument("--workspace", type=Path, default=Path(os.environ.get(WORKSPACE_ENV, "/workspace")))
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        if not given.workspace.is_dir():
-            raise ConfigError(f"{given.workspace}: no such folder")
-        told = export(given.workspace, given.path, sys.stdout.buffer)
+        if not options.workspace.is_dir():
+            raise ConfigError(f"{options.workspace}: no such folder")
+        exported = export(options.workspace, options.path, sys.stdout.buffer)
     except StageError as error:
         print(error, file=sys.stderr)
         return int(error.exit_code)
     except OSError as error:  # it changed while it was read
         print(f"{error}; try again", file=sys.stderr)
         return int(ExitCode.TEMPORARY)
-    print(json.dumps(asdict(told)), file=sys.stderr)
+    print(json.dumps(asdict(exported)), file=sys.stderr)
     return int(ExitCode.OK)
 
 

@@ -45,19 +45,21 @@ def trainer_options(
     Raises:
         ConfigError: an option the library does not have (with the nearest that it has), or that the contract owns.
     """
-    known = {item.name: str(item.type) for item in dataclasses.fields(config) if item.init}
+    field_types = {item.name: str(item.type) for item in dataclasses.fields(config) if item.init}
     for name in options:
         if name in OWNED_TRAINER_OPTIONS:
             raise ConfigError(f"{field}.{name}: not to be set here: {OWNED_TRAINER_OPTIONS[name]}")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+        if name not in field_types:
+            near = difflib.get_close_matches(name, field_types, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"{field}.{name}: {config.__name__} has no such option{hint}")
-    given = normalise(dict(options))
+    normalised = normalise(dict(options))
     # the normal form of 4.0 is 4, and transformers refuses a temperature that is no float
     return {
-        name: float(value) if type(value) is int and "float" in known[name] and "int" not in known[name] else value
-        for name, value in given.items()
+        name: float(value)
+        if type(value) is int and "float" in field_types[name] and "int" not in field_types[name]
+        else value
+        for name, value in normalised.items()
     }
 
 
@@ -84,10 +86,10 @@ def trainer_arguments(
         ConfigError: an option is unknown, owned, or refused by the library.
     """
     cpu = not torch.cuda.is_available()
-    given = options.get("max_steps", 0)
-    if not isinstance(given, int):
-        raise ConfigError(f"{field}.max_steps: {given!r} is not a whole number")
-    steps = given if given > 0 else total_steps or 0
+    max_steps = options.get("max_steps", 0)
+    if not isinstance(max_steps, int):
+        raise ConfigError(f"{field}.max_steps: {max_steps!r} is not a whole number")
+    steps = max_steps if max_steps > 0 else total_steps or 0
     values: dict[str, Any] = {
         "output_dir": str(context.work),
         "seed": context.parameters.seed,
@@ -104,8 +106,8 @@ def trainer_arguments(
         **ours,
         **trainer_options(config, options, field),
     }
-    known = {item.name for item in dataclasses.fields(config)}
-    if "activation_checkpointing" in known:
+    field_names = {item.name for item in dataclasses.fields(config)}
+    if "activation_checkpointing" in field_names:
         values.setdefault("activation_checkpointing", not cpu)
     try:
         return config(**values)
@@ -136,17 +138,19 @@ def place_checkpoints(args: TrainingArguments, total_steps: int, *, spread: bool
         spread: place `CHECKPOINTS_PER_RUN` of them evenly; otherwise keep what the user asked for.
         every: save only at multiples of this many steps: rounds up.
     """
-    wanted = total_steps / CHECKPOINTS_PER_RUN if spread else args.save_steps
-    if wanted < 1 and not spread:  # transformers reads a fraction as a share of the run
-        wanted *= total_steps
-    args.save_steps = max(1, math.ceil(wanted / every)) * every
+    interval = total_steps / CHECKPOINTS_PER_RUN if spread else args.save_steps
+    if interval < 1 and not spread:  # transformers reads a fraction as a share of the run
+        interval *= total_steps
+    args.save_steps = max(1, math.ceil(interval / every)) * every
 
 
 def latest_checkpoint(folder: Path, layout: str = "") -> Path | None:
     """The newest checkpoint that can be gone on from; half-written ones (a kill, a full disk) are passed over, and so
     are those of another number of processes: they divide the data and the optimizer up differently."""
-    found = [(int(path.name.rsplit("-", 1)[1]), path) for path in folder.glob("checkpoint-*") if _usable(path, layout)]
-    return max(found)[1] if found else None
+    checkpoints = [
+        (int(path.name.rsplit("-", 1)[1]), path) for path in folder.glob("checkpoint-*") if _usable(path, layout)
+    ]
+    return max(checkpoints)[1] if checkpoints else None
 
 
 def remove_torn_checkpoints(folder: Path, layout: str = "") -> None:
@@ -193,8 +197,10 @@ class StageCallback(TrainerCallback):
         self._logged: tuple[float, int, float | None] | None = None  # when, at which step, tokens by then
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        asked = self.context.process_group.any(self.context.stop.is_set())  # all stop at the same step, or none
-        if asked and state.global_step < state.max_steps and state.global_step % self.every == 0:
+        stop_requested = self.context.process_group.any(
+            self.context.stop.is_set()
+        )  # all stop at the same step, or none
+        if stop_requested and state.global_step < state.max_steps and state.global_step % self.every == 0:
             control.should_save = True
             control.should_training_stop = True
             self.stopped_at = state.global_step
@@ -216,13 +222,13 @@ class StageCallback(TrainerCallback):
         """Tokens so far, and how fast the steps since the last log were; nothing that is not logged anyway is asked."""
         now, tokens = time.monotonic(), next((float(logs[key]) for key in _TOKENS if key in logs), None)
         before, self._logged = self._logged, (now, step, tokens)
-        found = {} if tokens is None else {"tokens": tokens}
+        figures = {} if tokens is None else {"tokens": tokens}
         if before is not None and step > before[1] and now > before[0]:
             seconds = now - before[0]
-            found["step_seconds"] = seconds / (step - before[1])
+            figures["step_seconds"] = seconds / (step - before[1])
             if tokens is not None and before[2] is not None:
-                found["tokens_per_second"] = (tokens - before[2]) / seconds
-        return found
+                figures["tokens_per_second"] = (tokens - before[2]) / seconds
+        return figures
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
@@ -258,6 +264,6 @@ def train(trainer: Trainer, callback: StageCallback) -> None:
     if group.main:
         remove_torn_checkpoints(folder, group.layout)
         checkpoint = latest_checkpoint(folder, group.layout)
-    found = group.broadcast(str(checkpoint or ""))
-    trainer.train(resume_from_checkpoint=found or None)
+    broadcast_path = group.broadcast(str(checkpoint or ""))
+    trainer.train(resume_from_checkpoint=broadcast_path or None)
     callback.raise_if_stopped()

@@ -69,17 +69,19 @@ def _preprocess(original: Callable[..., BatchFeature], processor: Any, images: A
         return original(processor, images, **options)
     settings = repr((vars(processor), {**options, "return_tensors": None}))
     keys = [(settings, picture.mode, picture.size, blake2b(picture.tobytes()).digest()) for picture in pictures]
-    found = {key: pixels for key in keys if (pixels := cache.get(key))}
-    missing = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in found}
+    cached = {key: pixels for key in keys if (pixels := cache.get(key))}
+    missing = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in cached}
     if missing:
-        made = original(processor, list(missing.values()), **{**options, "return_tensors": "pt"})
-        grids = made["image_grid_thw"]
-        for key, patches, grid in zip(missing, made["pixel_values"].split(grids.prod(-1).tolist()), grids, strict=True):
-            found[key] = cache.put(key, (patches.clone(), grid))  # a view would keep the whole batch in memory
+        computed = original(processor, list(missing.values()), **{**options, "return_tensors": "pt"})
+        grids = computed["image_grid_thw"]
+        for key, patches, grid in zip(
+            missing, computed["pixel_values"].split(grids.prod(-1).tolist()), grids, strict=True
+        ):
+            cached[key] = cache.put(key, (patches.clone(), grid))  # a view would keep the whole batch in memory
     return BatchFeature(
         {
-            "pixel_values": torch.cat([found[key][0] for key in keys]),
-            "image_grid_thw": torch.stack([found[key][1] for key in keys]),
+            "pixel_values": torch.cat([cached[key][0] for key in keys]),
+            "image_grid_thw": torch.stack([cached[key][1] for key in keys]),
         },
         tensor_type=options.get("return_tensors"),
     )

@@ -103,14 +103,16 @@ def _positions(
     A picture's tokens count its rows and columns from where it begins; the text goes on after the longer side.
     """
     real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
-    shown = (mm_token_type_ids == _IMAGE) & real.bool()
+    image_tokens = (mm_token_type_ids == _IMAGE) & real.bool()
     place = real.cumsum(-1) - 1  # among the real tokens
-    first = place.masked_fill(~shown, place.shape[1]).amin(-1, keepdim=True)
-    inside, count = place - first, shown.sum(-1, keepdim=True)
+    first = place.masked_fill(~image_tokens, place.shape[1]).amin(-1, keepdim=True)
+    inside, count = place - first, image_tokens.sum(-1, keepdim=True)
     has, pictures = count.squeeze(1) > 0, 0 if image_grid_thw is None else len(image_grid_thw)
-    one_each = int(has.sum()) == pictures and bool((shown == ((inside >= 0) & (inside < count) & real.bool())).all())
+    one_each = int(has.sum()) == pictures and bool(
+        (image_tokens == ((inside >= 0) & (inside < count) & real.bool())).all()
+    )
     if video_grid_thw is not None or image_grid_thw is None or not one_each or bool((image_grid_thw[:, 0] != 1).any()):
-        found: tuple[torch.Tensor, torch.Tensor] = original(
+        result: tuple[torch.Tensor, torch.Tensor] = original(
             model,
             input_ids,
             mm_token_type_ids=mm_token_type_ids,
@@ -119,13 +121,13 @@ def _positions(
             attention_mask=attention_mask,
             **kwargs,
         )
-        return found
+        return result
     sides = place.new_ones(len(place), 2)
     sides[has] = image_grid_thw[:, 1:] // model.config.vision_config.spatial_merge_size
     longest, columns = sides.amax(-1, keepdim=True), sides[:, 1:]
     text = place - (count - longest) * ((inside >= count) & (count > 0))
     axes = (first, first + inside // columns, first + inside % columns)
-    positions = torch.stack([torch.where(shown, axis, text) for axis in axes]) * real
+    positions = torch.stack([torch.where(image_tokens, axis, text) for axis in axes]) * real
     return positions, positions.amax((0, 2))[:, None] + 1 - real.sum(-1, keepdim=True)
 
 

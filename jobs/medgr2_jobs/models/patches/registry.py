@@ -71,10 +71,10 @@ def switched_on() -> frozenset[str]:
     value = os.environ.get(PATCHES_ENV, "").strip()
     if not value:
         return NAMES
-    named = frozenset() if value == "off" else frozenset(part.strip() for part in value.split(","))
-    if unknown := sorted(named - NAMES):
+    enabled = frozenset() if value == "off" else frozenset(part.strip() for part in value.split(","))
+    if unknown := sorted(enabled - NAMES):
         raise ConfigError(f"{PATCHES_ENV}: there is no patch {unknown[0]!r}; it is off, or some of {sorted(NAMES)}")
-    return named
+    return enabled
 
 
 def replace(owner: Any, attribute: str, instead: Callable[..., Any]) -> None:

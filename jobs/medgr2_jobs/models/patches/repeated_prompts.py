@@ -46,9 +46,11 @@ def _process(
         number = [first.setdefault(key, len(first)) for key in keys]
         if len(first) < len(keys):
             at = [number.index(each) for each in range(len(first))]
-            found = original(processor, images=[images[row] for row in at], text=[text[row] for row in at], **options)
-            if found.keys() <= {*_OF_ROWS, _PATCHES}:
-                return _repeated(found, number)
+            features = original(
+                processor, images=[images[row] for row in at], text=[text[row] for row in at], **options
+            )
+            if features.keys() <= {*_OF_ROWS, _PATCHES}:
+                return _repeated(features, number)
     return original(processor, images=images, text=text, **options)
 
 
@@ -61,9 +63,9 @@ def _keys(images: Any, text: Any) -> list[Any]:
     return [(id(row[0]), words) for row, words in zip(images, text, strict=True)]
 
 
-def _repeated(found: BatchFeature, rows: Sequence[int]) -> BatchFeature:
+def _repeated(features: BatchFeature, rows: Sequence[int]) -> BatchFeature:
     """The batch with a row for each entry of `rows`; lists, arrays and tensors stay what they are."""
-    counts = numpy.asarray(found["image_grid_thw"]).prod(-1)
+    counts = numpy.asarray(features["image_grid_thw"]).prod(-1)
     ends = counts.cumsum()
     patches = numpy.concatenate([numpy.arange(ends[row] - counts[row], ends[row]) for row in rows])
 
@@ -72,4 +74,4 @@ def _repeated(found: BatchFeature, rows: Sequence[int]) -> BatchFeature:
             return [values[row] for row in rows]
         return values[patches if name == _PATCHES else numpy.array(rows)]
 
-    return BatchFeature({name: pick(name, values) for name, values in found.items()})
+    return BatchFeature({name: pick(name, values) for name, values in features.items()})

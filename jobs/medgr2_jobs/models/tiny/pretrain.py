@@ -56,32 +56,32 @@ def series(seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"pretrain/{seed}".encode()).digest()[:6], "big")
 
 
-def caption(shown: Attributes, words: str) -> str:
+def caption(attributes: Attributes, words: str) -> str:
     """What the picture shows, without a sentence around it."""
     kinds = ("modality", "count", "finding", "location")
     if words == "answers":
-        return " ".join(shown.value(kind) for kind in kinds)
+        return " ".join(attributes.value(kind) for kind in kinds)
     return " ".join(
-        tiny_tokenizer.LOOKS[kind][synthetic_images.VALUES[kind].index(shown.value(kind))] for kind in kinds
+        tiny_tokenizer.LOOKS[kind][synthetic_images.VALUES[kind].index(attributes.value(kind))] for kind in kinds
     )
 
 
 def rows(settings: PretrainSettings, seed: int, step: int, answer_format: AnswerFormat) -> list[Row]:
     """The batch of a step: depends on nothing but its arguments, so a resumed run sees the same."""
     rng = random.Random(f"pretrain/{seed}/{step}")
-    found = []
+    examples = []
     for _ in range(settings.batch):
         if rng.random() < settings.caption_share:
             index = rng.randrange(settings.images)
             text = caption(synthetic_images.attributes(series(seed), index), settings.captions)
-            found.append(Row(str(index), "Describe.", text))
+            examples.append(Row(str(index), "Describe.", text))
             continue
-        shown = Attributes(**{kind: rng.choice(values) for kind, values in synthetic_images.VALUES.items()})
-        asked = synthetic_images.question(shown, rng.choice(synthetic_images.KINDS), rng)
-        prompt = f"Note: {caption(shown, 'answers')} {answers.prompt_text(asked.text, asked.options, answer_format)}"
-        response = answers.response(asked.rationale, asked.answer_index, asked.options, answer_format)
-        found.append(Row(None, prompt, response))
-    return found
+        attributes = Attributes(**{kind: rng.choice(values) for kind, values in synthetic_images.VALUES.items()})
+        question = synthetic_images.question(attributes, rng.choice(synthetic_images.KINDS), rng)
+        prompt = f"Note: {caption(attributes, 'answers')} {answers.prompt_text(question.text, question.options, answer_format)}"
+        response = answers.response(question.rationale, question.answer_index, question.options, answer_format)
+        examples.append(Row(None, prompt, response))
+    return examples
 
 
 def build(

@@ -85,7 +85,7 @@ def tokenizer() -> Any:
         ),
     )
     trained = json.loads(bpe.to_str())["model"]
-    found = Qwen2Tokenizer(
+    qwen_tokenizer = Qwen2Tokenizer(
         vocab=trained["vocab"],
         # the backend takes pairs, and no unknown token where every byte is one, whatever these two are annotated with
         merges=[tuple(merge) for merge in trained["merges"]],  # type: ignore[misc]
@@ -94,10 +94,12 @@ def tokenizer() -> Any:
         pad_token="<|endoftext|>",
         model_max_length=2048,
     )
-    found.add_tokens([AddedToken(text, special=True, normalized=False) for text in _SPECIAL], special_tokens=True)
-    found.add_tokens([AddedToken(text, special=False, normalized=False) for text in _TAGS])
-    found.chat_template = CHAT_TEMPLATE
-    return found
+    qwen_tokenizer.add_tokens(
+        [AddedToken(text, special=True, normalized=False) for text in _SPECIAL], special_tokens=True
+    )
+    qwen_tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in _TAGS])
+    qwen_tokenizer.chat_template = CHAT_TEMPLATE
+    return qwen_tokenizer
 
 
 def processor() -> Any:
@@ -120,6 +122,6 @@ def _corpus() -> list[str]:
         for value, looks in zip(values, LOOKS[kind], strict=True):
             texts += [value, f" {value}, {value}", looks, f" {looks}"]
             texts += [template.format(value) for template in synthetic_images.RATIONALES[kind]]
-        for asked in synthetic_images.QUESTIONS[kind]:
-            texts += [answers.prompt_text(asked, values, answer_format) for answer_format in AnswerFormat]
+        for question in synthetic_images.QUESTIONS[kind]:
+            texts += [answers.prompt_text(question, values, answer_format) for answer_format in AnswerFormat]
     return [text for text in texts for _ in range(4)]
