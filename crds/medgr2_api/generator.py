@@ -42,7 +42,7 @@ class GeneratorKind(Model):
     asked: ClassVar[bool] = True
     """It is asked question by question, through a client; else our own code makes the candidates."""
     always_external: ClassVar[bool] = True
-    """Images that go to it leave the house, whatever a request says."""
+    """Images sent to it are data egress, whatever the spec says."""
     charges: ClassVar[bool] = True
     """Its questions cost money: `budget.generatorUSD` needs `prices`."""
     needs_key: ClassVar[bool] = False
@@ -58,8 +58,8 @@ class GeneratorKind(Model):
     """An image is sent with its sha256 as its name."""
 
     @property
-    def leaves_house(self) -> bool:
-        """Whether images that go to it leave the house."""
+    def has_egress(self) -> bool:
+        """Whether images sent to it leave the site (data egress)."""
         return self.always_external
 
 
@@ -75,7 +75,7 @@ class Gemini(GeneratorKind):
     api_key_secret_ref: SecretKeyRef
     """Where the API key lies. Never write the key itself here."""
     base_url: Annotated[HttpURL | None, Field(alias="baseURL")] = None
-    """Address of a proxy that speaks Gemini's API; absent: Google's own. Images leave the house either way."""
+    """Address of a proxy that speaks Gemini's API; absent: Google's own. Images leave the site either way."""
 
 
 class OpenAI(GeneratorKind):
@@ -92,12 +92,12 @@ class OpenAI(GeneratorKind):
     api_key_secret_ref: SecretKeyRef | None = None
     """Where the API key lies; absent: the server asks for none."""
     external: bool | None = None
-    """Whether the server is outside the house, so that images without `allowExternal` are not sent to it. Default:
+    """Whether the server is outside the site, so that images without `allowExternal` are not sent to it. Default:
     false for loopback, private addresses, single names, and names that end in .svc, .local, .internal or .lan; else
     true."""
 
     @property
-    def leaves_house(self) -> bool:
+    def has_egress(self) -> bool:
         """As the spec says, else by its address."""
         return is_external(self.base_url) if self.external is None else self.external
 
@@ -171,10 +171,10 @@ class PluginProvider(PluginRef, GeneratorKind):
     api_key_secret_ref: SecretKeyRef | None = None
     """Where the API key lies; absent: the plugin gets none."""
     external: bool = True
-    """Whether it sends images out of the house, so that those without `allowExternal` are not given to it."""
+    """Whether it sends images out of the site, so that those without `allowExternal` are not given to it."""
 
     @property
-    def leaves_house(self) -> bool:
+    def has_egress(self) -> bool:
         """As the spec says."""
         return self.external
 
@@ -290,8 +290,8 @@ class Generator(Model):
 
     @property
     def external(self) -> bool:
-        """Whether images that go to it leave the house."""
-        return self.chosen.leaves_house
+        """Whether images sent to it leave the site (data egress)."""
+        return self.chosen.has_egress
 
 
 class ResolvedGenerator(Generator):
@@ -307,7 +307,7 @@ class ResolvedGenerator(Generator):
 
 
 def is_external(base_url: str) -> bool:
-    """Whether a server at this address is outside the cluster, or the house, as far as its name tells."""
+    """Whether a server at this address is outside the cluster and the site, as far as its name tells."""
     found = _HOST.match(base_url)
     host = (found[1] or found[2] if found else "").lower().rstrip(".")
     try:

@@ -2,7 +2,7 @@
 
 Each preset is a table from the field's path in the spec to its value; every preset stands on `Default`. Free-form
 `trainer` options are merged key by key, the user's word last. A few values follow from others: those of a source from
-its format, LoRA's alpha from its rank, whether a server is outside the house from its address.
+its format, LoRA's alpha from its rank, whether a server is outside the site from its address.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def _derive(document: dict[str, Any]) -> dict[str, ValueOrigin]:
     for name, kind in GENERATORS.items():
         generator = document["generator"].get(name)
         if generator is not None and "external" in kind.model_fields:
-            leaves = kind.model_validate(generator).leaves_house
+            leaves = kind.model_validate(generator).has_egress
             derived.append((f"generator.{name}", generator, "external", leaves))
     for parent in ("rewardModel.training", "policy.sft", "policy.grpo"):
         lora = (_descend(document, parent.split(".")) or {}).get("lora")

@@ -82,8 +82,9 @@ GAPS: tuple[Gap, ...] = (
 )
 
 _NOTHING_MAY_LEAVE = (
-    "the generator is outside, and no image may leave the house: set allowExternal: true for a source that may (DICOM"
-    " and ImageFolder may not unless you say so), or use a server of your own (vllm, or openAI with external: false)"
+    "the generator is external, and no image may leave the site (data egress): set allowExternal: true for a source"
+    " that may (DICOM and ImageFolder may not unless you say so), or use a server of your own"
+    " (vllm, or openAI with external: false)"
 )
 
 _FOLDERS = "the stage decides where it writes"

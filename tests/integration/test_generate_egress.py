@@ -1,4 +1,4 @@
-"""No image leaves the house that may not: seen by the server itself, in the bytes of every request."""
+"""No image leaves the site that may not: seen by the server itself, in the bytes of every request."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_tampered_tasks_stop_the_stage_before_any_byte(
 
     monkeypatch.setattr(sampling_plan, "tasks", tampered)
     assert main.execute(request(root, server, prepared), root) == 78
-    assert "may not leave the house" in capfd.readouterr().err
+    assert "may not leave the site" in capfd.readouterr().err
     assert server.ledger.bodies == []
 
 
@@ -123,7 +123,7 @@ def test_nothing_may_leave(root: Path, server: ChatServer, capfd: pytest.Capture
     prepared.images = [replace(row, allow_external=None) for row in prepared.images]
     assert main.execute(request(root, server, prepared), root) == 78
     told = capfd.readouterr().err
-    assert "none of the 8 training images may leave the house" in told
+    assert "none of the 8 training images may leave the site" in told
     assert "allowExternal: true" in told
     assert server.ledger.bodies == []
 

@@ -164,11 +164,11 @@ def test_images_that_may_not_leave_are_sent_only_to_a_plugin_that_is_inside(root
     outside = document(server)
     outside["spec"]["data"] = closed
     (problem,) = unsupported(CycleSpec.model_validate(outside["spec"]))
-    assert "no image may leave the house" in problem.message
+    assert "no image may leave the site" in problem.message
     spec = resolve(CycleSpec.model_validate(outside["spec"]))
     prepare = prepared(root, spec)
     told = refused(root, request(spec, "generate", {"prepare": prepare}))
-    assert "none of the 3 training images may leave the house" in told
+    assert "none of the 3 training images may leave the site" in told
     assert server.ledger.bodies == []
 
     outside["spec"]["generator"]["plugin"]["external"] = False

@@ -106,7 +106,7 @@ def test_a_picture_that_may_not_leave_is_not_tried(root: Path) -> None:
         outside = trial(root, server, openai={"external": True}, data__sources=[_source(allowExternal=False)])
         (refused,) = provider_checks.trial(outside)
         assert refused.status is CheckStatus.FAILED
-        assert "may leave the house" in refused.message
+        assert "may leave the site" in refused.message
         assert not server.ledger.requests
         inside = trial(root, server, questions=1, data__sources=[_source(allowExternal=False)])
         assert next(iter(provider_checks.trial(inside))).status is CheckStatus.OK
@@ -124,7 +124,7 @@ def test_which_images_leave(root: Path) -> None:
     assert [finding.status for finding in found] == [CheckStatus.OK, CheckStatus.WARNING]
     with serving() as server:
         (inside,) = provider_checks.egress(trial(root, server))
-    assert "no image leaves the house" in inside.message
+    assert "no image leaves it" in inside.message
 
 
 def test_the_command_says_it_all_and_fails_where_the_run_would(

@@ -63,8 +63,8 @@ class Provider(Model):
         return GENERATORS[self.kind]
 
     @property
-    def leaves_house(self) -> bool:
-        """Whether images that go to it leave the house."""
+    def has_egress(self) -> bool:
+        """Whether images sent to it leave the site (data egress)."""
         return self.external or self.about.always_external
 
     @property

@@ -111,7 +111,7 @@ class ItemSet:
     def _share(
         name: str, cut: tuple[slice, slice], totals: Floats, resampled: Floats, images: NDArray[np.bool_]
     ) -> Share:
-        """One slice: `totals` (2, Q, M) and `resampled` (R, 2, Q, M) hold counts and sums, `images` (G, Q, M) members."""
+        """One slice: `totals` (2, Q, M), `resampled` (R, 2, Q, M) hold counts and sums, `images` (G, Q, M) members."""
         count, value = totals[(slice(None), *cut)].sum(1)  # (M,) each
         counts, values = np.moveaxis(resampled[(slice(None), slice(None), *cut)].sum(2), 1, 0)  # (R, M) each
         present = count > 0

@@ -16,7 +16,7 @@ _CACHED_IMAGES = 32
 
 
 class EgressPolicy:
-    """Lets an image through when its provider is inside the house, or every source of the image allows it to leave."""
+    """Data egress: an image is sent to a provider on site, or to any when every source of the image allows it."""
 
     def __init__(self, provider: Provider, images: Iterable[ImageUse], store: ImageStore) -> None:
         """
@@ -26,7 +26,7 @@ class EgressPolicy:
             store: where the bytes lie.
         """
         self._read = lru_cache(maxsize=_CACHED_IMAGES)(store.read)
-        self.external = provider.leaves_house
+        self.external = provider.has_egress
         allowed: dict[str, bool] = {}
         for row in images:  # the same picture may come from two sources: one that says no is enough
             allowed[row.image_sha256] = allowed.get(row.image_sha256, True) and row.allow_external is True
@@ -45,8 +45,8 @@ class EgressPolicy:
         """
         if not self.allows(sha256):
             raise ConfigError(
-                f"image {sha256[:12]} may not leave the house, and the provider is outside of it; it was not sent. "
-                "Set allowExternal: true for its source in data.sources, or use a provider inside"
+                f"image {sha256[:12]} may not leave the site, and the provider is external; it was not sent. "
+                "Set allowExternal: true for its source in data.sources, or use a provider on site"
             )
         return self._read(sha256)
 
@@ -60,8 +60,8 @@ def allowed_images(egress: EgressPolicy, images: Mapping[str, str]) -> dict[str,
     allowed = {sha256: modality for sha256, modality in images.items() if egress.allows(sha256)}
     if images and not allowed:
         raise ConfigError(
-            f"none of the {len(images)} training images may leave the house, and the generator is outside of it: set "
-            "allowExternal: true for a source in data.sources, or use a provider inside (generator.vllm, or "
+            f"none of the {len(images)} training images may leave the site, and the generator is external: set "
+            "allowExternal: true for a source in data.sources, or use a provider on site (generator.vllm, or "
             "generator.openAI with external: false)"
         )
     return allowed

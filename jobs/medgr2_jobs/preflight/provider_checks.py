@@ -23,16 +23,16 @@ _NOISE_SIDE = 224  # of the picture that is drawn where there is no other
 
 
 def egress(context: PreflightContext) -> Iterator[CheckResult]:
-    """Which sources' images leave the house; that none may is refused by `medgr2 validate`."""
+    """Data egress: which sources' images leave the site; that none may is refused by `medgr2 validate`."""
     if not context.spec.generator.external:
-        yield ok("generator", "it is inside: no image leaves the house")
+        yield ok("generator", "it is on site: no image leaves it")
         return
     for source in context.spec.data.sources:
         where = f"data.sources[{source.name}]"
         if source.allow_external:
-            yield ok(where, "its images are sent to the provider outside (allowExternal)")
+            yield ok(where, "its images are sent to the external provider (allowExternal)")
         else:
-            yield warning(where, "its images stay in the house: the generator asks nothing about them")
+            yield warning(where, "its images stay on site: the generator asks nothing about them")
 
 
 def trial(context: PreflightContext) -> Iterator[CheckResult]:

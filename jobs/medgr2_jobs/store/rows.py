@@ -147,7 +147,7 @@ class Image(TableRow):
     source_path: str
     split: Split
     allow_external: bool
-    """Whether it may be sent to a provider outside the house."""
+    """Whether it may be sent to an external provider."""
     dataset: str
     patient: str
     phash: str

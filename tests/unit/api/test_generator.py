@@ -55,14 +55,14 @@ def test_spec_and_request_agree_on_what_leaves_the_house(name: str, more: dict[s
     spec = resolve(spec_with({"generator": {name: LEAST[name] | more}}))
     assert spec.generator.external is leaves
     told = Provider.model_validate({"kind": name, "external": spec.generator.external})
-    assert told.leaves_house is leaves
+    assert told.has_egress is leaves
 
 
 def test_a_new_kind_leaves_the_house_and_costs_money_until_it_says_otherwise() -> None:
     class New(GeneratorKind):
         kind = "new"
 
-    assert New().leaves_house
+    assert New().has_egress
     assert New.charges
     assert New.asked
 

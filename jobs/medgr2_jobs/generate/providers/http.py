@@ -22,7 +22,7 @@ _NOT_SENT = (
 
 def connections(concurrency: int) -> httpx2.AsyncClient:
     """A client with a connection for each request in flight. It follows no redirect: that could take an image to
-    another house, and it sends nothing twice."""
+    another site, and it sends nothing twice."""
 
     async def in_time(request: httpx2.Request) -> None:
         request.extensions["timeout"] = TIMEOUT.as_dict()  # libraries on top have their own idea of it

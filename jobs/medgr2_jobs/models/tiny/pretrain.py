@@ -78,7 +78,8 @@ def rows(settings: PretrainSettings, seed: int, step: int, answer_format: Answer
             continue
         attributes = Attributes(**{kind: rng.choice(values) for kind, values in synthetic_images.VALUES.items()})
         question = synthetic_images.question(attributes, rng.choice(synthetic_images.KINDS), rng)
-        prompt = f"Note: {caption(attributes, 'answers')} {answers.prompt_text(question.text, question.options, answer_format)}"
+        prompt_text = answers.prompt_text(question.text, question.options, answer_format)
+        prompt = f"Note: {caption(attributes, 'answers')} {prompt_text}"
         response = answers.response(question.rationale, question.answer_index, question.options, answer_format)
         examples.append(Row(None, prompt, response))
     return examples
