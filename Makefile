@@ -19,7 +19,7 @@ DISTRIBUTION := --dist loadfile --no-loadscope-reorder
 # Root can run a real node; everybody else gets simulated ones.
 LEVEL ?= $(if $(filter 0,$(shell id -u)),node,kwok)
 
-.PHONY: demo test lint bench crds chart-docs monitoring setup clean help go cluster cluster-down
+.PHONY: demo test lint bench crds pins chart-docs monitoring setup clean help go cluster cluster-down
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -56,6 +56,10 @@ crds: $(STAMP)  ## Generate the CRD from the models, the chart's copy of it, and
 	$(BIN)/python -m medgr2_api.crd
 	$(BIN)/python -m medgr2_api.crd --output charts/medgr2-operator/files/medgr2.io_medgr2cycles.yaml
 	$(BIN)/python -m medgr2_api.stages
+
+pins: $(STAMP)  ## Pin the examples' hashes, the stages' defaults and the tables' columns as they are now.
+	$(BIN)/python -m tests.unit.api.test_pinned_hashes
+	$(BIN)/python -m tests.unit.jobs.store.test_tables
 
 chart-docs: $(STAMP)  ## Generate the chart's README from its values.
 	tool=$$($(BIN)/python -m tests.cluster.tools helm-docs | tail -n1) && cd charts/medgr2-operator && \

@@ -1,7 +1,6 @@
 """Where the examples publish, literally: a change of these hashes makes everybody pay again.
 
-When a stage is meant to make something else, raise its code version and write the pins anew:
-`python -m tests.unit.api.test_pinned_hashes`.
+When a stage is meant to make something else, raise its code version and write the pins anew: `make pins`.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import json
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -26,6 +25,7 @@ ROOT = Path(__file__).parents[3]
 HASHES = Path(__file__).with_name("pinned_hashes.json")
 DEFAULTS = Path(__file__).with_name("pinned_defaults.json")
 ITERATIONS = 2
+REMEDY = "If that is meant, write the pins anew with `make pins`, and look at what git diff says has changed"
 
 
 def hashes() -> dict[str, dict[str, str]]:
@@ -76,20 +76,42 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def test_hashes_of_the_examples() -> None:
-    pinned = json.loads(HASHES.read_text())
-    for cycle, stages in hashes().items():
-        assert stages == pinned[cycle], cycle
-    assert pinned.keys() == hashes().keys()
+    problems = differences(json.loads(HASHES.read_text()), hashes())
+    assert not problems, "\n".join(problems) + f"\nWhat has run would run again, unless its stage is new. {REMEDY}"
+
+
+def differences(pinned: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """What is pinned otherwise than it is, not pinned, or pinned and gone; each with its cycle and stage."""
+    return [
+        f"{HASHES.name}: {cycle}: {stage}: pinned {before or 'nothing'}, now {after or 'nothing'}"
+        for cycle in {**pinned, **now}
+        for stage in {**pinned.get(cycle, {}), **now.get(cycle, {})}
+        if (before := pinned.get(cycle, {}).get(stage)) != (after := now.get(cycle, {}).get(stage))
+    ]
+
+
+def test_a_new_stage_a_changed_and_a_gone_one_are_told() -> None:
+    told = differences(
+        {"c": {"sft@1": "a", "old@1": "b", "same@1": "s"}}, {"c": {"sft@1": "x", "new@1": "y", "same@1": "s"}}
+    )
+    assert [line.split(": ", 1)[1] for line in told] == [
+        "c: sft@1: pinned a, now x",
+        "c: old@1: pinned b, now nothing",
+        "c: new@1: pinned nothing, now y",
+    ]
 
 
 def test_a_default_keeps_its_value_or_the_code_gets_a_version() -> None:
     """It is left out of the hash, so the same hash would name something else."""
     pinned, now = json.loads(DEFAULTS.read_text()), defaults()
     for name, stage in now.items():
-        if stage["codeVersion"] == pinned[name]["codeVersion"]:
-            for path, value in pinned[name]["defaults"].items():
-                assert stage["defaults"].get(path, value) == value, f"{name}: {path}"
-    assert now == pinned, "new defaults have to be pinned, too"
+        before = pinned.get(name, stage)
+        if stage["codeVersion"] == before["codeVersion"]:
+            for path, value in before["defaults"].items():
+                assert stage["defaults"].get(path, value) == value, (
+                    f"{name}: {path}: the default was {value!r}: raise the stage's code_version, then `make pins`"
+                )
+    assert now == pinned, f"{DEFAULTS.name}: new stages, defaults and code versions have to be pinned, too. {REMEDY}"
 
 
 def write() -> None:

@@ -34,25 +34,48 @@ def test_a_stage_has_code(name: str) -> None:
 
 @pytest.mark.parametrize("name", stage_names())
 def test_parameters_stand_in_the_spec_where_the_definition_says(name: str) -> None:
+    check_places(name)
+
+
+#: Parameters that follow from the request, or from several parts of the spec.
+MADE = {"seed", "iteration", "cycle", "retrain", "settings", "provider", "shards", "review"}
+
+
+def check_places(name: str) -> None:
+    """A parameter has the value that stands at its place in the spec; one without a place has a default."""
     stage, spec = definition(name), resolve(spec_with())
     parameters = stage_parameters(spec, "c", name, 1).dump()
     written = spec.dump()
-    for field in parameters.keys() - {
-        "seed",
-        "iteration",
-        "cycle",
-        "retrain",
-        "settings",
-        "provider",
-        "shards",
-        "review",
-    }:
+    defaults = {field.alias for field in stage.parameters.model_fields.values() if not field.is_required()}
+    for field in parameters.keys() - MADE:
+        if field not in stage.spec_paths and field not in written:
+            assert field in defaults, f"{name}: {field} has no place in the spec and no default: name it in spec_paths"
+            continue
         at: object = written
         for part in stage.spec_paths.get(field, field).split("."):
             assert isinstance(at, dict)
             at = at[part]
-        assert parameters[field] == at, field
+        assert parameters[field] == at, f"{name}: {field}"
     assert set(stage.spec_paths) <= {field.alias for field in stage.parameters.model_fields.values()}
+
+
+class _OwnParameters(stages.StageParameters):
+    least: int = 2
+
+
+class _LostParameters(stages.StageParameters):
+    least: int
+
+
+def test_a_parameter_without_a_place_in_the_spec_has_a_default() -> None:
+    audit = StageDefinition(
+        "audit", "Audits.", _OwnParameters, lambda source: _OwnParameters(seed=source.seed), Iterations.LOOP
+    )
+    with registered(audit):
+        check_places("audit")
+    lost = replace(audit, parameters=_LostParameters, build=lambda source: _LostParameters(seed=source.seed, least=2))
+    with registered(lost), pytest.raises(AssertionError, match="audit: least has no place in the spec and no default"):
+        check_places("audit")
 
 
 def test_roles_and_parts() -> None:

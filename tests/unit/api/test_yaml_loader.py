@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.support.cycle_documents import MINIMAL_TEXT, changed
 
+from medgr2_api.stages import stage_names
 from medgr2_api.validation_errors import CycleError, Problem
 from medgr2_api.yaml_loader import load_cycle, locate, parse_cycle
 
@@ -109,8 +110,7 @@ def test_everything_wrong_is_told_at_once_in_the_order_of_the_file() -> None:
         "cycle.yaml: 3 problems",
         "  spec.iterations (line 6): must be at most 20, not '30'",
         "  spec.data.benchmarks[0].uri (line 10): '../test' must not contain '..'",
-        "  spec.stages[0].name (line 14): 'grppo' is not one of prepare, generate, score, curate, sft, grpo, "
-        "preferences, reward, evaluate, report: did you mean 'grpo'?",
+        f"  spec.stages[0].name (line 14): 'grppo' is not one of {', '.join(stage_names())}: did you mean 'grpo'?",
     ]
 
 

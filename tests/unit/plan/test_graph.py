@@ -8,6 +8,7 @@ import pytest
 from tests.support.cycle_specs import make_spec
 
 from medgr2_api.presets import resolve
+from medgr2_api.stages import definition, stage_names
 from medgr2_operator.plan.graph import Graph, Shape, build
 from medgr2_operator.plan.types import StageKey
 
@@ -42,7 +43,13 @@ ITERATION = ("generate", "score", "curate", "sft", "grpo", "preferences", "rewar
 
 def test_all_stages() -> None:
     expected = {"prepare@0", "reward@0", "evaluate@0", *(f"{name}@{t}" for t in (1, 2) for name in ITERATION)}
-    assert names(graph_of()) == expected
+    assert {name for name in names(graph_of()) if name.split("@")[0] in ("prepare", *ITERATION)} == expected
+
+
+@pytest.mark.parametrize("stage", stage_names())
+def test_a_stage_is_in_the_iterations_that_its_definition_says(stage: str) -> None:
+    there = {at.iteration for at in graph_of(3).nodes if at.name == stage}
+    assert there == {iteration for iteration in range(4) if definition(stage).iterations.include(iteration)}
 
 
 def test_makers_stand_before_readers() -> None:
