@@ -26,7 +26,7 @@ def measure(keep: bool) -> dict[str, float]:
     import torch
 
     from bench.training import pictures, step
-    from medgr2_jobs.models.vlm import Row
+    from medgr2_jobs.models.vlm import PromptResponse
     from medgr2_jobs.runner import process_tuning
 
     torch.set_num_threads(1)
@@ -35,7 +35,7 @@ def measure(keep: bool) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as root:
         model, encoder, names = pictures(Path(root), "tiny", 32)
         batches = [
-            encoder.batch([Row(name, "What does the image show?", "a cyst " * words) for name in names])
+            encoder.batch([PromptResponse(name, "What does the image show?", "a cyst " * words) for name in names])
             for words in range(1, 1 + _LENGTHS)
         ]
         optimizer = torch.optim.AdamW(model.parameters())

@@ -28,7 +28,7 @@ from PIL import Image
 from bench import _models as models
 from medgr2_api.training_spec import Grades, RewardHead
 from medgr2_jobs.models import vlm
-from medgr2_jobs.models.vlm import Row
+from medgr2_jobs.models.vlm import PromptResponse
 from medgr2_jobs.reward import scorer
 from medgr2_jobs.reward.model import RewardModel
 from medgr2_jobs.store.images import ImageStore
@@ -40,7 +40,7 @@ PLAIN_BATCH = 16
 
 
 @torch.no_grad()
-def plain(model: RewardModel, encoder: vlm.Encoder, rows: list[Row]) -> np.ndarray:
+def plain(model: RewardModel, encoder: vlm.Encoder, rows: list[PromptResponse]) -> np.ndarray:
     """Scores as any trainer's evaluation loop would make them."""
     found: list[float] = []
     for piece in vlm.chunks(rows, PLAIN_BATCH):
@@ -49,10 +49,10 @@ def plain(model: RewardModel, encoder: vlm.Encoder, rows: list[Row]) -> np.ndarr
     return np.array(found)
 
 
-def questions(images: list[str], count: int) -> list[Row]:
+def questions(images: list[str], count: int) -> list[PromptResponse]:
     """Rows of unequal length: questions with options, answers with a rationale."""
     return [
-        Row(
+        PromptResponse(
             image,
             f"Finding {number}? {', '.join(['cyst', 'mass', 'plaque', 'nodule'][: 2 + number % 3])}",
             f"<think>The marks look like {'small ' * (number % 4)}a cyst.</think><answer>cyst</answer>",

@@ -34,7 +34,7 @@ from medgr2_jobs.models import vlm
 from medgr2_jobs.models.patches import pixel_cache, repeated_prompts
 from medgr2_jobs.models.tiny import model as tiny_model
 from medgr2_jobs.models.tiny import tokenizer as tiny_tokenizer
-from medgr2_jobs.models.vlm import Row
+from medgr2_jobs.models.vlm import PromptResponse
 from medgr2_jobs.store.images import ImageStore
 
 #: name → (model, rows, rows that share a picture, pairs)
@@ -140,7 +140,9 @@ def main() -> None:
             model, encoder, names = pictures(Path(root), name, rows // shared)
             batch = encoder.batch(
                 [
-                    Row(names[row // shared], "What does the image show?", f"{'a cyst ' * (1 + row % 3)}here")
+                    PromptResponse(
+                        names[row // shared], "What does the image show?", f"{'a cyst ' * (1 + row % 3)}here"
+                    )
                     for row in range(rows)
                 ]
             )

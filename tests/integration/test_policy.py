@@ -14,7 +14,7 @@ import torch
 from medgr2_api.stage_contract import ExitCode, StageRequest
 from medgr2_jobs.errors import Checkpointed
 from medgr2_jobs.models import vlm
-from medgr2_jobs.models.vlm import Row
+from medgr2_jobs.models.vlm import PromptResponse
 from medgr2_jobs.prompts import answers
 from medgr2_jobs.stages import grpo, preferences
 from medgr2_jobs.store.rows import Preference, Rollout
@@ -123,12 +123,12 @@ def test_each_completion_is_scored_against_its_own_image(
 
     (Public code repeats pixels in one order and their grid in another: half the rows get another row's image.)
     """
-    asked: list[Row] = []
+    asked: list[PromptResponse] = []
     pixels: list[Any] = []
     original = grpo.GRPOPolicyTrainer._get_per_token_logps_and_entropies
 
     def scorer(ctx: Any) -> Any:
-        def score(rows: list[Row]) -> np.ndarray:
+        def score(rows: list[PromptResponse]) -> np.ndarray:
             asked.extend(rows)
             return np.arange(len(rows), dtype=float) % 7
 
@@ -161,7 +161,7 @@ def test_each_completion_is_scored_against_its_own_image(
     for step, (ids, values, grids) in enumerate(pixels):
         expected = {}
         for row in asked[step * 12 : step * 12 + 12]:
-            expected.setdefault(tuple(encoder.prompt_ids(Row(row.image_sha256, row.prompt))), set()).add(
+            expected.setdefault(tuple(encoder.prompt_ids(PromptResponse(row.image_sha256, row.prompt))), set()).add(
                 row.image_sha256
             )
         start = 0

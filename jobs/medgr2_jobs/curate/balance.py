@@ -18,7 +18,7 @@ _COLUMNS: dict[str, Callable[[Question], str]] = {
 
 
 @dataclass(frozen=True)
-class Taken:
+class BalancedSelection:
     """What was taken and what a cap kept out, in the order of preference; what comes after the limit is in neither."""
 
     kept: list[str]
@@ -32,7 +32,9 @@ def group_of(row: Question, balance: Balance | None) -> tuple[str, ...]:
     return tuple(_COLUMNS[name](row) for name in balance.by) if balance else ()
 
 
-def take(names: Sequence[str], limit: int | None, group: Callable[[str], Hashable], max_share: float) -> Taken:
+def take(
+    names: Sequence[str], limit: int | None, group: Callable[[str], Hashable], max_share: float
+) -> BalancedSelection:
     """As many as possible, the first of each group first, so that no group is more than `max_share` of what is taken.
 
     A share is one of the set that remains, and the set shrinks with its largest group: the size T that solves
@@ -66,4 +68,4 @@ def take(names: Sequence[str], limit: int | None, group: Callable[[str], Hashabl
         else:
             counts[group(name)] += 1
             kept.append(name)
-    return Taken(kept, capped, share)
+    return BalancedSelection(kept, capped, share)

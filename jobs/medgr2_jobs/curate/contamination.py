@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from ..duplicates import phash_index
-from ..duplicates.text_fingerprint import Text, text_of
+from ..duplicates.text_fingerprint import NormalisedText, text_of
 from ..store.rows import Image, Item, Split
 
 BENCHMARK, HELD_BACK = "benchmark", "validation"
@@ -38,7 +38,7 @@ def near_images(images: set[str], held: set[str], phashes: Mapping[str, str], li
     return {left[place] for place in np.flatnonzero(near)}
 
 
-def held_texts(items: Iterable[Item], phashes: Mapping[str, str], limit: int) -> dict[str, set[Text]]:
+def held_texts(items: Iterable[Item], phashes: Mapping[str, str], limit: int) -> dict[str, set[NormalisedText]]:
     """Texts that give a held-out question away, by what holds it.
 
     Question, options and answer must all agree, and the text must belong to one image: templates ("Which modality is
@@ -46,12 +46,12 @@ def held_texts(items: Iterable[Item], phashes: Mapping[str, str], limit: int) ->
     benchmark. A text is a template when the prepared items, of whatever split, ask it of images that differ in more
     than `limit` bits. Items on images without a perceptual hash do not count: phantoms' questions are all templates.
     """
-    places_by_text: dict[Text, list[tuple[int, str | None]]] = defaultdict(list)
+    places_by_text: dict[NormalisedText, list[tuple[int, str | None]]] = defaultdict(list)
     for item in items:
         phash, text = phashes.get(item.image_sha256), text_of(item)
         if phash and text.answer:
             places_by_text[text].append((int(phash, 16), _kind(item.split)))
-    held: dict[str, set[Text]] = {BENCHMARK: set(), HELD_BACK: set()}
+    held: dict[str, set[NormalisedText]] = {BENCHMARK: set(), HELD_BACK: set()}
     for text, places in places_by_text.items():
         first = places[0][0]
         if all((first ^ phash).bit_count() <= limit for phash, _ in places):

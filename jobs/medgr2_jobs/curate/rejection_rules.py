@@ -137,7 +137,7 @@ def _near_duplicates(facts: Facts, reasons: Reasons) -> Iterator[tuple[str, str]
     """The batch has nearly the same (and not the very same), better or earlier, and nothing rules that one out."""
     if facts.near:
         names = [row.triplet_id for row in facts.usable]
-        near = facts.near.standing(facts.best_first, np.array([not reasons[name] for name in names], np.bool_))
+        near = facts.near.near_kept(facts.best_first, np.array([not reasons[name] for name in names], np.bool_))
         for name, is_near in zip(names, near, strict=True):
             if is_near and "duplicate" not in reasons[name]:
                 yield name, NEAR_DUPLICATE

@@ -49,7 +49,7 @@ class CandidateBatch:
 
 
 @dataclass(frozen=True)
-class Selected:
+class StrategyResult:
     """A strategy's choice."""
 
     passed: Sequence[str]
@@ -61,7 +61,7 @@ class Selected:
     counters: dict[str, float] = field(default_factory=dict)
 
 
-def select(selection: ResolvedSelection, batch: CandidateBatch) -> Selected:
+def select(selection: ResolvedSelection, batch: CandidateBatch) -> StrategyResult:
     """Applies the strategy of the spec.
 
     Raises:
@@ -70,16 +70,16 @@ def select(selection: ResolvedSelection, batch: CandidateBatch) -> Selected:
     """
     match selection:
         case SelectAll():
-            return Selected(_best_first(batch.ids, batch))
+            return StrategyResult(_best_first(batch.ids, batch))
         case SelectByThreshold():
             return _above(selection.threshold, batch, {})
         case SelectByPrecision():
             return _above_fitted(selection.precision, batch)
         case SelectTopK():
             scored = [name for name in batch.ids if name in batch.scores]
-            return Selected(_best_first(scored, batch), "not_in_top_k", selection.k)
+            return StrategyResult(_best_first(scored, batch), "not_in_top_k", selection.k)
         case SelectRandomK():
-            return Selected(_at_random(batch), "not_in_random_k", selection.k)
+            return StrategyResult(_at_random(batch), "not_in_random_k", selection.k)
         case _:
             assert_never(selection)
 
@@ -125,7 +125,7 @@ def _best_first(names: Sequence[str], batch: CandidateBatch) -> list[str]:
     return sorted(names, key=lambda name: (-batch.scores.get(name, -math.inf), name))
 
 
-def _above_fitted(precision: float, batch: CandidateBatch) -> Selected:
+def _above_fitted(precision: float, batch: CandidateBatch) -> StrategyResult:
     if batch.calibration is None:
         raise ConfigError("strategy FittedPrecision reads the reward model's calibration table; no input 'reward'")
     rows = [row for row in batch.calibration if math.isfinite(row.score)]
@@ -143,9 +143,9 @@ def _above_fitted(precision: float, batch: CandidateBatch) -> Selected:
     return _above(threshold, batch, fitted)
 
 
-def _above(threshold: float, batch: CandidateBatch, counters: dict[str, float]) -> Selected:
+def _above(threshold: float, batch: CandidateBatch, counters: dict[str, float]) -> StrategyResult:
     passed = [name for name in batch.ids if batch.scores.get(name, -math.inf) > threshold]
-    return Selected(_best_first(passed, batch), "below_threshold", counters={"threshold": threshold, **counters})
+    return StrategyResult(_best_first(passed, batch), "below_threshold", counters={"threshold": threshold, **counters})
 
 
 def _at_random(batch: CandidateBatch) -> list[str]:
@@ -156,7 +156,7 @@ def _at_random(batch: CandidateBatch) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SelectionResult:
     """What is kept, and why the rest is not."""
 
     kept: list[str]
@@ -167,7 +167,7 @@ class Chosen:
 
 def choose(
     curation: ResolvedCuration, batch: CandidateBatch, eligible: AbstractSet[str], triplets: Mapping[str, Triplet]
-) -> Chosen:
+) -> SelectionResult:
     """Applies the strategy, then drops what is guessable and what a cap keeps out.
 
     Under TopK and RandomK whoever comes next takes the place of what is dropped, so k are kept where there are as many.
@@ -220,4 +220,4 @@ def choose(
             reasons[name] = [chosen.reason]
         else:
             reasons[name] = [GUESSABLE] * (name in guessable) + [BALANCE] * (name in capped)
-    return Chosen(taken.kept, reasons, counters)
+    return SelectionResult(taken.kept, reasons, counters)

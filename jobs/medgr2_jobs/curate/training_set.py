@@ -15,7 +15,7 @@ from medgr2_api.training_spec import AnswerFormat
 from ..data import graded_dataset
 from ..errors import CorruptArtifact
 from ..prompts import answers
-from ..store.artifact import Inputs
+from ..store.artifact import ArtifactInputs
 from ..store.rows import Candidate, Decision, Item, Split, Triplet, triplet_of
 
 
@@ -47,7 +47,7 @@ class TrainingRow:
     """Rationale and answer, as the policy shall write them."""
 
 
-def training_set(inputs: Inputs, iteration: int, answer_format: AnswerFormat) -> list[TrainingRow]:
+def training_set(inputs: ArtifactInputs, iteration: int, answer_format: AnswerFormat) -> list[TrainingRow]:
     """D_gen as it stands after an iteration: the seed in the order of its items, then each iteration's kept triplets
     in the order of its candidates.
 
@@ -104,7 +104,7 @@ def _seed_row(item: Item, answer_format: AnswerFormat) -> TrainingRow:
     )
 
 
-def _kept(inputs: Inputs, iteration: int) -> Iterator[tuple[Triplet, tuple[int, ...] | None]]:
+def _kept(inputs: ArtifactInputs, iteration: int) -> Iterator[tuple[Triplet, tuple[int, ...] | None]]:
     """What an iteration kept, with the order of its options."""
     curate = inputs.input(f"curate-{iteration}")
     orders = {row.triplet_id: row.option_order for row in curate.rows(Decision) if row.keep}

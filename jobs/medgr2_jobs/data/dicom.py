@@ -26,7 +26,7 @@ from medgr2_api.data import BurnedInText
 from ..errors import DataError, StageError
 from ..store.images import MAX_SOURCE_PIXELS, UNREADABLE
 from . import burned_in_text, dicom_pixels, file_walk, phi_in_paths
-from .record import Bad, BadRecord, Place, Record, pseudonym
+from .record import BadField, BadRecord, Place, Record, pseudonym
 
 #: DICOM's modality → ours, which are OmniMedVQA's.
 MODALITIES = {
@@ -63,12 +63,12 @@ class _Opened:
         """One frame.
 
         Raises:
-            Bad: it cannot be decoded.
+            BadField: it cannot be decoded.
         """
         source = self.path if self.large else self.dataset
         try:
             return dicom_pixels.picture(self.dataset, source, frame)
-        except Bad:
+        except BadField:
             raise
         except Exception as error:  # decoders are many, and so are their errors
             syntax = getattr(getattr(self.dataset, "file_meta", None), "TransferSyntaxUID", None)
@@ -105,7 +105,7 @@ def _file(place: Place, path: Path, number: int) -> Iterator[Record | BadRecord]
             several = len(opened.frames) > 1
             if several:  # text is often missed on a frame or two: one where it is found stands for all
                 _look_for_text(place, opened)
-    except Bad as bad:
+    except BadField as bad:
         yield BadRecord(name, bad.field, bad.reason)
         return
     except StageError:
@@ -118,7 +118,7 @@ def _file(place: Place, path: Path, number: int) -> Iterator[Record | BadRecord]
         try:
             with _quiet():
                 record = _record(place, opened, frame)
-        except Bad as bad:
+        except BadField as bad:
             yield BadRecord(f"{name}#{frame}" if several else name, bad.field, bad.reason)
         else:
             yield record
@@ -127,13 +127,13 @@ def _file(place: Place, path: Path, number: int) -> Iterator[Record | BadRecord]
 def _open(place: Place, path: Path) -> tuple[Dataset, bool]:
     """The tags of a file, and whether it is a large one."""
     if not path.resolve().is_relative_to(place.root.resolve()):
-        raise Bad("-", "a link that leads outside the workspace")
+        raise BadField("-", "a link that leads outside the workspace")
     try:
         deflated = read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
         large = path.stat().st_size > _LARGE and not deflated  # that has no places to come back to
         return pydicom.dcmread(path, defer_size=_LEFT if large else None), large
     except InvalidDicomError:
-        raise Bad("-", "not a DICOM file: it has no DICM marker") from None
+        raise BadField("-", "not a DICOM file: it has no DICM marker") from None
     except Exception as error:  # a damaged file makes the parser fail in any of many ways
         raise _damaged(error, "-", "it cannot be read") from None
 
@@ -141,17 +141,17 @@ def _open(place: Place, path: Path) -> tuple[Dataset, bool]:
 def _check(dataset: Dataset) -> None:
     """Refuses, before anything is decoded, what is no picture or must not be used."""
     if not any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-        raise Bad("PixelData", "is missing: the file holds no picture")
+        raise BadField("PixelData", "is missing: the file holds no picture")
     if kind := _NO_PICTURES.get(str(dataset.get("Modality", "")).strip().upper()):
-        raise Bad("Modality", f"says that this is {kind}, and no picture")
+        raise BadField("Modality", f"says that this is {kind}, and no picture")
     if str(dataset.get("BurnedInAnnotation", "")).strip().upper() == "YES":
-        raise Bad("BurnedInAnnotation", "is YES: text in the pixels may name the patient; use a cleaned copy")
+        raise BadField("BurnedInAnnotation", "is YES: text in the pixels may name the patient; use a cleaned copy")
     try:
         size = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel", 1))
     except (AttributeError, TypeError, ValueError):
-        raise Bad("Rows", "or Columns is missing, or no number") from None
+        raise BadField("Rows", "or Columns is missing, or no number") from None
     if not 0 < size <= MAX_SOURCE_PIXELS:
-        raise Bad("Rows", f"claims {size:,} samples a frame; at most {MAX_SOURCE_PIXELS:,} are opened")
+        raise BadField("Rows", f"claims {size:,} samples a frame; at most {MAX_SOURCE_PIXELS:,} are opened")
 
 
 def _look_for_text(place: Place, opened: _Opened) -> None:
@@ -161,17 +161,17 @@ def _look_for_text(place: Place, opened: _Opened) -> None:
     for frame in opened.frames:
         try:
             image = opened.picture(frame)
-        except Bad:
+        except BadField:
             continue
         if burned_in_text.has_text(image):
-            raise Bad("PixelData", _WRITTEN)
+            raise BadField("PixelData", _WRITTEN)
 
 
 def _record(place: Place, opened: _Opened, frame: int) -> Record:
     image = opened.picture(frame)
     alone = len(opened.frames) == 1
     if alone and place.dicom.burned_in_text is BurnedInText.QUARANTINE and burned_in_text.has_text(image):
-        raise Bad("PixelData", _WRITTEN)
+        raise BadField("PixelData", _WRITTEN)
     patient, study, declared = (
         str(opened.dataset.get(keyword, "") or "").strip() for keyword in ("PatientID", "StudyInstanceUID", "Modality")
     )
@@ -196,11 +196,11 @@ def _name(place: Place, path: Path, dataset: Dataset) -> str:
     return f"file-{pseudonym(place.salt, relative)}" if tells else relative
 
 
-def _damaged(error: Exception, field: str, what: str) -> Bad:
+def _damaged(error: Exception, field: str, what: str) -> BadField:
     """The file's fault, without the error's text, which may quote a tag. What is the disk's fault is raised again."""
     if isinstance(error, OSError) and error.errno is not None and error.errno not in UNREADABLE:
         raise error
-    return Bad(field, f"{what}: {type(error).__name__}")
+    return BadField(field, f"{what}: {type(error).__name__}")
 
 
 @contextmanager

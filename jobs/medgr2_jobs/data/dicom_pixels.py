@@ -16,7 +16,7 @@ from pydicom.multival import MultiValue
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
 from pydicom.pixels.utils import pixel_array
 
-from .record import Bad
+from .record import BadField
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _PALETTE = "PALETTE COLOR"
@@ -42,12 +42,12 @@ def picture(dataset: Dataset, source: Dataset | Path, frame: int) -> Image.Image
     frame is read then.
 
     Raises:
-        Bad: a photometric interpretation that nobody knows.
+        BadField: a photometric interpretation that nobody knows.
         Exception: what decoders raise on damaged data.
     """
     photometric = str(dataset.get("PhotometricInterpretation", "")).strip()
     if photometric not in (*_GREY, _PALETTE, *_COLOUR):
-        raise Bad("PhotometricInterpretation", f"{photometric[:32]!r} is not understood")
+        raise BadField("PhotometricInterpretation", f"{photometric[:32]!r} is not understood")
     stored = pixel_array(source, index=frame)  # YBR comes back as RGB
     if photometric == _PALETTE:
         coloured = apply_color_lut(stored, dataset)
@@ -55,7 +55,7 @@ def picture(dataset: Dataset, source: Dataset | Path, frame: int) -> Image.Image
     if stored.ndim == 3 and stored.shape[2] in (3, 4):
         return Image.fromarray(_bytes(stored[..., :3], int(dataset.BitsStored)), "RGB")
     if stored.ndim != 2:
-        raise Bad("SamplesPerPixel", f"does not go with {photometric}")
+        raise BadField("SamplesPerPixel", f"does not go with {photometric}")
     grey = shown(stored, graded(dataset, frame))
     # PresentationLUTShape repeats what MONOCHROME1 says: a radiograph has both, and is inverted once (PS3.3 C.8.11.1)
     inverted = photometric == "MONOCHROME1" or str(dataset.get("PresentationLUTShape", "")) == "INVERSE"

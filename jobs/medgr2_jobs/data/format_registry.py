@@ -9,7 +9,7 @@ from medgr2_api.data import Benchmark, DataFormat, DataSource
 from medgr2_api.plugin import PluginGroup
 
 from .. import plugins
-from .record import Bad, BadRecord, Identities, Place, Record
+from .record import BadField, BadRecord, Identities, Place, Record
 
 Reader = Callable[[Place], Iterator[Record | BadRecord]]
 """Yields the records of a source or benchmark, bad ones among them."""
@@ -54,9 +54,11 @@ def _checked(read: Reader) -> Reader:
             try:
                 identities.take(record.question_id, where, "question_id")
                 if record.answer_index is not None and not 0 <= record.answer_index < len(record.options):
-                    raise Bad("answer_index", f"{record.answer_index} is no index of {len(record.options)} options")
+                    raise BadField(
+                        "answer_index", f"{record.answer_index} is no index of {len(record.options)} options"
+                    )
                 yield record
-            except Bad as bad:
+            except BadField as bad:
                 yield BadRecord(f"{where} (question_id {record.question_id!r})", bad.field, bad.reason)
 
     return records

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from . import file_walk, phi_in_paths
-from .record import Bad, BadRecord, Images, Place, Record, pseudonym
+from .record import BadField, BadRecord, Images, Place, Record, pseudonym
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
 METADATA = "metadata.csv"
@@ -46,9 +46,9 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
         attributes = _shown(place, name, row)
         try:
             if problem:
-                raise Bad("file_name", problem)
+                raise BadField("file_name", problem)
             yield _record(place, folder, name, row, images)
-        except Bad as bad:
+        except BadField as bad:
             yield BadRecord(attributes, bad.field, bad.reason.replace(str(path), attributes))
     for name, row in metadata.items():
         wrong = f"{_shown(place, name, row)!r} is not in the folder, or is no picture"
@@ -58,7 +58,7 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
 def _record(place: Place, folder: Path, name: str, row: Row, images: Images) -> Record:
     modality = row.get("modality") or place.modality
     if not modality:
-        raise Bad("modality", f"is not in {METADATA}, and the source's own `modality` is not set in the spec")
+        raise BadField("modality", f"is not in {METADATA}, and the source's own `modality` is not set in the spec")
     attributes = _shown(place, name, row)
     return Record(
         question_id=attributes,

@@ -65,7 +65,7 @@ class ReadItem(TableRow):
 
 
 @dataclass
-class ImageFacts:
+class ImageRecord:
     """What is known of a stored image."""
 
     width: int
@@ -131,7 +131,7 @@ class Ingest:
 
     def __init__(self, ctx: Context) -> None:
         self.ctx = ctx
-        self.images: dict[str, ImageFacts] = {}
+        self.images: dict[str, ImageRecord] = {}
         self.phantoms: dict[str, PhantomRow] = {}
         """For phantoms: what each image shows."""
 
@@ -220,7 +220,7 @@ class Ingest:
         sha256 = record.image.sha256
         facts = self.images.get(sha256)
         if facts is None:
-            facts = self.images[sha256] = ImageFacts(
+            facts = self.images[sha256] = ImageRecord(
                 width=record.image.width,
                 height=record.image.height,
                 modality=record.modality,

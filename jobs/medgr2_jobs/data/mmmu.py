@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..errors import DataError
 from ..prompts.answers import LETTERS
 from ..store.images import shrunk
-from .record import Bad, BadRecord, Identities, Place, Record, text
+from .record import BadField, BadRecord, Identities, Place, Record, text
 
 _IMAGES = tuple(f"image_{number}" for number in range(1, 8))
 _BATCH = 16  # questions in memory: images ride along
@@ -44,7 +44,7 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
                     record = _record(document, place, subject, where)
                     identities.take(record.question_id, where, "id")
                     yield record
-                except Bad as bad:
+                except BadField as bad:
                     yield BadRecord(where, bad.field, bad.reason)
 
 
@@ -75,11 +75,13 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
 def _record(document: dict[str, Any], place: Place, subject: str, where: str) -> Record:
     question_id = text(document, "id")
     if document.get("question_type") != "multiple-choice":
-        raise Bad("question_type", f"{document.get('question_type')!r}: only multiple-choice questions can be scored")
+        raise BadField(
+            "question_type", f"{document.get('question_type')!r}: only multiple-choice questions can be scored"
+        )
     options = _options(text(document, "options"))
     pictures = [_picture(document[name], name, place) for name in _IMAGES if document.get(name)]
     if not pictures:
-        raise Bad("image_1", "is missing")
+        raise BadField("image_1", "is missing")
     image = pictures[0] if len(pictures) == 1 else side_by_side(pictures)
     return Record(
         question_id=question_id,
@@ -99,16 +101,16 @@ def _literal(written: str, field: str) -> Any:
     try:
         return ast.literal_eval(written)
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise Bad(field, f"{written[:80]!r} is not a Python list ({type(error).__name__})") from error
+        raise BadField(field, f"{written[:80]!r} is not a Python list ({type(error).__name__})") from error
 
 
 def _options(written: str) -> tuple[str, ...]:
     parsed = _literal(written, "options")
     if not isinstance(parsed, list) or len(parsed) < 2:
-        raise Bad("options", f"{written[:80]!r} is not a list of at least 2 options")
+        raise BadField("options", f"{written[:80]!r} is not a list of at least 2 options")
     options = tuple(str(option).strip() for option in parsed)
     if not all(options):
-        raise Bad("options", "one of them is empty")
+        raise BadField("options", "one of them is empty")
     return options
 
 
@@ -116,7 +118,7 @@ def _answer(letter: str, options: Sequence[str]) -> int:
     index = LETTERS.find(letter.upper()) if len(letter) == 1 else -1
     if not 0 <= index < len(options):
         hint = "; the test split is published without answers" if letter == "?" else ""
-        raise Bad("answer", f"{letter!r} is no letter of {len(options)} options{hint}")
+        raise BadField("answer", f"{letter!r} is no letter of {len(options)} options{hint}")
     return index
 
 
@@ -131,11 +133,11 @@ def _modality(written: Any, default: str) -> str:
 def _picture(cell: dict[str, Any], field: str, place: Place) -> Image.Image:
     data = cell.get("bytes") if isinstance(cell, dict) else None
     if not data:
-        raise Bad(field, "holds no picture")
+        raise BadField(field, "holds no picture")
     try:
         picture = place.store.open(io.BytesIO(data), field)
     except DataError as error:
-        raise Bad(field, str(error)) from error
+        raise BadField(field, str(error)) from error
     # seven small files can be seven huge pictures: each is scaled down before they are laid side by side
     return shrunk(picture, place.max_pixels)
 

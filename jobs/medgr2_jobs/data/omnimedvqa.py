@@ -18,7 +18,7 @@ import ijson
 
 from ..errors import DataError
 from .record import (
-    Bad,
+    BadField,
     BadRecord,
     Identities,
     Images,
@@ -127,23 +127,23 @@ class _Reader:
             where = f"{file.name}[{index}]"
             try:
                 if not isinstance(document, dict):
-                    raise Bad("-", f"must be a JSON object, but is a JSON {json_type(document)}")
+                    raise BadField("-", f"must be a JSON object, but is a JSON {json_type(document)}")
                 if isinstance(question_id := document.get("question_id"), str):
                     where += f" (question_id {question_id!r})"
                 yield self._record(document, where, file, image_folder)
-            except Bad as bad:
+            except BadField as bad:
                 yield BadRecord(where, bad.field, bad.reason)
 
     def _record(self, document: dict[str, Any], where: str, file: Path, image_folder: Path) -> Record:
         question_id = text(document, "question_id")
         options = tuple(text(document, name) for name in OPTION_FIELDS if document.get(name) not in (None, ""))
         if len(options) < 2:
-            raise Bad("option_A", f"{len(options)} option(s); at least 2 are needed")
+            raise BadField("option_A", f"{len(options)} option(s); at least 2 are needed")
         question, right = text(document, "question"), text(document, "gt_answer")
         image_path = text(document, "image_path")
         rationale = document.get("rationale") or ""
         if not isinstance(rationale, str):
-            raise Bad("rationale", f"must be text, but is a JSON {json_type(rationale)}")
+            raise BadField("rationale", f"must be text, but is a JSON {json_type(rationale)}")
         answer_index = gold(right, options, "gt_answer")
         if self.identities.first(question_id):
             self.identities.take(question_id, where, "question_id")

@@ -51,7 +51,7 @@ class BadRecord:
         return f"{self.where}: {self.field}: {self.reason}"
 
 
-class Bad(Exception):
+class BadField(Exception):
     """Raised inside a reader: this record cannot be used."""
 
     def __init__(self, field: str, reason: str) -> None:
@@ -100,33 +100,33 @@ class Images:
         self.root = place.root.resolve()
         self.store = place.store
         self.max_pixels = place.max_pixels
-        self._known: dict[Path, StoredImage | Bad] = {}
+        self._known: dict[Path, StoredImage | BadField] = {}
 
     def get(self, folder: Path, name: str, field: str) -> StoredImage:
         """The stored image of a file that a record names.
 
         Raises:
-            Bad: not there, unreadable, or outside.
+            BadField: not there, unreadable, or outside.
         """
         if name.startswith(("/", "~")) or ".." in Path(name).parts or "\0" in name:
-            raise Bad(field, f"{name!r} must be relative to {folder} and must not contain '..'")
+            raise BadField(field, f"{name!r} must be relative to {folder} and must not contain '..'")
         path = folder / name
         cached = self._known.get(path)
         if cached is None:
             cached = self._known[path] = self._store(path, field)
-        if isinstance(cached, Bad):
-            raise Bad(cached.field, cached.reason)
+        if isinstance(cached, BadField):
+            raise BadField(cached.field, cached.reason)
         return cached
 
-    def _store(self, path: Path, field: str) -> StoredImage | Bad:
+    def _store(self, path: Path, field: str) -> StoredImage | BadField:
         if not path.resolve().is_relative_to(self.root):
-            return Bad(field, f"{path} leads outside the workspace")
+            return BadField(field, f"{path} leads outside the workspace")
         if path.is_dir():
-            return Bad(field, f"{path}: is a folder")
+            return BadField(field, f"{path}: is a folder")
         try:
             return self.store.add_file(path, self.max_pixels)
         except DataError as error:
-            return Bad(field, str(error))
+            return BadField(field, str(error))
 
 
 class Identities:
@@ -146,10 +146,10 @@ class Identities:
         """Remembers an id of a good record.
 
         Raises:
-            Bad: another record has it.
+            BadField: another record has it.
         """
         if first := self.first(question_id):
-            raise Bad(field, f"is the same as in {first}; ids must be unique in a source")
+            raise BadField(field, f"is the same as in {first}; ids must be unique in a source")
         try:
             self._seen.execute("INSERT INTO seen VALUES (?, ?)", (question_id, where.split(" ", 1)[0]))
         except sqlite3.OperationalError as error:
@@ -168,10 +168,10 @@ def text(document: Mapping[str, Any], field: str) -> str:
     """The non-empty text of a field; numbers (options such as 3) are taken as text."""
     value = document.get(field)
     if value is None:
-        raise Bad(field, "is missing")
+        raise BadField(field, "is missing")
     as_string = as_text(value, field)
     if not as_string:
-        raise Bad(field, "is empty")
+        raise BadField(field, "is empty")
     return as_string
 
 
@@ -185,10 +185,10 @@ def as_text(value: Any, field: str) -> str:
     """A value as text.
 
     Raises:
-        Bad: it is no text and no number.
+        BadField: it is no text and no number.
     """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise Bad(field, f"must be text, but is a JSON {json_type(value)}")
+        raise BadField(field, f"must be text, but is a JSON {json_type(value)}")
     return str(value).strip()
 
 
@@ -197,9 +197,9 @@ def gold(answer: str, options: Sequence[str], field: str) -> int:
     exact = [index for index, option in enumerate(options) if option == answer]
     indices = exact or [i for i, option in enumerate(options) if answers.normalise(option) == answers.normalise(answer)]
     if not indices:
-        raise Bad(field, f"{answer!r} is not among the options {', '.join(map(repr, options))}")
+        raise BadField(field, f"{answer!r} is not among the options {', '.join(map(repr, options))}")
     if len(indices) > 1:
-        raise Bad(field, f"{answer!r} is {len(indices)} of the options")
+        raise BadField(field, f"{answer!r} is {len(indices)} of the options")
     return indices[0]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import DataError
 from ..prompts.answers import LETTERS
 from .record import (
-    Bad,
+    BadField,
     BadRecord,
     Identities,
     Images,
@@ -51,7 +51,7 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
                     record = _record(_parse(line), where, place, file, folder, images)
                     identities.take(record.question_id, where, "id")
                     yield record
-                except Bad as bad:
+                except BadField as bad:
                     yield BadRecord(where, bad.field, bad.reason)
 
 
@@ -70,13 +70,13 @@ def _parse(line: bytes) -> dict[str, Any]:
     try:
         document = json.loads(line.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise Bad("-", f"not JSON: {error.msg} at column {error.colno}") from error
+        raise BadField("-", f"not JSON: {error.msg} at column {error.colno}") from error
     except UnicodeDecodeError as error:
-        raise Bad("-", f"not UTF-8 text (byte {error.start} of the line)") from error
+        raise BadField("-", f"not UTF-8 text (byte {error.start} of the line)") from error
     except RecursionError as error:
-        raise Bad("-", "JSON nested too deeply") from error
+        raise BadField("-", "JSON nested too deeply") from error
     if not isinstance(document, dict):
-        raise Bad("-", f"must be a JSON object, but is a JSON {json_type(document)}")
+        raise BadField("-", f"must be a JSON object, but is a JSON {json_type(document)}")
     return document
 
 
@@ -85,7 +85,7 @@ def _record(document: dict[str, Any], where: str, place: Place, file: Path, fold
     question, answer_index = text(document, "question"), _answer(document.get("answer"), options)
     modality = optional_text(document, "modality") or place.modality
     if not modality:
-        raise Bad("modality", "is missing, and the source's own `modality` is not set in the spec")
+        raise BadField("modality", "is missing, and the source's own `modality` is not set in the spec")
     image_path = text(document, "image")
     return Record(
         question_id=optional_text(document, "id") or where,
@@ -105,15 +105,15 @@ def _record(document: dict[str, Any], where: str, place: Place, file: Path, fold
 def _options(document: dict[str, Any]) -> tuple[str, ...]:
     raw_options = document.get("options")
     if not isinstance(raw_options, list):
-        raise Bad(
+        raise BadField(
             "options",
             "is missing" if raw_options is None else f"must be a list, but is a JSON {json_type(raw_options)}",
         )
     options = tuple(as_text(option, "options") for option in raw_options)
     if len(options) < 2 or not all(options):
-        raise Bad("options", f"{len(options)} option(s), none of which may be empty; at least 2 are needed")
+        raise BadField("options", f"{len(options)} option(s), none of which may be empty; at least 2 are needed")
     if len(options) > len(LETTERS):
-        raise Bad("options", f"{len(options)} options; there are letters for {len(LETTERS)}")
+        raise BadField("options", f"{len(options)} options; there are letters for {len(LETTERS)}")
     return options
 
 
@@ -121,10 +121,10 @@ def _answer(value: Any, options: tuple[str, ...]) -> int:
     """The right option. Text goes before letter: an option may be called "A"."""
     if isinstance(value, int) and not isinstance(value, bool):
         if not 0 <= value < len(options):
-            raise Bad("answer", f"{value} is no index of {len(options)} options, which count from 0")
+            raise BadField("answer", f"{value} is no index of {len(options)} options, which count from 0")
         return value
     if value is None:
-        raise Bad("answer", "is missing")
+        raise BadField("answer", "is missing")
     answer = as_text(value, "answer")
     letter = LETTERS.find(answer.upper()) if len(answer) == 1 else -1
     if answer not in options and 0 <= letter < len(options):

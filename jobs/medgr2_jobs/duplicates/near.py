@@ -22,7 +22,7 @@ from ..prompts.answers import normalise
 from ..store.rows import AnsweredQuestion, Question, Triplet
 from . import phash_index, text_fingerprint
 from .phash_index import ImageCodes, Index, Keys
-from .text_fingerprint import Text
+from .text_fingerprint import NormalisedText
 
 TripletKey = tuple[str, str]
 
@@ -84,7 +84,7 @@ class NearIndex:
             limits: how near.
         """
         self._limits = limits
-        numbers: dict[Text, int] = {}
+        numbers: dict[NormalisedText, int] = {}
         tables = [
             [numbers.setdefault(text_fingerprint.text_of(row), len(numbers)) for row in table]
             for table in (rows, others)
@@ -109,24 +109,24 @@ class NearIndex:
         near[left] = True
         return near[self._rows.of_row]
 
-    def standing(self, order: Iterable[int], may_stand: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def near_kept(self, order: Iterable[int], may_keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """For each of N rows whether one that comes before it, and stays, is near it.
 
         Args:
             order: the rows, the best first.
-            may_stand: rows that nothing else rules out: no other row is dropped for the sake of one that is.
+            may_keep: rows that nothing else rules out: no other row is dropped for the sake of one that is.
         """
         neighbours: dict[int, list[int]] = defaultdict(list)
         left, right = self._pairs(self._rows, self._rows)
         for first, second in zip(left.tolist(), right.tolist(), strict=True):
             neighbours[first].append(second)
-        duplicate = np.zeros(len(may_stand), np.bool_)
+        duplicate = np.zeros(len(may_keep), np.bool_)
         kept: set[int] = set()
         for row in order:
             unit = int(self._rows.of_row[row])
             if unit in kept or not kept.isdisjoint(neighbours.get(unit, ())):
                 duplicate[row] = True
-            elif may_stand[row]:
+            elif may_keep[row]:
                 kept.add(unit)
         return duplicate
 

@@ -18,7 +18,7 @@ _SEED = 1
 _MISSED = 1e-3
 
 
-class Text(NamedTuple):
+class NormalisedText(NamedTuple):
     """What a triplet says, normalised."""
 
     question: str
@@ -27,13 +27,13 @@ class Text(NamedTuple):
     answer: str
 
 
-def text_of(row: AnsweredQuestion) -> Text:
+def text_of(row: AnsweredQuestion) -> NormalisedText:
     """The text of a triplet."""
     offered = [normalise(option) for option in row.options]
-    return Text(normalise(row.question), tuple(sorted(offered)), offered[row.answer_index])
+    return NormalisedText(normalise(row.question), tuple(sorted(offered)), offered[row.answer_index])
 
 
-def shingles(text: Text) -> frozenset[str]:
+def shingles(text: NormalisedText) -> frozenset[str]:
     """Pairs of neighbouring words, with the beginning and the end of each part as a word of its own.
 
     Single words would take "left" for "right" in a long question; three in a row would miss nearly every rewording of
@@ -68,7 +68,7 @@ def rows_per_band(limit: float) -> int:
     return most
 
 
-def bands(texts: list[Text], limit: float) -> list[NDArray[np.uint64]]:
+def bands(texts: list[NormalisedText], limit: float) -> list[NDArray[np.uint64]]:
     """Keys (N,) of which two texts that are similar enough share at least one (MinHash, banded).
 
     Not datasketch's MinHashLSH: it answers one text at a time, and here a band of the text counts only together with

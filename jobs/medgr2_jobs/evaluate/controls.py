@@ -16,7 +16,7 @@ from PIL import Image
 
 from medgr2_api.training_spec import AnswerFormat, Control
 
-from ..models.vlm import Encoder, Row
+from ..models.vlm import Encoder, PromptResponse
 from ..prompts import answers
 from ..store.rows import EvalCondition, Item
 
@@ -65,19 +65,19 @@ def derangement(items: Iterable[Item]) -> dict[str, str] | None:
     return result
 
 
-def rows(condition: EvalCondition, items: Sequence[Item], answer_format: AnswerFormat) -> list[Row] | None:
+def rows(condition: EvalCondition, items: Sequence[Item], answer_format: AnswerFormat) -> list[PromptResponse] | None:
     """What the model is asked under a condition, one row per item.
 
     `blank` differs from `real` only in the encoder (`BlankEncoder`). None when the condition cannot be made: shuffled
     with a single image.
     """
     if condition is EvalCondition.OPTIONS_ONLY:
-        return [Row(None, answers.prompt_text("", item.options, answer_format).lstrip()) for item in items]
+        return [PromptResponse(None, answers.prompt_text("", item.options, answer_format).lstrip()) for item in items]
     donors = derangement(items) if condition is EvalCondition.SHUFFLED else {}
     if donors is None:
         return None
     prompts = [answers.prompt_of(item, answer_format) for item in items]
-    return [Row(donors.get(prompt.image_sha256, prompt.image_sha256), prompt.text) for prompt in prompts]
+    return [PromptResponse(donors.get(prompt.image_sha256, prompt.image_sha256), prompt.text) for prompt in prompts]
 
 
 class OptionPrior:

@@ -12,7 +12,7 @@ import torch
 from medgr2_api.training_spec import AnswerFormat
 
 from ..models import vlm
-from ..models.vlm import Encoder, Row
+from ..models.vlm import Encoder, PromptResponse
 from ..prompts import answers
 
 #: Longest answer in tokens. Small models that answer with text were taught short rationales; an instruction-tuned one
@@ -27,7 +27,7 @@ _MAX_BATCH = 256
 def greedy(
     model: Any,
     encoder: Encoder,
-    rows: Sequence[Row],
+    rows: Sequence[PromptResponse],
     answer_format: AnswerFormat,
     between: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
@@ -76,7 +76,7 @@ class _Question:
 def option_logprobs(
     model: Any,
     encoder: Encoder,
-    rows: Sequence[Row],
+    rows: Sequence[PromptResponse],
     contexts: Sequence[str],
     options: Sequence[Sequence[str]],
     answer_format: AnswerFormat,
@@ -126,7 +126,12 @@ def option_logprobs(
 
 
 def _question(
-    encoder: Encoder, row: Row, context: str, offered: Sequence[str], answer_format: AnswerFormat, first_score: int
+    encoder: Encoder,
+    row: PromptResponse,
+    context: str,
+    offered: Sequence[str],
+    answer_format: AnswerFormat,
+    first_score: int,
 ) -> _Question:
     closing = "" if answer_format is AnswerFormat.LETTER else "</answer>"
     texts = [context + answers.answer_text(index, offered, answer_format) + closing for index in range(len(offered))]

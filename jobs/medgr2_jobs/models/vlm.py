@@ -28,7 +28,7 @@ SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 @dataclass(frozen=True)
-class Row:
+class PromptResponse:
     """One turn: an image (or none), what is asked, and perhaps what is answered."""
 
     image_sha256: str | None
@@ -125,7 +125,7 @@ class Encoder:
         """How many tokens the image takes."""
         return int(self.pixels(sha256)[1].prod()) // self.merge
 
-    def prompt_ids(self, row: Row) -> list[int]:
+    def prompt_ids(self, row: PromptResponse) -> list[int]:
         """Token ids of the user turn up to where the assistant begins, image tokens expanded."""
         ids = self._ids(self.chat(row.prompt, with_image=row.image_sha256 is not None))
         if row.image_sha256 is None:
@@ -145,7 +145,7 @@ class Encoder:
         text: str = self.processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
         return text
 
-    def batch(self, rows: Sequence[Row], *, padding_side: str = "right", end: bool = True) -> Batch:
+    def batch(self, rows: Sequence[PromptResponse], *, padding_side: str = "right", end: bool = True) -> Batch:
         """Pads rows into one batch.
 
         Args:
@@ -193,7 +193,7 @@ def chunks(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 def generate(
     model: Any,
     encoder: Encoder,
-    rows: Sequence[Row],
+    rows: Sequence[PromptResponse],
     *,
     max_new_tokens: int,
     temperature: float = 0.0,

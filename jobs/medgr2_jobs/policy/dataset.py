@@ -15,7 +15,7 @@ from medgr2_api.training_spec import AnswerFormat, PromptSource
 
 from ..curate.training_set import Origin, TrainingRow
 from ..errors import DataError
-from ..models.vlm import Encoder, Row
+from ..models.vlm import Encoder, PromptResponse
 from ..prompts import answers
 from ..prompts.answers import Prompt
 from ..store.images import ImageStore
@@ -36,7 +36,7 @@ class GRPOPrompt:
     """The answer is the seed's."""
 
 
-def sft_rows(training: Sequence[TrainingRow], answer_format: AnswerFormat) -> list[tuple[str, Row]]:
+def sft_rows(training: Sequence[TrainingRow], answer_format: AnswerFormat) -> list[tuple[str, PromptResponse]]:
     """(row_id, row) of each row of D_gen, in its order.
 
     Raises:
@@ -48,12 +48,12 @@ def sft_rows(training: Sequence[TrainingRow], answer_format: AnswerFormat) -> li
         )
     prompts = [answers.prompt_of(row, answer_format) for row in training]
     return [
-        (row.row_id, Row(prompt.image_sha256, prompt.text, row.response))
+        (row.row_id, PromptResponse(prompt.image_sha256, prompt.text, row.response))
         for row, prompt in zip(training, prompts, strict=True)
     ]
 
 
-def sft_dataset(rows: Iterable[tuple[str, Row]]) -> Dataset:
+def sft_dataset(rows: Iterable[tuple[str, PromptResponse]]) -> Dataset:
     """Prompt/completion rows for TRL; `images` holds names, which `CompletionCollator` looks up."""
     return Dataset.from_list(
         [{"images": [row.image_sha256], "prompt": row.prompt, "completion": row.response} for _, row in rows]
@@ -73,11 +73,13 @@ class CompletionCollator:
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """A right-padded batch of B rows and T tokens: model inputs and `labels` int64 (B, T), -100 off the answer."""
-        rows = [Row(item["images"][0], item["prompt"], item["completion"] + self.turn_end) for item in examples]
+        rows = [
+            PromptResponse(item["images"][0], item["prompt"], item["completion"] + self.turn_end) for item in examples
+        ]
         batch = self.encoder.batch(rows, end=False)
         return {**batch.inputs, "labels": batch.labels}
 
-    def check(self, rows: Iterable[tuple[str, Row]]) -> None:
+    def check(self, rows: Iterable[tuple[str, PromptResponse]]) -> None:
         """Looks at every row before the first step, so that no row trains on nothing or on a torn image.
 
         Raises:

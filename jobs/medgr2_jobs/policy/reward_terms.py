@@ -13,7 +13,7 @@ from medgr2_api.training_spec import RewardTerm, RewardTermType
 
 from .. import plugins
 from ..errors import ConfigError
-from ..models.vlm import Row
+from ..models.vlm import PromptResponse
 
 #: Names of the built-in terms in figures.
 REWARD_MODEL, MATCH = "reward_model", "match"
@@ -37,19 +37,19 @@ class Completion:
     """The trusted answer; None: there is none."""
 
     @property
-    def row(self) -> Row:
+    def row(self) -> PromptResponse:
         """As R reads it."""
-        return Row(self.image_sha256, self.prompt, self.text)
+        return PromptResponse(self.image_sha256, self.prompt, self.text)
 
 
 Values = Callable[[Sequence[Completion]], Sequence[float] | np.ndarray]
 """A term: n completions → n values, before they are weighted."""
-Scorer = Callable[[Sequence[Row]], np.ndarray]
+Scorer = Callable[[Sequence[PromptResponse]], np.ndarray]
 """R: scores float (n,) in [-6, 10] of n rows; equal rows are scored once."""
 
 
 @dataclass(frozen=True)
-class Term:
+class RewardTermFunction:
     """One term, ready to be used."""
 
     spec: RewardTerm
@@ -68,7 +68,7 @@ def answer_match(completions: Sequence[Completion]) -> np.ndarray:
     return np.array([c.picked is not None and c.picked == c.answer_index for c in completions], dtype=float)
 
 
-def make_term(spec: RewardTerm, score: Scorer | None = None) -> Term:
+def make_term(spec: RewardTerm, score: Scorer | None = None) -> RewardTermFunction:
     """A term by its description.
 
     Args:
@@ -79,11 +79,11 @@ def make_term(spec: RewardTerm, score: Scorer | None = None) -> Term:
         ConfigError: it is of another package, and is not there.
     """
     if spec.plugin is not None:
-        return Term(spec, f"{OTHERS}{spec.plugin.name}", _of_plugin(spec.plugin))
+        return RewardTermFunction(spec, f"{OTHERS}{spec.plugin.name}", _of_plugin(spec.plugin))
     if spec.type is RewardTermType.ANSWER_MATCH:
-        return Term(spec, MATCH, answer_match)
+        return RewardTermFunction(spec, MATCH, answer_match)
     assert score is not None
-    return Term(spec, REWARD_MODEL, partial(reward_model, score=score))
+    return RewardTermFunction(spec, REWARD_MODEL, partial(reward_model, score=score))
 
 
 def _of_plugin(plugin: PluginRef) -> Values:

@@ -66,7 +66,7 @@ class Rollouts:
 
     rows: list[Rollout] = field(default_factory=list)
 
-    def wanted(self, step: int, total: int) -> bool:
+    def should_sample(self, step: int, total: int) -> bool:
         """Whether a step's rollouts are kept: `_SAMPLED_STEPS` of them, evenly spread."""
         return step % max(1, total // _SAMPLED_STEPS) == 0
 
@@ -145,7 +145,7 @@ class PolicyReward:
             log_metric(name, value)
 
         step = trainer_state.global_step
-        if self.rollouts.wanted(step, trainer_state.max_steps):
+        if self.rollouts.should_sample(step, trainer_state.max_steps):
             self.rollouts.rows += [
                 Rollout(
                     step=step,

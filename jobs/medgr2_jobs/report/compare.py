@@ -49,7 +49,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Line:
+class ComparisonRow:
     """One checkpoint on one benchmark."""
 
     cycle: str
@@ -127,7 +127,7 @@ def difference(a: Answers, b: Answers, against: str) -> Difference | None:
 
 def compare(
     root: Path, cycles: Sequence[str], split: Split = Split.TEST, scoring: Scoring = Scoring.OPTION_LOGPROB
-) -> list[Line]:
+) -> list[ComparisonRow]:
     """One line per cycle, benchmark and checkpoint.
 
     Args:
@@ -140,7 +140,7 @@ def compare(
         NoReport: a cycle is not there or has no report.
         CorruptArtifact: an evaluation is damaged.
     """
-    lines: list[Line] = []
+    lines: list[ComparisonRow] = []
     first: dict[tuple[str, str], Answers] = {}
     for position, cycle in enumerate(cycles):
         answered = _answered(root, cycle, split, scoring)
@@ -151,7 +151,7 @@ def compare(
             before = previous.get(benchmark)
             reference = first.get((benchmark, name)) if position else None
             lines.append(
-                Line(
+                ComparisonRow(
                     cycle, iteration, checkpoint, benchmark, len(answers), interval.value, interval.low, interval.high,
                     difference(before[1], answers, before[0]) if before else None,
                     difference(reference, answers, f"{cycles[0]} {name}") if reference else None,
@@ -185,7 +185,7 @@ def _cycles(root: Path) -> list[str]:
     return sorted(path.name for path in (root / "cycles").glob("*") if path.is_dir())
 
 
-def markdown(lines: Sequence[Line]) -> str:
+def markdown(lines: Sequence[ComparisonRow]) -> str:
     """The table for people; a difference whose interval leaves out 0 carries a star."""
     several = len({line.cycle for line in lines}) > 1
     head = ["cycle", "benchmark", "checkpoint", "n", "accuracy [95 % interval]", "against the one before"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
-from ..store.artifact import ArtifactReader, Inputs
+from ..store.artifact import ArtifactInputs, ArtifactReader
 from ..store.rows import (
     Candidate,
     CandidateOutcome,
@@ -98,7 +98,7 @@ class RolloutColumns(TableView):
 class CycleFrame:
     """The artifacts of a cycle up to an iteration. Tables of stages that it does not have, or not yet, are empty."""
 
-    def __init__(self, artifacts: Inputs, last: int) -> None:
+    def __init__(self, artifacts: ArtifactInputs, last: int) -> None:
         """
         Args:
             artifacts: by role: `prepare`, and `<stage>-<iteration>` of all others. A stage's context, or

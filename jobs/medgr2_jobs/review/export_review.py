@@ -21,7 +21,7 @@ from ..report.cycle_artifacts import CycleArtifacts
 from ..report.cycle_frame import CycleFrame
 from ..store.images import ImageStore
 from ..store.rows import Candidate, Decision, Triplet, triplet_of
-from ..store.tar import ROOT, Counted, Exported
+from ..store.tar import ROOT, CountingWriter, ExportSummary
 from . import import_review
 from .import_review import ReviewDecision
 
@@ -118,7 +118,7 @@ def _image(sha256: str) -> str:
     return f"images/{sha256}.png"
 
 
-def write(root: Path, rows: Sequence[ReviewRow], file_format: str, title: str, stream: BinaryIO) -> Exported:
+def write(root: Path, rows: Sequence[ReviewRow], file_format: str, title: str, stream: BinaryIO) -> ExportSummary:
     """Writes the folder as a tar archive, as `medgr2_jobs.store.tar` does.
 
     Args:
@@ -131,7 +131,7 @@ def write(root: Path, rows: Sequence[ReviewRow], file_format: str, title: str, s
     Raises:
         CorruptArtifact: an image is missing or damaged.
     """
-    counted, exported, images = Counted(stream), Exported(), ImageStore(root)
+    counted, exported, images = CountingWriter(stream), ExportSummary(), ImageStore(root)
     with tarfile.open(fileobj=counted, mode="w|", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
 
         def add(name: str, data: bytes) -> None:

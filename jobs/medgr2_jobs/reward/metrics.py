@@ -25,7 +25,7 @@ THRESHOLDS = {
 }
 
 
-class Graded(Protocol):
+class GradedResponse(Protocol):
     """A held-out answer with its grade: a graded row, or a preference."""
 
     @property
@@ -39,7 +39,7 @@ class Graded(Protocol):
 
 
 def reward_metrics(
-    rows: Sequence[Graded], questions: Sequence[str], scores: np.ndarray, good: float
+    rows: Sequence[GradedResponse], questions: Sequence[str], scores: np.ndarray, good: float
 ) -> dict[str, float]:
     """Figures of one R on graded rows. What the rows do not allow to measure is left out.
 
@@ -98,7 +98,7 @@ def _higher_first(scores: np.ndarray, pairs: Sequence[tuple[int, int]]) -> float
     return float(np.mean((scores[first] > scores[second]) + 0.5 * (scores[first] == scores[second])))
 
 
-class CheckKind(StrEnum):
+class PromotionCheckKind(StrEnum):
     """What a metric is held against."""
 
     LEAST = "least"
@@ -108,10 +108,10 @@ class CheckKind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Check:
+class PromotionCheck:
     """One condition of the gate."""
 
-    kind: CheckKind
+    kind: PromotionCheckKind
     metric: str
     value: float | None
     """None: not measurable on these rows; it passes."""
@@ -120,11 +120,11 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Gate:
+class PromotionGate:
     """Whether a reward model passed, and every check that was made; the content of `gate.json`."""
 
     passed: bool
-    checks: list[Check]
+    checks: list[PromotionCheck]
     reason: str
     """For people."""
 
@@ -133,7 +133,7 @@ class Gate:
         return asdict(self)
 
 
-def gate(new: Mapping[str, float], old: Mapping[str, float] | None, promotion: ResolvedPromotion) -> Gate:
+def gate(new: Mapping[str, float], old: Mapping[str, float] | None, promotion: ResolvedPromotion) -> PromotionGate:
     """The promotion gate (docs/decisions.md, 7), on the metrics of both models on the same rows.
 
     Args:
@@ -142,19 +142,21 @@ def gate(new: Mapping[str, float], old: Mapping[str, float] | None, promotion: R
         promotion: least values, and how much any metric may fall below the old model's. The mean absolute error may
             rise by that share of R's range.
     """
-    checks: list[Check] = []
+    checks: list[PromotionCheck] = []
     for metric, name in THRESHOLDS.items():
         least, value = getattr(promotion, name), new.get(metric)
-        checks.append(Check(CheckKind.LEAST, metric, value, least, value is None or value >= least))
+        checks.append(PromotionCheck(PromotionCheckKind.LEAST, metric, value, least, value is None or value >= least))
     if old is not None:
         for metric in THRESHOLDS:
             if metric in new and metric in old:
                 bound = old[metric] - promotion.max_regression
-                checks.append(Check(CheckKind.REGRESSION, metric, new[metric], bound, new[metric] >= bound))
+                checks.append(
+                    PromotionCheck(PromotionCheckKind.REGRESSION, metric, new[metric], bound, new[metric] >= bound)
+                )
         bound = old["mae"] + promotion.max_regression * (SCORE_MAX - SCORE_MIN)
-        checks.append(Check(CheckKind.REGRESSION, "mae", new["mae"], bound, new["mae"] <= bound))
+        checks.append(PromotionCheck(PromotionCheckKind.REGRESSION, "mae", new["mae"], bound, new["mae"] <= bound))
     failed = [check for check in checks if not check.passed]
     reason = "; ".join(
         f"{check.metric} {check.value:.3f} misses its {check.kind} bound {check.bound:.3f}" for check in failed
     )
-    return Gate(not failed, checks, reason or "all checks passed")
+    return PromotionGate(not failed, checks, reason or "all checks passed")

@@ -20,7 +20,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from medgr2_api.training_spec import AnswerFormat
 
-from ..models.vlm import Encoder, Row
+from ..models.vlm import Encoder, PromptResponse
 from ..prompts import answers
 from .model import SCORE_MAX, SCORE_MIN, RewardModel
 
@@ -31,24 +31,24 @@ Progress = Callable[[int, int], None]
 T = TypeVar("T")
 
 
-class Answered(answers.Askable, Protocol):
+class QuestionWithResponse(answers.Askable, Protocol):
     """A question with what was answered: a graded row, a preference, a triplet."""
 
     @property
     def response(self) -> str: ...
 
 
-def answer_row(row: Answered, answer_format: AnswerFormat) -> Row:
+def answer_row(row: QuestionWithResponse, answer_format: AnswerFormat) -> PromptResponse:
     """A question and its answer as R reads them: image, the policy's prompt, the response."""
     prompt = answers.prompt_of(row, answer_format)
-    return Row(prompt.image_sha256, prompt.text, row.response)
+    return PromptResponse(prompt.image_sha256, prompt.text, row.response)
 
 
 @dataclass(frozen=True)
 class _Item:
     """One distinct row, tokenised."""
 
-    row: Row
+    row: PromptResponse
     ids: list[int]
     prompt: int
     """How many of the ids are the prompt's."""
@@ -64,7 +64,7 @@ class _Group:
 
 @torch.no_grad()
 def score(
-    model: RewardModel, encoder: Encoder, rows: Sequence[Row], *, on_progress: Progress | None = None
+    model: RewardModel, encoder: Encoder, rows: Sequence[PromptResponse], *, on_progress: Progress | None = None
 ) -> np.ndarray:
     """Scores of rows, clipped to [-6, 10]; the same whatever their order, equal rows are run once.
 
@@ -78,7 +78,7 @@ def score(
         float64 (N,), in the order of `rows`.
     """
     distinct = sorted(set(rows), key=lambda row: (row.image_sha256 or "", row.prompt, row.response))
-    scores: dict[Row, float] = {}
+    scores: dict[PromptResponse, float] = {}
     training = model.training
     model.eval()
     try:
@@ -91,13 +91,13 @@ def score(
     return np.clip(np.array([scores[row] for row in rows], dtype=np.float64), SCORE_MIN, SCORE_MAX)
 
 
-def _item(encoder: Encoder, row: Row) -> _Item:
+def _item(encoder: Encoder, row: PromptResponse) -> _Item:
     prompt = encoder.prompt_ids(row)
     response = encoder.response_ids(row.response) if row.response else []
     return _Item(row, prompt + response, len(prompt))
 
 
-def _passes(model: RewardModel, encoder: Encoder, items: list[_Item]) -> Iterator[dict[Row, float]]:
+def _passes(model: RewardModel, encoder: Encoder, items: list[_Item]) -> Iterator[dict[PromptResponse, float]]:
     """Every forward pass that scores rows, with what it found."""
     limit = _BATCH_TOKENS.get(model.core.device.type, _BATCH_TOKENS["cpu"])
     singles, groups = _plan(items, encoder.image_token_id)
@@ -144,14 +144,16 @@ def _fill(things: Sequence[T], length: Callable[[T], int], limit: int) -> Iterat
         yield piece
 
 
-def _plain(model: RewardModel, encoder: Encoder, items: list[_Item]) -> dict[Row, float]:
+def _plain(model: RewardModel, encoder: Encoder, items: list[_Item]) -> dict[PromptResponse, float]:
     """One ordinary batch."""
     batch = encoder.batch([item.row for item in items]).to(model.core.device)
     scores = model(labels=batch.labels, **batch.inputs)["scores"]
     return {item.row: value for item, value in zip(items, scores.tolist(), strict=True)}
 
 
-def _grouped(model: RewardModel, encoder: Encoder, groups: list[_Group], limit: int) -> Iterator[dict[Row, float]]:
+def _grouped(
+    model: RewardModel, encoder: Encoder, groups: list[_Group], limit: int
+) -> Iterator[dict[PromptResponse, float]]:
     """The beginnings of some groups once, then their rows from there."""
     device, base = model.core.device, model.core.model
     pad = encoder.tokenizer.pad_token_id

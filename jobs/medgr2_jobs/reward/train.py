@@ -20,7 +20,7 @@ from transformers import Trainer, TrainingArguments
 from medgr2_api.training_spec import ResolvedRewardTraining
 
 from ..errors import DataError
-from ..models.vlm import Encoder, Row
+from ..models.vlm import Encoder, PromptResponse
 from ..runner.context import StageContext
 from ..training.trainer import StageCallback, lora_config, place_checkpoints, trainer_arguments
 from ..training.trainer import train as run_trainer
@@ -33,7 +33,7 @@ _WEIGHTS = "trainable.safetensors"
 class TrainingExample:
     """A row and its grade."""
 
-    row: Row
+    row: PromptResponse
     target: float
 
 

@@ -10,7 +10,7 @@ from medgr2_api.stages.curate import CurateParameters
 
 from ..curate import option_shuffle, rejection_rules
 from ..curate.rejection_rules import Facts, Reasons
-from ..curate.selection import WITHOUT_SCORES, CandidateBatch, Chosen, choose
+from ..curate.selection import WITHOUT_SCORES, CandidateBatch, SelectionResult, choose
 from ..curate.training_set import training_set
 from ..errors import ConfigError
 from ..review import import_review
@@ -87,7 +87,7 @@ def _batch(ctx: StageContext[CurateParameters], facts: Facts) -> CandidateBatch:
     )
 
 
-def _counters(facts: Facts, reasons: Reasons, chosen: Chosen, kept: int) -> dict[str, float]:
+def _counters(facts: Facts, reasons: Reasons, chosen: SelectionResult, kept: int) -> dict[str, float]:
     """Headline figures. A candidate with several reasons counts under each; what stands behind a colon is detail."""
     dropped = Counter(reason.partition(":")[0] for against in reasons.values() for reason in against)
     return {

@@ -25,7 +25,7 @@ from medgr2_api.training_spec import Grades
 from ..curate.training_set import Origin, TrainingRow, training_set
 from ..errors import DataError
 from ..models import vlm
-from ..models.vlm import Encoder, Row
+from ..models.vlm import Encoder, PromptResponse
 from ..prompts import answers
 from ..runner.context import StageContext, StageOutcome
 from ..store import atomic
@@ -167,7 +167,11 @@ def _sample_part(
     """Draws and grades the samples of some prompts; writes the distinct ones, and how many were drawn of each grade."""
     settings = parameters.preferences
     prompts = [answers.prompt_of(asked.question, parameters.answer_format) for asked in chosen]
-    turns = [Row(prompt.image_sha256, prompt.text) for prompt in prompts for _ in range(settings.samples_per_prompt)]
+    turns = [
+        PromptResponse(prompt.image_sha256, prompt.text)
+        for prompt in prompts
+        for _ in range(settings.samples_per_prompt)
+    ]
     completions = vlm.generate(
         model, encoder, turns, max_new_tokens=limit, temperature=settings.temperature, batch_size=len(turns)
     )

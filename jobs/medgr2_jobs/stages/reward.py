@@ -16,7 +16,7 @@ from medgr2_api.training_spec import AnswerFormat
 
 from ..errors import ConfigError, DataError
 from ..models import vlm
-from ..reward.metrics import Gate, gate, reward_metrics
+from ..reward.metrics import PromotionGate, gate, reward_metrics
 from ..reward.model import INFO_FILE, RewardModel
 from ..reward.scorer import answer_row, score
 from ..reward.train import TrainingExample, fit
@@ -153,7 +153,9 @@ def _write_json(ctx: StageContext[RewardParameters], name: str, document: Any, *
 
 
 def _counters(
-    metrics: Mapping[str, Mapping[str, float]], before: Mapping[str, Mapping[str, float]] | None, decision: Gate
+    metrics: Mapping[str, Mapping[str, float]],
+    before: Mapping[str, Mapping[str, float]] | None,
+    decision: PromotionGate,
 ) -> dict[str, float]:
     """Headlines: of the new R on held-out grades, and with a prefix on held-out preferences and of the old R."""
     headlines = {name: value for name, value in metrics["grades"].items() if name in _HEADLINES}

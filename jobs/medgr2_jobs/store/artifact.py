@@ -168,7 +168,7 @@ class ArtifactReader:
         return Path(key)
 
 
-class Inputs(Protocol):
+class ArtifactInputs(Protocol):
     """Artifacts by role, such as `prepare` or `curate-1`; a stage's context is one."""
 
     def has_input(self, role: str) -> bool:

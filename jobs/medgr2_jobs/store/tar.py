@@ -34,7 +34,7 @@ class PathNotFound(StageError):
 
 
 @dataclass
-class Exported:
+class ExportSummary:
     """What the archive holds."""
 
     sha256: str = ""
@@ -45,7 +45,7 @@ class Exported:
     left_out_count: int = 0
 
 
-class Counted:
+class CountingWriter:
     """A stream to write to, which keeps the checksum of what went through."""
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -60,7 +60,7 @@ class Counted:
         return len(data)
 
 
-def export(root: Path, path: str, stream: BinaryIO) -> Exported:
+def export(root: Path, path: str, stream: BinaryIO) -> ExportSummary:
     """Writes a file or folder as a tar archive.
 
     Links on the way to it are followed (`cycles/<cycle>/report` is one), and so are links to files below it, as long as
@@ -78,7 +78,7 @@ def export(root: Path, path: str, stream: BinaryIO) -> Exported:
     source = inside(root, path, "path").resolve()
     if not source.is_file() and not source.is_dir():
         raise PathNotFound(f"{path}: no such file or folder; {_beside(root, path)}")
-    counted, exported = Counted(stream), Exported()
+    counted, exported = CountingWriter(stream), ExportSummary()
     with tarfile.open(fileobj=counted, mode="w|", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
         for item, name in _walk(source, exported):
             _add(archive, item, name, exported)
@@ -87,7 +87,7 @@ def export(root: Path, path: str, stream: BinaryIO) -> Exported:
     return exported
 
 
-def _walk(top: Path, exported: Exported) -> Iterator[tuple[Path, str]]:
+def _walk(top: Path, exported: ExportSummary) -> Iterator[tuple[Path, str]]:
     """What goes into the archive, with its name there; a folder before what is in it."""
     yield top, ROOT
     if top.is_file():
@@ -107,7 +107,7 @@ def _walk(top: Path, exported: Exported) -> Iterator[tuple[Path, str]]:
         folders.sort()
 
 
-def _add(archive: tarfile.TarFile, item: Path, name: str, exported: Exported) -> None:
+def _add(archive: tarfile.TarFile, item: Path, name: str, exported: ExportSummary) -> None:
     member = tarfile.TarInfo(name)
     if item.is_dir():
         member.type = tarfile.DIRTYPE

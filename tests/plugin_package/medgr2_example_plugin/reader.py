@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from medgr2_jobs.data.record import Bad, BadRecord, Images, Place, Record
+from medgr2_jobs.data.record import BadField, BadRecord, Images, Place, Record
 from medgr2_jobs.errors import DataError
 
 
@@ -22,7 +22,7 @@ def read(place: Place, *, question_type: str = "Question") -> Iterator[Record | 
         try:
             image, question, *options = line.split("\t")
             if len(options) < 2:
-                raise Bad("options", f"{len(options)} options; at least 2 are needed")
+                raise BadField("options", f"{len(options)} options; at least 2 are needed")
             answers = tuple(sorted(options))
             yield Record(
                 question_id=where,
@@ -35,6 +35,6 @@ def read(place: Place, *, question_type: str = "Question") -> Iterator[Record | 
                 options=answers,
                 answer_index=answers.index(options[0]),
             )
-        except (Bad, ValueError) as error:
-            field = error.field if isinstance(error, Bad) else "-"
+        except (BadField, ValueError) as error:
+            field = error.field if isinstance(error, BadField) else "-"
             yield BadRecord(where, field, str(error))

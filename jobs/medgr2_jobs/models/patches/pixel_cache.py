@@ -53,7 +53,7 @@ def apply(processor: Any, device: torch.device) -> Any:
     Returns:
         The processor.
     """
-    if registry.PIXEL_CACHE.wanted(device):
+    if registry.PIXEL_CACHE.applies(device):
         _caches[processor.image_processor] = PixelCache()
         registry.replace(type(processor.image_processor), "preprocess", _preprocess)
     return processor

@@ -32,7 +32,7 @@ def apply(model: Any) -> Any:
     Returns:
         The model.
     """
-    if registry.QWEN_VL.wanted(model.device):
+    if registry.QWEN_VL.applies(model.device):
         for owner, name, shortcut in places(model):
             registry.replace(owner, name, shortcut)
     return model

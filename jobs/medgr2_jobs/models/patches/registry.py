@@ -34,7 +34,7 @@ class Patch:
     devices: frozenset[str] = frozenset({"cpu"})
     """Kinds of device (`torch.device.type`) on which it was measured to be worth it (docs/measurements.md)."""
 
-    def wanted(self, device: torch.device) -> bool:
+    def applies(self, device: torch.device) -> bool:
         """Whether to make the change in a process whose models are on this device.
 
         Warns of a version that it was not compared with: the run is slower, and right.

@@ -28,7 +28,7 @@ def apply(processor: Any, device: torch.device) -> Any:
     Returns:
         The processor.
     """
-    if registry.REPEATED_PROMPTS.wanted(device):
+    if registry.REPEATED_PROMPTS.applies(device):
         _sharing.add(processor)
         registry.replace(type(processor), "__call__", _process)
     return processor

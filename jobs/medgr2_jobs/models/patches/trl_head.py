@@ -21,7 +21,7 @@ def apply(device: torch.device) -> None:
     Args:
         device: where the model is.
     """
-    if registry.TRL_HEAD.wanted(device):
+    if registry.TRL_HEAD.applies(device):
         registry.replace(utils, "_use_triton", _supervised_only)
 
 

@@ -29,7 +29,7 @@ from ...prompts import answers
 from ...runner.context import StageContext
 from ...store import atomic
 from ...store.images import ImageStore
-from ..vlm import Encoder, Row
+from ..vlm import Encoder, PromptResponse
 from . import model as tiny_model
 from . import tokenizer as tiny_tokenizer
 from .settings import PretrainSettings
@@ -66,7 +66,7 @@ def caption(attributes: Attributes, words: str) -> str:
     )
 
 
-def rows(settings: PretrainSettings, seed: int, step: int, answer_format: AnswerFormat) -> list[Row]:
+def rows(settings: PretrainSettings, seed: int, step: int, answer_format: AnswerFormat) -> list[PromptResponse]:
     """The batch of a step: depends on nothing but its arguments, so a resumed run sees the same."""
     rng = random.Random(f"pretrain/{seed}/{step}")
     examples = []
@@ -74,14 +74,14 @@ def rows(settings: PretrainSettings, seed: int, step: int, answer_format: Answer
         if rng.random() < settings.caption_share:
             index = rng.randrange(settings.images)
             text = caption(synthetic_images.attributes(series(seed), index), settings.captions)
-            examples.append(Row(str(index), "Describe.", text))
+            examples.append(PromptResponse(str(index), "Describe.", text))
             continue
         attributes = Attributes(**{kind: rng.choice(values) for kind, values in synthetic_images.VALUES.items()})
         question = synthetic_images.question(attributes, rng.choice(synthetic_images.KINDS), rng)
         prompt_text = answers.prompt_text(question.text, question.options, answer_format)
         prompt = f"Note: {caption(attributes, 'answers')} {prompt_text}"
         response = answers.response(question.rationale, question.answer_index, question.options, answer_format)
-        examples.append(Row(None, prompt, response))
+        examples.append(PromptResponse(None, prompt, response))
     return examples
 
 
@@ -153,7 +153,7 @@ def _schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / _WARM_UP) * (_FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def _loss(model: Any, bank: _Bank, batch_rows: list[Row]) -> torch.Tensor:
+def _loss(model: Any, bank: _Bank, batch_rows: list[PromptResponse]) -> torch.Tensor:
     """Mean cross-entropy over the response tokens of the batch."""
     batch = bank.batch(batch_rows)
     hidden = model.model(**batch.inputs, use_cache=False).last_hidden_state[:, :-1]

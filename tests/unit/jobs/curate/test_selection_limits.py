@@ -16,7 +16,7 @@ from tests.support.curate_fixtures import CurateWorkspace, candidate, triplet
 from medgr2_api.curation import Balance, ResolvedCuration
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.curate import balance, option_prior_filter, option_shuffle
-from medgr2_jobs.curate.selection import CandidateBatch, Chosen, choose
+from medgr2_jobs.curate.selection import CandidateBatch, SelectionResult, choose
 from medgr2_jobs.curate.training_set import Origin, TrainingRow, dealt_row
 from medgr2_jobs.prompts import answers
 from medgr2_jobs.store.rows import Decision, Triplet
@@ -41,7 +41,7 @@ def batch(count: int, biased: float, seed: int = 1) -> Rows:
     return rows
 
 
-def chosen(rows: Rows, selection: dict[str, Any], **curation: Any) -> Chosen:
+def chosen(rows: Rows, selection: dict[str, Any], **curation: Any) -> SelectionResult:
     scores = {name: float(number % 97) for number, name in enumerate(rows)}
     asked = ResolvedCuration.model_validate({"selection": selection, **curation})
     return choose(asked, CandidateBatch(list(rows), scores, None, 1), set(rows), rows)

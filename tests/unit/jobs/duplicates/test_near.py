@@ -138,14 +138,14 @@ def test_pairs_are_those_of_an_exhaustive_comparison(mine: Any, others: Any, dat
     index = NearIndex(mine, others, phashes, NearDuplicates(image_hamming=limit, text_jaccard=jaccard))
     assert index.near_others().tolist() == [any(near(row, other) for other in others) for row in mine]
     order = data.draw(st.permutations(range(len(mine))))
-    may_stand = data.draw(st.lists(st.booleans(), min_size=len(mine), max_size=len(mine)))
-    stands: list[int] = []
+    may_keep = data.draw(st.lists(st.booleans(), min_size=len(mine), max_size=len(mine)))
+    kept: list[int] = []
     expected = [False] * len(mine)
     for place in order:
-        expected[place] = any(near(mine[place], mine[other]) for other in stands)
-        if may_stand[place] and not expected[place]:
-            stands.append(place)
-    assert index.standing(order, np.array(may_stand, np.bool_)).tolist() == expected
+        expected[place] = any(near(mine[place], mine[other]) for other in kept)
+        if may_keep[place] and not expected[place]:
+            kept.append(place)
+    assert index.near_kept(order, np.array(may_keep, np.bool_)).tolist() == expected
 
 
 @pytest.mark.parametrize("limit", [0, 4, 7, 8, 64])

@@ -23,7 +23,7 @@ def item(
                   question="What ?", options=options, answer_index=answer)  # fmt: skip
 
 
-def seen(encoder: vlm.Encoder, row: vlm.Row) -> tuple[int, int, int] | None:
+def seen(encoder: vlm.Encoder, row: vlm.PromptResponse) -> tuple[int, int, int] | None:
     """A stub model: the mean colour of the pixels that the row's tensors really hold, on the scale 0 to 255."""
     inputs = encoder.batch([row]).inputs
     if "pixel_values" not in inputs:

@@ -11,7 +11,7 @@ import torch
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.evaluate import scoring
 from medgr2_jobs.models import vlm
-from medgr2_jobs.models.vlm import Row
+from medgr2_jobs.models.vlm import PromptResponse
 from medgr2_jobs.store.images import ImageStore
 
 Loaded = tuple[Any, Any]
@@ -19,18 +19,18 @@ OFFERED = ["cyst", "solid mass", "nodule", "a plaque of some size"]
 CONTEXTS = ["<think>it is red</think><answer>", "<answer>", "<think>it</think><answer>", "<answer>"]
 
 
-def rows(colours: dict[str, str]) -> list[Row]:
+def rows(colours: dict[str, str]) -> list[PromptResponse]:
     return [
-        Row(colours["red"], "Which finding ? cyst, nodule"),
-        Row(colours["small"], "Which ?"),
-        Row(None, "cyst, nodule"),
-        Row(colours["blue"], "Which finding is shown here ?"),
+        PromptResponse(colours["red"], "Which finding ? cyst, nodule"),
+        PromptResponse(colours["small"], "Which ?"),
+        PromptResponse(None, "cyst, nodule"),
+        PromptResponse(colours["blue"], "Which finding is shown here ?"),
     ]
 
 
 @torch.no_grad()
 def one_by_one(
-    model: Any, encoder: vlm.Encoder, row: Row, context: str, text: str, start: int | None = None
+    model: Any, encoder: vlm.Encoder, row: PromptResponse, context: str, text: str, start: int | None = None
 ) -> tuple[float, list[int]]:
     """Sum of log p of `context + text` from response token `start` (default: after the context), a single forward."""
     whole = encoder.response_ids(context + text)[:-1]
@@ -130,11 +130,11 @@ def test_text_only_answers_do_not_depend_on_images_shown_before(
     """The model remembers how far images shifted the positions of its last batch."""
     encoder = vlm.Encoder(tiny_model[1], store)
     model = copy.deepcopy(tiny_model[0])
-    text_only = [Row(None, "cyst, nodule"), Row(None, "What ? cyst")]
+    text_only = [PromptResponse(None, "cyst, nodule"), PromptResponse(None, "What ? cyst")]
     model.model.rope_deltas = None
     expected = vlm.generate(model, encoder, text_only, max_new_tokens=12)
     scores = scoring.option_logprobs(model, encoder, text_only, CONTEXTS[:2], [OFFERED] * 2, AnswerFormat.OPTION_TEXT)
-    pictures = [Row(colours[name], "Which finding ?") for name in ("red", "green", "blue")]
+    pictures = [PromptResponse(colours[name], "Which finding ?") for name in ("red", "green", "blue")]
     vlm.generate(model, encoder, pictures, max_new_tokens=4)
     assert vlm.generate(model, encoder, text_only, max_new_tokens=12) == expected
     again = scoring.option_logprobs(model, encoder, text_only, CONTEXTS[:2], [OFFERED] * 2, AnswerFormat.OPTION_TEXT)

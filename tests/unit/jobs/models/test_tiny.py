@@ -78,7 +78,7 @@ def test_the_stock_loader_reads_it(tmp_path: Path) -> None:
     sha256 = ctx.images.add(synthetic_images.draw(synthetic_images.attributes(1, 0), 1, 0), 10_000).sha256
     encoder = vlm.Encoder(processor, ctx.images)
     assert encoder.image_tokens(sha256) == 4
-    (answer,) = vlm.generate(model, encoder, [vlm.Row(sha256, "Describe.")], max_new_tokens=3)
+    (answer,) = vlm.generate(model, encoder, [vlm.PromptResponse(sha256, "Describe.")], max_new_tokens=3)
     assert isinstance(answer, str)
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()} == {0o644}
 

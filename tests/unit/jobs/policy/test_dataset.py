@@ -13,7 +13,7 @@ from medgr2_api.training_spec import PromptSource
 from medgr2_jobs.curate.training_set import Origin, TrainingRow
 from medgr2_jobs.errors import DataError
 from medgr2_jobs.models import vlm
-from medgr2_jobs.models.vlm import Encoder, Row
+from medgr2_jobs.models.vlm import Encoder, PromptResponse
 from medgr2_jobs.policy.dataset import CompletionCollator, grpo_dataset, grpo_prompts, sft_dataset, sft_rows
 from medgr2_jobs.store.rows import Triplet, triplet_of
 
@@ -60,15 +60,17 @@ def test_only_the_answer_and_the_end_of_its_turn_are_supervised(
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (Row("a", "Where?", ""), "row-7: its response is empty"),
-        (Row("a", "Where?", "  \n"), "row-7: its response is empty"),
-        (Row("a", "Where?", "here <|image_pad|>"), "row-7: its text contains the model's own image token"),
-        (Row("a", "Where <|image_pad|>?", "here"), "row-7: its text contains the model's own image token"),
+        (PromptResponse("a", "Where?", ""), "row-7: its response is empty"),
+        (PromptResponse("a", "Where?", "  \n"), "row-7: its response is empty"),
+        (PromptResponse("a", "Where?", "here <|image_pad|>"), "row-7: its text contains the model's own image token"),
+        (PromptResponse("a", "Where <|image_pad|>?", "here"), "row-7: its text contains the model's own image token"),
     ],
 )
-def test_check_names_the_row_that_would_train_on_nothing(collator: CompletionCollator, row: Row, said: str) -> None:
+def test_check_names_the_row_that_would_train_on_nothing(
+    collator: CompletionCollator, row: PromptResponse, said: str
+) -> None:
     with pytest.raises(DataError, match=said.replace("?", r"\?")):
-        collator.check([("row-6", Row("a", "Where?", "here")), ("row-7", row)])
+        collator.check([("row-6", PromptResponse("a", "Where?", "here")), ("row-7", row)])
 
 
 def test_an_empty_training_set_is_refused() -> None:

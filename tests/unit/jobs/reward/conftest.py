@@ -14,7 +14,7 @@ from medgr2_api.training_spec import Grades, RewardHead
 from medgr2_jobs.models import vlm
 from medgr2_jobs.models.tiny import model as tiny_model
 from medgr2_jobs.models.tiny import tokenizer as tiny_tokenizer
-from medgr2_jobs.models.vlm import Row
+from medgr2_jobs.models.vlm import PromptResponse
 from medgr2_jobs.reward.model import RewardModel
 from medgr2_jobs.store.images import ImageStore
 
@@ -34,10 +34,10 @@ class Bench:
         torch.nn.init.normal_(model.head.output.weight, std=0.2 if model.uses_likelihood else 0.02)
         return model
 
-    def rows(self, sizes: list[int]) -> list[Row]:
+    def rows(self, sizes: list[int]) -> list[PromptResponse]:
         """sizes[i] rows on image i, of many lengths."""
         return [
-            Row(
+            PromptResponse(
                 self.images[image],
                 f"Which finding is shown ? {'nodule, ' * (1 + number % 3)}cyst",
                 f"<think>{'marks ' * (number % 7)}look like {number}.</think><answer>cyst</answer>",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from medgr2_api.training_spec import RewardHead
-from medgr2_jobs.models.vlm import Row
+from medgr2_jobs.models.vlm import PromptResponse
 from medgr2_jobs.reward import scorer
 from medgr2_jobs.reward.model import RewardModel
 from medgr2_jobs.reward.scorer import score
@@ -23,7 +23,7 @@ def unclipped(monkeypatch):
 
 
 @torch.no_grad()
-def one_by_one(model: RewardModel, encoder: object, rows: list[Row]) -> np.ndarray:
+def one_by_one(model: RewardModel, encoder: object, rows: list[PromptResponse]) -> np.ndarray:
     found = []
     for row in rows:
         batch = encoder.batch([row])  # type: ignore[attr-defined]
@@ -31,9 +31,13 @@ def one_by_one(model: RewardModel, encoder: object, rows: list[Row]) -> np.ndarr
     return np.array(found)
 
 
-def many(bench) -> list[Row]:
+def many(bench) -> list[PromptResponse]:
     """Groups of many sizes, images of many sizes, a row without image and one without response."""
-    return [*bench.rows([1, 9, 4, 1, 2, 13]), Row(None, "none", "<answer>a</answer>"), Row(bench.images[1], "mute")]
+    return [
+        *bench.rows([1, 9, 4, 1, 2, 13]),
+        PromptResponse(None, "none", "<answer>a</answer>"),
+        PromptResponse(bench.images[1], "mute"),
+    ]
 
 
 @pytest.mark.parametrize("head", list(RewardHead))
@@ -70,7 +74,9 @@ def test_the_order_of_rows_changes_nothing(bench):
 def test_completions_of_one_prompt(bench):
     """GRPO's case: only the responses differ, so the question is shared too."""
     model = bench.model()
-    rows = [Row(bench.images[1], "Which finding is shown ?", f"<answer>{'x' * n}</answer>") for n in range(8)]
+    rows = [
+        PromptResponse(bench.images[1], "Which finding is shown ?", f"<answer>{'x' * n}</answer>") for n in range(8)
+    ]
     items = [scorer._item(bench.encoder, row) for row in rows]
     assert scorer._shared(items) == items[0].prompt - 1
     expected = one_by_one(model, bench.encoder, rows)
@@ -95,7 +101,9 @@ def test_each_image_is_encoded_once(bench, monkeypatch):
 def test_the_image_counts(bench):
     model = bench.model()
     texts = ("Which finding is shown ?", "<answer>cyst</answer>")
-    assert len(set(score(model, bench.encoder, [Row(image, *texts) for image in bench.images]).tolist())) == 6
+    assert (
+        len(set(score(model, bench.encoder, [PromptResponse(image, *texts) for image in bench.images]).tolist())) == 6
+    )
 
 
 def test_scores_stay_in_range(bench, monkeypatch):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from medgr2_jobs.models.vlm import Row
+from medgr2_jobs.models.vlm import PromptResponse
 from medgr2_jobs.reward.train import TrainingExample, order
 
-NEW = [TrainingExample(Row(None, f"new {number}"), 10.0) for number in range(10)]
-OLD = [TrainingExample(Row(None, f"old {number}"), -6.0) for number in range(30)]
+NEW = [TrainingExample(PromptResponse(None, f"new {number}"), 10.0) for number in range(10)]
+OLD = [TrainingExample(PromptResponse(None, f"old {number}"), -6.0) for number in range(30)]
 
 
 def test_every_pass_sees_each_row_once():
