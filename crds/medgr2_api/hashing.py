@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
@@ -60,11 +61,24 @@ class NotHashed:
 NOT_HASHED = NotHashed()
 
 
+@dataclass(frozen=True)
+class Since:
+    """Annotates a required field that a version adds to what is hashed: `top_p: Annotated[TopP, Since(1.0)]`.
+
+    A preset-owned field has no default in its `Resolved` class that could be left out of a hash. This value is left out
+    instead: a cycle that does as before finds what earlier versions have made. Like a default it must never change.
+    """
+
+    value: Any
+    """What versions without the field did."""
+
+
 def meaning(value: Any, *, defaults: bool = False) -> Any:
     """What of a model counts in a hash, as JSON with wire names; recursive over models, lists and objects.
 
-    A field that has its default is left out, so a version that adds a field finds what earlier ones have made. A
-    default must therefore never change its value without the code version of the stages that read it.
+    A field that has its default, or the value of its `Since`, is left out, so a version that adds a field finds what
+    earlier ones have made. A default must therefore never change its value without the code version of the stages that
+    read it.
 
     Args:
         value: a model or a part of one.
@@ -98,6 +112,9 @@ def _counted(model: type[BaseModel]) -> tuple[tuple[str, str, Any], ...]:
 
 
 def _default(field: FieldInfo) -> Any:
+    for since in field.metadata:
+        if isinstance(since, Since):
+            return meaning(since.value)
     if field.is_required() or (get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1):
         return _NO_DEFAULT  # a tag says which model it is: without it, equal fields of two models would be one
     return meaning(field.get_default(call_default_factory=True))

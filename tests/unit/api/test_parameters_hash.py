@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import Field, ValidationError
 from tests.support.cycle_documents import changed, spec_with
 
 from medgr2_api.cycle import Cycle, CycleSpec
-from medgr2_api.hashing import canonical_json, normalise, sha256_of
+from medgr2_api.hashing import Since, canonical_json, meaning, normalise, sha256_of
 from medgr2_api.presets import resolve
-from medgr2_api.stages import input_hash, stage_names, stage_parameters
+from medgr2_api.stages import StageParameters, input_hash, stage_names, stage_parameters
+from medgr2_api.stages.grpo import GRPOParameters
+from medgr2_api.training_spec import ResolvedGRPO
 from medgr2_api.yaml_loader import parse_cycle
 
 STAGES = stage_names()
@@ -127,6 +130,31 @@ def test_inputs_and_token_count() -> None:
         input_hash("sft", parameters, {"curate": "1"}, token="01"),
     ]
     assert len({base, *others}) == 5
+
+
+class _LaterGRPO(ResolvedGRPO):
+    """A version that brings a field which a preset owns."""
+
+    top_p: Annotated[float, Field(gt=0, le=1), Since(1.0)]
+
+
+class _LaterParameters(GRPOParameters):
+    grpo: _LaterGRPO
+
+
+def test_a_preset_owned_field_that_came_later_changes_no_hash_where_it_says_what_was_done_before() -> None:
+    before = stage_parameters(resolve(spec_with()), "c", "grpo", 1)
+    written = before.dump()
+
+    def later(**top_p: float) -> StageParameters:
+        return _LaterParameters.model_validate({**written, "grpo": {**written["grpo"], **top_p}})
+
+    inputs = {"prepare": "0" * 64}
+    assert input_hash("grpo", later(topP=1), inputs) == input_hash("grpo", before, inputs)
+    assert input_hash("grpo", later(topP=0.9), inputs) != input_hash("grpo", before, inputs)
+    assert meaning(later(topP=1), defaults=True)["grpo"]["topP"] == 1, "people see it"
+    with pytest.raises(ValidationError, match=r"grpo\.topP"):  # the preset's table has to have it
+        later()
 
 
 def test_names_that_look_like_numbers_stay_names() -> None:

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.hashing import meaning, sha256_of
+from medgr2_api.hashing import Since, meaning, sha256_of
 from medgr2_api.presets import resolve
 from medgr2_api.stages import definition, input_hash, stage_names, stage_parameters
 from medgr2_operator.plan.graph import Shape, build
@@ -58,11 +58,21 @@ def defaults() -> dict[str, dict[str, Any]]:
     }
 
 
+def test_the_value_of_a_since_is_pinned_like_a_default() -> None:
+    class Late(BaseModel):
+        top_p: Annotated[float, Since(1.0)]
+
+    assert dict(_defaults(Late, "a.")) == {"a.top_p": 1}
+
+
 def _defaults(model: type[BaseModel], path: str) -> Iterator[tuple[str, Any]]:
     for name, field in model.model_fields.items():
         here = f"{path}{field.alias or name}"
         if not field.is_required():
             yield here, meaning(field.get_default(call_default_factory=True), defaults=True)
+        for since in field.metadata:
+            if isinstance(since, Since):
+                yield here, meaning(since.value, defaults=True)
         for inner in _models(field.annotation):
             yield from _defaults(inner, f"{here}.")
 
