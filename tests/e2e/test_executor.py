@@ -186,7 +186,7 @@ def test_iterations_may_be_raised_after_the_end_but_not_lowered(workspace: RunWo
 
 def _plan(workspace: RunWorkspace, root: Path) -> dict[str, str]:
     """What `medgr2 plan` says would happen, by stage; and its last line under ''."""
-    result = CliRunner(env={"COLUMNS": "300"}).invoke(app, ["plan", str(workspace.file), "--workspace", str(root)])
+    result = CliRunner(env={"COLUMNS": "500"}).invoke(app, ["plan", str(workspace.file), "--workspace", str(root)])
     assert result.exit_code == 0, result.output
     rows = [re.split(r"\s{2,}", line.strip()) for line in result.output.splitlines() if "@" in line]
     forecast = {row[0]: next(cell for cell in row[1:] if cell.startswith(("done", "runs", "reused"))) for row in rows}
@@ -230,7 +230,7 @@ def test_plan_takes_a_stage_for_done_only_with_all_its_shards_and_the_model_that
     forecast = _plan(workspace, root)
     assert forecast["generate@1"].startswith("reused")
     assert forecast["generate@2"].startswith("reused")
-    assert forecast["score@2"] == "runs: nothing with these parameters and inputs is in the workspace"
+    assert forecast["score@2"].startswith("runs again: input reward: "), "R of iteration 1 was not promoted"
     (root / "artifacts" / "generate" / first["generate"]["inputHash"] / "shard-001" / "manifest.json").unlink()
     assert _plan(workspace, root)["generate@1"].startswith("runs")
 
