@@ -162,7 +162,7 @@ def remove_torn_checkpoints(folder: Path, layout: str = "") -> None:
 
 
 def _usable(checkpoint: Path, layout: str) -> bool:
-    """Whether it was written to its end, by as many processes (`Ranks.layout`)."""
+    """Whether it was written to its end, by as many processes (`ProcessGroup.layout`)."""
     mark = checkpoint / _COMPLETE
     return mark.is_file() and mark.read_text() == layout
 
