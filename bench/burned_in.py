@@ -20,7 +20,7 @@ from pathlib import Path
 import pydicom
 from PIL import Image, ImageDraw, ImageFont
 
-from medgr2_api.data import DICOM, BurnedInText
+from medgr2_api.data import DICOM, BurnedInText, DataFormat, DataSource
 from medgr2_jobs.data import burned_in_text, dicom, synthetic_images
 from medgr2_jobs.data.record import Place, Record
 from medgr2_jobs.store.images import ImageStore
@@ -36,10 +36,9 @@ def pictures(root: Path) -> dict[str, Image.Image]:
     """Name → picture, each picture once."""
     shutil.copytree(Path(pydicom.__file__).parent / "data" / "test_files", root / "files")
     trusting = DICOM(burned_in_text=BurnedInText.TRUST_FLAG)
+    source = DataSource(name="files", format=DataFormat.DICOM, uri="files", dicom=trusting)
     store = ImageStore(root)
-    place = Place(
-        root=root, path=root / "files", what="files", store=store, max_pixels=2_000_000, salt="s", dicom=trusting
-    )
+    place = Place(source, root, root / "files", "files", store, max_pixels=2_000_000, salt="s")
     found = {}
     for record in dicom.read(place):
         if isinstance(record, Record) and min(record.image.width, record.image.height) >= 64:

@@ -130,9 +130,10 @@ _DICOM_RULE = Rule(
     "'dicom' goes with format DICOM",
     lambda s: s.dicom is None or s.format is DataFormat.DICOM,
 )
+_NO_ANSWERS = [str(format) for format in DataFormat if format in IMAGES_ONLY]
 _ANSWERS_RULE = Rule(
-    "!(self.format in ['DICOM', 'ImageFolder'])",
-    "a benchmark needs questions with answers, which DICOM and ImageFolder have not",
+    f"!(self.format in [{', '.join(map(repr, _NO_ANSWERS))}])",
+    f"a benchmark needs questions with answers, which {' and '.join(_NO_ANSWERS)} have not",
     lambda s: s.format not in IMAGES_ONLY,
 )
 

@@ -21,7 +21,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from medgr2_api.data import BurnedInText
+from medgr2_api.data import DICOM, BurnedInText, DataSource
 
 from ..errors import DataError, StageError
 from ..store.images import MAX_SOURCE_PIXELS, UNREADABLE
@@ -92,6 +92,11 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
             yield from _file(place, path, number)
 
 
+def _options(place: Place) -> DICOM:
+    """How to read the files. A benchmark needs answers, so it is never DICOM."""
+    return (place.source.dicom if isinstance(place.source, DataSource) else None) or DICOM()
+
+
 def _file(place: Place, path: Path, number: int) -> Iterator[Record | BadRecord]:
     """The frames of one file, or why it has none. Until its tags are known its name might hold one of them."""
     name = f"file {number}"
@@ -100,7 +105,7 @@ def _file(place: Place, path: Path, number: int) -> Iterator[Record | BadRecord]
             dataset, large = _open(place, path)
             name = _name(place, path, dataset)
             _check(dataset)
-            taken = dicom_pixels.frames(dataset, place.dicom.max_frames)
+            taken = dicom_pixels.frames(dataset, _options(place).max_frames)
             opened = _Opened(path, dataset, large, name, taken)
             several = len(opened.frames) > 1
             if several:  # text is often missed on a frame or two: one where it is found stands for all
@@ -156,7 +161,7 @@ def _check(dataset: Dataset) -> None:
 
 def _look_for_text(place: Place, opened: _Opened) -> None:
     """Sets a file of several frames aside if one of them seems to have text; a damaged one is told of later."""
-    if place.dicom.burned_in_text is not BurnedInText.QUARANTINE:
+    if _options(place).burned_in_text is not BurnedInText.QUARANTINE:
         return
     for frame in opened.frames:
         try:
@@ -170,7 +175,7 @@ def _look_for_text(place: Place, opened: _Opened) -> None:
 def _record(place: Place, opened: _Opened, frame: int) -> Record:
     image = opened.picture(frame)
     alone = len(opened.frames) == 1
-    if alone and place.dicom.burned_in_text is BurnedInText.QUARANTINE and burned_in_text.has_text(image):
+    if alone and _options(place).burned_in_text is BurnedInText.QUARANTINE and burned_in_text.has_text(image):
         raise BadField("PixelData", _WRITTEN)
     patient, study, declared = (
         str(opened.dataset.get(keyword, "") or "").strip() for keyword in ("PatientID", "StudyInstanceUID", "Modality")

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medgr2_api.data import DICOM, MMMU, Benchmark, DataFormat, OnLeak, Phantom, ResolvedSource, SourceRole, SplitBy
+from medgr2_api.data import Benchmark, DataFormat, OnLeak, Phantom, ResolvedSource, SourceRole, SplitBy
 from medgr2_api.hashing import sha256_of
 from medgr2_api.stages.prepare import PrepareParameters
 
@@ -173,15 +173,13 @@ class Ingest:
         """Where it lies by now, and how many records are expected (0: not known)."""
         ctx, where = self.ctx, loaded.where
         place = Place(
+            source=source,
             root=ctx.root,
             path=ctx.root,
             what=f"{where}.uri",
             store=ctx.images,
             max_pixels=ctx.parameters.data.max_pixels,
-            modality=source.modality,
             salt=sha256_of({"patients": ctx.parameters.seed}),
-            mmmu=source.mmmu or MMMU(),
-            dicom=(source.dicom if isinstance(source, ResolvedSource) else None) or DICOM(),
         )
         if (phantom := source.phantom) is not None:
             loaded.questions = loaded.questions and phantom.questions_per_image > 0

@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
+from medgr2_api.data import MMMU
+
 from ..errors import DataError
 from ..prompts.answers import LETTERS
 from ..store.images import shrunk
@@ -36,8 +38,9 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
         DataError: a subject or its split is not there, or a file is not parquet.
     """
     identities = Identities()
-    for subject in place.mmmu.subjects:
-        for file in _files(place, subject):
+    wanted = place.source.mmmu or MMMU()
+    for subject in wanted.subjects:
+        for file in _files(place, subject, wanted.split):
             for row, document in enumerate(_rows(file)):
                 where = f"{subject}/{file.name}[{row}]"
                 try:
@@ -48,8 +51,8 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
                     yield BadRecord(where, bad.field, bad.reason)
 
 
-def _files(place: Place, subject: str) -> list[Path]:
-    folder, split = place.path / subject, place.mmmu.split
+def _files(place: Place, subject: str, split: str) -> list[Path]:
+    folder = place.path / subject
     if "/" in subject or subject in ("", ".", ".."):
         raise DataError(f"{place.what}: {subject!r} is no name of a subject")
     if not folder.is_dir():

@@ -6,11 +6,11 @@ import hashlib
 import sqlite3
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medgr2_api.data import DICOM, MMMU
+from medgr2_api.data import Benchmark, DataSource
 
 from ..errors import DataError, DiskFull
 from ..prompts import answers
@@ -64,6 +64,8 @@ class BadField(Exception):
 class Place:
     """What a reader reads, and where it puts images."""
 
+    source: DataSource | Benchmark
+    """What the spec says; a reader finds the options of its format here."""
     root: Path
     """The workspace; nothing outside of it is read."""
     path: Path
@@ -75,12 +77,13 @@ class Place:
     """Larger images are scaled down to this."""
     images: Path | None = None
     """Folder that image paths are relative to; None: the folder of the records."""
-    modality: str = ""
-    """Of images about which the data says nothing."""
     salt: str = ""
     """Makes pseudonyms of patients: the same patient has another in another cycle."""
-    mmmu: MMMU = field(default_factory=MMMU)
-    dicom: DICOM = field(default_factory=DICOM)
+
+    @property
+    def modality(self) -> str:
+        """Of images about which the data says nothing."""
+        return self.source.modality
 
     def keep_inside(self, file: Path) -> Path:
         """The file, if no link leads out of the workspace.

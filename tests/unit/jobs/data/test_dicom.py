@@ -57,9 +57,7 @@ def save(root: Path, dataset: Dataset, name: str = "a.dcm") -> None:
 
 
 def read(root: Path, *, modality: str = "", **settings: Any) -> list[Record | BadRecord]:
-    where = place(root, "scans", modality=modality)
-    where.dicom = DICOM(**settings)
-    return list(dicom.read(where))
+    return list(dicom.read(place(root, "scans", format="DICOM", modality=modality, dicom=DICOM(**settings))))
 
 
 def grey(root: Path, **settings: Any) -> list[int]:
@@ -287,9 +285,7 @@ def test_a_damaged_frame_does_not_take_the_others_with_it(tmp_path: Path, monkey
 def test_warnings_are_silent_only_while_a_file_is_read(tmp_path: Path) -> None:
     """A reader is a generator: what it changes while it waits is changed for everybody."""
     save(tmp_path, made(np.stack([RAMP, RAMP]), NumberOfFrames="2"))
-    where = place(tmp_path, "scans")
-    where.dicom = DICOM(max_frames=2)
-    reading = dicom.read(where)
+    reading = dicom.read(place(tmp_path, "scans", format="DICOM", dicom=DICOM(max_frames=2)))
     before = list(warnings.filters)
     next(reading)
     assert warnings.filters == before

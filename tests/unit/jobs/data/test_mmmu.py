@@ -53,9 +53,7 @@ def write(root: Path, rows: list[dict[str, Any]], subject: str = SUBJECT, split:
 
 
 def read(root: Path, **settings: Any) -> list[Record | BadRecord]:
-    where = place(root, "mmmu")
-    where.mmmu = MMMU(subjects=[SUBJECT], **settings)
-    return list(mmmu.read(where))
+    return list(mmmu.read(place(root, "mmmu", format="MMMU", mmmu=MMMU(subjects=[SUBJECT], **settings))))
 
 
 def test_a_question_as_published(tmp_path: Path) -> None:
@@ -113,8 +111,7 @@ def test_subjects_and_splits_are_those_of_the_spec(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no validation-\*\.parquet"):
         read(tmp_path)
     assert len(read(tmp_path, split="dev")) == 1
-    where = place(tmp_path, "mmmu")
-    where.mmmu = MMMU(subjects=["Pharmacy"])
+    where = place(tmp_path, "mmmu", format="MMMU", mmmu=MMMU(subjects=["Pharmacy"]))
     with pytest.raises(DataError, match=r"subjects there: Art, Clinical_Medicine"):
         list(mmmu.read(where))
 
@@ -130,8 +127,7 @@ def test_a_torn_file_is_named(tmp_path: Path) -> None:
 def test_the_order_of_subjects_is_the_specs(tmp_path: Path) -> None:
     write(tmp_path, [row(0)])
     write(tmp_path, [row(1)], subject="Pharmacy")
-    where = place(tmp_path, "mmmu")
-    where.mmmu = MMMU(subjects=["Pharmacy", SUBJECT])
+    where = place(tmp_path, "mmmu", format="MMMU", mmmu=MMMU(subjects=["Pharmacy", SUBJECT]))
     assert [record.dataset for record in mmmu.read(where) if isinstance(record, Record)] == ["Pharmacy", SUBJECT]
 
 

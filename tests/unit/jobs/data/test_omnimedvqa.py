@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from medgr2_api.data import DataSource
 from medgr2_jobs.data import omnimedvqa
 from medgr2_jobs.data.record import BadRecord, Place, Record
 from medgr2_jobs.errors import DataError
@@ -39,15 +40,16 @@ def read(root: Path, records: Any, **files: str) -> list[Record | BadRecord]:
     return list(omnimedvqa.read(place(root, "q.json")))
 
 
-def place(root: Path, path: str, images: str = "", modality: str = "") -> Place:
+def place(root: Path, path: str, images: str = "", **fields: Any) -> Place:
+    """Where a reader finds a source, with further fields of the spec's entry."""
     return Place(
+        source=DataSource.model_validate({"name": "s", "format": "OmniMedVQA", "uri": path, **fields}),
         root=root,
         path=root / path,
         what="data.sources[s].uri",
         store=ImageStore(root),
         max_pixels=401_408,
         images=root / images if images else None,
-        modality=modality,
         salt="salt",
     )
 
