@@ -100,7 +100,7 @@ def running_pods(pods: Iterable[Manifest]) -> list[RunningPod]:
     running = []
     for pod in pods:
         key, status = key_of(pod), pod.get("status", {})
-        if key is not None and status.get("phase") == "RunningPod" and status.get("podIP"):
+        if key is not None and status.get("phase") == "Running" and status.get("podIP"):
             running.append(RunningPod(key, str(status["podIP"])))
     return running
 

@@ -268,3 +268,13 @@ def test_objects_of_others_are_passed_over() -> None:
     stranger = {"metadata": {"name": "x", "uid": "x", "labels": {"app": "x"}}, "spec": {}, "status": {}}
     assert list(observe.jobs([stranger], [stranger], UID, NOW)) == []
     assert list(observe.live_pods([stranger])) == []
+
+
+def test_progress_is_polled_of_pods_that_run_and_have_an_address() -> None:
+    pods = [
+        pod("Running", index=0, podIP="10.0.0.1"),
+        pod("Pending", index=1, podIP="10.0.0.2"),
+        pod("Running", index=2),
+        pod("Succeeded", index=3, podIP="10.0.0.3"),
+    ]
+    assert observe.running_pods(pods) == [observe.RunningPod(KEY, "10.0.0.1")]
