@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Literal
 
 from medgr2_api.cycle import Cycle
@@ -12,7 +13,7 @@ from medgr2_api.status import AttemptState, Condition, ModelPointer, Models, Pha
 from .cycle_state import ConditionReason, CycleState
 from .graph import Graph
 from .scheduling import Starts
-from .scores import by_iteration
+from .scores import by_iteration, unmeasured
 from .status_draft import StatusDraft, cut, stage_of
 from .types import StageKey
 
@@ -32,6 +33,8 @@ def conditions(cycle: Cycle, state: CycleState, starts: Starts, draft: StatusDra
         else None
     )
     progress, moving = _progress(state, starts, draft, conflict)
+    if overlooked := _overlooked(cycle, draft):
+        progress = replace(progress, message="; ".join(filter(None, (progress.message, overlooked))))
     rows: list[tuple[str, bool, ConditionReason]] = [
         ("WorkspaceReady", state.workspace is None, state.workspace or ConditionReason("Ready")),
         ("Progressing", moving, progress),
@@ -43,6 +46,20 @@ def conditions(cycle: Cycle, state: CycleState, starts: Starts, draft: StatusDra
     if conflict or "NameConflict" in before:
         rows.append(("NameConflict", conflict is not None, conflict or ConditionReason("NoConflict")))
     return [_condition(cycle, before.get(kind), kind, holds, why, draft) for kind, holds, why in rows]
+
+
+def _overlooked(cycle: Cycle, draft: StatusDraft) -> str:
+    """What early stopping cannot look at, and what to do; empty: nothing."""
+    if (rule := cycle.spec.early_stopping) is None:
+        return ""
+    evaluations = {key.iteration: key for key in draft.records if definition(key.name).measures and draft.done(key)}
+    missing = unmeasured(draft.scores, rule.metric, evaluations)
+    if not missing:
+        return ""
+    return (
+        f"earlyStopping overlooks {_names(evaluations[iteration] for iteration in missing)}: no {rule.metric} on the"
+        " validation split; measure it anew with restartFrom, or choose another spec.earlyStopping.metric"
+    )
 
 
 def _condition(

@@ -29,13 +29,18 @@ def best(scores: Iterable[MetricScore]) -> MetricScore | None:
 
 
 def by_iteration(scores: Iterable[MetricScore], metric: str = MACRO_ACCURACY.name) -> dict[int, float]:
-    """Each iteration's better checkpoint, in order."""
+    """Each iteration's better checkpoint, in order; without those of which this was not measured (`unmeasured`)."""
     values: dict[int, float] = {}
     for score in sorted(scores, key=lambda score: score.iteration):
         value = score.value(metric)
         if value is not None:
             values[score.iteration] = max(value, values.get(score.iteration, value))
     return values
+
+
+def unmeasured(scores: Iterable[MetricScore], metric: str, evaluated: Iterable[int]) -> list[int]:
+    """Evaluated iterations that have no score by a metric, as an evaluation by a version that did not know it."""
+    return sorted(set(evaluated) - by_iteration(scores, metric).keys())
 
 
 def stopped_at(scores: Iterable[MetricScore], rule: EarlyStopping, newest_started: int) -> int | None:

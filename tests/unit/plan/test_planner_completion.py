@@ -17,6 +17,7 @@ from tests.support.simulator_helpers import (
     wait,
 )
 
+from medgr2_api.scheduling import EarlyStopping
 from medgr2_api.status import Phase
 from medgr2_operator.plan.planner import plan
 from medgr2_operator.plan.types import AttemptKey
@@ -65,6 +66,25 @@ def test_early_stopping_reads_validation() -> None:
     assert sim.status.best is not None
     assert sim.status.best.iteration == 1
     assert sim.status.summary == "2/5 complete · validation 0.600 (+0.000)"
+
+
+def test_an_evaluation_that_early_stopping_cannot_go_by_is_told() -> None:
+    """As one that is reused and was made by a version that did not know the metric."""
+    sim = make_simulator(iterations=2, earlyStopping={"metric": "microAccuracy", "patience": 1})
+    both = {"validation/base/macroAccuracy": 0.5, "validation/base/microAccuracy": 0.5}
+    succeed(sim, until(sim, "evaluate", 0), metrics=both)
+    reconcile(sim)
+    assert "earlyStopping" not in condition(sim, "Progressing").message
+    succeed(sim, until(sim, "evaluate", 1), metrics={"validation/grpo/macroAccuracy": 0.6})
+    reconcile(sim)
+    told = (
+        "earlyStopping overlooks evaluate@1: no microAccuracy on the validation split; measure it anew with "
+        "restartFrom, or choose another spec.earlyStopping.metric"
+    )
+    assert condition(sim, "Progressing").message.endswith(f"; {told}")
+    edit(sim, early_stopping=EarlyStopping(patience=1))
+    reconcile(sim)
+    assert "earlyStopping" not in condition(sim, "Progressing").message
 
 
 def test_summary_of_a_running_stage() -> None:
