@@ -33,17 +33,17 @@ def put(volume: Path) -> None:
 
 def _with_dependencies(names: Iterable[str]) -> set[str]:
     """These distributions, as they are installed here, and all that they need."""
-    names: set[str] = set()
+    closure: set[str] = set()
     left = [canonicalize_name(name) for name in names]
     while left:
         name = left.pop()
-        if name not in names:
-            names.add(name)
+        if name not in closure:
+            closure.add(name)
             requirements = map(Requirement, importlib.metadata.requires(name) or ())
             left += [
                 canonicalize_name(r.name) for r in requirements if not r.marker or r.marker.evaluate({"extra": ""})
             ]
-    return names
+    return closure
 
 
 def _copy_distribution(name: str, target: Path) -> None:

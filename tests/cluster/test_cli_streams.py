@@ -20,6 +20,7 @@ import kubernetes.client
 import pytest
 import yaml
 
+from medgr2_jobs.store.rows import Candidate
 from tests.cluster import tools
 from tests.cluster.commands import LiveOutput, Medgr2
 from tests.cluster.control_plane import ControlPlane
@@ -30,6 +31,7 @@ from tests.cluster.processes import Processes
 from tests.support.fake_artifacts import publish
 from tests.support.kwok_env import KwokEnv
 from tests.support.ports import free_port
+from tests.support.rows import row_of
 
 ROOT = Path(__file__).parents[2]
 READY_SECONDS = 120.0
@@ -282,11 +284,13 @@ def test_what_cannot_be_copied_leaves_nothing(
 
 def test_lineage(env: KwokEnv, node: StreamingNode, medgr2: Medgr2) -> None:
     env.apply(template=node.template)
-    row = {"triplet_id": "t001-000000-00", "iteration": 1, "image_sha256": "ab" * 32, "modality": "CT",
-           "question_type": "finding", "question": "Was ist das für eins?", "options": ["a", "b"], "answer_index": 1,
-           "rationale": "", "response": "", "paradigm": "Direct", "template_sha256": "f" * 64, "generator": "g",
-           "outcome": "ok", "attempts": 1, "input_tokens": 0, "output_tokens": 0, "usd": 0.0}  # fmt: skip
-    publish(node.workspace, "generate", 1, tables={"candidates": [row]}, cycle="loop")
+    row = row_of(
+        Candidate, triplet_id="t001-000000-00", iteration=1, image_sha256="ab" * 32, modality="CT",
+        question_type="finding", question="Was ist das für eins?", options=["a", "b"], answer_index=1,
+        rationale="", response="", paradigm="Direct", template_sha256="f" * 64, generator="g",
+        outcome="ok", attempts=1, input_tokens=0, output_tokens=0, usd=0.0,
+    )  # fmt: skip
+    publish(node.workspace, "generate", 1, tables={Candidate: [row]}, cycle="loop")
     output = medgr2("lineage", "loop", "t001-000000-00")
     assert "Was ist das für eins?" in output
     assert "decision   none so far" in output

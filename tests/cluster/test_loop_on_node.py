@@ -52,15 +52,15 @@ def quickstart() -> Document:
     return document
 
 
-def variant(name: str, stages: dict[str, Document]) -> Document:
+def variant(name: str, changes: dict[str, Document]) -> Document:
     """A cycle of one round in the quickstart's volume, with these things said of its stages."""
     document = quickstart()
     document["metadata"]["name"] = name
     spec = document["spec"]
     spec |= {"iterations": 1, "workspace": {"persistentVolumeClaim": {"claimName": CLAIM}}}
     stages: dict[str, Any] = {stage["name"]: stage for stage in spec.get("stages", [])}
-    for stage in ("prepare", "reward", *stages):
-        stages[stage] = stages.get(stage, {"name": stage}) | {"resources": LITTLE} | stages.get(stage, {})
+    for stage in ("prepare", "reward", *changes):
+        stages[stage] = stages.get(stage, {"name": stage}) | {"resources": LITTLE} | changes.get(stage, {})
     spec["stages"] = list(stages.values())
     return document
 
