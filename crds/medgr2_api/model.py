@@ -12,6 +12,10 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from .cel_rules import Rule
+from .hashing import Since
+
+#: As the `context` of a validation: the document is of an earlier version, which lacks fields that came `Since`.
+EARLIER = {"version": "earlier"}
 
 
 class Model(BaseModel):
@@ -28,6 +32,19 @@ class Model(BaseModel):
 
     rules: ClassVar[tuple[Rule, ...]] = ()
     """Rules about this object as a whole (`x-kubernetes-validations`)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_earlier_versions_did(cls, document: Any, info: ValidationInfo) -> Any:
+        if info.context is not EARLIER or not isinstance(document, dict):
+            return document
+        since = {
+            field.alias or name: note.value
+            for name, field in cls.model_fields.items()
+            for note in field.metadata
+            if isinstance(note, Since)
+        }
+        return since | document
 
     @field_validator("*", mode="before")
     @classmethod

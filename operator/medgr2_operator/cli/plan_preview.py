@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from medgr2_api import paths
 from medgr2_api.cycle import Cycle
 from medgr2_api.hashing import canonical_json, combined_digest, meaning
+from medgr2_api.model import EARLIER
 from medgr2_api.stages import StageParameters, definition, input_hash
 from medgr2_api.status import AttemptState, CycleStatus, StageStatus
 
@@ -104,7 +105,7 @@ def _differences(made: dict[str, Any], parameters: StageParameters, inputs: dict
     if made["codeVersion"] != stage.code_version:
         yield f"the stage's code: version {made['codeVersion']} → {stage.code_version}"
     try:  # the model fills in what is newer than the artifact
-        before = meaning(stage.parameters.model_validate(made["parameters"]), defaults=True)
+        before = meaning(stage.parameters.model_validate(made["parameters"], context=EARLIER), defaults=True)
     except ValidationError:
         before = made["parameters"]
     for path, old, new in _changes(before, meaning(parameters, defaults=True), ""):

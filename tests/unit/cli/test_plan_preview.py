@@ -6,7 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import yaml
@@ -16,10 +16,14 @@ from typer.testing import CliRunner
 
 from medgr2_api import paths
 from medgr2_api.cycle import Cycle
-from medgr2_api.stages import definition
+from medgr2_api.hashing import Since
+from medgr2_api.presets import resolve
+from medgr2_api.stages import definition, stage_parameters
+from medgr2_api.stages.grpo import GRPOParameters
 from medgr2_api.status import CycleStatus
+from medgr2_api.training_spec import ResolvedGRPO
 from medgr2_operator.cli.app import app
-from medgr2_operator.cli.plan_preview import Forecast, forecast
+from medgr2_operator.cli.plan_preview import Forecast, _differences, forecast
 from medgr2_operator.local.state import StateFile
 from medgr2_operator.plan.spec_cache import cached_spec
 from medgr2_operator.plan.types import StageKey
@@ -101,6 +105,30 @@ def test_another_version_of_the_code(finished: Path) -> None:
     with replaced(replace(report, code_version=99)):
         what = forecasts(finished, forgotten=True)["report@1"].what
     assert what == f"runs again: the stage's code: version {report.code_version} → 99"
+
+
+class LaterGRPO(ResolvedGRPO):
+    """A version that brings a field which a preset owns."""
+
+    top_p: Annotated[float, Since(1.0)]
+
+
+class LaterParameters(GRPOParameters):
+    grpo: LaterGRPO
+
+
+def test_a_field_that_came_later_is_named_only_where_it_is_why() -> None:
+    resolved = resolve(Cycle.model_validate(CYCLE).spec)
+    written = stage_parameters(resolved, "loop", "grpo", 1).dump()
+    made = {"stage": "grpo", "codeVersion": definition("grpo").code_version, "parameters": written, "inputs": {}}
+
+    def differences(**changes: float) -> list[str]:
+        later = LaterParameters.model_validate({**written, "grpo": {**written["grpo"], **changes}})
+        return list(_differences(made, later, {}))
+
+    with replaced(replace(definition("grpo"), parameters=LaterParameters)):
+        assert differences(topP=0.9) == ["policy.grpo.topP: 1 → 0.9"]
+        assert differences(topP=1.0, klCoefficient=0.5) == ["policy.grpo.klCoefficient: 0 → 0.5"]
 
 
 def test_another_input_and_a_restart(finished: Path, tmp_path: Path) -> None:
