@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import queue
 import random
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from medgr2_api.stage_contract import Shard, StageRequest
+from medgr2_jobs.generate import journal
+from medgr2_jobs.store.artifact import ArtifactWriter
 from tests.support.chat_server import Answer, ChatServer
 from tests.support.generate_fixtures import PRICES, QUESTION_USD, asked
 from tests.support.light_forkserver import LightForkserver
@@ -33,6 +37,8 @@ class KillReport:
     last_budget: float = 0.0
     seconds: float = 0.0
     failures: list[str] = field(default_factory=list)
+    finished: dict[int, int] = field(default_factory=dict)
+    """Sampling seed of each row that a kill found finished in the journal → how often it had been charged by then."""
 
 
 def run(
@@ -74,10 +80,17 @@ def run(
         request = requests[index].model_copy(update={"attempt": attempts[index]})
         forkserver.start(f"s{index}-a{attempts[index]}", request)
 
+    def restart(index: int) -> None:
+        folder = ArtifactWriter(root, requests[index]).shared
+        for triplet in finished_rows(folder / journal.NAME):
+            seed = sampling_seed(requests[index].parameters["seed"], triplet)
+            report.finished.setdefault(seed, server.ledger.charged[seed])
+        start(index)
+
     for index in range(shards):
         start(index)
     while open_shards:
-        _events(forkserver, pids, report, open_shards, waiting, start)
+        _events(forkserver, pids, report, open_shards, waiting, restart)
         if waiting and waiting == open_shards:
             report.charged_at_first_budget = server.ledger.charged.total() * QUESTION_USD
             requests = [one.model_copy(update={"generator_budget_usd": last}) for one in requests]
@@ -99,7 +112,7 @@ def _events(
     report: KillReport,
     open_shards: set[int],
     waiting: set[int],
-    start: Any,
+    restart: Callable[[int], None],
 ) -> None:
     """Takes note of one start or end, if there is any within a moment."""
     try:
@@ -118,7 +131,18 @@ def _events(
         report.spent_out += 1
         waiting.add(index)
     elif code == 128 + signal.SIGKILL:
-        start(index)
+        restart(index)
     else:
         report.failures.append(forkserver.log(event["id"]))
         open_shards.discard(index)
+
+
+def finished_rows(path: Path) -> list[str]:
+    """Triplet ids of the rows in a journal whose writer was killed: its last line may be torn."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    return [str(document["triplet_id"]) for line in lines if "triplet_id" in (document := json.loads(line))]
+
+
+def sampling_seed(seed: int, triplet_id: str) -> int:
+    """The sampling seed that a row's question is sent with: the server knows it by that."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{triplet_id}".encode()).digest()[:4], "big") >> 1
