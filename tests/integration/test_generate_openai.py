@@ -145,7 +145,7 @@ def test_no_key_is_sent_where_none_is_configured(root: Path, server: ChatServer)
     request = asked(root, server.url, candidates=1)
     del request.parameters["provider"]["apiKeySecretRef"]
     jobs_fixtures.run(root, request)
-    assert server.ledger.authorizations == {"Bearer none"}
+    assert server.ledger.authorizations == {""}
 
 
 def test_shards(root: Path, server: ChatServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -103,14 +104,21 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """
     values = {name.lower(): value for name, value in headers.items()}
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            return max(0.0, float(values.get(name, "")) * unit)
-        except ValueError:
-            continue
+        given = seconds(values.get(name, ""))
+        if given is not None:
+            return given * unit
     try:
         date = email.utils.parsedate_to_datetime(values.get("retry-after", ""))
-    except (TypeError, ValueError):
+        if date.tzinfo is None:
+            date = date.replace(tzinfo=UTC)
+        return max(0.0, date.timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
         return None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=UTC)
-    return max(0.0, date.timestamp() - time.time())
+
+
+def seconds(text: str) -> float | None:
+    """A number of seconds that a server gives; None: it is no such number."""
+    return max(0.0, float(text)) if _SECONDS.fullmatch(text.strip()) else None
+
+
+_SECONDS = re.compile(r"-?[0-9]{1,12}(\.[0-9]{0,12})?")

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import base64
 from dataclasses import replace
+from typing import Annotated
 
 import httpx2
+from pydantic import Field
 
 from medgr2_jobs.generate import candidate_schema, provider_errors
-from medgr2_jobs.generate.pricing import TokenUsage
 from medgr2_jobs.generate.providers import http
 from medgr2_jobs.generate.providers.base import ImageQuestion, ProviderAccess, Reply
+from medgr2_jobs.generate.providers.http import AnswerModel, TokenCount
+
+
+class Tokens(AnswerModel):
+    """What the server counts."""
+
+    input: Annotated[TokenCount, Field(alias="in")] = None
+    output: Annotated[TokenCount, Field(alias="out")] = None
+
+
+class Answer(AnswerModel):
+    """What the server says. A body of another form is no answer, and no traceback either."""
+
+    text: str
+    tokens: Annotated[Tokens | None, http.OPTIONAL] = None
 
 
 class DescribeClient:
@@ -37,18 +53,15 @@ class DescribeClient:
         headers = {"authorization": f"Bearer {self.access.key}"} if self.access.key else {}
         try:
             response = await self._http.post(f"{self.access.provider.base_url}/describe", json=request, headers=headers)
-        except httpx2.HTTPError as error:
-            failure = http.of_error(error) or provider_errors.LOST
-            return Reply(failure=replace(failure, error=self.access.redact(failure.error or str(error))))
-        if response.status_code != 200:
-            text = self.access.redact(response.text)
-            return Reply(failure=provider_errors.of_status(response.status_code, text, response.headers))
-        try:
-            answer = response.json()
-            usage = TokenUsage(answer["tokens"]["in"], answer["tokens"]["out"])
-        except (ValueError, KeyError, TypeError) as error:
-            return Reply(failure=replace(provider_errors.UNREADABLE, error=f"not an answer: {error!r}"))
-        return Reply(text=answer["text"], usage=usage)
+            if not response.is_success:
+                text = self.access.redact(http.text_of(response))
+                return Reply(failure=provider_errors.of_status(response.status_code, text, response.headers))
+            answer = http.read(Answer, response)
+        except (httpx2.HTTPError, ValueError) as error:
+            failure = http.of_error(error) or replace(provider_errors.UNREADABLE, error=f"not an answer: {error}")
+            return Reply(failure=replace(failure, error=self.access.redact(failure.error)))
+        counted = answer.tokens or Tokens()
+        return Reply(text=answer.text, usage=http.usage(answer.text, counted.input, counted.output, 0))
 
     async def close(self) -> None:
         """Closes the connections."""

@@ -1,20 +1,23 @@
-"""One question to Google's Gemini API."""
+"""One question to Google's Gemini API, method generateContent."""
 
 from __future__ import annotations
 
-import json
+import base64
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import quote
 
-from google import genai
-from google.genai import errors, types
+import httpx2
+from pydantic import Field
 
 from ...store.rows import CandidateOutcome
 from .. import candidate_schema, provider_errors
 from ..pricing import TokenUsage
 from . import http
 from .base import ImageQuestion, ProviderAccess, Reply
+from .http import AnswerModel, Text, TokenCount
 
+GOOGLE = "https://generativelanguage.googleapis.com"
 _MAX_TOKENS = "MAX_TOKENS"
 _STOP = "STOP"
 #: Finish reasons that are a refusal: safety, or a text that may not be repeated.
@@ -26,6 +29,58 @@ _REFUSALS = frozenset(
 _ACCOUNT_ERRORS = ("API_KEY_INVALID", "FAILED_PRECONDITION", "API key not valid")
 
 
+class _Part(AnswerModel):
+    text: str | None = None
+    thought: object = None
+
+
+class _Content(AnswerModel):
+    parts: list[_Part] | None = None
+
+
+class _Candidate(AnswerModel):
+    content: _Content | None = None
+    finish_reason: Annotated[Text, Field(alias="finishReason")] = None
+
+
+class _Feedback(AnswerModel):
+    block_reason: Annotated[Text, Field(alias="blockReason")] = None
+
+
+class _Usage(AnswerModel):
+    prompt: Annotated[TokenCount, Field(alias="promptTokenCount")] = None
+    tools: Annotated[TokenCount, Field(alias="toolUsePromptTokenCount")] = None
+    answer: Annotated[TokenCount, Field(alias="candidatesTokenCount")] = None
+    thoughts: Annotated[TokenCount, Field(alias="thoughtsTokenCount")] = None
+
+    def of(self, text: str) -> TokenUsage | None:
+        """What is charged. The prompt includes what came from the cache; a block before the model ran has nothing
+        else."""
+        prompt = None if self.prompt is None else self.prompt + (self.tools or 0)
+        return http.usage(text, prompt, self.answer or 0, self.thoughts or 0)
+
+
+class _Response(AnswerModel):
+    candidates: list[_Candidate] | None = None
+    feedback: Annotated[_Feedback | None, Field(alias="promptFeedback")] = None
+    usage: Annotated[_Usage | None, Field(alias="usageMetadata"), http.OPTIONAL] = None
+
+
+class _RetryInfo(AnswerModel):
+    type: Annotated[Text, Field(alias="@type")] = None
+    delay: Annotated[Text, Field(alias="retryDelay")] = None
+
+
+class _Error(AnswerModel):
+    message: Text = None
+    status: Text = None
+    details: Annotated[list[Annotated[_RetryInfo | None, http.OPTIONAL]] | None, http.OPTIONAL] = None
+
+
+class _ErrorBody(AnswerModel):
+    error: _Error
+
+
 class GeminiClient:
     """A Gemini model. Its answers keep to the schema, so none is sent back."""
 
@@ -34,104 +89,98 @@ class GeminiClient:
     def __init__(self, access: ProviderAccess) -> None:
         self.access = access
         self._http = http.connections(access.provider.concurrency)
-        options = types.HttpOptions(
-            base_url=access.provider.base_url or None,
-            timeout=int(1000 * (http.TIMEOUT.read or 0)),
-            retry_options=types.HttpRetryOptions(
-                attempts=1
-            ),  # without it, lost connections are retried behind our back
-            httpx_async_client=self._http,
-        )
-        self._genai = genai.Client(api_key=access.key, http_options=options, vertexai=False)
-        json_schema = types.JSONSchema.model_validate(candidate_schema.json_schema())
-        self._schema = types.Schema.from_json_schema(json_schema=json_schema, api_option="GEMINI_API")
+        model = access.provider.model
+        name = model if model.startswith(("models/", "tunedModels/")) else f"models/{model}"
+        base = (access.provider.base_url or GOOGLE).rstrip("/")
+        self._url = f"{base}/v1/{quote(name)}:generateContent"
+        self._headers = {"x-goog-api-key": access.key} if access.key else {}
 
     async def ask(self, question: ImageQuestion) -> Reply:
         """Asks about one image."""
-        sampling = self.access.sampling
-        config = types.GenerateContentConfig(
-            response_mime_type="application/json",
-            response_schema=self._schema,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_output_tokens=sampling.max_tokens,
-            seed=question.seed,
-        )
-        image = types.Part.from_bytes(data=question.image_png, mime_type="image/png")
-        content = types.Content(role="user", parts=[image, types.Part(text=question.prompt)])
         try:
-            response = await self._genai.aio.models.generate_content(
-                model=self.access.provider.model, contents=content, config=config
+            response = await self._http.post(self._url, json=self._request(question), headers=self._headers)
+            if not response.is_success:
+                return Reply(failure=self._status(response))
+            return _reply(http.read(_Response, response))
+        except (httpx2.HTTPError, ValueError) as error:
+            failure = http.of_error(error) or replace(
+                provider_errors.UNREADABLE, error=f"not an answer of Gemini: {error}"
             )
-            return _reply(response)
-        except errors.APIError as error:
-            return Reply(failure=self._status(error))
-        except Exception as error:
-            failure = http.of_error(error)
-            if failure is None and not isinstance(error, ValueError):
-                raise
-            failure = failure or replace(provider_errors.UNREADABLE, error=f"not an answer of Gemini: {error}")
             return Reply(failure=replace(failure, error=self.access.redact(failure.error)))
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._genai.aio.aclose()
         await self._http.aclose()
 
-    def _status(self, error: errors.APIError) -> provider_errors.Failure:
-        headers = getattr(error.response, "headers", None) or {}
-        details = json.dumps(error.details) if isinstance(error.details, dict) else str(error.details)
-        text = self.access.redact(f"{error.status}: {error.message or details}")
-        failure = provider_errors.of_status(error.code, text, headers)
-        if error.code == 400 and any(word in details for word in _ACCOUNT_ERRORS):
+    def _request(self, question: ImageQuestion) -> dict[str, Any]:
+        sampling = self.access.sampling
+        image = {"inlineData": {"mimeType": "image/png", "data": base64.b64encode(question.image_png).decode()}}
+        config: dict[str, Any] = {
+            "temperature": sampling.temperature,
+            "topP": sampling.top_p,
+            "maxOutputTokens": sampling.max_tokens,
+            "seed": question.seed,
+            "responseMimeType": "application/json",
+            "responseSchema": _schema(candidate_schema.json_schema()),
+        }
+        return {
+            "contents": [{"role": "user", "parts": [image, {"text": question.prompt}]}],
+            "generationConfig": config,
+        }
+
+    def _status(self, response: httpx2.Response) -> provider_errors.Failure:
+        body = http.text_of(response)
+        try:
+            error = http.read(_ErrorBody, response).error
+        except ValueError:
+            error = _Error()
+        text = self.access.redact(f"{error.status or 'error'}: {error.message or body}")
+        failure = provider_errors.of_status(response.status_code, text, response.headers)
+        if response.status_code == 400 and any(word in body for word in _ACCOUNT_ERRORS):
             failure = replace(failure, action=provider_errors.FailureAction.STOP)
         if not self.access.provider.base_url:  # Google charges for no failed request; a proxy may stand for anything
             failure = replace(failure, billed=False)
         if failure.retry_after is None:
-            failure = replace(failure, retry_after=_retry_delay(error.details))
+            failure = replace(failure, retry_after=_retry_delay(error))
         return failure
 
 
-def _retry_delay(details: Any) -> float | None:
+def _schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """A JSON Schema in Gemini's words."""
+    made = {**schema, "type": schema["type"].upper()}
+    if "items" in schema:
+        made["items"] = _schema(schema["items"])
+    if "properties" in schema:
+        made["properties"] = {name: _schema(field) for name, field in schema["properties"].items()}
+        made["propertyOrdering"] = list(schema["properties"])
+    return made
+
+
+def _retry_delay(error: _Error) -> float | None:
     """Seconds from google.rpc.RetryInfo, which Gemini sends instead of the header."""
-    body = details.get("error", details) if isinstance(details, dict) else {}
-    for detail in body.get("details") or []:
-        if isinstance(detail, dict) and str(detail.get("@type", "")).endswith("RetryInfo"):
-            try:
-                return max(0.0, float(str(detail.get("retryDelay", "")).removesuffix("s")))
-            except ValueError:
-                return None
+    for detail in error.details or ():
+        if detail is not None and (detail.type or "").endswith("RetryInfo"):
+            return provider_errors.seconds((detail.delay or "").removesuffix("s"))
     return None
 
 
-def _reply(response: types.GenerateContentResponse) -> Reply:
-    usage = _usage(response.usage_metadata)
-    if not response.candidates:
-        block = response.prompt_feedback.block_reason if response.prompt_feedback else None
+def _reply(response: _Response) -> Reply:
+    candidate = response.candidates[0] if response.candidates else None
+    parts = (candidate.content.parts if candidate and candidate.content else None) or []
+    text = "".join(part.text or "" for part in parts if not part.thought)
+    usage = response.usage.of(text) if response.usage else None
+    if candidate is None:
+        block = response.feedback.block_reason if response.feedback else None
         if block is not None:
-            return Reply(CandidateOutcome.REFUSED, usage=usage, error=f"prompt blocked: {block.value}")
-        if response.usage_metadata is None:
+            return Reply(CandidateOutcome.REFUSED, usage=usage, error=f"prompt blocked: {block[:200]}")
+        if response.usage is None:
             return Reply(failure=replace(provider_errors.UNREADABLE, error="not an answer of Gemini"))
         return Reply(CandidateOutcome.EMPTY, usage=usage)
-    candidate = response.candidates[0]
-    reason = candidate.finish_reason.value if candidate.finish_reason else _STOP
-    parts = (candidate.content.parts if candidate.content else None) or []
-    text = "".join(part.text or "" for part in parts if not part.thought)
+    reason = candidate.finish_reason or _STOP
     if reason in _REFUSALS:
         outcome = CandidateOutcome.REFUSED
     elif reason == _MAX_TOKENS:
         outcome = CandidateOutcome.TRUNCATED
     else:
         outcome = CandidateOutcome.OK if text.strip() else CandidateOutcome.EMPTY
-    return Reply(outcome, text=text, usage=usage, error="" if reason in (_STOP, _MAX_TOKENS) else reason)
-
-
-def _usage(metadata: types.GenerateContentResponseUsageMetadata | None) -> TokenUsage | None:
-    """Prompt tokens include what came from the cache. A block before the model ran has prompt tokens only."""
-    if metadata is None or metadata.prompt_token_count is None:
-        return None
-    return TokenUsage(
-        metadata.prompt_token_count + (metadata.tool_use_prompt_token_count or 0),
-        metadata.candidates_token_count or 0,
-        metadata.thoughts_token_count or 0,
-    )
+    return Reply(outcome, text=text, usage=usage, error="" if reason in (_STOP, _MAX_TOKENS) else reason[:300])

@@ -5,19 +5,73 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
-import openai
-from openai.types import CompletionUsage
-from openai.types.chat import ChatCompletion
+import httpx2
+from pydantic import Field
 
 from ...store.rows import CandidateOutcome
 from .. import candidate_schema, provider_errors
 from ..pricing import TokenUsage
 from . import http
 from .base import ImageQuestion, ProviderAccess, Reply, repair_text
+from .http import AnswerModel, Text, TokenCount
 
 RequestBody = dict[str, Any]
+
+#: Parts of a message that are its text; others are thinking, citations, sound.
+_TEXT_PARTS = ("text", "output_text")
+#: Why an answer ended, in the words of those that gateways pass on.
+_TRUNCATED = frozenset({"length", "max_tokens", "max_output_tokens", "model_length"})
+_REFUSED = frozenset({"content_filter", "safety", "recitation", "blocklist", "prohibited_content", "spii", "refusal"})
+
+
+class _Part(AnswerModel):
+    type: Text = "text"
+    text: Text = None
+
+
+class _Message(AnswerModel):
+    content: str | list[_Part | str] | None = None
+    refusal: Text = None
+
+    @property
+    def text(self) -> str:
+        """All that is said. Many gateways send a list of parts instead of one text."""
+        if isinstance(self.content, str):
+            return self.content
+        parts = [_Part(text=part) if isinstance(part, str) else part for part in self.content or ()]
+        return "".join(part.text or "" for part in parts if part.type in _TEXT_PARTS)
+
+
+class _Choice(AnswerModel):
+    message: _Message
+    finish_reason: Text = None
+
+
+class _ThinkingCount(AnswerModel):
+    reasoning_tokens: TokenCount = None
+
+
+class _Usage(AnswerModel):
+    prompt_tokens: TokenCount = None
+    completion_tokens: TokenCount = None
+    total_tokens: TokenCount = None
+    completion_tokens_details: Annotated[_ThinkingCount | None, http.OPTIONAL] = None
+
+    def of(self, text: str) -> TokenUsage | None:
+        """What is charged. Some count thinking in the total only."""
+        if self.prompt_tokens is None or self.completion_tokens is None:
+            return None
+        output = max(self.completion_tokens, (self.total_tokens or 0) - self.prompt_tokens)
+        counted = self.completion_tokens_details and self.completion_tokens_details.reasoning_tokens
+        thinking = min(max(counted or 0, output - self.completion_tokens), output)
+        return http.usage(text, self.prompt_tokens, output - thinking, thinking)
+
+
+class _Completion(AnswerModel):
+    choices: Annotated[list[_Choice], Field(min_length=1)]
+    usage: Annotated[_Usage | None, http.OPTIONAL] = None
 
 
 def _rename(request: RequestBody) -> RequestBody:
@@ -45,27 +99,26 @@ class OpenAIClient:
         self.access = access
         self._unsupported: dict[str, Callable[[RequestBody], RequestBody]] = {}
         self._http = http.connections(access.provider.concurrency)
-        # Never the key in our own environment, which is not meant for this server.
-        self._client = openai.AsyncOpenAI(
-            base_url=access.provider.base_url, api_key=access.key or "none", max_retries=0, http_client=self._http
-        )
+        self._url = f"{access.provider.base_url.rstrip('/')}/chat/completions"
+        self._headers = {"authorization": f"Bearer {access.key}"} if access.key else {}
 
     async def ask(self, question: ImageQuestion) -> Reply:
         """Asks about one image."""
         request = self._request(question)
         try:
-            # not chat.completions.create: it walks through every part of a request to translate it, and ours needs none
-            return _reply(await self._client.post("/chat/completions", cast_to=ChatCompletion, body=request))
-        except openai.APIStatusError as error:
-            return Reply(failure=self._status(error, request))
-        except (openai.APIError, ValueError) as error:
-            failure = http.of_error(error)
-            failure = failure or replace(provider_errors.UNREADABLE, error=f"not a chat completion: {error}")
+            response = await self._http.post(self._url, json=request, headers=self._headers)
+            if not response.is_success:
+                return Reply(failure=self._status(response, request))
+            return _reply(http.read(_Completion, response))
+        except (httpx2.HTTPError, ValueError) as error:
+            failure = http.of_error(error) or replace(
+                provider_errors.UNREADABLE, error=f"not a chat completion: {error}"
+            )
             return Reply(failure=replace(failure, error=self.access.redact(failure.error)))
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._client.close()
+        await self._http.aclose()
 
     def image_part(self, question: ImageQuestion) -> dict[str, Any]:
         """The image as a part of the message; the same bytes for the same image."""
@@ -92,10 +145,10 @@ class OpenAIClient:
             request = change(request)
         return request
 
-    def _status(self, error: openai.APIStatusError, sent: RequestBody) -> provider_errors.Failure:
-        text = error.response.text or error.message
-        failure = provider_errors.of_status(error.status_code, self.access.redact(text), error.response.headers)
-        if error.status_code == 400:
+    def _status(self, response: httpx2.Response, sent: RequestBody) -> provider_errors.Failure:
+        text = http.text_of(response)
+        failure = provider_errors.of_status(response.status_code, self.access.redact(text), response.headers)
+        if response.status_code == 400:
             unsupported = [name for name in _OPTIONAL if name in sent and name in text]
             for name in unsupported:
                 if name not in self._unsupported:
@@ -108,26 +161,14 @@ class OpenAIClient:
         return failure
 
 
-def _reply(completion: object) -> Reply:
-    if not isinstance(completion, ChatCompletion) or not completion.choices:  # such as a proxy's HTML page
-        return Reply(failure=replace(provider_errors.UNREADABLE, error="not a chat completion"))
-    choice, text = completion.choices[0], completion.choices[0].message.content or ""
+def _reply(completion: _Completion) -> Reply:
+    choice = completion.choices[0]
+    text, reason, refusal = choice.message.text, choice.finish_reason or "", choice.message.refusal
     outcome = CandidateOutcome.OK if text.strip() else CandidateOutcome.EMPTY
     error = ""
-    if choice.message.refusal or choice.finish_reason == "content_filter":
-        outcome, error = CandidateOutcome.REFUSED, choice.message.refusal or "content_filter"
-    elif choice.finish_reason == "length":
+    if refusal or reason.lower() in _REFUSED:
+        outcome, error = CandidateOutcome.REFUSED, refusal or reason
+    elif reason.lower() in _TRUNCATED:
         outcome = CandidateOutcome.TRUNCATED
-    return Reply(outcome, text=text, usage=_usage(completion.usage), error=error[:300])
-
-
-def _usage(usage: CompletionUsage | None) -> TokenUsage | None:
-    """Tokens; None where a server counts none, or not in numbers."""
-    if usage is None:
-        return None
-    prompt, completion = usage.prompt_tokens, usage.completion_tokens
-    if not (isinstance(prompt, int) and isinstance(completion, int) and min(prompt, completion) >= 0):
-        return None
-    details = usage.completion_tokens_details
-    thinking = min((details.reasoning_tokens if details else None) or 0, completion)
-    return TokenUsage(prompt, completion - thinking, thinking)
+    counted = completion.usage.of(text) if completion.usage else None
+    return Reply(outcome, text=text, usage=counted, error=error[:300])
