@@ -71,6 +71,12 @@ _COLUMNS: tuple[dict[str, Any], ...] = (
         "priority": 1,
         "description": "Why the cycle failed.",
     },
+    {
+        "name": "Applied",
+        "type": "string",
+        "jsonPath": '.status.conditions[?(@.type=="SpecApplied")].status',
+        "description": "Whether everything that was made follows from the spec as it is now.",
+    },
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
 )
 

@@ -43,7 +43,7 @@ class Condition(Model):
     """As in every Kubernetes object."""
 
     type: Annotated[str, Field(max_length=316)]
-    """WorkspaceReady, Progressing, Suspended, Complete or Failed."""
+    """WorkspaceReady, Progressing, Suspended, Complete, Failed or SpecApplied."""
     status: Literal["True", "False", "Unknown"]
     """Whether it holds."""
     reason: Annotated[str, Field(max_length=1024)] = ""
@@ -78,6 +78,8 @@ class StageStatus(Model):
     asked: str = ""
     """Digest of what the spec asked for when the hash was formed: while that is the same, unfinished work keeps its
     hash through upgrades."""
+    spec: int = 0
+    """Which of `status.specs` it was made with, counted from 0."""
     output_digest: str = ""
     """Digest of what it published; empty: not finished."""
     promoted: bool | None = None
@@ -216,13 +218,16 @@ class CycleStatus(Model):
     phase: Phase = Phase.PENDING
     """For display."""
     conditions: Annotated[list[Condition], Field(max_length=16), Keyed(("type",))] = []
-    """WorkspaceReady, Progressing, Suspended, Complete, Failed."""
+    """WorkspaceReady, Progressing, Suspended, Complete, Failed, SpecApplied."""
     iteration: int = 0
     """Newest iteration that has started."""
     summary: str = ""
     """One line for people."""
     stages: Annotated[list[StageStatus], Field(max_length=256), Keyed(("iteration", "name"))] = []
     """All unfinished stages and the two newest iterations in full; older ones shortened."""
+    specs: Annotated[list[str], Field(max_length=256)] = []
+    """The specs that stages were made with, oldest first, each as its user wrote it, as JSON, without the fields that
+    only say where and when stages run. Empty: an earlier version made them, or the spec is very long."""
     models: Models = Models()
     """The newest models."""
     scores: Annotated[list[MetricScore], Field(max_length=64)] = []

@@ -188,7 +188,8 @@ def _plan(workspace: RunWorkspace, root: Path) -> dict[str, str]:
     """What `medgr2 plan` says would happen, by stage; and its last line under ''."""
     result = CliRunner(env={"COLUMNS": "500"}).invoke(app, ["plan", str(workspace.file), "--workspace", str(root)])
     assert result.exit_code == 0, result.output
-    rows = [re.split(r"\s{2,}", line.strip()) for line in result.output.splitlines() if "@" in line]
+    lines = [line.strip() for line in result.output.splitlines() if "@" in line]
+    rows = [re.split(r"\s{2,}", line) for line in lines if not line.startswith("reads ")]
     forecast = {row[0]: next(cell for cell in row[1:] if cell.startswith(("done", "runs", "reused"))) for row in rows}
     return {**forecast, "": result.output.splitlines()[-1]}
 
@@ -249,3 +250,24 @@ def test_a_pause_waits_for_approval(workspace: RunWorkspace) -> None:
     code, output = workspace.run()
     assert code == 0, output
     assert workspace.state()["status"]["phase"] == "Complete"
+
+
+def test_an_edited_file_never_passes_the_old_results_for_its_own(undisturbed: RunWorkspace, tmp_path: Path) -> None:
+    workspace = RunWorkspace(tmp_path)
+    shutil.copytree(undisturbed.root / "ws", tmp_path / "ws", symlinks=True)
+    policy = {**CYCLE["spec"]["policy"], "grpo": {"klCoefficient": 0.5}}
+    workspace.write({**CYCLE, "spec": {**CYCLE["spec"], "policy": policy}})
+    before = len(workspace.ledger("start"))
+    for _ in range(2):
+        code, output = workspace.run()
+        assert code == 78, "nothing was run, and the results are not the file's"
+        assert "grpo@1, grpo@2: done with other parameters: policy.grpo.klCoefficient: 0 → 0.5" in output
+        assert len(workspace.ledger("start")) == before
+    (command,) = re.findall(r"^  (medgr2 run .*)  # applies it$", output, re.MULTILINE)
+    assert command.endswith("--restart-from grpo@1")
+    code, output = workspace.run("--restart-from", "grpo@1")
+    assert (code, "other parameters" in output) == (0, False)
+    assert len(workspace.ledger("start")) > before
+    assert workspace.run()[0] == 0
+    status = workspace.state()["status"]
+    assert next(c for c in status["conditions"] if c["type"] == "SpecApplied")["status"] == "True"

@@ -63,11 +63,15 @@ def validate(file: File) -> None:
 
 
 @app.command()
-def plan(file: File, workspace: Workspace = Path(".medgr2")) -> None:
+def plan(
+    file: File,
+    workspace: Workspace = Path(".medgr2"),
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
     """Show the resolved parameters and where each came from, the graph, what would run and why, and what is reused."""
     from .plan import show_plan
 
-    raise typer.Exit(show_plan(file, workspace))
+    raise typer.Exit(show_plan(file, workspace, json))
 
 
 @app.command()

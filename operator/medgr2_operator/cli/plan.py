@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from medgr2_api.cycle import CycleSpec
+from medgr2_api.cycle import Cycle, CycleSpec
 from medgr2_api.presets import resolve_with_origins
+from medgr2_api.stage_contract import ExitCode
 
-from ..local.state import StateError, StateFile
+from ..local.state import StateFile
 from ..plan.spec_cache import cached_spec
 from ..plan.types import StageKey
 from .cycle_file import read_cycle
@@ -31,41 +29,67 @@ _LEARNING = (
     "rewardModel",
     "seed",
 )
+_WIDEST = 40  # characters that a column is padded to; a longer cell pushes its row
 
 
-def show_plan(file: Path, workspace: Path) -> int:
+def show_plan(file: Path, workspace: Path, as_json: bool) -> int:
     """Parameters with their origin, then each stage: what it reads, and whether it would run."""
     cycle = read_cycle(file)
-    console = Console()
-    parameters = Table(title="parameters", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for column in ("parameter", "value", "from"):
-        parameters.add_column(column, overflow="fold")
-    for path, value, source in _parameters(cycle.spec):
-        parameters.add_row(path, value, source)
-    console.print(parameters)
-
-    try:
-        stored = StateFile(workspace, cycle.metadata.name).load()
-    except StateError as error:
-        print(error, file=sys.stderr)
-        return 2
+    stored = StateFile(workspace, cycle.metadata.name).load()
     status = stored.status if stored else cycle.status
     graph = cached_spec(cycle.metadata.name, cycle.spec).graph(cycle.spec.iterations)
-    stages = Table(title=f"stages ({len(graph.nodes)})", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for column in ("stage", "reads", "what would happen", "artifact"):
-        stages.add_column(column, overflow="fold")
-    digests: dict[StageKey, Forecast] = forecast(cycle, status, graph, workspace)
-    for node in graph:
-        reads = ", ".join(dict.fromkeys(str(item.sources[0]) for item in node.inputs))
-        seen = digests[node.key]
-        stages.add_row(str(node.key), reads, seen.what, seen.input_hash[:12])
-    console.print(stages)
-    reused = sum(seen.reused for seen in digests.values())
-    console.print(f"{len(graph.nodes) - reused} stages would run, {reused} are already there in {workspace}")
-    return 0
+    stages = forecast(cycle, status, graph, workspace)
+    if as_json:
+        print(json.dumps(_document(cycle, stages, workspace), indent=1, ensure_ascii=False))
+        return ExitCode.OK
+    rows = [(path, _text(value), source) for path, value, source in _parameters(cycle.spec)]
+    print("parameters")
+    _print_rows([("parameter", "value", "from"), *rows])
+    print(f"\nstages ({len(stages)})")
+    _print_rows([("stage", "artifact", "what would happen"), *_stage_rows(stages)])
+    reused = sum(seen.reused for seen in stages.values())
+    print(f"\n{len(stages) - reused} stages would run, {reused} are already there in {workspace}")
+    return ExitCode.OK
 
 
-def _parameters(spec: CycleSpec) -> Iterator[tuple[str, str, str]]:
+def _document(cycle: Cycle, stages: Mapping[StageKey, Forecast], workspace: Path) -> dict[str, Any]:
+    """As JSON."""
+    return {
+        "cycle": cycle.metadata.name,
+        "workspace": str(workspace),
+        "parameters": [
+            {"parameter": path, "value": value, "from": source} for path, value, source in _parameters(cycle.spec)
+        ],
+        "stages": [
+            {
+                "stage": key.name,
+                "iteration": key.iteration,
+                "reads": [str(read) for read in seen.reads],
+                "inputHash": seen.input_hash or None,
+                "outputDigest": seen.output_digest or None,
+                "runs": not seen.reused,
+                "why": seen.what,
+            }
+            for key, seen in stages.items()
+        ],
+    }
+
+
+def _stage_rows(stages: Mapping[StageKey, Forecast]) -> Iterator[tuple[str, ...]]:
+    for key, seen in stages.items():
+        yield str(key), seen.input_hash[:12], seen.what
+        if seen.reads:
+            yield "", "", f"  reads {', '.join(map(str, seen.reads))}"
+
+
+def _print_rows(rows: Sequence[tuple[str, ...]]) -> None:
+    """Columns, each row on one line of its own: a terminal wraps it where it must, and names stay whole."""
+    widths = [min(_WIDEST, max(map(len, column))) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(("", *(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))).rstrip())
+
+
+def _parameters(spec: CycleSpec) -> Iterator[tuple[str, object, str]]:
     """(path, value, origin) of everything that decides what is learnt, and how."""
     known, origins = resolve_with_origins(spec)
     given = dict(_leaves(spec.model_dump(mode="json", by_alias=True, exclude_unset=True), ""))
@@ -79,7 +103,11 @@ def _parameters(spec: CycleSpec) -> Iterator[tuple[str, str, str]]:
             source = "spec" if path in given else "default"
         else:
             source = origin.source if origin.source in ("spec", "derived") else f"preset {origin.source}"
-        yield path, str(value), source
+        yield path, value, source
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from pydantic import ValidationError
 
 from medgr2_api import paths
 from medgr2_api.cycle import Cycle
-from medgr2_api.hashing import canonical_json, combined_digest, meaning
+from medgr2_api.hashing import combined_digest
 from medgr2_api.model import EARLIER
 from medgr2_api.stages import StageParameters, definition, input_hash
 from medgr2_api.status import AttemptState, CycleStatus, StageStatus
 
 from ..plan.graph import Graph, Node
+from ..plan.parameter_changes import parameter_changes, shown
 from ..plan.spec_cache import cached_spec
 from ..plan.types import StageKey
 
@@ -33,6 +34,7 @@ class Forecast:
     output_digest: str = ""
     """Known when the artifact is there."""
     promoted: bool | None = None
+    reads: tuple[StageKey, ...] = ()
 
     @property
     def reused(self) -> bool:
@@ -44,7 +46,8 @@ def forecast(cycle: Cycle, status: CycleStatus, graph: Graph, workspace: Path) -
     records = {StageKey(record.iteration, record.name): record for record in status.stages}
     forecasts: dict[StageKey, Forecast] = {}
     for node in graph:
-        forecasts[node.key] = _look_up(cycle, node, records.get(node.key), forecasts, workspace)
+        seen = _look_up(cycle, node, records.get(node.key), forecasts, workspace)
+        forecasts[node.key] = replace(seen, reads=tuple(dict.fromkeys(item.sources[0] for item in node.inputs)))
     return forecasts
 
 
@@ -67,7 +70,7 @@ def _look_up(
     if done is not None:
         what = "done in this cycle"
         if why and done.input_hash != now:
-            what += f", with something else than it would be now (it counts when the stage is restarted): {why}"
+            what = f"done with other parameters: {why}; --restart-from {node.key} applies it"
         return Forecast(what, done.input_hash, done.output_digest, done.promoted)
     if record is not None and record.input_hash and record.asked == known.asked:
         now = record.input_hash  # work that was begun goes on where it lies
@@ -105,31 +108,11 @@ def _differences(made: dict[str, Any], parameters: StageParameters, inputs: dict
     if made["codeVersion"] != stage.code_version:
         yield f"the stage's code: version {made['codeVersion']} → {stage.code_version}"
     try:  # the model fills in what is newer than the artifact
-        before = meaning(stage.parameters.model_validate(made["parameters"], context=EARLIER), defaults=True)
+        before = stage.parameters.model_validate(made["parameters"], context=EARLIER)
     except ValidationError:
         before = made["parameters"]
-    for path, old, new in _changes(before, meaning(parameters, defaults=True), ""):
-        field, dot, rest = path.partition(".")
-        yield f"{stage.spec_paths.get(field, field)}{dot}{rest}: {_shown(old)} → {_shown(new)}"
+    yield from parameter_changes(made["stage"], before, parameters)
     for role in sorted({*made["inputs"], *inputs}):
         old, new = made["inputs"].get(role), inputs.get(role)
         if old != new:
-            yield f"input {role}: {_shown(old and old[:12])} → {_shown(new and new[:12])}"
-
-
-def _changes(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    """(path, old value, new value) of each leaf that differs; None: it is not there."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            yield from _changes(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for index, (before, now) in enumerate(zip(old, new, strict=True)):
-            yield from _changes(before, now, f"{path}[{index}]")
-    elif old != new:
-        yield path, old, new
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "none"
-    return value if isinstance(value, str) else canonical_json(value)
+            yield f"input {role}: {shown(old and old[:12])} → {shown(new and new[:12])}"

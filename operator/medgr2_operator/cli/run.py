@@ -20,8 +20,11 @@ from ..local.lock import RunLock, WorkspaceBusy
 from ..local.runner import Runner
 from ..local.state import StateError, StateFile, merge
 from ..local.terminal_ui import LiveView, PlainView, make_view
+from ..plan.spec_edits import edits_of
+from ..plan.types import StageKey
 from .cycle_file import read_cycle
 from .errors import CommandError, parse_stage
+from .hints import print_edits, typed
 from .results import print_results
 
 
@@ -47,7 +50,7 @@ def run_cycles(files: Sequence[Path], workspace: Path, options: Options) -> int:
         with lock:
             executors = [_executor(workspace, file, cycle, view, options) for file, cycle in cycles.items()]
             runner = Runner(executors, view, parallelism=options.parallelism, inherit=(lock.fileno,))
-            return _run(runner, view, files)
+            return _run(runner, view, files, workspace)
     except (WorkspaceBusy, StateError, CommandError) as error:
         print(error, file=sys.stderr)
         return ExitCode.USAGE
@@ -107,7 +110,7 @@ def restart_point(text: str, iterations: int) -> tuple[str, int]:
     return stage, iteration
 
 
-def _run(runner: Runner, view: LiveView | PlainView, files: Sequence[Path]) -> int:
+def _run(runner: Runner, view: LiveView | PlainView, files: Sequence[Path], workspace: Path) -> int:
     interrupted: list[int] = []
 
     def leave(number: int, _: FrameType | None) -> None:
@@ -116,6 +119,7 @@ def _run(runner: Runner, view: LiveView | PlainView, files: Sequence[Path]) -> i
             view.on_notice("stopping: stages write their checkpoints (again: kill them)")
         runner.leave()
 
+    ended = [executor.cycle.status.completion_time for executor in runner.executors]
     previous = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with view:
@@ -124,38 +128,67 @@ def _run(runner: Runner, view: LiveView | PlainView, files: Sequence[Path]) -> i
         for number, handler in previous.items():
             signal.signal(number, handler)
     stopped = bool(interrupted)
-    codes = [_print_end(executor, stopped=stopped, several=len(files) > 1) for executor in runner.executors]
+    codes = [
+        _print_end(
+            _End(executor, file, workspace, ran=executor.cycle.status.completion_time != before),
+            stopped=stopped,
+            several=len(files) > 1,
+        )
+        for executor, file, before in zip(runner.executors, files, ended, strict=True)
+    ]
     if stopped and any(executor.phase is not Phase.COMPLETE for executor in runner.executors):
-        root, command = runner.executors[0].root, " ".join(map(str, files))
-        print(f"stopped; the same command goes on: medgr2 run {command} --workspace {root}", file=sys.stderr)
+        print(f"stopped; the same command goes on: {typed('run', *files, '-w', workspace)}", file=sys.stderr)
         return 128 + interrupted[0]
     return next((code for code in codes if code), ExitCode.OK)
 
 
-def _print_end(executor: Executor, *, stopped: bool, several: bool) -> int:
-    """Says how a cycle ended; returns its exit code."""
-    name = executor.cycle.metadata.name
+@dataclass(frozen=True)
+class _End:
+    """How a cycle ended."""
+
+    executor: Executor
+    file: Path
+    workspace: Path
+    ran: bool
+    """This run brought it there; False: it had ended before."""
+
+    def restart(self, key: StageKey) -> str:
+        """The command that makes a stage anew."""
+        return typed("run", self.file, "-w", self.workspace, "--restart-from", key)
+
+
+def _print_end(end: _End, *, stopped: bool, several: bool) -> int:
+    """Says how a cycle ended; returns its exit code.
+
+    A complete cycle that has nothing to run, while its file asks for something else than it was made with, is a
+    configuration error: `medgr2 run edited.yaml && publish` must not take the old results for the file's.
+    """
+    executor, edits = end.executor, edits_of(end.executor.cycle)
+    name, phase = executor.cycle.metadata.name, executor.phase
     if several:
-        print(f"\n{name}: {executor.phase}", flush=True)
-    if executor.phase is Phase.COMPLETE:
+        print(f"\n{name}: {phase}", flush=True)
+    if edits and phase in (Phase.COMPLETE, Phase.FAILED):
+        print_edits(name, edits, end.restart)
+    if phase is Phase.COMPLETE:
         print_results(executor.root / paths.report(name))
-        return ExitCode.OK
-    return ExitCode.OK if stopped and executor.phase is not Phase.FAILED else _print_cause(executor, executor.phase)
+        return ExitCode.CONFIG if edits and not end.ran else ExitCode.OK
+    return ExitCode.OK if stopped and phase is not Phase.FAILED else _print_cause(end)
 
 
-def _print_cause(executor: Executor, phase: Phase) -> int:
+def _print_cause(end: _End) -> int:
     """Why the run ended without being complete."""
-    status = executor.cycle.status
-    if phase is Phase.FAILED:
+    executor, status = end.executor, end.executor.cycle.status
+    if executor.phase is Phase.FAILED:
         for stage in status.stages:
             if stage.state is AttemptState.FAILED:
                 attempt = paths.attempt_name(stage.iteration, stage.name, stage.token, stage.attempt)
                 log = executor.root / paths.log(executor.cycle.metadata.name, attempt)
                 print(f"{stage.name}@{stage.iteration} failed: {stage.reason}: {stage.message}", file=sys.stderr)
                 print(f"  log: {log}", file=sys.stderr)
+                print(f"  once it is mended: {end.restart(StageKey(stage.iteration, stage.name))}", file=sys.stderr)
         return executor.failure_exit_code or ExitCode.ERROR
     progressing = next((condition for condition in status.conditions if condition.type == "Progressing"), None)
-    print(f"{phase}: {progressing.message if progressing else status.summary}", file=sys.stderr)
-    if phase is Phase.PAUSED:
+    print(f"{executor.phase}: {progressing.message if progressing else status.summary}", file=sys.stderr)
+    if executor.phase is Phase.PAUSED:
         print("review the results, then list the stage in spec.approved and run again", file=sys.stderr)
     return ExitCode.OK

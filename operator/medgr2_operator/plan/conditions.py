@@ -14,9 +14,12 @@ from .cycle_state import ConditionReason, CycleState
 from .graph import Graph
 from .scheduling import Starts
 from .scores import by_iteration, unmeasured
+from .spec_edits import SpecEdits
 from .status_draft import StatusDraft, cut, stage_of
 from .types import StageKey
 
+#: The condition that says whether what was made follows from the spec of now.
+SPEC_APPLIED = "SpecApplied"
 _CONDITION_LENGTH = 1024
 
 
@@ -60,6 +63,16 @@ def _overlooked(cycle: Cycle, draft: StatusDraft) -> str:
         f"earlyStopping overlooks {_names(evaluations[iteration] for iteration in missing)}: no {rule.metric} on the"
         " validation split; measure it anew with restartFrom, or choose another spec.earlyStopping.metric"
     )
+
+
+def spec_applied(cycle: Cycle, edits: SpecEdits, draft: StatusDraft) -> Condition:
+    """Whether everything that was made follows from the spec as it is now; an event says when it no longer does."""
+    before = next((condition for condition in cycle.status.conditions if condition.type == SPEC_APPLIED), None)
+    why = ConditionReason("OtherParameters", edits.message()) if edits else ConditionReason("AllStages")
+    condition = _condition(cycle, before, SPEC_APPLIED, not edits, why, draft)
+    if edits and (before is None or before.message != condition.message):
+        draft.event("SpecNotApplied", condition.message, warning=True)
+    return condition
 
 
 def _condition(

@@ -6,11 +6,11 @@ from datetime import datetime
 from typing import Any
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.status import AttemptState, CycleStatus, Phase
+from medgr2_api.status import AttemptState, Condition, CycleStatus, Phase
 
 from . import budget
 from .attempt_transitions import advance_attempts, stop
-from .conditions import conditions, models, phase, summary
+from .conditions import conditions, models, phase, spec_applied, summary
 from .cycle_state import CycleState, decide, iterations, newest_iteration
 from .graph import Graph
 from .observation_index import ENDED, ObservationIndex
@@ -18,6 +18,7 @@ from .restart import restart
 from .scheduling import Starts, start
 from .scores import best
 from .spec_cache import cached_spec
+from .spec_edits import spec_edits
 from .status_compaction import compact
 from .status_draft import ACTIVE, StatusDraft, attempt_of, stage_of
 from .types import JobDelete, Observed, ObservedJob, Plan
@@ -47,7 +48,16 @@ def plan(cycle: Cycle, observed: Observed, now: datetime) -> Plan:
     graph = cached.graph(iterations(cycle, draft))
     tokens, restarted = restart(draft, cycle.spec, graph, list(cycle.status.restart_tokens))
     if _ended(cycle) and not restarted:
-        status = _recorded(cycle, draft, restart_tokens=tokens, observed_generation=cycle.metadata.generation)
+        applied = spec_applied(
+            cycle, spec_edits(cycle, cached, graph, draft, complete=cycle.status.phase is Phase.COMPLETE), draft
+        )
+        status = _recorded(
+            cycle,
+            draft,
+            restart_tokens=tokens,
+            observed_generation=cycle.metadata.generation,
+            conditions=[c for c in cycle.status.conditions if c.type != applied.type] + [applied],
+        )
         return _answer(draft, status, _deletes(draft, index))
 
     graph = cached.graph(iterations(cycle, draft))  # a restart may have taken back what stopped the loop early
@@ -59,7 +69,8 @@ def plan(cycle: Cycle, observed: Observed, now: datetime) -> Plan:
     elif not state.finished and state.workspace is None:
         starts = start(cycle, cached, graph, draft, index)
 
-    status = _status(cycle, graph, draft, state, starts, tokens)
+    edits = spec_edits(cycle, cached, graph, draft, complete=state.complete is not None)
+    status = _status(cycle, graph, draft, state, starts, tokens, spec_applied(cycle, edits, draft))
     return _answer(draft, status, _deletes(draft, index), starts)
 
 
@@ -90,7 +101,13 @@ def _why_delete(job: ObservedJob, draft: StatusDraft, index: ObservationIndex) -
 
 
 def _status(
-    cycle: Cycle, graph: Graph, draft: StatusDraft, state: CycleState, starts: Starts, tokens: list[str]
+    cycle: Cycle,
+    graph: Graph,
+    draft: StatusDraft,
+    state: CycleState,
+    starts: Starts,
+    tokens: list[str],
+    applied: Condition,
 ) -> CycleStatus:
     """The new status."""
     before = cycle.status
@@ -104,7 +121,7 @@ def _status(
         draft,
         observed_generation=cycle.metadata.generation,
         phase=new_phase,
-        conditions=conditions(cycle, state, starts, draft),
+        conditions=[*conditions(cycle, state, starts, draft), applied],
         iteration=iteration,
         summary=summary(new_phase, draft, iteration, cycle.spec.iterations),
         models=models(graph, draft),
@@ -121,8 +138,8 @@ def _recorded(cycle: Cycle, draft: StatusDraft, **changes: Any) -> CycleStatus:
     """The status with the draft's records, usage and scores in it."""
     scores = list(draft.scores)
     stages = list(draft.records.values())
-    fields = {"stages": stages, "usage": draft.usage, "scores": scores, "best": best(scores), **changes}
-    return compact(cycle.status.model_copy(update=fields))
+    fields = {"stages": stages, "specs": draft.specs, "usage": draft.usage, "scores": scores, "best": best(scores)}
+    return compact(cycle.status.model_copy(update={**fields, **changes}))
 
 
 def _answer(

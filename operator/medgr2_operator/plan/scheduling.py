@@ -103,7 +103,7 @@ def _attempt(
 
     settings = cycle.spec.stage(key.name)
     budget = cycle.spec.budget.generator_usd if definition(key.name).pays else None
-    inputs = _inputs(node, draft)
+    inputs = input_refs(node, draft)
     digests = {role: ref.output_digest for role, ref in inputs.items()}
     parameters = cached.parameters(key.name, key.iteration)
     # A collecting attempt looks where the successful one published, whatever the spec says by now. Work that was begun
@@ -136,7 +136,8 @@ def _attempt(
                 "job_name": name,
                 "job_uid": "",
                 "input_hash": publishes,
-                "asked": cached.asked,
+                "asked": record.asked if record.collect else cached.asked,
+                "spec": record.spec if record.collect else draft.number_of(cached.written),
                 "gpus": 0 if record.collect else settings.gpus() * settings.shards,
                 "checkpoint_step": record.checkpoint_step if same else -1,
                 "attempt_seconds": 0.0,
@@ -159,7 +160,7 @@ def _number(record: StageStatus, index: ObservationIndex) -> int:
     return max(record.attempt, index.newest_attempt(stage_of(record), record.token)) + 1
 
 
-def _inputs(node: Node, draft: StatusDraft) -> dict[str, ArtifactRef]:
+def input_refs(node: Node, draft: StatusDraft) -> dict[str, ArtifactRef]:
     """The artifacts that the stage reads, by role."""
     chosen = {
         item.role: source

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from functools import cached_property, lru_cache
+from typing import Any
+
+from pydantic import ValidationError
 
 from medgr2_api.cycle import CycleSpec, ResolvedSpec
-from medgr2_api.hashing import sha256_of
+from medgr2_api.hashing import canonical_json, sha256_of
 from medgr2_api.presets import resolve
 from medgr2_api.stages import StageParameters, stage_parameters
 
@@ -48,6 +51,29 @@ class CachedSpec:
             asked |= {f"{stage['name']}.{name}": stage[name] for name in _ASKED_OF_A_STAGE if name in stage}
         return sha256_of(asked)[:16]
 
+    @cached_property
+    def written(self) -> str:
+        """What `asked` is the digest of, as a document: what a status keeps of a spec."""
+        asked: dict[str, Any] = {
+            name: value for name, value in json.loads(self._text).items() if name not in _ELSEWHERE
+        }
+        settings = [
+            {name: stage[name] for name in ("name", *_ASKED_OF_A_STAGE) if name in stage}
+            for stage in asked.pop("stages", [])
+        ]
+        asked["stages"] = [stage for stage in settings if len(stage) > 1]
+        return canonical_json(asked if asked["stages"] else {k: v for k, v in asked.items() if k != "stages"})
+
+    def earlier(self, written: str) -> CachedSpec | None:
+        """What followed from an earlier spec of the cycle; None: this version cannot read it."""
+        workspace = json.dumps(json.loads(self._text)["workspace"])  # immutable, and nothing follows from it
+        return _earlier(self._cycle, written, workspace)
+
+    @property
+    def seed(self) -> int:
+        """Of everything random."""
+        return _spec(self._text).seed
+
     def graph(self, iterations: int) -> Graph:
         """The stage graph over `iterations` iterations."""
         return build(self._shape, iterations)
@@ -60,6 +86,14 @@ class CachedSpec:
 def cached_spec(cycle: str, spec: CycleSpec) -> CachedSpec:
     """What follows from a spec."""
     return _cached_spec(cycle, spec.model_dump_json(by_alias=True, exclude=_STEERING, exclude_defaults=True))
+
+
+@lru_cache(maxsize=256)
+def _earlier(cycle: str, written: str, workspace: str) -> CachedSpec | None:
+    try:
+        return cached_spec(cycle, CycleSpec.model_validate({**json.loads(written), "workspace": json.loads(workspace)}))
+    except (ValueError, TypeError, ValidationError):
+        return None
 
 
 @lru_cache(maxsize=1024)

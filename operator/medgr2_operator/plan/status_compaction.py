@@ -13,12 +13,13 @@ from .status_draft import cut
 #: API server and etcd take more, but every write carries the whole status, and every watcher receives it.
 LIMIT_BYTES = 64 * 1024
 _TARGET_BYTES = LIMIT_BYTES - 4 * 1024
-_KEPT = ("iteration", "name", "state", "token", "attempt", "input_hash", "output_digest", "promoted")
+_KEPT = ("iteration", "name", "state", "token", "attempt", "input_hash", "output_digest", "promoted", "spec")
 #: More than a full record takes, less its texts (at most six bytes a character, where JSON is kept in ASCII).
 _RECORD_BYTES = 1200
 _ESCAPED = 6
 _SCORE_BYTES = 140
 _REST_BYTES = 4096
+_SPECS_BYTES = 8192
 
 
 def size(status: CycleStatus) -> int:
@@ -29,16 +30,33 @@ def size(status: CycleStatus) -> int:
 def compact(status: CycleStatus) -> CycleStatus:
     """The status with its records in reading order, shortened as far as it takes; older iterations always are."""
     order = {name: number for number, name in enumerate(stage_names())}
+    status = _with_fewer_specs(status)
     ordered = sorted(status.stages, key=lambda record: (record.iteration, order[record.name]))
     newest = max((record.iteration for record in ordered if record.attempt), default=0)
     ordered = [_short(record) if record.iteration < newest - 1 else record for record in ordered]
     rest = _REST_BYTES + sum(_ESCAPED * len(condition.message) for condition in status.conditions)
+    rest += sum(len(json.dumps(spec)) for spec in status.specs)
     rest += sum(len(token) + 3 for token in status.restart_tokens) + _SCORE_BYTES * len(status.scores)
     for shorten in _STEPS:
         if _fits(ordered, rest):
             break
         ordered = [shorten(record) for record in ordered]
     return status.model_copy(update={"stages": ordered})
+
+
+def _with_fewer_specs(status: CycleStatus) -> CycleStatus:
+    """Of the specs only those that a stage was made with, in their order, and of these the newest that fit."""
+    used = sorted({record.spec for record in status.stages if record.attempt and record.spec < len(status.specs)})
+    if used == list(range(len(status.specs))) and sum(map(len, status.specs)) <= _SPECS_BYTES:
+        return status
+    texts, left = dict[int, str](), _SPECS_BYTES
+    for number in reversed(used):
+        left -= len(status.specs[number])
+        texts[number] = status.specs[number] if left >= 0 else ""
+    specs = list(dict.fromkeys(texts[number] for number in used))
+    moved = {number: specs.index(texts[number]) for number in used}
+    stages = [record.model_copy(update={"spec": moved.get(record.spec, 0)}) for record in status.stages]
+    return status.model_copy(update={"stages": stages, "specs": specs})
 
 
 def _short(record: StageStatus) -> StageStatus:

@@ -40,6 +40,8 @@ class StatusDraft:
     records: dict[StageKey, StageStatus]
     usage: Usage
     scores: tuple[MetricScore, ...]
+    specs: list[str] = field(default_factory=list)
+    """`status.specs`."""
     events: list[Event] = field(default_factory=list)
     wake: float | None = None
     """Seconds until the earliest moment at which time alone changes the plan."""
@@ -48,7 +50,20 @@ class StatusDraft:
     def open(cls, status: CycleStatus, now: datetime) -> StatusDraft:
         """A working copy of `status`."""
         stored = {stage_of(record): record for record in status.stages}
-        return cls(stored, now, dict(stored), status.usage, tuple(status.scores))
+        begun = any(record.attempt for record in status.stages)
+        # what a version began that recorded no specs was made with an unknown one
+        specs = list(status.specs) or ([""] if begun else [])
+        return cls(stored, now, dict(stored), status.usage, tuple(status.scores), specs)
+
+    def spec_of(self, record: StageStatus) -> str:
+        """The spec that a stage was made with, as it was written; empty: not known."""
+        return self.specs[record.spec] if record.spec < len(self.specs) else ""
+
+    def number_of(self, spec: str) -> int:
+        """The number of a spec among `specs`."""
+        if spec not in self.specs:
+            self.specs.append(spec)
+        return self.specs.index(spec)
 
     def get(self, key: StageKey) -> StageStatus | None:
         """The record of a stage; None: nothing happened to it yet."""

@@ -90,7 +90,7 @@ def _read_too_little(patch: pytest.MonkeyPatch) -> None:
 
 def _inputs_ignored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(graph.Node, "needs", frozenset())
-    patch.setattr(scheduling, "_inputs", lambda node, draft: {})
+    patch.setattr(scheduling, "input_refs", lambda node, draft: {})
 
 
 def _next_before_end_is_stored(patch: pytest.MonkeyPatch) -> None:
