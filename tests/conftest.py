@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from medgr2_api import redaction
+
 pytest_plugins = ["tests.support.skip_report"]
 
 #: Files that take longest, in this order: they begin first, or one would be left when all else is done. Those that need
@@ -29,6 +31,12 @@ TOGETHER = ("tests/cluster/chart/",)
 # A process that a script starts in its background ignores SIGINT, and so would all that it starts: also the commands
 # that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test reads as a secret may be an ordinary word of the next."""
+    monkeypatch.setattr(redaction, "_process", redaction.Redactor())
 
 
 def pytest_sessionstart() -> None:

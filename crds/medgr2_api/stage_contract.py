@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from . import redaction
 from .model import Model
 from .types import Figures, FiniteOrNone
 
@@ -201,6 +202,7 @@ class StageResult(Model):
 
 
 def _printable(text: str, length: int) -> str:
-    """At most `length` characters, with '?' for what JSON would have to escape at length or cannot hold."""
-    plain = text[:length].encode("utf-8", "replace").decode()
+    """At most `length` characters without secrets, with '?' for what JSON would have to escape at length or cannot
+    hold."""
+    plain = redaction.redact(text)[:length].encode("utf-8", "replace").decode()
     return "".join(char if char.isprintable() or char == "\n" else "?" for char in plain)

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from medgr2_api import printable, redaction
 from medgr2_api.cycle import Cycle
+from medgr2_api.guarded_streams import guarded, raw
 from medgr2_api.hashing import sha256_of
 from medgr2_api.presets import resolve
 from medgr2_api.stage_contract import CycleRef, ExitCode, StageRequest
@@ -31,7 +33,9 @@ class _Context(StageContext[PrepareParameters]):
 
     def progress(self, phase: str, step: int, total: int, **_: float) -> None:
         if sys.stderr.isatty() and total:
-            print(f"\r{phase}: {step / total:.0%} of {_size(total)}\033[K", end="", file=sys.stderr, flush=True)
+            text = printable.one_line(redaction.redact(phase))
+            line = f"\r{text}: {step / total:.0%} of {_size(total)}\033[K"
+            print(line, end="", file=raw(sys.stderr), flush=True)
 
 
 def _context(cycle: Cycle, root: Path, stop: threading.Event) -> _Context:
@@ -73,7 +77,7 @@ def fetch_all(ctx: StageContext[PrepareParameters]) -> int:
         size = _size(sum(file.bytes for file in pinned.files))
         revision = f", revision {pinned.revision}" if pinned.revision else ""
         if sys.stderr.isatty():
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            print("\r\033[K", end="", file=raw(sys.stderr), flush=True)
         print(f"{what}: {uri}: {len(pinned.files)} files, {size}{revision}: {folder}")
     return code
 
@@ -115,4 +119,6 @@ def _size(number: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with guarded():
+        code = main()
+    sys.exit(code)

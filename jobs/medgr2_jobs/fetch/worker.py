@@ -21,6 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from medgr2_api import redaction
+from medgr2_api.guarded_streams import guarded
+
 from ..errors import StageError
 from ..runner.background_process import die_with_parent
 from ..store import atomic
@@ -88,7 +91,7 @@ class _Reporter:
             self.say(done=done, total=total)
 
     def say(self, **words: object) -> None:
-        self._stream.write(json.dumps(words) + "\n")
+        self._stream.write(json.dumps(redaction.redact_values(words)) + "\n")
         self._stream.flush()
 
 
@@ -98,6 +101,8 @@ def main() -> int:
     reporter = _Reporter(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)  # a stray print must not look like a line of ours
     request = FetchRequest.model_validate_json(sys.stdin.readline())
+    for secret in (request.hub_token, request.s3_access_key, request.s3_secret_key):
+        redaction.register(secret or "")
     if os.getppid() != request.parent:  # it died before the kernel was asked
         return 128 + signal.SIGTERM
     try:
@@ -113,7 +118,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.flush()
-    code = main()
+    with guarded():
+        code = main()
     # No finalisers: a thread of a library that still waits for a server would keep the process.
     os._exit(code)

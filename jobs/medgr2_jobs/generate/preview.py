@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from medgr2_api.generator import GENERATORS, OpenAI, Paradigm
+from medgr2_api.guarded_streams import guarded
 from medgr2_api.stage_contract import ExitCode
 
 from ..errors import StageError
@@ -43,4 +44,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with guarded():
+        code = main()
+    sys.exit(code)

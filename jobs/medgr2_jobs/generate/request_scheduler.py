@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+from medgr2_api import redaction
+
 from ..errors import BudgetSpent, Checkpointed, ConfigError, StageError, TemporaryError
 from ..prompts import answers
 from ..store.rows import Candidate
@@ -167,7 +169,7 @@ class RequestScheduler:
             template_sha256=prompt.sha256,
             generator=self.session.provider.model,
             outcome=result.outcome,
-            error=result.error,
+            error=redaction.redact(result.error),
             attempts=result.attempts,
             input_tokens=result.input_tokens,
             output_tokens=result.output_tokens,

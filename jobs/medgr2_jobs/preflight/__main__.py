@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from medgr2_api.guarded_streams import guarded
 from medgr2_api.presets import resolve
 from medgr2_api.stage_contract import SECRETS_ENV, ExitCode
 from medgr2_api.yaml_loader import load_cycle
@@ -63,4 +64,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with guarded():
+        code = main()
+    sys.exit(code)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from medgr2_api import paths
+from medgr2_api.guarded_streams import guarded
 from medgr2_api.stage_contract import ExitCode
 
 from ..errors import StageError
@@ -239,4 +240,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with guarded():
+        code = main()
+    sys.exit(code)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medgr2_api import paths
+from medgr2_api.guarded_streams import guarded
 from medgr2_api.stage_contract import WORKSPACE_ENV, ExitCode
 from medgr2_api.stages.grpo import GRPOParameters
 from medgr2_api.training_spec import AnswerFormat
@@ -232,4 +233,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with guarded():
+        code = main()
+    sys.exit(code)

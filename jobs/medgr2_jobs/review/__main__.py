@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from medgr2_api.guarded_streams import guarded
 from medgr2_api.stage_contract import WORKSPACE_ENV, ExitCode
 
 from ..errors import ConfigError, DataError, StageError
@@ -84,4 +85,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with guarded():
+        code = main()
+    sys.exit(code)

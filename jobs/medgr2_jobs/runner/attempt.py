@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from medgr2_api import redaction
 from medgr2_api.stage_contract import ExitCode, StageRequest, StageResult
 from medgr2_api.stages import definition
 
@@ -38,6 +39,7 @@ def run_guarded(
         usage: what the attempt puts its costs into while it goes on: they are told also when it fails.
     """
     result = _result_of(request, root, attempt)
+    result = result.model_copy(update={"message": redaction.redact(result.message)})
     if usage and result.exit_code != ExitCode.OK:
         result = result.model_copy(update={"usage": {**result.usage, **usage}})
     return result

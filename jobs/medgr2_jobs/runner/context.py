@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from medgr2_api import paths
+from medgr2_api import paths, redaction
 from medgr2_api.stage_contract import Progress, StageRequest
 from medgr2_api.stages import StageParameters, definition
 
@@ -114,7 +114,7 @@ class StageContext(Generic[P]):
         self._progress_written = now
         _, first, since = self._phase  # a resumed stage does not begin at step 0
         eta = (now - since) / (step - first) * (total - step) if first < step <= total else None
-        state = Progress(phase=phase, step=step, total=total, eta_seconds=eta, metrics=metrics)
+        state = Progress(phase=redaction.redact(phase), step=step, total=total, eta_seconds=eta, metrics=metrics)
         path = self._progress_path
         temporary = path.with_name(f".{path.name}.tmp")
         with contextlib.suppress(OSError):

@@ -29,6 +29,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from medgr2_api.guarded_streams import guarded
+
 from . import process_tuning
 from .background_process import die_with_parent
 
@@ -165,4 +167,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with guarded():
+        code = main()
+    sys.exit(code)

@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from medgr2_api import paths
+from medgr2_api.guarded_streams import guarded
 from medgr2_api.stage_contract import (
     INDEX_ENV,
     REQUEST_ENV,
@@ -152,4 +153,6 @@ def _check_names(request: StageRequest) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with guarded():
+        code = main()
+    sys.exit(code)

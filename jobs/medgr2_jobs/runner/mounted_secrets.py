@@ -5,28 +5,30 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from medgr2_api import secret_value
 from medgr2_api.stage_contract import SECRETS_ENV
 
 from ..errors import ConfigError
 
 
 def read(name: str, key: str) -> str:
-    """The value of one key of a secret; never logged.
+    """The value of one key of a secret; from now on it is taken out of whatever leaves this process.
 
     Raises:
-        ConfigError: it is not there, or empty.
+        ConfigError: it is not there, or not one printable line.
     """
     folder = os.environ.get(SECRETS_ENV, "/var/run/secrets/medgr2.io")
     if {name, key} & {"", ".", ".."} or "/" in name + key:
         raise ConfigError(f"secret {name!r}, key {key!r}: not names of a secret and its key")
     path = Path(folder) / name / key
     try:
-        value = path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        value = ""
-    if not value:
+        data = path.read_bytes()
+    except OSError as error:
         raise ConfigError(
-            f"secret {name!r} has no key {key!r} (looked for text in {path}); "
+            f"secret {name!r} has no key {key!r} (looked for text in {path}: {error.strerror}); "
             "on a cluster create the Secret, locally pass --secrets-dir"
-        )
-    return value
+        ) from None
+    try:
+        return secret_value.read(data, f"secret {name!r}, key {key!r}")
+    except secret_value.SecretError as error:
+        raise ConfigError(str(error)) from None

@@ -143,7 +143,10 @@ app.add_typer(cluster)
 
 def main() -> None:
     """Entry point of the `medgr2` command."""
-    app()
+    from medgr2_api.guarded_streams import guarded
+
+    with guarded():
+        app()
 
 
 if __name__ == "__main__":

@@ -271,7 +271,10 @@ def import_review(
 
 def main() -> None:
     """Entry point of `kubectl-medgr2`, which kubectl finds as `kubectl medgr2`."""
-    cluster(prog_name="kubectl medgr2")
+    from medgr2_api.guarded_streams import guarded
+
+    with guarded():
+        cluster(prog_name="kubectl medgr2")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medgr2_api import paths
+from medgr2_api.printable import one_line
 from medgr2_api.stage_contract import ExitCode
 
 from . import jobs_process
@@ -34,9 +35,9 @@ def print_lineage(document: bytes, as_json: bool) -> int:
     if as_json:
         print(json.dumps(lineage, indent=1, ensure_ascii=False))
         return ExitCode.OK
-    print(f"{lineage['triplet']} of cycle {lineage['cycle']}, iteration {lineage['iteration']}")
+    print(f"{one_line(lineage['triplet'])} of cycle {lineage['cycle']}, iteration {lineage['iteration']}")
     for label, text in _lines(lineage):
-        print(f"  {label:<10} {text}")
+        print(f"  {label:<10} {one_line(text)}")
     return ExitCode.OK
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from medgr2_api import paths
+from medgr2_api import paths, printable
 from medgr2_api.stage_contract import ExitCode
 from medgr2_api.status import AttemptState, Phase, StageStatus
 
@@ -268,8 +268,8 @@ def _has_begun(pod: Manifest) -> bool:
 
 
 def _write(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    sys.stdout.write(printable.shown(data.decode(errors="replace")))
+    sys.stdout.flush()
 
 
 def _notice(text: str) -> None:

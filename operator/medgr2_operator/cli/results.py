@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+
+from ..local.console import Console
 
 _CHECKPOINTS = {"base": 0, "sft": 1, "grpo": 2}
 _CONDITIONS = ("real", "blank", "shuffled", "options_only", "option_prior", "chance")

@@ -6,6 +6,8 @@ import hashlib
 from collections import OrderedDict
 from datetime import UTC, datetime
 
+from medgr2_api.redaction import redact
+
 from ..plan.types import Event
 from .client import EVENTS, Client, ConflictError, Manifest, NotFoundError
 
@@ -48,7 +50,7 @@ class EventRecorder:
             },
             "type": event.type,
             "reason": event.reason,
-            "message": event.message[:_MESSAGE_LENGTH],
+            "message": redact(event.message)[:_MESSAGE_LENGTH],
             "source": {"component": COMPONENT},
             "reportingComponent": COMPONENT,
             "firstTimestamp": stamp,

@@ -6,7 +6,7 @@ import sys
 import time
 from datetime import UTC, datetime
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -14,10 +14,12 @@ from rich.text import Text
 
 from medgr2_api.cycle import Cycle
 from medgr2_api.metrics import MACRO_ACCURACY
+from medgr2_api.printable import one_line
 from medgr2_api.stages import stage_names
 from medgr2_api.status import AttemptState, Phase, StageStatus
 
 from ..plan.types import Event
+from .console import Console
 from .executor import RunObserver
 
 _MARKS: dict[AttemptState, tuple[str, str]] = {
@@ -73,7 +75,7 @@ class PlainView(RunObserver):
     def _line(self, text: str, cycle: str = "") -> None:
         elapsed = time.monotonic() - self._started
         whose = f"{cycle}  " if self._several and cycle else ""
-        self.console.print(f"{_clock(elapsed)}  {whose}{text}", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(f"{_clock(elapsed)}  {whose}{one_line(text)}", highlight=False, markup=False, soft_wrap=True)
         sys.stdout.flush()
 
 

@@ -7,6 +7,14 @@ import sys
 
 import structlog
 
+from medgr2_api import redaction
+
+
+def _redacted(
+    _: structlog.typing.WrappedLogger, __: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    return {name: redaction.redact_values(value) for name, value in event.items()}
+
 
 def configure(level: str) -> None:
     """Sends every library's records through one JSON formatter to stderr."""
@@ -15,7 +23,8 @@ def configure(level: str) -> None:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.dict_tracebacks,
+        # without the values of local variables, among which a token or a patient may be
+        structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
     ]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -23,6 +32,7 @@ def configure(level: str) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _redacted,
                 structlog.processors.JSONRenderer(),
             ],
         )

@@ -16,6 +16,8 @@ from contextlib import AsyncExitStack, suppress
 import structlog
 from prometheus_client import CollectorRegistry
 
+from medgr2_api.guarded_streams import guarded
+
 from ..kube.client import CYCLES, ApiError, Client, connect
 from ..kube.events import EventRecorder
 from ..kube.leader_election import Lease, LeaseLostError
@@ -172,4 +174,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with guarded():
+        code = main()
+    sys.exit(code)

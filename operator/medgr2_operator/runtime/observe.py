@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from pydantic import ValidationError
 
+from medgr2_api.redaction import redact
 from medgr2_api.stage_contract import ExitCode, StageResult
 
 from ..kube.client import Manifest
@@ -130,7 +131,15 @@ def jobs(
         if key is not None:
             uid = manifest["metadata"]["uid"]
             seen = _job(manifest, key, by_job[uid], (quota or {}).get(uid, ""))
-            yield replace(seen, owned=owner_uid(manifest) == cycle_uid, lost=lost.get(uid, ""))
+            yield replace(
+                seen,
+                owned=owner_uid(manifest) == cycle_uid,
+                lost=lost.get(uid, ""),
+                # what a container or a kubelet says goes into conditions and events
+                message=redact(seen.message),
+                pending_message=redact(seen.pending_message),
+                stuck=redact(seen.stuck),
+            )
 
 
 def _job(manifest: Manifest, key: AttemptKey, pods: Sequence[Manifest], quota: str) -> ObservedJob:

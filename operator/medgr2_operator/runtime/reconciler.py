@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pydantic import ValidationError
 
 from medgr2_api.cycle import Cycle
+from medgr2_api.redaction import redact
 from medgr2_api.status import AttemptState, Condition, CycleStatus
 from medgr2_api.unsupported import unsupported
 from medgr2_api.validation_errors import dotted, explain
@@ -280,7 +281,7 @@ class Reconciler:
             type="Progressing",
             status="False",
             reason="InvalidSpec",
-            message=message[:1024],
+            message=redact(message)[:1024],
             observed_generation=manifest["metadata"].get("generation", 0),
             last_transition_time=self._now(),
         ).dump()

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Protocol
 
+from medgr2_api import redaction
 from medgr2_api.generator import Sampling
 from medgr2_api.stages.generate import Provider
 
@@ -65,8 +66,8 @@ class ProviderAccess:
     sampling: Sampling
 
     def redact(self, text: str) -> str:
-        """A text for logs and tables: short, and without the key."""
-        return (text.replace(self.key, "***") if self.key else text)[:300]
+        """A text for logs and tables: short, and without the key in whatever form."""
+        return redaction.redact(text)[:300]
 
 
 class ProviderClient(Protocol):

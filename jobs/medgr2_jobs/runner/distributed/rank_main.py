@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
+from medgr2_api.guarded_streams import guarded
 from medgr2_api.stage_contract import REQUEST_ENV, WORKSPACE_ENV, StageRequest, StageResult
 
 from ...errors import ConfigError, PeerLost, StageError, Terminated
@@ -117,4 +118,5 @@ def _is_connection_error(error: BaseException) -> bool:
 
 
 if __name__ == "__main__":
-    RankProcess().run()
+    with guarded():
+        RankProcess().run()

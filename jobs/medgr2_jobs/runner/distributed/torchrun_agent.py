@@ -13,6 +13,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.run import main as torchrun
 
+from medgr2_api.guarded_streams import guarded
 from medgr2_api.stage_contract import ExitCode, StageResult
 
 from ..background_process import die_with_parent
@@ -45,4 +46,6 @@ def _killed(number: int) -> StageResult:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with guarded():
+        code = main()
+    sys.exit(code)
