@@ -356,12 +356,10 @@ def _client(kind: str, made: dict[str, Any]) -> Callable[[Path], Case]:
         )
         access = ProviderAccess(provider, "key", Sampling())
 
+        client = {"openAI": OpenAIClient, "gemini": GeminiClient}[kind](access)  # one for all: it must survive them
+
         async def ask() -> str:
-            client = {"openAI": OpenAIClient, "gemini": GeminiClient}[kind](access)
-            try:
-                reply = await client.ask(ImageQuestion("What?", b"x", "0" * 64, seed=1))
-            finally:
-                await client.close()
+            reply = await client.ask(ImageQuestion("What?", b"x", "0" * 64, seed=1))
             json.dumps(reply.text).encode()
             reply.error.encode()
             return str(reply.failure.outcome if reply.failure else reply.outcome)
