@@ -33,6 +33,16 @@ IMAGES_ONLY = frozenset({DataFormat.DICOM, DataFormat.IMAGE_FOLDER})
 STAYS_INSIDE = IMAGES_ONLY | {DataFormat.PLUGIN}
 
 
+class AnswerKey(ApiEnum):
+    """How the records of a source say which option is right."""
+
+    INFER = "Infer"
+    TEXT = "Text"
+    LETTER = "Letter"
+    INDEX_FROM_0 = "IndexFrom0"
+    INDEX_FROM_1 = "IndexFrom1"
+
+
 class SourceRole(ApiEnum):
     """What a source is used for."""
 
@@ -103,7 +113,14 @@ class Phantom(Model):
     """Questions per image, of the four kinds: modality, finding, location, count."""
 
 
+#: Formats whose records can say in several ways which option is right.
+_ANSWER_KEYS = (DataFormat.OMNIMEDVQA, DataFormat.VQA_JSONL)
 _FORMAT_RULES = (
+    Rule(
+        f"!has(self.answerKey) || self.answerKey == 'Infer' || self.format in {[str(name) for name in _ANSWER_KEYS]}",
+        f"'answerKey' goes with formats {' and '.join(_ANSWER_KEYS)}; the other formats have one way to say it",
+        lambda s: s.answer_key is AnswerKey.INFER or s.format in _ANSWER_KEYS,
+    ),
     Rule(
         "(self.format == 'Phantom') == has(self.phantom)",
         "'phantom' goes with format Phantom: give both or neither ('phantom: {}' takes the defaults)",
@@ -154,6 +171,10 @@ class DataSource(Model):
     """Folder that the image paths of the records are relative to, as `uri`; empty: the folder of the records."""
     modality: Annotated[str, Field(max_length=64)] = ""
     """Modality of images about which the data says nothing, such as X-Ray."""
+    answer_key: AnswerKey = AnswerKey.INFER
+    """How the records say which option is right: by its Text, its Letter, or its place, counted IndexFrom0 or
+    IndexFrom1. Infer: as the format has it, or as the whole of a file shows; a record that two ways of reading fit with
+    different results is set aside. For OmniMedVQA and VQAJsonl."""
     mmmu: MMMU | None = None
     """What to take of a MMMU export."""
     role: SourceRole | None = None
@@ -193,6 +214,10 @@ class Benchmark(Model):
     """Folder that the image paths of the records are relative to, as `uri`; empty: the folder of the records."""
     modality: Annotated[str, Field(max_length=64)] = ""
     """Modality of images about which the data says nothing, such as X-Ray."""
+    answer_key: AnswerKey = AnswerKey.INFER
+    """How the records say which option is right: by its Text, its Letter, or its place, counted IndexFrom0 or
+    IndexFrom1. Infer: as the format has it, or as the whole of a file shows; a record that two ways of reading fit with
+    different results is set aside. For OmniMedVQA and VQAJsonl."""
     mmmu: MMMU | None = None
     """What to take of a MMMU export."""
     on_leak: OnLeak = OnLeak.DROP

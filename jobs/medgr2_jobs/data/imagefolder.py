@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from . import file_walk, phi_in_paths
-from .record import BadField, BadRecord, Images, Place, Record, pseudonym
+from .record import BadField, BadRecord, Images, Place, Record, optional_text, pseudonym
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
 METADATA = "metadata.csv"
@@ -95,7 +95,7 @@ def _metadata(place: Place, path: Path) -> dict[str, Row]:
                 if None in row or not name or name in rows:
                     wrong = "is there twice" if name in rows else "has more fields than columns, or no file_name"
                     raise DataError(f"{place.what}: {path}, line {reader.line_num}: {name!r} {wrong}")
-                rows[name] = {key: (value or "").strip() for key, value in row.items()}
+                rows[name] = {**{key: optional_text(row, key) for key in row}, "file_name": name}
                 rows[name]["line"] = str(reader.line_num)
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{place.what}: {path} is not a CSV file in UTF-8 ({error})") from error

@@ -5,12 +5,13 @@ Memory grows with the number of images, never with the number of questions.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medgr2_api.data import Benchmark, DataFormat, OnLeak, Phantom, ResolvedSource, SourceRole, SplitBy
+from medgr2_api.data import AnswerKey, Benchmark, DataFormat, OnLeak, Phantom, ResolvedSource, SourceRole, SplitBy
 from medgr2_api.hashing import sha256_of
 from medgr2_api.stages.prepare import PrepareParameters
 
@@ -114,6 +115,8 @@ class Loaded:
     """For phantoms: what each image (by its image_path) shows."""
     items: Path | None = None
     """Its questions: a table of `ReadItem`."""
+    read_as: Counter[AnswerKey] = field(default_factory=Counter)
+    """How its right answers were read, and how often; empty for phantoms, whose answers are our own."""
     good: int = 0
     bad: int = 0
     shown: list[BadRecord] = field(default_factory=list)
@@ -166,6 +169,8 @@ class Ingest:
                 self._take(loaded, record, external=external, hashed=source.format is not DataFormat.PHANTOM)
                 if loaded.questions and record.answer_index is not None:
                     items.append(_item(loaded, record, record.answer_index))
+        if source.format is not DataFormat.PHANTOM:
+            loaded.read_as = place.read_as
         _check_bad(loaded, self.ctx.parameters.data.max_bad_fraction)
         return loaded
 

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from medgr2_api.data import MMMU
+from medgr2_api.data import MMMU, AnswerKey
 
 from ..errors import DataError
-from ..prompts.answers import LETTERS
 from ..store.images import shrunk
-from .record import BadField, BadRecord, Identities, Place, Record, text
+from .gold_answers import AnswerReader, options_of
+from .record import BadField, BadRecord, Identities, Place, Record, as_text, optional_text, text
 
 _IMAGES = tuple(f"image_{number}" for number in range(1, 8))
 _BATCH = 16  # questions in memory: images ride along
@@ -39,12 +39,14 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
     """
     identities = Identities()
     wanted = place.source.mmmu or MMMU()
+    letters = frozenset({AnswerKey.LETTER})
+    answers = AnswerReader(place, (), field="answer", texts=letters, numbers=letters)
     for subject in wanted.subjects:
         for file in _files(place, subject, wanted.split):
             for row, document in enumerate(_rows(file)):
                 where = f"{subject}/{file.name}[{row}]"
                 try:
-                    record = _record(document, place, subject, where)
+                    record = _record(document, place, subject, where, answers)
                     identities.take(record.question_id, where, "id")
                     yield record
                 except BadField as bad:
@@ -75,7 +77,7 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
         raise DataError(f"{file}: not a readable parquet file ({error})") from error
 
 
-def _record(document: dict[str, Any], place: Place, subject: str, where: str) -> Record:
+def _record(document: dict[str, Any], place: Place, subject: str, where: str, answers: AnswerReader) -> Record:
     question_id = text(document, "id")
     if document.get("question_type") != "multiple-choice":
         raise BadField(
@@ -91,12 +93,12 @@ def _record(document: dict[str, Any], place: Place, subject: str, where: str) ->
         image=place.store.add(image, place.max_pixels),
         image_path=where,
         dataset=subject,
-        modality=_modality(document.get("img_type"), place.modality),
-        question_type=str(document.get("subfield") or subject),
+        modality=_modality(optional_text(document, "img_type"), place.modality),
+        question_type=optional_text(document, "subfield") or subject,
         question=text(document, "question"),
         options=options,
-        answer_index=_answer(text(document, "answer"), options),
-        rationale=str(document.get("explanation") or "").strip(),
+        answer_index=_answer(document, options, answers),
+        rationale=optional_text(document, "explanation"),
     )
 
 
@@ -111,24 +113,21 @@ def _options(written: str) -> tuple[str, ...]:
     parsed = _literal(written, "options")
     if not isinstance(parsed, list) or len(parsed) < 2:
         raise BadField("options", f"{written[:80]!r} is not a list of at least 2 options")
-    options = tuple(str(option).strip() for option in parsed)
-    if not all(options):
-        raise BadField("options", "one of them is empty")
-    return options
+    return options_of(parsed, "options")
 
 
-def _answer(letter: str, options: Sequence[str]) -> int:
-    index = LETTERS.find(letter.upper()) if len(letter) == 1 else -1
-    if not 0 <= index < len(options):
-        hint = "; the test split is published without answers" if letter == "?" else ""
-        raise BadField("answer", f"{letter!r} is no letter of {len(options)} options{hint}")
-    return index
+def _answer(document: dict[str, Any], options: Sequence[str], answers: AnswerReader) -> int:
+    try:
+        return answers.index(document, options)
+    except BadField as bad:
+        hint = "; the test split is published without answers" if document.get("answer") == "?" else ""
+        raise BadField(bad.field, f"{bad.reason}{hint}") from bad
 
 
-def _modality(written: Any, default: str) -> str:
+def _modality(written: str, default: str) -> str:
     """Our name for a question's image type, which is a Python list written as text."""
-    types = _literal(written, "img_type") if isinstance(written, str) and written.startswith("[") else [written or ""]
-    first = str(types[0]) if types else ""
+    types = _literal(written, "img_type") if written.startswith("[") else [written]
+    first = as_text(types[0], "img_type") if types else ""
     modality = next((name for part, name in _MODALITIES.items() if part in first.lower()), "")
     return modality or default or first or "Other"
 

@@ -9,14 +9,17 @@ A bad record is not fatal by itself: it is handed out as `BadRecord` with file, 
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import ijson
+from medgr2_api.data import AnswerKey
 
 from ..errors import DataError
+from ..prompts.answers import LETTERS
+from . import json_list
+from .gold_answers import AnswerReader, options_of
 from .record import (
     BadField,
     BadRecord,
@@ -25,17 +28,15 @@ from .record import (
     Place,
     Record,
     as_text,
-    gold,
+    is_nan,
     json_type,
     optional_text,
     pseudonym,
     text,
 )
 
-OPTION_FIELDS = tuple(f"option_{letter}" for letter in "ABCDEFGH")
+OPTION_FIELDS = {f"option_{letter}": letter for letter in LETTERS[:8]}
 _PUBLISHED = Path("QA_information", "Open-access")
-_BOM = b"\xef\xbb\xbf"
-_DEEPEST = 64
 
 
 def read(place: Place) -> Iterator[Record | BadRecord]:
@@ -68,52 +69,6 @@ def _files(place: Place) -> tuple[list[Path], Path | None]:
     return files, images
 
 
-def documents(file: Path) -> Iterator[Any]:
-    """The items of a JSON list, one at a time.
-
-    Raises:
-        DataError: the file is not JSON, not a list, or nested too deeply.
-    """
-    with file.open("rb") as stream:
-        if stream.read(len(_BOM)) != _BOM:
-            stream.seek(0)
-        try:
-            yield from _items(stream, file)
-        except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise DataError(_explained(file, error)) from error
-
-
-def _items(stream: BinaryIO, file: Path) -> Iterator[Any]:
-    # not ijson.items: what that keeps of a nested document grows with the square of its depth
-    events = ijson.basic_parse(stream, use_float=True)
-    first, value = next(events)
-    if first != "start_array":
-        kind = "object" if first == "start_map" else json_type(value)
-        raise DataError(f"{file}: must hold a JSON list of records, but holds a JSON {kind}")
-    depth, builder = 0, ijson.ObjectBuilder()
-    for event, value in events:
-        if event == "end_array" and depth == 0:
-            continue  # the list's own end; whatever follows is an error
-        builder.event(event, value)
-        depth += event.startswith("start_") - event.startswith("end_")
-        if depth > _DEEPEST:
-            raise DataError(f"{file}: JSON nested too deeply")
-        if depth == 0:
-            yield builder.value
-            builder = ijson.ObjectBuilder()
-
-
-def _explained(file: Path, error: Exception) -> str:
-    """Where a file stops being JSON. The streaming parser does not count lines, Python's own does."""
-    try:
-        json.loads(file.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as found:
-        return f"{file}: not JSON: {found.msg} at line {found.lineno}, column {found.colno}"
-    except UnicodeDecodeError as found:
-        return f"{file}: not UTF-8 text (byte {found.start})"
-    return f"{file}: not JSON: {str(error).splitlines()[0]}"
-
-
 class _Reader:
     """Checks records; remembers the images it has stored and the ids it has seen."""
 
@@ -123,28 +78,30 @@ class _Reader:
         self.identities = Identities()
 
     def records(self, file: Path, image_folder: Path) -> Iterator[Record | BadRecord]:
-        for index, document in enumerate(documents(file)):
+        described = frozenset({AnswerKey.TEXT})
+        answers = AnswerReader(self.place, _answers(file), field="gt_answer", texts=described, numbers=described)
+        for index, document in enumerate(json_list.items(file)):
             where = f"{file.name}[{index}]"
             try:
                 if not isinstance(document, dict):
                     raise BadField("-", f"must be a JSON object, but is a JSON {json_type(document)}")
                 if isinstance(question_id := document.get("question_id"), str):
                     where += f" (question_id {question_id!r})"
-                yield self._record(document, where, file, image_folder)
+                yield self._record(document, where, file, image_folder, answers)
             except BadField as bad:
                 yield BadRecord(where, bad.field, bad.reason)
 
-    def _record(self, document: dict[str, Any], where: str, file: Path, image_folder: Path) -> Record:
+    def _record(
+        self, document: dict[str, Any], where: str, file: Path, image_folder: Path, answers: AnswerReader
+    ) -> Record:
         question_id = text(document, "question_id")
-        options = tuple(text(document, name) for name in OPTION_FIELDS if document.get(name) not in (None, ""))
-        if len(options) < 2:
-            raise BadField("option_A", f"{len(options)} option(s); at least 2 are needed")
-        question, right = text(document, "question"), text(document, "gt_answer")
-        image_path = text(document, "image_path")
-        rationale = document.get("rationale") or ""
-        if not isinstance(rationale, str):
+        offered = _offered(document)
+        options = options_of(list(offered.values()), "option_A")
+        question, image_path = text(document, "question"), text(document, "image_path")
+        rationale = document.get("rationale")
+        if not (rationale is None or is_nan(rationale) or isinstance(rationale, str)):
             raise BadField("rationale", f"must be text, but is a JSON {json_type(rationale)}")
-        answer_index = gold(right, options, "gt_answer")
+        answer_index = answers.index(document, options, "".join(offered))
         if self.identities.first(question_id):
             self.identities.take(question_id, where, "question_id")
         modality = optional_text(document, "modality_type") or self.place.modality
@@ -159,7 +116,23 @@ class _Reader:
             question=question,
             options=options,
             answer_index=answer_index,
-            rationale=as_text(rationale, "rationale"),
+            rationale=optional_text(document, "rationale"),
         )
         self.identities.take(question_id, where, "question_id")
         return record
+
+
+def _offered(document: dict[str, Any]) -> dict[str, str]:
+    """The options that are there, by their letters."""
+    texts = {letter: as_text(document.get(name), name) for name, letter in OPTION_FIELDS.items()}
+    return {letter: option for letter, option in texts.items() if option}
+
+
+def _answers(file: Path) -> Iterator[dict[str, Any]]:
+    """Options and answer of each record that has them."""
+    for document in json_list.items(file):
+        if isinstance(document, dict):
+            with contextlib.suppress(BadField):
+                offered = _offered(document)
+                options = options_of(list(offered.values()), "option_A")
+                yield {**document, "options": options, "letters": "".join(offered)}

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sqlite3
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medgr2_api.data import Benchmark, DataSource
+from medgr2_api.data import AnswerKey, Benchmark, DataSource
 
 from ..errors import DataError, DiskFull
 from ..prompts import answers
 from ..store.images import ImageStore, StoredImage
+
+#: How tables and programs write out an empty cell, in lower case: what pandas takes for one. Not of options and
+#: answers: "None" is one.
+_WORDS_FOR_NOTHING = frozenset(
+    ("nan", "-nan", "none", "null", "nil", "na", "n/a", "#n/a", "#na", "<na>", "nat", "#n/a n/a", "1.#qnan", "-1.#ind")
+)
+_UNSEEN = frozenset(("Cc", "Cf", "Zs", "Zl", "Zp"))  # categories of characters that show nothing
+_EXACT = 2**53  # below, a float that is a whole number is that number
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,8 @@ class Place:
     """Folder that image paths are relative to; None: the folder of the records."""
     salt: str = ""
     """Makes pseudonyms of patients: the same patient has another in another cycle."""
+    read_as: Counter[AnswerKey] = field(default_factory=Counter)
+    """How right answers were read, and how often (`gold_answers`)."""
 
     @property
     def modality(self) -> str:
@@ -168,42 +181,60 @@ def pseudonym(salt: str, name: str) -> str:
 
 
 def text(document: Mapping[str, Any], field: str) -> str:
-    """The non-empty text of a field; numbers (options such as 3) are taken as text."""
+    """The text of a field that every record needs.
+
+    Raises:
+        BadField: it is missing or empty, or no text and no number.
+    """
     value = document.get(field)
-    if value is None:
+    if value is None or is_nan(value):
         raise BadField(field, "is missing")
-    as_string = as_text(value, field)
-    if not as_string:
+    if not (written := as_text(value, field)):
         raise BadField(field, "is empty")
-    return as_string
+    if written.casefold() in _WORDS_FOR_NOTHING:
+        raise BadField(field, f"is missing: {written!r} stands for an empty cell")
+    return written
 
 
 def optional_text(document: Mapping[str, Any], field: str) -> str:
-    """The text of a field that may be missing or empty."""
-    value = document.get(field)
-    return "" if value is None else as_text(value, field)
+    """The text of a field that may be missing: empty for an empty cell, also where a program wrote it out as `nan`."""
+    written = as_text(document.get(field), field)
+    return "" if written.casefold() in _WORDS_FOR_NOTHING else written
 
 
 def as_text(value: Any, field: str) -> str:
-    """A value as text.
+    """A value as text, numbers in their shortest form; empty for an empty cell (null, NaN) and for what shows nothing.
+
+    A table writes 3 as 3.0 as soon as one cell of the column is empty, so both are "3".
 
     Raises:
-        BadField: it is no text and no number.
+        BadField: it is no text and no finite number, or has one of our own tags in it.
     """
+    if value is None or is_nan(value):
+        return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise BadField(field, f"must be text, but is a JSON {json_type(value)}")
-    return str(value).strip()
+    if isinstance(value, float):
+        if math.isinf(value):
+            raise BadField(field, f"must be text or a finite number, but is {value}")
+        return str(int(value)) if value.is_integer() and abs(value) < _EXACT else str(value)
+    written = str(value).strip()
+    try:
+        written.encode()
+    except UnicodeEncodeError as error:
+        raise BadField(field, f"has half a character in it (\\u{ord(written[error.start]):x})") from error
+    if tag := answers.TAG.search(written):
+        raise BadField(field, f"has our own tag {tag[0]} in it, which marks the parts of an answer")
+    return written if written.isascii() or _shows(written) else ""
 
 
-def gold(answer: str, options: Sequence[str], field: str) -> int:
-    """The option that an answer is: exactly, else after normalisation."""
-    exact = [index for index, option in enumerate(options) if option == answer]
-    indices = exact or [i for i, option in enumerate(options) if answers.normalise(option) == answers.normalise(answer)]
-    if not indices:
-        raise BadField(field, f"{answer!r} is not among the options {', '.join(map(repr, options))}")
-    if len(indices) > 1:
-        raise BadField(field, f"{answer!r} is {len(indices)} of the options")
-    return indices[0]
+def is_nan(value: Any) -> bool:
+    """Whether a value is what an exported table has for an empty cell."""
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _shows(written: str) -> bool:
+    return any(unicodedata.category(character) not in _UNSEEN for character in written)
 
 
 def json_type(value: Any) -> str:

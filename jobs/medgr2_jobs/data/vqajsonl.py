@@ -4,7 +4,8 @@
 |---|---|
 | image | path of the picture, relative to the folder of images |
 | question, options | text, and a list of at least two texts |
-| answer | the right option: its text, its letter, or its index from 0 (a number) |
+| answer | the right option: its text, its letter, or its index from 0 (a number); `gold_answers` |
+| answer_text, answer_letter, answer_index | the same, said which (the index from 0) |
 | id, rationale, modality, question_type, patient, dataset | may be missing |
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..prompts.answers import LETTERS
+from .gold_answers import AnswerReader, list_of, options_of
 from .record import (
     BadField,
     BadRecord,
@@ -24,8 +25,6 @@ from .record import (
     Images,
     Place,
     Record,
-    as_text,
-    gold,
     json_type,
     optional_text,
     pseudonym,
@@ -42,17 +41,31 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
     images, identities = Images(place), Identities()
     for file in _files(place):
         folder = place.images or file.parent
-        with place.keep_inside(file).open("rb") as lines:
-            for number, line in enumerate(lines):
-                if not line.strip():
-                    continue
-                where = f"{file.name}[{number}]"
-                try:
-                    record = _record(_parse(line), where, place, file, folder, images)
-                    identities.take(record.question_id, where, "id")
-                    yield record
-                except BadField as bad:
-                    yield BadRecord(where, bad.field, bad.reason)
+        answers = AnswerReader(place, _answers(place.keep_inside(file)), field="answer")
+        for number, line in _lines(file):
+            where = f"{file.name}[{number}]"
+            try:
+                record = _record(_parse(line), where, place, file, folder, images, answers)
+                identities.take(record.question_id, where, "id")
+                yield record
+            except BadField as bad:
+                yield BadRecord(where, bad.field, bad.reason)
+
+
+def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that hold anything, with their numbers from 0."""
+    with file.open("rb") as lines:
+        yield from ((number, line) for number, line in enumerate(lines) if line.strip())
+
+
+def _answers(file: Path) -> Iterator[dict[str, Any]]:
+    """Options and answer of each line that has them."""
+    for _, line in _lines(file):
+        try:
+            document = _parse(line)
+            yield {**document, "options": options_of(list_of(document.get("options"), "options"), "options")}
+        except BadField:
+            continue
 
 
 def _files(place: Place) -> list[Path]:
@@ -73,6 +86,8 @@ def _parse(line: bytes) -> dict[str, Any]:
         raise BadField("-", f"not JSON: {error.msg} at column {error.colno}") from error
     except UnicodeDecodeError as error:
         raise BadField("-", f"not UTF-8 text (byte {error.start} of the line)") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise BadField("-", f"not readable: {error}") from error
     except RecursionError as error:
         raise BadField("-", "JSON nested too deeply") from error
     if not isinstance(document, dict):
@@ -80,9 +95,17 @@ def _parse(line: bytes) -> dict[str, Any]:
     return document
 
 
-def _record(document: dict[str, Any], where: str, place: Place, file: Path, folder: Path, images: Images) -> Record:
-    options = _options(document)
-    question, answer_index = text(document, "question"), _answer(document.get("answer"), options)
+def _record(
+    document: dict[str, Any],
+    where: str,
+    place: Place,
+    file: Path,
+    folder: Path,
+    images: Images,
+    answers: AnswerReader,
+) -> Record:
+    options = options_of(list_of(document.get("options"), "options"), "options")
+    question, answer_index = text(document, "question"), answers.index(document, options)
     modality = optional_text(document, "modality") or place.modality
     if not modality:
         raise BadField("modality", "is missing, and the source's own `modality` is not set in the spec")
@@ -100,33 +123,3 @@ def _record(document: dict[str, Any], where: str, place: Place, file: Path, fold
         answer_index=answer_index,
         rationale=optional_text(document, "rationale"),
     )
-
-
-def _options(document: dict[str, Any]) -> tuple[str, ...]:
-    raw_options = document.get("options")
-    if not isinstance(raw_options, list):
-        raise BadField(
-            "options",
-            "is missing" if raw_options is None else f"must be a list, but is a JSON {json_type(raw_options)}",
-        )
-    options = tuple(as_text(option, "options") for option in raw_options)
-    if len(options) < 2 or not all(options):
-        raise BadField("options", f"{len(options)} option(s), none of which may be empty; at least 2 are needed")
-    if len(options) > len(LETTERS):
-        raise BadField("options", f"{len(options)} options; there are letters for {len(LETTERS)}")
-    return options
-
-
-def _answer(value: Any, options: tuple[str, ...]) -> int:
-    """The right option. Text goes before letter: an option may be called "A"."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        if not 0 <= value < len(options):
-            raise BadField("answer", f"{value} is no index of {len(options)} options, which count from 0")
-        return value
-    if value is None:
-        raise BadField("answer", "is missing")
-    answer = as_text(value, "answer")
-    letter = LETTERS.find(answer.upper()) if len(answer) == 1 else -1
-    if answer not in options and 0 <= letter < len(options):
-        return letter
-    return gold(answer, options, "answer")

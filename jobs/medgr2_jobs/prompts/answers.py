@@ -16,6 +16,8 @@ from typing import Protocol
 from medgr2_api.training_spec import AnswerFormat
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+#: The tags that mark the parts of an answer. No text that is taught or asked may have them in it.
+TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 #: The innermost block: an <answer> that is mentioned and never closed does not swallow the one that follows.
 _ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 _LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")

@@ -11,6 +11,7 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from medgr2_api.data import DataFormat
 from medgr2_api.stages.prepare import PrepareParameters
@@ -65,7 +66,7 @@ def run(ctx: Context) -> StageOutcome:
         grade_counts = _grade(ctx, graded, sources, assigned, leaked, pools, lexicon)
 
     everywhere = _write_images(ctx, ingest, benchmarks, assigned)
-    _write_splits(ctx, everywhere, counts, leaks)
+    _write_splits(ctx, everywhere, counts, leaks, [*sources, *benchmarks])
     if pins := fetch.pins(ctx):
         ctx.writer.path("inputs.json").write_text(json.dumps(pins, indent=1, sort_keys=True) + "\n")
     ctx.images.sync()
@@ -230,9 +231,11 @@ def _write_images(
     return everywhere
 
 
-def _write_splits(ctx: Context, everywhere: dict[str, Split], counts: Counter[str], leaks: list[Leak]) -> None:
+def _write_splits(
+    ctx: Context, everywhere: dict[str, Split], counts: Counter[str], leaks: list[Leak], inputs: list[Loaded]
+) -> None:
     split = ctx.parameters.data.split
-    summary = {
+    summary: dict[str, Any] = {
         "hash": splits.digest(everywhere),
         "by": str(split.by),
         "seed": ctx.parameters.seed,
@@ -248,6 +251,10 @@ def _write_splits(ctx: Context, everywhere: dict[str, Split], counts: Counter[st
             for leak in leaks
         ],
     }
+    if read_as := {loaded.name: dict(loaded.read_as) for loaded in inputs if loaded.read_as}:
+        summary["answersReadAs"] = read_as
+        for name, ways in read_as.items():
+            print(f"{name}: right answers read as {', '.join(f'{way} ({n:,})' for way, n in ways.items())}", flush=True)
     ctx.writer.path("splits.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
 
 

@@ -41,8 +41,8 @@ def test_the_answer_is_a_text_a_letter_or_an_index(tmp_path: Path, answer: Any) 
     assert record.question_id == "q.jsonl[0]"
 
 
-def test_an_option_that_is_called_like_a_letter_is_meant(tmp_path: Path) -> None:
-    (record,) = read(tmp_path, good(options=["B", "A"], answer="A"))
+def test_an_option_that_is_called_like_a_letter_is_meant_where_the_record_says_so(tmp_path: Path) -> None:
+    (record,) = read(tmp_path, good(options=["B", "A"], answer=..., answer_text="A"))
     assert isinstance(record, Record)
     assert record.answer_index == 1
 
