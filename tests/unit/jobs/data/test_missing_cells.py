@@ -74,7 +74,7 @@ def test_an_empty_option_is_none(tmp_path: Path, cell: Any) -> None:
     assert isinstance(padded, Record)
     assert padded.options == ("Cyst", "Mass")
     assert all(isinstance(record, BadRecord) for record in (gap, alone, answer))
-    assert ["options", "options", "answer"] == [bad.field for bad in (gap, alone, answer) if isinstance(bad, BadRecord)]
+    assert [bad.field for bad in (gap, alone, answer) if isinstance(bad, BadRecord)] == ["options", "options", "answer"]
     padded, answer = omni(tmp_path, omni_row(option_C=cell, option_D=cell), omni_row(gt_answer=cell))
     assert isinstance(padded, Record)
     assert padded.options == ("Mass", "Cyst")
