@@ -49,6 +49,7 @@ __all__ = [
     "register",
     "stage_names",
     "stage_parameters",
+    "stage_seed",
 ]
 
 
@@ -109,7 +110,7 @@ StageName = Annotated[str, AfterValidator(_known), _Enum()]
 """A registered stage."""
 
 
-def _seed(seed: int, stage: str, iteration: int) -> int:
+def stage_seed(seed: int, stage: str, iteration: int) -> int:
     """A stage's own seed in [0, 2^31), independent of the other stages'."""
     digest = hashlib.sha256(f"{seed}/{stage}/{iteration}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
@@ -128,7 +129,7 @@ def stage_parameters(spec: ResolvedSpec, cycle: str, stage: str, iteration: int)
         KeyError: there is no such stage.
     """
     chosen = definition(stage)
-    return chosen.build(Source(spec, cycle, iteration, _seed(spec.seed, stage, iteration)))
+    return chosen.build(Source(spec, cycle, iteration, stage_seed(spec.seed, stage, iteration)))
 
 
 def input_hash(stage: str, parameters: StageParameters, inputs: dict[str, str], token: str = "") -> str:

@@ -32,7 +32,7 @@ def _build(source: Source) -> ReportParameters:
     )
 
 
-_TOLD = ("evaluate", "generate", "curate", "reward", "score", "grpo")
+_TOLD = ("evaluate", "generate", "curate", "reward", "score", "sft", "grpo", "preferences")
 
 REPORT = StageDefinition(
     name="report",
@@ -46,5 +46,5 @@ REPORT = StageDefinition(
     ),
     publishes=("results.json", "report.md", "figures/"),
     may_publish=("tables/", "funnel.json"),
-    code_version=3,  # the funnel; lineage is joined when it is read
+    code_version=4,  # says with which parameters each stage was made
 )

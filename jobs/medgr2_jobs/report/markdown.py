@@ -8,6 +8,7 @@ from itertools import pairwise
 from ..evaluate.metrics import Interval
 from ..store.rows import EvalCondition, Split
 from . import funnel
+from .parameters import changed_on_the_way
 from .tables import (
     CONTROLS,
     REFERENCES,
@@ -65,10 +66,25 @@ def report(cycle: CycleTables, figures: Sequence[tuple[str, str]]) -> str:
     if notes:
         parts += ["### What the numbers say", "\n".join(f"- {note}" for note in notes)]
     parts += _funnel(cycle.funnel) + _filter(cycle.filters) + _reward(cycle.rewards) + _grpo(cycle.grpo)
+    parts += _parameters(cycle)
     if figures:
         parts += ["## Figures", *(f"![{title}]({path})" for path, title in figures)]
     parts.append("All rows, with slices by modality and question type: `results.json`; the tables above: `tables/`.")
     return "\n\n".join(parts) + "\n"
+
+
+def _parameters(cycle: CycleTables) -> list[str]:
+    """With what the stages were made, where that changed on the way."""
+    if not cycle.parameters:
+        return []
+    changed = changed_on_the_way(cycle.parameters, cycle.settings.get("seed"))
+    parts = ["## How it was made", "Every parameter of every stage: `tables/parameters.csv`."]
+    if changed:
+        parts += [
+            "**The spec was edited while the cycle ran**: its stages were not all made with the same parameters.",
+            "\n".join(f"- {note}" for note in changed),
+        ]
+    return parts
 
 
 def title_of(split: Split, benchmark: str) -> str:

@@ -18,6 +18,7 @@ from ..store.rows import EvalCondition, Scoring, Split
 from . import funnel
 from .compare import CHECKPOINTS, Answers, answers_of, difference, label
 from .cycle_frame import CycleFrame, PredictionColumns
+from .parameters import ParameterRow, parameter_rows
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -140,6 +141,8 @@ class CycleTables:
     """A row per set of questions."""
     funnel: list[funnel.FunnelRow] = field(default_factory=list)
     """A row per iteration, paradigm, modality and question type: candidates from generated to kept."""
+    parameters: list[ParameterRow] = field(default_factory=list)
+    """A row per parameter of every stage."""
 
 
 def gather(frame: CycleFrame, cycle: str, settings: Mapping[str, Any]) -> CycleTables:
@@ -157,6 +160,7 @@ def gather(frame: CycleFrame, cycle: str, settings: Mapping[str, Any]) -> CycleT
         [grpo_row(t, frame.artifact("grpo", t).manifest) for t in frame.iterations("grpo")],
         seen_rows(frame, predictions),
         funnel.rows(frame),
+        parameter_rows(frame),
     )
 
 

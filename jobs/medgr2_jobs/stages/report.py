@@ -38,6 +38,7 @@ def run(ctx: StageContext[ReportParameters]) -> StageOutcome:
         "grpo": cycle.grpo,
         "seen_images": cycle.seen,
         "funnel": cycle.funnel,
+        "parameters": cycle.parameters,
     }
     for name, rows in tables.items():
         if rows:

@@ -97,7 +97,7 @@ def test_report_reads_everything_so_far() -> None:
         f"{name}-{t}": f"{name}@{t}"
         for name, first in (
             *(("evaluate", 0), ("reward", 0), ("generate", 1), ("curate", 1)),
-            *(("score", 1), ("grpo", 1)),
+            *(("score", 1), ("sft", 1), ("grpo", 1), ("preferences", 1)),
         )
         for t in range(first, 3)
     }
