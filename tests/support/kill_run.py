@@ -140,7 +140,7 @@ def _events(
 def finished_rows(path: Path) -> list[str]:
     """Triplet ids of the rows in a journal whose writer was killed: its last line may be torn."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    return [str(document["triplet_id"]) for line in lines if "triplet_id" in (document := json.loads(line))]
+    return [str(document["triplet_id"]) for line in lines if "outcome" in (document := json.loads(line))]
 
 
 def sampling_seed(seed: int, triplet_id: str) -> int:

@@ -36,6 +36,8 @@ class ProviderSession:
     """None: nothing has a price."""
     journal: Journal | None = None
     """None: nothing is kept."""
+    cycle_uid: str = ""
+    """Who pays."""
     shards: int = 1
     grace_seconds: float = 0.0
     """After a request to stop: what is in flight may finish meanwhile."""
@@ -85,8 +87,20 @@ async def open_session(
     ledger: SpendLedger | None = None
     try:
         ledger = _open_ledger(root, account, provider)
+        if ledger is not None and journal is not None:
+            ledger.recover(journal.charges(account.cycle.uid))
         egress = EgressPolicy(provider, images, ImageStore(root))
-        yield ProviderSession(parameters, provider, egress, client, ledger, journal, account.shard.count, grace_seconds)
+        yield ProviderSession(
+            parameters,
+            provider,
+            egress,
+            client,
+            ledger=ledger,
+            journal=journal,
+            cycle_uid=account.cycle.uid,
+            shards=account.shard.count,
+            grace_seconds=grace_seconds,
+        )
     finally:
         if ledger is not None:
             await ledger.close()

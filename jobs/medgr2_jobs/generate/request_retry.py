@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from medgr2_api.generator import Prices
@@ -10,13 +11,21 @@ from ..errors import ConfigError, StageError
 from ..store.rows import CandidateOutcome
 from . import candidate_schema, pricing
 from .candidate_schema import GeneratedQuestion
-from .provider_errors import Failure, FailureAction
+from .journal import PaidAnswer
+from .provider_errors import FailureAction
 from .providers.base import ImageQuestion, ProviderClient, Repair, Reply
 from .rate_control import RateController, StopRequested
-from .spend_ledger import SpendLedger
+from .spend_ledger import Charge, SpendLedger
 
 #: Requests about one question, as long as none is answered.
 MAX_REQUESTS = 6
+
+#: Puts an answer that is to be sent back on the disk, with what it came to.
+Keep = Callable[[PaidAnswer, Charge | None], Awaitable[None]]
+
+
+async def keep_nothing(_answer: PaidAnswer, _charge: Charge | None) -> None:
+    """Where there is no journal."""
 
 
 @dataclass
@@ -36,6 +45,12 @@ class QuestionResult:
     thinking_tokens: int | None = None
     usd: float | None = None
     """Of all requests together; None: there are no prices."""
+    charge: Charge | None = None
+    """Of the last request: to be settled once its answer is on the disk."""
+
+    def paid_answer(self, text: str) -> PaidAnswer:
+        """An answer to the question, with what it took until now."""
+        return PaidAnswer(text, self.attempts, self.input_tokens, self.output_tokens, self.thinking_tokens, self.usd)
 
     def add_usage(self, usage: pricing.TokenUsage) -> None:
         """Adds the tokens of a request."""
@@ -70,8 +85,15 @@ class RetryingClient:
         self._max_tokens = max_tokens
         self._pending_error: StageError | None = None
 
-    async def answer(self, question: ImageQuestion) -> QuestionResult:
-        """Asks until there is an outcome.
+    async def answer(
+        self, question: ImageQuestion, earlier: PaidAnswer | None = None, keep: Keep = keep_nothing
+    ) -> QuestionResult:
+        """Asks until there is an outcome. Its last request is not settled yet: see `settle`.
+
+        Args:
+            question: what is asked.
+            earlier: an answer that an earlier attempt paid for; it is gone on from.
+            keep: called with an answer before it is sent back.
 
         Raises:
             StopRequested: asked to stop before there was one.
@@ -82,12 +104,27 @@ class RetryingClient:
         if self._pending_error is not None:
             raise self._pending_error
         result = QuestionResult(usd=None if self._ledger is None else 0.0)
-        reply = await self._ask(question, result)
+        if earlier is None:
+            reply = await self._ask(question, result)
+        else:
+            reply = Reply(text=earlier.text)
+            result.attempts, result.usd = earlier.attempts, earlier.usd
+            result.input_tokens, result.output_tokens = earlier.input_tokens, earlier.output_tokens
+            result.thinking_tokens = earlier.thinking_tokens
         self._record(reply, result)
         reason = candidate_schema.OUTCOMES[result.outcome].repair
         if reply.failure is None and reason and self._client.repairs:
+            if earlier is None:
+                await keep(result.paid_answer(reply.text), result.charge)
+            self.settle(result)
             await self._repair(replace(question, repair=Repair(reply.text, reason)), result)
         return result
+
+    def settle(self, result: QuestionResult) -> None:
+        """Books what the last request has cost, once its answer is on the disk."""
+        if result.charge is not None and self._ledger is not None:
+            self._ledger.settle(result.charge)
+        result.charge = None
 
     async def _repair(self, question: ImageQuestion, result: QuestionResult) -> None:
         """Sends an answer back once. What stands in the way of it leaves the first outcome, which is paid for."""
@@ -124,7 +161,12 @@ class RetryingClient:
         while True:
             reply = await self._request(question, result)
             failure = reply.failure
-            if failure is None or failure.action is FailureAction.SKIP:
+            if failure is None:
+                return reply
+            self.settle(result)  # there is nothing to be kept
+            if failure.retry_after is not None:
+                self._rate.pause(failure.retry_after)
+            if failure.action is FailureAction.SKIP:
                 return reply
             if failure.action is FailureAction.STOP:
                 raise ConfigError(failure.error)
@@ -136,20 +178,19 @@ class RetryingClient:
             await self._rate.back_off(retries)
 
     async def _request(self, question: ImageQuestion, result: QuestionResult) -> Reply:
-        """One HTTP request in a slot of the rate controller: reserved before, settled after."""
+        """One HTTP request in a slot of the rate controller: reserved before; what it came to is in `result`."""
         worst_case = pricing.TokenUsage(pricing.max_input_tokens(question.text_bytes, self._prices), self._max_tokens)
         async with self._rate.slot() as slot:
             reservation = await self._reserve(worst_case)
             result.attempts += 1
             reply = await self._client.ask(question)
             if reservation is not None:
-                result.usd = (result.usd or 0.0) + self._settle(reservation, reply)
+                result.charge = self._charge(reservation, reply)
+                result.usd = (result.usd or 0.0) + result.charge.usd
             slot.answered, slot.throttled = reply.failure is None, bool(reply.failure and reply.failure.throttled)
             if reply.usage is not None:
                 result.add_usage(reply.usage)
                 slot.tokens = reply.usage.input_tokens + reply.usage.output_tokens + reply.usage.thinking_tokens
-        if reply.failure is not None and reply.failure.retry_after is not None:
-            self._rate.pause(reply.failure.retry_after)
         return reply
 
     async def _reserve(self, worst_case: pricing.TokenUsage) -> int | None:
@@ -157,10 +198,9 @@ class RetryingClient:
             return None
         return await self._ledger.reserve(pricing.cost(self._prices, worst_case))
 
-    def _settle(self, reservation: int, reply: Reply) -> float:
+    def _charge(self, reservation: int, reply: Reply) -> Charge:
         assert self._ledger is not None
         assert self._prices is not None
-        failure: Failure | None = reply.failure
-        if failure is not None:
-            return self._ledger.settle(reservation, None if failure.billed else 0.0)
-        return self._ledger.settle(reservation, pricing.cost(self._prices, reply.usage) if reply.usage else None)
+        if reply.failure is not None:
+            return self._ledger.charge(reservation, None if reply.failure.billed else 0.0)
+        return self._ledger.charge(reservation, pricing.cost(self._prices, reply.usage) if reply.usage else None)

@@ -16,11 +16,13 @@ from ..errors import BudgetSpent, Checkpointed, ConfigError, StageError, Tempora
 from ..prompts import answers
 from ..store.rows import Candidate
 from . import candidate_schema, cost_estimate, pricing, prompt_templates, sampling_plan
+from .journal import PaidAnswer
 from .provider_session import ProviderSession
 from .providers.base import ImageQuestion
 from .rate_control import RateController, StopRequested
 from .request_retry import QuestionResult, RetryingClient
 from .sampling_plan import Task
+from .spend_ledger import Charge
 
 _POLL_INTERVAL = 0.2  # seconds between looks at the stop flag
 _SHUTDOWN_RESERVE = 10.0  # seconds of the grace period kept for the end
@@ -99,7 +101,8 @@ class RequestScheduler:
         rate = RateController(provider.concurrency, provider.rate_limit, session.shards, max_request_tokens)
         client = RetryingClient(session.client, rate, session.ledger, provider.prices, max_tokens)
         count = min(provider.concurrency, len(self._pending))
-        running = {asyncio.create_task(self._worker(client, rate)) for _ in range(count)}
+        workers = {asyncio.create_task(self._worker(client, rate)) for _ in range(count)}
+        running = workers
         deadline: float | None = None
         try:
             while running:
@@ -119,7 +122,7 @@ class RequestScheduler:
         finally:
             for worker in running:
                 worker.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await asyncio.gather(*workers, return_exceptions=True)
 
     async def _stop_sending(self, rate: RateController) -> None:
         if self.session.ledger is not None:
@@ -131,10 +134,11 @@ class RequestScheduler:
             while self._pending and not self._stop.is_set() and not rate.stopping.is_set():
                 task = self._pending.popleft()
                 row, result = await self._ask(client, task)
-                self._record_result(result)
                 journal = self.session.journal
                 if journal is not None and not candidate_schema.OUTCOMES[result.outcome].asked_again:
-                    await journal.add(row)
+                    await journal.add(row, self.session.cycle_uid, result.charge)
+                client.settle(result)
+                self._record_result(result)
                 self.rows[task.triplet_id] = row
                 self._report_progress(rate)
 
@@ -149,8 +153,15 @@ class RequestScheduler:
             image_sha256=task.image_sha256,
             seed=_seed(parameters.seed, task),
         )
+        journal, uid = self.session.journal, self.session.cycle_uid
+
+        async def keep(answer: PaidAnswer, charge: Charge | None) -> None:
+            if journal is not None:
+                await journal.add_answer(task.triplet_id, task.image_sha256, answer, uid, charge)
+
+        earlier = None if journal is None else journal.answer(task.triplet_id, task.image_sha256)
         try:
-            result = await client.answer(question)
+            result = await client.answer(question, earlier, keep)
         except ConfigError as error:
             raise ConfigError(f"{self._where()}, model {self.session.provider.model!r}: {error}") from None
         generated = result.generated

@@ -7,6 +7,8 @@ never settled (`kill -9`) stays charged. Each file is written by one process at 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,15 @@ from . import append_only_log
 from .rate_control import StopRequested
 
 _SUFFIX = ".jsonl"
+
+
+@dataclass(frozen=True)
+class Charge:
+    """What a request comes to."""
+
+    number: int
+    """Of its reservation."""
+    usd: float
 
 
 class SpendLedger:
@@ -33,11 +44,22 @@ class SpendLedger:
         self._log = append_only_log.AppendOnlyLog(path, holder)
         self.allowance = allowance
         self._settled, self._last_number = _total(self._log.entries), len(self._log.entries)
+        self._hanging = _hanging(self._log.entries)
         self._log.entries = []
         self._reservations: dict[int, float] = {}
         self._changed = asyncio.Event()
         self._overrun = ""
         self._stopping = False
+
+    def recover(self, charges: Mapping[int, float]) -> None:
+        """Settles what the journal knows to be paid, and a kill kept from being written here.
+
+        Args:
+            charges: US dollars by the reservation's number.
+        """
+        for number in sorted(self._hanging.keys() & charges.keys()):
+            self._log.append({"n": number, "paid": charges[number]})
+            self._settled += charges[number] - self._hanging.pop(number)
 
     def stop(self) -> None:
         """From now on nothing is reserved; those that wait raise StopRequested."""
@@ -55,7 +77,7 @@ class SpendLedger:
         Where it does not fit, waits until requests in flight have turned out cheaper.
 
         Returns:
-            The reservation's number, for `settle`.
+            The reservation's number, for `charge`.
 
         Raises:
             BudgetSpent: it does not fit, and nothing is in flight.
@@ -82,7 +104,7 @@ class SpendLedger:
             await self._log.synced()
             self._check_stop()
         except BaseException:
-            self.settle(number, 0.0)  # nothing was sent
+            self.settle(Charge(number, 0.0))  # nothing was sent
             raise
         return number
 
@@ -93,23 +115,25 @@ class SpendLedger:
         if self._stopping:
             raise StopRequested
 
-    def settle(self, number: int, usd: float | None) -> float:
-        """Books what a request has cost; None: nobody knows, so its worst case stays charged. Returns what is booked.
+    def charge(self, number: int, usd: float | None) -> Charge:
+        """What a request has cost; None: nobody knows, so it is its worst case."""
+        return Charge(number, self._reservations[number] if usd is None else usd)
+
+    def settle(self, charge: Charge) -> None:
+        """Books what a request has cost.
 
         Raises:
             DiskFull: it could not be written; its worst case stays charged.
         """
-        reserved = self._reservations.pop(number)
-        paid = reserved if usd is None else usd
-        self._settled += paid
+        reserved = self._reservations.pop(charge.number)
+        self._settled += charge.usd
         self._changed.set()
-        if paid > reserved and self.allowance is not None:
+        if charge.usd > reserved and self.allowance is not None:
             self._overrun = (
-                f"a question has cost {paid:.6g} USD, more than the {reserved:.6g} that it could at most: "
+                f"a question has cost {charge.usd:.6g} USD, more than the {reserved:.6g} that it could at most: "
                 "raise generator.prices.maxImageTokens, or correct the prices"
             )
-        self._log.append({"n": number, "paid": paid})
-        return paid
+        self._log.append({"n": charge.number, "paid": charge.usd})
 
     def release(self) -> None:
         """Nothing comes of what is in flight any more: it stays charged at its worst case."""
@@ -146,3 +170,9 @@ def _total(entries: list[dict[str, Any]]) -> float:
     for entry in entries:
         paid[entry["n"]] = entry.get("paid", entry.get("reserved", 0.0))
     return sum(paid.values())
+
+
+def _hanging(entries: list[dict[str, Any]]) -> dict[int, float]:
+    """The reservations that were never settled, by number."""
+    settled = {entry["n"] for entry in entries if "paid" in entry}
+    return {entry["n"]: entry["reserved"] for entry in entries if "reserved" in entry and entry["n"] not in settled}

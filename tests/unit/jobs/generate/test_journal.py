@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from tests.support.curate_fixtures import candidate
 
 from medgr2_jobs.errors import CorruptArtifact, DiskFull, TemporaryError
 from medgr2_jobs.generate.append_only_log import AppendOnlyLog
-from medgr2_jobs.generate.journal import Journal
+from medgr2_jobs.generate.journal import Journal, PaidAnswer
+from medgr2_jobs.generate.spend_ledger import Charge
 from medgr2_jobs.store.rows import Candidate
 
 ROWS = [candidate(name, "i", "größer?\nkleiner?") for name in ("t1", "t2", "t3")]
@@ -27,7 +28,7 @@ def found(folder: Path, *added: Candidate) -> list[str]:
         journal = Journal(folder, "a test")
         names = [row.triplet_id for row in ROWS if journal.find(row.triplet_id, "i") == row]
         for row in added:
-            await journal.add(row)
+            await journal.add(row, "uid", None)
         await journal.close()
         return names
 
@@ -43,12 +44,41 @@ def test_a_line_torn_by_a_kill_spoils_nothing_that_is_written_after_it(tmp_path:
     assert found(folder) == ["t1", "t3"]
 
 
+def test_what_an_answer_came_to_stands_in_its_line(tmp_path: Path) -> None:
+    answer = PaidAnswer("{", 1, 100, 50, 0, 0.25)
+
+    async def scenario() -> None:
+        journal = Journal(tmp_path, "a test")
+        await journal.add_answer("t1", "i", answer, "uid", Charge(3, 0.25))
+        await journal.add(ROWS[1], "uid", Charge(5, 0.5))
+        await journal.add(ROWS[2], "uid", None)
+        await journal.close()
+
+    asyncio.run(scenario())
+    assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 3
+    journal = Journal(tmp_path, "a test")
+    assert journal.charges("uid") == {3: 0.25, 5: 0.5}
+    assert journal.charges("of another cycle") == {}
+    assert (journal.answer("t1", "i"), journal.find("t1", "i")) == (answer, None)
+    assert journal.find("t2", "i") == ROWS[1]
+    asyncio.run(journal.close())
+
+
+def test_a_journal_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """It had rows, and no word of what they came to."""
+    (tmp_path / "journal.jsonl").write_text("".join(json.dumps(asdict(row)) + "\n" for row in ROWS))
+    assert found(tmp_path) == ["t1", "t2", "t3"]
+
+
 def test_a_row_of_another_image_is_another_row(tmp_path: Path) -> None:
     found(tmp_path, replace(ROWS[0], image_sha256="j"))
     assert found(tmp_path) == []
 
 
-@pytest.mark.parametrize("change", [{"question": None, "surplus": 1}, {"outcome": "good"}, {"options": 3}])
+@pytest.mark.parametrize(
+    "change",
+    [{"question": None, "surplus": 1}, {"outcome": "good"}, {"options": 3}, {"answer": {}}, {"settles": 1}],
+)
 def test_a_row_of_another_version_is_refused_by_name(tmp_path: Path, change: dict[str, Any]) -> None:
     found(tmp_path, ROWS[0])
     path = tmp_path / "journal.jsonl"
@@ -104,7 +134,7 @@ def test_a_journal_that_its_holder_removed_is_made_anew(tmp_path: Path) -> None:
         journal = Journal(tmp_path, "a")
         (tmp_path / "journal.jsonl").unlink()
         other = Journal(tmp_path, "b")  # published meanwhile, or not: the stage looks
-        await other.add(ROWS[0])
+        await other.add(ROWS[0], "uid", None)
         await other.close()
         await journal.close()
 

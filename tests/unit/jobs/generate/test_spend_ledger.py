@@ -28,8 +28,10 @@ def test_settled_and_hanging_reservations_count_for_the_next_process(tmp_path: P
     async def first() -> None:
         ledger = SpendLedger(path, "first")
         one, _hanging, three = [await ledger.reserve(1.0) for _ in range(3)]
-        assert ledger.settle(one, 0.25) == 0.25
-        assert ledger.settle(three, None) == 1.0
+        ledger.settle(ledger.charge(one, 0.25))
+        unknown = ledger.charge(three, None)
+        assert unknown.usd == 1.0
+        ledger.settle(unknown)
         assert ledger.spent == 1.25
         await ledger.close()
         assert ledger.spent == 2.25
@@ -48,7 +50,7 @@ def test_settled_and_hanging_reservations_count_for_the_next_process(tmp_path: P
         assert ledger.spent == 2.25
         number = await ledger.reserve(0.75)
         assert number > 3
-        ledger.settle(number, 0.5)
+        ledger.settle(ledger.charge(number, 0.5))
         with pytest.raises(BudgetSpent, match=r"of 3 USD .* 2\.75 are spent"):
             await ledger.reserve(0.26)
         await ledger.close()
@@ -57,6 +59,23 @@ def test_settled_and_hanging_reservations_count_for_the_next_process(tmp_path: P
     assert spend_ledger.allowance(5.0, tmp_path, "other", 2) == (5.0 - 2.75) / 2
     assert spend_ledger.allowance(5.0, tmp_path, "h", 2) == 2.5
     assert spend_ledger.allowance(1.0, tmp_path, "other", 2) == 0.0
+
+
+def test_what_a_kill_kept_from_being_settled_is_settled_when_it_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "h-s0.jsonl"
+    lines = [{"n": 1, "reserved": 1.0}, {"n": 1, "paid": 0.25}, {"n": 3, "reserved": 1.0}, {"n": 4, "reserved": 1.0}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    async def scenario() -> None:
+        ledger = SpendLedger(path, "")
+        ledger.recover({1: 0.7, 3: 0.5, 9: 0.1})
+        assert ledger.spent == 0.25 + 0.5 + 1.0, "what is settled stays, what nobody knows is at its worst case"
+        ledger.recover({3: 0.5})
+        assert ledger.spent == 1.75
+        await ledger.close()
+
+    run(scenario())
+    assert append_only_log.read(path)[-1] == {"n": 3, "paid": 0.5}
 
 
 def test_what_does_not_fit_waits_for_what_is_in_flight(tmp_path: Path) -> None:
@@ -68,12 +87,12 @@ def test_what_does_not_fit_waits_for_what_is_in_flight(tmp_path: Path) -> None:
             events.append("asks")
             number = await ledger.reserve(0.6)
             events.append("sends")
-            ledger.settle(number, 0.1)
+            ledger.settle(ledger.charge(number, 0.1))
 
         waiting = asyncio.create_task(second())
         await asyncio.sleep(0.05)
         assert events == ["asks"]
-        ledger.settle(one, 0.1)
+        ledger.settle(ledger.charge(one, 0.1))
         await waiting
         await ledger.close()
         return events
@@ -91,7 +110,7 @@ def test_a_stop_leaves_nothing_reserved_that_was_not_sent(tmp_path: Path) -> Non
         ledger.stop()
         results = await asyncio.gather(waiting, just_written, return_exceptions=True)
         assert [type(error).__name__ for error in results] == ["StopRequested", "StopRequested"]
-        ledger.settle(one, 0.1)
+        ledger.settle(ledger.charge(one, 0.1))
         await ledger.close()
         return ledger.spent
 
@@ -101,7 +120,7 @@ def test_a_stop_leaves_nothing_reserved_that_was_not_sent(tmp_path: Path) -> Non
 def test_more_than_the_worst_case_ends_it(tmp_path: Path) -> None:
     async def scenario() -> None:
         ledger = SpendLedger(tmp_path / "h-s0.jsonl", "", 9.0)
-        ledger.settle(await ledger.reserve(0.5), 0.7)
+        ledger.settle(ledger.charge(await ledger.reserve(0.5), 0.7))
         with pytest.raises(ConfigError, match="maxImageTokens"):
             await ledger.reserve(0.5)
         await ledger.close()
@@ -150,7 +169,7 @@ def test_a_torn_line_is_dropped_and_a_damaged_one_is_an_error(tmp_path: Path) ->
     async def scenario() -> None:
         ledger = SpendLedger(path, "")
         assert ledger.spent == 1.0
-        ledger.settle(await ledger.reserve(0.5), 0.5)
+        ledger.settle(ledger.charge(await ledger.reserve(0.5), 0.5))
         await ledger.close()
 
     run(scenario())
