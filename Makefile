@@ -53,6 +53,7 @@ bench: $(STAMP)  ## Run all benchmarks, or one: make bench NAME=scoring.
 	  OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m bench.$$name; done
 
 crds: $(STAMP)  ## Generate the CRD from the models, the chart's copy of it, and the table of docs/stages.md.
+	$(BIN)/python -m medgr2_operator.kube.shapes
 	$(BIN)/python -m medgr2_api.crd
 	$(BIN)/python -m medgr2_api.crd --output charts/medgr2-operator/files/medgr2.io_medgr2cycles.yaml
 	$(BIN)/python -m medgr2_api.stages

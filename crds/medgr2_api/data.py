@@ -9,9 +9,10 @@ from pydantic import Field
 
 from .cel_rules import Keyed, Rule
 from .hashing import NOT_HASHED
+from .kubernetes_fragments import VolumeClaimTemplate
 from .model import ApiEnum, Model
 from .plugin import PluginRef
-from .types import DNSLabel, HttpURL, KubernetesObject, RelativePath
+from .types import DNSLabel, HttpURL, RelativePath
 from .uris import URI, SecretKeyRef
 
 
@@ -343,7 +344,7 @@ class Workspace(Model):
 
     persistent_volume_claim: ClaimRef | None = None
     """Use this existing claim."""
-    volume_claim_template: KubernetesObject | None = None
+    volume_claim_template: VolumeClaimTemplate | None = None
     """Make a claim from this template (a PersistentVolumeClaim's `spec`, and optional `metadata`)."""
     sub_path: RelativePath = ""
     """Folder inside the volume; empty: its root."""

@@ -7,11 +7,21 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from .cel_rules import Rule
+from .kubernetes_fragments import (
+    Affinity,
+    EnvFromSource,
+    EnvVar,
+    Labels,
+    LocalObjectReference,
+    Operation,
+    PodSecurityContext,
+    ResourceRequirements,
+    Toleration,
+)
 from .metrics import MACRO_ACCURACY, DecidingMetric
 from .model import ApiEnum, Model
 from .stages import StageName, definition, listed, stage_names
 from .stages.definition import Iterations
-from .types import EnvVar, KubernetesObject
 
 
 class OnExceeded(ApiEnum):
@@ -108,25 +118,25 @@ class PodTemplate(Model):
 
     image: str = ""
     """Container image; empty: the operator's default."""
-    image_pull_secrets: Annotated[list[KubernetesObject], Field(max_length=32)] = []
+    image_pull_secrets: Annotated[list[LocalObjectReference], Field(max_length=32)] = []
     """As in a pod."""
     service_account_name: str = ""
     """As in a pod; empty: the namespace's default, without a token."""
     env: Annotated[list[EnvVar], Field(max_length=64)] = []
     """As in a container. Secrets by reference only."""
-    env_from: Annotated[list[KubernetesObject], Field(max_length=32)] = []
+    env_from: Annotated[list[EnvFromSource], Field(max_length=32)] = []
     """As in a container."""
-    node_selector: dict[str, str] = {}
+    node_selector: Labels = {}
     """As in a pod."""
-    tolerations: Annotated[list[KubernetesObject], Field(max_length=64)] = []
+    tolerations: Annotated[list[Toleration], Field(max_length=64)] = []
     """As in a pod."""
-    affinity: KubernetesObject = {}
+    affinity: Affinity = {}
     """As in a pod."""
-    security_context: KubernetesObject = {}
+    security_context: PodSecurityContext = {}
     """As in a pod, over the restricted defaults."""
     termination_grace_period_seconds: Annotated[int, Field(ge=10, le=86400)] = 300
     """Time a stage has to write its checkpoint."""
-    patches: Annotated[list[KubernetesObject], Field(max_length=64)] = []
+    patches: Annotated[list[Operation], Field(max_length=64)] = []
     """RFC 6902 operations on the rendered Job; the last word."""
 
 
@@ -150,7 +160,7 @@ class StageSettings(Model):
     """Pods of one torchrun."""
     num_proc_per_node: Annotated[int, Field(ge=1, le=64)] = 1
     """Processes per pod, one per GPU."""
-    resources: KubernetesObject = {}
+    resources: ResourceRequirements = {}
     """As in a container."""
     deepspeed: DeepSpeed | None = None
     """Shard the optimizer (Zero2) or also the parameters (Zero3); absent: neither."""
@@ -162,11 +172,11 @@ class StageSettings(Model):
     """LocalQueue of this stage; default: the cycle's."""
     image: str | None = None
     """Container image of this stage; absent: the template's."""
-    node_selector: dict[str, str] | None = None
+    node_selector: Labels | None = None
     """As in a pod, instead of the template's; absent: the template's."""
-    tolerations: Annotated[list[KubernetesObject] | None, Field(max_length=64)] = None
+    tolerations: Annotated[list[Toleration] | None, Field(max_length=64)] = None
     """As in a pod, instead of the template's; absent: the template's."""
-    patches: Annotated[list[KubernetesObject], Field(max_length=64)] = []
+    patches: Annotated[list[Operation], Field(max_length=64)] = []
     """RFC 6902 operations on this stage's Job, after the template's."""
 
     def gpus(self) -> int:

@@ -72,14 +72,18 @@ PERMANENT_EXIT_CODES = frozenset({ExitCode.USAGE, ExitCode.USAGE_SYSEXITS, ExitC
 BUDGET_SPENT = "BudgetSpent"
 
 
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""A number of units: no more than a float tells apart, whatever a pod answers."""
+
+
 class Progress(Model):
     """What a running stage says of itself; written to the progress file and served on `/progress`."""
 
     phase: str = ""
     """What the stage is doing, in a word or two."""
-    step: int = 0
+    step: Count = 0
     """Units done."""
-    total: int = 0
+    total: Count = 0
     """Units in all; 0 when not known."""
     eta_seconds: FiniteOrNone = None
     """Estimated seconds to the end."""

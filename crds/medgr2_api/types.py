@@ -28,7 +28,6 @@ def relative_path(path: str) -> str:
 #: What keys of OpenAI-compatible services, Google and Hugging Face look like (RE2 syntax, which CEL reads too).
 LITERAL_KEY = r"(^|[^A-Za-z0-9])(sk-[A-Za-z0-9_-]{16,}|AIza[A-Za-z0-9_-]{30,}|hf_[A-Za-z0-9]{20,})"
 _LITERAL_KEY = re.compile(LITERAL_KEY)
-_SECRET_NAME = r"(?i)(key|token|secret|password|passwd)$"
 _HTTP_URL = r"^https?://[^@\s?#]+$"
 _UNSAFE_PATH = r"^[/~]|\\|\x00|(^|/)\.\.(/|$)"
 _DNS_LABEL = r"^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$"
@@ -39,24 +38,15 @@ def no_literal_key(text: str) -> bool:
     return _LITERAL_KEY.search(text) is None
 
 
-def _variable(variable: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(variable.get("name"), str) or not variable["name"]:
-        raise ValueError("a variable needs a name")
-    if not isinstance(variable.get("value", ""), str):
-        raise ValueError(f"the value of {variable['name']} must be text: put it in quotes")
-    return _harmless(variable)
-
-
-def _no_secret_value(variable: dict[str, Any]) -> bool:
-    return not variable.get("value") or re.search(_SECRET_NAME, str(variable.get("name", ""))) is None
-
-
-def _harmless(value: dict[str, Any]) -> dict[str, Any]:
-    """Refuse, anywhere inside, what looks like an API key, and numbers that JSON cannot hold."""
-    queue: list[Any] = [value]
-    for item in queue:
+def harmless(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse, anywhere inside, what looks like an API key, numbers that JSON cannot hold, and what is nested too
+    deep for those who walk through it."""
+    queue: list[tuple[Any, int]] = [(value, 1)]
+    for item, depth in queue:
         if isinstance(item, dict | list):
-            queue.extend(item.values() if isinstance(item, dict) else item)
+            if depth > DEEPEST:
+                raise ValueError(f"is nested more than {DEEPEST} levels deep")
+            queue.extend((inner, depth + 1) for inner in (item.values() if isinstance(item, dict) else item))
         elif isinstance(item, str) and not no_literal_key(item):
             raise ValueError("holds what looks like an API key: put it into a Secret and refer to that")
         elif isinstance(item, float) and not math.isfinite(item):
@@ -69,8 +59,10 @@ def cel_text(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
+#: Levels of lists and objects in what is passed through unread.
+DEEPEST = 64
 _ANY_OBJECT: dict[str, Any] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-_NO_KEY_MESSAGE = "looks like it holds an API key: put it into a Secret and refer to that"
+NO_KEY_MESSAGE = "looks like it holds an API key: put it into a Secret and refer to that"
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 ProperFraction = Annotated[float, Field(ge=0, lt=1)]
@@ -87,34 +79,10 @@ RelativePath = Annotated[
 ]
 FreeForm = Annotated[
     dict[str, Any],
-    BeforeValidator(lambda v: normalise(v) if isinstance(v, dict) else v),
-    AfterValidator(_harmless),
+    BeforeValidator(lambda v: normalise(harmless(v)) if isinstance(v, dict) else v),
     WithJsonSchema(_ANY_OBJECT),
 ]
 """Options passed through to a library; kept in normal form, so that equal settings hash equally."""
-KubernetesObject = Annotated[dict[str, Any], AfterValidator(_harmless), WithJsonSchema(_ANY_OBJECT)]
-"""A Kubernetes API fragment that is passed through unread (x-kubernetes-preserve-unknown-fields)."""
-EnvVar = Annotated[
-    dict[str, Any],
-    AfterValidator(_variable),
-    WithJsonSchema(
-        {
-            **_ANY_OBJECT,
-            "properties": {
-                "name": {"type": "string", "minLength": 1, "maxLength": 256, "description": "Name of the variable."},
-                "value": {"type": "string", "maxLength": 8192, "description": "Its value, when it is no secret."},
-            },
-            "required": ["name"],
-        }
-    ),
-    Rule(
-        f"!has(self.value) || self.value == '' || !self.name.matches({cel_text(_SECRET_NAME)})",
-        "must not hold a secret in 'value': use valueFrom.secretKeyRef",
-        _no_secret_value,
-    ),
-    Rule(f"!has(self.value) || !self.value.matches({cel_text(LITERAL_KEY)})", _NO_KEY_MESSAGE),
-]
-"""A container's environment variable; what is secret comes from a Secret."""
 DNSLabel = Annotated[
     str,
     Field(min_length=1, max_length=63),
@@ -136,7 +104,7 @@ HttpURL = Annotated[
 Argument = Annotated[
     str,
     Field(max_length=1024),
-    Rule(f"!self.matches({cel_text(LITERAL_KEY)})", _NO_KEY_MESSAGE, no_literal_key),
+    Rule(f"!self.matches({cel_text(LITERAL_KEY)})", NO_KEY_MESSAGE, no_literal_key),
     Rule("!self.startsWith('--api-key')", "must not set an API key", lambda text: not text.startswith("--api-key")),
 ]
 """A command line argument."""

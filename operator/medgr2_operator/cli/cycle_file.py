@@ -13,6 +13,9 @@ from medgr2_api.stage_contract import ExitCode
 from medgr2_api.unsupported import unsupported
 from medgr2_api.yaml_loader import CycleError, Problem, load_cycle, locate
 
+from ..render.render_context import RenderSettings
+from ..render.trial import unrenderable
+
 
 def read_cycle(file: Path, *, local: bool = False) -> Cycle:
     """The cycle in `file`, or the end of the command. `local`: it must also be what one computer can run."""
@@ -21,6 +24,8 @@ def read_cycle(file: Path, *, local: bool = False) -> Cycle:
     except CycleError as error:
         _exit(error.problems, file)
     problems = unsupported(cycle.spec, local=local)
+    if not problems and not local:
+        problems = unrenderable(cycle, RenderSettings(image=""))
     if problems:
         _exit(locate(problems, file.read_text()), file)
     return cycle

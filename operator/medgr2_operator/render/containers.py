@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from .render_context import RenderError
-
-#: Suffixes of a quantity that make sense for CPUs.
-_SCALES = {"n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"), "k": Decimal(1000)}
+from medgr2_api.kubernetes_fragments import quantity
 
 
 def pod_security_context(user: int, own: dict[str, Any]) -> dict[str, Any]:
@@ -51,21 +47,10 @@ def with_requests(resources: dict[str, Any], cpu: str, memory: str) -> dict[str,
     return {**resources, **({"requests": requests} if requests else {})}
 
 
-def threads(resources: dict[str, Any], processes: int, path: str) -> int:
+def threads(resources: dict[str, Any], processes: int) -> int:
     """CPU threads of each of the container's processes: whole CPUs of its limit, else of its request, shared out."""
     for part in ("limits", "requests"):
-        amount = (resources.get(part) or {}).get("cpu")
-        if amount is not None:
-            return max(1, int(_cpus(str(amount), f"{path}.resources.{part}.cpu")) // processes)
+        cpus = quantity((resources.get(part) or {}).get("cpu"))
+        if cpus is not None:
+            return max(1, int(cpus) // processes)
     return 1
-
-
-def _cpus(text: str, path: str) -> Decimal:
-    digits, scale = (text[:-1], _SCALES[text[-1]]) if text[-1:] in _SCALES else (text, Decimal(1))
-    try:
-        number = Decimal(digits)
-    except InvalidOperation:
-        number = Decimal("nan")
-    if not number.is_finite() or number < 0:
-        raise RenderError(path, f"{text!r} is not a number of CPUs, such as 2 or 500m")
-    return number * scale

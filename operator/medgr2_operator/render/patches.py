@@ -9,6 +9,8 @@ from typing import Any
 import jsonpatch
 import jsonpointer
 
+from medgr2_api.kubernetes_fragments import shape_problems
+
 from . import labels
 from .render_context import RenderContext, RenderError
 
@@ -35,24 +37,35 @@ _IDENTITY: tuple[tuple[str, ...], ...] = (
     *(("spec", "template", "metadata", "labels", label) for label in _LABELS),
 )
 
+#: Bytes of a Job while it is patched; a plain one has ten thousand. `copy` could double it with every operation.
+LARGEST = 256 * 1024
+
 
 def patched(context: RenderContext, job: dict[str, Any]) -> dict[str, Any]:
     """A copy of the Job with the patches of the template and then of the stage.
 
     Raises:
-        RenderError: a patch does not apply, or changes the Job's identity; the path names the patch.
+        RenderError: a patch does not apply, makes the Job too large or changes its identity, or what comes out is no
+            Job any more; the path names the patch.
     """
     document: Any = _plain(job)
-    before = _identity(document)
+    before, path = _identity(document), ""
     for path, operation in _operations(context):
         try:
             document = jsonpatch.apply_patch(document, [_plain(operation)], in_place=True)
+            size = len(json.dumps(document))
         except (jsonpatch.JsonPatchException, jsonpointer.JsonPointerException) as error:
             raise RenderError(path, f"does not apply: {_short(error)}") from None
+        except RecursionError:
+            raise RenderError(path, "nests the Job too deeply") from None
+        if size > LARGEST:
+            raise RenderError(path, f"makes the Job larger than {LARGEST // 1024} KiB")
         after = _identity(document)
         changed = [place for place in _IDENTITY if after[place] != before[place]]
         if changed:
             raise RenderError(path, f"must not change {'.'.join(changed[0])}: the operator identifies the Job by it")
+    if problems := list(shape_problems(document, "V1Job")):
+        raise RenderError(path or context.path, f"of the patched Job, {'; '.join(problems[:3])}")
     assert isinstance(document, dict)
     return document
 

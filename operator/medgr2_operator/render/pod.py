@@ -40,7 +40,7 @@ def template(context: RenderContext) -> dict[str, Any]:
 
 def _main(context: RenderContext) -> dict[str, Any]:
     resources = _resources(context)
-    threads = containers.threads(resources, context.processes, context.path)
+    threads = containers.threads(resources, context.processes)
     return {
         "name": MAIN,
         "image": context.image,

@@ -43,8 +43,8 @@ class RenderError(ValueError):
 
     def __init__(self, path: str, message: str) -> None:
         super().__init__(f"{path}: {message}")
-        self.path = path
-        """Where in the cycle: `spec.template.patches[2]`."""
+        self.path, self.message = path, message
+        """Where in the cycle: `spec.template.patches[2]`; what is wrong there."""
 
 
 @dataclass(frozen=True)

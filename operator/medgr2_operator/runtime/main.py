@@ -22,6 +22,7 @@ from ..kube.client import CYCLES, ApiError, Client, connect
 from ..kube.events import EventRecorder
 from ..kube.leader_election import Lease, LeaseLostError
 from . import health, logging_setup, watches
+from .bounded_work import Setbacks
 from .metrics import Metrics
 from .progress_poller import ProgressPoller
 from .reconciler import Reconciler
@@ -60,7 +61,8 @@ async def operate(settings: Settings, stop: asyncio.Event, on_port: Callable[[in
         metrics.controller.leader.set(1)
         render = settings.render()
         poller = ProgressPoller(queue, render.progress_port)
-        reconcile = Reconciler(client, render, EventRecorder(client), poller, metrics)
+        setbacks = Setbacks(settings.state_dir)
+        reconcile = Reconciler(client, render, EventRecorder(client), poller, metrics, setbacks=setbacks)
         await _lead(settings, stop, queue, reconcile, poller, client, lease, metrics)
 
 
@@ -147,6 +149,12 @@ async def _until(stop: asyncio.Event, work: object) -> bool:
     return not stop.is_set()
 
 
+def read_deep_objects() -> None:
+    """Lets Python read JSON as deep as the API server takes it, 10,000 levels: where it sees an endless recursion, one
+    such object ends the watch of all. The models refuse it afterwards."""
+    sys.setrecursionlimit(60_000)
+
+
 def main() -> int:
     """Entry point of the operator's container."""
     try:
@@ -155,6 +163,7 @@ def main() -> int:
         print(f"medgr2-operator: {error}", file=sys.stderr)
         return 78
     logging_setup.configure(settings.log_level)
+    read_deep_objects()
     if settings.kubeconfig is not None:
         os.environ["KUBECONFIG"] = str(settings.kubeconfig)  # where kopf looks
 

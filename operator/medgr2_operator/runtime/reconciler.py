@@ -38,7 +38,9 @@ from ..render import labels
 from ..render.job import QUEUE_LABEL
 from ..render.job import job as render_job
 from ..render.render_context import RenderError, RenderSettings
+from ..render.trial import unrenderable
 from . import observe
+from .bounded_work import Setbacks, compute
 from .progress_poller import ProgressPoller
 from .pvc_check import VolumeCheck, WorkspaceState
 from .workqueue import CycleKey
@@ -81,7 +83,9 @@ class Reconciler:
         poller: ProgressPoller,
         observer: ReconcileObserver | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        setbacks: Setbacks | None = None,
     ) -> None:
+        self._setbacks = setbacks or Setbacks(None)
         self._client, self._settings, self._recorder = client, settings, recorder
         self._poller, self._observer = poller, observer or ReconcileObserver()
         self._now, self._volume_check = now, VolumeCheck(client)
@@ -91,6 +95,18 @@ class Reconciler:
         """Uids of created Jobs, by name, until they are in a status: no status is written for them alone."""
 
     async def __call__(self, key: CycleKey) -> float | None:
+        if (left := self._setbacks.left(key)) > 0:
+            await self._say(key, "SetBack", f"{self._setbacks.why(key)}: it is set back, and tried again later")
+            return left
+        with self._setbacks.working_on(key):
+            try:
+                return await self._reconcile(key)
+            except Exception as error:
+                if not _passes(error):
+                    await self._say(key, "ReconcileError", f"{type(error).__name__}: {error}")
+                raise
+
+    async def _reconcile(self, key: CycleKey) -> float | None:
         try:
             manifest = await self._client.get(CYCLES, key.name, key.namespace)
         except NotFoundError:
@@ -98,17 +114,15 @@ class Reconciler:
             self._poller.watch(key, ())
             self._uids.pop(key, None)
             return None
-        try:
-            cycle = Cycle.model_validate(manifest, by_alias=True, by_name=False)
-        except ValidationError as error:
-            errors = explain(error, Cycle, lambda location: None)
-            await self._reject(manifest, "; ".join(f"{dotted(place)}: {message}" for place, message in errors))
+        cycle, problems = await compute(lambda: _read(manifest, self._settings))
+        if cycle is None:
+            await self._reject(manifest, "; ".join(problems))
             return None
         if (left := self._time_to_live(cycle, cycle.status)) is not None and left <= 0:
             await self._client.delete(CYCLES, key.name, key.namespace, uid=cycle.metadata.uid)
             return None
-        if problems := unsupported(cycle.spec):
-            await self._reject(manifest, "; ".join(map(str, problems)))
+        if problems:
+            await self._reject(manifest, "; ".join(problems))
             return None
 
         self._add_uids(key, cycle)
@@ -117,13 +131,9 @@ class Reconciler:
         pods = await self._list(PODS, cycle)
         workspace = await self._volume_check.of(cycle)
         now = self._now()
-        plan = planner.plan(cycle, await self._observe(key, cycle, workspace, jobs, pods, now), now)
+        observed = await self._observe(key, cycle, workspace, jobs, pods, now)
         try:
-            objects = [
-                rendered
-                for create in plan.creates
-                for rendered in render_job(cycle, create, self._settings, workspace.single_node)
-            ]
+            plan, objects = await compute(lambda: _planned(cycle, observed, now, self._settings, workspace.single_node))
         except RenderError as error:
             await self._reject(manifest, str(error))
             return None
@@ -276,11 +286,24 @@ class Reconciler:
     async def _reject(self, manifest: Manifest, message: str) -> None:
         """Reports why a spec cannot be run. What runs goes on; an edit of the spec calls for another reconcile."""
         self._observer.on_invalid(CycleKey(manifest["metadata"]["namespace"], manifest["metadata"]["name"]))
+        await self._stand_still(manifest, "InvalidSpec", message)
+
+    async def _say(self, key: CycleKey, reason: str, message: str) -> None:
+        """Reports why nothing is done for a cycle, as far as the API server takes it."""
+        try:
+            await self._stand_still(await self._client.get(CYCLES, key.name, key.namespace), reason, message)
+        except NotFoundError:
+            self._setbacks.forget(key)
+        except ApiError as error:
+            _log.warning("%s: %s cannot be told: %s", key, reason, error)
+
+    async def _stand_still(self, manifest: Manifest, reason: str, message: str) -> None:
+        """Writes that the cycle does not progress, with an event, unless the status says so already."""
         status = dict(manifest.get("status") or {})
         condition = Condition(
             type="Progressing",
             status="False",
-            reason="InvalidSpec",
+            reason=reason,
             message=redact(message)[:1024],
             observed_generation=manifest["metadata"].get("generation", 0),
             last_transition_time=self._now(),
@@ -293,7 +316,7 @@ class Reconciler:
             condition["lastTransitionTime"] = before.get("lastTransitionTime", condition["lastTransitionTime"])
         status["conditions"] = [*({**conditions, "Progressing": condition}).values()]
         written = await self._client.replace_status(CYCLES, {**manifest, "status": status})
-        await self._recorder.record(written, Event("Warning", "InvalidSpec", message))
+        await self._recorder.record(written, Event("Warning", reason, message))
 
     def _time_to_live(self, cycle: Cycle, status: CycleStatus) -> float | None:
         """Seconds until a finished cycle is deleted; None: never, or not finished."""
@@ -301,6 +324,41 @@ class Reconciler:
         if ttl is None or ended is None or cycle.metadata.deletion_timestamp is not None:
             return None
         return (ended + timedelta(seconds=ttl) - self._now()).total_seconds()
+
+
+def _read(manifest: Manifest, settings: RenderSettings) -> tuple[Cycle | None, list[str]]:
+    """The cycle, if it can be read, and what keeps it from being run."""
+    try:
+        cycle = Cycle.model_validate(manifest, by_alias=True, by_name=False)
+    except ValidationError as error:
+        return None, [f"{dotted(place)}: {message}" for place, message in explain(error, Cycle, lambda location: None)]
+    problems = unsupported(cycle.spec)
+    if not problems and not _was_accepted(cycle):
+        problems = unrenderable(cycle, settings)
+    return cycle, [str(problem) for problem in problems]
+
+
+def _was_accepted(cycle: Cycle) -> bool:
+    """Whether this very spec was found good before: its stages need not be tried again."""
+    refused = any(condition.reason == "InvalidSpec" for condition in cycle.status.conditions)
+    return cycle.status.observed_generation == cycle.metadata.generation and not refused
+
+
+def _planned(
+    cycle: Cycle, observed: Observed, now: datetime, settings: RenderSettings, single_node: bool
+) -> tuple[Plan, list[Manifest]]:
+    """The plan, and the objects that it creates.
+
+    Raises:
+        RenderError: one of them cannot be.
+    """
+    plan = planner.plan(cycle, observed, now)
+    return plan, [rendered for create in plan.creates for rendered in render_job(cycle, create, settings, single_node)]
+
+
+def _passes(error: Exception) -> bool:
+    """Whether it is not about the object: no answer, or one that differs next time."""
+    return isinstance(error, ApiError) and (error.status in (0, 409, 429) or error.status >= 500)
 
 
 _REQUEUE_BY_STATE = {

@@ -40,6 +40,8 @@ class Settings(BaseModel):
     """Cycles reconciled at the same time."""
     resync_seconds: float = Field(default=300.0, gt=0)
     """Every cycle is reconciled again after this, whatever the watches say."""
+    state_dir: Path | None = None
+    """Folder that outlives the process: what was worked on when it ended is set back. Absent: none is."""
     port: int = Field(default=8080, ge=0, le=65535)
     """Of /healthz, /readyz and /metrics."""
     log_level: str = "INFO"

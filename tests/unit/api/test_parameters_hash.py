@@ -223,7 +223,7 @@ specs = st.fixed_dictionaries(
             max_size=3,
         ).map(lambda items: [{**item, "name": f"s{index}"} for index, item in enumerate(items)]),
         "generator.sampling.temperature": st.floats(0, 2),
-        "template.affinity": trainers,
+        "template.patches": trainers.map(lambda value: [{"value": value}]),
     },
 )
 

@@ -78,6 +78,25 @@ def test_unsupported_parts_are_refused_with_what_to_use_instead(tmp_path: Path) 
     assert "only generate and score have shards: set 1" in output
 
 
+@pytest.mark.parametrize(
+    ("asked", "where", "what"),
+    [
+        ("stages: [{name: sft, resources: {limits: {nvidia.com/gpu: two}}}]", "stages[0].resources", "'two' is not a"),
+        ("stages: [{name: sft, patches: [{op: remove, path: /spec/x}]}]", "stages[sft].patches[0]", "does not apply"),
+        ("stages: [{name: sft, shards: 1, numNodes: 2}, {name: score, shards: 2, numNodes: 2}]", "stages[", "numNodes"),
+        ("template: {env: [{name: MEDGR2_A, value: b}]}", "spec.template.env[0]", "is the operator's to set"),
+        ("queueing: {queueName: a b}", "spec.queueing.queueName", "becomes a label"),
+    ],
+)
+def test_every_stage_is_rendered_once(tmp_path: Path, asked: str, where: str, what: str) -> None:
+    path = tmp_path / "cycle.yaml"
+    path.write_text(QUICKSTART.read_text().replace("  iterations: 2", f"  iterations: 2\n  {asked}"))
+    code, output = invoke("validate", path)
+    assert code == 2
+    assert where in output
+    assert what in output
+
+
 @pytest.mark.parametrize("uri", ["../elsewhere", "a/../../b", "/etc"])
 def test_paths_that_leave_the_workspace_are_refused(tmp_path: Path, uri: str) -> None:
     path = tmp_path / "cycle.yaml"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -178,3 +180,54 @@ def test_whatever_the_patch_the_job_is_known_or_the_patch_is_refused(operations:
         assert error.path.startswith("spec.template.patches[")  # noqa: PT017
     else:
         assert identity(after) == before
+
+
+@pytest.mark.parametrize(
+    "growing",
+    [
+        lambda n: {"op": "copy", "from": "/spec/template/spec", "path": f"/spec/template/spec/x{n}"},
+        lambda n: {"op": "copy", "from": "/spec", "path": f"/spec/template/x{n}"},
+        lambda n: {"op": "copy", "from": f"{POD}/containers", "path": f"{POD}/containers/-"},
+        lambda n: {"op": "add", "path": f"/metadata/annotations/x{n}", "value": "y" * 20_000},
+        lambda n: {"op": "add", "path": f"{POD}/x{n}", "value": [{}] * 5_000},
+    ],
+)
+def test_a_patch_cannot_grow_the_job_without_bounds(growing: Any) -> None:
+    operations = [FINE, *(growing(number) for number in range(63))]
+    began = time.process_time()
+    tracemalloc.start()
+    with pytest.raises(RenderError, match=r"^spec\.template\.patches\[\d+\]: makes the Job larger than 256 KiB$"):
+        render(operations)
+    assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    tracemalloc.stop()
+    assert time.process_time() - began < 10
+
+
+def test_the_work_of_all_patches_is_bounded() -> None:
+    large: dict[str, Any] = {"op": "add", "path": "/metadata/annotations", "value": {"a": "x" * 200_000}}
+    copies = [{"op": "copy", "from": "/metadata/annotations", "path": "/metadata/annotations"}] * 63
+    began = time.process_time()
+    render([large, *copies], copies)
+    assert time.process_time() - began < 5
+
+
+def test_a_patch_cannot_nest_the_job_without_bounds() -> None:
+    copies = [{"op": "copy", "from": "/metadata/annotations", "path": "/metadata/annotations/a"}] * 12
+    with pytest.raises(RenderError, match=r"patches\[\d+\]: (nests the Job too deeply|of the patched Job)"):
+        render([FINE, *copies])
+
+
+@pytest.mark.parametrize(
+    ("operation", "what"),
+    [
+        ({"op": "replace", "path": f"{POD}/containers/0/image", "value": 5}, "image: 5 is not text"),
+        ({"op": "add", "path": f"{POD}/volumes/-", "value": "data"}, "must be an object"),
+        ({"op": "add", "path": f"{POD}/volumes/-", "value": {"name": "x", "hostpath": {}}}, "hostpath: unknown field"),
+        ({"op": "remove", "path": f"{POD}/containers"}, "containers: missing"),
+        ({"op": "replace", "path": "/spec/podFailurePolicy", "value": "none"}, "must be an object"),
+        ({"op": "add", "path": f"{POD}/containers/0/resources/limits", "value": {"cpu": "x"}}, "is not a quantity"),
+    ],
+)
+def test_what_is_no_job_any_more_is_refused(operation: dict[str, Any], what: str) -> None:
+    with pytest.raises(RenderError, match=what):
+        render([FINE, operation])

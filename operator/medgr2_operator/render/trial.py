@@ -1,0 +1,50 @@
+"""Every stage of a cycle rendered once, before anything of it is paid for."""
+
+from __future__ import annotations
+
+from medgr2_api.cycle import Cycle
+from medgr2_api.stage_contract import CycleRef, StageRequest
+from medgr2_api.validation_errors import Problem
+
+from ..plan.scheduling import job_name
+from ..plan.spec_cache import cached_spec
+from ..plan.types import AttemptKey, JobCreate, StageKey
+from . import pvc
+from .job import job
+from .render_context import RenderError, RenderSettings
+
+
+def unrenderable(cycle: Cycle, settings: RenderSettings) -> list[Problem]:
+    """What keeps stages of the cycle from being rendered, each once.
+
+    Args:
+        cycle: valid by itself.
+        settings: the operator's.
+    """
+    pvc.claim(cycle)
+    problems: dict[str, Problem] = {}
+    graph = cached_spec(cycle.metadata.name, cycle.spec).graph(cycle.spec.iterations)
+    for key in {node.key.name: node.key for node in graph}.values():
+        for collect in (False, True):
+            try:
+                job(cycle, _create(cycle, key, collect), settings)
+            except RenderError as error:
+                problems.setdefault(str(error), Problem(error.path, error.message))
+    return list(problems.values())
+
+
+def _create(cycle: Cycle, key: StageKey, collect: bool) -> JobCreate:
+    """The first attempt of a stage, as the planner would make it; what it reads is not known yet."""
+    metadata, known = cycle.metadata, cached_spec(cycle.metadata.name, cycle.spec)
+    attempt = AttemptKey(key.iteration, key.name, "", 1)
+    request = StageRequest.model_construct(
+        cycle=CycleRef.model_construct(name=metadata.name, namespace=metadata.namespace, uid=metadata.uid),
+        iteration=key.iteration,
+        stage=key.name,
+        attempt=1,
+        input_hash="0" * 64,
+        parameters=known.parameters(key.name, key.iteration).dump(),
+        collect=collect,
+    )
+    name = job_name(metadata.name, metadata.uid, attempt)
+    return JobCreate(attempt, name, request, cycle.spec.stage(key.name).shards)
