@@ -46,7 +46,7 @@ GRPO = StageDefinition(
         Read("reward", "reward", Of.NEWEST, when=learns_from_reward),
     ),
     publishes=("model/", "rollouts.parquet", "log.json"),
-    code_version=2,  # on a CPU the LM head scores the answers only: other rounding
+    code_version=3,  # more forms of an answer are read, and what is denied is not
     distributed=True,
     makes="policy",
 )

@@ -49,4 +49,5 @@ PREFERENCES = StageDefinition(
     ),
     publishes=("preferences.parquet",),
     serves=("reward",),
+    code_version=2,  # more forms of an answer are read, and what is denied is not
 )

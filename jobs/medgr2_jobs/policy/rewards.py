@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from medgr2_api.training_spec import Normalization, RewardTerm, RewardTermType
+from medgr2_api.training_spec import AnswerFormat, Normalization, RewardTerm, RewardTermType
 
 from ..errors import ConfigError
 from ..prompts import answers
@@ -82,17 +82,26 @@ class Rollouts:
 class PolicyReward:
     """The reward function that TRL calls once per generation batch."""
 
-    def __init__(self, terms: Sequence[RewardTerm], group_size: int, score: Scorer | None, rollouts: Rollouts) -> None:
+    def __init__(
+        self,
+        terms: Sequence[RewardTerm],
+        group_size: int,
+        score: Scorer | None,
+        rollouts: Rollouts,
+        answer_format: AnswerFormat,
+    ) -> None:
         """
         Args:
             terms: α, β and further ones, and how they are scaled.
             group_size: G; a prompt's completions stand side by side.
             score: R; None when no term asks for it.
             rollouts: takes the sample.
+            answer_format: what the prompts ask for.
         """
         self.terms = [make_term(spec, score) for spec in terms]
         self.group_size = group_size
         self.rollouts = rollouts
+        self.answer_format = answer_format
 
     def reward(
         self,
@@ -119,7 +128,9 @@ class PolicyReward:
             log_metric: takes a figure into the trainer's log.
         """
         texts = [message[0]["content"] for message in completions]
-        picked = [answers.extract(answer, offered) for answer, offered in zip(texts, options, strict=True)]
+        picked = [
+            answers.extract(answer, offered, self.answer_format) for answer, offered in zip(texts, options, strict=True)
+        ]
         trusted = np.array([index is not None for index in answer_index])
         completed = [
             Completion(image, asked, tuple(offered), answer, choice, right)

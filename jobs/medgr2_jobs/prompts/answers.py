@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from medgr2_api.training_spec import AnswerFormat
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+from . import answer_forms
+from .answer_forms import LETTERS as LETTERS
+from .answer_forms import normalise as normalise
+
 #: The tags that mark the parts of an answer. No text that is taught or asked may have them in it.
 TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 #: The innermost block: an <answer> that is mentioned and never closed does not swallow the one that follows.
 _ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
-_LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
-_FORMAT = re.compile(
-    r"<think>(?:(?!<think>|</think>|<answer>|</answer>).)*</think>\s*<answer>(?:(?!<).)+</answer>", re.DOTALL
-)
+_NO_TAG = r"(?:(?!</?(?:think|answer)>).)"
+_FORMAT = re.compile(rf"<think>{_NO_TAG}*</think>\s*<answer>{_NO_TAG}+</answer>", re.DOTALL)
 
 
 class Askable(Protocol):
@@ -84,32 +84,16 @@ def response(rationale: str, index: int, options: Sequence[str], answer_format: 
     return f"<think>{rationale}</think><answer>{answer_text(index, options, answer_format)}</answer>"
 
 
-def normalise(text: str) -> str:
-    """Lower case, one space, no surrounding punctuation; NFKC."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(text.split()).strip(" .,:;!?\"'()[]")
-
-
-def extract(text: str, options: Sequence[str]) -> int | None:
+def extract(text: str, options: Sequence[str], answer_format: AnswerFormat) -> int | None:
     """The option an answer names: its index, or None.
 
-    The last <answer> block; there one letter, else exactly one option's normalised text, else the only option that
-    is contained in it. Never random, never fuzzy (docs/decisions.md, 5).
+    The last <answer> block, in the forms of docs/answers.md: a letter before a text where letters were asked for, else
+    a text before a letter. Never random, never fuzzy (docs/decisions.md, 5).
     """
     blocks = _ANSWER.findall(text)
     if not blocks:
         return None
-    answer = blocks[-1].strip()
-    letter = _LETTER.fullmatch(answer)
-    if letter and (index := LETTERS.index(letter.group(1).upper())) < len(options):
-        return index
-    answer_text = normalise(answer)
-    offered = [normalise(option) for option in options]
-    exact = [index for index, option in enumerate(offered) if option and option == answer_text]
-    if len(exact) == 1:
-        return exact[0]
-    contained = [index for index, option in enumerate(offered) if option and f" {option} " in f" {answer_text} "]
-    return contained[0] if len(contained) == 1 else None
+    return answer_forms.read(blocks[-1], options, letters_first=answer_format is AnswerFormat.LETTER)
 
 
 def well_formed(text: str) -> bool:

@@ -207,7 +207,7 @@ def _measure(ctx: StageContext[EvaluateParameters], lazy: _Lazy, part: _Part, pr
         lambda done: progress.within("scoring", len(part.items) / 2),
     )
     written = [
-        part.prediction(item, Scoring.GREEDY, answers.extract(text, item.options), text=text)
+        part.prediction(item, Scoring.GREEDY, answers.extract(text, item.options, answer_format), text=text)
         for item, text in zip(part.items, texts, strict=True)
     ]
     likeliest = [

@@ -130,7 +130,7 @@ def run(ctx: StageContext[GRPOParameters]) -> StageOutcome:
     wants_r = any(term.type is RewardTermType.REWARD_MODEL for term in grpo.rewards)
     with deepspeed.whole(args):
         scorer = _scorer(ctx) if wants_r else None
-    reward = PolicyReward(grpo.rewards, grpo.num_generations, scorer, rollouts)
+    reward = PolicyReward(grpo.rewards, grpo.num_generations, scorer, rollouts, answer_format)
     callback = StageCallback(ctx, "grpo", ("reward", "loss", "kl"), every=every, extra=rollouts.save)
     trainer = GRPOPolicyTrainer(
         model=model,

@@ -20,13 +20,14 @@ from typing import Any
 import torch
 
 from medgr2_api.stages.preferences import PreferencesParameters
-from medgr2_api.training_spec import Grades
+from medgr2_api.training_spec import AnswerFormat
 
 from ..curate.training_set import Origin, TrainingRow, training_set
 from ..errors import DataError
 from ..models import vlm
 from ..models.vlm import Encoder, PromptResponse
 from ..prompts import answers
+from ..prompts.answer_forms import named
 from ..runner.context import StageContext, StageOutcome
 from ..store import atomic
 from ..store.rows import AnsweredQuestion, Grade, Item, Preference, Split
@@ -130,13 +131,13 @@ def longest_answer(encoder: Encoder, training: Sequence[TrainingRow]) -> int:
     return min(_LONGEST, math.ceil(1.5 * max(map(len, ids))) + 8)
 
 
-def grade(text: str, options: Sequence[str], answer_index: int) -> Grade:
+def grade(text: str, options: Sequence[str], answer_index: int, answer_format: AnswerFormat) -> Grade:
     """The grade of an answer.
 
     original: right and in format. perturbed: right, but not in format, or its rationale speaks for another option.
     incoherent: no answer can be read from it. irrelevant: wrong.
     """
-    picked = answers.extract(text, options)
+    picked = answers.extract(text, options, answer_format)
     if picked is None:
         return Grade.INCOHERENT
     if picked != answer_index:
@@ -147,12 +148,7 @@ def grade(text: str, options: Sequence[str], answer_index: int) -> Grade:
 
 def contradicts(text: str, options: Sequence[str], picked: int) -> bool:
     """Whether the rationale names another option and not the one that is then answered."""
-    rationale = f" {answers.normalise(' '.join(_THINK.findall(text)))} "
-    findings_named = [
-        index
-        for index, option in enumerate(options)
-        if answers.normalise(option) and re.search(rf"\W{re.escape(answers.normalise(option))}\W", rationale)
-    ]
+    findings_named = named(" ".join(_THINK.findall(text)), options)
     return bool(findings_named) and picked not in findings_named
 
 
@@ -180,14 +176,14 @@ def _sample_part(
     for index, (asked, prompt) in enumerate(zip(chosen, prompts, strict=True)):
         samples = Counter(completions[index * settings.samples_per_prompt : (index + 1) * settings.samples_per_prompt])
         for sample, times in samples.items():  # in the order of their first appearance
-            rows.append(_row(asked, prompt.prompt_id, sample, parameters.grades))
+            rows.append(_row(asked, prompt.prompt_id, sample, parameters))
             drawn_grades[rows[-1].grade] += times
     atomic.write_text(path, json.dumps([[asdict(row) for row in rows], drawn_grades]))
 
 
-def _row(asked: Asked, prompt_id: str, text: str, grades: Grades) -> Preference:
+def _row(asked: Asked, prompt_id: str, text: str, parameters: PreferencesParameters) -> Preference:
     question = asked.question
-    graded = grade(text, question.options, question.answer_index)
+    graded = grade(text, question.options, question.answer_index, parameters.answer_format)
     return Preference(
         sample_id=hashlib.sha256(f"{prompt_id}\n{text}".encode()).hexdigest()[:16],
         prompt_id=prompt_id,
@@ -199,7 +195,7 @@ def _row(asked: Asked, prompt_id: str, text: str, grades: Grades) -> Preference:
         options=question.options,
         response=text,
         grade=graded,
-        target=getattr(grades, graded.value),
+        target=getattr(parameters.grades, graded.value),
         gold=asked.gold,
     )
 

@@ -201,7 +201,7 @@ def test_every_letter_is_right_about_equally_often(format_: AnswerFormat) -> Non
     for row, new in dealt(format_):
         assert sorted(new.options) == sorted(row.options)
         assert new.options[new.answer_index] == "cyst"
-        assert answers.extract(new.response, new.options) == new.answer_index
+        assert answers.extract(new.response, new.options, format_) == new.answer_index
         assert new.response == answers.response("It is round.", new.answer_index, new.options, format_)
         counts[new.answer_index] += 1
     assert all(70 <= counts[index] <= 130 for index in range(4)), counts
@@ -259,7 +259,7 @@ def test_the_training_set_has_the_dealt_options_and_nothing_else_changes(tmp_pat
     for row in candidates:
         new = rows[row.triplet_id]
         assert new.options[new.answer_index] == row.options[row.answer_index]
-        assert answers.extract(new.response, new.options) == new.answer_index
+        assert answers.extract(new.response, new.options, AnswerFormat.LETTER) == new.answer_index
     seed = [row for row in made.training() if row.origin is Origin.SEED]
     assert [row.options for row in seed] == [row.options for row in made.seed]
     moved = sum(rows[row.triplet_id].options != row.options for row in candidates)

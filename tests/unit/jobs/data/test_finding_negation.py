@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from hashlib import sha256
 
 import pytest
-from tests.unit.jobs.data.test_graded_dataset import make, phantom_items
+from tests.unit.jobs.data.test_graded_dataset import FORMAT, make, phantom_items
 
 from medgr2_jobs.data import finding_negation, paraphrase
 from medgr2_jobs.prompts import answers
@@ -89,7 +89,7 @@ def test_d_grade_has_flipped_findings_of_real_texts() -> None:
         item = next(item for item in items if item.item_id == row.item_id)
         assert (row.grade, row.target) == ("irrelevant", -6.0)
         assert "right lung" in row.response
-        assert answers.extract(row.response, row.options) == item.answer_index
+        assert answers.extract(row.response, row.options, FORMAT) == item.answer_index
         assert row.image_sha256 == item.image_sha256
     assert not [row for row in make(items, mismatches=0) if row.perturbation == "flippedFinding"]
 

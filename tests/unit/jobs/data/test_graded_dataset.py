@@ -64,7 +64,7 @@ def test_each_grade_is_what_it_says() -> None:
     for row in rows:
         item = items[row.item_id]
         gold = item.answer_index
-        chosen = answers.extract(row.response, row.options)
+        chosen = answers.extract(row.response, row.options, FORMAT)
         own_image = row.image_sha256 == item.image_sha256
         match row.grade:
             case "original":

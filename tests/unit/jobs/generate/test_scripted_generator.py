@@ -44,7 +44,7 @@ def test_rates_and_truth() -> None:
     for shown, kind, row in made:
         truth = shown.value(kind)
         assert row.correct == (row.options[row.answer_index] == truth) == (row.kind == "good")
-        assert answers.extract(row.response, row.options) == row.answer_index
+        assert answers.extract(row.response, row.options, FORMAT) == row.answer_index
         by_place[synthetic_images.VALUES[kind].index(truth) % 2].append(row.kind == "hallucinated")
     assert sum(by_place[0]) / len(by_place[0]) == pytest.approx(0.45, abs=0.03)
     assert sum(by_place[1]) / len(by_place[1]) == pytest.approx(0.10, abs=0.03)

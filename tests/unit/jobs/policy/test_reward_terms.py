@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.support.plugin_fixtures import install, plugin
-from tests.unit.jobs.policy.test_rewards import RIGHT, WRONG, call, scores
+from tests.unit.jobs.policy.test_rewards import FORMAT, RIGHT, WRONG, call, scores
 
 from medgr2_api.training_spec import RewardTerm
 from medgr2_jobs import plugins
@@ -33,7 +33,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_plugin_is_weighted_and_logged_beside_the_others() -> None:
     long = f"<think>{'x' * 100}</think><answer>a</answer>"
-    reward = PolicyReward(terms(0.2, characters=2 * len(long)), 2, scores(10, 10, -6, 2), Rollouts())
+    reward = PolicyReward(terms(0.2, characters=2 * len(long)), 2, scores(10, 10, -6, 2), Rollouts(), FORMAT)
     found, logged = call(reward, [long, "", RIGHT, WRONG], [0, 0, 0, 0])
     brief = [0.5, 1.0, 1 - len(RIGHT) / len(long) / 2, 1 - len(WRONG) / len(long) / 2]
     assert found == pytest.approx(
@@ -46,7 +46,7 @@ def test_a_plugin_is_weighted_and_logged_beside_the_others() -> None:
 
 
 def test_without_a_trusted_answer_the_others_take_over_in_proportion() -> None:
-    reward = PolicyReward(terms(0.2), 2, scores(10, 10), Rollouts())
+    reward = PolicyReward(terms(0.2), 2, scores(10, 10), Rollouts(), FORMAT)
     found, _ = call(reward, ["", ""], [None, 0])
     assert found == pytest.approx([1.0, 0.8])  # 0.75 and 0.25 of the whole; without an answer that matches
 
@@ -76,7 +76,7 @@ def test_what_cannot_be_rewarded_is_refused_before_any_model_is_loaded(given: li
 @pytest.mark.parametrize("values", [[1.0], [1.0, float("nan")], [[1.0], [2.0]]])
 def test_values_that_are_no_reward_end_the_stage(values: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugins, "load", lambda *_: lambda completions: values)
-    reward = PolicyReward(terms(0.2)[2:], 2, None, Rollouts())
+    reward = PolicyReward(terms(0.2)[2:], 2, None, Rollouts(), FORMAT)
     with pytest.raises(ConfigError, match="one finite number for each"):
         call(reward, [RIGHT, WRONG], [0, 0])
 
@@ -84,6 +84,6 @@ def test_values_that_are_no_reward_end_the_stage(values: Any, monkeypatch: pytes
 def test_terms_of_another_package_read_what_the_policy_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(plugins, "load", lambda *_: lambda completions: seen.extend(completions) or [0.0, 0.0])
-    call(PolicyReward(terms(0.2)[2:], 2, None, Rollouts()), [RIGHT, "?"], [1, None])
+    call(PolicyReward(terms(0.2)[2:], 2, None, Rollouts(), FORMAT), [RIGHT, "?"], [1, None])
     assert [(one.text, one.picked, one.answer_index) for one in seen] == [(RIGHT, 0, 1), ("?", None, None)]
     assert (seen[0].prompt, seen[0].options, seen[0].image_sha256) == ("Which? a, b", ("a", "b"), "i0")

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medgr2_api.training_spec import RewardTerm
+from medgr2_api.training_spec import AnswerFormat, RewardTerm
 from medgr2_jobs.errors import ConfigError
 from medgr2_jobs.policy.rewards import PolicyReward, Rollouts, check_terms, summary
 
+FORMAT = AnswerFormat.OPTION_TEXT
 RIGHT, WRONG = "<think>x</think><answer>a</answer>", "<think>x</think><answer>b</answer>"
 
 
@@ -43,24 +44,24 @@ def scores(*values: float) -> Any:
 
 
 def test_reward_is_the_weighted_sum_of_normalised_r_and_match() -> None:
-    reward = PolicyReward(terms(), 2, scores(10, -6), Rollouts())
+    reward = PolicyReward(terms(), 2, scores(10, -6), Rollouts(), FORMAT)
     assert call(reward, [RIGHT, WRONG], [0, 0])[0] == pytest.approx([1.0, 0.0])
 
 
 def test_raw_r_under_the_papers_scale() -> None:
-    reward = PolicyReward(terms(normalization="None"), 2, scores(10, -6), Rollouts())
+    reward = PolicyReward(terms(normalization="None"), 2, scores(10, -6), Rollouts(), FORMAT)
     assert call(reward, [RIGHT, WRONG], [0, 0])[0] == pytest.approx([8.2, -4.8])
 
 
 def test_without_a_trusted_answer_r_takes_the_whole_weight() -> None:
-    reward = PolicyReward(terms(), 2, scores(10, 2, 10, 2), Rollouts())
+    reward = PolicyReward(terms(), 2, scores(10, 2, 10, 2), Rollouts(), FORMAT)
     found, logged = call(reward, [RIGHT, RIGHT, RIGHT, WRONG], [None, None, 0, 0])
     assert found == pytest.approx([1.0, 0.5, 1.0, 0.4])
     assert logged["match"] == 0.5  # of the two that have one
 
 
 def test_an_answer_that_cannot_be_read_never_matches() -> None:
-    reward = PolicyReward(terms(0.0, 1.0)[1:], 2, None, Rollouts())
+    reward = PolicyReward(terms(0.0, 1.0)[1:], 2, None, Rollouts(), FORMAT)
     found, logged = call(reward, ["a", RIGHT], [0, 0])
     assert found == [0.0, 1.0]
     assert logged["parse_failures"] == 0.5
@@ -70,14 +71,14 @@ def test_an_answer_that_cannot_be_read_never_matches() -> None:
 
 def test_variance_shares_add_up_to_one() -> None:
     rng = np.random.default_rng(0)
-    reward = PolicyReward(terms(), 4, scores(*rng.uniform(-6, 10, 16)), Rollouts())
+    reward = PolicyReward(terms(), 4, scores(*rng.uniform(-6, 10, 16)), Rollouts(), FORMAT)
     _, logged = call(reward, [RIGHT, WRONG] * 8, [0] * 16)
     assert logged["variance_share_reward_model"] + logged["variance_share_match"] == pytest.approx(1)
     assert logged["zero_variance_groups"] == 0
 
 
 def test_variance_is_taken_within_groups_only() -> None:
-    reward = PolicyReward(terms(), 2, scores(10, 10, -6, -6), Rollouts())
+    reward = PolicyReward(terms(), 2, scores(10, 10, -6, -6), Rollouts(), FORMAT)
     _, logged = call(reward, [RIGHT, RIGHT, WRONG, WRONG], [0] * 4)
     assert logged["zero_variance_groups"] == 1
     assert "variance_share_match" not in logged
@@ -86,15 +87,15 @@ def test_variance_is_taken_within_groups_only() -> None:
 def test_raw_scale_leaves_the_match_almost_no_say() -> None:
     """docs/decisions.md, 1, as a figure of a run."""
     values = scores(8, 1, 5, -3)
-    _, raw = call(PolicyReward(terms(normalization="None"), 4, values, Rollouts()), [RIGHT, WRONG] * 2, [0] * 4)
-    _, scaled = call(PolicyReward(terms(), 4, values, Rollouts()), [RIGHT, WRONG] * 2, [0] * 4)
+    _, raw = call(PolicyReward(terms(normalization="None"), 4, values, Rollouts(), FORMAT), [RIGHT, WRONG] * 2, [0] * 4)
+    _, scaled = call(PolicyReward(terms(), 4, values, Rollouts(), FORMAT), [RIGHT, WRONG] * 2, [0] * 4)
     assert raw["variance_share_match"] < 0.03
     assert scaled["variance_share_match"] > 0.2
 
 
 def test_rollouts_are_one_group_of_some_steps_and_survive_a_checkpoint(tmp_path: Path) -> None:
     kept = Rollouts()
-    reward = PolicyReward(terms(), 2, scores(10, -6, 2, 2), kept)
+    reward = PolicyReward(terms(), 2, scores(10, -6, 2, 2), kept, FORMAT)
     for step in range(40):
         call(reward, [RIGHT, WRONG, RIGHT, RIGHT], [0, 0, None, None], step)
     assert [row.step for row in kept.rows] == [0, 0, 20, 20]

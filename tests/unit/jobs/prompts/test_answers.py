@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+import time
+import unicodedata
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medgr2_api.training_spec import AnswerFormat
-from medgr2_jobs.prompts import answers
+from medgr2_jobs.prompts import answer_forms, answers
 
 OPTIONS = ["solid mass", "mass", "cyst", "No finding"]
+FORMATS = list(AnswerFormat)
+LETTER, TEXT = AnswerFormat.LETTER, AnswerFormat.OPTION_TEXT
 
 plain = st.text(alphabet=st.characters(blacklist_characters="<>", blacklist_categories=["Cs"]), max_size=30)
 word = st.text(alphabet="bcdfghklmnprstvw", min_size=3, max_size=8)
@@ -38,7 +43,8 @@ def block(text: str) -> str:
         ("no  finding", 3),
         ("mass", 1),  # exact, though also contained in the first
         ("it is a cyst", 2),
-        ("it is a solid mass", None),  # holds two options
+        ("it is a solid mass", 0),  # the longer one
+        ("a mass beside a solid mass", None),  # holds two options
         ("cyst or no finding", None),
         ("cysts", None),  # nearly is not enough
         ("", None),
@@ -46,32 +52,60 @@ def block(text: str) -> str:
         ("1", None),
     ],
 )
-def test_reads_letter_then_exact_text_then_the_only_contained_option(answer: str, expected: int | None) -> None:
-    assert answers.extract(block(answer), OPTIONS) == expected
+@pytest.mark.parametrize("answer_format", FORMATS)
+def test_reads_letter_then_exact_text_then_the_only_contained_option(
+    answer: str, expected: int | None, answer_format: AnswerFormat
+) -> None:
+    assert answers.extract(block(answer), OPTIONS, answer_format) == expected
 
 
+def documented() -> list[tuple[AnswerFormat, list[str], str, str]]:
+    """The rows of the table in docs/answers.md, one for each format."""
+    page = Path(__file__).parents[4] / "docs" / "answers.md"
+    rows = re.findall(r"^\| (both|Letter|OptionText) \| (.*?) \| `(.*)` \| (.*?) \|$", page.read_text(), re.MULTILINE)
+    assert len(rows) == page.read_text().count("\n| ") - 1, "each row of the table is read"
+    return [
+        (answer_format, options.split("; "), answer, read_as)
+        for which, options, answer, read_as in rows
+        for answer_format in (FORMATS if which == "both" else [AnswerFormat(which)])
+    ]
+
+
+@pytest.mark.parametrize(("answer_format", "options", "answer", "read_as"), documented())
+def test_the_documented_forms(answer_format: AnswerFormat, options: list[str], answer: str, read_as: str) -> None:
+    expected = None if read_as == "–" else options.index(read_as)
+    assert answers.extract(block(answer), options, answer_format) == expected
+
+
+@pytest.mark.parametrize("answer_format", FORMATS)
 @pytest.mark.parametrize(
     "text", ["", "B", "cyst", "The answer is B", "<answer>B", "B</answer>", "<answer></answer>", "<think>B</think>"]
 )
-def test_without_a_complete_block_nothing_is_read(text: str) -> None:
-    assert answers.extract(text, OPTIONS) is None
+def test_without_a_complete_block_nothing_is_read(text: str, answer_format: AnswerFormat) -> None:
+    assert answers.extract(text, OPTIONS, answer_format) is None
 
 
 def test_the_last_block_wins_even_when_it_cannot_be_read() -> None:
-    assert answers.extract("<answer>A</answer> no, <answer>C</answer>", OPTIONS) == 2
-    assert answers.extract("<answer>A</answer><answer>perhaps</answer>", OPTIONS) is None
+    assert answers.extract("<answer>A</answer> no, <answer>C</answer>", OPTIONS, LETTER) == 2
+    assert answers.extract("<answer>A</answer><answer>perhaps</answer>", OPTIONS, LETTER) is None
 
 
 def test_an_answer_tag_that_is_only_mentioned_does_not_swallow_the_real_one() -> None:
-    assert answers.extract("<think>inside <answer> I write it</think><answer>cyst</answer>", OPTIONS) == 2
+    said = "<think>inside <answer> I write it</think><answer>cyst</answer>"
+    assert answers.extract(said, OPTIONS, TEXT) == 2
 
 
-def test_an_option_of_punctuation_alone_is_not_matched_by_silence() -> None:
-    assert answers.extract("<answer></answer>", ["?", "cyst"]) is None
+@pytest.mark.parametrize("answer_format", FORMATS)
+def test_an_option_of_punctuation_alone_is_not_matched_by_silence(answer_format: AnswerFormat) -> None:
+    assert answers.extract("<answer></answer>", ["?", "cyst"], answer_format) is None
 
 
-def test_options_that_read_alike_cannot_be_told_apart() -> None:
-    assert answers.extract(block("cyst"), ["cyst", "Cyst.", "mass"]) is None
+def test_options_that_read_alike_are_told_apart_by_their_spelling_alone() -> None:
+    options = ["cyst", "Cyst.", "mass"]
+    assert [answers.extract(block(text), options, TEXT) for text in ("cyst", "Cyst.", "cyst;", "it is a cyst")] == [
+        0, 1, None, None,
+    ]  # fmt: skip
+    assert answers.extract(block("cyst"), ["cyst", "cyst", "mass"], TEXT) is None
 
 
 @given(option_lists, st.data(), plain)
@@ -79,31 +113,107 @@ def test_every_written_answer_is_read_back(options: list[str], data: st.DataObje
     index = data.draw(st.integers(0, len(options) - 1))
     for answer_format in AnswerFormat:
         written = answers.response(rationale, index, options, answer_format)
-        assert answers.extract(written, options) == index
-        assert answers.extract("<answer>A</answer>" + written, options) == index
-        assert answers.extract(written.upper(), options) == index
+        assert answers.extract(written, options, answer_format) == index
+        assert answers.extract("<answer>A</answer>" + written, options, answer_format) == index
+        assert answers.extract(written.upper(), options, answer_format) == index
+
+
+#: Texts that look like letters, numbers, parts of one another, denials, markup, or are in scripts of another kind.
+awkward = st.one_of(
+    st.sampled_from([
+        "A", "B", "C", "D", "a", "b", "(A)", "B.", "C)", "Option A", "option b", "The answer is B", "A or B",
+        "A and B", "A. Cyst", "B. Mass", "Cyst", "cyst", "CYST", "Cyst.", "a cyst", "no cyst", "not a cyst",
+        "No", "Yes", "no", "None", "None of the above", "All of the above", "1", "2", "3", "1.0", "1.5", "-1",
+        "+1", "10", "100", "1/2", "½", "m²", "m2", "pneumonia", "viral pneumonia", "no pneumonia",
+        "without pneumonia", "absence of pneumonia", "non-small cell", "small cell", "$x$", "$x^2$",
+        "\\boxed{A}", "\\text{B}", "\\alpha", "$\\frac{1}{2}$", "**A**", "*A*", "_b_", "`C`", "# A", "- A",
+        "> A", "'A'", "\"A\"", "“A”", "[A]", "{A}", "肺炎", "肺结核", "没有肺炎", "选A", "答案：B", "Ａ", "ｂ",
+        "（Ｃ）", "التهاب رئوي", "لا يوجد التهاب", '\u200fأ\u200f', "דלקת ריאות", "폐렴", "はい", "いいえ",
+        "निमोनिया", "👍", "👍🏽", '👩\u200d⚕\ufe0f', "❤", '❤\ufe0f', "?", "!", "...", "+", "-", "++",
+        "p < 0.05", "p > 0.05", "<b>A</b>", "<i>", "A|B", "A\\B", "it is A", "B is correct", "é", "é", "ﬁ",
+        "fi", "ß", "ss", "İ", "i", "E. coli", "C. difficile", "B cell", "T cell", "vitamin D", "hepatitis B",
+    ]),
+    st.text(st.characters(blacklist_characters="<>", blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=12),
+).filter(lambda text: bool(text.strip()))  # fmt: skip
+awkward_lists = st.lists(awkward, min_size=2, max_size=9, unique=True)
+
+
+@settings(max_examples=1000)
+@given(awkward_lists)
+def test_what_is_taught_is_read_back_whatever_the_options_are(options: list[str]) -> None:
+    for answer_format in AnswerFormat:
+        for index in range(len(options)):
+            written = answers.response("Because.", index, options, answer_format)
+            assert answers.extract(written, options, answer_format) == index
+
+
+@settings(max_examples=500)
+@given(
+    awkward_lists,
+    st.sampled_from(["**{}**", "({})", "{}.", " {} \n", r"\boxed{{{}}}", "$\\text{{{}}}$", "`{}`", "“{}”", "答案：{}"]),
+)
+def test_a_wrapped_letter_is_that_letter_whatever_the_options_are(options: list[str], wrapper: str) -> None:
+    for index in range(len(options)):
+        wrapped = wrapper.format(answers.LETTERS[index])
+        if wrapped not in options:  # it is then called so
+            found = answers.extract(block(wrapped), options, LETTER)
+            called = [option for option in options if answer_forms.normalise(option) == answer_forms.normalise(wrapped)]
+            assert found == index or (found is None and called)
+
+
+@pytest.mark.parametrize("answer_format", FORMATS)
+def test_a_letter_with_another_options_text_is_not_read(answer_format: AnswerFormat) -> None:
+    words = ["lobar pneumonia", "pleural effusion", "rib fracture", "lung nodule"]
+    for place, letter in enumerate("ABCD"):
+        for at, text in enumerate(words):
+            for form in (
+                f"{letter}. {text}",
+                f"**{letter}**: {text}",
+                f"{text} ({letter})",
+                f"Option {letter} ({text})",
+            ):
+                expected = place if place == at else None
+                assert answers.extract(block(form), words, answer_format) == expected, form
 
 
 @given(st.text(max_size=80), option_lists)
 def test_the_same_text_always_gives_the_same_and_a_valid_result(text: str, options: list[str]) -> None:
     wrapped = block(text)
-    found = answers.extract(wrapped, options)
-    assert found == answers.extract(wrapped, options)
-    assert found is None or 0 <= found < len(options)
+    for answer_format in AnswerFormat:
+        found = answers.extract(wrapped, options, answer_format)
+        assert found == answers.extract(wrapped, options, answer_format)
+        assert found is None or 0 <= found < len(options)
 
 
 @given(plain, option_lists)
 def test_what_names_no_option_and_is_no_letter_is_none(text: str, options: list[str]) -> None:
     folded = answers.normalise(text)
-    if any(option in folded for option in options) or re.fullmatch(r"\(?[A-Za-z]\)?[.:]?", text.strip()):
+    alone = re.findall(r"(?<![^\W_])[a-z](?![^\W_])", unicodedata.normalize("NFKC", text).casefold())
+    if alone or any(option in folded for option in options):
         return
-    assert answers.extract(block(text), options) is None
+    for answer_format in AnswerFormat:
+        assert answers.extract(block(text), options, answer_format) is None
 
 
 @given(option_lists, st.data())
 def test_the_order_of_options_only_moves_the_index(options: list[str], data: st.DataObject) -> None:
     shuffled = data.draw(st.permutations(options))
     answer = data.draw(st.sampled_from(options))
-    found = answers.extract(block(f"it shows {answer}"), shuffled)
-    assert found is not None
-    assert shuffled[found] == answer
+    for answer_format in AnswerFormat:
+        found = answers.extract(block(f"it shows {answer}"), shuffled, answer_format)
+        assert found is not None
+        assert shuffled[found] == answer
+
+
+def test_a_right_answer_is_well_formed_also_where_an_option_has_a_sign_of_less_in_it() -> None:
+    assert answers.well_formed(answers.response("p is small", 0, ["p < 0.05", "p > 0.05"], TEXT))
+    assert not answers.well_formed("<think>x</think><answer>A<answer>B</answer>")
+
+
+@pytest.mark.parametrize(
+    "text", ["(" * 1999, "final " * 330, "答案" * 900, " x" * 900, "." * 1990 + "a", "mass " * 390]
+)
+def test_odd_answers_take_no_time(text: str) -> None:
+    began = time.perf_counter()
+    answers.extract(block(text), OPTIONS, LETTER)
+    assert time.perf_counter() - began < 5

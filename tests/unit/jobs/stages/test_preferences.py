@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from tests.support.rows import row_of
 
+from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.curate.training_set import Origin, TrainingRow
 from medgr2_jobs.errors import DataError
 from medgr2_jobs.stages.preferences import Asked, choose_prompts, contradicts, grade
@@ -28,7 +29,7 @@ OPTIONS = ["upper left", "lower left", "cyst", "mass"]
     ],
 )
 def test_grade(text: str, expected: str) -> None:
-    assert grade(text, OPTIONS, 2) == expected
+    assert grade(text, OPTIONS, 2, AnswerFormat.OPTION_TEXT) == expected
 
 
 def test_a_rationale_that_names_no_option_contradicts_nothing() -> None:
