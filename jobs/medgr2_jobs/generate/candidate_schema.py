@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ..prompts.answers import LETTERS, normalise
 from ..store.rows import CandidateOutcome
+from . import lenient_json
 
 #: Options of a generated question: as in OmniMedVQA.
 OPTION_COUNT = 4
@@ -58,9 +58,28 @@ OUTCOMES: dict[CandidateOutcome, OutcomeRule] = {
 }
 """All outcomes. What was answered is final; what was not is asked again by the next attempt, if there is one."""
 
+#: Fields by which the answer is told from other objects in a text.
+_ESSENTIAL = frozenset({"question", "options"})
 _MARKUP = re.compile(r"</?(think|answer)>", re.IGNORECASE)
 _LETTER = re.compile(r"\(?([A-Z])\)?[.:)]?", re.IGNORECASE)
 _LETTERED = re.compile(r"\(?([A-Z])[.:)]\s+(?=\S)", re.IGNORECASE)
+
+
+def _options(value: Any) -> Any:
+    """Options as a list of texts, where they have another form that can be read in one way only: `{"A": …, "B": …}`,
+    `[{"letter": "A", "text": …}, …]`, `[{"A": …}, …]`, with the letters in their order."""
+    if isinstance(value, dict):
+        value = [{letter: text} for letter, text in sorted(value.items())]
+    if not isinstance(value, list) or not all(isinstance(option, dict) for option in value):
+        return value
+    texts = []
+    for at, option in enumerate(value):
+        words = next(iter(option.items())) if len(option) == 1 else [*option.values()]
+        letters = [word for word in words if isinstance(word, str) and word.strip(" .:()").upper() == LETTERS[at]]
+        if len(words) != 2 or not letters:
+            return value
+        texts.append(words[1] if words[0] == letters[0] else words[0])
+    return texts
 
 
 class GeneratedTriplet(BaseModel):
@@ -73,7 +92,9 @@ class GeneratedTriplet(BaseModel):
 
     question: str = Field(min_length=1, max_length=2000, description="the question")
     question_type: str = Field(max_length=200, description="the type that was asked for")
-    options: list[str] = Field(description=f"{OPTION_COUNT} strings, without letters in front")
+    options: Annotated[list[str], BeforeValidator(_options)] = Field(
+        description=f"{OPTION_COUNT} strings, without letters in front"
+    )
     answer_letter: str = Field(description="A, B, C … : the position of the right option")
     answer_text: str = Field(description="the right option, word for word")
     rationale: str = Field(
@@ -116,7 +137,7 @@ def parse_answer(text: str) -> tuple[CandidateOutcome, GeneratedQuestion | None]
     """Reads a generator's answer.
 
     Args:
-        text: the whole answer; prose or a code fence around the object is forgiven.
+        text: the whole answer; thinking, prose or a code fence around the object is forgiven (`lenient_json`).
 
     Returns:
         Its outcome, and for `ok` what it says.
@@ -150,15 +171,10 @@ def parse_answer(text: str) -> tuple[CandidateOutcome, GeneratedQuestion | None]
 
 
 def _json_object(text: str) -> dict[str, Any] | None:
-    """The JSON object in a text: the whole of it, or what lies between the outermost braces."""
-    start, end = text.find("{"), text.rfind("}")
-    if start < 0 or end < start:
-        return None
-    try:
-        document = json.loads(text[start : end + 1])
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
+    """The one JSON object that a text gives as its answer; None: there is none, or there are several."""
+    found = lenient_json.objects(text)
+    answers = [value for value in found if value.keys() >= _ESSENTIAL] or found
+    return answers[0] if answers and all(value == answers[0] for value in answers) else None
 
 
 def _without_letters(options: list[str]) -> list[str]:
