@@ -9,14 +9,14 @@ from __future__ import annotations
 import ipaddress
 import re
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from .cel_rules import Keyed, Rule
 from .model import ApiEnum, Model
 from .plugin import PluginRef
-from .types import Argument, Fraction, HttpURL, Positive
+from .types import Argument, Fraction, FreeForm, HttpURL, Positive
 from .uris import SecretKeyRef
 
 ModelName = Annotated[str, Field(min_length=1, max_length=512)]
@@ -62,6 +62,21 @@ class GeneratorKind(Model):
         """Whether images sent to it leave the site (data egress)."""
         return self.always_external
 
+    @property
+    def thinking_fields(self) -> dict[str, Any]:
+        """What every request says about thinking, in the server's own words."""
+        return {}
+
+
+class ReasoningEffort(StrEnum):
+    """How hard a reasoning model thinks, in OpenAI's words."""
+
+    NONE = "none"
+    MINIMAL = "minimal"
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+
 
 class Gemini(GeneratorKind):
     """Google's Gemini API."""
@@ -91,6 +106,10 @@ class OpenAI(GeneratorKind):
     """Address of the API, such as http://vllm.models.svc:8000/v1; without user, password or query."""
     api_key_secret_ref: SecretKeyRef | None = None
     """Where the API key lies; absent: the server asks for none."""
+    reasoning_effort: ReasoningEffort | None = None
+    """How hard the model thinks (OpenAI's `reasoning_effort`); absent: as it does by itself."""
+    chat_template_kwargs: FreeForm = {}
+    """Arguments of the model's chat template, for servers that take them (vLLM, SGLang): `{enable_thinking: false}`."""
     external: bool | None = None
     """Whether the server is outside the site, so that images without `allowExternal` are not sent to it. Default:
     false for loopback, private addresses, single names, and names that end in .svc, .local, .internal or .lan; else
@@ -100,6 +119,12 @@ class OpenAI(GeneratorKind):
     def has_egress(self) -> bool:
         """As the spec says, else by its address."""
         return is_external(self.base_url) if self.external is None else self.external
+
+    @property
+    def thinking_fields(self) -> dict[str, Any]:
+        """As the spec says."""
+        effort = {} if self.reasoning_effort is None else {"reasoning_effort": str(self.reasoning_effort)}
+        return effort | _template_arguments(self.chat_template_kwargs)
 
 
 class ResolvedOpenAI(OpenAI):
@@ -127,6 +152,13 @@ class VLLM(GeneratorKind):
     """Container image; empty: the operator's default."""
     args: Annotated[list[Argument], Field(max_length=128)] = []
     """Further arguments of `vllm serve`."""
+    chat_template_kwargs: FreeForm = {}
+    """Arguments of the model's chat template: `{enable_thinking: false}` where the model thinks too much."""
+
+    @property
+    def thinking_fields(self) -> dict[str, Any]:
+        """As the spec says."""
+        return _template_arguments(self.chat_template_kwargs)
 
 
 class Scripted(GeneratorKind):
@@ -184,6 +216,10 @@ GENERATORS: dict[str, type[GeneratorKind]] = {kind.kind: kind for kind in KINDS}
 """By its field in `generator`."""
 
 
+def _template_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"chat_template_kwargs": arguments} if arguments else {}
+
+
 class Paradigm(ApiEnum):
     """Prompting paradigms of the paper."""
 
@@ -210,6 +246,24 @@ class Sampling(Model):
     """Nucleus sampling."""
     max_tokens: Annotated[int, Field(ge=1)] = 1024
     """Longest answer, in tokens."""
+    thinking_tokens: Annotated[int | None, Field(ge=0)] = None
+    """Tokens that it may think with before the answer, beside `maxTokens`: Gemini's thinking budget (0: none, where the
+    model can do without); any other server is given so many tokens more. Absent: the model thinks as it does by itself,
+    within `maxTokens`."""
+
+    @property
+    def max_output_tokens(self) -> int:
+        """Thinking and answer together: what is asked for, and charged, at most."""
+        return self.max_tokens + (self.thinking_tokens or 0)
+
+
+class MinUsable(Model):
+    """When a provider's answers are too bad to go on paying for them."""
+
+    fraction: Fraction = 0.05
+    """Least share of answers that are triplets; 0: whatever comes is paid for."""
+    after_answers: Annotated[int, Field(ge=1)] = 100
+    """Answers, in each shard, before it is judged."""
 
 
 class Prices(Model):
@@ -270,6 +324,8 @@ class Generator(Model):
     """Questions per image."""
     sampling: Sampling = Sampling()
     """How the generator samples."""
+    min_usable: MinUsable = MinUsable()
+    """The stage stops when fewer of the answers can be used."""
     concurrency: Concurrency | None = None
     """Requests in flight at most, in each shard; fewer while the provider says that it has enough."""
     prices: Prices | None = None

@@ -28,6 +28,10 @@ class ConfigError(StageError):
     exit_code = ExitCode.CONFIG
 
 
+class TooFewUsable(ConfigError):
+    """A generator's answers are paid for and hardly any can be used (exit 78): more of them would be the same."""
+
+
 class CorruptArtifact(StageError):
     """An artifact does not match its manifest (exit 65): a retry would read the same bytes."""
 

@@ -66,6 +66,16 @@ def test_what_is_sent_and_what_it_costs(root: Path, server: ChatServer) -> None:
     assert images == Counter(ImageStore(root).read(row.image_sha256) for row in rows)
 
 
+def test_a_thinking_budget_is_asked_for_beside_the_answer(root: Path, server: ChatServer) -> None:
+    for budget in (0, 512):
+        sampling = {"maxTokens": 300, "thinkingTokens": budget}
+        jobs_fixtures.run(root, request(root, server, candidates=1, sampling=sampling))
+        config = server.ledger.requests[-1]["generationConfig"]
+        assert (config["maxOutputTokens"], config["thinkingConfig"]) == (300 + budget, {"thinkingBudget": budget})
+    jobs_fixtures.run(root, request(root, server, candidates=1))
+    assert "thinkingConfig" not in server.ledger.requests[-1]["generationConfig"]
+
+
 ANSWERS = [
     ("ok", "", Answer()),
     ("invalid_json", "", Answer("Let me think about it.")),

@@ -202,6 +202,66 @@ def test_an_answer_without_usage_costs_its_worst_case(root: Path, server: ChatSe
     assert all(QUESTION_USD < row.usd < ROOM and row.input_tokens is None for row in rows)
 
 
+USELESS = {
+    "truncated": (Answer("{", finish_reason="length"), "sampling.thinkingTokens"),
+    "refused": (Answer("", finish_reason="content_filter"), "filters"),
+    "schema": (Answer("{}"), "another model"),
+}
+
+
+@pytest.mark.parametrize("outcome", USELESS)
+def test_what_cannot_be_used_is_not_paid_for_to_the_end(root: Path, server: ChatServer, outcome: str) -> None:
+    useless, remedy = USELESS[outcome]
+    server.answer = lambda number, body: useless
+    made = request(root, server, 10.0, candidates=400, concurrency=8)
+    assert main.execute(made, root) == 78
+    told, charged = result(root), server.ledger.charged.total()
+    questions = len(server.ledger.charged)
+    assert 100 <= questions <= 100 + 8
+    assert told.reason == "TooFewUsable"
+    for words in ("0 of 1", f"ended as {outcome}", remedy, "lower generator.minUsable.fraction", "is kept"):
+        assert words in told.message, told.message
+    assert told.usage["generatorUSD"] == pytest.approx(charged * QUESTION_USD)
+
+    assert main.execute(made.model_copy(update={"attempt": 2}), root) == 78
+    assert server.ledger.charged.total() == charged, "what is kept says it, too"
+
+    server.answer = lambda number, body: Answer()
+    parameters = {**made.parameters, "minUsable": {"fraction": 0}}
+    lower = made.model_copy(update={"attempt": 3, "parameters": parameters})
+    rows = jobs_fixtures.run(root, lower).rows(Candidate)
+    assert outcomes(rows) == {outcome: questions, "ok": 400 - questions}, "it goes on from there, under the same hash"
+
+
+def test_a_few_good_answers_among_many_are_paid_for(root: Path, server: ChatServer) -> None:
+    server.answer = lambda number, body: Answer() if server.ledger.asked.total() % 10 == 0 else Answer("", "length")
+    rows = jobs_fixtures.run(root, request(root, server, candidates=150, concurrency=1)).rows(Candidate)
+    assert outcomes(rows)["ok"] == 15
+    floor = {"fraction": 0.2, "afterAnswers": 30}
+    assert main.execute(request(root, server, candidates=150, concurrency=1, seed=6, minUsable=floor), root) == 78
+    assert "generator.minUsable.fraction is 0.2" in result(root).message
+    assert server.ledger.asked.total() == 150 + 30
+
+
+def test_thinking_counts_in_the_worst_case(root: Path, server: ChatServer) -> None:
+    server.answer = lambda number, body: Answer(usage={})
+    sampling = {"maxTokens": 300, "thinkingTokens": 5000}
+    without = jobs_fixtures.run(root, request(root, server, candidates=1)).rows(Candidate)
+    thinking = jobs_fixtures.run(root, request(root, server, candidates=1, sampling=sampling)).rows(Candidate)
+    extra = 5000 * PRICES["outputUSDPerMillionTokens"] / 1e6
+    assert thinking[0].usd == pytest.approx(without[0].usd + extra)
+    assert server.ledger.requests[-1]["max_tokens"] == 5300
+
+
+def test_what_was_asked_about_thinking_is_not_left_out(root: Path, server: ChatServer) -> None:
+    words = '{"error": {"message": "Unsupported parameter: reasoning_effort"}}'
+    server.answer = lambda number, body: Answer(status=400, body=words) if "reasoning_effort" in body else Answer()
+    about = {"thinkingFields": {"reasoning_effort": "low"}}
+    assert main.execute(request(root, server, candidates=40, about=about), root) == 78
+    assert "it does not take reasoning_effort" in result(root).message
+    assert len(server.ledger.requests) <= 4
+
+
 def test_a_budget_needs_prices(root: Path, server: ChatServer) -> None:
     assert main.execute(asked(root, server.url, generator_budget_usd=1.0), root) == 78
     assert "generator.prices" in result(root).message

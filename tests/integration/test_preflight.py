@@ -78,11 +78,23 @@ def test_a_secret_that_is_not_there_is_named(root: Path) -> None:
     assert not server.ledger.requests
 
 
-def test_answers_that_are_no_triplets_are_a_warning(root: Path) -> None:
-    with answering(Answer(content="I cannot see images.")) as server:
+def test_answers_of_which_none_is_a_triplet_fail_and_some_that_are_not_are_a_warning(root: Path) -> None:
+    refusal = Answer(content="I cannot see images.")
+    with answering(refusal) as server:
+        asked, _ = provider_checks.trial(trial(root, server))
+    assert asked.status is CheckStatus.FAILED
+    assert "0 of 2 questions became triplets; the others: invalid_json" in asked.message
+    with serving() as server:
+        good: list[int] = []
+
+        def answer(number: int, body: dict[str, Any]) -> Answer:
+            good[:] = good or [body["seed"]]
+            return Answer() if body["seed"] in good else refusal
+
+        server.answer = answer
         asked, _ = provider_checks.trial(trial(root, server))
     assert asked.status is CheckStatus.WARNING
-    assert "0 of 2 questions became triplets; the others: invalid_json" in asked.message
+    assert "1 of 2 questions became triplets; the others: invalid_json" in asked.message
 
 
 def test_a_budget_that_will_not_do_is_a_warning(root: Path) -> None:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator
 from medgr2_api.generator import (
     GENERATORS,
     GeneratorKind,
+    MinUsable,
     Prices,
     RateLimit,
     ResolvedScripted,
@@ -19,6 +20,7 @@ from medgr2_api.hashing import NOT_HASHED
 from medgr2_api.model import Model
 from medgr2_api.plugin import PluginRef
 from medgr2_api.training_spec import AnswerFormat
+from medgr2_api.types import FreeForm
 from medgr2_api.uris import SecretKeyRef
 
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters, Wait
@@ -44,6 +46,8 @@ class Provider(Model):
     """Error rates of the scripted generator."""
     plugin: PluginRef | None = None
     """Where its client comes from, when it is of another package."""
+    thinking_fields: FreeForm = {}
+    """What every request says about thinking."""
     base_url: Annotated[str, NOT_HASHED] = ""
     """Address of its server."""
     api_key_secret_ref: Annotated[SecretKeyRef | None, NOT_HASHED] = None
@@ -90,6 +94,8 @@ class GenerateParameters(StageParameters):
     """Questions per image."""
     sampling: Sampling
     """How the generator samples."""
+    min_usable: Annotated[MinUsable, NOT_HASHED] = MinUsable()
+    """When too few answers can be used to go on."""
     answer_format: AnswerFormat
     """What stands between <answer> and </answer>."""
     shards: int
@@ -106,6 +112,7 @@ def _build(source: Source) -> GenerateParameters:
         candidates=source.spec.generator.candidates,
         questions_per_image=source.spec.generator.questions_per_image,
         sampling=source.spec.generator.sampling,
+        min_usable=source.spec.generator.min_usable,
         answer_format=source.spec.answer_format,
         shards=source.spec.stage("generate").shards,
     )
@@ -122,6 +129,7 @@ def _provider(spec: ResolvedSpec) -> dict[str, Any]:
         "model": getattr(chosen, "model", ""),
         **{name: value for name, value in access.items() if value},
         "plugin": plugin,
+        "thinking_fields": chosen.thinking_fields,
         "concurrency": generator.concurrency,
         "external": generator.external,
         "prices": generator.prices.dump() if generator.prices else None,
@@ -141,6 +149,7 @@ GENERATE = StageDefinition(
         "candidates": "generator.candidates",
         "questionsPerImage": "generator.questionsPerImage",
         "sampling": "generator.sampling",
+        "minUsable": "generator.minUsable",
         "provider": "generator",
         "shards": "stages[generate].shards",
     },

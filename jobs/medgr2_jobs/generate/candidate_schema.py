@@ -25,6 +25,8 @@ class OutcomeRule:
     """For people; docs/generation.md has the same words."""
     repair: str = ""
     """The reason sent to a model that may correct its answer; empty: nothing to correct."""
+    remedy: str = "use another model (`medgr2 prompt` shows what it is asked)"
+    """What to change when most answers end so."""
     asked_again: bool = False
     """Whether the next attempt of the stage asks again, should this one not finish."""
 
@@ -47,9 +49,19 @@ OUTCOMES: dict[CandidateOutcome, OutcomeRule] = {
     CandidateOutcome.ANSWER_CONTRADICTS: OutcomeRule(
         "letter and text of the answer are two options", '"answer_letter" and "answer_text" name different options.'
     ),
-    CandidateOutcome.EMPTY: OutcomeRule("the provider sent no text, and no reason"),
-    CandidateOutcome.REFUSED: OutcomeRule("the provider or the model refused: a safety block, a content filter"),
-    CandidateOutcome.TRUNCATED: OutcomeRule("the answer reached `sampling.maxTokens`"),
+    CandidateOutcome.EMPTY: OutcomeRule(
+        "the provider sent no text, and no reason",
+        remedy="use another model, or raise generator.sampling.maxTokens: it may have spent them all on thinking",
+    ),
+    CandidateOutcome.REFUSED: OutcomeRule(
+        "the provider or the model refused: a safety block, a content filter",
+        remedy="use another model, or loosen the provider's filters for medical images",
+    ),
+    CandidateOutcome.TRUNCATED: OutcomeRule(
+        "the answer reached `sampling.maxTokens`",
+        remedy="raise generator.sampling.maxTokens, or bound its thinking: generator.sampling.thinkingTokens, "
+        "generator.openAI.reasoningEffort, chatTemplateKwargs: {enable_thinking: false}",
+    ),
     CandidateOutcome.REJECTED: OutcomeRule(
         "the provider does not take this request (HTTP 400, 413, 422)", asked_again=True
     ),

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from medgr2_api import redaction
 
-from ..errors import BudgetSpent, Checkpointed, ConfigError, StageError, TemporaryError
+from ..errors import BudgetSpent, Checkpointed, ConfigError, StageError, TemporaryError, TooFewUsable
 from ..prompts import answers
-from ..store.rows import Candidate
+from ..store.rows import Candidate, CandidateOutcome
 from . import candidate_schema, cost_estimate, pricing, prompt_templates, sampling_plan
 from .journal import PaidAnswer
 from .provider_session import ProviderSession
@@ -70,6 +70,7 @@ class RequestScheduler:
             Checkpointed: asked to stop; finished rows are in the journal.
             BudgetSpent: the next question might pass the budget; what was answered is in the journal.
             ConfigError: the server refuses the key or the model.
+            TooFewUsable: hardly any of its answers is a triplet.
             TemporaryError: the server cannot be reached, or most questions got no answer.
         """
         session = self.session
@@ -82,6 +83,7 @@ class RequestScheduler:
         if self.rows:
             print(f"resuming after {len(self.rows)} of {len(self.tasks)} questions", flush=True)
         self._started = self._last_answer = self._now()
+        self._check_usable()
         try:
             await self._work()
         except BudgetSpent as error:
@@ -96,7 +98,8 @@ class RequestScheduler:
 
     async def _work(self) -> None:
         """Runs the workers; on SIGTERM what is in flight may finish as long as the grace period allows."""
-        session, provider, max_tokens = self.session, self.session.provider, self.session.parameters.sampling.max_tokens
+        session, provider = self.session, self.session.provider
+        max_tokens = session.parameters.sampling.max_output_tokens
         max_request_tokens = pricing.max_input_tokens(8 * 1024, provider.prices) + max_tokens
         rate = RateController(provider.concurrency, provider.rate_limit, session.shards, max_request_tokens)
         client = RetryingClient(session.client, rate, session.ledger, provider.prices, max_tokens)
@@ -141,6 +144,7 @@ class RequestScheduler:
                 self._record_result(result)
                 self.rows[task.triplet_id] = row
                 self._report_progress(rate)
+                self._check_usable()
 
     async def _ask(self, client: RetryingClient, task: Task) -> tuple[Candidate, QuestionResult]:
         """One task's row, and how it came about."""
@@ -233,6 +237,24 @@ class RequestScheduler:
         failed = sum(candidate_schema.OUTCOMES[row.outcome].asked_again for row in self.rows.values())
         if failed > _MAX_FAILED_SHARE * len(self.tasks):
             raise self._provider_down(f"{failed} of {len(self.tasks)} questions got no answer")
+
+    def _check_usable(self) -> None:
+        """Raises TooFewUsable when so few answers are triplets that it is not worth paying for more."""
+        floor = self.session.parameters.min_usable
+        answered = Counter(
+            row.outcome for row in self.rows.values() if not candidate_schema.OUTCOMES[row.outcome].asked_again
+        )
+        total, usable = answered.total(), answered.pop(CandidateOutcome.OK, 0)
+        if total < floor.after_answers or usable >= floor.fraction * total:
+            return
+        ((worst, count),) = answered.most_common(1)
+        rule = candidate_schema.OUTCOMES[worst]
+        raise TooFewUsable(
+            f"{self._where()}, model {self.session.provider.model!r}: {usable} of {total} answers are triplets, and "
+            f"generator.minUsable.fraction is {floor.fraction:g}; {count} ended as {worst} ({rule.meaning}). "
+            f"What to do: {rule.remedy}. What was answered is kept; to pay for more of the same, lower "
+            "generator.minUsable.fraction"
+        )
 
     def _provider_down(self, what: str) -> TemporaryError:
         common = self._errors.most_common(1)[0][0]

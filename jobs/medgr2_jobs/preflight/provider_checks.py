@@ -66,7 +66,11 @@ def trial(context: PreflightContext) -> Iterator[CheckResult]:
     good = sum(row.outcome is CandidateOutcome.OK for row in rows)
     others = sorted({f"{row.outcome} {row.error}".strip() for row in rows if row.outcome is not CandidateOutcome.OK})
     message = f"{context.parameters.provider.model}: {good} of {len(rows)} questions became triplets"
-    yield ok(where, message) if good == len(rows) else warning(where, f"{message}; the others: {'; '.join(others)}")
+    if good == len(rows):
+        yield ok(where, message)
+    else:
+        judge = warning if good else failed  # to pay for more of the same makes no sense
+        yield judge(where, f"{message}; the others: {'; '.join(others)}")
     total = context.parameters.candidates * context.spec.iterations
     estimated = estimate(rows, total)
     assert estimated is not None  # there are rows

@@ -118,11 +118,13 @@ class GeminiClient:
         config: dict[str, Any] = {
             "temperature": sampling.temperature,
             "topP": sampling.top_p,
-            "maxOutputTokens": sampling.max_tokens,
+            "maxOutputTokens": sampling.max_output_tokens,
             "seed": question.seed,
             "responseMimeType": "application/json",
             "responseSchema": _schema(candidate_schema.json_schema()),
         }
+        if sampling.thinking_tokens is not None:
+            config["thinkingConfig"] = {"thinkingBudget": sampling.thinking_tokens}
         return {
             "contents": [{"role": "user", "parts": [image, {"text": question.prompt}]}],
             "generationConfig": config,

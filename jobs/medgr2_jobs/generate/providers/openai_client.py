@@ -138,8 +138,9 @@ class OpenAIClient:
             "response_format": candidate_schema.response_format(),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
+            "max_tokens": sampling.max_output_tokens,
             "seed": question.seed,
+            **self.access.provider.thinking_fields,
         }
         for change in self._unsupported.values():
             request = change(request)
@@ -148,6 +149,10 @@ class OpenAIClient:
     def _status(self, response: httpx2.Response, sent: RequestBody) -> provider_errors.Failure:
         text = http.text_of(response)
         failure = provider_errors.of_status(response.status_code, self.access.redact(text), response.headers)
+        refused = [name for name in self.access.provider.thinking_fields if name in text]
+        if failure.action is provider_errors.FailureAction.SKIP and refused:  # what the user asked for is not left out
+            stop = provider_errors.FailureAction.STOP
+            return replace(failure, action=stop, error=f"it does not take {', '.join(refused)}: {failure.error}")
         if response.status_code == 400:
             unsupported = [name for name in _OPTIONAL if name in sent and name in text]
             for name in unsupported:
