@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -61,11 +61,6 @@ class GeneratorKind(Model):
     def has_egress(self) -> bool:
         """Whether images sent to it leave the site (data egress)."""
         return self.always_external
-
-    @property
-    def thinking_fields(self) -> dict[str, Any]:
-        """What every request says about thinking, in the server's own words."""
-        return {}
 
 
 class ReasoningEffort(StrEnum):
@@ -120,12 +115,6 @@ class OpenAI(GeneratorKind):
         """As the spec says, else by its address."""
         return is_external(self.base_url) if self.external is None else self.external
 
-    @property
-    def thinking_fields(self) -> dict[str, Any]:
-        """As the spec says."""
-        effort = {} if self.reasoning_effort is None else {"reasoning_effort": str(self.reasoning_effort)}
-        return effort | _template_arguments(self.chat_template_kwargs)
-
 
 class ResolvedOpenAI(OpenAI):
     """With what follows from its address."""
@@ -154,11 +143,6 @@ class VLLM(GeneratorKind):
     """Further arguments of `vllm serve`."""
     chat_template_kwargs: FreeForm = {}
     """Arguments of the model's chat template: `{enable_thinking: false}` where the model thinks too much."""
-
-    @property
-    def thinking_fields(self) -> dict[str, Any]:
-        """As the spec says."""
-        return _template_arguments(self.chat_template_kwargs)
 
 
 class Scripted(GeneratorKind):
@@ -214,10 +198,6 @@ class PluginProvider(PluginRef, GeneratorKind):
 KINDS: tuple[type[GeneratorKind], ...] = (Gemini, OpenAI, VLLM, Scripted, PluginProvider)
 GENERATORS: dict[str, type[GeneratorKind]] = {kind.kind: kind for kind in KINDS}
 """By its field in `generator`."""
-
-
-def _template_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {"chat_template_kwargs": arguments} if arguments else {}
 
 
 class Paradigm(ApiEnum):

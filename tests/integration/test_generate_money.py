@@ -256,7 +256,7 @@ def test_thinking_counts_in_the_worst_case(root: Path, server: ChatServer) -> No
 def test_what_was_asked_about_thinking_is_not_left_out(root: Path, server: ChatServer) -> None:
     words = '{"error": {"message": "Unsupported parameter: reasoning_effort"}}'
     server.answer = lambda number, body: Answer(status=400, body=words) if "reasoning_effort" in body else Answer()
-    about = {"thinkingFields": {"reasoning_effort": "low"}}
+    about = {"reasoningEffort": "low"}
     assert main.execute(request(root, server, candidates=40, about=about), root) == 78
     assert "it does not take reasoning_effort" in result(root).message
     assert len(server.ledger.requests) <= 4

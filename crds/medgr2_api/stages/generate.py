@@ -12,6 +12,7 @@ from medgr2_api.generator import (
     MinUsable,
     Prices,
     RateLimit,
+    ReasoningEffort,
     ResolvedScripted,
     Sampling,
     WeightedParadigm,
@@ -46,8 +47,10 @@ class Provider(Model):
     """Error rates of the scripted generator."""
     plugin: PluginRef | None = None
     """Where its client comes from, when it is of another package."""
-    thinking_fields: FreeForm = {}
-    """What every request says about thinking."""
+    reasoning_effort: ReasoningEffort | None = None
+    """How hard it thinks."""
+    chat_template_kwargs: FreeForm = {}
+    """Arguments of its chat template."""
     base_url: Annotated[str, NOT_HASHED] = ""
     """Address of its server."""
     api_key_secret_ref: Annotated[SecretKeyRef | None, NOT_HASHED] = None
@@ -118,18 +121,21 @@ def _build(source: Source) -> GenerateParameters:
     )
 
 
+#: Fields of a kind of generator that a provider has under the same name.
+_AS_IN_SPEC = ("base_url", "api_key_secret_ref", "reasoning_effort", "chat_template_kwargs")
+
+
 def _provider(spec: ResolvedSpec) -> dict[str, Any]:
     generator, chosen = spec.generator, spec.generator.chosen
     if not chosen.asked:
         return {"kind": chosen.kind, chosen.kind: chosen.dump(), "concurrency": 1}
-    access = {name: getattr(chosen, name, None) for name in ("base_url", "api_key_secret_ref")}
+    access = {name: getattr(chosen, name, None) for name in _AS_IN_SPEC}
     plugin = {name: getattr(chosen, name) for name in PluginRef.model_fields} if isinstance(chosen, PluginRef) else None
     return {
         "kind": chosen.kind,
         "model": getattr(chosen, "model", ""),
         **{name: value for name, value in access.items() if value},
         "plugin": plugin,
-        "thinking_fields": chosen.thinking_fields,
         "concurrency": generator.concurrency,
         "external": generator.external,
         "prices": generator.prices.dump() if generator.prices else None,

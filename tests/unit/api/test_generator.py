@@ -9,8 +9,7 @@ from tests.support.cycle_documents import spec_with
 
 from medgr2_api.generator import GENERATORS, Generator, GeneratorKind
 from medgr2_api.presets import resolve
-from medgr2_api.stages import stage_parameters
-from medgr2_api.stages.generate import GenerateParameters, Provider
+from medgr2_api.stages.generate import Provider
 
 KEY = {"name": "s", "key": "k"}
 #: The least that a spec says of each kind.
@@ -71,25 +70,3 @@ def test_a_new_kind_leaves_the_house_and_costs_money_until_it_says_otherwise() -
 def test_a_request_for_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="no generator 'claude': this version has gemini, openAI"):
         Provider(kind="claude")
-
-
-@pytest.mark.parametrize(
-    ("kind", "fields", "sent"),
-    [
-        ("openAI", {}, {}),
-        ("openAI", {"reasoningEffort": "low"}, {"reasoning_effort": "low"}),
-        (
-            "openAI",
-            {"chatTemplateKwargs": {"enable_thinking": False}},
-            {"chat_template_kwargs": {"enable_thinking": False}},
-        ),
-        ("vllm", {"chatTemplateKwargs": {"thinking": False}}, {"chat_template_kwargs": {"thinking": False}}),
-    ],
-)
-def test_what_is_said_about_thinking_reaches_the_request(
-    kind: str, fields: dict[str, Any], sent: dict[str, Any]
-) -> None:
-    spec = resolve(spec_with({"generator": {kind: LEAST[kind] | fields}}))
-    parameters = stage_parameters(spec, "c", "generate", 1)
-    assert isinstance(parameters, GenerateParameters)
-    assert parameters.provider.thinking_fields == sent

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import httpx2
 from pydantic import Field
 
+from medgr2_api.stages.generate import Provider
+
 from ...store.rows import CandidateOutcome
 from .. import candidate_schema, provider_errors
 from ..pricing import TokenUsage
@@ -90,6 +92,12 @@ _OPTIONAL: dict[str, Callable[[RequestBody], RequestBody]] = {
 }
 
 
+def _thinking(provider: Provider) -> RequestBody:
+    """What the user says about thinking. Unlike the parameters above it is never left out."""
+    fields = {"reasoning_effort": provider.reasoning_effort, "chat_template_kwargs": provider.chat_template_kwargs}
+    return {name: value for name, value in fields.items() if value}
+
+
 class OpenAIClient:
     """A model behind an OpenAI-compatible address."""
 
@@ -100,6 +108,7 @@ class OpenAIClient:
         self._unsupported: dict[str, Callable[[RequestBody], RequestBody]] = {}
         self._http = http.connections(access.provider.concurrency)
         self._url = f"{access.provider.base_url.rstrip('/')}/chat/completions"
+        self._thinking = _thinking(access.provider)
         self._headers = {"authorization": f"Bearer {access.key}"} if access.key else {}
 
     async def ask(self, question: ImageQuestion) -> Reply:
@@ -140,7 +149,7 @@ class OpenAIClient:
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_output_tokens,
             "seed": question.seed,
-            **self.access.provider.thinking_fields,
+            **self._thinking,
         }
         for change in self._unsupported.values():
             request = change(request)
@@ -149,7 +158,7 @@ class OpenAIClient:
     def _status(self, response: httpx2.Response, sent: RequestBody) -> provider_errors.Failure:
         text = http.text_of(response)
         failure = provider_errors.of_status(response.status_code, self.access.redact(text), response.headers)
-        refused = [name for name in self.access.provider.thinking_fields if name in text]
+        refused = [name for name in self._thinking if name in text]
         if failure.action is provider_errors.FailureAction.SKIP and refused:  # what the user asked for is not left out
             stop = provider_errors.FailureAction.STOP
             return replace(failure, action=stop, error=f"it does not take {', '.join(refused)}: {failure.error}")
