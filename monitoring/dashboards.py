@@ -41,7 +41,7 @@ def fleet() -> str:
                 {f"count(medgr2_cycle_invalid{{{_SPACES}}}) or vector(0)": ""}, red=1,
             ),
             number(
-                "Stages that wait", "Attempts that are not scheduled yet", "none",
+                "Stages that wait", "To be approved or scheduled", "none",
                 {f"count({waits}{{{_SPACES}}}) or vector(0)": ""},
             ),
             number(
@@ -63,7 +63,7 @@ def fleet() -> str:
                 {f"sum by (stage, state) (medgr2_stages_active{{{_JOB}}}) > 0": "{{stage}} {{state}}"}, stacked=True,
             ),
             bars(
-                "Longest waiting", "Stages that are not scheduled, and why", "s",
+                "Longest waiting", "Stages that are not approved or not scheduled, and why", "s",
                 {f"topk(10, time() - {waits}{{{_SPACES}}})": "{{namespace}}/{{cycle}} " + _STAGE + " {{reason}}"},
             ),
         ],
@@ -231,7 +231,7 @@ def cycle() -> str:
                 {f"max by (stage, iteration) (medgr2_cycle_stage_progress_ratio{of})": _STAGE},
             ),
             bars(
-                "Waiting", "Stages that are not scheduled, and why", "s",
+                "Waiting", "Stages that are not approved or not scheduled, and why", "s",
                 {f"time() - medgr2_cycle_stage_pending_since_timestamp_seconds{of}": _STAGE + " {{reason}}"},
             ),
         ],

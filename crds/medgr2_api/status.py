@@ -15,6 +15,9 @@ from .metrics import deciding
 from .model import ApiEnum, Model
 from .stage_contract import Progress
 from .stages import StageName
+from .waiting import WaitingReason
+
+_WAITING_WORDS = frozenset(map(str, WaitingReason))
 
 
 class Phase(ApiEnum):
@@ -22,15 +25,21 @@ class Phase(ApiEnum):
 
     PENDING = "Pending"
     RUNNING = "Running"
+    WAITING = "Waiting"
+    """Nothing runs, and what does not is known."""
     SUSPENDED = "Suspended"
     PAUSED = "Paused"
     COMPLETE = "Complete"
     FAILED = "Failed"
+    INVALID = "Invalid"
+    """The spec cannot be run as it is written."""
 
 
 class AttemptState(ApiEnum):
-    """Where an attempt is. Succeeded, Failed and Gone are for ever."""
+    """Where an attempt is. Succeeded, Failed and Gone are for ever. AwaitingApproval: there is none before a person
+    says so."""
 
+    AWAITING_APPROVAL = "AwaitingApproval"
     PENDING = "Pending"
     RUNNING = "Running"
     TERMINATING = "Terminating"
@@ -43,7 +52,8 @@ class Condition(Model):
     """As in every Kubernetes object."""
 
     type: Annotated[str, Field(max_length=316)]
-    """WorkspaceReady, Progressing, Suspended, Complete, Failed or SpecApplied."""
+    """WorkspaceReady, Progressing, Suspended, Complete, Failed, Ready, Reconciling, Stalled or SpecApplied; once it was
+    true, AwaitingApproval or NameConflict."""
     status: Literal["True", "False", "Unknown"]
     """Whether it holds."""
     reason: Annotated[str, Field(max_length=1024)] = ""
@@ -115,13 +125,28 @@ class StageStatus(Model):
     running_since: datetime | None = None
     """Start of the stretch that is running now (a queue may interrupt an attempt)."""
     pending_since: datetime | None = None
-    """Since when the newest attempt waits to be scheduled; absent: it does not."""
+    """Since when it waits to be approved or scheduled; absent: it does not."""
+    counting_since: datetime | None = None
+    """Since when the wait counts against pendingDeadlineSeconds; absent: it does not, as in a queue."""
+    waited_seconds: float = 0.0
+    """Seconds of the wait that counted before."""
     reason: str = ""
     """Why it is in this state: one CamelCase word."""
     message: Annotated[str, Field(max_length=1024)] = ""
     """For people."""
     progress: Progress | None = None
     """Of a running stage."""
+
+    @property
+    def waiting(self) -> WaitingReason | None:
+        """What it waits for; None: for nothing, or its turn has not come."""
+        if self.state is AttemptState.AWAITING_APPROVAL:
+            return WaitingReason.AWAITING_APPROVAL
+        if self.state in (AttemptState.PENDING, AttemptState.RUNNING):
+            return WaitingReason(self.reason) if self.attempt and self.reason in _WAITING_WORDS else None
+        if self.retry_after is not None and not self.given_up:
+            return WaitingReason.BACKOFF
+        return None
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -218,7 +243,8 @@ class CycleStatus(Model):
     phase: Phase = Phase.PENDING
     """For display."""
     conditions: Annotated[list[Condition], Field(max_length=16), Keyed(("type",))] = []
-    """WorkspaceReady, Progressing, Suspended, Complete, Failed, SpecApplied."""
+    """WorkspaceReady, Progressing, Suspended, Complete, Failed, what kstatus reads (Ready, Reconciling, Stalled), and
+    SpecApplied."""
     iteration: int = 0
     """Newest iteration that has started."""
     summary: str = ""

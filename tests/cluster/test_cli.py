@@ -89,7 +89,7 @@ def test_approve(env: KwokEnv, medgr2: Medgr2) -> None:
     assert (early.code, early.err) == (
         2, "loop: no sft waits for approval now; to approve it beforehand say sft@N\n"
     )  # fmt: skip
-    eventually(lambda: env.condition("Progressing").get("reason") == "Paused", "it waits")
+    eventually(lambda: env.condition("Progressing").get("reason") == "AwaitingApproval", "it waits")
     assert medgr2("approve", "loop", "--wait") == "loop: generate@1 may go on\n"
     env.running("score")
     assert medgr2("approve", "loop", "generate@1") == "loop: generate@1 was approved already\n"

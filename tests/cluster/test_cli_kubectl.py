@@ -90,7 +90,7 @@ def test_a_volume_that_is_not_bound_is_told_within_a_minute(env: KwokEnv, bound_
         {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "unbound"}, "spec": claim}
     )
     env.apply(workspace={"persistentVolumeClaim": {"claimName": "unbound"}})
-    eventually(lambda: env.condition("Progressing").get("reason") == "UnboundVolume", "the cause", 60)
+    eventually(lambda: env.condition("Progressing").get("reason") == "AwaitingVolume", "the cause", 60)
     assert "prepare@0" in env.condition("Progressing")["message"]
     assert "PersistentVolumeClaim" in env.condition("Progressing")["message"]
     if bound_late:

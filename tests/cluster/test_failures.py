@@ -156,7 +156,7 @@ def test_a_volume_that_is_not_bound_is_told(env: KwokEnv) -> None:
         {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "unbound"}, "spec": spec}
     )
     env.apply(workspace={"persistentVolumeClaim": {"claimName": "unbound"}})
-    eventually(lambda: env.condition("Progressing").get("reason") == "UnboundVolume", "the cause", 60)
+    eventually(lambda: env.condition("Progressing").get("reason") == "AwaitingVolume", "the cause", 60)
     assert "unbound immediate PersistentVolumeClaims" in env.condition("Progressing")["message"]
 
 
@@ -167,7 +167,7 @@ def test_a_stage_that_is_never_scheduled_fails_with_its_cause(env: KwokEnv) -> N
     gpus = {"limits": {"nvidia.com/gpu": 5000}}
     env.apply(stages=[{"name": "prepare", "resources": gpus, "pendingDeadlineSeconds": 3}])
     failed = env.wait("Failed")
-    assert "not scheduled in 3 s: Unschedulable" in failed["message"]
+    assert "not started in 3 s: Unschedulable" in failed["message"]
     assert "nvidia.com/gpu" in failed["message"]
     assert len(env.created_jobs()) == 1
 

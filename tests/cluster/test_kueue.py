@@ -95,7 +95,7 @@ def test_a_stage_waits_for_quota_and_says_so(env: KwokEnv, queue: Queue) -> None
     apply(env, "first")
     env.running("sft", name="first")
     apply(env, "second")
-    message = progressing_message(env, "QuotaExhausted", "second")
+    message = progressing_message(env, "AwaitingQuota", "second")
     assert "sft@1" in message
     assert f"insufficient unused quota for {GPU}" in message
     assert env.stage("sft", name="second")["state"] == "Pending"
@@ -120,7 +120,7 @@ def test_quota_taken_back_costs_nothing_and_the_attempt_goes_on(env: KwokEnv, qu
     ran = waits["runSeconds"]
     assert ran > 0
     # Kueue says "The ClusterQueue is stopped" of the eviction, and names the queue once it has tried to admit it again
-    message = progressing_message(env, "QuotaExhausted")
+    message = progressing_message(env, "AwaitingQuota")
     assert re.search(rf"ClusterQueue ({re.escape(env.namespace)} )?is (stopped|inactive)", message), message
     assert env.live_pods("medgr2.io/stage=sft") == []
     queue.go_on()
@@ -166,7 +166,7 @@ def test_a_cycle_can_be_suspended_while_it_waits(env: KwokEnv, queue: Queue) -> 
     queue.stop()
     env.operator.start()
     apply(env, "loop")
-    assert "prepare@0" in progressing_message(env, "QuotaExhausted")
+    assert "prepare@0" in progressing_message(env, "AwaitingQuota")
     env.patch({"spec": {"suspend": True}})
     env.wait("Suspended")
     eventually(lambda: not env.kubectl.get("jobs")["items"], "its Job leaves the queue")
@@ -180,6 +180,6 @@ def test_a_cycle_can_be_suspended_while_it_waits(env: KwokEnv, queue: Queue) -> 
 def test_a_queue_that_does_not_exist_is_told(env: KwokEnv, queue: Queue) -> None:
     env.operator.start()
     apply(env, "loop", queue="typo")
-    assert "LocalQueue typo doesn't exist" in progressing_message(env, "QuotaExhausted")
+    assert "LocalQueue typo doesn't exist" in progressing_message(env, "AwaitingQuota")
     queue.add_local("typo")
     assert counts(finish(env)) == (1, 0, 0)

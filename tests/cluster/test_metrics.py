@@ -202,7 +202,7 @@ def test_what_was_counted_is_what_happened(monitored: MonitoredCycles) -> None:
     phases = {
         series["metric"]["phase"]: series["value"][1] for series in monitored.prometheus.query("medgr2_cycles > 0")
     }
-    assert phases == {"Complete": "1", "Failed": "1", "Pending": "1", "Running": "1"}
+    assert phases == {"Complete": "1", "Failed": "1", "Invalid": "1", "Waiting": "1"}
 
     def waits() -> list[tuple[str, str]]:
         series = monitored.prometheus.query("medgr2_cycle_stage_pending_since_timestamp_seconds")

@@ -57,8 +57,8 @@ def test_pause_before_waits_for_approval(env: KwokEnv) -> None:
     env.operator.start()
     env.apply(pauseBefore=["sft"])
     eventually(lambda: env.cycle().get("status", {}).get("phase") == "Paused", "it pauses")
-    assert env.condition("Progressing")["reason"] == "Paused"
-    assert not env.stage("sft")
+    assert env.condition("Progressing")["reason"] == "AwaitingApproval"
+    assert (env.stage("sft")["state"], env.stage("sft").get("attempt")) == ("AwaitingApproval", None)
     env.patch({"spec": {"approved": [{"iteration": 1, "stage": "sft"}]}})
     env.wait("Complete")
 

@@ -15,6 +15,7 @@ from typing import Any
 from medgr2_api.cycle import Cycle, CycleSpec
 from medgr2_api.stage_contract import Progress, StageResult
 from medgr2_api.status import CycleStatus
+from medgr2_api.waiting import WaitingReason
 from medgr2_operator.plan import planner
 from medgr2_operator.plan.observation_index import oldest_relevant_iteration
 from medgr2_operator.plan.types import (
@@ -26,6 +27,7 @@ from medgr2_operator.plan.types import (
     ObservedJob,
     ObservedPod,
     Plan,
+    Refusal,
 )
 from tests.support.cycle_specs import metadata
 from tests.support.planner_invariants import (
@@ -62,6 +64,12 @@ class PlannerSimulator:
     history: History = field(default_factory=History)
     uids: dict[str, str] = field(default_factory=dict)
     """What the executor remembers of Jobs that it created, until it dies."""
+    waits_for: WaitingReason = WaitingReason.AWAITING_QUOTA
+    """What queued Jobs wait for."""
+    also_waits: dict[str, WaitingReason] = field(default_factory=dict)
+    """What Jobs lack that run, by name."""
+    refusals: tuple[Refusal, ...] = ()
+    """What the API server does not take: these are not created."""
     counter: int = 0
     plans: int = 0
     old_cycles: deque[tuple[int, Cycle]] = field(default_factory=lambda: deque(maxlen=6))
@@ -91,7 +99,8 @@ class PlannerSimulator:
         oldest = oldest_relevant_iteration(cycle or self.cycle())
         jobs = tuple(job for job in self.jobs_now() if job.key.iteration >= oldest or not job.owned)
         meanwhile()
-        return Observed(jobs, tuple(pod for pod in self.pods_now() if pod.key.iteration >= oldest))
+        pods = tuple(pod for pod in self.pods_now() if pod.key.iteration >= oldest)
+        return Observed(jobs, pods, refusals=self.refusals)
 
     def make_plan(self, cycle: Cycle, observed: Observed) -> Plan:
         """Asks the planner; twice now and then, which must not matter."""
@@ -145,6 +154,8 @@ class PlannerSimulator:
     def _create(self, create: JobCreate) -> None:
         if create.name in self.jobs or create.name in self.foreign_jobs:
             return  # already there, and ours (or a stranger's: the next observation tells)
+        if create.key in {refusal.key for refusal in self.refusals}:
+            return
         self.history.check_create(create.key)
         identity(create)
         inputs_exist(create, self.published)
@@ -226,7 +237,7 @@ class PlannerSimulator:
                 result=job.result,
                 started=job.started,
                 finished=job.finished,
-                pending_reason="QuotaExhausted" if job.state is JobState.QUEUED else "",
+                waiting=self.waits_for if job.state is JobState.QUEUED else self.also_waits.get(job.name),
                 progress=Progress.model_construct(step=job.step, total=100) if job.state is JobState.RUNNING else None,
             )
             for job in self.jobs.values()

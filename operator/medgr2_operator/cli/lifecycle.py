@@ -5,14 +5,13 @@ Each changes one thing in the spec and says what it did."""
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from medgr2_api.cycle import Cycle
 from medgr2_api.stage_contract import ExitCode
-from medgr2_api.stages import CURATE, stage_names
+from medgr2_api.stages import CURATE
 from medgr2_api.status import AttemptState, Phase
 
 from ..kube.client import CYCLES, ConflictError, Manifest
@@ -25,7 +24,6 @@ _MAX_CONFLICTS = 20  # with other writers; the operator's status counts as one
 _POLL = 0.5  # seconds
 _ENDED = (Phase.COMPLETE, Phase.FAILED)
 _ACTIVE = (AttemptState.PENDING, AttemptState.RUNNING, AttemptState.TERMINATING)
-_STAGE_REF = re.compile(r"\b([a-z]+)@(\d+)\b")
 
 
 async def suspend(cluster: Cluster, name: str, wait: float) -> int:
@@ -199,10 +197,12 @@ def _to_approve(cycle: Cycle, stored: Manifest, stage: str) -> list[StageKey]:
 
 def _waiting(cycle: Manifest) -> list[StageKey]:
     """What the operator says waits for approval."""
-    progressing = next((c for c in _conditions(cycle) if c["type"] == "Progressing"), {})
-    if progressing.get("reason") != "Paused":
-        return []
-    return [StageKey(int(n), s) for s, n in _STAGE_REF.findall(progressing["message"]) if s in set(stage_names())]
+    stages = cycle.get("status", {}).get("stages") or ()
+    return sorted(
+        StageKey(stage["iteration"], stage["name"])
+        for stage in stages
+        if stage.get("state") == AttemptState.AWAITING_APPROVAL
+    )
 
 
 # -- waiting -----------------------------------------------------------------------------------------------------------

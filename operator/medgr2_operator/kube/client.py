@@ -59,18 +59,24 @@ SERVICES = Resource("", "v1", "services", "Service")
 CLAIMS = Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
 EVENTS = Resource("", "v1", "events", "Event")
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
-WORKLOADS = Resource("kueue.x-k8s.io", "v1beta1", "workloads", "Workload")
 
 
 class ApiError(Exception):
     """The API server refused a request, or did not answer."""
 
-    def __init__(self, message: str, status: int = 0, reason: str = "") -> None:
+    def __init__(self, message: str, status: int = 0, reason: str = "", server_message: str = "") -> None:
         super().__init__(message)
+        self.server_message = server_message or message
+        """What the server said, without our request."""
         self.status = status
         """HTTP status; 0: no answer."""
         self.reason = reason
         """The server's reason, such as AlreadyExists."""
+
+    @property
+    def passes(self) -> bool:
+        """Whether it is not about the object: no answer, or one that differs next time."""
+        return self.status in (0, 409, 429) or self.status >= 500
 
 
 class NotFoundError(ApiError):
@@ -277,7 +283,7 @@ def refusal(method: str, path: str, status: int, text: str) -> ApiError:
         status_object = {}
     message = status_object.get("message") or text[:500]
     return _ERRORS.get(status, ApiError)(
-        f"{method} {path}: {status} {message}", status, status_object.get("reason", "")
+        f"{method} {path}: {status} {message}", status, status_object.get("reason", ""), message
     )
 
 

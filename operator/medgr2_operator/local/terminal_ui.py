@@ -25,6 +25,7 @@ from .executor import RunObserver
 _MARKS: dict[AttemptState, tuple[str, str]] = {
     AttemptState.SUCCEEDED: ("✔", "green"),
     AttemptState.RUNNING: ("▶", "cyan"),
+    AttemptState.AWAITING_APPROVAL: ("?", "magenta"),
     AttemptState.PENDING: ("·", "dim"),
     AttemptState.TERMINATING: ("◼", "yellow"),
     AttemptState.FAILED: ("✘", "red"),

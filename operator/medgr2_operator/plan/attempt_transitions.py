@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from medgr2_api.cycle import CycleSpec
 from medgr2_api.stage_contract import Progress, StageResult
 from medgr2_api.stages import definition
 from medgr2_api.status import AttemptState, StageStatus
+from medgr2_api.waiting import WaitingReason
 
 from .failure_policy import AttemptEnd, FailureClass, StopReason, backoff_seconds, classify
 from .observation_index import UNKNOWN_UID, AttemptSight, ObservationIndex
 from .scores import scores_in
 from .status_draft import StatusDraft, cut, seconds_between, stage_of
-from .types import ObservedJob, StageKey
+from .types import ObservedJob, Refusal, StageKey
+from .waits import NOT_WAITING, note_wait, waited
 
 _PROGRESS_METRICS = 8
 
@@ -28,6 +30,7 @@ class AttemptContext:
     key: StageKey
     record: StageStatus
     job: ObservedJob | None
+    refusal: Refusal | None = None
 
 
 def advance_attempts(draft: StatusDraft, index: ObservationIndex, spec: CycleSpec) -> None:
@@ -36,13 +39,13 @@ def advance_attempts(draft: StatusDraft, index: ObservationIndex, spec: CycleSpe
         key, sight, job = stage_of(record), index.sight(record), index.job(record)
         if job is not None:
             record = draft.change(key, job_uid=job.uid)
-        _TRANSITIONS[record.state, sight](AttemptContext(draft, spec, key, record, job))
+        _TRANSITIONS[record.state, sight](AttemptContext(draft, spec, key, record, job, index.refusal(record)))
 
 
 def stop(draft: StatusDraft, key: StageKey, reason: StopReason, message: str = "") -> None:
     """Ends an attempt. The Job is deleted by this plan; the attempt ends when nothing of it is left."""
     if draft.records[key].state is not AttemptState.TERMINATING:
-        draft.change(key, state=AttemptState.TERMINATING, pending_since=None, reason=reason, message=cut(message))
+        draft.change(key, state=AttemptState.TERMINATING, **NOT_WAITING, reason=reason, message=cut(message))
         draft.event(str(reason), f"{key}: stopping" + (f": {message}" if message else ""), key)
 
 
@@ -54,6 +57,10 @@ def _absent(ctx: AttemptContext) -> None:
     """Never seen: not created yet, and `start` creates it under the same identity. Seen before: it vanished."""
     if ctx.record.job_uid:
         _lost(ctx, "its Job vanished")
+    elif ctx.refusal is not None and ctx.refusal.final:
+        _end(ctx, AttemptState.FAILED, FailureClass.PERMANENT, WaitingReason.JOB_REFUSED, ctx.refusal.message)
+    elif ctx.refusal is not None:
+        _wait(ctx, WaitingReason.JOB_REFUSED, ctx.refusal.message)
 
 
 def _lingers(ctx: AttemptContext) -> None:
@@ -64,34 +71,31 @@ def _lingers(ctx: AttemptContext) -> None:
 
 
 def _waits(ctx: AttemptContext) -> None:
-    """Not scheduled. The cause goes into the record; after the deadline the stage fails with it."""
+    """Not scheduled, or not started."""
     assert ctx.job is not None
-    cause = ": ".join(part for part in (ctx.job.pending_reason, ctx.job.pending_message) if part)
-    record = ctx.draft.change(
-        ctx.key,
-        pending_since=ctx.record.pending_since or ctx.draft.now,
-        reason=cut(ctx.job.pending_reason, 64),
-        message=cut(ctx.job.pending_message),
-    )
-    deadline = ctx.spec.stage(ctx.key.name).pending_deadline_seconds or ctx.spec.pending_deadline_seconds
-    left = deadline - seconds_between(record.pending_since, ctx.draft.now)
+    _wait(ctx, ctx.job.waiting or WaitingReason.STARTING, ctx.job.waiting_message)
     if ctx.job.stuck:
         stop(ctx.draft, ctx.key, StopReason.SIDECAR, ctx.job.stuck)
-    elif left <= 0:
-        stop(
-            ctx.draft,
-            ctx.key,
-            StopReason.PENDING_DEADLINE,
-            f"not scheduled in {deadline} s: {cause or 'cause unknown'}",
-        )
-    else:
+
+
+def _wait(ctx: AttemptContext, reason: WaitingReason, message: str) -> None:
+    """The cause goes into the record; after the deadline the stage fails with it."""
+    record = note_wait(ctx.draft, ctx.key, reason, message)
+    deadline = ctx.spec.stage(ctx.key.name).pending_deadline_seconds or ctx.spec.pending_deadline_seconds
+    left = deadline - waited(record, ctx.draft.now)
+    if left <= 0:
+        cause = ": ".join(filter(None, (reason, message)))
+        stop(ctx.draft, ctx.key, StopReason.PENDING_DEADLINE, f"not started in {deadline} s: {cause}")
+    elif record.counting_since is not None:
         ctx.draft.wake_in(left)
 
 
 def _requeued(ctx: AttemptContext) -> None:
     """A queue took its quota back: the attempt waits again, and its clock stands still."""
     ctx.draft.end_run(ctx.key)
-    ctx.draft.change(ctx.key, state=AttemptState.PENDING, pending_since=ctx.draft.now, progress=None)
+    ctx.draft.change(
+        ctx.key, state=AttemptState.PENDING, **{**NOT_WAITING, "pending_since": ctx.draft.now}, progress=None
+    )
     ctx.draft.event("Requeued", f"{ctx.key}: back in the queue", ctx.key)
     _waits(_reread(ctx))
 
@@ -107,13 +111,16 @@ def _runs(ctx: AttemptContext) -> None:
             state=AttemptState.RUNNING,
             start_time=ctx.record.start_time or started,
             running_since=started,
-            pending_since=None,
+            **NOT_WAITING,
             reason="",
             message="",
         )
         resumes = record.checkpoint_step >= 0 and not record.collect
         since = f", from step {record.checkpoint_step}" if resumes else ""
         draft.event("Started", f"{ctx.key}: attempt {record.attempt} is running{since}", ctx.key)
+    if job.waiting is not draft.records[ctx.key].waiting and job.waiting is not None:
+        draft.event(job.waiting, f"{ctx.key}: {job.waiting_message}", ctx.key, warning=job.waiting.stalls)
+    draft.change(ctx.key, reason=job.waiting or "", message=cut(job.waiting_message))
     if job.progress is not None:
         draft.change(ctx.key, progress=_shortened(job.progress))
     for reason, why in ((StopReason.SIDECAR, job.stuck), (StopReason.NODE_LOST, job.lost)):
@@ -147,7 +154,7 @@ def _succeeded(ctx: AttemptContext) -> None:
         output_digest=result.output_digest,
         promoted=result.promoted,
         reused=result.reused,
-        pending_since=None,
+        **NOT_WAITING,
         retry_after=None,
         progress=None,
         reason=cut(result.reason, 64),
@@ -173,7 +180,7 @@ def _unreadable(ctx: AttemptContext) -> None:
         state=AttemptState.GONE,
         collect=True,
         completion_time=job.finished or draft.now,
-        pending_since=None,
+        **NOT_WAITING,
         progress=None,
         reason="ResultUnreadable",
         message="succeeded, but its result could not be read; its manifest on the volume is read instead",
@@ -223,7 +230,7 @@ def _end(ctx: AttemptContext, state: AttemptState, failure_class: FailureClass, 
         ctx.key,
         state=state,
         completion_time=(ctx.job.finished if ctx.job else None) or draft.now,
-        pending_since=None,
+        **NOT_WAITING,
         progress=None,
         retries=retries,
         infra_restarts=restarts,
@@ -277,7 +284,7 @@ def _shortened(progress: Progress) -> Progress:
 
 
 def _reread(ctx: AttemptContext) -> AttemptContext:
-    return AttemptContext(ctx.draft, ctx.spec, ctx.key, ctx.draft.records[ctx.key], ctx.job)
+    return replace(ctx, record=ctx.draft.records[ctx.key])
 
 
 _TRANSITIONS: dict[tuple[AttemptState, AttemptSight], Callable[[AttemptContext], None]] = {

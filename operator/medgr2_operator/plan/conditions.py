@@ -9,14 +9,17 @@ from typing import Literal
 from medgr2_api.cycle import Cycle
 from medgr2_api.stages import definition
 from medgr2_api.status import AttemptState, Condition, ModelPointer, Models, Phase, StageStatus
+from medgr2_api.waiting import WaitingReason
 
 from .cycle_state import ConditionReason, CycleState
 from .graph import Graph
+from .kstatus import kstatus_conditions
 from .scheduling import Starts
 from .scores import by_iteration, unmeasured
 from .spec_edits import SpecEdits
 from .status_draft import StatusDraft, cut, stage_of
 from .types import StageKey
+from .waits import approvals, is_idle, told
 
 #: The condition that says whether what was made follows from the spec of now.
 SPEC_APPLIED = "SpecApplied"
@@ -24,7 +27,8 @@ _CONDITION_LENGTH = 1024
 
 
 def conditions(cycle: Cycle, state: CycleState, starts: Starts, draft: StatusDraft) -> list[Condition]:
-    """WorkspaceReady, Progressing, Suspended, Complete, Failed; NameConflict from its first time on."""
+    """WorkspaceReady, Progressing, Suspended, Complete, Failed, and for kstatus Ready, Reconciling, Stalled;
+    AwaitingApproval and NameConflict from their first time on."""
     failed = state.failing if state.finished else None
     complete = state.complete if state.finished else None
     conflict = (
@@ -46,8 +50,16 @@ def conditions(cycle: Cycle, state: CycleState, starts: Starts, draft: StatusDra
         ("Failed", failed is not None, failed or ConditionReason("NotFailed")),
     ]
     before = {condition.type: condition for condition in cycle.status.conditions}
-    if conflict or "NameConflict" in before:
-        rows.append(("NameConflict", conflict is not None, conflict or ConditionReason("NoConflict")))
+    rows += kstatus_conditions(state, starts, draft, progress, before.get("WorkspaceReady"))
+    approval = (
+        ConditionReason(WaitingReason.AWAITING_APPROVAL, _names(awaiting)) if (awaiting := approvals(draft)) else None
+    )
+    for kind, why, otherwise in (
+        ("AwaitingApproval", approval, "NothingToApprove"),
+        ("NameConflict", conflict, "NoConflict"),
+    ):
+        if why is not None or kind in before:
+            rows.append((kind, why is not None, why or ConditionReason(otherwise)))
     return [_condition(cycle, before.get(kind), kind, holds, why, draft) for kind, holds, why in rows]
 
 
@@ -103,20 +115,23 @@ def _progress(
     if still is not None:
         stopping = f"; stopping {_names(map(stage_of, active))}" if active else ""
         return ConditionReason(still.reason, still.message + stopping), False
-    waiting = [record for record in active if record.state is AttemptState.PENDING and record.reason]
-    if waiting:
-        causes = "; ".join(f"{stage_of(r)}: {r.reason} {r.message}".rstrip() for r in waiting)
-        return ConditionReason(waiting[0].reason, f"waiting to be scheduled: {causes}"), len(waiting) < len(active)
+    approval = f"waiting for approval: {_names(starts.paused)}" if starts.paused else ""
+    causes = [f"{stage_of(r)}: {r.reason} {r.message}".rstrip() for r in active if told(r)]
+    idle = [record for record in active if is_idle(record)]
     if active:
-        return ConditionReason("StagesRunning", _names(map(stage_of, active))), True
+        at_work = _names(stage_of(record) for record in active if record not in idle)
+        waits = f"waiting: {'; '.join(causes)}" if causes else ""
+        message = "; ".join(filter(None, (at_work, waits, approval)))
+        return ConditionReason(idle[0].reason if idle else "StagesRunning", message), bool(at_work)
     if conflict is not None:
         return conflict, False
     if state.workspace is not None:
-        return ConditionReason("WorkspaceNotReady", state.workspace.message), False
+        return ConditionReason(WaitingReason.AWAITING_VOLUME, state.workspace.message), False
     if starts.backing_off:
-        return ConditionReason("BackingOff", f"{_names(starts.backing_off)} will be retried"), True
+        retries = "; ".join(_retry(draft.records[key]) for key in starts.backing_off)
+        return ConditionReason(WaitingReason.BACKOFF, "; ".join(filter(None, (retries, approval)))), True
     if starts.paused:
-        return ConditionReason("Paused", f"waiting for approval: {_names(starts.paused)}"), False
+        return ConditionReason(WaitingReason.AWAITING_APPROVAL, approval), False
     return ConditionReason("Starting"), True
 
 
@@ -126,10 +141,13 @@ def phase(state: CycleState, starts: Starts, draft: StatusDraft) -> Phase:
         return Phase.COMPLETE if state.complete else Phase.FAILED
     if state.suspended is not None:
         return Phase.SUSPENDED
-    if any(True for _ in draft.active()):
-        return Phase.RUNNING
+    active = list(draft.active())
+    if active:
+        return Phase.WAITING if all(map(is_idle, active)) else Phase.RUNNING
     if starts.paused:
         return Phase.PAUSED
+    if starts.backing_off or starts.conflicts or state.workspace is not None:
+        return Phase.WAITING
     return Phase.RUNNING if draft.records else Phase.PENDING
 
 
@@ -140,8 +158,10 @@ def summary(phase: Phase, draft: StatusDraft, iteration: int, iterations: int) -
     )
     if running:  # generation runs ahead: the iteration that matters is the older one
         iteration = running[0].iteration
-    doing = ", ".join(_doing(record, iteration) for record in running) or phase.lower()
-    parts = [f"{iteration}/{iterations} {doing}"]
+    waiting = [record for record in draft.records.values() if told(record) and record not in running]
+    doing = [_doing(record, iteration) for record in running]
+    doing += [f"{_name(record, iteration)} {record.waiting}" for record in waiting]
+    parts = [f"{iteration}/{iterations} {', '.join(doing) or phase.lower()}"]
     values = list(by_iteration(draft.scores).values())
     if values:
         change = f" ({values[-1] - values[-2]:+.3f})" if len(values) > 1 else ""
@@ -166,11 +186,20 @@ def models(graph: Graph, draft: StatusDraft) -> Models:
 
 
 def _doing(record: StageStatus, iteration: int) -> str:
-    name = str(record.name) if record.iteration == iteration else str(stage_of(record))
+    name = _name(record, iteration)
     progress = record.progress
     if progress is None or progress.total <= 0:
         return name
     return f"{name} {min(100, 100 * progress.step // progress.total)}%"
+
+
+def _name(record: StageStatus, iteration: int) -> str:
+    return str(record.name) if record.iteration == iteration else str(stage_of(record))
+
+
+def _retry(record: StageStatus) -> str:
+    at = f"{record.retry_after:%H:%M:%S} UTC" if record.retry_after is not None else "once"
+    return f"{stage_of(record)} will be retried at {at}: {record.reason} {record.message}".rstrip()
 
 
 def _names(keys: Iterable[StageKey]) -> str:

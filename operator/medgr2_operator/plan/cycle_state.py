@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from medgr2_api.cycle import Cycle
 from medgr2_api.scheduling import OnExceeded
+from medgr2_api.status import CycleStatus
 
 from . import budget
 from .failure_policy import StopReason
@@ -38,6 +39,12 @@ class CycleState:
     """Nothing can start: the workspace cannot be used."""
     finished: bool = False
     """Complete, or failed and nothing runs any more."""
+
+
+def ended_state(status: CycleStatus) -> CycleState:
+    """The state of a cycle that has ended, as its status says."""
+    held = {c.type: ConditionReason(c.reason, c.message) for c in status.conditions if c.status == "True"}
+    return CycleState(complete=held.get("Complete"), failing=held.get("Failed"), finished=True)
 
 
 def iterations(cycle: Cycle, draft: StatusDraft) -> int:

@@ -9,7 +9,7 @@ from medgr2_api.cycle import Cycle
 from medgr2_api.status import AttemptState, StageStatus
 
 from .status_draft import attempt_of
-from .types import AttemptKey, JobState, Observed, ObservedJob, ObservedPod, StageKey
+from .types import AttemptKey, JobState, Observed, ObservedJob, ObservedPod, Refusal, StageKey
 
 #: Stands for the uid of a Job that was never observed, but whose pod was: it existed.
 UNKNOWN_UID = "unknown"
@@ -43,6 +43,7 @@ class ObservationIndex:
     def __init__(self, observed: Observed) -> None:
         self.jobs: dict[AttemptKey, ObservedJob] = {job.key: job for job in observed.jobs if job.owned}
         self.foreign_jobs = {job.name for job in observed.jobs if not job.owned}
+        self._refusals = {refusal.key: refusal for refusal in observed.refusals}
         self._live: dict[StageKey, list[AttemptKey]] = defaultdict(list)
         self._numbers: dict[tuple[StageKey, str], int] = defaultdict(int)
         self._pods: set[AttemptKey] = {pod.key for pod in observed.pods}
@@ -62,6 +63,10 @@ class ObservationIndex:
         if job is not None:
             return _SIGHT[job.state]
         return AttemptSight.LINGERING if attempt_of(record) in self._pods else AttemptSight.ABSENT
+
+    def refusal(self, record: StageStatus) -> Refusal | None:
+        """Why the Job of a record's newest attempt was not created; None: nobody refused it."""
+        return self._refusals.get(attempt_of(record))
 
     def alive(self, stage: StageKey) -> bool:
         """Whether any attempt of a stage, under whatever token, may still write."""

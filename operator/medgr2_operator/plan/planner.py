@@ -11,7 +11,7 @@ from medgr2_api.status import AttemptState, Condition, CycleStatus, Phase
 from . import budget
 from .attempt_transitions import advance_attempts, stop
 from .conditions import conditions, models, phase, spec_applied, summary
-from .cycle_state import CycleState, decide, iterations, newest_iteration
+from .cycle_state import CycleState, decide, ended_state, iterations, newest_iteration
 from .graph import Graph
 from .observation_index import ENDED, ObservationIndex
 from .restart import restart
@@ -22,6 +22,7 @@ from .spec_edits import spec_edits
 from .status_compaction import compact
 from .status_draft import ACTIVE, StatusDraft, attempt_of, stage_of
 from .types import JobDelete, Observed, ObservedJob, Plan
+from .waits import is_held, mark_approvals
 
 
 def plan(cycle: Cycle, observed: Observed, now: datetime) -> Plan:
@@ -48,20 +49,13 @@ def plan(cycle: Cycle, observed: Observed, now: datetime) -> Plan:
     graph = cached.graph(iterations(cycle, draft))
     tokens, restarted = restart(draft, cycle.spec, graph, list(cycle.status.restart_tokens))
     if _ended(cycle) and not restarted:
-        applied = spec_applied(
-            cycle, spec_edits(cycle, cached, graph, draft, complete=cycle.status.phase is Phase.COMPLETE), draft
-        )
-        status = _recorded(
-            cycle,
-            draft,
-            restart_tokens=tokens,
-            observed_generation=cycle.metadata.generation,
-            conditions=[c for c in cycle.status.conditions if c.type != applied.type] + [applied],
-        )
+        edits = spec_edits(cycle, cached, graph, draft, complete=cycle.status.phase is Phase.COMPLETE)
+        status = _ended_status(cycle, draft, tokens, spec_applied(cycle, edits, draft))
         return _answer(draft, status, _deletes(draft, index))
 
     graph = cached.graph(iterations(cycle, draft))  # a restart may have taken back what stopped the loop early
     state, starts = decide(cycle, graph, draft, observed), Starts()
+    mark_approvals(cycle, graph, draft, under_way=not (state.complete or state.failing))
     obstacle = state.failing or state.suspended
     if obstacle is not None:
         for record in draft.active():
@@ -78,6 +72,19 @@ def _ended(cycle: Cycle) -> bool:
     """Complete or Failed, and no iterations were added since. An end is final: other edits do not take it back."""
     ended = cycle.status.completion_time is not None
     return ended and cycle.spec.iterations <= cycle.status.finished_iterations
+
+
+def _ended_status(cycle: Cycle, draft: StatusDraft, tokens: list[str], applied: Condition) -> CycleStatus:
+    """An end stays as it is, and is told of the spec of now: who waits for this generation is answered."""
+    state, starts = ended_state(cycle.status), Starts()
+    return _recorded(
+        cycle,
+        draft,
+        restart_tokens=tokens,
+        observed_generation=cycle.metadata.generation,
+        phase=phase(state, starts, draft),
+        conditions=[*conditions(cycle, state, starts, draft), applied],
+    )
 
 
 def _deletes(draft: StatusDraft, index: ObservationIndex) -> tuple[JobDelete, ...]:
@@ -111,9 +118,9 @@ def _status(
 ) -> CycleStatus:
     """The new status."""
     before = cycle.status
-    clock_stopped = state.suspended is not None or state.finished
+    clock_stopped = state.suspended is not None or state.finished or _waits_for_others(draft, starts)
     new_phase, iteration = phase(state, starts, draft), newest_iteration(draft)
-    if new_phase is not before.phase:
+    if new_phase is not before.phase and {new_phase, before.phase} != {Phase.RUNNING, Phase.WAITING}:  # stages say that
         why = state.complete or state.failing or state.suspended
         draft.event(str(new_phase), why.message if why else f"was {before.phase}", warning=new_phase is Phase.FAILED)
     return _recorded(
@@ -132,6 +139,12 @@ def _status(
         active_since=None if clock_stopped else before.active_since or draft.now,
         restart_tokens=tokens,
     )
+
+
+def _waits_for_others(draft: StatusDraft, starts: Starts) -> bool:
+    """Whether all that is left to do now is a queue's or a person's."""
+    active = list(draft.active())
+    return bool(active or starts.paused) and not starts.backing_off and all(map(is_held, active))
 
 
 def _recorded(cycle: Cycle, draft: StatusDraft, **changes: Any) -> CycleStatus:

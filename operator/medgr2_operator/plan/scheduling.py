@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
 
 from medgr2_api import paths
 from medgr2_api.cycle import Cycle
 from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageRequest
 from medgr2_api.stages import definition, input_hash
 from medgr2_api.status import AttemptState, StageStatus
+from medgr2_api.waiting import WaitingReason
 
 from .graph import Graph, Node
 from .observation_index import ObservationIndex
 from .spec_cache import CachedSpec
 from .status_draft import ACTIVE, StatusDraft, stage_of
 from .types import AttemptKey, JobCreate, StageKey
+from .waits import NOT_WAITING
 
 #: 63 for a pod's host name, less `-<index>` of an Indexed Job and the five random characters of a pod.
 JOB_NAME_LENGTH = 52
@@ -38,14 +42,12 @@ def start(cycle: Cycle, cached: CachedSpec, graph: Graph, draft: StatusDraft, in
     never seen is carried out again under the same identity.
     """
     starts = Starts()
-    approved = {StageKey(ref.iteration, ref.stage) for ref in cycle.spec.approved}
     free = cycle.spec.max_parallel_stages - sum(1 for _ in draft.active())
     for node in graph:
         key, record = node.key, draft.get(node.key)
         if not _lacks_attempt(record) or not all(draft.done(need) for need in node.needs):
             continue
-        begun = record is not None and record.attempt > 0
-        if key.name in cycle.spec.pause_before and key not in approved and not begun:
+        if record is not None and record.state is AttemptState.AWAITING_APPROVAL:
             starts.paused.append(key)
         elif (wait := _backoff_left(cycle, draft, record)) > 0:
             draft.wake_in(wait)
@@ -142,15 +144,23 @@ def _attempt(
                 "checkpoint_step": record.checkpoint_step if same else -1,
                 "attempt_seconds": 0.0,
                 "generator_budget_usd": budget,
-                "pending_since": record.pending_since or draft.now,
                 "start_time": None,
                 "completion_time": None,
                 "retry_after": None,
-                "reason": "",
-                "message": "",
+                **({} if _intended(record) else _begins_to_wait(draft.now)),
             }
         )
     )
+
+
+def _begins_to_wait(now: datetime) -> dict[str, Any]:
+    return {
+        **NOT_WAITING,
+        "pending_since": now,
+        "counting_since": now,
+        "reason": str(WaitingReason.STARTING),
+        "message": "",
+    }
 
 
 def _number(record: StageStatus, index: ObservationIndex) -> int:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from medgr2_api.stage_contract import Progress, StageRequest, StageResult
 from medgr2_api.status import CycleStatus
+from medgr2_api.waiting import WaitingReason
 
 
 # Keys are tuples: the planner looks things up by them all the time, and a dataclass's hash is Python code.
@@ -65,9 +66,9 @@ class ObservedJob:
     started: datetime | None = None
     """Start of the present run (a queue resets it)."""
     finished: datetime | None = None
-    pending_reason: str = ""
-    """Why it is not scheduled: QuotaExhausted, Unschedulable, ImagePull, UnboundVolume; empty: not known."""
-    pending_message: str = ""
+    waiting: WaitingReason | None = None
+    """What it, or one of its pods, waits for; None: for nothing that is known."""
+    waiting_message: str = ""
     stuck: str = ""
     """Why it will never end by itself (a sidecar that does not stay up): the planner stops it."""
     lost: str = ""
@@ -85,6 +86,17 @@ class ObservedPod:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """The API server did not take an attempt's Job, or what belongs to it."""
+
+    key: AttemptKey
+    message: str
+    """The server's."""
+    final: bool = False
+    """The same Job will never be taken."""
+
+
+@dataclass(frozen=True)
 class Observed:
     """The cycle's Jobs and pods as an executor observes them. Level-triggered: only what is, never what happened.
 
@@ -95,6 +107,8 @@ class Observed:
     pods: tuple[ObservedPod, ...] = ()
     workspace_ready: bool = True
     workspace_message: str = ""
+    refusals: tuple[Refusal, ...] = ()
+    """Of attempts whose Jobs the executor could not create."""
 
 
 @dataclass(frozen=True)

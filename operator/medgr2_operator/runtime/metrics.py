@@ -34,6 +34,8 @@ from .workqueue import CycleKey, WorkQueue
 #: took it back, or one of the planner's classes of failures.
 OUTCOMES = ("Succeeded", "Reused", "ResultUnreadable", "Restarted", *map(str, FailureClass))
 
+#: States of a stage that has begun, or would have if a person had said so.
+_UNFINISHED = (AttemptState.AWAITING_APPROVAL, *sorted(ACTIVE))
 _RUNS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 48 * 3600)
 _LATENCIES = (0.5, 1, 1.5, 2, 5, 10, 30, 60, 300)
 
@@ -185,7 +187,7 @@ _OF_A_CYCLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "medgr2_cycle_best_score_ratio": ("Best validation score so far: macro accuracy, 0..1", ()),
     "medgr2_cycle_stage_state": ("1 for the state that an unfinished stage is in", ("stage", "iteration", "state")),
     "medgr2_cycle_stage_pending_since_timestamp_seconds": (
-        "Since when a stage waits to be scheduled, and why",
+        "Since when a stage waits to be approved or scheduled, and why (docs/cluster.md has the reasons)",
         ("stage", "iteration", "reason"),
     ),
     "medgr2_cycle_stage_progress_ratio": ("Progress of a running stage, 0..1", ("stage", "iteration")),
@@ -210,12 +212,12 @@ def _samples(status: CycleStatus, iterations: int) -> Iterator[Sample]:
         yield "medgr2_cycle_best_score_ratio", (), value
     for record in status.stages:
         where = (str(record.name), str(record.iteration))
-        if not record.attempt or record.state not in ACTIVE:
+        if not (record.attempt and record.state in ACTIVE) and record.state is not AttemptState.AWAITING_APPROVAL:
             continue
         yield "medgr2_cycle_stage_state", (*where, record.state), 1
         if record.pending_since is not None:
             since = record.pending_since.timestamp()
-            yield "medgr2_cycle_stage_pending_since_timestamp_seconds", (*where, record.reason or "Unknown"), since
+            yield "medgr2_cycle_stage_pending_since_timestamp_seconds", (*where, str(record.waiting)), since
         if record.state is AttemptState.RUNNING and record.progress and record.progress.total > 0:
             yield "medgr2_cycle_stage_progress_ratio", where, record.progress.step / record.progress.total
     usage = status.usage
@@ -239,9 +241,11 @@ class CycleCollector(Collector):
 
     def mark_invalid(self, key: CycleKey) -> None:
         """Its spec cannot be run; what runs of an earlier one goes on."""
-        samples: list[Sample] = self._samples_of.get(key, [("medgr2_cycle_phase", (str(Phase.PENDING),), 1)])
-        invalid: Sample = ("medgr2_cycle_invalid", (), 1)
-        self._samples_of[key] = [*(sample for sample in samples if sample != invalid), invalid]
+        samples = self._samples_of.get(key, [])
+        over = [("medgr2_cycle_phase", (str(phase),), 1) for phase in (Phase.COMPLETE, Phase.FAILED)]
+        phase = next((s for s in samples if s in over), ("medgr2_cycle_phase", (str(Phase.INVALID),), 1))
+        others = [s for s in samples if s[0] not in ("medgr2_cycle_phase", "medgr2_cycle_invalid")]
+        self._samples_of[key] = [phase, *others, ("medgr2_cycle_invalid", (), 1)]
 
     def remove(self, key: CycleKey) -> None:
         """There is no such cycle any more."""
@@ -265,7 +269,7 @@ class CycleCollector(Collector):
                     tally[labels[0], labels[2]] += 1
         for phase in Phase:
             phases.add_sample("medgr2_cycles", {"phase": phase}, tally[phase,])
-        for stage, state in product(stage_names(), sorted(ACTIVE)):
+        for stage, state in product(stage_names(), _UNFINISHED):
             stages.add_sample("medgr2_stages_active", {"stage": stage, "state": state}, tally[stage, state])
         return [phases, stages, *families.values()]
 

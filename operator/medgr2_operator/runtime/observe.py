@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -18,33 +18,31 @@ from ..plan.failure_policy import LossReason
 from ..plan.shard_results import combine, worst
 from ..plan.types import AttemptKey, JobState, ObservedJob, ObservedPod
 from ..render import labels
-from ..render.pod import MAIN
+from .pod_state import has_ended, main_state, owner_uid, started, time_of
+from .why_waiting import STARTING_SECONDS, Surroundings, why_waiting
 
 _INDEX = "batch.kubernetes.io/job-completion-index"
-_FINISHED = ("Succeeded", "Failed")
-_SPEC = ("suspend", "completions", "backoffLimitPerIndex", "nodeName")
+_SPEC = ("suspend", "completions", "parallelism", "backoffLimitPerIndex", "nodeName")
+#: And of a pod that waits, what it may wait for.
+_ASKED_FOR = ("schedulerName", "schedulingGates", "initContainers", "containers", "volumes")
 #: Restarts of a sidecar after which it counts as broken.
 SIDECAR_RESTARTS = 3
 #: How long after its grace period a pod counts as lost.
 LOST_AFTER = timedelta(seconds=60)
 #: Reasons of a pod's status for an end that its containers did not cause.
 _EVICTION_REASONS = ("Evicted", "Preempting", "NodeLost", "NodeShutdown", "Terminated", "Shutdown")
-#: Reason of a stage that waits → the kubelet's reasons of its container.
-_WAITING_REASONS = {
-    "ImagePull": ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"),
-    "ContainerConfig": ("CreateContainerConfigError", "CreateContainerError"),
-}
 #: What podFailurePolicy writes into the Job's condition.
 _CONDITION_MESSAGE = re.compile(r"failed with exit code (\d+)")
 
 
 def needed(manifest: Manifest) -> Manifest:
     """What is read of a Job or pod: a tenth of it. A long cycle has hundreds."""
-    metadata, spec = manifest["metadata"], manifest.get("spec") or {}
+    metadata, spec, status = manifest["metadata"], manifest.get("spec") or {}, manifest.get("status") or {}
+    kept = (*_SPEC, *_ASKED_FOR) if status.get("phase") == "Pending" else _SPEC
     return {
         "metadata": {name: value for name, value in metadata.items() if name != "managedFields"},
-        "spec": {name: spec[name] for name in _SPEC if name in spec},
-        "status": manifest.get("status") or {},
+        "spec": {name: spec[name] for name in kept if name in spec},
+        "status": status,
     }
 
 
@@ -53,17 +51,11 @@ def key_of(manifest: Manifest) -> AttemptKey | None:
     return labels.attempt_key(manifest["metadata"].get("labels") or {})
 
 
-def owner_uid(manifest: Manifest) -> str:
-    """Uid of the object that controls this one; empty: none does."""
-    owners = manifest["metadata"].get("ownerReferences") or ()
-    return next((str(owner["uid"]) for owner in owners if owner.get("controller")), "")
-
-
 def live_pods(pods: Iterable[Manifest]) -> Iterator[ObservedPod]:
     """Pods that may still write."""
     for pod in pods:
         key = key_of(pod)
-        if key is not None and _alive(pod):
+        if key is not None and not has_ended(pod):
             metadata = pod["metadata"]
             yield ObservedPod(metadata["name"], key, "deletionTimestamp" in metadata)
 
@@ -83,9 +75,16 @@ def next_overdue(pods: Iterable[Manifest], now: datetime) -> float | None:
     return min((left for left in lefts if left is not None and left > 0), default=None)
 
 
+def next_outlived(pods: Iterable[Manifest], now: datetime) -> float | None:
+    """Seconds until a pod that goes on without its work should be looked at again; None: there is none such."""
+    ends = (time_of((main_state(pod).get("terminated") or {}).get("finishedAt")) for pod in pods if not has_ended(pod))
+    lefts = (STARTING_SECONDS - (now - end).total_seconds() for end in ends if end is not None)
+    return min((left if left > 0 else STARTING_SECONDS for left in lefts), default=None)
+
+
 def _seconds_to_lost(pod: Manifest, now: datetime) -> float | None:
-    ends = _time(pod["metadata"].get("deletionTimestamp"))  # when the grace is over
-    return (ends + LOST_AFTER - now).total_seconds() if ends and "running" in _main(pod) else None
+    ends = time_of(pod["metadata"].get("deletionTimestamp"))  # when the grace is over
+    return (ends + LOST_AFTER - now).total_seconds() if ends and "running" in main_state(pod) else None
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,7 @@ def jobs(
     manifests: Iterable[Manifest],
     pods: Sequence[Manifest],
     cycle_uid: str,
-    now: datetime,
-    quota: Mapping[str, str] | None = None,
+    around: Surroundings,
 ) -> Iterator[ObservedJob]:
     """Jobs with what their pods tell.
 
@@ -119,52 +117,69 @@ def jobs(
         manifests: the Jobs.
         pods: all pods of the cycle, finished ones included.
         cycle_uid: of the owner of its Jobs.
-        now: the time, with its zone.
-        quota: by uid of a Job, why its queue holds it back.
+        around: the time, queues and events.
     """
+    lost = {owner_uid(pod): _silence(pod) for pod in overdue_pods(pods, around.now)}
+    for key, manifest, own_pods in with_pods(manifests, pods):
+        seen = _job(manifest, key, own_pods, around)
+        uid = manifest["metadata"]["uid"]
+        yield replace(
+            seen,
+            owned=owner_uid(manifest) == cycle_uid,
+            lost=lost.get(uid, ""),
+            # what a container or a kubelet says goes into conditions and events
+            message=redact(seen.message),
+            waiting_message=redact(seen.waiting_message),
+            stuck=redact(seen.stuck),
+        )
+
+
+def with_pods(
+    manifests: Iterable[Manifest], pods: Iterable[Manifest]
+) -> Iterator[tuple[AttemptKey, Manifest, list[Manifest]]]:
+    """Each Job of the cycle with its attempt and its pods."""
     by_job: dict[str, list[Manifest]] = defaultdict(list)
     for pod in pods:
         by_job[owner_uid(pod)].append(pod)
-    lost = {owner_uid(pod): _silence(pod) for pod in overdue_pods(pods, now)}
     for manifest in manifests:
-        key = key_of(manifest)
-        if key is not None:
-            uid = manifest["metadata"]["uid"]
-            seen = _job(manifest, key, by_job[uid], (quota or {}).get(uid, ""))
-            yield replace(
-                seen,
-                owned=owner_uid(manifest) == cycle_uid,
-                lost=lost.get(uid, ""),
-                # what a container or a kubelet says goes into conditions and events
-                message=redact(seen.message),
-                pending_message=redact(seen.pending_message),
-                stuck=redact(seen.stuck),
-            )
+        if (key := key_of(manifest)) is not None:
+            yield key, manifest, by_job[manifest["metadata"]["uid"]]
 
 
-def _job(manifest: Manifest, key: AttemptKey, pods: Sequence[Manifest], quota: str) -> ObservedJob:
+def unfinished(job: Manifest) -> bool:
+    """Whether a Job has not ended."""
+    return not _ended(job)
+
+
+def _ended(job: Manifest) -> dict[str, Manifest]:
+    """The conditions by which a Job has ended, by type."""
+    conditions = job.get("status", {}).get("conditions") or ()
+    return {c["type"]: c for c in conditions if c.get("status") == "True" and c["type"] in ("Complete", "Failed")}
+
+
+def _job(manifest: Manifest, key: AttemptKey, pods: Sequence[Manifest], around: Surroundings) -> ObservedJob:
     metadata = manifest["metadata"]
     # a Job that its queue suspended still has pods for a moment that have ended
-    at_work = [pod for pod in pods if _alive(pod)] if manifest["spec"].get("suspend") else pods
+    at_work = [pod for pod in pods if not has_ended(pod)] if manifest["spec"].get("suspend") else pods
     job = ObservedJob(
         key=key,
         name=metadata["name"],
         uid=metadata["uid"],
         state=JobState.QUEUED,
         deleting="deletionTimestamp" in metadata,
-        started=min(filter(None, map(_started, at_work)), default=None),
+        started=min(filter(None, map(started, at_work)), default=None),
         stuck=next(filter(None, map(_broken_sidecar, pods)), ""),
     )
-    conditions = manifest.get("status", {}).get("conditions") or ()
-    ended = {condition["type"]: condition for condition in conditions if condition.get("status") == "True"}
+    ended = _ended(manifest)
     if "Complete" in ended:
         return _succeeded(job, manifest, pods, ended["Complete"])
     if "Failed" in ended:
         return _failed(job, pods, ended["Failed"])
-    if job.started is not None:
-        return replace(job, state=JobState.RUNNING)
-    reason, message = _why_waiting(manifest, pods, quota)
-    return replace(job, pending_reason=reason, pending_message=message)
+    state = JobState.QUEUED if job.started is None else JobState.RUNNING
+    cause = why_waiting(key, manifest, pods, around)
+    if cause is None:
+        return replace(job, state=state)
+    return replace(job, state=state, waiting=cause[0], waiting_message=cause[1])
 
 
 # -- ends --------------------------------------------------------------------------------------------------------------
@@ -180,7 +195,9 @@ def _succeeded(job: ObservedJob, manifest: Manifest, pods: Sequence[Manifest], c
         state=JobState.SUCCEEDED,
         exit_code=0,
         result=combine([_result(ends.get(index, {})) for index in range(shards)]),
-        finished=max(filter(None, (_time(end.get("finishedAt")) for end in ends.values())), default=_since(condition)),
+        finished=max(
+            filter(None, (time_of(end.get("finishedAt")) for end in ends.values())), default=_since(condition)
+        ),
     )
 
 
@@ -214,26 +231,15 @@ def _explained(job: ObservedJob, pod: Manifest) -> ObservedJob:
         reason=next((word for word in (LossReason.OUT_OF_MEMORY, LossReason.RENDEZVOUS) if word in reasons), ""),
         message=result.message if result else str(end.get("message") or pod["status"].get("message", "")),
         result=result,
-        finished=_time(end.get("finishedAt")) or job.finished,
+        finished=time_of(end.get("finishedAt")) or job.finished,
     )
 
 
 # -- pods --------------------------------------------------------------------------------------------------------------
 
 
-def _alive(pod: Manifest) -> bool:
-    return pod.get("status", {}).get("phase") not in _FINISHED
-
-
-def _main(pod: Manifest) -> Manifest:
-    """State of the container that does the work; empty before it has one."""
-    statuses = pod.get("status", {}).get("containerStatuses") or ()
-    state: Manifest = next((status.get("state") or {} for status in statuses if status.get("name") == MAIN), {})
-    return state
-
-
 def _terminated(pod: Manifest) -> Manifest:
-    end: Manifest = _main(pod).get("terminated") or {}
+    end: Manifest = main_state(pod).get("terminated") or {}
     return end
 
 
@@ -243,11 +249,6 @@ def _exit_code(pod: Manifest) -> int:
 
 def _finished_at(pod: Manifest) -> str:
     return str(_terminated(pod).get("finishedAt", ""))
-
-
-def _started(pod: Manifest) -> datetime | None:
-    state = _main(pod)
-    return _time((state.get("running") or state.get("terminated") or {}).get("startedAt"))
 
 
 def _index(pod: Manifest) -> int:
@@ -289,31 +290,5 @@ def _broken_sidecar(pod: Manifest) -> str:
     return ""
 
 
-# -- waiting -----------------------------------------------------------------------------------------------------------
-
-
-def _why_waiting(manifest: Manifest, pods: Sequence[Manifest], quota: str) -> tuple[str, str]:
-    """Reason and message of a Job none of whose pods works yet."""
-    if manifest["spec"].get("suspend"):
-        return "QuotaExhausted" if quota else "Queued", quota or "waiting for its queue"
-    for pod in pods:
-        status = pod.get("status", {})
-        for condition in status.get("conditions") or ():
-            if condition["type"] == "PodScheduled" and condition["status"] == "False":
-                message = condition.get("message", "")
-                return "UnboundVolume" if "PersistentVolumeClaim" in message else "Unschedulable", message
-        containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
-        for container in containers:
-            waiting = (container.get("state") or {}).get("waiting") or {}
-            for reason, kubelet_reasons in _WAITING_REASONS.items():
-                if waiting.get("reason") in kubelet_reasons:
-                    return reason, f"{waiting['reason']}: {waiting.get('message', '')}"
-    return "", ""
-
-
-def _time(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None
-
-
 def _since(condition: Manifest) -> datetime | None:
-    return _time(condition.get("lastTransitionTime"))
+    return time_of(condition.get("lastTransitionTime"))

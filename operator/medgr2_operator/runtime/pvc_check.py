@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from medgr2_api.cycle import Cycle
 
-from ..kube.client import CLAIMS, Client, NotFoundError
+from ..kube.client import CLAIMS, ApiError, Client, NotFoundError
 from ..render.pvc import claim, claim_name
 
 #: Seconds for which a usable claim is taken to stay so: many cycles may share one, and each reconcile asks.
@@ -22,6 +22,8 @@ class WorkspaceState:
     """Why it cannot be used; empty: it can."""
     single_node: bool = False
     """Only the pods of one node can mount it at a time."""
+    bound: bool = True
+    """The claim has its volume; false where that comes with the first pod, or not at all."""
 
 
 class VolumeCheck:
@@ -40,7 +42,7 @@ class VolumeCheck:
             return workspace
         workspace = await self._read(cycle, *key)
         self._ready.pop(key, None)
-        if not workspace.problem:
+        if not workspace.problem and workspace.bound:
             self._ready[key] = time.monotonic() + CACHE_SECONDS, workspace
         return workspace
 
@@ -55,10 +57,16 @@ class VolumeCheck:
                 )
             if cycle.metadata.deletion_timestamp is not None:
                 return WorkspaceState(f"PersistentVolumeClaim {name} is gone")
-            pvc = await self._client.create(CLAIMS, template)
+            try:
+                pvc = await self._client.create(CLAIMS, template)
+            except ApiError as error:
+                if error.passes:
+                    raise
+                return WorkspaceState(f"PersistentVolumeClaim {name} was refused: {error.server_message}")
         if "deletionTimestamp" in pvc["metadata"]:
             return WorkspaceState(f"PersistentVolumeClaim {name} is being deleted")
-        if pvc.get("status", {}).get("phase") == "Lost":
+        phase = pvc.get("status", {}).get("phase")
+        if phase == "Lost":
             return WorkspaceState(f"PersistentVolumeClaim {name} has lost its volume")
         modes = pvc.get("spec", {}).get("accessModes") or ()
-        return WorkspaceState(single_node="ReadWriteMany" not in modes)
+        return WorkspaceState(single_node="ReadWriteMany" not in modes, bound=phase == "Bound")

@@ -13,16 +13,16 @@ from pydantic import ValidationError
 
 from medgr2_api.cycle import Cycle
 from medgr2_api.redaction import redact
-from medgr2_api.status import AttemptState, Condition, CycleStatus
+from medgr2_api.status import AttemptState, CycleStatus, StageStatus
 from medgr2_api.unsupported import unsupported
 from medgr2_api.validation_errors import dotted, explain
 
 from ..kube.client import (
     CYCLES,
+    EVENTS,
     JOBS,
     PODS,
     SERVICES,
-    WORKLOADS,
     ApiError,
     Client,
     ConflictError,
@@ -33,7 +33,8 @@ from ..kube.client import (
 from ..kube.events import EventRecorder
 from ..plan import planner
 from ..plan.observation_index import oldest_relevant_iteration
-from ..plan.types import Event, JobCreate, JobState, Observed, ObservedJob, Plan
+from ..plan.status_draft import attempt_of, seconds_between
+from ..plan.types import AttemptKey, Event, JobCreate, JobState, Observed, ObservedJob, Plan, Refusal
 from ..render import labels
 from ..render.job import QUEUE_LABEL
 from ..render.job import job as render_job
@@ -41,15 +42,21 @@ from ..render.render_context import RenderError, RenderSettings
 from ..render.trial import unrenderable
 from . import observe
 from .bounded_work import Setbacks, compute
+from .kueue import Workloads
+from .pod_state import owner_uid
 from .progress_poller import ProgressPoller
 from .pvc_check import VolumeCheck, WorkspaceState
+from .rejection import INVALID, rejected, standing_still
+from .why_waiting import Surroundings, uids_with_events
 from .workqueue import CycleKey
 
 _log = logging.getLogger(__name__)
 
-#: Seconds until a cycle with a stage that waits to be scheduled is reconciled again: what pods and queues say about the
-#: cause raises no event that is watched.
-REQUEUE_PENDING = 20.0
+#: Seconds until a cycle with a stage that waits is reconciled again: what pods and queues say about the cause raises no
+#: event that is watched. Sooner at first, when most causes show: after as long as it has waited.
+REQUEUE_PENDING, REQUEUE_PENDING_FIRST = 20.0, 3.0
+#: HTTP status with which the API server refuses what it will never take: the manifest is wrong, or too large.
+_NEVER_TAKEN = (413, 422)
 #: The same with a stage that terminates: once its Job is gone, no event tells of its pods.
 REQUEUE_TERMINATING = 5.0
 #: The same with a running stage, if no event comes.
@@ -93,6 +100,9 @@ class Reconciler:
         """Jobs under a name of a cycle's Job that the cycle does not own, by namespace/name."""
         self._uids: dict[CycleKey, dict[str, str]] = {}
         """Uids of created Jobs, by name, until they are in a status: no status is written for them alone."""
+        self._workloads = Workloads(client)
+        self._refusals: dict[CycleKey, dict[AttemptKey, Refusal]] = {}
+        """What the API server did not take, until it does. After a restart it is asked again."""
 
     async def __call__(self, key: CycleKey) -> float | None:
         if (left := self._setbacks.left(key)) > 0:
@@ -102,7 +112,7 @@ class Reconciler:
             try:
                 return await self._reconcile(key)
             except Exception as error:
-                if not _passes(error):
+                if not (isinstance(error, ApiError) and error.passes):
                     await self._say(key, "ReconcileError", f"{type(error).__name__}: {error}")
                 raise
 
@@ -113,6 +123,7 @@ class Reconciler:
             self._observer.on_gone(key)
             self._poller.watch(key, ())
             self._uids.pop(key, None)
+            self._refusals.pop(key, None)
             return None
         cycle, problems = await compute(lambda: _read(manifest, self._settings))
         if cycle is None:
@@ -138,7 +149,7 @@ class Reconciler:
             await self._reject(manifest, str(error))
             return None
         try:
-            all_owned = await self._apply(key, cycle, manifest, plan, objects)
+            all_created = await self._apply(key, cycle, manifest, plan, objects)
         except ConflictError:
             return 0.0  # the cycle was changed since it was read
         for pod in observe.overdue_pods(pods, now):
@@ -151,8 +162,9 @@ class Reconciler:
         self._poller.watch(key, observe.running_pods(pods))
         volume = REQUEUE_PENDING if workspace.problem else None  # claims are not watched
         ttl, overdue = self._time_to_live(cycle, plan.status), observe.next_overdue(pods, now)
-        conflict = None if all_owned else 0.0
-        return _earliest(plan.requeue_after, ttl, volume, overdue, _requeue_by_state(plan), conflict)
+        news = None if all_created else 0.0
+        outlived = observe.next_outlived(pods, now)
+        return _earliest(plan.requeue_after, ttl, volume, overdue, outlived, _requeue_by_state(plan, now), news)
 
     # -- observe -------------------------------------------------------------------------------------------------------
 
@@ -179,36 +191,37 @@ class Reconciler:
         pods: list[Manifest],
         now: datetime,
     ) -> Observed:
-        quota = await self._quota(jobs, key.namespace)
+        around = await self._surroundings(cycle, workspace, jobs, pods, now)
         progress = self._poller.progress(key)
         observed = [
             replace(job, progress=progress[job.key]) if job.key in progress else job
-            for job in observe.jobs(jobs, pods, cycle.metadata.uid, now, quota)
+            for job in observe.jobs(jobs, pods, cycle.metadata.uid, around)
         ]
         foreign_jobs = await self._foreign_jobs_of(cycle)
         live_pods = tuple(observe.live_pods(pods))
-        return Observed((*observed, *foreign_jobs), live_pods, not workspace.problem, workspace.problem)
+        refusals = tuple(self._refusals.get(key, {}).values())
+        return Observed((*observed, *foreign_jobs), live_pods, not workspace.problem, workspace.problem, refusals)
 
-    async def _quota(self, jobs: list[Manifest], namespace: str) -> dict[str, str]:
-        """By uid of a Job, what Kueue says of its place in the queue; asked only while something waits there."""
-        waiting = {
-            job["metadata"]["uid"]
-            for job in jobs
-            if job["spec"].get("suspend") and QUEUE_LABEL in (job["metadata"].get("labels") or {})
-        }
-        if not waiting:
-            return {}
+    async def _surroundings(
+        self, cycle: Cycle, workspace: WorkspaceState, jobs: list[Manifest], pods: list[Manifest], now: datetime
+    ) -> Surroundings:
+        """What is known of Jobs and pods that do not say themselves what they wait for; asked only while some wait."""
+        namespace = cycle.metadata.namespace
+        since = {attempt_of(stage): stage.pending_since for stage in cycle.status.stages if stage.pending_since}
+        around = Surroundings(now, since=since, claim_is_bound=workspace.bound)
+        waiting = [entry for entry in observe.with_pods(jobs, pods) if observe.unfinished(entry[1])]
+        queued = {job["metadata"]["uid"] for _, job, _ in waiting if _is_queued(job)}
+        quota = await self._workloads.messages(namespace, queued) if queued else {}
+        events = {uid: await self._events(namespace, uid) for uid in uids_with_events(waiting, around)}
+        return replace(around, quota=quota, events=events)
+
+    async def _events(self, namespace: str, uid: str) -> list[Manifest]:
+        """The events of an object."""
         try:
-            workloads = await self._client.list(WORKLOADS, namespace)
+            return await self._client.list(EVENTS, namespace, fields=f"involvedObject.uid={uid}")
         except ApiError as error:
-            _log.warning("Kueue's workloads cannot be read: %s", error)
-            return {}
-        messages = {}
-        for workload in workloads:
-            for condition in workload.get("status", {}).get("conditions") or ():
-                if condition["type"] == "QuotaReserved" and condition["status"] == "False":
-                    messages[observe.owner_uid(workload)] = condition.get("message", "")
-        return {uid: message for uid, message in messages.items() if uid in waiting}
+            _log.warning("events cannot be read: %s", error)
+            return []
 
     async def _foreign_jobs_of(self, cycle: Cycle) -> list[ObservedJob]:
         """The cycle's foreign Jobs that still exist."""
@@ -226,12 +239,17 @@ class Reconciler:
     # -- apply ---------------------------------------------------------------------------------------------------------
 
     async def _apply(
-        self, key: CycleKey, cycle: Cycle, manifest: Manifest, plan: Plan, objects: list[Manifest]
+        self,
+        key: CycleKey,
+        cycle: Cycle,
+        manifest: Manifest,
+        plan: Plan,
+        objects: list[tuple[JobCreate, list[Manifest]]],
     ) -> bool:
         """Status, deletes, creates, events: the next reconcile completes what a crash between any two leaves undone.
 
         Returns:
-            False: a foreign Job has the name of one to be created.
+            False: something was not created, for a reason that is not in the status yet.
         """
         namespace = cycle.metadata.namespace
         if plan.status != cycle.status or plan.creates or plan.deletes:
@@ -241,16 +259,30 @@ class Reconciler:
         for delete in plan.deletes:
             _log.info("deleting Job %s: %s", delete.name, delete.reason)
             await self._client.delete(JOBS, delete.name, namespace, uid=delete.uid)
-        creates = {create.name: create for create in plan.creates}
-        all_owned = True
-        for rendered in objects:
-            name = rendered["metadata"]["name"]
-            if uid := await self._create(cycle, rendered, creates.get(name)):
-                self._uids.setdefault(key, {})[name] = uid
-            else:
-                all_owned = False
+        created = [await self._create_all(key, cycle, create, rendered) for create, rendered in objects]
         await asyncio.gather(*(self._recorder.record(manifest, event) for event in plan.events))
-        return all_owned
+        return all(created)
+
+    async def _create_all(self, key: CycleKey, cycle: Cycle, create: JobCreate, rendered: list[Manifest]) -> bool:
+        """Creates an attempt's objects. What the API server refuses goes into the next status.
+
+        Returns:
+            False: something is new to the status.
+        """
+        refusals = self._refusals.setdefault(key, {})
+        known = refusals.pop(create.key, None)
+        try:
+            for manifest in rendered:
+                uid = await self._create(cycle, manifest, create if manifest["kind"] == JOBS.kind else None)
+                if not uid:
+                    return False
+            self._uids.setdefault(key, {})[create.name] = uid  # the Job's: it is the last
+        except ApiError as error:
+            _log.warning("%s was not created: %s", create.name, error)
+            final = error.status in _NEVER_TAKEN
+            refusals[create.key] = Refusal(create.key, redact(error.server_message), final)
+            return known is not None  # a new message can wait for the next try
+        return True
 
     async def _create(self, cycle: Cycle, rendered: Manifest, create: JobCreate | None) -> str:
         """Creates a Job or a Service. One that the cycle owns already was created before a crash; a foreign one stays.
@@ -266,7 +298,7 @@ class Reconciler:
             return str(created["metadata"]["uid"])
         except ConflictError:
             existing = await self._client.get(resource, name, namespace)
-            if observe.owner_uid(existing) == cycle.metadata.uid:
+            if owner_uid(existing) == cycle.metadata.uid:
                 return str(existing["metadata"]["uid"])
             if create is None:
                 raise ApiError(
@@ -286,37 +318,24 @@ class Reconciler:
     async def _reject(self, manifest: Manifest, message: str) -> None:
         """Reports why a spec cannot be run. What runs goes on; an edit of the spec calls for another reconcile."""
         self._observer.on_invalid(CycleKey(manifest["metadata"]["namespace"], manifest["metadata"]["name"]))
-        await self._stand_still(manifest, "InvalidSpec", message)
+        await self._stand_still(manifest, rejected(manifest, redact(message), self._now()), INVALID, message)
 
     async def _say(self, key: CycleKey, reason: str, message: str) -> None:
         """Reports why nothing is done for a cycle, as far as the API server takes it."""
         try:
-            await self._stand_still(await self._client.get(CYCLES, key.name, key.namespace), reason, message)
+            manifest = await self._client.get(CYCLES, key.name, key.namespace)
+            status = standing_still(manifest, reason, redact(message), self._now())
+            await self._stand_still(manifest, status, reason, message)
         except NotFoundError:
             self._setbacks.forget(key)
         except ApiError as error:
             _log.warning("%s: %s cannot be told: %s", key, reason, error)
 
-    async def _stand_still(self, manifest: Manifest, reason: str, message: str) -> None:
-        """Writes that the cycle does not progress, with an event, unless the status says so already."""
-        status = dict(manifest.get("status") or {})
-        condition = Condition(
-            type="Progressing",
-            status="False",
-            reason=reason,
-            message=redact(message)[:1024],
-            observed_generation=manifest["metadata"].get("generation", 0),
-            last_transition_time=self._now(),
-        ).dump()
-        conditions = {existing["type"]: existing for existing in status.get("conditions") or ()}
-        before = conditions.get("Progressing", {})
-        if {**before, "lastTransitionTime": ""} == {**condition, "lastTransitionTime": ""}:
-            return
-        if before.get("status") == "False":
-            condition["lastTransitionTime"] = before.get("lastTransitionTime", condition["lastTransitionTime"])
-        status["conditions"] = [*({**conditions, "Progressing": condition}).values()]
-        written = await self._client.replace_status(CYCLES, {**manifest, "status": status})
-        await self._recorder.record(written, Event("Warning", reason, message))
+    async def _stand_still(self, manifest: Manifest, status: Manifest | None, reason: str, message: str) -> None:
+        """Writes that the cycle does not progress, with an event; None: its status says so already."""
+        if status is not None:
+            written = await self._client.replace_status(CYCLES, {**manifest, "status": status})
+            await self._recorder.record(written, Event("Warning", reason, message))
 
     def _time_to_live(self, cycle: Cycle, status: CycleStatus) -> float | None:
         """Seconds until a finished cycle is deleted; None: never, or not finished."""
@@ -340,37 +359,36 @@ def _read(manifest: Manifest, settings: RenderSettings) -> tuple[Cycle | None, l
 
 def _was_accepted(cycle: Cycle) -> bool:
     """Whether this very spec was found good before: its stages need not be tried again."""
-    refused = any(condition.reason == "InvalidSpec" for condition in cycle.status.conditions)
+    refused = any(condition.reason == INVALID for condition in cycle.status.conditions)
     return cycle.status.observed_generation == cycle.metadata.generation and not refused
 
 
 def _planned(
     cycle: Cycle, observed: Observed, now: datetime, settings: RenderSettings, single_node: bool
-) -> tuple[Plan, list[Manifest]]:
-    """The plan, and the objects that it creates.
+) -> tuple[Plan, list[tuple[JobCreate, list[Manifest]]]]:
+    """The plan, and the objects of each attempt that it creates.
 
     Raises:
         RenderError: one of them cannot be.
     """
     plan = planner.plan(cycle, observed, now)
-    return plan, [rendered for create in plan.creates for rendered in render_job(cycle, create, settings, single_node)]
+    return plan, [(create, render_job(cycle, create, settings, single_node)) for create in plan.creates]
 
 
-def _passes(error: Exception) -> bool:
-    """Whether it is not about the object: no answer, or one that differs next time."""
-    return isinstance(error, ApiError) and (error.status in (0, 409, 429) or error.status >= 500)
+def _is_queued(job: Manifest) -> bool:
+    """Whether a queue holds a Job back."""
+    return bool(job["spec"].get("suspend")) and QUEUE_LABEL in (job["metadata"].get("labels") or {})
 
 
-_REQUEUE_BY_STATE = {
-    AttemptState.TERMINATING: REQUEUE_TERMINATING,
-    AttemptState.PENDING: REQUEUE_PENDING,
-    AttemptState.RUNNING: REQUEUE_RUNNING,
-}
+def _requeue_by_state(plan: Plan, now: datetime) -> float | None:
+    return _earliest(*(_requeue(stage, now) for stage in plan.status.stages if stage.attempt))
 
 
-def _requeue_by_state(plan: Plan) -> float | None:
-    states = {stage.state for stage in plan.status.stages if stage.attempt}
-    return next((seconds for state, seconds in _REQUEUE_BY_STATE.items() if state in states), None)
+def _requeue(stage: StageStatus, now: datetime) -> float | None:
+    """Seconds until an unfinished stage is looked at again, if no event comes."""
+    if stage.state is AttemptState.PENDING:
+        return min(REQUEUE_PENDING, max(REQUEUE_PENDING_FIRST, seconds_between(stage.pending_since, now)))
+    return {AttemptState.TERMINATING: REQUEUE_TERMINATING, AttemptState.RUNNING: REQUEUE_RUNNING}.get(stage.state)
 
 
 def _earliest(*waits: float | None) -> float | None:

@@ -108,6 +108,7 @@ def live_through_everything(env: ChartEnv, kwok: Kwok) -> None:
         failures_retries_and_two_nodes(env)
         a_stranger(env)
         a_queue(env)
+        a_job_without_pods(env)
         a_short_life(env)
         suspended_under_two_leaders(env)
         progress(env)
@@ -170,6 +171,13 @@ def a_queue(env: ChartEnv) -> None:
     audit = env.control_plane.audit
     eventually(lambda: list(audit.events(namespace=env.namespace, resource="workloads")), "the Workloads are listed")
     env.deleted("queued")
+
+
+def a_job_without_pods(env: ChartEnv) -> None:
+    """Its ServiceAccount is not there, which only an event says."""
+    env.apply("podless", template={"serviceAccountName": "nobody"})
+    eventually(lambda: env.stage("prepare", 0, "podless").get("reason") == "PodsNotCreated", "the cause", 60)
+    env.deleted("podless")
 
 
 def a_short_life(env: ChartEnv) -> None:

@@ -25,6 +25,7 @@ from tests.support.simulator_helpers import (
 from medgr2_api.scheduling import StageRef
 from medgr2_api.stage_contract import StageResult
 from medgr2_api.status import AttemptState, Phase
+from medgr2_api.waiting import WaitingReason
 from medgr2_operator.plan.planner import plan
 from medgr2_operator.plan.types import JobState
 
@@ -49,6 +50,7 @@ def test_suspend_and_resume() -> None:
 
 def test_the_deadline_stands_still_while_suspended() -> None:
     sim = make_simulator(activeDeadlineSeconds=1000)
+    sim.waits_for = WaitingReason.UNSCHEDULABLE
     assert reconcile(sim).requeue_after == 1000
     wait(sim, 400)
     edit(sim, suspend=True)
@@ -59,7 +61,7 @@ def test_the_deadline_stands_still_while_suspended() -> None:
     reconcile(sim, 3)
     wait(sim, 599)
     reconcile(sim)
-    assert sim.status.phase is Phase.RUNNING
+    assert sim.status.phase is Phase.WAITING
     wait(sim, 1)
     reconcile(sim)
     sim.obey()

@@ -23,6 +23,7 @@ from tests.support.simulator_helpers import (
 )
 
 from medgr2_api.status import AttemptState, Phase
+from medgr2_api.waiting import WaitingReason
 from medgr2_operator.plan.planner import plan
 from medgr2_operator.plan.types import AttemptKey
 
@@ -176,15 +177,16 @@ def test_timeout_is_an_application_failure() -> None:
 
 def test_pending_deadline_names_the_cause() -> None:
     sim = make_simulator(stages=[{"name": "sft", "pendingDeadlineSeconds": 100}])
+    sim.waits_for = WaitingReason.UNSCHEDULABLE
     until(sim, "sft")
     reconcile(sim)
-    assert condition(sim, "Progressing").reason == "QuotaExhausted"
+    assert condition(sim, "Progressing").reason == "Unschedulable"
     wait(sim, 100)
     reconcile(sim)
     sim.obey()
     reconcile(sim, 2)
     assert condition(sim, "Failed").status == "True"
-    assert "QuotaExhausted" in condition(sim, "Failed").message
+    assert "Unschedulable" in condition(sim, "Failed").message
 
 
 @pytest.mark.parametrize(("seen", "reason"), [("stuck", "SidecarCrashLoop"), ("lost", "NodeLost")])

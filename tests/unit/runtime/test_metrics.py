@@ -16,6 +16,7 @@ from tests.support.planner_objects import SimJob
 from tests.support.planner_simulator import PlannerSimulator
 from tests.support.simulator_helpers import edit, fail, finish, job, restart, run, succeed, until
 
+from medgr2_api.scheduling import StageRef
 from medgr2_api.stage_contract import Progress, StageResult
 from medgr2_api.stages import stage_names
 from medgr2_api.status import AttemptState, CycleStatus, Phase
@@ -203,7 +204,7 @@ def test_what_a_cycle_tells() -> None:
     ready = {stage.name for stage in sim.status.stages if stage.state is AttemptState.PENDING}
     assert "grpo" in ready
     assert sorted((labels["stage"], labels["reason"]) for labels in waiting) == [
-        (stage, "QuotaExhausted") for stage in sorted(ready)
+        (stage, "AwaitingQuota") for stage in sorted(ready)
     ]
     run(sim, sim_job)
     sim_job.step = 25
@@ -253,11 +254,35 @@ def test_a_cycle_that_cannot_be_run_is_told_until_it_can() -> None:
     for _ in range(2):
         sim.exported.metrics.on_invalid(KEY)
     assert sim.exported.value("medgr2_cycle_invalid", **of) == 1
-    assert sim.exported.value("medgr2_cycles", phase="Pending") == 1
+    assert sim.exported.value("medgr2_cycles", phase="Invalid") == 1
     sim.reconcile()
     assert sim.exported.value("medgr2_cycle_invalid", **of) is None
     sim.exported.metrics.on_invalid(KEY)
-    assert sim.exported.value("medgr2_cycle_phase", **of, phase=str(sim.status.phase)) == 1, "what runs goes on"
+    assert sim.exported.value("medgr2_cycle_phase", **of, phase="Invalid") == 1
+    assert sim.exported.value("medgr2_cycle_phase", **of, phase=str(sim.status.phase)) is None
+    assert sim.exported.value("medgr2_cycle_iteration", **of) == 0, "what is known of it stays"
+
+
+def test_an_end_stays_one_though_the_spec_is_spoilt_later() -> None:
+    sim = counted()
+    finish(sim)
+    sim.exported.metrics.on_invalid(KEY)
+    of = {"namespace": "ml", "cycle": NAME}
+    assert sim.exported.value("medgr2_cycle_phase", **of, phase="Complete") == 1
+    assert sim.exported.value("medgr2_cycle_invalid", **of) == 1
+
+
+def test_a_stage_that_waits_for_a_person_is_told() -> None:
+    sim = counted(pauseBefore=["prepare"])
+    sim.reconcile()
+    at = {"namespace": "ml", "cycle": NAME, "stage": "prepare", "iteration": "0"}
+    assert sim.exported.value("medgr2_cycle_stage_state", **at, state="AwaitingApproval") == 1
+    since = "medgr2_cycle_stage_pending_since_timestamp_seconds"
+    assert sim.exported.value(since, **at, reason="AwaitingApproval") == sim.now.timestamp()
+    assert sim.exported.value("medgr2_stages_active", stage="prepare", state="AwaitingApproval") == 1
+    edit(sim, approved=[StageRef(iteration=0, stage="prepare")])
+    sim.reconcile()
+    assert sim.exported.value("medgr2_cycle_stage_state", **at, state="AwaitingApproval") is None
 
 
 def test_no_label_holds_what_a_user_or_his_code_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +337,7 @@ def _saying(sim: PlannerSimulator, sim_job: SimJob, words: str) -> Any:
     progress = Progress(phase=words, step=1, total=9, metrics={words: 1.0})
     seen = PlannerSimulator.jobs_now(sim)
     return tuple(
-        type(each)(**{**each.__dict__, "progress": progress, "pending_message": words})
+        type(each)(**{**each.__dict__, "progress": progress, "waiting_message": words})
         if each.name == sim_job.name
         else each
         for each in seen

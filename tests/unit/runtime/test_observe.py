@@ -10,6 +10,7 @@ import pytest
 from medgr2_api.stage_contract import StageResult
 from medgr2_operator.plan.types import AttemptKey, JobState, ObservedJob
 from medgr2_operator.runtime import observe
+from medgr2_operator.runtime.why_waiting import Surroundings
 
 UID = "cycle-uid"
 KEY = AttemptKey(1, "sft", "", 2)
@@ -58,8 +59,8 @@ def termination_message(**fields: Any) -> str:
     return StageResult(**{"exit_code": 0, "output_digest": "d" * 64, **fields}).to_termination_message()
 
 
-def seen(manifest: dict[str, Any], *pods: dict[str, Any], quota: dict[str, str] | None = None) -> ObservedJob:
-    [observed] = observe.jobs([observe.needed(manifest)], list(map(observe.needed, pods)), UID, NOW, quota)
+def seen(manifest: dict[str, Any], *pods: dict[str, Any]) -> ObservedJob:
+    [observed] = observe.jobs([observe.needed(manifest)], list(map(observe.needed, pods)), UID, Surroundings(NOW))
     assert observed.key == KEY
     return observed
 
@@ -175,37 +176,6 @@ def test_running_since_the_first_container() -> None:
     assert (observed.state, observed.started) == (JobState.RUNNING, datetime(2026, 1, 1, 0, 1, tzinfo=UTC))
 
 
-def waiting(reason: str) -> dict[str, Any]:
-    return {"waiting": {"reason": reason, "message": "no such image"}}
-
-
-def unscheduled(message: str) -> dict[str, Any]:
-    return {"conditions": [{"type": "PodScheduled", "status": "False", "message": message}]}
-
-
-@pytest.mark.parametrize(
-    ("reason", "one"),
-    [
-        ("ImagePull", pod("Pending", waiting("ImagePullBackOff"))),
-        ("ContainerConfig", pod("Pending", waiting("CreateContainerConfigError"))),
-        ("Unschedulable", pod("Pending", None, 0, **unscheduled("0/2 nodes: insufficient nvidia.com/gpu"))),
-        ("UnboundVolume", pod("Pending", None, 0, **unscheduled("pod has unbound immediate PersistentVolumeClaims"))),
-        ("", pod("Pending", waiting("ContainerCreating"))),
-    ],
-)
-def test_why_it_waits(reason: str, one: dict[str, Any]) -> None:
-    observed = seen(job(), one)
-    assert (observed.state, observed.pending_reason) == (JobState.QUEUED, reason)
-    assert bool(observed.pending_message) == bool(reason)
-
-
-def test_a_queue_tells_why() -> None:
-    observed = seen(job(suspend=True), quota={"job-uid": "insufficient unused quota for nvidia.com/gpu"})
-    assert observed.pending_reason == "QuotaExhausted"
-    assert "insufficient" in observed.pending_message
-    assert seen(job(suspend=True)).pending_reason == "Queued"
-
-
 def test_what_a_queue_has_stopped_waits_when_its_pods_have_ended() -> None:
     queued = job(suspend=True)
     assert seen(queued, pod("Running", {"running": {"startedAt": END}})).state is JobState.RUNNING
@@ -266,7 +236,7 @@ def test_the_job_of_a_silent_nodes_pod_is_lost() -> None:
 
 def test_objects_of_others_are_passed_over() -> None:
     stranger = {"metadata": {"name": "x", "uid": "x", "labels": {"app": "x"}}, "spec": {}, "status": {}}
-    assert list(observe.jobs([stranger], [stranger], UID, NOW)) == []
+    assert list(observe.jobs([stranger], [stranger], UID, Surroundings(NOW))) == []
     assert list(observe.live_pods([stranger])) == []
 
 
