@@ -18,6 +18,7 @@ from .model import ApiEnum, Model
 from .plugin import PluginRef
 from .types import Argument, Fraction, FreeForm, HttpURL, Positive
 from .uris import SecretKeyRef
+from .vllm_options import ALLOWED_OPTION
 
 ModelName = Annotated[str, Field(min_length=1, max_length=512)]
 
@@ -135,12 +136,14 @@ class VLLM(GeneratorKind):
     )
     names_images = True
 
-    model: ModelName
+    model: Annotated[
+        ModelName, Rule("!self.startsWith('-')", "must not begin with '-'", lambda name: not name.startswith("-"))
+    ]
     """Model to serve."""
     image: str = ""
     """Container image; empty: the operator's default."""
-    args: Annotated[list[Argument], Field(max_length=128)] = []
-    """Further arguments of `vllm serve`."""
+    args: Annotated[list[Annotated[Argument, ALLOWED_OPTION]], Field(max_length=128)] = []
+    """Further arguments of `vllm serve`: options about speed and memory."""
     chat_template_kwargs: FreeForm = {}
     """Arguments of the model's chat template: `{enable_thinking: false}` where the model thinks too much."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medgr2_api import paths
-from medgr2_api.stage_contract import VLLM_BASE_URL_ENV, CycleRef, Shard
+from medgr2_api.stage_contract import VLLM_API_KEY_FILE_ENV, VLLM_BASE_URL_ENV, CycleRef, Shard
 from medgr2_api.stages.generate import GenerateParameters, Provider
 
 from ..errors import ConfigError
@@ -79,8 +79,7 @@ async def open_session(
         TemporaryError: another process pays from the same ledger.
     """
     provider = resolve_address(parameters.provider)
-    reference = provider.api_key_secret_ref
-    key = mounted_secrets.read(reference.name, reference.key) if reference else None
+    key = _key(provider)
     if provider.about.needs_key and key is None:  # or a library would take one from our own environment
         raise ConfigError(f"generator.{provider.kind}.apiKeySecretRef: must be given")
     client = providers.connect(ProviderAccess(provider, key, parameters.sampling))
@@ -105,6 +104,14 @@ async def open_session(
         if ledger is not None:
             await ledger.close()
         await client.close()
+
+
+def _key(provider: Provider) -> str | None:
+    """The provider's key: of its Secret, or what the server beside the stage made for this pod; None: it has none."""
+    if provider.about.beside_stage and (file := os.environ.get(VLLM_API_KEY_FILE_ENV)):
+        return mounted_secrets.read_file(Path(file), f"the key of the {provider.kind} beside the stage")
+    reference = provider.api_key_secret_ref
+    return mounted_secrets.read(reference.name, reference.key) if reference else None
 
 
 def resolve_address(provider: Provider) -> Provider:

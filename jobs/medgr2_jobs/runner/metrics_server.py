@@ -7,11 +7,14 @@ Figures have stable names in `/metrics`; one that `FIGURES` does not know shows 
 from __future__ import annotations
 
 import os
+import socket
 import threading
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -35,6 +38,10 @@ FIGURES = {
     "generatorUSD": ("medgr2_stage_generator_usd_total", "US dollars paid for this part of the work by all attempts"),
 }
 _LABELS = ("cycle", "stage", "iteration")
+#: Connections at a time: the operator's, Prometheus', a person's.
+MOST_CONNECTIONS = 8
+#: Seconds that one may take.
+CONNECTION_SECONDS = 5.0
 
 
 @contextmanager
@@ -51,7 +58,7 @@ def serve_metrics(request: StageRequest, root: Path) -> Iterator[int | None]:
     path = root / paths.progress(request.cycle.name, name)
     path.unlink(missing_ok=True)  # what an attempt of the same name said before
     try:
-        server = ThreadingHTTPServer(("", int(port)), handler(path, request))
+        server = BoundedServer(("", int(port)), handler(path, request))
     except OSError as error:
         print(f"port {port} for /progress and /metrics cannot be opened: {error}")
         yield None
@@ -62,6 +69,48 @@ def serve_metrics(request: StageRequest, root: Path) -> Iterator[int | None]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+class BoundedServer(ThreadingHTTPServer):
+    """A server whose connections are few and short: each has a thread, and everybody who reaches the pod may connect.
+
+    The oldest gives way to a new one, so that those who connect and say nothing keep nobody out.
+    """
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._since: dict[socket.socket, float] = {}
+        """Open connections, the oldest first."""
+        self._lock = threading.Lock()
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Takes a connection."""
+        with self._lock:
+            if len(self._since) >= MOST_CONNECTIONS:
+                self._hang_up(next(iter(self._since)))
+            self._since[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Is called about every half second: ends what takes too long, however little by little it sends."""
+        with self._lock:
+            late = [one for one, since in self._since.items() if time.monotonic() - since > CONNECTION_SECONDS]
+            for connection in late:
+                self._hang_up(connection)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Ends a connection."""
+        with self._lock:
+            self._since.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Silent: who hangs up, or is hung up on, is no news."""
+
+    def _hang_up(self, connection: socket.socket) -> None:
+        del self._since[connection]
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)  # its thread reads the end, and ends
 
 
 def handler(path: Path, request: StageRequest) -> type[BaseHTTPRequestHandler]:

@@ -21,14 +21,19 @@ def read(name: str, key: str) -> str:
     if {name, key} & {"", ".", ".."} or "/" in name + key:
         raise ConfigError(f"secret {name!r}, key {key!r}: not names of a secret and its key")
     path = Path(folder) / name / key
-    try:
-        data = path.read_bytes()
-    except OSError as error:
+    if not path.is_file():
         raise ConfigError(
-            f"secret {name!r} has no key {key!r} (looked for text in {path}: {error.strerror}); "
+            f"secret {name!r} has no key {key!r} (looked for text in {path}); "
             "on a cluster create the Secret, locally pass --secrets-dir"
-        ) from None
+        )
+    return read_file(path, f"secret {name!r}, key {key!r}")
+
+
+def read_file(path: Path, what: str) -> str:
+    """The one secret of a file, as `read`; `what` names it in messages."""
     try:
-        return secret_value.read(data, f"secret {name!r}, key {key!r}")
+        return secret_value.read(path.read_bytes(), what)
+    except OSError as error:
+        raise ConfigError(f"{what} cannot be read from {path}: {error.strerror}") from None
     except secret_value.SecretError as error:
         raise ConfigError(str(error)) from None

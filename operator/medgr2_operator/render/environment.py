@@ -11,6 +11,7 @@ from medgr2_api.stage_contract import (
     REQUEST_ENV,
     RESULT_PATH_ENV,
     SECRETS_ENV,
+    VLLM_API_KEY_FILE_ENV,
     VLLM_BASE_URL_ENV,
     WORKSPACE_ENV,
     Shard,
@@ -28,7 +29,9 @@ def escape(text: str) -> str:
     return text.replace("$", "$$")
 
 
-def of_stage(context: RenderContext, threads: int, *, gpus: bool, base_url: str = "") -> list[dict[str, Any]]:
+def of_stage(
+    context: RenderContext, threads: int, *, gpus: bool, base_url: str = "", api_key_file: str = ""
+) -> list[dict[str, Any]]:
     """Variables of container main: the contract's, defaults, and the user's.
 
     Args:
@@ -36,6 +39,7 @@ def of_stage(context: RenderContext, threads: int, *, gpus: bool, base_url: str 
         threads: CPU threads of one process.
         gpus: whether the container has any.
         base_url: where a model server beside the stage answers.
+        api_key_file: where it leaves the key that it asks for.
     """
     request = context.create.request.model_copy(
         update={
@@ -51,7 +55,7 @@ def of_stage(context: RenderContext, threads: int, *, gpus: bool, base_url: str 
         WORKSPACE_ENV: WORKSPACE,
         SECRETS_ENV: SECRETS_DIR,
         PROGRESS_PORT_ENV: str(context.settings.progress_port),
-        **({VLLM_BASE_URL_ENV: base_url} if base_url else {}),
+        **({VLLM_BASE_URL_ENV: base_url, VLLM_API_KEY_FILE_ENV: api_key_file} if base_url else {}),
         **rendezvous.environment(context),
         **({DEEPSPEED_ENV: str(context.stage.deepspeed)} if context.stage.deepspeed and not context.collects else {}),
     }

@@ -17,16 +17,27 @@ SCRATCH = "/tmp"
 #: On the volume: models are fetched once per workspace, not once per pod.
 HF_HOME = f"{WORKSPACE}/cache/huggingface"
 
+#: Where the model server leaves the key that it asks for; no Secret, and in no manifest.
+MODEL_SERVER_DIR = "/var/run/medgr2.io"
+
 _SIDECAR_SCRATCH = "sidecar-scratch"
+_MODEL_SERVER = "model-server"
 
 
 def volumes(context: RenderContext) -> list[dict[str, Any]]:
-    """Volumes of the pod. None has a size limit: shared memory is bounded by the memory limits of the pod."""
+    """Volumes of the pod. The large ones have no limit: shared memory is bounded by the pod's limits of memory."""
     return [
         {"name": "workspace", "persistentVolumeClaim": {"claimName": pvc.claim_name(context.cycle)}},
         {"name": "scratch", "emptyDir": {}},
         {"name": "shm", "emptyDir": {"medium": "Memory"}},
-        *([{"name": _SIDECAR_SCRATCH, "emptyDir": {}}] if context.has_sidecar else []),
+        *(
+            [
+                {"name": _SIDECAR_SCRATCH, "emptyDir": {}},
+                {"name": _MODEL_SERVER, "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+            ]
+            if context.has_sidecar
+            else []
+        ),
         *(_secret_volume(index, name, keys) for index, (name, keys) in enumerate(_secrets(context).items())),
     ]
 
@@ -35,6 +46,7 @@ def stage_mounts(context: RenderContext) -> list[dict[str, Any]]:
     """Mounts of container main; `StageContext.secret` reads `<secrets>/<name>/<key>`."""
     return [
         *_mounts(context, "scratch"),
+        *([{"name": _MODEL_SERVER, "mountPath": MODEL_SERVER_DIR, "readOnly": True}] if context.has_sidecar else []),
         *(
             {"name": _volume_name(index), "mountPath": f"{SECRETS_DIR}/{name}", "readOnly": True}
             for index, name in enumerate(_secrets(context))
@@ -44,7 +56,7 @@ def stage_mounts(context: RenderContext) -> list[dict[str, Any]]:
 
 def sidecar_mounts(context: RenderContext) -> list[dict[str, Any]]:
     """Mounts of a model server: models lie on the workspace; no secret."""
-    return _mounts(context, _SIDECAR_SCRATCH)
+    return [*_mounts(context, _SIDECAR_SCRATCH), {"name": _MODEL_SERVER, "mountPath": MODEL_SERVER_DIR}]
 
 
 def _mounts(context: RenderContext, scratch: str) -> list[dict[str, Any]]:

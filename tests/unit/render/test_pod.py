@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,7 +73,7 @@ def test_every_dollar_reaches_the_stage(key: str, text: str) -> None:
 @example("$(HOME)$$")
 @given(st.text(st.sampled_from("$(){}aHOME"), min_size=1))
 def test_every_dollar_reaches_the_model_server(text: str) -> None:
-    generator = {"vllm": {"model": text, "args": [text]}}
+    generator = {"vllm": {"model": text, "args": ["--revision", text]}}
     server = pod(Case("generate", {"generator": generator}))["initContainers"][0]
     seen = [rules.expand(argument, variables(server)) for argument in server["args"]]
     assert (seen[0], seen[-1]) == (text, text)
@@ -212,12 +216,54 @@ def test_the_model_server_gets_what_the_stage_was_given() -> None:
     assert probe["failureThreshold"] * probe["periodSeconds"] == SETTINGS.vllm_startup_seconds
 
 
-@pytest.mark.parametrize("argument", ["-tp", "--tensor-parallel-size=1", "--data-parallel-size"])
-def test_the_user_may_share_the_gpus_out(argument: str) -> None:
-    generator = {"vllm": {"model": "m", "image": "mine:1", "args": [argument]}}
+@pytest.mark.parametrize("arguments", [["-tp", "1"], ["--tensor-parallel-size=1"], ["--data_parallel_size", "2"]])
+def test_the_user_may_share_the_gpus_out(arguments: list[str]) -> None:
+    generator = {"vllm": {"model": "m", "image": "mine:1", "args": arguments}}
     server = pod(replace(CASES["vllm"], spec={**CASES["vllm"].spec, "generator": generator}))["initContainers"][0]
-    assert server["args"] == ["m", "--port", "8000", argument]
+    assert "--tensor-parallel-size" not in server["args"]
+    assert server["args"][-len(arguments) :] == arguments
     assert server["image"] == "mine:1"
+
+
+def test_the_model_server_answers_its_own_pod_only() -> None:
+    spec = pod(CASES["vllm"])
+    (server,) = spec["initContainers"]
+    options = dict(itertools.pairwise(server["args"]))
+    assert (options["--host"], options["--port"]) == ("127.0.0.1", "8000")
+    assert options["--allowed-media-domains"].endswith(".invalid"), "no address that a question names is fetched"
+    assert "ports" not in server
+    assert "httpGet" not in server["startupProbe"], "the kubelet cannot reach a container's loopback"
+
+
+def test_each_pods_model_server_makes_a_key_of_its_own(tmp_path: Path) -> None:
+    spec = pod(CASES["vllm"])
+    (server,) = spec["initContainers"]
+    (main,) = spec["containers"]
+    mounts = {mount["name"]: mount for mount in main["volumeMounts"]}
+    assert mounts["model-server"]["readOnly"] is True
+    file = variables(main)["MEDGR2_VLLM_API_KEY_FILE"]
+    assert file.startswith(mounts["model-server"]["mountPath"])
+    (tmp_path / "vllm").write_text('#!/bin/sh\necho "$VLLM_API_KEY"; for one in "$@"; do echo "$one"; done\n')
+    (tmp_path / "vllm").chmod(0o755)
+    folder = tmp_path / "shared"
+    folder.mkdir()
+
+    def start() -> list[str]:
+        """What the container runs, as the kubelet expands it; the folder is elsewhere."""
+        command = [rules.expand(word, {}) for word in [*server["command"], *server["args"]]]
+        command[2] = command[2].replace(str(Path(file).parent), str(folder))
+        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        return subprocess.run(command, env=path, stdout=subprocess.PIPE, text=True, check=True).stdout.split("\n")
+
+    key, *arguments = start()
+    assert len(key) >= 32
+    assert arguments[:-1] == ["serve", *server["args"]]
+    assert start()[0] == key, "the stage has read it before the server was started again"
+    stored = folder / Path(file).name
+    assert stored.read_text().strip() == key
+    assert stored.stat().st_mode & 0o777 == 0o640
+    stored.unlink()
+    assert start()[0] != key
 
 
 @pytest.mark.parametrize("name", ["two-nodes", "vllm", "shards", "gpu-kueue"])

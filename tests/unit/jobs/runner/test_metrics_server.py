@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from medgr2_api import paths
 from medgr2_api.stage_contract import PROGRESS_PORT_ENV, CycleRef, Progress, Shard, StageRequest
-from medgr2_jobs.runner import main
+from medgr2_jobs.runner import main, metrics_server
 from medgr2_jobs.runner.metrics_server import FIGURES, serve_metrics
 
 REQUEST = StageRequest(cycle=CycleRef(name="loop", uid="u"), iteration=2, stage="grpo", input_hash="h", parameters={})
@@ -45,6 +48,41 @@ def test_progress_is_what_the_stage_last_said(port: int, tmp_path: Path) -> None
     tell(tmp_path, phase="grpo", step=3, total=9, eta_seconds=12.5, metrics={"reward": 0.5})
     assert Progress.model_validate_json(get(port, "/progress")[1]).step == 3
     assert get(port, "/elsewhere")[0] == 404
+
+
+def idle(port: int) -> socket.socket:
+    """A connection that says nothing."""
+    return socket.create_connection(("127.0.0.1", port), timeout=30)
+
+
+def test_those_who_connect_and_say_nothing_keep_nobody_out(port: int) -> None:
+    before = threading.active_count()
+    silent = [idle(port) for _ in range(100)]
+    assert get(port, "/progress")[0] == 200
+    assert threading.active_count() - before <= metrics_server.MOST_CONNECTIONS + 2
+    for connection in silent:
+        connection.close()
+
+
+def test_a_connection_ends_however_little_by_little_it_sends(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_server, "CONNECTION_SECONDS", 0.5)
+    began = time.monotonic()
+    with idle(port) as slow, suppress(ConnectionError):  # reset, or a broken pipe
+        while time.monotonic() - began < 20:
+            slow.sendall(b"X")
+            time.sleep(0.05)
+    assert time.monotonic() - began < 10
+
+
+def test_a_connection_that_says_nothing_is_ended(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_server, "CONNECTION_SECONDS", 0.5)
+    before = threading.active_count()
+    with idle(port) as silent:
+        assert silent.recv(1) == b""
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert threading.active_count() <= before
 
 
 def test_metrics_are_prometheus(port: int, tmp_path: Path) -> None:
