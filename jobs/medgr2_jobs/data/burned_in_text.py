@@ -8,6 +8,7 @@ takes rulers and rows of electrodes for text. docs/dicom.md says how often.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -36,12 +37,18 @@ def has_text(image: Image.Image) -> bool:
     grey = np.asarray(image.convert("L"), np.int16)
     highest = _HIGHEST * max(0.5, min(grey.shape) / _SIDE)
     around = ndimage.uniform_filter(grey, int(2 * highest) | 1)
-    sides = ((grey, grey - around), (255 - grey, around - grey))
     return any(
         _has_line(_letters(side, (side >= level) & (above > _CONTRAST * 255), highest))
-        for side, above in sides
+        for side, above in _sides(grey, around)
         for level in _LEVELS
     )
+
+
+def _sides(grey: NDArray[np.int16], around: NDArray[np.int16]) -> Iterator[tuple[NDArray[np.int16], NDArray[np.int16]]]:
+    """Bright on dark, then dark on bright: the brightness, and how far it is above what is around it. One at a time,
+    as pictures can be large."""
+    yield grey, grey - around
+    yield 255 - grey, around - grey
 
 
 def _letters(grey: NDArray[np.int16], bright: NDArray[np.bool_], highest: float) -> list[Letter]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..store.images import UNREADABLE
+#: File system errors that are about this one path.
+_THIS_PATH = {errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO}
 
 
 def files(top: Path) -> Iterator[tuple[Path, str]]:
@@ -22,7 +25,7 @@ def files(top: Path) -> Iterator[tuple[Path, str]]:
             try:
                 waiting += sorted((Path(entry) for entry in os.scandir(path)), reverse=True)
             except OSError as error:
-                if error.errno not in UNREADABLE:  # the disk's fault, not the folder's
+                if error.errno not in _THIS_PATH:  # the disk's fault, not the folder's
                     raise
                 yield path, f"a folder that cannot be opened ({error.strerror})"
         elif path.is_dir():
@@ -31,3 +34,26 @@ def files(top: Path) -> Iterator[tuple[Path, str]]:
             yield path, "a link that leads nowhere"
         else:
             yield path, "" if path.is_file() else "neither a file nor a folder"
+
+
+def wrong_with(path: Path, root: Path) -> str:
+    """Why what a record names is no file below the workspace that can be opened; empty: it is one.
+
+    Raises:
+        OSError: the disk's fault.
+    """
+    try:
+        if not path.resolve().is_relative_to(root):
+            return "a link that leads outside the workspace"
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return "image file is missing"
+    except (ValueError, RuntimeError) as error:  # a NUL byte, half of a surrogate pair; a link that leads to itself
+        return f"cannot be the name of a file ({type(error).__name__})"
+    except OSError as error:
+        if error.errno not in _THIS_PATH:
+            raise
+        return f"cannot be opened ({error.strerror})"
+    if stat.S_ISDIR(mode):
+        return "is a folder"
+    return "" if stat.S_ISREG(mode) else "is a device or a pipe, and no file"

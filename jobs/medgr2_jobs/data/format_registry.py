@@ -9,6 +9,7 @@ from medgr2_api.data import Benchmark, DataFormat, DataSource
 from medgr2_api.plugin import PluginGroup
 
 from .. import plugins
+from . import record_checks
 from .record import BadField, BadRecord, Identities, Place, Record
 
 Reader = Callable[[Place], Iterator[Record | BadRecord]]
@@ -35,13 +36,15 @@ def reader(source: DataSource | Benchmark, where: str) -> Reader:
     Raises:
         ConfigError: it is of another package, and is not there.
     """
+    read: Reader
     if source.plugin is not None:
-        return _checked(plugins.load(PluginGroup.READERS, source.plugin, f"{where}.plugin"))
-    read: Reader = importlib.import_module(f".{READERS[source.format]}", __package__).read
-    return read
+        read = _promised(plugins.load(PluginGroup.READERS, source.plugin, f"{where}.plugin"))
+    else:
+        read = importlib.import_module(f".{READERS[source.format]}", __package__).read
+    return lambda place: record_checks.checked(read(place), place)
 
 
-def _checked(read: Reader) -> Reader:
+def _promised(read: Reader) -> Reader:
     """A reader of another package; of its records those are bad that no table could hold."""
 
     def records(place: Place) -> Iterator[Record | BadRecord]:

@@ -23,9 +23,9 @@ from ..store import atomic, tables
 from ..store.rows import Image, Item, PhantomRow, QuarantinedRecord, Split, TableRow
 from . import format_registry, synthetic_images
 from .record import BadRecord, Place, Record
+from .set_aside import Tally
 
 Context = StageContext[PrepareParameters]
-SHOWN = 5  # bad records in a message
 TICK = 64  # records between two looks at the clock and at the stop signal
 _BATCH = 1024  # questions in memory when they are read back
 
@@ -117,10 +117,8 @@ class Loaded:
     """Its questions: a table of `ReadItem`."""
     read_as: Counter[AnswerKey] = field(default_factory=Counter)
     """How its right answers were read, and how often; empty for phantoms, whose answers are our own."""
-    good: int = 0
-    bad: int = 0
-    shown: list[BadRecord] = field(default_factory=list)
-    """The first few bad ones."""
+    tally: Tally = field(default_factory=Tally)
+    """How many of its records can be used, and why others cannot."""
 
     def rows(self) -> Iterator[ReadItem]:
         """Its questions, in their order."""
@@ -132,8 +130,10 @@ class Loaded:
 class Ingest:
     """Reads inputs one after another into one picture of all."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, special_tokens: frozenset[str] = frozenset()) -> None:
         self.ctx = ctx
+        self.special_tokens = special_tokens
+        """Of the cycle's models."""
         self.images: dict[str, ImageRecord] = {}
         self.phantoms: dict[str, PhantomRow] = {}
         """For phantoms: what each image shows."""
@@ -144,7 +144,7 @@ class Ingest:
         """Reads one source or benchmark.
 
         Raises:
-            DataError: nothing can be read, or too much is bad; the first few bad records are named.
+            DataError: nothing can be read, or too much is bad; each reason is named, with how often and where first.
         """
         loaded = Loaded(source.name, where, on_leak=source.on_leak if isinstance(source, Benchmark) else None)
         external = True
@@ -163,15 +163,15 @@ class Ingest:
                     self.ctx.check_stop()
                     self.ctx.progress(f"read {source.name}", number, expected)
                 if isinstance(record, BadRecord):
-                    _set_aside(loaded, record, quarantine)
+                    quarantine.append(loaded.tally.set_aside(loaded.name, record))
                     continue
-                loaded.good += 1
+                loaded.tally.good += 1
                 self._take(loaded, record, external=external, hashed=source.format is not DataFormat.PHANTOM)
                 if loaded.questions and record.answer_index is not None:
                     items.append(_item(loaded, record, record.answer_index))
         if source.format is not DataFormat.PHANTOM:
             loaded.read_as = place.read_as
-        _check_bad(loaded, self.ctx.parameters.data.max_bad_fraction)
+        loaded.tally.check(loaded.where, self.ctx.parameters.data.max_bad_fraction)
         return loaded
 
     def _place(self, source: ResolvedSource | Benchmark, loaded: Loaded) -> tuple[Place, int]:
@@ -185,6 +185,7 @@ class Ingest:
             store=ctx.images,
             max_pixels=ctx.parameters.data.max_pixels,
             salt=sha256_of({"patients": ctx.parameters.seed}),
+            special_tokens=self.special_tokens,
         )
         if (phantom := source.phantom) is not None:
             loaded.questions = loaded.questions and phantom.questions_per_image > 0
@@ -275,27 +276,3 @@ def _item(loaded: Loaded, record: Record, answer_index: int) -> ReadItem:
         answer_index=answer_index,
         rationale=record.rationale,
     )
-
-
-def _set_aside(loaded: Loaded, bad: BadRecord, quarantine: tables.TableWriter[QuarantinedRecord]) -> None:
-    loaded.bad += 1
-    if len(loaded.shown) < SHOWN:
-        loaded.shown.append(bad)
-    quarantine.append(QuarantinedRecord(loaded.name, bad.where, bad.field, bad.reason))
-
-
-def _check_bad(loaded: Loaded, most: float) -> None:
-    """Raises DataError when too many of the records cannot be used, naming the first few."""
-    total = loaded.good + loaded.bad
-    if total == 0:
-        raise DataError(f"{loaded.where}: holds no records")
-    examples = "; ".join(str(bad) for bad in loaded.shown)
-    if loaded.bad > len(loaded.shown):
-        examples += f"; and {loaded.bad - len(loaded.shown)} more"
-    if loaded.bad and not loaded.good:
-        raise DataError(f"{loaded.where}: none of its {total} records can be used: {examples}")
-    if loaded.bad > most * total:
-        raise DataError(
-            f"{loaded.where}: {loaded.bad} of {total} records cannot be used, more than data.maxBadFraction "
-            f"({most:g}) allows: {examples}. Correct them, or raise data.maxBadFraction to set them aside"
-        )

@@ -8,25 +8,18 @@ side and numbered, so that `<image 2>` in the question or among the options stay
 from __future__ import annotations
 
 import ast
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image, ImageDraw, ImageFont
 
 from medgr2_api.data import MMMU, AnswerKey
 
 from ..errors import DataError
-from ..store.images import shrunk
+from .decoder import client as decoder
 from .gold_answers import AnswerReader, options_of
 from .record import BadField, BadRecord, Identities, Place, Record, as_text, optional_text, text
 
 _IMAGES = tuple(f"image_{number}" for number in range(1, 8))
-_BATCH = 16  # questions in memory: images ride along
-_GAP, _HEAD = 12, 28
 #: What is in the name of an image type → one of our modalities; other types keep their name.
 _MODALITIES = {"microscop": "Microscopy", "patholog": "Microscopy"}
 
@@ -43,14 +36,24 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
     answers = AnswerReader(place, (), field="answer", texts=letters, numbers=letters)
     for subject in wanted.subjects:
         for file in _files(place, subject, wanted.split):
-            for row, document in enumerate(_rows(file)):
-                where = f"{subject}/{file.name}[{row}]"
-                try:
-                    record = _record(document, place, subject, where, answers)
-                    identities.take(record.question_id, where, "id")
-                    yield record
-                except BadField as bad:
-                    yield BadRecord(where, bad.field, bad.reason)
+            try:
+                yield from _records(place, subject, file, identities, answers)
+            except BadField as bad:
+                raise DataError(f"{file}: {bad.reason}") from None
+
+
+def _records(
+    place: Place, subject: str, file: Path, identities: Identities, answers: AnswerReader
+) -> Iterator[Record | BadRecord]:
+    for row, (document, picture) in enumerate(decoder.parquet_rows(file, _IMAGES, place.max_pixels)):
+        where = f"{subject}/{file.name}[{row}]"
+        try:
+            record = _record(document, picture, place, subject, where, answers)
+            identities.take(record.question_id, where, "id")
+        except BadField as bad:
+            yield BadRecord(where, bad.field, bad.reason)
+        else:
+            yield record
 
 
 def _files(place: Place, subject: str, split: str) -> list[Path]:
@@ -68,30 +71,18 @@ def _files(place: Place, subject: str, split: str) -> list[Path]:
     return files
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with pq.ParquetFile(file) as parquet:
-            for batch in parquet.iter_batches(batch_size=_BATCH):
-                yield from batch.to_pylist()
-    except pa.ArrowException as error:
-        raise DataError(f"{file}: not a readable parquet file ({error})") from error
-
-
-def _record(document: dict[str, Any], place: Place, subject: str, where: str, answers: AnswerReader) -> Record:
+def _record(document: Mapping[str, Any], picture: decoder.Reply, place: Place, subject: str, where: str, answers: AnswerReader) -> Record:
     question_id = text(document, "id")
     if document.get("question_type") != "multiple-choice":
         raise BadField(
             "question_type", f"{document.get('question_type')!r}: only multiple-choice questions can be scored"
         )
     options = _options(text(document, "options"))
-    pictures = [_picture(document[name], name, place) for name in _IMAGES if document.get(name)]
-    if not pictures:
-        raise BadField("image_1", "is missing")
-    image = pictures[0] if len(pictures) == 1 else side_by_side(pictures)
     return Record(
         question_id=question_id,
-        image=place.store.add(image, place.max_pixels),
+        image=place.store.put(picture.picture()),
         image_path=where,
+        where=where,
         dataset=subject,
         modality=_modality(optional_text(document, "img_type"), place.modality),
         question_type=optional_text(document, "subfield") or subject,
@@ -116,7 +107,7 @@ def _options(written: str) -> tuple[str, ...]:
     return options_of(parsed, "options")
 
 
-def _answer(document: dict[str, Any], options: Sequence[str], answers: AnswerReader) -> int:
+def _answer(document: Mapping[str, Any], options: Sequence[str], answers: AnswerReader) -> int:
     try:
         return answers.index(document, options)
     except BadField as bad:
@@ -130,29 +121,3 @@ def _modality(written: str, default: str) -> str:
     first = as_text(types[0], "img_type") if types else ""
     modality = next((name for part, name in _MODALITIES.items() if part in first.lower()), "")
     return modality or default or first or "Other"
-
-
-def _picture(cell: dict[str, Any], field: str, place: Place) -> Image.Image:
-    data = cell.get("bytes") if isinstance(cell, dict) else None
-    if not data:
-        raise BadField(field, "holds no picture")
-    try:
-        picture = place.store.open(io.BytesIO(data), field)
-    except DataError as error:
-        raise BadField(field, str(error)) from error
-    # seven small files can be seven huge pictures: each is scaled down before they are laid side by side
-    return shrunk(picture, place.max_pixels)
-
-
-def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
-    """One picture of several: left to right, each under its number, on white."""
-    width = sum(picture.width for picture in pictures) + _GAP * (len(pictures) + 1)
-    height = max(picture.height for picture in pictures) + _HEAD + _GAP
-    whole = Image.new("RGB", (width, height), "white")
-    draw, font = ImageDraw.Draw(whole), ImageFont.load_default(size=_HEAD * 0.7)
-    left = _GAP
-    for number, picture in enumerate(pictures, 1):
-        draw.text((left, _HEAD * 0.1), f"<image {number}>", fill="black", font=font)
-        whole.paste(picture, (left, _HEAD))
-        left += picture.width + _GAP
-    return whole

@@ -18,6 +18,10 @@ from medgr2_api.data import AnswerKey, Benchmark, DataSource
 from ..errors import DataError, DiskFull
 from ..prompts import answers
 from ..store.images import ImageStore, StoredImage
+from ..store.rows import SetAside
+from . import file_walk
+from .decoder import client as decoder
+from .decoder.protocol import BadField as BadField  # readers have it from here
 
 #: How tables and programs write out an empty cell, in lower case: what pandas takes for one. Not of options and
 #: answers: "None" is one.
@@ -47,6 +51,8 @@ class Record:
     options: tuple[str, ...] = ()
     answer_index: int | None = None
     rationale: str = ""
+    where: str = ""
+    """File and row, as of a `BadRecord`; empty: its id says it."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +63,15 @@ class BadRecord:
     """File and row: `questions.json[12] (question_id 'ACRIMA_0012')`; rows count from 0."""
     field: str
     reason: str
+    kind: SetAside = SetAside.UNUSABLE
+
+    def __post_init__(self) -> None:
+        for name in ("where", "field", "reason"):  # the names of files, too, may hold what is no text
+            text = getattr(self, name).encode("utf-8", "backslashreplace").decode()
+            object.__setattr__(self, name, text)
 
     def __str__(self) -> str:
         return f"{self.where}: {self.field}: {self.reason}"
-
-
-class BadField(Exception):
-    """Raised inside a reader: this record cannot be used."""
-
-    def __init__(self, field: str, reason: str) -> None:
-        super().__init__(reason)
-        self.field = field
-        self.reason = reason
 
 
 @dataclass
@@ -92,6 +95,8 @@ class Place:
     """Makes pseudonyms of patients: the same patient has another in another cycle."""
     read_as: Counter[AnswerKey] = field(default_factory=Counter)
     """How right answers were read, and how often (`gold_answers`)."""
+    special_tokens: frozenset[str] = frozenset()
+    """What the cycle's models take for marks of their own; no text of a record may have one in it."""
 
     @property
     def modality(self) -> str:
@@ -135,14 +140,12 @@ class Images:
         return cached
 
     def _store(self, path: Path, field: str) -> StoredImage | BadField:
-        if not path.resolve().is_relative_to(self.root):
-            return BadField(field, f"{path} leads outside the workspace")
-        if path.is_dir():
-            return BadField(field, f"{path}: is a folder")
+        if wrong := file_walk.wrong_with(path, self.root):
+            return BadField(field, f"{path}: {wrong}")
         try:
-            return self.store.add_file(path, self.max_pixels)
-        except DataError as error:
-            return BadField(field, str(error))
+            return self.store.put(decoder.picture(path, self.max_pixels))
+        except BadField as bad:
+            return BadField(field, f"{path}: {bad.reason}")
 
 
 class Identities:
@@ -177,7 +180,7 @@ class Identities:
 
 def pseudonym(salt: str, name: str) -> str:
     """What stands for a patient in our tables: 16 hex digits that cannot be turned back; empty for nobody."""
-    return hashlib.sha256(f"{salt}/{name}".encode()).hexdigest()[:16] if name else ""
+    return hashlib.sha256(f"{salt}/{name}".encode("utf-8", "surrogatepass")).hexdigest()[:16] if name else ""
 
 
 def text(document: Mapping[str, Any], field: str) -> str:

@@ -10,8 +10,9 @@ from medgr2_api.generator import GENERATORS, OpenAI, Paradigm
 from medgr2_api.guarded_streams import guarded
 from medgr2_api.stage_contract import ExitCode
 
-from ..errors import StageError
-from ..store.images import ImageStore
+from ..data.decoder import client as decoder
+from ..data.decoder import limits
+from ..data.decoder.protocol import BadField
 from . import prompt_templates
 
 _PROVIDERS = [name for name, kind in GENERATORS.items() if kind.asked]
@@ -35,10 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.image is None:
         return ExitCode.OK
     try:
-        image = ImageStore(Path()).open(options.image, str(options.image))
-    except StageError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        image = decoder.picture(options.image, limits.MAX_PIXELS)
+    except BadField as bad:
+        print(f"{options.image}: {bad.reason}", file=sys.stderr)
+        return ExitCode.DATA_ERROR
     print(f"# the image: {options.image}, {image.width} x {image.height} pixels, sent as PNG without any metadata")
     return ExitCode.OK
 

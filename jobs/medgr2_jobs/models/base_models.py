@@ -24,6 +24,8 @@ from .tiny.settings import PretrainSettings
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 _HEAD = "head.safetensors"
+#: Where a tokenizer's added tokens stand, by its age.
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 def check(ctx: StageContext[PrepareParameters]) -> None:
@@ -42,6 +44,27 @@ def check(ctx: StageContext[PrepareParameters]) -> None:
             _check_model(_folder(ctx, name, field), field)
     if ctx.parameters.reward_checkpoint is not None:
         _check_reward_checkpoint(ctx, ctx.parameters.reward_checkpoint)
+
+
+def special_tokens(ctx: StageContext[PrepareParameters]) -> frozenset[str]:
+    """What the tokenizers of the models take for marks of their own: in a question they would not be text.
+
+    Raises:
+        ConfigError: a tokenizer's files are no JSON.
+    """
+    tokens: set[str] = set()
+    for field, name in _bases(ctx.parameters):
+        if name.startswith(BUILTIN):
+            continue  # all of its own look as chat templates' do, which are refused anyway
+        folder = _folder(ctx, name, field)
+        written = [_json(path, field) for file in _TOKENIZER if (path := folder / file).is_file()]
+        for document in written:
+            added = document.get("added_tokens") or []
+            decoder = document.get("added_tokens_decoder") or {}
+            for token in (*added, *decoder.values()):
+                if isinstance(token, dict) and token.get("special"):
+                    tokens.add(str(token.get("content", "")))
+    return frozenset(token for token in tokens if not token.isalnum() and token.strip())
 
 
 def publish(ctx: StageContext[PrepareParameters]) -> dict[str, float]:

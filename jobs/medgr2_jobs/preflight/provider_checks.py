@@ -11,7 +11,9 @@ from medgr2_api.stage_contract import CycleRef
 from medgr2_api.stages import PREPARE
 from medgr2_api.uris import is_remote
 
-from ..errors import StageError
+from ..data.decoder import client as decoder
+from ..data.decoder.protocol import BadField
+from ..errors import DataError, StageError
 from ..generate.sampling_plan import ImageUse
 from ..store.images import ImageStore
 from ..store.manifest import load
@@ -95,7 +97,10 @@ def _images(context: PreflightContext) -> list[ImageUse]:
             return prepared
     store, images = ImageStore(context.root), []
     for path, allowed, modality in _pictures(context):
-        image = store.add_file(path, context.spec.data.max_pixels)
+        try:
+            image = store.put(decoder.picture(path, context.spec.data.max_pixels))
+        except BadField as bad:
+            raise DataError(f"{path}: {bad.reason}") from None
         images.append(ImageUse(image.sha256, modality, Split.TRAIN, allowed))
         if len(images) == context.questions:
             break

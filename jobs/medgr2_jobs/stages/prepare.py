@@ -17,7 +17,7 @@ from medgr2_api.data import DataFormat
 from medgr2_api.stages.prepare import PrepareParameters
 
 from .. import fetch
-from ..data import graded_dataset, splits, wordnet
+from ..data import graded_dataset, set_aside, splits, wordnet
 from ..data.ingest import TICK, Ingest, Loaded
 from ..data.splits import Leak
 from ..duplicates import phash_index
@@ -45,13 +45,12 @@ def run(ctx: Context) -> StageOutcome:
     data = ctx.parameters.data
     base_models.check(ctx)
 
-    ingest = Ingest(ctx)
+    ingest = Ingest(ctx, base_models.special_tokens(ctx))
     with ctx.writer.stream(QuarantinedRecord) as quarantine:
         sources = [ingest.read(source, f"data.sources[{source.name}]", quarantine) for source in data.sources]
         benchmarks = [
             ingest.read(benchmark, f"data.benchmarks[{benchmark.name}]", quarantine) for benchmark in data.benchmarks
         ]
-        quarantined = quarantine.rows
 
     leaks = _leaks(ingest, sources, benchmarks)
     leaked = {sha256 for leak in leaks for sha256 in leak.images}
@@ -77,7 +76,7 @@ def run(ctx: Context) -> StageOutcome:
         "seed_items": counts[Split.TRAIN],
         "validation_items": counts[Split.VALIDATION],
         "benchmark_items": counts[Split.TEST],
-        "quarantined": quarantined,
+        **set_aside.counters(loaded.tally for loaded in (*sources, *benchmarks)),
         "leaked_images": len(leaked),
         "leaked_share": len(leaked & tested) / max(1, len(tested)),
         "near_leaked_images": len({sha256 for leak in leaks for sha256 in leak.near}),

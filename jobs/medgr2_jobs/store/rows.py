@@ -9,6 +9,7 @@ A table whose columns change gets a new VERSION; readers refuse one that they do
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar, Protocol
@@ -44,6 +45,22 @@ class CandidateOutcome(StrEnum):
     REJECTED = "rejected"
     UNREADABLE = "unreadable"
     HTTP_ERROR = "http_error"
+
+
+#: In the reason why a record was set aside: a path before it, what is quoted, and numbers.
+_OWN = re.compile(r"^\S*/.*?(?=: )|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+
+
+class SetAside(StrEnum):
+    """Why a record was set aside."""
+
+    UNUSABLE = "unusable"
+    """Something is wrong with it: what `data.maxBadFraction` counts."""
+    NO_PICTURE = "no picture"
+    """Nothing is wrong with it, but it shows nobody: reports, segmentations, presentation states."""
+    WITHHELD = "withheld"
+    """It has, or seems to have, text in its pixels that may name the patient."""
 
 
 class Grade(StrEnum):
@@ -218,12 +235,19 @@ class QuarantinedRecord(TableRow):
     """A record of a source that could not be used, and why."""
 
     TABLE = "quarantine"
-    VERSION = 1
+    VERSION = 2
 
     source: str
     record: str
     field: str
     reason: str
+    kind: SetAside
+
+    @property
+    def sort(self) -> str:
+        """Field and reason without what is this record's alone: names, quoted values, numbers."""
+        field = _NUMBER.sub("N", self.field)
+        return f"{field}: {_NUMBER.sub('N', _OWN.sub('…', self.reason))}"
 
 
 # generate

@@ -1,0 +1,68 @@
+"""What every record must be, whatever reader brings it: a picture that shows something, in a shape that models take,
+and texts that are nothing but text to them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from ..store.images import StoredImage
+from .record import BadField, BadRecord, Place, Record
+
+#: Longer side over shorter one: image processors of the Qwen family raise an error above it.
+MOST_STRETCHED = 200
+#: Pixels of a side. A picture of one or three rows is ambiguous besides: they look like channels.
+LEAST_SIDE = 4
+#: What chat templates put around turns and pictures, whatever the model: `<|im_end|>`, `<|image_pad|>`, and so on.
+_MARKUP = r"<\|[^<>|\s]{1,64}\|>|<(?:image|video|audio)>"
+
+
+def checked(records: Iterator[Record | BadRecord], place: Place) -> Iterator[Record | BadRecord]:
+    """The records; those that no model can take are bad ones."""
+    tokens = _pattern(place.special_tokens)
+    for record in records:
+        if isinstance(record, Record):
+            try:
+                _check_image(record.image)
+                _check_texts(record, tokens)
+            except BadField as bad:
+                record = BadRecord(record.where or record.question_id, bad.field, bad.reason, bad.kind)
+        yield record
+
+
+def _check_image(image: StoredImage) -> None:
+    short, long = sorted((image.width, image.height))
+    if image.one_colour:
+        raise BadField("image", "has one colour only, and so shows nothing")
+    if short < LEAST_SIDE:
+        raise BadField("image", f"is {image.width} x {image.height} pixels; a side has at least {LEAST_SIDE}")
+    if long > MOST_STRETCHED * short:
+        raise BadField(
+            "image",
+            f"is {image.width} x {image.height} pixels; a side may be {MOST_STRETCHED} times the other, or no model "
+            "takes it. Cut it into parts",
+        )
+
+
+def _pattern(special_tokens: frozenset[str]) -> re.Pattern[str]:
+    longest_first = sorted(special_tokens, key=lambda token: (-len(token), token))
+    return re.compile("|".join([_MARKUP, *map(re.escape, longest_first)]))
+
+
+def _check_texts(record: Record, tokens: re.Pattern[str]) -> None:
+    texts = {
+        "question": record.question,
+        **{f"options[{number}]": option for number, option in enumerate(record.options)},
+        "rationale": record.rationale,
+    }
+    for field, text in texts.items():
+        if found := tokens.search(text):
+            raise BadField(field, f"has {found[0]!r} in it, which a model takes for a mark of its own and not for text")
+    texts |= {"id": record.question_id, "image": record.image_path, "dataset": record.dataset}
+    texts |= {"modality": record.modality, "question_type": record.question_type}
+    for field, text in texts.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadField(field, f"is no text: character {error.start} is half of a surrogate pair") from None
