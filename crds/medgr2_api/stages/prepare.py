@@ -61,5 +61,5 @@ PREPARE = StageDefinition(
     publishes=("images.parquet", "items.parquet", "grades.parquet", "quarantine.parquet", "splits.json", "models/"),
     may_publish=("phantoms.parquet", "inputs.json"),
     fetches=True,
-    code_version=4,  # empty cells are missing; a right answer that can be read in two ways is decided by its file
+    code_version=4,  # empty cells are missing; right answers by file; transparency on white; what shows nothing is out
 )

@@ -95,7 +95,7 @@ def _request(place: Place, path: Path) -> Header:
     }
 
 
-def _record(place: Place, reply: decoder.Reply, opened: Header, name: str, frame: int, where: str) -> Record:
+def _record(place: Place, reply: decoder.Decoded, opened: Header, name: str, frame: int, where: str) -> Record:
     declared = opened["Modality"].upper()
     code = declared if _CODE.fullmatch(declared) else ""
     return Record(

@@ -71,7 +71,9 @@ def _files(place: Place, subject: str, split: str) -> list[Path]:
     return files
 
 
-def _record(document: Mapping[str, Any], picture: decoder.Reply, place: Place, subject: str, where: str, answers: AnswerReader) -> Record:
+def _record(
+    document: Mapping[str, Any], picture: decoder.Decoded, place: Place, subject: str, where: str, answers: AnswerReader
+) -> Record:
     question_id = text(document, "id")
     if document.get("question_type") != "multiple-choice":
         raise BadField(

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from medgr2_api import paths
@@ -57,7 +58,7 @@ def encode(image: Image.Image, max_pixels: int) -> EncodedImage:
     clean = Image.frombytes("RGB", small.size, small.tobytes())  # pixels only: no EXIF, no profile, no text
     buffer = io.BytesIO()
     clean.save(buffer, "PNG", compress_level=6)
-    one_colour = all(high - low <= _ALIKE for low, high in (band.getextrema() for band in clean.split()))
+    one_colour = bool(np.ptp(np.asarray(clean), axis=(0, 1)).max() <= _ALIKE)
     return EncodedImage(buffer.getvalue(), clean.width, clean.height, one_colour=one_colour)
 
 

@@ -135,7 +135,7 @@ def picture(source: Path | bytes, max_pixels: int) -> EncodedImage:
 
 
 @dataclass(frozen=True)
-class Reply:
+class Decoded:
     """One of the replies to a request."""
 
     header: Header
@@ -155,7 +155,7 @@ class Reply:
         return EncodedImage(self.payload, header["width"], header["height"], header["one_colour"])
 
 
-def parquet_rows(path: Path, pictures: Sequence[str], max_pixels: int) -> Iterator[tuple[Header, Reply]]:
+def parquet_rows(path: Path, pictures: Sequence[str], max_pixels: int) -> Iterator[tuple[Header, Decoded]]:
     """Each row of a parquet file: its columns, and the picture that the columns named in `pictures` make together.
 
     Raises:
@@ -174,7 +174,7 @@ def parquet_rows(path: Path, pictures: Sequence[str], max_pixels: int) -> Iterat
         document = None
 
 
-def numbered(request: Header, payload: bytes = b"") -> Generator[Reply]:
+def numbered(request: Header, payload: bytes = b"") -> Generator[Decoded]:
     """The replies to a request about items that are counted from 0; each reply that ends one says which in `item`.
 
     An item that the process dies of comes with the reason, and a new process goes on behind it: who sees that it died
@@ -196,11 +196,11 @@ def numbered(request: Header, payload: bytes = b"") -> Generator[Reply]:
             if died.from_outside and again:
                 again = False
                 continue
-            yield Reply({"item": start}, bad=BadField("-", died.reason))
+            yield Decoded({"item": start}, bad=BadField("-", died.reason))
             start, again = start + 1, True
 
 
-def _replies(request: Message) -> Iterator[Reply]:
+def _replies(request: Message) -> Iterator[Decoded]:
     """What a process says to a request, until it has said all.
 
     Raises:
@@ -214,7 +214,7 @@ def _replies(request: Message) -> Iterator[Reply]:
             if disk := reply.header.get("disk"):
                 raise OSError(*disk)
             bad = reply.header.get("unusable")
-            yield Reply(reply.header, reply.payload, protocol.bad_field(bad) if bad else None)
+            yield Decoded(reply.header, reply.payload, protocol.bad_field(bad) if bad else None)
         whole = not reply.header["last"]
     finally:
         if whole:

@@ -104,12 +104,11 @@ def decoded(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")  # damage, and bombs: both are looked after here
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 own = _BYTES.get(image.mode, 4)
-                converted = 0 if image.mode == "RGB" and not image.has_transparency_data else _RGB
-                turned = own if _turn(image) is not None else 0
-                limits.check(image.width, image.height, max(own + converted, own + turned), len(data))
+                # as it is, and as it is converted or turned
+                limits.check(image.width, image.height, own + max(own, _RGB * (image.mode != "RGB")), len(data))
                 raw_mode = image.tile[0].args if image.tile else None
                 image.load()
-                turn = _turn(image)  # again: of some formats Pillow has set it upright by now
+                turn = _turn(image)  # not before: of some formats it loads the picture, others are upright by now
                 return _rgb(image.transpose(turn) if turn is not None else image, raw_mode)
     except (BadField, MemoryError):
         raise
@@ -147,8 +146,8 @@ def _rgb(image: Image.Image, raw_mode: Any) -> Image.Image:
 
 
 def _eight_bits(transparent: Any, raw_mode: Any) -> Any:
-    """The colour that is transparent, if it is one, as the pixels have it: these come with 8 bits, it as the file has it
-    (of 2, 4 or 16 bits)."""
+    """The colour that is transparent, if it is one, as the pixels have it: these come with 8 bits, it as the file has
+    it, of 2, 4 or 16 bits."""
     if isinstance(transparent, tuple) and max(transparent) > 255:
         return tuple(value >> 8 for value in transparent)
     return transparent * _SCALED.get(raw_mode, 1) if isinstance(transparent, int) else transparent

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
@@ -19,6 +18,8 @@ from tests.unit.jobs.data.test_omnimedvqa import place
 
 from medgr2_api.data import DICOM, BurnedInText
 from medgr2_jobs.data import dicom
+from medgr2_jobs.data.decoder import dicom_file
+from medgr2_jobs.data.decoder.protocol import Message
 from medgr2_jobs.data.record import BadRecord, Record
 from medgr2_jobs.errors import DataError
 from medgr2_jobs.store.images import ImageStore
@@ -250,36 +251,42 @@ def test_a_large_file_is_read_frame_by_frame_and_gives_the_same(
     save(tmp_path, made(pixels, NumberOfFrames="5"))
     shutil.copy(SHIPPED / "test_files/image_dfl.dcm", tmp_path / "scans/deflated.dcm")
     shutil.copy(SHIPPED / "test_files/examples_ybr_color.dcm", tmp_path / "scans/jpeg.dcm")
-    whole = read(tmp_path, max_frames=2, burned_in_text="TrustFlag")
-    assert len([record for record in whole if isinstance(record, Record)]) == 5
-    monkeypatch.setattr(dicom, "_LARGE", 0)
-    monkeypatch.setattr(dicom, "_LEFT", 1000)
+    names = ("a.dcm", "deflated.dcm", "jpeg.dcm")
+    whole = [frames(tmp_path / "scans" / name) for name in names]
+    monkeypatch.setattr(dicom_file, "_LARGE", 0)
+    monkeypatch.setattr(dicom_file, "_LEFT", 1000)
     given = []
-    picture = dicom.dicom_pixels.picture
+    picture = dicom_file.dicom_pixels.picture
     monkeypatch.setattr(
-        dicom.dicom_pixels,
+        dicom_file.dicom_pixels,
         "picture",
         lambda dataset, source, frame: given.append(source) or picture(dataset, source, frame),
     )
-    assert read(tmp_path, max_frames=2, burned_in_text="TrustFlag") == whole
-    assert [isinstance(source, Path) for source in given] == [True, True, False, True, True]
+    assert [frames(tmp_path / "scans" / name) for name in names] == whole
+    assert [isinstance(source, str) for source in given] == [True, True, False, True, True]
 
 
-def test_a_damaged_frame_does_not_take_the_others_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(tmp_path, made(np.stack([RAMP, RAMP + 1, RAMP + 2]), NumberOfFrames="3"))
-    picture = dicom.dicom_pixels.picture
+def frames(path: Path) -> list[bytes]:
+    """What the decoder makes of two frames of a file, here and not in its own process."""
+    header = {"path": str(path), "name": path.name, "start": 0, "most": 2, "look_for_text": False, "max_pixels": 10**6}
+    pictures = [reply.payload for reply in dicom_file.answer(Message(header)) if "item" in reply.header]
+    assert all(pictures)
+    return pictures
 
-    def torn(dataset: Dataset, source: Dataset | Path, frame: int) -> Image.Image:
-        if frame == 1:
-            raise RuntimeError("a decoder's words about Doe^Jane")
-        return picture(dataset, source, frame)
 
-    monkeypatch.setattr(dicom.dicom_pixels, "picture", torn)
-    first, bad, third = read(tmp_path, max_frames=3)
-    assert isinstance(first, Record)
-    assert isinstance(third, Record)
+def test_a_damaged_frame_does_not_take_the_others_with_it(tmp_path: Path) -> None:
+    shutil.copytree(SHIPPED / "test_files", tmp_path / "shipped")
+    data = bytearray((tmp_path / "shipped/examples_ybr_color.dcm").read_bytes())
+    starts = [found.start() for found in re.finditer(b"\xfe\xff\x00\xe0....\xff\xd8", bytes(data), re.DOTALL)]
+    assert len(starts) == 30
+    data[starts[1] + 8 : starts[1] + 12] = b"Doe!"  # the second frame is no JPEG any more
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans/a.dcm").write_bytes(data)
+    found = read(tmp_path, max_frames=30)
+    assert [type(record) for record in found] == [Record, BadRecord, *[Record] * 28]
+    bad = found[1]
     assert isinstance(bad, BadRecord)
-    assert (bad.where, "Doe" in bad.reason, "RuntimeError" in bad.reason) == ("a.dcm#1", False, True)
+    assert (bad.where, bad.field, "Doe" in bad.reason) == ("a.dcm#1", "PixelData", False)
 
 
 def test_warnings_are_silent_only_while_a_file_is_read(tmp_path: Path) -> None:

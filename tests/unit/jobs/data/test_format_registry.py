@@ -23,7 +23,7 @@ from medgr2_jobs.store.images import ImageStore
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     install(monkeypatch)
-    Image.new("RGB", (32, 32), (200, 10, 10)).save(tmp_path / "a.png")
+    Image.effect_noise((32, 32), 60).save(tmp_path / "a.png")
     (tmp_path / "q.tsv").write_text("a.png\tWhich colour?\tred\tblue\nb.png\tWhich?\tred\tblue\na.png\tWhich?\tred\n")
     given = source().model_copy(update={"modality": "X-Ray"})
     return Place(given, tmp_path, tmp_path / "q.tsv", "data.sources[toy].uri", ImageStore(tmp_path), 784)

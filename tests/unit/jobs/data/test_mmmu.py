@@ -14,6 +14,7 @@ from tests.unit.jobs.data.test_omnimedvqa import place
 
 from medgr2_api.data import MMMU
 from medgr2_jobs.data import mmmu
+from medgr2_jobs.data.decoder import pictures
 from medgr2_jobs.data.record import BadRecord, Record
 from medgr2_jobs.errors import DataError
 from medgr2_jobs.store.images import ImageStore
@@ -131,22 +132,12 @@ def test_the_order_of_subjects_is_the_specs(tmp_path: Path) -> None:
     assert [record.dataset for record in mmmu.read(where) if isinstance(record, Record)] == ["Pharmacy", SUBJECT]
 
 
-def test_small_files_of_huge_pictures_are_scaled_before_they_are_joined(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_small_files_of_huge_pictures_are_scaled_before_they_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     joined: list[Image.Image] = []
-
-    def join(pictures: Any) -> Image.Image:
-        joined.extend(pictures)
-        return side_by_side(pictures)
-
-    side_by_side = mmmu.side_by_side
-    monkeypatch.setattr(mmmu, "side_by_side", join)
+    side_by_side = pictures.side_by_side
+    monkeypatch.setattr(pictures, "side_by_side", lambda each: joined.extend(each) or side_by_side(each))
     buffer = io.BytesIO()
     Image.new("1", (3000, 3000)).save(buffer, "PNG")
-    huge = {"bytes": buffer.getvalue(), "path": "x.png"}
-    write(tmp_path, [row(image_1=huge, image_2=huge, image_3=huge)])
-    (record,) = read(tmp_path)
-    assert isinstance(record, Record)
+    image = pictures.joined([(f"image_{number}", buffer.getvalue()) for number in (1, 2, 3)], 401_408)
     assert [picture.width * picture.height <= 401_408 for picture in joined] == [True] * 3
-    assert record.image.width * record.image.height <= 401_408
+    assert image.width * image.height <= 401_408

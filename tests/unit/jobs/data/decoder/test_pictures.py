@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import time
@@ -174,10 +175,10 @@ def test_a_transparent_grey_of_other_depths_is_white(tmp_path: Path, depth: int)
         rows = [row.astype(">u2").tobytes() for row in values * 1000 + np.arange(6) * 9 * (1 - values)]
         transparent = 1000
     else:
-        per_byte = 8 // depth
+        per_byte, shifts = 8 // depth, range(8 - depth, -1, -depth)
         rows = [
             bytes(
-                sum(int(value) << (8 - depth * (place + 1)) for place, value in enumerate(row[start : start + per_byte]))
+                sum(int(value) << shift for value, shift in zip(row[start:], shifts, strict=False))
                 for start in range(0, 6, per_byte)
             )
             for row in values
@@ -228,7 +229,7 @@ def test_files_that_are_not_there_or_are_none(tmp_path: Path) -> None:
         "missing.png": "image file is missing",
         "text.png": "not a readable image",
         "folder.png": "is a folder",
-        "pipe.png": "is no file",
+        "pipe.png": "a pipe, and no file",
         "loop.png": "cannot be opened",
         "text.png/below.png": "cannot be opened",
         "x" * 300: "cannot be opened",
@@ -238,7 +239,7 @@ def test_files_that_are_not_there_or_are_none(tmp_path: Path) -> None:
     for name, reason in reasons.items():
         with pytest.raises(BadField, match=reason):
             client.picture(tmp_path / name, LIMIT)
-    with pytest.raises(BadField, match="is no file"):
+    with pytest.raises(BadField, match="a device or a pipe"):
         client.picture(Path("/dev/zero"), LIMIT)
 
 
@@ -254,11 +255,9 @@ def test_a_small_file_that_becomes_something_large_is_given_up(kind: str, tmp_pa
     data = hostile_pictures.bombs()[kind]()
     assert len(data) < 2 * 2**20
     started = time.monotonic()
-    try:
+    with contextlib.suppress(BadField):
         image = client.picture(data, LIMIT)
         assert image.width * image.height <= LIMIT
-    except BadField as bad:
-        assert bad.reason
     assert time.monotonic() - started < 60
     assert client.picture(encoded(noise(), "PNG"), LIMIT).width == 40, "the next one is read"
     assert peak_memory() < limits.MEMORY
@@ -268,7 +267,9 @@ def test_a_picture_at_the_limit_is_read(tmp_path: Path) -> None:
     Image.new("L", (12_000, 9_990)).save(tmp_path / "large.png")
     assert client.picture(tmp_path / "large.png", LIMIT).one_colour
     Image.new("1", (20_000, 7_000)).save(tmp_path / "bomb.png")
-    with pytest.raises(BadField, match=r"claims 20000 x 7000 pixels, more than the limit of 120,000,000; it was not op"):
+    with pytest.raises(
+        BadField, match=r"claims 20000 x 7000 pixels, more than the limit of 120,000,000; it was not op"
+    ):
         client.picture(tmp_path / "bomb.png", LIMIT)
 
 
