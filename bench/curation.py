@@ -1,12 +1,14 @@
 """What curating 50,000 candidates takes, and what of planted near-duplicates and planted contamination it finds.
 
-python -m bench.curation [--scale 1.0]
+python -m bench.curation [--scale 1.0] [--cluster 20000]
 
 The real stage, in a process of its own, on tables made up here: 50,000 candidates (five questions about each of 10,000
 images), 50,000 rows of D_gen about the same kind of images, 20,000 benchmark items. Texts are drawn from grammars of
 radiologists' phrases with 12 % templates; perceptual hashes come in clusters, as those of slices and of one modality
 do. Planted, with the ids known: rewordings of another candidate and of a row of D_gen beside an image of up to four
 other bits; benchmark images, themselves and up to four bits away; benchmark questions beside another image.
+
+Beside it: as many near-duplicates as one cluster of images may hold (slices of one volume), in the worst shapes.
 
 What counts as a false positive: a reason given to a row that nothing was planted in, and that an exhaustive check by
 another way (all pairs of images, bit by bit; shingles as sets) does not give.
@@ -31,8 +33,13 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
+from tests.support import near_clusters
+
 from medgr2_api import paths
+from medgr2_api.curation import NearDuplicates
 from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageRequest
+from medgr2_jobs.duplicates.near import NearIndex
 from medgr2_jobs.prompts.answers import normalise
 from medgr2_jobs.store import manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
@@ -313,10 +320,26 @@ def false_positives(made: Made, given: dict[str, tuple[str, ...]]) -> dict[str, 
     return {"clean_rows": len(made.clean), "clean_flagged": flagged, "false_positives": unconfirmed}
 
 
+def clusters(count: int) -> dict[str, float]:
+    """Processor seconds to look for near-duplicates among so many triplets on images that all look alike."""
+    figures: dict[str, float] = {}
+    for shape in near_clusters.SHAPES:
+        rows, phashes = near_clusters.cluster(shape, count)
+        began = time.process_time()
+        index = NearIndex(rows, rows, phashes, NearDuplicates(image_hamming=NEAR_BITS, text_jaccard=JACCARD))
+        index.near_others()
+        dropped = index.near_kept(range(count), np.ones(count, np.bool_))
+        name = f"cluster_{shape.replace(' ', '_')}"
+        figures |= {f"{name}_seconds": round(time.process_time() - began, 2), f"{name}_kept": int((~dropped).sum())}
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--scale", type=float, default=1.0)
-    scale = parser.parse_args().scale
+    parser.add_argument("--cluster", type=int, default=20_000, help="triplets in the worst-case cluster of images")
+    options = parser.parse_args()
+    scale = options.scale
     made = build(scale)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -354,7 +377,7 @@ def main() -> None:
         found = sum(any(reason in as_good for reason in given[name]) for name in names)
         figures[f"recall_{kind}"] = round(found / max(1, len(names)), 5)
         figures[f"planted_{kind}"] = len(names)
-    figures |= false_positives(made, given)
+    figures |= false_positives(made, given) | clusters(options.cluster)
     print(json.dumps({"name": "curation", "figures": figures, "n": len(given), "cores": os.cpu_count()}))
 
 

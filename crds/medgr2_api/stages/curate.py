@@ -62,5 +62,5 @@ CURATE = StageDefinition(
         Read("reward", "reward", Of.NEWEST, required=False, when=_fits_threshold),
     ),
     publishes=("decisions.parquet",),
-    code_version=3,  # decisions alone, with the order of the options; the training set is a join
+    code_version=4,  # near-duplicates are found exactly; spelling and modality count for what is guessable
 )

@@ -1,17 +1,14 @@
 """Triplets that say the same, and those whose images and whose texts are both nearly the same (docs/decisions.md, 8).
 
-For the near ones, rows with the same hash and the same text are one unit. Units are a candidate pair when they agree in
-a band of the image's hash and in a band of the text's MinHash; each pair is then checked, bit by bit and shingle by
-shingle, so the two limits mean what they say. Bands of the image miss nothing; those of the text one pair in a thousand
-at the limit.
+For the near ones, rows with the same hash and the same text are one unit. Each unit is compared with those that it has
+to be told from, bit by bit and shingle by shingle, so the two limits mean what they say; pairs are never listed, for in
+a cluster of images that all look alike there are as many as its square.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +17,9 @@ from medgr2_api.curation import NearDuplicates
 
 from ..prompts.answers import normalise
 from ..store.rows import AnsweredQuestion, Question, Triplet
-from . import phash_index, text_fingerprint
-from .phash_index import ImageCodes, Index, Keys
-from .text_fingerprint import NormalisedText
+from . import phash_index
+from .phash_index import CloseImages, ImageCodes, Index
+from .text_fingerprint import NormalisedText, TextIndex, text_of
 
 TripletKey = tuple[str, str]
 
@@ -58,12 +55,6 @@ class _Units:
     codes: ImageCodes
     text: Index
     """Number of its text in the index."""
-    image_bands: list[Keys]
-    text_bands: list[Keys]
-
-    def keys(self) -> Iterator[Keys]:
-        """Of which two near units share at least one: a band of the image with a band of the text."""
-        return (text_fingerprint.mixed([image, text]) for image, text in product(self.image_bands, self.text_bands))
 
 
 class NearIndex:
@@ -83,31 +74,22 @@ class NearIndex:
             phashes: perceptual hash of each image that has one.
             limits: how near.
         """
-        self._limits = limits
+        self._limit = limits.image_hamming
         numbers: dict[NormalisedText, int] = {}
-        tables = [
-            [numbers.setdefault(text_fingerprint.text_of(row), len(numbers)) for row in table]
-            for table in (rows, others)
-        ]
-        self._texts = list(numbers)
-        text_bands = text_fingerprint.bands(self._texts, limits.text_jaccard)
         self._rows, self._others = (
             _units(
                 phash_index.codes([row.image_sha256 for row in table], phashes),
-                np.array(text, np.intp),
-                text_bands,
-                limits.image_hamming,
+                np.array([numbers.setdefault(text_of(row), len(numbers)) for row in table], np.intp),
             )
-            for table, text in zip((rows, others), tables, strict=True)
+            for table in (rows, others)
         )
-        self._shingles: dict[int, frozenset[str]] = {}
+        self._texts = TextIndex(list(numbers), limits.text_jaccard)
 
     def near_others(self) -> NDArray[np.bool_]:
         """For each of N rows whether any of the others is near it."""
-        left, _ = self._pairs(self._rows, self._others)
-        near = np.zeros(len(self._rows.text), np.bool_)
-        near[left] = True
-        return near[self._rows.of_row]
+        close = CloseImages(self._rows.codes, self._others.codes, self._limit)
+        near = [self._near(unit, close, self._others) for unit in range(len(self._rows.text))]
+        return np.array(near, np.bool_)[self._rows.of_row]
 
     def near_kept(self, order: Iterable[int], may_keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """For each of N rows whether one that comes before it, and stays, is near it.
@@ -116,54 +98,24 @@ class NearIndex:
             order: the rows, the best first.
             may_keep: rows that nothing else rules out: no other row is dropped for the sake of one that is.
         """
-        neighbours: dict[int, list[int]] = defaultdict(list)
-        left, right = self._pairs(self._rows, self._rows)
-        for first, second in zip(left.tolist(), right.tolist(), strict=True):
-            neighbours[first].append(second)
+        close = CloseImages(self._rows.codes, self._rows.codes, self._limit)
         duplicate = np.zeros(len(may_keep), np.bool_)
-        kept: set[int] = set()
+        kept = np.zeros(len(self._rows.text), np.bool_)
         for row in order:
             unit = int(self._rows.of_row[row])
-            if unit in kept or not kept.isdisjoint(neighbours.get(unit, ())):
+            if self._near(unit, close, self._rows, kept):
                 duplicate[row] = True
             elif may_keep[row]:
-                kept.add(unit)
+                kept[unit] = True
         return duplicate
 
-    def _pairs(self, left: _Units, right: _Units) -> tuple[Index, Index]:
-        """All pairs of near units; a unit is near itself."""
-        limit, width = self._limits.image_hamming, np.int64(max(1, len(right.text)))
-        pair_keys = np.empty(0, np.int64)
-        for mine, theirs in zip(left.keys(), right.keys(), strict=True):
-            parts = [pair_keys]
-            for a, b in phash_index.join(mine, theirs):
-                near = phash_index.close(left.codes.take(a), right.codes.take(b), limit)
-                parts.append(a[near] * width + b[near])
-            pair_keys = np.unique(np.concatenate(parts))
-        a, b = pair_keys // width, pair_keys % width
-        similar = self._similar(left.text[a], right.text[b])
-        return a[similar], b[similar]
-
-    def _similar(self, left: Index, right: Index) -> NDArray[np.bool_]:
-        """Whether the texts are similar enough; each pair of texts is compared once."""
-        count = max(1, len(self._texts))
-        distinct, place = np.unique(np.minimum(left, right) * count + np.maximum(left, right), return_inverse=True)
-        similar = np.array([self._alike(*divmod(int(pair), count)) for pair in distinct], np.bool_)
-        return similar[place] if len(distinct) else np.empty(0, np.bool_)
-
-    def _alike(self, left: int, right: int) -> bool:
-        if left == right:
-            return True
-        return text_fingerprint.jaccard(self._of(left), self._of(right)) >= self._limits.text_jaccard
-
-    def _of(self, number: int) -> frozenset[str]:
-        if number not in self._shingles:
-            self._shingles[number] = text_fingerprint.shingles(self._texts[number])
-        return self._shingles[number]
+    def _near(self, unit: int, close: CloseImages, held: _Units, among: NDArray[np.bool_] | None = None) -> bool:
+        """Whether any held unit is near one of the candidates'."""
+        text = int(self._rows.text[unit])
+        return any(self._texts.any_similar(text, held.text[places]) for places in close.of(unit, among))
 
 
-def _units(codes: ImageCodes, text: Index, text_bands: list[Keys], limit: int) -> _Units:
-    key = text_fingerprint.mixed([codes.bits, codes.hashed.astype(np.uint64), text.astype(np.uint64)])
-    _, first, of_row = np.unique(key, return_index=True, return_inverse=True)
-    mine, number = codes.take(first), text[first]
-    return _Units(of_row, mine, number, phash_index.bands(mine, limit), [band[number] for band in text_bands])
+def _units(codes: ImageCodes, text: Index) -> _Units:
+    key = np.stack([codes.bits, codes.hashed.astype(np.uint64), text.astype(np.uint64)], axis=1)
+    _, first, of_row = np.unique(key, axis=0, return_index=True, return_inverse=True)
+    return _Units(of_row.reshape(-1), codes.take(first), text[first])

@@ -18,7 +18,6 @@ BITS = 64
 _SIDE, _LOW = 32, 8  # of the picture that is transformed, and of its lowest frequencies, one bit each
 #: Narrower bands than this would be shared by nearly all images: then everything is compared with everything.
 _LEAST_BAND = 8
-_PAIRS = 1 << 20  # compared at once
 
 Index = NDArray[np.intp]
 Keys = NDArray[np.uint64]
@@ -69,55 +68,67 @@ def _own(image: str) -> int:
     return int.from_bytes(hashlib.sha256(image.encode()).digest()[:8], "big")
 
 
-def close(left: ImageCodes, right: ImageCodes, limit: int) -> NDArray[np.bool_]:
-    """Whether the images at the same place differ in at most `limit` bits."""
-    distance: NDArray[np.uint8] = np.bitwise_count(left.bits ^ right.bits)
-    both, neither = left.hashed & right.hashed, ~(left.hashed | right.hashed)
-    near: NDArray[np.bool_] = (both & (distance <= limit)) | (neither & (distance == 0))
-    return near
+class CloseImages:
+    """For each of N images which of M held ones are close to it, however many of them look alike.
 
-
-def bands(images: ImageCodes, limit: int) -> list[Keys]:
-    """Keys (N,) of which two close images share at least one.
-
-    Of `limit` + 1 bands, `limit` differing bits leave at least one as it is.
+    Of `limit` + 1 bands of the hash, `limit` differing bits leave at least one as it is: only images that agree in a
+    band are compared.
     """
+
+    def __init__(self, asked: ImageCodes, held: ImageCodes, limit: int) -> None:
+        self._asked, self._held, self._limit = asked, held, limit
+        self._masks = _masks(limit)
+        self._bands = [self._band(mask) for mask in self._masks]
+
+    def _band(self, mask: np.uint64) -> tuple[Index, list[int], list[int]]:
+        """The held images in the order of a band, and for each asked one where those begin and end that agree in it."""
+        mine, theirs = (np.where(codes.hashed, codes.bits & mask, codes.bits) for codes in (self._asked, self._held))
+        order = np.argsort(theirs, kind="stable")
+        first, last = (np.searchsorted(theirs[order], mine, side).tolist() for side in ("left", "right"))
+        return order, first, last
+
+    def of(self, asked: int, among: NDArray[np.bool_] | None = None) -> Iterator[Index]:
+        """The held images that are close to an asked one, a few or many at a time, none twice.
+
+        Args:
+            asked: which of the N.
+            among: (M,) of the held images those that count; None: all.
+        """
+        ranges = [(first[asked], last[asked]) for _, first, last in self._bands]
+        if sum(last - first for first, last in ranges) > len(self._held):  # they all look alike: once through is enough
+            places = np.arange(len(self._held)) if among is None else np.flatnonzero(among)
+            if (near := self._close(asked, places)[0]).any():
+                yield places[near]
+            return
+        for number, ((order, *_), (start, end)) in enumerate(zip(self._bands, ranges, strict=True)):
+            if start == end:
+                continue
+            places = order[start:end] if among is None else order[start:end][among[order[start:end]]]
+            near, differs = self._close(asked, places)
+            for mask in self._masks[:number]:
+                near &= (differs & mask) != 0  # else an earlier band had it
+            if near.any():
+                yield places[near]
+
+    def _close(self, asked: int, places: Index) -> tuple[NDArray[np.bool_], Keys]:
+        """Which of these held images are close, and in which bits each differs."""
+        differs = self._held.bits[places] ^ self._asked.bits[asked]
+        hashed = self._held.hashed[places]
+        if self._asked.hashed[asked]:
+            return hashed & (np.bitwise_count(differs) <= self._limit), differs
+        return ~hashed & (differs == 0), differs
+
+
+def _masks(limit: int) -> list[np.uint64]:
+    """The bits of each band; one of none where bands would be too narrow to tell anything apart."""
     count = limit + 1
     if BITS // count < _LEAST_BAND:
-        return [np.zeros(len(images), np.uint64)]
+        return [np.uint64(0)]
     edges = [round(BITS * number / count) for number in range(count + 1)]
-    keys = []
-    for start, end in pairwise(edges):
-        band = (images.bits >> np.uint64(start)) & np.uint64((1 << (end - start)) - 1)
-        keys.append(np.where(images.hashed, band, images.bits))
-    return keys
-
-
-def join(left: Keys, right: Keys) -> Iterator[tuple[Index, Index]]:
-    """Places in `left` and `right` that hold the same key, a million pairs at a time."""
-    order = np.argsort(right, kind="stable")
-    ordered = right[order]
-    first = np.searchsorted(ordered, left, "left")
-    counts = np.searchsorted(ordered, left, "right") - first
-    rows = np.flatnonzero(counts)
-    ends = np.cumsum(counts[rows])
-    start = 0
-    while start < len(rows):
-        done = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, done + _PAIRS, "right")))
-        piece = rows[start:stop]
-        many = counts[piece]
-        within = np.arange(many.sum()) - np.repeat(np.cumsum(many) - many, many)
-        yield np.repeat(piece, many), order[np.repeat(first[piece], many) + within]
-        start = stop
+    return [np.uint64(((1 << (end - start)) - 1) << start) for start, end in pairwise(edges)]
 
 
 def within(images: ImageCodes, others: ImageCodes, limit: int) -> NDArray[np.bool_]:
     """For each of N images whether any of `others` is close to it."""
-    is_close = np.zeros(len(images), np.bool_)
-    for mine, theirs in zip(bands(images, limit), bands(others, limit), strict=True):
-        open_ = np.flatnonzero(~is_close)
-        for left, right in join(mine[open_], theirs):
-            here = open_[left]
-            is_close[here[close(images.take(here), others.take(right), limit)]] = True
-    return is_close
+    close = CloseImages(images, others, limit)
+    return np.array([any(True for _ in close.of(place)) for place in range(len(images))], np.bool_)

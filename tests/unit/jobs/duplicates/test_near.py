@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.curate_fixtures import FAR, CurateWorkspace, candidate, phash, triplet
+from tests.support.near_clusters import SHAPES, cluster
 
 from medgr2_api.curation import NearDuplicates
 from medgr2_jobs.duplicates import phash_index, text_fingerprint
@@ -148,6 +150,43 @@ def test_pairs_are_those_of_an_exhaustive_comparison(mine: Any, others: Any, dat
     assert index.near_kept(order, np.array(may_keep, np.bool_)).tolist() == expected
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_clusters_are_those_of_an_exhaustive_comparison(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_fingerprint, "_FEW", 3)
+    mine, phashes = cluster(shape, 240)
+    said = [text_fingerprint.shingles(text_fingerprint.text_of(row)) for row in mine]
+    bits = [int(phashes[row.image_sha256], 16) for row in mine]
+
+    def near(a: int, b: int) -> bool:
+        return (bits[a] ^ bits[b]).bit_count() <= 4 and text_fingerprint.jaccard(said[a], said[b]) >= 0.8
+
+    kept: list[int] = []
+    expected = []
+    for place in range(len(mine)):
+        expected.append(any(near(place, other) for other in kept))
+        if not expected[-1]:
+            kept.append(place)
+    index = NearIndex(mine, mine[:50], phashes, NearDuplicates())
+    assert index.near_kept(range(len(mine)), np.ones(len(mine), np.bool_)).tolist() == expected
+    assert index.near_others().tolist() == [any(near(n, other) for other in range(50)) for n in range(len(mine))]
+    assert len(kept) > 0
+    assert (len(kept) < len(mine)) == ("beyond" not in shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_cluster_ten_times_as_large_takes_no_hundred_times_as_long(shape: str) -> None:
+    def seconds(count: int) -> float:
+        mine, phashes = cluster(shape, count)
+        began = time.process_time()
+        index = NearIndex(mine, mine, phashes, NearDuplicates())
+        index.near_others()
+        index.near_kept(range(count), np.ones(count, np.bool_))
+        return time.process_time() - began
+
+    seconds(100)
+    assert seconds(4000) < 12  # a pair at a time would take minutes
+
+
 @pytest.mark.parametrize("limit", [0, 4, 7, 8, 64])
 def test_within_looks_at_every_bit(limit: int) -> None:
     random = np.random.default_rng(limit)
@@ -160,15 +199,6 @@ def test_within_looks_at_every_bit(limit: int) -> None:
     expected = [(np.bitwise_count(value ^ centres) <= limit).any() for value in mine]
     assert found.tolist() == expected
     assert any(expected)
-
-
-def test_a_band_misses_fewer_than_one_pair_in_a_thousand_at_the_limit() -> None:
-    for limit in (0.3, 0.5, 0.8, 0.9, 0.99):
-        rows = text_fingerprint.rows_per_band(limit)
-        assert rows > 0
-        assert (1 - limit**rows) ** (text_fingerprint.PERMUTATIONS // rows) <= 1e-3
-    assert text_fingerprint.rows_per_band(0.0) == 0  # then every text is compared with every other
-    assert text_fingerprint.rows_per_band(1.0) == text_fingerprint.PERMUTATIONS
 
 
 def test_option_order_case_and_punctuation_do_not_count() -> None:
