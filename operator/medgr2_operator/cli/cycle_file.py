@@ -25,7 +25,8 @@ def read_cycle(file: Path, *, local: bool = False) -> Cycle:
         _exit(error.problems, file)
     problems = unsupported(cycle.spec, local=local)
     if not problems and not local:
-        problems = unrenderable(cycle, RenderSettings(image=""))
+        errors = unrenderable(cycle, RenderSettings(image=""))
+        problems = [Problem(error.path, error.message) for error in errors]
     if problems:
         _exit(locate(problems, file.read_text()), file)
     return cycle

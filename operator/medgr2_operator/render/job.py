@@ -9,8 +9,9 @@ from medgr2_api.stage_contract import PERMANENT_EXIT_CODES, ExitCode
 
 from ..plan.types import JobCreate
 from . import labels, pod, rendezvous
+from .cycle_policy import denials
 from .patches import patched
-from .render_context import RenderContext, RenderSettings
+from .render_context import NotAllowedError, RenderContext, RenderSettings
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
@@ -28,6 +29,7 @@ def job(cycle: Cycle, create: JobCreate, settings: RenderSettings, single_node: 
 
     Raises:
         RenderError: the spec asks for what cannot be.
+        NotAllowedError: it asks for what the platform does not allow.
     """
     context = RenderContext(cycle, create, settings, single_node)
     queue = _queue(context)
@@ -49,6 +51,10 @@ def job(cycle: Cycle, create: JobCreate, settings: RenderSettings, single_node: 
             },
         },
     )
+    denied = list(denials(cycle, manifest, settings.policy, (settings.image, settings.vllm_image)))
+    if denied:
+        (path, message), *others = denied
+        raise NotAllowedError(path, "; ".join([message, *(f"{where}: {what}" for where, what in others)]))
     return [*([rendezvous.service(context)] if context.nodes > 1 else []), manifest]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from medgr2_api.cycle import Cycle
@@ -10,6 +10,7 @@ from medgr2_api.scheduling import PodTemplate, StageSettings
 from medgr2_api.stages.generate import Provider
 
 from ..plan.types import JobCreate
+from .cycle_policy import CyclePolicy
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class RenderSettings:
     """User and group of the pods, where `template.securityContext` names none; the owner of new files."""
     progress_port: int = 8080
     """Where a stage serves `/progress` and `/metrics`."""
+    policy: CyclePolicy = field(default_factory=CyclePolicy)
+    """What the platform allows."""
     vllm_startup_seconds: int = 3600
     """Longest time a vLLM sidecar may take to load its model, download included."""
 
@@ -41,10 +44,19 @@ class RenderSettings:
 class RenderError(ValueError):
     """The spec asks for an impossible manifest. Permanent until the spec is edited."""
 
+    reason = "InvalidSpec"
+    """Of the cycle's conditions."""
+
     def __init__(self, path: str, message: str) -> None:
         super().__init__(f"{path}: {message}")
         self.path, self.message = path, message
         """Where in the cycle: `spec.template.patches[2]`; what is wrong there."""
+
+
+class NotAllowedError(RenderError):
+    """The spec asks for what the platform does not allow (`cycle_policy`)."""
+
+    reason = "NotAllowed"
 
 
 @dataclass(frozen=True)

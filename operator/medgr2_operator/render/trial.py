@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from medgr2_api.cycle import Cycle
 from medgr2_api.stage_contract import CycleRef, StageRequest
-from medgr2_api.validation_errors import Problem
 
 from ..plan.scheduling import job_name
 from ..plan.spec_cache import cached_spec
@@ -14,7 +13,7 @@ from .job import job
 from .render_context import RenderError, RenderSettings
 
 
-def unrenderable(cycle: Cycle, settings: RenderSettings) -> list[Problem]:
+def unrenderable(cycle: Cycle, settings: RenderSettings) -> list[RenderError]:
     """What keeps stages of the cycle from being rendered, each once.
 
     Args:
@@ -22,15 +21,15 @@ def unrenderable(cycle: Cycle, settings: RenderSettings) -> list[Problem]:
         settings: the operator's.
     """
     pvc.claim(cycle)
-    problems: dict[str, Problem] = {}
+    errors: dict[str, RenderError] = {}
     graph = cached_spec(cycle.metadata.name, cycle.spec).graph(cycle.spec.iterations)
     for key in {node.key.name: node.key for node in graph}.values():
         for collect in (False, True):
             try:
                 job(cycle, _create(cycle, key, collect), settings)
             except RenderError as error:
-                problems.setdefault(str(error), Problem(error.path, error.message))
-    return list(problems.values())
+                errors.setdefault(str(error), error)
+    return list(errors.values())
 
 
 def _create(cycle: Cycle, key: StageKey, collect: bool) -> JobCreate:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from medgr2_api.cycle import Cycle
 from medgr2_api.redaction import redact
-from medgr2_api.status import AttemptState, CycleStatus, StageStatus
+from medgr2_api.status import AttemptState, CycleStatus, Phase, StageStatus
 from medgr2_api.unsupported import unsupported
 from medgr2_api.validation_errors import dotted, explain
 
@@ -125,15 +125,15 @@ class Reconciler:
             self._uids.pop(key, None)
             self._refusals.pop(key, None)
             return None
-        cycle, problems = await compute(lambda: _read(manifest, self._settings))
+        cycle, problems, reason = await compute(lambda: _read(manifest, self._settings))
         if cycle is None:
-            await self._reject(manifest, "; ".join(problems))
+            await self._reject(manifest, "; ".join(problems), reason)
             return None
         if (left := self._time_to_live(cycle, cycle.status)) is not None and left <= 0:
             await self._client.delete(CYCLES, key.name, key.namespace, uid=cycle.metadata.uid)
             return None
         if problems:
-            await self._reject(manifest, "; ".join(problems))
+            await self._reject(manifest, "; ".join(problems), reason)
             return None
 
         self._add_uids(key, cycle)
@@ -146,7 +146,7 @@ class Reconciler:
         try:
             plan, objects = await compute(lambda: _planned(cycle, observed, now, self._settings, workspace.single_node))
         except RenderError as error:
-            await self._reject(manifest, str(error))
+            await self._reject(manifest, str(error), error.reason)
             return None
         try:
             all_created = await self._apply(key, cycle, manifest, plan, objects)
@@ -315,10 +315,10 @@ class Reconciler:
             )
             return ""
 
-    async def _reject(self, manifest: Manifest, message: str) -> None:
+    async def _reject(self, manifest: Manifest, message: str, reason: str) -> None:
         """Reports why a spec cannot be run. What runs goes on; an edit of the spec calls for another reconcile."""
         self._observer.on_invalid(CycleKey(manifest["metadata"]["namespace"], manifest["metadata"]["name"]))
-        await self._stand_still(manifest, rejected(manifest, redact(message), self._now()), INVALID, message)
+        await self._stand_still(manifest, rejected(manifest, redact(message), self._now(), reason), reason, message)
 
     async def _say(self, key: CycleKey, reason: str, message: str) -> None:
         """Reports why nothing is done for a cycle, as far as the API server takes it."""
@@ -345,21 +345,22 @@ class Reconciler:
         return (ended + timedelta(seconds=ttl) - self._now()).total_seconds()
 
 
-def _read(manifest: Manifest, settings: RenderSettings) -> tuple[Cycle | None, list[str]]:
-    """The cycle, if it can be read, and what keeps it from being run."""
+def _read(manifest: Manifest, settings: RenderSettings) -> tuple[Cycle | None, list[str], str]:
+    """The cycle, if it can be read; what keeps it from being run, and the reason for its conditions."""
     try:
         cycle = Cycle.model_validate(manifest, by_alias=True, by_name=False)
     except ValidationError as error:
-        return None, [f"{dotted(place)}: {message}" for place, message in explain(error, Cycle, lambda location: None)]
-    problems = unsupported(cycle.spec)
-    if not problems and not _was_accepted(cycle):
-        problems = unrenderable(cycle, settings)
-    return cycle, [str(problem) for problem in problems]
+        found = explain(error, Cycle, lambda location: None)
+        return None, [f"{dotted(place)}: {message}" for place, message in found], INVALID
+    if problems := unsupported(cycle.spec):
+        return cycle, list(map(str, problems)), INVALID
+    errors = [] if _was_accepted(cycle) else unrenderable(cycle, settings)
+    return cycle, list(map(str, errors)), next((error.reason for error in errors), "")
 
 
 def _was_accepted(cycle: Cycle) -> bool:
     """Whether this very spec was found good before: its stages need not be tried again."""
-    refused = any(condition.reason == INVALID for condition in cycle.status.conditions)
+    refused = cycle.status.phase is Phase.INVALID
     return cycle.status.observed_generation == cycle.metadata.generation and not refused
 
 

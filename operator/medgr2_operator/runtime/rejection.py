@@ -42,7 +42,7 @@ def standing_still(manifest: Manifest, reason: str, message: str, now: datetime)
     return status if status != before else None
 
 
-def rejected(manifest: Manifest, message: str, now: datetime) -> Manifest | None:
+def rejected(manifest: Manifest, message: str, now: datetime, reason: str = INVALID) -> Manifest | None:
     """The status of a cycle whose spec cannot be run; None: it says so already.
 
     All conditions are about the spec of now: who waits for it is answered. An end stays one. The clock of
@@ -52,13 +52,14 @@ def rejected(manifest: Manifest, message: str, now: datetime) -> Manifest | None
         manifest: the cycle.
         message: why it cannot be run.
         now: the time, with its zone.
+        reason: one CamelCase word.
     """
     stored = dict(manifest.get("status") or {})
-    before = standing_still(manifest, INVALID, message, now) or stored
+    before = standing_still(manifest, reason, message, now) or stored
     generation = manifest["metadata"].get("generation", 0)
     conditions = {c["type"]: {**c, "observedGeneration": generation} for c in before.get("conditions") or ()}
     if applied := conditions.get(SPEC_APPLIED):
-        conditions[SPEC_APPLIED] = _condition(applied, SPEC_APPLIED, "Unknown", (INVALID, message), generation, now)
+        conditions[SPEC_APPLIED] = _condition(applied, SPEC_APPLIED, "Unknown", (reason, message), generation, now)
     ended = before.get("completionTime") is not None
     status = {
         **before,

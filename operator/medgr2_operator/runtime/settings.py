@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..render.cycle_policy import CyclePolicy
 from ..render.render_context import RenderSettings
 
 PREFIX = "MEDGR2_OPERATOR_"
@@ -45,15 +46,37 @@ class Settings(BaseModel):
     port: int = Field(default=8080, ge=0, le=65535)
     """Of /healthz, /readyz and /metrics."""
     log_level: str = "INFO"
+    allow_patches: bool = True
+    allow_service_accounts: bool = True
+    allow_host_access: bool = True
+    allowed_images: str = ""
+    """Separated by commas; empty: any."""
+    allowed_secrets: str = ""
+    """Separated by commas; empty: any."""
+    allow_own_namespace: bool = False
+    """Cycles in the namespace in which the operator runs. Outside a cluster it runs in none."""
 
     @property
     def watched(self) -> tuple[str, ...]:
         """Namespaces to watch; empty: all."""
-        return tuple(name.strip() for name in self.namespaces.split(",") if name.strip())
+        return _names(self.namespaces)
 
     def render(self) -> RenderSettings:
         """What rendering needs of it."""
-        return RenderSettings(image=self.image, image_pull_policy=self.image_pull_policy)
+        policy = CyclePolicy(
+            allow_patches=self.allow_patches,
+            allow_service_accounts=self.allow_service_accounts,
+            allow_host_access=self.allow_host_access,
+            allowed_images=_names(self.allowed_images),
+            allowed_secrets=_names(self.allowed_secrets),
+            refused_namespace="" if self.allow_own_namespace or self.kubeconfig is not None else self.namespace,
+        )
+        return RenderSettings(image=self.image, image_pull_policy=self.image_pull_policy, policy=policy)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Those of a list separated by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:

@@ -7,6 +7,7 @@ import itertools
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.unit.api.test_kubernetes_fragments import ANYTHING, DAMAGED
 
 from medgr2_operator.kube.client import CLAIMS, CYCLES, ApiError
 from medgr2_operator.kube.events import EventRecorder
+from medgr2_operator.render.cycle_policy import CyclePolicy
 from medgr2_operator.render.render_context import RenderSettings
 from medgr2_operator.runtime import bounded_work, reconciler
 from medgr2_operator.runtime.bounded_work import Setbacks, TooSlowError, compute
@@ -87,6 +89,22 @@ def test_a_stage_that_cannot_be_rendered_is_told_before_the_first_one_starts(spe
     assert (condition["status"], condition["reason"]) == ("False", "InvalidSpec")
     with pytest.raises(AssertionError, match=what):
         assert condition["message"] == ""
+
+
+def test_what_the_platform_does_not_allow_is_told_and_may_be_allowed_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    api = MemoryApi()
+    with_cycle(api, stages=[{"name": "grpo", "patches": [{"op": "add", "path": f"{POD}/hostPID", "value": True}]}])
+    strict = replace(SETTINGS, policy=CyclePolicy(allow_host_access=False))
+    with monkeypatch.context() as now:
+        now.setattr(sys.modules[__name__], "SETTINGS", strict)
+        run(api)
+        run(api)
+    assert api.jobs == []
+    condition = api.condition("loop", "Stalled")
+    assert (condition["status"], condition["reason"]) == ("True", "NotAllowed")
+    assert "pod.hostPID: reaches the node" in condition["message"]
+    run(api)
+    assert len(api.jobs) == 1
 
 
 def test_an_accepted_spec_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
