@@ -35,7 +35,7 @@ def page(frame: CycleFrame) -> str:
 def test_a_cycle_of_one_spec(tmp_path: Path) -> None:
     frame = cycle_of(tmp_path, {}, {})
     rows = {(row.stage, row.iteration, row.parameter): row.value for row in parameter_rows(frame)}
-    assert rows["sft", 2, "policy.sft.numEpochs"] == str(resolve(spec_with({})).policy.sft.num_epochs)
+    assert rows["sft", 2, "policy.sft.numEpochs"] == f"{resolve(spec_with({})).policy.sft.num_epochs:g}"
     assert changed_on_the_way(list(parameter_rows(frame)), spec_with({}).seed) == []
     assert "tables/parameters.csv" in page(frame)
     assert "was edited" not in page(frame)

@@ -121,7 +121,7 @@ def test_evaluations_alone_are_enough(trial: Trial, context: Context) -> None:
     ctx = context(root, {role: ref for role, ref in inputs.items() if role == "evaluate-0"})
     report.run(ctx)
     assert sorted(path.name for path in ctx.writer.folder.rglob("*.*")) == [
-        "accuracy.csv", "accuracy.png", "modality-0.png", "report.md", "results.json",
+        "accuracy.csv", "accuracy.png", "modality-0.png", "parameters.csv", "report.md", "results.json",
     ]  # fmt: skip
     page = (ctx.writer.folder / "report.md").read_text()
     assert not {"## Filter", "## Reward model", "## GRPO"} & set(page.splitlines())
