@@ -23,6 +23,7 @@ from .validation_errors import Problem as Problem
 _API = f"{API_GROUP}/{API_VERSION}"
 _DEEPEST = 64
 _MOST_NODES = 100_000
+_MOST_BYTES = 1 << 20
 _KINDS = {"bool": "a boolean", "int": "a number", "float": "a number", "null": "nothing"}
 
 
@@ -59,7 +60,12 @@ def load_cycle(path: Path | str) -> Cycle:
         CycleError: the file cannot be read, or is no valid MedGR2Cycle.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open("rb") as stream:
+            data = stream.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            problem = Problem("", f"is larger than {_MOST_BYTES >> 20} MiB, more than an API server takes")
+            raise CycleError([problem], str(path))
+        text = data.decode("utf-8")
     except OSError as error:
         raise CycleError([Problem("", f"cannot be read: {error.strerror}")], str(path)) from error
     except UnicodeDecodeError as error:
@@ -87,6 +93,8 @@ def parse_cycle(text: str, where: str) -> Cycle:
         document = _Loader("").construct_document(root)
     except yaml.MarkedYAMLError as error:
         raise CycleError([_yaml_problem(error)], where) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise CycleError([Problem("", f"holds a value that cannot be read: {error}")], where) from error
     _check_kind(document, root, where)
     document.pop("status", None)
     try:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from medgr2_api import printable, redaction
+from medgr2_api import command_line, printable, redaction
 from medgr2_api.cycle import Cycle
-from medgr2_api.guarded_streams import guarded, raw
+from medgr2_api.guarded_streams import raw
 from medgr2_api.hashing import sha256_of
 from medgr2_api.presets import resolve
 from medgr2_api.stage_contract import CycleRef, ExitCode, StageRequest
@@ -119,6 +119,4 @@ def _size(number: float) -> str:
 
 
 if __name__ == "__main__":
-    with guarded():
-        code = main()
-    sys.exit(code)
+    command_line.end(main)

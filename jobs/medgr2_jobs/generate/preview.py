@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from medgr2_api import command_line
 from medgr2_api.generator import GENERATORS, OpenAI, Paradigm
-from medgr2_api.guarded_streams import guarded
 from medgr2_api.stage_contract import ExitCode
 
 from ..data.decoder import client as decoder
@@ -45,6 +45,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with guarded():
-        code = main()
-    sys.exit(code)
+    command_line.end(main)

@@ -8,11 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from medgr2_api.guarded_streams import guarded
+from medgr2_api import command_line
 from medgr2_api.presets import resolve
 from medgr2_api.stage_contract import SECRETS_ENV, ExitCode
 from medgr2_api.yaml_loader import load_cycle
@@ -64,6 +63,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with guarded():
-        code = main()
-    sys.exit(code)
+    command_line.end(main)

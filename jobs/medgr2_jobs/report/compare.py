@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medgr2_api import paths
-from medgr2_api.guarded_streams import guarded
+from medgr2_api import command_line, paths
 from medgr2_api.stage_contract import ExitCode
 
 from ..errors import StageError
@@ -240,6 +239,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with guarded():
-        code = main()
-    sys.exit(code)
+    command_line.end(main)

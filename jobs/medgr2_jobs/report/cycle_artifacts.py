@@ -80,7 +80,10 @@ class CycleArtifacts:
 
     def _reader(self, link: Path) -> ArtifactReader | None:
         """None: the link leads nowhere, out of the workspace, or to what was never published."""
-        folder, root = link.resolve(), self._root.resolve()
+        try:
+            folder, root = link.resolve(), self._root.resolve()
+        except (OSError, RuntimeError):  # links that lead in a circle
+            return None
         if not folder.is_relative_to(root) or link.name not in set(stage_names()):
             return None
         if manifest.load(folder) is None and not any(folder.glob(f"shard-*/{paths.MANIFEST}")):

@@ -17,8 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from medgr2_api import paths
-from medgr2_api.guarded_streams import guarded
+from medgr2_api import command_line, paths
 from medgr2_api.stage_contract import WORKSPACE_ENV, ExitCode
 from medgr2_api.stages.grpo import GRPOParameters
 from medgr2_api.training_spec import AnswerFormat
@@ -233,6 +232,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with guarded():
-        code = main()
-    sys.exit(code)
+    command_line.end(main)

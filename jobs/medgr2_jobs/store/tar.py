@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from medgr2_api.guarded_streams import guarded
+from medgr2_api import command_line
 from medgr2_api.stage_contract import WORKSPACE_ENV, ExitCode
 
 from ..errors import ConfigError, StageError
@@ -151,6 +151,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with guarded():
-        code = main()
-    sys.exit(code)
+    command_line.end(main)

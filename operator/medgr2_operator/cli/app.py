@@ -2,24 +2,58 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from medgr2_api import command_line
+
 from .cluster import cluster
+from .command_group import CONTEXT, CommandGroup
 
 app = typer.Typer(
     name="medgr2",
     help="A closed, self-improving training loop for medical vision-language models.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=CommandGroup,
+    context_settings=CONTEXT,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 File = Annotated[Path, typer.Argument(metavar="CYCLE.yaml", help="A MedGR2Cycle.")]
 Workspace = Annotated[Path, typer.Option("--workspace", "-w", help="Folder that all stages share.")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help=f"Show where in the program an error happened; as {command_line.DEBUG_ENV}=1."),
+    ] = False,
+) -> None:
+    """A closed, self-improving training loop for medical vision-language models."""
+    if debug:
+        os.environ[command_line.DEBUG_ENV] = "1"
+
+
+@app.command()
+def version() -> None:
+    """Show the version."""
+    from importlib.metadata import version as installed
+
+    typer.echo(f"medgr2 {installed('medgr2')}")
 
 
 @app.command()
@@ -130,23 +164,12 @@ def fetch(
     fetch(file, workspace, secrets_dir)
 
 
-@app.command()
-def version() -> None:
-    """Show the version."""
-    from importlib.metadata import version as installed
-
-    typer.echo(f"medgr2 {installed('medgr2')}")
-
-
 app.add_typer(cluster)
 
 
 def main() -> None:
     """Entry point of the `medgr2` command."""
-    from medgr2_api.guarded_streams import guarded
-
-    with guarded():
-        app()
+    command_line.end(app)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medgr2_api import command_line
+
 from .cluster_options import (
     ClusterOptions,
     Force,
@@ -20,6 +22,7 @@ from .cluster_options import (
     run_local,
     with_options,
 )
+from .command_group import CONTEXT, CommandGroup
 
 if TYPE_CHECKING:
     from .connection import Cluster
@@ -27,12 +30,16 @@ if TYPE_CHECKING:
 cluster = typer.Typer(
     help="Look at and steer MedGR2Cycles on a cluster; kubectl does the rest.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=CommandGroup,
+    context_settings=CONTEXT,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 review = typer.Typer(
-    name="review", help="Let an expert review kept triplets; what is vetoed is not learnt.", no_args_is_help=True
+    name="review",
+    help="Let an expert review kept triplets; what is vetoed is not learnt.",
+    no_args_is_help=True,
+    cls=CommandGroup,
 )
 cluster.add_typer(review)
 
@@ -271,10 +278,7 @@ def import_review(
 
 def main() -> None:
     """Entry point of `kubectl-medgr2`, which kubectl finds as `kubectl medgr2`."""
-    from medgr2_api.guarded_streams import guarded
-
-    with guarded():
-        cluster(prog_name="kubectl medgr2")
+    command_line.end(lambda: cluster(prog_name="kubectl medgr2"))
 
 
 if __name__ == "__main__":

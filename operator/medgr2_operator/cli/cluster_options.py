@@ -45,8 +45,10 @@ class ClusterOptions:
             package = (error.name or "").partition(".")[0]
             if package in ("", "medgr2_api", "medgr2_operator"):
                 raise
-            typer.echo(f"commands on a cluster need {package}: pip install 'medgr2[operator]'", err=True)
-            raise typer.Exit(2) from None
+            from .errors import CommandError
+            from .installation import install_command
+
+            raise CommandError(f"commands on a cluster need {package}:\n  {install_command('operator')}", 78) from None
         raise typer.Exit(run(self, command))
 
 
@@ -99,11 +101,4 @@ def _of_fields(group: type[ClusterOptions | ReaderPodOptions]) -> list[inspect.P
 
 def run_local(command: Callable[[], int]) -> NoReturn:
     """Runs what needs no cluster; ends with the exit code."""
-    from .errors import CommandError
-
-    try:
-        code = command()
-    except CommandError as error:
-        typer.echo(str(error), err=True)
-        code = error.code
-    raise typer.Exit(code)
+    raise typer.Exit(command())

@@ -15,7 +15,7 @@ from medgr2_api.cycle import Cycle
 from medgr2_api.stage_contract import ExitCode
 
 from ..kube.client import CYCLES, ApiError, Client, Manifest, NotFoundError
-from ..kube.kubeconfig import KubeconfigError, connect
+from ..kube.kubeconfig import connect
 from .cluster_options import ClusterOptions
 from .errors import CommandError, did_you_mean
 
@@ -90,10 +90,6 @@ def run(options: ClusterOptions, command: Callable[[Cluster], Awaitable[int]]) -
         return ExitCode.SIGTERM
     except BrokenPipeError:  # `medgr2 logs … | head`
         return ExitCode.OK
-    except CommandError as error:
-        text, code = str(error), error.code
-    except KubeconfigError as error:
-        text, code = str(error), ExitCode.USAGE
     except ApiError as error:
         text, code = explain(error)
     print(text, file=sys.stderr)

@@ -12,9 +12,9 @@ from medgr2_api.stages import stage_names
 class CommandError(Exception):
     """Ends the command with this message and exit code."""
 
-    def __init__(self, message: str, code: int = ExitCode.USAGE) -> None:
+    def __init__(self, message: str, exit_code: int = ExitCode.USAGE) -> None:
         super().__init__(message)
-        self.code = code
+        self.exit_code = exit_code
 
 
 def did_you_mean(word: str, words: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ def doctor(file: Path, workspace: Path, secrets: Path | None, questions: int, as
     if not workspace.is_dir():
         print(f"{workspace}: no such folder; it is the one that all stages share", file=sys.stderr)
         return ExitCode.USAGE
+    jobs_process.require("doctor")
     options = ["--workspace", str(workspace), "--questions", str(questions)]
     options += ["--secrets-dir", str(secrets)] if secrets else []
     options += ["--json"] if as_json else []
@@ -30,6 +31,7 @@ def doctor(file: Path, workspace: Path, secrets: Path | None, questions: int, as
 
 def prompt(paradigm: str, modality: str, question_type: str, provider: str, image: Path | None) -> int:
     """Prints what a generator is sent about one image."""
+    jobs_process.require("prompt")
     options = ["--paradigm", paradigm, "--modality", modality, "--question-type", question_type]
     options += ["--provider", provider] if provider else []
     return jobs_process.run("generate.preview", *options, *(["--image", str(image)] if image else []))
@@ -38,6 +40,7 @@ def prompt(paradigm: str, modality: str, question_type: str, provider: str, imag
 def fetch(file: Path, workspace: Path, secrets: Path | None) -> NoReturn:
     """Fetches what a cycle names; this process becomes the jobs'."""
     read_cycle(file)
+    jobs_process.require("fetch")
     environment = {SECRETS_ENV: str(secrets.resolve()) if secrets else ""}
     jobs_process.become("fetch", str(file), "--workspace", str(workspace), environment=environment)
 
@@ -52,4 +55,5 @@ def compare(cycles: list[str], workspace: Path, as_json: bool) -> int:
             file=sys.stderr,
         )
         return ExitCode.USAGE
+    jobs_process.require("compare")
     return jobs_process.run("report.compare", str(workspace), *cycles, *(["--json"] if as_json else []))

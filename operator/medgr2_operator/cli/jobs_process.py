@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from typing import NoReturn
 
+from medgr2_api.stage_contract import ExitCode
+
 from .errors import CommandError
+from .installation import install_command, missing
+
+_SHOWN = 6
 
 
 def command(module: str, *arguments: str) -> list[str]:
@@ -19,7 +24,11 @@ def command(module: str, *arguments: str) -> list[str]:
 
 def run(module: str, *arguments: str) -> int:
     """Runs a module on this terminal; returns its exit code."""
-    return subprocess.run(command(module, *arguments), check=False).returncode
+    try:
+        code = subprocess.run(command(module, *arguments), check=False).returncode
+    except KeyboardInterrupt:  # it had it, too, and has said so
+        return 128 + signal.SIGINT
+    return code if code >= 0 else 128 - code
 
 
 def output(module: str, *arguments: str, stdin: bytes = b"") -> bytes:
@@ -41,16 +50,21 @@ def become(module: str, *arguments: str, environment: Mapping[str, str]) -> NoRe
     os.execve(argv[0], argv, {**os.environ, **environment})
 
 
-def require_parquet(name: str) -> None:
-    """
+def require(name: str) -> None:
+    """Looks once, before anything is started.
+
     Args:
-        name: of the command that reads it.
+        name: of the command that needs the jobs' packages.
 
     Raises:
-        CommandError: nothing here reads parquet.
+        CommandError: some are not installed; the message has the command that installs them (exit 78).
     """
-    if importlib.util.find_spec("pyarrow") is None:
-        raise CommandError(f"{name} reads parquet, which needs the jobs' packages: pip install 'medgr2[jobs]'")
+    if absent := missing("jobs"):
+        shown = ", ".join(absent[:_SHOWN]) + (f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else "")
+        raise CommandError(
+            f"medgr2 {name} needs packages that are not installed ({shown}):\n  {install_command('jobs')}",
+            ExitCode.CONFIG,
+        )
 
 
 def failure(stderr: bytes, code: int) -> CommandError:

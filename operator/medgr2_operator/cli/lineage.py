@@ -22,7 +22,7 @@ def local_lineage(workspace: Path, cycle: str, triplet: str, as_json: bool) -> i
     Raises:
         CommandError: no such cycle or candidate, or nothing here that reads parquet.
     """
-    jobs_process.require_parquet("lineage")
+    jobs_process.require("lineage")
     options = ("--workspace", str(workspace))
     if not triplet:
         return jobs_process.run("report.lineage", cycle, *options)

@@ -130,7 +130,7 @@ def import_local(workspace: Path, cycle: str, iteration: int, file: Path) -> int
     """
     data = _read(file)
     arguments = [*_import_arguments(cycle, iteration, file, data), "--workspace", str(workspace)]
-    jobs_process.require_parquet("review")
+    jobs_process.require("review")
     imported = ImportedReview.from_json(jobs_process.output("review", *arguments, stdin=data))
     print(imported)
     print(f"put this into the spec of {cycle} (another review of iteration {iteration} goes):")
@@ -193,5 +193,5 @@ def _read(file: Path) -> bytes:
 
 
 def _command(workspace: Path, *arguments: str) -> list[str]:
-    jobs_process.require_parquet("review")
+    jobs_process.require("review")
     return jobs_process.command("review", *arguments, "--workspace", str(workspace))

@@ -16,12 +16,13 @@ from medgr2_api.stage_contract import ExitCode
 from medgr2_api.status import AttemptState, Phase
 
 from ..local.executor import Executor, RunObserver
-from ..local.lock import RunLock, WorkspaceBusy
+from ..local.lock import RunLock
 from ..local.runner import Runner
 from ..local.state import StateError, StateFile, merge
 from ..local.terminal_ui import LiveView, PlainView, make_view
 from ..plan.spec_edits import edits_of
 from ..plan.types import StageKey
+from . import jobs_process
 from .cycle_file import read_cycle
 from .errors import CommandError, parse_stage
 from .hints import print_edits, typed
@@ -42,18 +43,15 @@ class Options:
 def run_cycles(files: Sequence[Path], workspace: Path, options: Options) -> int:
     """Runs the cycles side by side to their ends; returns the process's exit code, that of the first that failed."""
     cycles = {file: read_cycle(file, local=True) for file in files}
+    jobs_process.require("run")
     view = make_view(options.plain, len(files))
-    try:
-        _check_names(files, cycles, options)
-        workspace.mkdir(parents=True, exist_ok=True)
-        lock = RunLock(workspace, lambda pid: view.on_notice(f"waiting for the stages that run {pid} left behind"))
-        with lock:
-            executors = [_executor(workspace, file, cycle, view, options) for file, cycle in cycles.items()]
-            runner = Runner(executors, view, parallelism=options.parallelism, inherit=(lock.fileno,))
-            return _run(runner, view, files, workspace)
-    except (WorkspaceBusy, StateError, CommandError) as error:
-        print(error, file=sys.stderr)
-        return ExitCode.USAGE
+    _check_names(files, cycles, options)
+    workspace.mkdir(parents=True, exist_ok=True)
+    lock = RunLock(workspace, lambda pid: view.on_notice(f"waiting for the stages that run {pid} left behind"))
+    with lock:
+        executors = [_executor(workspace, file, cycle, view, options) for file, cycle in cycles.items()]
+        runner = Runner(executors, view, parallelism=options.parallelism, inherit=(lock.fileno,))
+        return _run(runner, view, files, workspace)
 
 
 def _check_names(files: Sequence[Path], cycles: dict[Path, Cycle], options: Options) -> None:

@@ -190,7 +190,7 @@ async def files(cluster: Cluster, name: str, paths: Sequence[str], pod: ReaderPo
                 try:
                     await volume.fetch(path, file)
                 except CommandError as error:
-                    if error.code != ExitCode.USAGE:
+                    if error.exit_code != ExitCode.USAGE:
                         raise
                 else:
                     contents[path] = file.read_bytes()

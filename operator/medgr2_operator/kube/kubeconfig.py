@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import yaml
 from kubernetes.aio import client as kubernetes_client
 from kubernetes.aio import config as kubernetes_config
+
+from medgr2_api.stage_contract import ExitCode
 
 from .client import Client
 
@@ -18,6 +19,8 @@ _IN_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 class KubeconfigError(Exception):
     """There is no cluster to talk to, or the kubeconfig does not say how."""
+
+    exit_code = ExitCode.USAGE
 
 
 @asynccontextmanager
@@ -40,8 +43,8 @@ async def connect(kubeconfig: str = "", context: str = "") -> AsyncIterator[tupl
 
 async def _configure(configuration: kubernetes_client.Configuration, kubeconfig: str, context: str) -> str:
     """Fills in server and credentials; returns the namespace."""
-    paths = kubeconfig or os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
-    files = [path for path in paths.split(os.pathsep) if path and Path(path).expanduser().is_file()]
+    paths = kubeconfig or os.environ.get("KUBECONFIG") or os.path.expanduser("~/.kube/config")  # there may be no home
+    files = [path for path in paths.split(os.pathsep) if path and os.path.isfile(os.path.expanduser(path))]
     try:
         if not files and not kubeconfig and not context and _IN_POD.is_dir():
             kubernetes_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
@@ -51,6 +54,9 @@ async def _configure(configuration: kubernetes_client.Configuration, kubeconfig:
         loader = await kubernetes_config.load_kube_config(  # type: ignore[no-untyped-call]
             os.pathsep.join(files), context or None, client_configuration=configuration, persist_config=False
         )
-    except (kubernetes_config.ConfigException, OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise KubeconfigError(f"{paths}: {error}") from error
-    return str((loader.current_context.get("context") or {}).get("namespace") or "default")
+        return str((loader.current_context.get("context") or {}).get("namespace") or "default")
+    except KubeconfigError:
+        raise
+    except Exception as error:  # the library fails in many ways over a file that is not as it expects
+        text = " ".join(str(error).split())
+        raise KubeconfigError(f"{paths}: no kubeconfig that can be read: {type(error).__name__}: {text}") from error

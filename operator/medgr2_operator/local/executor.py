@@ -279,15 +279,17 @@ class Executor:
                         attempt.finished = self.now()
 
     def handle_forkserver_crash(self) -> None:
-        """After a crash of the forkserver, once its stages have ended: a result that an attempt left counts."""
-        for key, attempt in list(self.attempts.items()):
+        """After a crash of the forkserver, once its stages have ended: a result that an attempt left counts.
+
+        An attempt that left none was ended from outside, and counts as that: were it forgotten, a stage that takes the
+        forkserver with it would be started for ever.
+        """
+        for attempt in self.attempts.values():
             for name in attempt.shards:
-                result = self._result(name)
-                if name not in attempt.exit_codes and result is not None:
-                    attempt.exit_codes[name] = result.exit_code
+                if name not in attempt.exit_codes:
+                    result = self._result(name)
+                    attempt.exit_codes[name] = result.exit_code if result is not None else ExitCode.SIGTERM
             attempt.finished = attempt.finished or self.now()
-            if attempt.alive:  # no result: to the planner it vanished
-                del self.attempts[key]
 
     def _signal(self, attempt: LocalAttempt, number: int) -> None:
         assert self.forkserver is not None

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+_SHOWN_LINES = 5
 FORKSERVER_COMMAND = (sys.executable, "-m", "medgr2_jobs.runner.forkserver")
 #: Threads of OpenMP spin while they wait for each other, by default for milliseconds: stages that run side by side,
 #: with more threads than there are cores, then take up to six times as long (docs/measurements.md). So they spin less.
@@ -33,6 +34,21 @@ class Exited:
 class ForkserverCrashed(Exception):
     """The forkserver ended by itself; the kernel has asked its stages to checkpoint."""
 
+    def __init__(self, message: str, *, ready: bool, signalled: bool) -> None:
+        super().__init__(message)
+        self.ready = ready
+        """It had come up; False: it ended while it imported the libraries."""
+        self.signalled = signalled
+        """It was killed; False: it ended by itself, and would again."""
+
+
+class ForkserverUnusable(Exception):
+    """The forkserver does not come up, however often it is started."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
 
 class ForkserverClient:
     """Starts stages and tells which have ended."""
@@ -45,6 +61,7 @@ class ForkserverClient:
         self._signals: dict[str, int] = {}
         self._lock = threading.Lock()
         self._closed = False
+        self._ready = False
         with log.open("ab") as stderr:
             self._server = subprocess.Popen(
                 list(command),
@@ -73,7 +90,7 @@ class ForkserverClient:
             self._server.stdin.write(request.encode())
             self._server.stdin.flush()
         except (BrokenPipeError, ValueError):
-            raise ForkserverCrashed(self._crash_report()) from None
+            raise self._crashed() from None
 
     def signal(self, name: str, number: int) -> None:
         """Sends a signal to a stage (at once, or as soon as its process exists)."""
@@ -101,7 +118,7 @@ class ForkserverClient:
             while True:
                 event = self._events.get(timeout=0 if ended else max(timeout, 0.001))
                 if event is None:
-                    raise ForkserverCrashed(self._crash_report())
+                    raise self._crashed()
                 ended.append(event)
         return ended
 
@@ -132,6 +149,7 @@ class ForkserverClient:
         assert self._server.stdout is not None
         for line in self._server.stdout:
             reply = json.loads(line)
+            self._ready = True
             name = reply.get("id")
             if name is None:
                 continue
@@ -149,14 +167,15 @@ class ForkserverClient:
         if not self._closed:
             self._events.put(None)
 
-    def _crash_report(self) -> str:
+    def _crashed(self) -> ForkserverCrashed:
         try:
             code: int | None = self._server.wait(timeout=5)
         except subprocess.TimeoutExpired:  # it closed its output and still runs
             code = None
-        tail = self.log.read_text(errors="replace").strip().splitlines()[-3:]
+        tail = self.log.read_text(errors="replace").strip().splitlines()[-_SHOWN_LINES:]
         ended = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-        return f"the forkserver ended ({ended}); log {self.log} ends with: {' / '.join(tail)}"
+        message = f"the process that starts stages ended ({ended}); its log {self.log} ends with:"
+        return ForkserverCrashed("\n  ".join([message, *tail]), ready=self._ready, signalled=code is None or code < 0)
 
 
 def _exists(pid: int) -> bool:

@@ -10,10 +10,13 @@ from pathlib import Path
 from types import TracebackType
 
 from medgr2_api import paths
+from medgr2_api.stage_contract import ExitCode
 
 
 class WorkspaceBusy(Exception):
     """Another run has the workspace."""
+
+    exit_code = ExitCode.USAGE
 
     def __init__(self, pid: int) -> None:
         super().__init__(

@@ -6,11 +6,13 @@ import time
 from collections.abc import Sequence
 
 from medgr2_api import paths
+from medgr2_api.stage_contract import ExitCode
 
 from ..plan.types import JobCreate
 from .executor import Executor, RunObserver
-from .forkserver_client import FORKSERVER_COMMAND, ForkserverClient, ForkserverCrashed
+from .forkserver_client import FORKSERVER_COMMAND, ForkserverClient, ForkserverCrashed, ForkserverUnusable
 
+_MAX_FAILED_STARTS = 3  # of a forkserver that something kills before it is ready
 _TICK = 0.5  # seconds between two reads of the progress when nothing happens
 
 
@@ -41,6 +43,7 @@ class Runner:
         self.observer = observer
         self.parallelism = parallelism
         self._inherit, self._command = inherit, command
+        self._failed_starts = 0
 
     def run(self) -> None:
         """Returns when all cycles are done, each in its phase; the forkserver has ended then."""
@@ -86,7 +89,14 @@ class Runner:
     def _handle_forkserver_crash(self, error: ForkserverCrashed) -> None:
         """The forkserver was killed, and the kernel has asked its stages to checkpoint: waits for them, then starts
         another one."""
-        self.observer.on_notice(f"{error}; starting another")
+        self._failed_starts = 0 if error.ready else self._failed_starts + 1
+        if self._failed_starts and not error.signalled:  # what it cannot import now it cannot import the next time
+            raise ForkserverUnusable(f"stages cannot be started: {error}", ExitCode.CONFIG) from error
+        if self._failed_starts >= _MAX_FAILED_STARTS:
+            raise ForkserverUnusable(
+                f"stages cannot be started, tried {self._failed_starts} times: {error}", ExitCode.TEMPORARY
+            ) from error
+        self.observer.on_notice(f"{error}\nstarting another")
         grace = max(executor.cycle.spec.template.termination_grace_period_seconds for executor in self.executors)
         self._forkserver.wait_for_orphans(grace)
         self._forkserver.close()

@@ -11,10 +11,13 @@ from pydantic import ValidationError
 from medgr2_api import paths
 from medgr2_api.cycle import Cycle
 from medgr2_api.hashing import sha256_of
+from medgr2_api.stage_contract import ExitCode
 
 
 class StateError(Exception):
     """The stored state and what is asked now do not fit together."""
+
+    exit_code = ExitCode.USAGE
 
 
 class StateFile:
@@ -30,15 +33,14 @@ class StateFile:
             StateError: the file cannot be read as a cycle.
         """
         try:
-            text = self.path.read_text()
+            return Cycle.model_validate_json(self.path.read_bytes())
         except FileNotFoundError:
             return None
-        try:
-            return Cycle.model_validate_json(text)
-        except (ValidationError, ValueError) as error:
-            first = str(error).splitlines()[0]
+        except ValidationError as error:  # not JSON at all, cut off, or of something else
+            first = error.errors()[0]
+            reason = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
             raise StateError(
-                f"{self.path}: not a state of this version ({first}); move the file away to start this cycle anew "
+                f"{self.path}: not a state of this version ({reason}); move the file away to start this cycle anew "
                 "(finished stages are found again by their hashes)"
             ) from error
 

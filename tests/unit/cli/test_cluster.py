@@ -24,6 +24,7 @@ from medgr2_operator.cli.app import app
 from medgr2_operator.cli.cluster import cluster
 from medgr2_operator.cli.connection import explain
 from medgr2_operator.cli.errors import CommandError, parse_stage
+from medgr2_operator.cli.installation import install_command
 from medgr2_operator.cli.logs import choose_attempts
 from medgr2_operator.kube.client import ApiError
 from medgr2_operator.kube.ephemeral_pod import why_waiting
@@ -82,8 +83,8 @@ def test_without_the_client_it_says_what_to_install() -> None:
         "from medgr2_operator.cli.app import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.strip() == "commands on a cluster need kubernetes: pip install 'medgr2[operator]'"
+    assert done.returncode == 78
+    assert done.stderr.splitlines() == ["commands on a cluster need kubernetes:", f"  {install_command('operator')}"]
 
 
 def test_a_broken_kubeconfig_is_named(tmp_path: Path) -> None:
@@ -300,10 +301,12 @@ def test_lineage_of_all_candidates_comes_as_lines(tmp_path: Path, capfd: pytest.
 
 
 def test_without_parquet_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("medgr2_operator.cli.jobs_process.missing", lambda extra: ["pyarrow"])
     done = runner.invoke(app, ["lineage", "loop", "t1", "--workspace", str(tmp_path)])
-    assert done.exit_code == 2
-    assert done.output == "lineage reads parquet, which needs the jobs' packages: pip install 'medgr2[jobs]'\n"
+    assert done.exit_code == 78
+    assert done.output.splitlines() == [
+        "medgr2 lineage needs packages that are not installed (pyarrow):", f"  {install_command('jobs')}"
+    ]  # fmt: skip
 
 
 def test_report_of_a_local_cycle_is_shown_where_it_is(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from medgr2_api.stage_contract import StageRequest, StageResult
 from medgr2_api.status import AttemptState, Phase
 from medgr2_operator.local import runner
 from medgr2_operator.local.executor import Executor, RunObserver
-from medgr2_operator.local.forkserver_client import ForkserverCrashed
+from medgr2_operator.local.forkserver_client import ForkserverCrashed, ForkserverUnusable
+from medgr2_operator.local.runner import Runner
 from medgr2_operator.local.state import merge
 
 
@@ -147,10 +150,40 @@ def test_a_forkserver_that_is_gone_when_a_stage_is_to_start_is_replaced(
 
     def start(name: str, env: dict[str, str], log: Path) -> None:
         if next(deaths, False):
-            raise ForkserverCrashed("the forkserver ended")
+            raise ForkserverCrashed("the forkserver ended", ready=True, signalled=True)
         begin(name, env, log)
 
     monkeypatch.setattr(processes, "start", start)
     run_executors(first, second)
     assert (first.phase, second.phase) == (Phase.COMPLETE, Phase.COMPLETE)
-    assert notices == ["the forkserver ended; starting another"] * 2
+    assert notices == ["the forkserver ended\nstarting another"] * 2
+
+
+@pytest.mark.parametrize(
+    ("program", "starts", "code", "said"),
+    [
+        ("import a_package_that_is_broken", 1, 78, "ModuleNotFoundError: No module named 'a_package_that_is_broken'"),
+        ("raise SystemExit(1)", 1, 78, "(exit code 1)"),
+        ("import os; os.kill(os.getpid(), 9)", 3, 75, "tried 3 times"),
+    ],
+)
+def test_a_forkserver_that_never_comes_up_is_not_tried_for_ever(
+    program: str, starts: int, code: int, said: str, tmp_path: Path
+) -> None:
+    counted = f"open({str(tmp_path / 'starts')!r}, 'a').write('x'); {program}"
+    cycle = merge(Cycle.model_validate(tiny_cycle("first")), None)
+    executor = Executor(tmp_path, cycle, RunObserver())
+    with pytest.raises(ForkserverUnusable, match=re.escape(said)) as ended:
+        Runner([executor], RunObserver(), command=[sys.executable, "-c", counted]).run()
+    assert ended.value.exit_code == code
+    assert (tmp_path / "starts").read_text() == "x" * starts
+    assert "forkserver.log" in str(ended.value)
+
+
+def test_a_forkserver_that_was_up_may_die_as_often_as_stages_may(tmp_path: Path) -> None:
+    program = "import os; print('{\"ready\": true}', flush=True); os.read(0, 1); os.kill(os.getpid(), 9)"
+    spec = {"failurePolicy": {"maxInfraRestarts": 4, "backoffSeconds": 0, "maxBackoffSeconds": 1}}
+    executor = Executor(tmp_path, merge(Cycle.model_validate(tiny_cycle("first", **spec)), None), RunObserver())
+    Runner([executor], RunObserver(), command=[sys.executable, "-c", program]).run()
+    assert executor.phase is Phase.FAILED
+    assert executor.cycle.status.usage.infra_restarts == 5
