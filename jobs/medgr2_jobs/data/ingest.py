@@ -232,7 +232,7 @@ class Ingest:
                 source_path=record.image_path,
                 dataset=record.dataset,
                 patient=record.patient,
-                phash=phash(self.ctx.images.load(sha256)) if hashed else "",
+                phash=(record.image.phash or phash(self.ctx.images.load(sha256))) if hashed else "",
                 allow_external=external,
             )
         facts.allow_external = facts.allow_external and external  # the stricter source decides

@@ -109,6 +109,7 @@ class _Reader:
             question_id=question_id,
             image=self.images.get(image_folder, image_path, "image_path"),
             image_path=image_path,
+            where=where,
             dataset=optional_text(document, "dataset") or file.name,
             modality=modality or text(document, "modality_type"),
             patient=pseudonym(self.place.salt, optional_text(document, "patient_id")),

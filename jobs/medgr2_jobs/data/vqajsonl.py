@@ -114,6 +114,7 @@ def _record(
         question_id=optional_text(document, "id") or where,
         image=images.get(folder, image_path, "image"),
         image_path=image_path,
+        where=where,
         dataset=optional_text(document, "dataset") or file.name,
         modality=modality,
         patient=pseudonym(place.salt, optional_text(document, "patient")),

@@ -30,6 +30,8 @@ class StoredImage:
     height: int
     one_colour: bool = False
     """Whether its pixels are alike, but for what lossy compression makes of one colour."""
+    phash: str = ""
+    """Its perceptual hash (`duplicates/phash_index.py`), where whoever decoded it computed that, too."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class EncodedImage:
     width: int
     height: int
     one_colour: bool
+    phash: str = ""
 
 
 def shrunk(image: Image.Image, max_pixels: int) -> Image.Image:
@@ -94,7 +97,7 @@ class ImageStore:
         if not path.is_file() or path.read_bytes() != image.png:  # a damaged one is repaired
             with atomic.atomic_file(path, durable=False) as stream:
                 stream.write(image.png)
-        return StoredImage(sha256, image.width, image.height, image.one_colour)
+        return StoredImage(sha256, image.width, image.height, image.one_colour, image.phash)
 
     def read(self, sha256: str) -> bytes:
         """The PNG file's bytes, verified.

@@ -24,6 +24,7 @@ from ...store.images import EncodedImage
 from . import limits, protocol
 from .protocol import BadField, Header, Message
 
+_WORKER = f"{__package__}.worker"
 #: One thread each: more would take address space for their stacks, and pictures are small.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 #: Signals that say nothing about the picture: sent by somebody else, or by a kernel that is out of memory.
@@ -46,7 +47,7 @@ class _Process:
         self.pid = os.getpid()
         """Of the process that started it: a fork of that one must not talk to it."""
         self._child = subprocess.Popen(
-            [sys.executable, "-P", "-m", f"{__package__}.worker"],
+            [sys.executable, "-P", "-m", _WORKER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **_ENVIRONMENT},
@@ -152,7 +153,7 @@ class Decoded:
         if self.bad is not None:
             raise self.bad
         header = self.header
-        return EncodedImage(self.payload, header["width"], header["height"], header["one_colour"])
+        return EncodedImage(self.payload, header["width"], header["height"], header["one_colour"], header["phash"])
 
 
 def parquet_rows(path: Path, pictures: Sequence[str], max_pixels: int) -> Iterator[tuple[Header, Decoded]]:

@@ -25,7 +25,6 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_file_meta_info, read_preamble
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from ...store.images import encode
 from ...store.rows import SetAside
 from .. import burned_in_text, phi_in_paths
 from . import codestream, dicom_pixels, limits, pictures
@@ -158,7 +157,7 @@ def _frame(opened: Opened, frame: int, look_for_text: bool, max_pixels: int | No
         limits.begin()
         if look_for_text and burned_in_text.has_text(image):
             raise BadField("PixelData", _WRITTEN, SetAside.WITHHELD)
-        return Message({}) if max_pixels is None else pictures.encoded(encode(image, max_pixels))
+        return Message({}) if max_pixels is None else pictures.finished(image, max_pixels)
     except BaseException as error:
         return Message({"unusable": unusable(limits.blamed(error, "PixelData"))})
 

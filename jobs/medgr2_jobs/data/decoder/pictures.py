@@ -26,7 +26,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from ...store.images import EncodedImage, encode, shrunk
+from ...duplicates.phash_index import phash
+from ...store.images import encode, shrunk
 from . import limits
 from .protocol import BadField, Message
 
@@ -67,16 +68,19 @@ def answer(request: Message) -> Iterator[Message]:
     """The picture of a file, or of the bytes that came along."""
     path = request.header.get("path")
     data = request.payload if path is None else limits.read_file(path)
-    yield encoded(encode(decoded(data), request.header["max_pixels"]))
+    yield finished(decoded(data), request.header["max_pixels"])
 
 
-def encoded(image: EncodedImage, **more: Any) -> Message:
-    """The reply that brings a picture."""
-    header = {"width": image.width, "height": image.height, "one_colour": image.one_colour, **more}
-    return Message(header, image.png)
+def finished(image: Image.Image, max_pixels: int, **more: Any) -> Message:
+    """The reply that brings a picture, as the store keeps it. Its perceptual hash comes along while the pixels are at
+    hand: the stage would have to decode it again."""
+    small = shrunk(image, max_pixels)
+    stored = encode(small, max_pixels)
+    header = {"width": stored.width, "height": stored.height, "one_colour": stored.one_colour, "phash": phash(small)}
+    return Message({**header, **more}, stored.png)
 
 
-def joined(embedded: Sequence[tuple[str, bytes]], max_pixels: int) -> EncodedImage:
+def joined(embedded: Sequence[tuple[str, bytes]], max_pixels: int) -> Image.Image:
     """One picture of one or several that are embedded in a record, each with its field.
 
     Raises:
@@ -89,7 +93,7 @@ def joined(embedded: Sequence[tuple[str, bytes]], max_pixels: int) -> EncodedIma
             taken.append(shrunk(decoded(data), max_pixels))
         except BadField as bad:
             raise BadField(field, bad.reason) from None
-    return encode(taken[0] if len(taken) == 1 else side_by_side(taken), max_pixels)
+    return taken[0] if len(taken) == 1 else side_by_side(taken)
 
 
 def decoded(data: bytes) -> Image.Image:
