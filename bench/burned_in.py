@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from medgr2_api.data import DICOM, BurnedInText, DataFormat, DataSource
 from medgr2_jobs.data import burned_in_text, dicom, synthetic_images
+from medgr2_jobs.data.pseudonyms import Names
 from medgr2_jobs.data.record import Place, Record
 from medgr2_jobs.store.images import ImageStore
 
@@ -38,7 +39,7 @@ def pictures(root: Path) -> dict[str, Image.Image]:
     trusting = DICOM(burned_in_text=BurnedInText.TRUST_FLAG)
     source = DataSource(name="files", format=DataFormat.DICOM, uri="files", dicom=trusting)
     store = ImageStore(root)
-    place = Place(source, root, root / "files", "files", store, max_pixels=2_000_000, salt="s")
+    place = Place(source, root, root / "files", "files", store, max_pixels=2_000_000, names=Names(b"s", clear=True))
     found = {}
     for record in dicom.read(place):
         if isinstance(record, Record) and min(record.image.width, record.image.height) >= 64:

@@ -66,6 +66,13 @@ class OnLeak(ApiEnum):
     FAIL = "Fail"
 
 
+class NamesShown(ApiEnum):
+    """How files and records are called in tables, messages and logs."""
+
+    PRIVATE = "Private"
+    CLEAR = "Clear"
+
+
 class WhenDeleted(ApiEnum):
     """What becomes of the claim made from volumeClaimTemplate when the cycle is deleted."""
 
@@ -184,6 +191,9 @@ class DataSource(Model):
     allow_external: bool | None = None
     """Whether these images may be sent to a provider outside the cluster. Default: false for DICOM, ImageFolder and
     Plugin, true otherwise."""
+    names: NamesShown = NamesShown.PRIVATE
+    """Private: paths, ids and origins of records, which may name a patient, are pseudonyms in all that is published,
+    shown or logged. Clear: as they are. Of Phantom always Clear; patients are pseudonyms in any case."""
     dicom: DICOM | None = None
     """How to read DICOM files."""
     phantom: Phantom | None = None
@@ -221,6 +231,9 @@ class Benchmark(Model):
     different results is set aside. For OmniMedVQA and VQAJsonl."""
     mmmu: MMMU | None = None
     """What to take of a MMMU export."""
+    names: NamesShown = NamesShown.PRIVATE
+    """Private: paths, ids and origins of records, which may name a patient, are pseudonyms in all that is published,
+    shown or logged. Clear: as they are, as for a published benchmark. Of Phantom always Clear."""
     on_leak: OnLeak = OnLeak.DROP
     """What to do when a training image is also in this benchmark: Drop it from training and say how many, or Fail."""
     phantom: Phantom | None = None
@@ -305,10 +318,20 @@ class Data(Model):
     """Test sets; images found in them are taken out of training."""
     fetch: Annotated[Fetch, NOT_HASHED] = Fetch()
     """How to reach what prepare has to fetch, models included."""
+    pseudonym_secret_ref: Annotated[SecretKeyRef | None, NOT_HASHED] = None
+    """Where the secret lies that makes pseudonyms, at least 16 characters; absent: the workspace's own, made at first
+    use. Who has neither cannot turn a pseudonym back. What prepare has published keeps the pseudonyms it has; another
+    secret counts once prepare runs anew."""
     max_pixels: Annotated[int, Field(ge=784, le=16_777_216)] = 401_408
     """Larger images are scaled down to this many pixels, once, by prepare."""
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of records that may be unreadable before prepare fails; each is set aside with its reason."""
+
+    @property
+    def drawn(self) -> bool:
+        """Whether there is nothing but phantoms, whose names say nothing of anybody."""
+        formats = [source.format for source in self.sources] + [benchmark.format for benchmark in self.benchmarks]
+        return all(format is DataFormat.PHANTOM for format in formats)
 
 
 class ResolvedData(Data):

@@ -10,6 +10,7 @@
   cache/huggingface/                  models that a stage or a vLLM beside one fetched from the hub (on a cluster)
   inputs/<key>/                       data and models that prepare fetched, pinned; may be copied from another site
   reviews/<sha256>.jsonl              experts' decisions on kept triplets
+  private/                            for the owner alone: the secret of the pseudonyms, and what they stand for
   cycles/<cycle>/                     one cycle's view
     state.json, run.lock, report/, logs/, fences/, progress/, results/, iterations/
     spend/<cycle uid>/                what was reserved and paid at the generator's provider
@@ -24,6 +25,12 @@ from pathlib import PurePosixPath
 MANIFEST = "manifest.json"
 STATE = "state.json"
 LOCK = "run.lock"
+#: For the owner alone: no command hands it out.
+PRIVATE = PurePosixPath("private")
+#: The secret that makes the workspace's pseudonyms.
+PSEUDONYM_KEY = PRIVATE / "pseudonyms.key"
+#: What pseudonyms stand for, a file per artifact of prepare.
+NAMES = PRIVATE / "names"
 
 
 def image(sha256: str) -> PurePosixPath:
@@ -80,6 +87,11 @@ def iteration_link(cycle_name: str, iteration: int, stage: str) -> PurePosixPath
 def fetched(key: str) -> PurePosixPath:
     """Where something that prepare fetched lies; the key says what it is."""
     return PurePosixPath("inputs", key)
+
+
+def names(input_hash: str) -> PurePosixPath:
+    """What the pseudonyms in an artifact of prepare stand for."""
+    return NAMES / f"{input_hash}.jsonl"
 
 
 def review(sha256: str) -> PurePosixPath:

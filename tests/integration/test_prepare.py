@@ -77,6 +77,9 @@ def test_real_files_go_through(workspace: PrepareWorkspace) -> None:
     assert len(prepared.rows(Item)) == 50
     assert not prepared.has("phantoms.parquet")
     seed = prepared.rows(Item)[0]
+    assert seed.item_id == "seed/000000"
+    workspace.data["sources"][0]["names"] = "Clear"
+    seed = workspace.tables().rows(Item)[0]
     assert seed.item_id == f"seed/{workspace.records()[0]['question_id']}"
 
 
@@ -136,9 +139,12 @@ def test_missing_image(workspace: PrepareWorkspace) -> None:
         "data.sources[seed]: 2 of 40 records",
         "questions.json[8]",
         "image_path",
-        "000004.png: image file is missing",
+        "file-",
+        "image file is missing",
         "raise data.maxBadFraction",
     )
+    workspace.data["sources"][0]["names"] = "Clear"
+    workspace.refused(65, "000004.png: image file is missing")
 
 
 def test_truncated_png(workspace: PrepareWorkspace) -> None:
@@ -233,6 +239,8 @@ def test_leaked_images_are_dropped_and_counted(workspace: PrepareWorkspace) -> N
 def test_leaked_images_fail_the_stage(workspace: PrepareWorkspace) -> None:
     copy_bench_images(workspace, 2)
     workspace.data["benchmarks"][0]["onLeak"] = "Fail"
+    workspace.refused(65, "benchmark 'bench'", "2 image(s)", "seed/file-", "onLeak: Drop")
+    workspace.data["sources"][0]["names"] = "Clear"
     workspace.refused(65, "benchmark 'bench'", "2 image(s)", "seed/images/000000.png", "onLeak: Drop")
 
 

@@ -53,7 +53,7 @@ def test_formats_go_through_one_door(workspace: PrepareWorkspace) -> None:
     for number in range(4):
         _picture(workspace.root / "folder" / f"x{number}.jpg", 100 + number)
     folder = {"name": "pool", "format": "ImageFolder", "uri": "folder", "modality": "X-Ray", "role": "Images"}
-    workspace.data["sources"] = [_jsonl("lab"), folder | {"allowExternal": False}]
+    workspace.data["sources"] = [_jsonl("lab", names="Clear"), folder | {"allowExternal": False}]
     prepared = workspace.tables()
     rows = prepared.rows(ImageRow)
     assert {row.source for row in rows} == {"lab", "pool", "bench"}
@@ -91,7 +91,7 @@ def test_a_record_without_a_patient_is_refused_where_patients_decide(workspace: 
     _lines(workspace, "lab")
     split = {"by": "Patient", "validationFraction": 0.3}
     workspace.refused(
-        65, "data.sources[lab]: 'q.jsonl[0]' names no patient", data={"sources": [_jsonl("lab")], "split": split}
+        65, "data.sources[lab]: '000000' names no patient", data={"sources": [_jsonl("lab")], "split": split}
     )
 
 
@@ -118,7 +118,8 @@ def test_an_image_that_looks_like_a_benchmarks_is_a_leak(workspace: PrepareWorks
     (leak,) = json.loads(prepared.file("splits.json").read_text())["leaks"]
     assert leak["near"] == leak["images"] != []
     assert not {row.image_sha256 for row in prepared.rows(ImageRow)} & set(leak["near"])
-    workspace.refused(65, "benchmark 'exam'", "lab/3.png", data=data | {"benchmarks": [_jsonl("exam", onLeak="Fail")]})
+    data |= {"sources": [_jsonl("lab", names="Clear")], "benchmarks": [_jsonl("exam", onLeak="Fail")]}
+    workspace.refused(65, "benchmark 'exam'", "lab/3.png", data=data)
 
 
 def test_what_was_fetched_is_published_with_its_pin(workspace: PrepareWorkspace) -> None:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from medgr2_api.data import ResolvedData
 from medgr2_api.training_spec import AnswerFormat, Grades
 
 from .definition import Iterations, Source, StageDefinition, StageParameters
-
-if TYPE_CHECKING:
-    pass
 
 
 class PrepareParameters(StageParameters):
@@ -61,5 +56,6 @@ PREPARE = StageDefinition(
     publishes=("images.parquet", "items.parquet", "grades.parquet", "quarantine.parquet", "splits.json", "models/"),
     may_publish=("phantoms.parquet", "inputs.json"),
     fetches=True,
-    code_version=4,  # empty cells are missing; right answers by file; transparency on white; what shows nothing is out
+    # empty cells are missing; right answers by file; transparency on white; what shows nothing is out; private names
+    code_version=4,
 )

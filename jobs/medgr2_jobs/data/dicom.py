@@ -17,7 +17,7 @@ from ..store.rows import SetAside
 from . import file_walk
 from .decoder import client as decoder
 from .decoder.protocol import Header
-from .record import BadField, BadRecord, Place, Record, pseudonym
+from .record import BadField, BadRecord, Place, Record
 
 #: DICOM's modality → ours, which are OmniMedVQA's.
 MODALITIES = {
@@ -39,7 +39,7 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
         raise DataError(f"{place.what}: {place.path} does not exist; copy the data onto the volume or correct the path")
     for number, (path, problem) in enumerate(file_walk.files(place.path)):
         if problem:
-            yield BadRecord(f"file {number}", "-", problem)
+            yield BadRecord(_unread(place, path, number), "-", problem)
         elif path.name.upper() != "DICOMDIR":
             yield from _file(place, path, number)
 
@@ -50,10 +50,10 @@ def _options(place: Place) -> DICOM:
 
 
 def _file(place: Place, path: Path, number: int) -> Iterator[Record | BadRecord]:
-    """The frames of one file, or why it has none. Until its tags are known its name might hold one of them."""
-    name = f"file {number}"
+    """The frames of one file, or why it has none."""
+    name, shown = "", _unread(place, path, number)
     if wrong := file_walk.wrong_with(path, place.root.resolve()):
-        yield BadRecord(name, "-", wrong)
+        yield BadRecord(shown, "-", wrong)
         return
     opened: Header = {}
     frames: list[int] | None = None
@@ -63,19 +63,20 @@ def _file(place: Place, path: Path, number: int) -> Iterator[Record | BadRecord]
         if "opened" in header:
             opened = header["opened"]
             name = _name(place, path, opened["tells"])
+            shown = place.names.file(name)
         elif "frames" in header:
             frames, searched = header["frames"], header["searched"]
         elif frames is None:
             assert bad is not None
-            yield BadRecord(name, bad.field, bad.reason, bad.kind)
+            yield BadRecord(shown, bad.field, bad.reason, bad.kind)
             if "item" in header:  # it died of the tags, and would again
                 return
         elif header["item"] < searched:
             if bad is not None and bad.kind is SetAside.WITHHELD:
-                yield BadRecord(name, bad.field, bad.reason, bad.kind)
+                yield BadRecord(shown, bad.field, bad.reason, bad.kind)
         else:
             frame = frames[header["item"] - searched]
-            where = f"{name}#{frame}" if len(frames) > 1 else name
+            where = f"{shown}#{frame}" if len(frames) > 1 else shown
             try:
                 yield _record(place, reply, opened, name, frame, where)
             except BadField as bad:
@@ -102,18 +103,24 @@ def _record(place: Place, reply: decoder.Decoded, opened: Header, name: str, fra
         question_id=f"{name}#{frame}",
         image=place.store.put(reply.picture()),
         image_path=name,
-        dataset=pseudonym(place.salt, opened["StudyInstanceUID"]),
+        dataset=place.names.identity(opened["StudyInstanceUID"]),
         modality=MODALITIES.get(code) or place.modality or code or "Other",
-        patient=pseudonym(place.salt, opened["PatientID"]),
+        patient=place.names.identity(opened["PatientID"]),
         where=where,
     )
 
 
+def _unread(place: Place, path: Path, number: int) -> str:
+    """What messages call a file whose tags are not known: a clear name might hold one of them."""
+    return f"file {number}" if place.names.clear else place.names.file(_relative(place, path))
+
+
 def _relative(place: Place, path: Path) -> str:
+    """The file's path below the source's folder."""
     return path.relative_to(place.path).as_posix() if path != place.path else path.name
 
 
 def _name(place: Place, path: Path, tells: bool) -> str:
-    """The file's path below the source's folder; a pseudonym where that holds what a tag holds, or might."""
+    """The file's path; where names are clear, one that holds what a tag holds, or might, is hidden all the same."""
     relative = _relative(place, path)
-    return f"file-{pseudonym(place.salt, relative)}" if tells else relative
+    return place.names.hidden(relative) if tells and place.names.clear else relative

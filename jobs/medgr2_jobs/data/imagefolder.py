@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import DataError
 from . import file_walk, phi_in_paths
-from .record import BadField, BadRecord, Images, Place, Record, optional_text, pseudonym
+from .record import BadField, BadRecord, Images, Place, Record, optional_text
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
 METADATA = "metadata.csv"
@@ -43,15 +43,15 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
         if hidden or (path.suffix.lower() not in SUFFIXES and not path.is_dir()):
             continue
         row = metadata.pop(name, {})
-        attributes = _shown(place, name, row)
+        shown = place.names.file(_name(place, name, row))
         try:
             if problem:
                 raise BadField("file_name", problem)
             yield _record(place, folder, name, row, images)
         except BadField as bad:
-            yield BadRecord(attributes, bad.field, bad.reason.replace(str(path), attributes))
+            yield BadRecord(shown, bad.field, bad.reason.replace(str(path), shown))
     for name, row in metadata.items():
-        wrong = f"{_shown(place, name, row)!r} is not in the folder, or is no picture"
+        wrong = f"{place.names.file(_name(place, name, row))!r} is not in the folder, or is no picture"
         yield BadRecord(f"{METADATA}[{row['line']}]", "file_name", wrong)
 
 
@@ -59,22 +59,29 @@ def _record(place: Place, folder: Path, name: str, row: Row, images: Images) -> 
     modality = row.get("modality") or place.modality
     if not modality:
         raise BadField("modality", f"is not in {METADATA}, and the source's own `modality` is not set in the spec")
-    attributes = _shown(place, name, row)
+    called = _name(place, name, row)
     return Record(
-        question_id=attributes,
+        question_id=called,
         image=images.get(folder, name, "file_name"),
-        image_path=attributes,
-        dataset=_shown(place, row.get("dataset") or Path(name).parent.as_posix(), row),
+        image_path=called,
+        dataset=_name(place, row.get("dataset") or Path(name).parent.as_posix(), row),
         modality=modality,
-        patient=pseudonym(place.salt, row.get("patient", "")),
+        patient=place.names.identity(row.get("patient", "")),
     )
 
 
-def _shown(place: Place, name: str, row: Row) -> str:
-    """A name as tables and messages show it."""
+def _name(place: Place, name: str, row: Row) -> str:
+    """A name; where names are clear, one that holds the patient's is hidden all the same."""
+    if not place.names.clear:
+        return name
     patient = row.get("patient", "")
     tells = phi_in_paths.holds(name, {patient, *re.split(r"[\s^=,;]+", patient)})
-    return f"file-{pseudonym(place.salt, name)}" if tells else name
+    return place.names.hidden(name) if tells else name
+
+
+def _column(place: Place, columns: Sequence[str], unknown: Sequence[str]) -> str:
+    """The first unknown one: by its number where names are private, for without a head it is a path."""
+    return repr(unknown[0]) if place.names.clear else f"(number {columns.index(unknown[0]) + 1})"
 
 
 def _metadata(place: Place, path: Path) -> dict[str, Row]:
@@ -88,13 +95,18 @@ def _metadata(place: Place, path: Path) -> dict[str, Row]:
             columns = reader.fieldnames or []
             unknown = [name for name in columns if name not in _COLUMNS]
             if "file_name" not in columns or unknown:
-                wrong = f"has an unknown column {unknown[0]!r}" if unknown else "has no column file_name"
+                wrong = (
+                    f"has an unknown column {_column(place, columns, unknown)}"
+                    if unknown
+                    else "has no column file_name"
+                )
                 raise DataError(f"{place.what}: {path} {wrong}; its columns are {', '.join(_COLUMNS)}")
             for row in reader:
                 name = (row.get("file_name") or "").strip().removeprefix("./")
                 if None in row or not name or name in rows:
                     wrong = "is there twice" if name in rows else "has more fields than columns, or no file_name"
-                    raise DataError(f"{place.what}: {path}, line {reader.line_num}: {name!r} {wrong}")
+                    shown = place.names.file(name)
+                    raise DataError(f"{place.what}: {path}, line {reader.line_num}: {shown!r} {wrong}")
                 rows[name] = {**{key: optional_text(row, key) for key in row}, "file_name": name}
                 rows[name]["line"] = str(reader.line_num)
     except (csv.Error, UnicodeDecodeError) as error:

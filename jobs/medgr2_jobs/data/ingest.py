@@ -5,6 +5,7 @@ Memory grows with the number of images, never with the number of questions.
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,11 +18,12 @@ from medgr2_api.stages.prepare import PrepareParameters
 
 from .. import fetch
 from ..duplicates.phash_index import phash
-from ..errors import DataError
+from ..errors import DataError, TemporaryError
 from ..runner.context import StageContext
 from ..store import atomic, tables
 from ..store.rows import Image, Item, PhantomRow, QuarantinedRecord, Split, TableRow
 from . import format_registry, synthetic_images
+from .pseudonyms import Names
 from .record import BadRecord, Place, Record
 from .set_aside import Tally
 
@@ -130,8 +132,9 @@ class Loaded:
 class Ingest:
     """Reads inputs one after another into one picture of all."""
 
-    def __init__(self, ctx: Context, special_tokens: frozenset[str] = frozenset()) -> None:
+    def __init__(self, ctx: Context, names: Names, special_tokens: frozenset[str] = frozenset()) -> None:
         self.ctx = ctx
+        self.names = names
         self.special_tokens = special_tokens
         """Of the cycle's models."""
         self.images: dict[str, ImageRecord] = {}
@@ -158,7 +161,7 @@ class Ingest:
             if loaded.questions:
                 loaded.items = file
                 items = stack.enter_context(tables.writer(file, ReadItem))
-            for number, record in enumerate(read(place)):
+            for number, record in enumerate(_readable(read(place), where)):
                 if number % TICK == 0:
                     self.ctx.check_stop()
                     self.ctx.progress(f"read {source.name}", number, expected)
@@ -184,7 +187,7 @@ class Ingest:
             what=f"{where}.uri",
             store=ctx.images,
             max_pixels=ctx.parameters.data.max_pixels,
-            salt=sha256_of({"patients": ctx.parameters.seed}),
+            names=self.names.of(source),
             special_tokens=self.special_tokens,
         )
         if (phantom := source.phantom) is not None:
@@ -262,6 +265,21 @@ class Ingest:
                 "record one (patient_id, patient, or DICOM's PatientID), or split by Image or Source"
             )
         return record.patient
+
+
+def _readable(records: Iterator[Record | BadRecord], where: str) -> Iterator[Record | BadRecord]:
+    """The records.
+
+    Raises:
+        TemporaryError: the disk fails. It does not quote the path, which may name a patient.
+    """
+    try:
+        yield from records
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # of what is written
+            raise
+        problem = error.strerror or type(error).__name__
+        raise TemporaryError(f"{where}: a file of it cannot be read: {problem}") from None
 
 
 def _item(loaded: Loaded, record: Record, answer_index: int) -> ReadItem:

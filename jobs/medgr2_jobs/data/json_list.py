@@ -18,19 +18,19 @@ _DECODER = json.JSONDecoder()
 _SPACE = " \t\r\n"
 
 
-def items(file: Path) -> Iterator[Any]:
-    """The items of the list that a file holds.
+def items(file: Path, name: str) -> Iterator[Any]:
+    """The items of the list that a file holds; messages call it by this name.
 
     Raises:
         DataError: the file is not JSON in UTF-8, not a list, or nested too deeply.
     """
     with file.open(encoding="utf-8-sig") as stream:
         try:
-            yield from _Text(stream).items(file)
+            yield from _Text(stream).items(name)
         except RecursionError as error:
-            raise DataError(f"{file}: JSON nested too deeply") from error
+            raise DataError(f"{name}: JSON nested too deeply") from error
         except ValueError as error:  # also of a text that is not UTF-8, and of a number of thousands of digits
-            raise DataError(_explained(file, error)) from error
+            raise DataError(_explained(file, name, error)) from error
 
 
 class _Text:
@@ -40,11 +40,11 @@ class _Text:
         self._stream = stream
         self._text, self._at = "", 0
 
-    def items(self, file: Path) -> Iterator[Any]:
+    def items(self, name: str) -> Iterator[Any]:
         if (first := self._next()) != "[":
             value = self._value()
             kind = {dict: "object", str: "text", bool: "boolean", type(None): "null"}.get(type(value), "number")
-            raise DataError(f"{file}: must hold a JSON list of records, but holds a JSON {kind}")
+            raise DataError(f"{name}: must hold a JSON list of records, but holds a JSON {kind}")
         self._take(first)
         if self._next() == "]":
             self._take("]")
@@ -94,14 +94,14 @@ class _Text:
         return bool(piece)
 
 
-def _explained(file: Path, error: Exception) -> str:
+def _explained(file: Path, name: str, error: Exception) -> str:
     """Where a file stops being JSON, counted from its beginning."""
     try:
         json.loads(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as found:
-        return f"{file}: not JSON: {found.msg} at line {found.lineno}, column {found.colno}"
+        return f"{name}: not JSON: {found.msg} at line {found.lineno}, column {found.colno}"
     except UnicodeDecodeError as found:
-        return f"{file}: not UTF-8 text (byte {found.start})"
+        return f"{name}: not UTF-8 text (byte {found.start})"
     except ValueError as found:
-        return f"{file}: not readable: {found}"
-    return f"{file}: not JSON: {error}"
+        return f"{name}: not readable: {found}"
+    return f"{name}: not JSON: {error}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,17 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
             try:
                 yield from _records(place, subject, file, identities, answers)
             except BadField as bad:
-                raise DataError(f"{file}: {bad.reason}") from None
+                raise DataError(f"{place.whole(file)}: {bad.reason}") from None
 
 
 def _records(
     place: Place, subject: str, file: Path, identities: Identities, answers: AnswerReader
 ) -> Iterator[Record | BadRecord]:
     for row, (document, picture) in enumerate(decoder.parquet_rows(file, _IMAGES, place.max_pixels)):
-        where = f"{subject}/{file.name}[{row}]"
+        where = f"{place.shown(file)}[{row}]"
         try:
             record = _record(document, picture, place, subject, where, answers)
+            record = replace(record, image_path=f"{subject}/{file.name}[{row}]")
             identities.take(record.question_id, where, "id")
         except BadField as bad:
             yield BadRecord(where, bad.field, bad.reason)
@@ -62,7 +64,8 @@ def _files(place: Place, subject: str, split: str) -> list[Path]:
         raise DataError(f"{place.what}: {subject!r} is no name of a subject")
     if not folder.is_dir():
         there = sorted(path.name for path in place.path.iterdir() if path.is_dir()) if place.path.is_dir() else []
-        raise DataError(f"{place.what}: {folder} does not exist; subjects there: {', '.join(there) or 'none'}")
+        named = ", ".join(there) if place.names.clear else f"{len(there)} of other names" if there else ""
+        raise DataError(f"{place.what}: {folder} does not exist; subjects there: {named or 'none'}")
     files = sorted(folder.glob(f"{split}-*.parquet"))
     if not files:
         raise DataError(f"{place.what}: {folder} has no {split}-*.parquet; choose another split in `mmmu`")

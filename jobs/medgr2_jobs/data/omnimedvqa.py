@@ -31,7 +31,6 @@ from .record import (
     is_nan,
     json_type,
     optional_text,
-    pseudonym,
     text,
 )
 
@@ -80,12 +79,13 @@ class _Reader:
     def records(self, file: Path, image_folder: Path) -> Iterator[Record | BadRecord]:
         described = frozenset({AnswerKey.TEXT})
         answers = AnswerReader(self.place, _answers(file), field="gt_answer", texts=described, numbers=described)
-        for index, document in enumerate(json_list.items(file)):
-            where = f"{file.name}[{index}]"
+        name = self.place.shown(file)
+        for index, document in enumerate(json_list.items(file, self.place.whole(file))):
+            where = f"{name}[{index}]"
             try:
                 if not isinstance(document, dict):
                     raise BadField("-", f"must be a JSON object, but is a JSON {json_type(document)}")
-                if isinstance(question_id := document.get("question_id"), str):
+                if self.place.names.clear and isinstance(question_id := document.get("question_id"), str):
                     where += f" (question_id {question_id!r})"
                 yield self._record(document, where, file, image_folder, answers)
             except BadField as bad:
@@ -112,7 +112,7 @@ class _Reader:
             where=where,
             dataset=optional_text(document, "dataset") or file.name,
             modality=modality or text(document, "modality_type"),
-            patient=pseudonym(self.place.salt, optional_text(document, "patient_id")),
+            patient=self.place.names.identity(optional_text(document, "patient_id")),
             question_type=text(document, "question_type"),
             question=question,
             options=options,
@@ -131,7 +131,7 @@ def _offered(document: dict[str, Any]) -> dict[str, str]:
 
 def _answers(file: Path) -> Iterator[dict[str, Any]]:
     """Options and answer of each record that has them."""
-    for document in json_list.items(file):
+    for document in json_list.items(file, file.name):
         if isinstance(document, dict):
             with contextlib.suppress(BadField):
                 offered = _offered(document)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sqlite3
 import tempfile
@@ -22,6 +21,7 @@ from ..store.rows import SetAside
 from . import file_walk
 from .decoder import client as decoder
 from .decoder.protocol import BadField as BadField  # readers have it from here
+from .pseudonyms import Names
 
 #: How tables and programs write out an empty cell, in lower case: what pandas takes for one. Not of options and
 #: answers: "None" is one.
@@ -40,7 +40,7 @@ class Record:
     """Unique in its source."""
     image: StoredImage
     image_path: str
-    """As the record names it; never what identifies a patient."""
+    """As the record names it; `Names` decides how it is shown."""
     dataset: str = ""
     """What the record calls its origin, else the file that it stands in: what `split.by: Source` keeps together."""
     modality: str = ""
@@ -52,7 +52,7 @@ class Record:
     answer_index: int | None = None
     rationale: str = ""
     where: str = ""
-    """File and row, as of a `BadRecord`; empty: its id says it."""
+    """File and row as they may be shown, as of a `BadRecord`; empty: its id says it."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,10 @@ class Place:
     store: ImageStore
     max_pixels: int
     """Larger images are scaled down to this."""
+    names: Names
+    """How patients, files and records are called in what is published, shown or logged."""
     images: Path | None = None
     """Folder that image paths are relative to; None: the folder of the records."""
-    salt: str = ""
-    """Makes pseudonyms of patients: the same patient has another in another cycle."""
     read_as: Counter[AnswerKey] = field(default_factory=Counter)
     """How right answers were read, and how often (`gold_answers`)."""
     special_tokens: frozenset[str] = frozenset()
@@ -103,6 +103,15 @@ class Place:
         """Of images about which the data says nothing."""
         return self.source.modality
 
+    def shown(self, file: Path) -> str:
+        """A file as messages call it: the one that the spec itself names by its name, others as `names` shows them."""
+        return file.name if file == self.path else self.names.file(file.relative_to(self.path).as_posix())
+
+    def whole(self, file: Path) -> str:
+        """A file as messages about all of it call it."""
+        named = self.names.clear or file == self.path
+        return str(file) if named else f"{self.what}: {self.shown(file)}"
+
     def keep_inside(self, file: Path) -> Path:
         """The file, if no link leads out of the workspace.
 
@@ -110,7 +119,7 @@ class Place:
             DataError: one does.
         """
         if not file.resolve().is_relative_to(self.root.resolve()):
-            raise DataError(f"{self.what}: {file} leads outside the workspace; copy the files into it")
+            raise DataError(f"{self.what}: {self.shown(file)} leads outside the workspace; copy the files into it")
         return file
 
 
@@ -119,6 +128,7 @@ class Images:
 
     def __init__(self, place: Place) -> None:
         self.root = place.root.resolve()
+        self.names = place.names
         self.store = place.store
         self.max_pixels = place.max_pixels
         self._known: dict[Path, StoredImage | BadField] = {}
@@ -130,22 +140,24 @@ class Images:
             BadField: not there, unreadable, or outside.
         """
         if name.startswith(("/", "~")) or ".." in Path(name).parts or "\0" in name:
-            raise BadField(field, f"{name!r} must be relative to {folder} and must not contain '..'")
+            wrong = f"must be relative to {folder} and" if self.names.clear else "must be relative and"
+            raise BadField(field, f"{self.names.file(name)!r} {wrong} must not contain '..'")
         path = folder / name
         cached = self._known.get(path)
         if cached is None:
-            cached = self._known[path] = self._store(path, field)
+            cached = self._known[path] = self._store(path, name, field)
         if isinstance(cached, BadField):
             raise BadField(cached.field, cached.reason)
         return cached
 
-    def _store(self, path: Path, field: str) -> StoredImage | BadField:
+    def _store(self, path: Path, name: str, field: str) -> StoredImage | BadField:
+        shown = str(path) if self.names.clear else self.names.file(name)
         if wrong := file_walk.wrong_with(path, self.root):
-            return BadField(field, f"{path}: {wrong}")
+            return BadField(field, f"{shown}: {wrong}")
         try:
             return self.store.put(decoder.picture(path, self.max_pixels))
         except BadField as bad:
-            return BadField(field, f"{path}: {bad.reason}")
+            return BadField(field, f"{shown}: {bad.reason}")
 
 
 class Identities:
@@ -176,11 +188,6 @@ class Identities:
                 raise
             folder = tempfile.gettempdir()
             raise DiskFull(f"{folder}: {error}; free some space and run the same command again") from error
-
-
-def pseudonym(salt: str, name: str) -> str:
-    """What stands for a patient in our tables: 16 hex digits that cannot be turned back; empty for nobody."""
-    return hashlib.sha256(f"{salt}/{name}".encode("utf-8", "surrogatepass")).hexdigest()[:16] if name else ""
 
 
 def text(document: Mapping[str, Any], field: str) -> str:

@@ -67,7 +67,8 @@ class Tally:
         if more := unusable[_SHOWN:]:
             told.append(f"{sum(count for _, count in more)} more for {len(more)} other reasons")
         told += [f"{count} {what}" for kind, what in _BESIDE.items() if (count := self.of(kind))]
-        return "; ".join(told)
+        hint = " (`medgr2 whois file-…` says which file that is)" if any("file-" in text for text in told) else ""
+        return "; ".join(told) + hint
 
 
 def counters(tallies: Iterable[Tally]) -> dict[str, int]:

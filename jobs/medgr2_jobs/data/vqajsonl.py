@@ -27,7 +27,6 @@ from .record import (
     Record,
     json_type,
     optional_text,
-    pseudonym,
     text,
 )
 
@@ -43,7 +42,7 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
         folder = place.images or file.parent
         answers = AnswerReader(place, _answers(place.keep_inside(file)), field="answer")
         for number, line in _lines(file):
-            where = f"{file.name}[{number}]"
+            where = f"{place.shown(file)}[{number}]"
             try:
                 record = _record(_parse(line), where, place, file, folder, images, answers)
                 identities.take(record.question_id, where, "id")
@@ -117,7 +116,7 @@ def _record(
         where=where,
         dataset=optional_text(document, "dataset") or file.name,
         modality=modality,
-        patient=pseudonym(place.salt, optional_text(document, "patient")),
+        patient=place.names.identity(optional_text(document, "patient")),
         question_type=optional_text(document, "question_type") or "Question",
         question=question,
         options=options,

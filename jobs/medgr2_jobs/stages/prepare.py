@@ -17,7 +17,7 @@ from medgr2_api.data import DataFormat
 from medgr2_api.stages.prepare import PrepareParameters
 
 from .. import fetch
-from ..data import graded_dataset, set_aside, splits, wordnet
+from ..data import graded_dataset, pseudonyms, set_aside, splits, wordnet
 from ..data.ingest import TICK, Ingest, Loaded
 from ..data.splits import Leak
 from ..duplicates import phash_index
@@ -45,8 +45,8 @@ def run(ctx: Context) -> StageOutcome:
     data = ctx.parameters.data
     base_models.check(ctx)
 
-    ingest = Ingest(ctx, base_models.special_tokens(ctx))
-    with ctx.writer.stream(QuarantinedRecord) as quarantine:
+    with pseudonyms.opened(ctx, data) as names, ctx.writer.stream(QuarantinedRecord) as quarantine:
+        ingest = Ingest(ctx, names, base_models.special_tokens(ctx))
         sources = [ingest.read(source, f"data.sources[{source.name}]", quarantine) for source in data.sources]
         benchmarks = [
             ingest.read(benchmark, f"data.benchmarks[{benchmark.name}]", quarantine) for benchmark in data.benchmarks

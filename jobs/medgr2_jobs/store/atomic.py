@@ -15,7 +15,7 @@ from typing import BinaryIO
 from ..errors import DiskFull
 
 #: What link(2) says on a file system without hard links.
-_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def create_text(path: Path, text: str, scratch: Path) -> bool:
         except FileExistsError:
             return False
         except OSError as error:
-            if error.errno not in _NO_HARD_LINKS:
+            if error.errno not in NO_HARD_LINKS:
                 raise
             if path.exists():
                 return False

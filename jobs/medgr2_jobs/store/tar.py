@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from medgr2_api import command_line
+from medgr2_api import command_line, paths
 from medgr2_api.stage_contract import WORKSPACE_ENV, ExitCode
 
 from ..errors import ConfigError, StageError
@@ -73,34 +73,37 @@ def export(root: Path, path: str, stream: BinaryIO) -> ExportSummary:
         stream: where to write.
 
     Raises:
-        ConfigError: the path leads out of the workspace.
+        ConfigError: the path leads out of the workspace, or to what is for its owner alone.
         NotThere: nothing is there.
     """
-    source = inside(root, path, "path").resolve()
+    source, private = inside(root, path, "path").resolve(), (root / paths.PRIVATE).resolve()
+    if source.is_relative_to(private):
+        raise ConfigError(f"{path}: is for the owner of the volume alone: what pseudonyms stand for is not handed out")
     if not source.is_file() and not source.is_dir():
         raise PathNotFound(f"{path}: no such file or folder; {_beside(root, path)}")
     counted, exported = CountingWriter(stream), ExportSummary()
     with tarfile.open(fileobj=counted, mode="w|", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
-        for item, name in _walk(source, exported):
+        for item, name in _walk(source, private, exported):
             _add(archive, item, name, exported)
     stream.flush()
     exported.sha256, exported.bytes = counted.sha256.hexdigest(), counted.bytes
     return exported
 
 
-def _walk(top: Path, exported: ExportSummary) -> Iterator[tuple[Path, str]]:
-    """What goes into the archive, with its name there; a folder before what is in it."""
+def _walk(top: Path, private: Path, exported: ExportSummary) -> Iterator[tuple[Path, str]]:
+    """What goes into the archive, with its name there; a folder before what is in it. `private` is passed over."""
     yield top, ROOT
     if top.is_file():
         return
     for folder, folders, files in os.walk(top):
         here = Path(folder)
+        folders[:] = [name for name in folders if here / name != private]
         for name in sorted(folders + files):
             item = here / name
             relative = f"{ROOT}/{item.relative_to(top)}"
             real = item.resolve()
             plain = real.is_file() or (item.is_dir() and not item.is_symlink())
-            if plain and real.is_relative_to(top):
+            if plain and not real.is_relative_to(private) and real.is_relative_to(top):
                 yield item, relative
             else:
                 exported.left_out_count += 1

@@ -164,6 +164,19 @@ def fetch(
     fetch(file, workspace, secrets_dir)
 
 
+@app.command()
+def whois(
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="Such as file-0123456789abcdef, or the id of an item.")
+    ],
+    workspace: Workspace = Path(".medgr2"),
+) -> None:
+    """Say which file, origin or record a pseudonym stands for; for the owner of the workspace."""
+    from . import jobs_process
+
+    raise typer.Exit(jobs_process.run("data.whois", *names, "--workspace", str(workspace)))
+
+
 app.add_typer(cluster)
 
 

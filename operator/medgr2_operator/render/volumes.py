@@ -6,6 +6,7 @@ from typing import Any
 
 from medgr2_api.data import Fetch
 from medgr2_api.stages import definition
+from medgr2_api.uris import SecretKeyRef
 
 from . import pvc
 from .render_context import RenderContext
@@ -69,11 +70,13 @@ def _mounts(context: RenderContext, scratch: str) -> list[dict[str, Any]]:
 
 
 def _secrets(context: RenderContext) -> dict[str, list[str]]:
-    """The Secrets that the stage reads, each with the keys it needs: the provider's, or those to fetch with."""
+    """The Secrets that the stage reads, each with the keys it needs: the provider's, or those of prepare."""
     references = [context.provider.api_key_secret_ref if context.provider else None]
     if definition(context.create.key.name).fetches and not context.collects:
-        fetch = Fetch.model_validate(context.create.request.parameters.get("data", {}).get("fetch", {}))
+        data = context.create.request.parameters.get("data", {})
+        fetch, pseudonyms = Fetch.model_validate(data.get("fetch", {})), data.get("pseudonymSecretRef")
         references += [
+            SecretKeyRef.model_validate(pseudonyms) if pseudonyms else None,
             fetch.hub_token_secret_ref,
             fetch.s3.access_key_id_secret_ref,
             fetch.s3.secret_access_key_secret_ref,

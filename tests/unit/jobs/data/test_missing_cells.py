@@ -162,6 +162,6 @@ def test_a_list_is_read_in_pieces_wherever_they_are_cut(tmp_path: Path, monkeypa
         file.write_text("\ufeff " + json.dumps(rows, indent=indent) + " \n")
         for chunk in (1, 2, 7, 64, 1 << 16):
             monkeypatch.setattr(json_list, "_CHUNK", chunk)
-            assert repr(list(json_list.items(file))) == repr(rows)
+            assert repr(list(json_list.items(file, file.name))) == repr(rows)
     file.write_text(" [ ] ")
-    assert list(json_list.items(file)) == []
+    assert list(json_list.items(file, file.name)) == []

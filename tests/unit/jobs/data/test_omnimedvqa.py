@@ -13,6 +13,7 @@ from PIL import Image
 
 from medgr2_api.data import DataSource
 from medgr2_jobs.data import omnimedvqa
+from medgr2_jobs.data.pseudonyms import Names
 from medgr2_jobs.data.record import BadRecord, Place, Record
 from medgr2_jobs.errors import DataError
 from medgr2_jobs.store.images import ImageStore
@@ -40,7 +41,7 @@ def read(root: Path, records: Any, **files: str) -> list[Record | BadRecord]:
     return list(omnimedvqa.read(place(root, "q.json")))
 
 
-def place(root: Path, path: str, images: str = "", **fields: Any) -> Place:
+def place(root: Path, path: str, images: str = "", names: Names | None = None, **fields: Any) -> Place:
     """Where a reader finds a source, with further fields of the spec's entry."""
     return Place(
         source=DataSource.model_validate({"name": "s", "format": "OmniMedVQA", "uri": path, **fields}),
@@ -49,8 +50,8 @@ def place(root: Path, path: str, images: str = "", **fields: Any) -> Place:
         what="data.sources[s].uri",
         store=ImageStore(root),
         max_pixels=401_408,
+        names=names or Names(b"key", clear=True),
         images=root / images if images else None,
-        salt="salt",
     )
 
 
