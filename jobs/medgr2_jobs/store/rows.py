@@ -48,7 +48,7 @@ class CandidateOutcome(StrEnum):
 
 
 #: In the reason why a record was set aside: a path before it, what is quoted, and numbers.
-_OWN = re.compile(r"^\S*/.*?(?=: )|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
+_OWN = re.compile(r"^\S*/.*?(?=: )|\b(?:file|group)-[0-9a-f]{16}|'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
