@@ -68,6 +68,7 @@ _DEFAULT: dict[str, Any] = {
     "policy.preferences.prompts": 4096,
     "policy.preferences.samplesPerPrompt": 8,
     "policy.preferences.temperature": 1.0,
+    "policy.preferences.topP": 1.0,
     "policy.preferences.seedFraction": 0.5,
 }
 

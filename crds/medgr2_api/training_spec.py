@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from .cel_rules import Keyed, Rule
+from .hashing import Since
 from .model import ApiEnum, Model
 from .plugin import PluginRef
 from .types import Fraction, FreeForm, NonNegative, Positive, ProperFraction
@@ -281,6 +282,7 @@ class ResolvedGRPO(GRPO):
 
 Samples = Annotated[int, Field(ge=1, le=256)]
 Temperature = Annotated[float, Field(gt=0, le=2)]
+TopP = Annotated[float, Field(gt=0, le=1)]
 
 
 class Preferences(Model):
@@ -292,6 +294,8 @@ class Preferences(Model):
     """Answers per prompt."""
     temperature: Temperature | None = None
     """Sampling temperature."""
+    top_p: TopP | None = None
+    """Nucleus sampling; 1: from all tokens."""
     seed_fraction: Fraction | None = None
     """Least share of prompts whose answer is gold; on the others R would only learn its own filter's errors."""
 
@@ -302,6 +306,7 @@ class ResolvedPreferences(Preferences):
     prompts: Annotated[int, Field(ge=1)]
     samples_per_prompt: Samples
     temperature: Temperature
+    top_p: Annotated[TopP, Since(1.0)]
     seed_fraction: Fraction
 
 

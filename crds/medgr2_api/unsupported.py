@@ -118,6 +118,7 @@ OWNED_TRAINER_OPTIONS: dict[str, str] = {
     "logging_strategy": _LOGS,
     "logging_steps": _LOGS,
     "logging_first_step": _LOGS,
+    "logging_nan_inf_filter": "a loss that is no number ends the stage",
     "disable_tqdm": _LOGS,
     "log_completions_hub_repo": _HUB,
     "save_strategy": _CHECKPOINTS,

@@ -32,6 +32,10 @@ class TooFewUsable(ConfigError):
     """A generator's answers are paid for and hardly any can be used (exit 78): more of them would be the same."""
 
 
+class NotFinite(ConfigError):
+    """Numbers of a model became infinite or none at all (exit 78): the same settings would come to the same."""
+
+
 class CorruptArtifact(StageError):
     """An artifact does not match its manifest (exit 65): a retry would read the same bytes."""
 

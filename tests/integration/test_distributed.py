@@ -249,6 +249,17 @@ def test_a_bad_configuration_stays_permanent(workspace: PolicyWorkspace, cluster
     assert "learning_rate" in pods.nodes[0].result.message
 
 
+def test_a_training_that_diverges_ends_in_all_processes(
+    workspace: PolicyWorkspace, cluster: Callable[..., Cluster]
+) -> None:
+    request = sft(workspace, "diverges")
+    request.parameters["training"]["learningRate"] = 1e30
+    running = cluster(request, nodes=2)
+    assert running.ended() == [ExitCode.CONFIG, ExitCode.CONFIG]
+    assert "the training has diverged" in running.nodes[0].result.message
+    assert not list((workspace.root / "artifacts" / "sft" / request.input_hash).rglob("manifest.json"))
+
+
 def test_a_node_that_never_comes(workspace: PolicyWorkspace, cluster: Callable[..., Cluster]) -> None:
     pods = cluster(sft(workspace, "lonely"), come=1, **{RDZV_TIMEOUT_ENV: "2"})
     assert pods.ended() == [ExitCode.SIGTERM], pods.logs()

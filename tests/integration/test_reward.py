@@ -192,6 +192,15 @@ def test_a_weak_first_model_is_published_with_a_warning(workspace):
     assert "spearman" in document(reader, "gate.json")["reason"]
 
 
+def test_a_training_that_diverges_publishes_nothing(workspace, capfd):
+    request = workspace.request(training={"learningRate": 1e30})
+    assert execute(request, workspace.root) == ExitCode.CONFIG
+    said = capfd.readouterr().err
+    assert "train: the " in said
+    assert "Lower rewardModel.training.learningRate" in said
+    assert not list((workspace.root / "artifacts" / "reward").rglob("manifest.json"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [{"rank": 0}, LORA], ids=["full", "lora"])
 def test_kill_and_resume_gives_the_same_bytes(workspace, tmp_path, trained, lora):

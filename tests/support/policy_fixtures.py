@@ -113,7 +113,8 @@ class PolicyWorkspace:
         return self.request("grpo", {"grpo": grpo}, list(roles), attempt=attempt, name=name)
 
     def preferences(self, **changes: Any) -> StageRequest:
-        preferences = {"prompts": 40, "samplesPerPrompt": 4, "temperature": 1.0, "seedFraction": 0.5, **changes}
+        sampling = {"samplesPerPrompt": 4, "temperature": 1.0, "topP": 1.0}
+        preferences = {"prompts": 40, **sampling, "seedFraction": 0.5, **changes}
         return self.request("preferences", {"preferences": preferences, "grades": {}}, [*DATA, "policy"])
 
     def context(self, request: StageRequest) -> StageContext[Any]:

@@ -48,5 +48,5 @@ EVALUATE = StageDefinition(
     ),
     publishes=("predictions.parquet", "results.json"),
     measures=True,
-    code_version=2,  # more forms of an answer are read, and what is denied is not
+    code_version=2,  # more forms of an answer are read; a generation configuration of ours
 )

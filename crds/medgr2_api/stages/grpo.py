@@ -46,7 +46,7 @@ GRPO = StageDefinition(
         Read("reward", "reward", Of.NEWEST, when=learns_from_reward),
     ),
     publishes=("model/", "rollouts.parquet", "log.json"),
-    code_version=3,  # more forms of an answer are read, and what is denied is not
+    code_version=3,  # more forms of an answer are read; a generation configuration of ours
     distributed=True,
     makes="policy",
 )

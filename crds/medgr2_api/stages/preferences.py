@@ -49,5 +49,5 @@ PREFERENCES = StageDefinition(
     ),
     publishes=("preferences.parquet",),
     serves=("reward",),
-    code_version=2,  # more forms of an answer are read, and what is denied is not
+    code_version=2,  # more forms of an answer are read; a generation configuration of ours
 )

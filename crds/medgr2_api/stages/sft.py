@@ -52,7 +52,7 @@ SFT = StageDefinition(
         Read("policy", "grpo", Of.PREVIOUS, required=False, when=_goes_on, otherwise="sft"),
     ),
     publishes=("model/", "log.json"),
-    code_version=2,  # on a CPU the LM head scores the answers only: other rounding
+    code_version=3,  # publishes a generation configuration of ours
     distributed=True,
     makes="policy",
 )

@@ -103,6 +103,9 @@ def option_logprobs(
 
     Returns:
         N lists of nats, in the order of the options.
+
+    Raises:
+        NotFinite: one of them is no number.
     """
     first_score = [0]
     questions: list[_Question] = []
@@ -118,6 +121,7 @@ def option_logprobs(
         hidden = model.model(**inputs, use_cache=False).last_hidden_state
         logits = model.lm_head(hidden[targets[:, 0], targets[:, 1]]).float()
         chosen = torch.log_softmax(logits, -1).cpu().gather(1, targets[:, 2:3]).squeeze(1)
+        vlm.check_finite(chosen.numpy(), "log-probabilities of the options")
         scores.index_add_(0, targets[:, 3], chosen.double())
         done += len(batch)
         between(done)

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from ..errors import ConfigError
+from ..errors import ConfigError, NotFinite
 from ..store.images import ImageStore
+from . import generation
+from .generation import GREEDY, Sampling
 from .patches import qwen_vl
 from .patches.pixel_cache import PixelCache, Pixels
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
+
+#: What opens the answer of a model that was taught our format, and what some chat templates write in its place.
+_THINK = "<think>"
 
 SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
@@ -49,7 +55,8 @@ class Batch:
 
 
 def load_model(path: Path, *, train: bool = False) -> Any:
-    """Loads a model from a folder: safetensors only, no code from the folder, float32 on CPU and bfloat16 on GPU.
+    """Loads a model from a folder: safetensors only, no code from the folder, float32 on CPU and bfloat16 on GPU; it
+    writes by our own configuration (`generation`), whatever the folder's says.
 
     Raises:
         ConfigError: the folder holds no model of a supported family.
@@ -74,6 +81,8 @@ def load_model(path: Path, *, train: bool = False) -> Any:
         raise ConfigError(f"{path}: its weights lack {lacking} …; the folder is incomplete")
     if model.config.model_type not in SUPPORTED:
         raise ConfigError(f"{path}: model type {model.config.model_type!r}; supported: {', '.join(SUPPORTED)}")
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    model.generation_config = generation.configuration(tokenizer, model.generation_config)
     return qwen_vl.apply(model.to(device()).train(train))
 
 
@@ -133,9 +142,25 @@ class Encoder:
         at = ids.index(self.image_token_id)
         return [*ids[:at], *[self.image_token_id] * self.image_tokens(row.image_sha256), *ids[at + 1 :]]
 
+    @cached_property
+    def opens_thinking(self) -> bool:
+        """Whether the chat template itself writes the `<think>` that an answer begins with."""
+        return self.chat("", with_image=False).rstrip().endswith(_THINK)
+
+    def written(self, response: str) -> str:
+        """What of an answer the model writes itself, behind the prompt: not a `<think>` that the template has written;
+        that is closed where the answer goes without."""
+        if not self.opens_thinking:
+            return response
+        return response.removeprefix(_THINK) if response.startswith(_THINK) else f"</think>{response}"
+
+    def answered(self, text: str) -> str:
+        """The whole answer, from what the model wrote behind the prompt."""
+        return _THINK + text if self.opens_thinking else text
+
     def response_ids(self, response: str) -> list[int]:
         """Token ids of an answer and the end of its turn."""
-        return [*self._ids(response), self.tokenizer.eos_token_id]
+        return [*self._ids(self.written(response)), self.tokenizer.eos_token_id]
 
     @lru_cache(maxsize=65536)  # noqa: B019 - an encoder lives as long as its process
     def chat(self, prompt: str, *, with_image: bool) -> str:
@@ -155,7 +180,9 @@ class Encoder:
         """
         prompts = [self.prompt_ids(row) for row in rows]
         responses = [
-            (self.response_ids(row.response) if end else list(self._ids(row.response))) if row.response else []
+            (self.response_ids(row.response) if end else list(self._ids(self.written(row.response))))
+            if row.response
+            else []
             for row in rows
         ]
         length = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
@@ -196,26 +223,37 @@ def generate(
     rows: Sequence[PromptResponse],
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
+    sampling: Sampling = GREEDY,
     batch_size: int = 128,
-    stop_strings: list[str] | None = None,
 ) -> list[str]:
-    """Answers, in the order of `rows`; greedy when `temperature` is 0. Seed torch for reproducible samples.
+    """Whole answers, in the order of `rows`. Seed torch for reproducible samples.
 
     A row's `response`, when given, is the beginning of the answer and is continued (it is not repeated in the result).
+
+    Raises:
+        NotFinite: the model's logits are no numbers.
     """
     answers: list[str] = []
-    options: dict[str, Any] = {"do_sample": temperature > 0}
-    if temperature > 0:
-        options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
-    if stop_strings:
-        options |= {"stop_strings": stop_strings, "tokenizer": encoder.tokenizer}
+    never = generation.never_sampled(encoder.processor, model.generation_config.eos_token_id)
     for piece in chunks(rows, batch_size):
         inputs = encoder.batch(piece, padding_side="left", end=False).to(model.device).inputs
-        output = model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
+        output = model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            suppress_tokens=never,
+            logits_processor=[generation.OnlyNumbers()],
+            **sampling.options(),
+        )
         new = output[:, inputs["input_ids"].shape[1] :]
-        answers += encoder.tokenizer.batch_decode(new, skip_special_tokens=True)
+        texts = encoder.tokenizer.batch_decode(new, skip_special_tokens=True)
+        answers += [text if row.response else encoder.answered(text) for row, text in zip(piece, texts, strict=True)]
     return answers
+
+
+def check_finite(values: np.ndarray, what: str) -> None:
+    """Raises NotFinite where one of the values is infinite or no number; `what` they are, for the message."""
+    if not np.isfinite(values).all():
+        raise NotFinite(f"the {what} are infinite or no numbers: {generation.WEIGHTS}")
 
 
 def response_logprobs(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Model folders of the policy: resuming a training from one, publishing one, and what must not be sampled."""
+"""Model folders of the policy: resuming a training from one, and publishing one."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import GenerationConfig, Trainer
+from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from ..models import vlm
+from ..models import generation, vlm
 from ..runner.distributed import deepspeed
 
 
@@ -57,7 +57,8 @@ def save(model: Any, source: Path, folder: Path) -> None:
     """Writes a folder in Hugging Face format that every later stage loads in the same way.
 
     Adapters are merged; weights stay in the precision they were trained in, for bfloat16 would round most of a small
-    learning rate's updates away. Processor and generation settings come from `source`: trainers change both.
+    learning rate's updates away. The processor comes from `source`, and the generation settings are ours: trainers
+    change both.
 
     Args:
         model: the trained model, unwrapped; a merged PeftModel is used up.
@@ -66,19 +67,7 @@ def save(model: Any, source: Path, folder: Path) -> None:
     """
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
-    if (source / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(source, local_files_only=True)
+    processor = vlm.load_processor(source)
+    model.generation_config = generation.configuration(processor.tokenizer, model.generation_config)
     model.save_pretrained(folder)
-    vlm.load_processor(source).save_pretrained(folder)
-
-
-def sampling_stop_list(processor: Any, model: Any) -> list[int]:
-    """Token ids that must never be sampled: every special token but those that end an answer.
-
-    A sampled image token makes the next forward pass fail, for it has no image features (TRL#3847).
-    """
-    ends = model.generation_config.eos_token_id
-    ends = {ends} if isinstance(ends, int) else set(ends or ())
-    ends.add(processor.tokenizer.eos_token_id)
-    special = {index for index, token in processor.tokenizer.added_tokens_decoder.items() if token.special}
-    return sorted((special | {processor.tokenizer.convert_tokens_to_ids(processor.image_token)}) - ends)
+    processor.save_pretrained(folder)

@@ -89,6 +89,7 @@ class PolicyReward:
         score: Scorer | None,
         rollouts: Rollouts,
         answer_format: AnswerFormat,
+        answered: Callable[[str], str] = str,
     ) -> None:
         """
         Args:
@@ -97,11 +98,13 @@ class PolicyReward:
             score: R; None when no term asks for it.
             rollouts: takes the sample.
             answer_format: what the prompts ask for.
+            answered: makes the whole answer of what TRL took for one (`vlm.Encoder.answered`).
         """
         self.terms = [make_term(spec, score) for spec in terms]
         self.group_size = group_size
         self.rollouts = rollouts
         self.answer_format = answer_format
+        self.answered = answered
 
     def reward(
         self,
@@ -127,7 +130,7 @@ class PolicyReward:
             trainer_state: tells the step.
             log_metric: takes a figure into the trainer's log.
         """
-        texts = [message[0]["content"] for message in completions]
+        texts = [self.answered(message[0]["content"]) for message in completions]
         picked = [
             answers.extract(answer, offered, self.answer_format) for answer, offered in zip(texts, options, strict=True)
         ]

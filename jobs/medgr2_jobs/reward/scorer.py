@@ -20,6 +20,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from medgr2_api.training_spec import AnswerFormat
 
+from ..models import vlm
 from ..models.vlm import Encoder, PromptResponse
 from ..prompts import answers
 from .model import SCORE_MAX, SCORE_MIN, RewardModel
@@ -76,6 +77,9 @@ def score(
 
     Returns:
         float64 (N,), in the order of `rows`.
+
+    Raises:
+        NotFinite: a score is no number.
     """
     distinct = sorted(set(rows), key=lambda row: (row.image_sha256 or "", row.prompt, row.response))
     scores: dict[PromptResponse, float] = {}
@@ -83,6 +87,7 @@ def score(
     model.eval()
     try:
         for batch_scores in _passes(model, encoder, [_item(encoder, row) for row in distinct]):
+            vlm.check_finite(np.array([*batch_scores.values()]), "scores of the reward model")
             scores.update(batch_scores)
             if on_progress:
                 on_progress(len(scores), len(distinct))

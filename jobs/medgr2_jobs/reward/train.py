@@ -92,7 +92,7 @@ def fit(
     length = arguments.max_steps * batch if arguments.max_steps > 0 else rows_drawn
     place_checkpoints(arguments, math.ceil(length / batch), spread="save_steps" not in options)
     model.add_adapters(lora_config(training.lora, task_type=None))
-    callback = StageCallback(ctx, "retrain" if retrain else "train")
+    callback = StageCallback(ctx, "retrain" if retrain else "train", settings="rewardModel.training")
     trainer = _RewardTrainer(
         model=model,
         args=arguments,

@@ -13,7 +13,7 @@ from medgr2_api.stage_contract import ExitCode, StageRequest, StageResult
 from medgr2_api.stages import REPORT, StageDefinition, definition
 
 from ..errors import ConfigError, StageError
-from ..store import atomic, fencing, manifest
+from ..store import atomic, fencing, finite_weights, manifest
 from ..store.artifact import ArtifactWriter
 from .context import StageContext, StageOutcome
 
@@ -25,8 +25,10 @@ def publish(context: StageContext[Any], outcome: StageOutcome, spent: dict[str, 
 
     Raises:
         ConfigError: the parts are not those that the stage's definition names.
+        NotFinite: a published model has weights that are no numbers.
     """
     request, writer, folder = context.request, context.writer, context.writer.base
+    finite_weights.check(writer.folder)
     with atomic.disk_errors(writer.folder):
         atomic.fsync_tree(writer.folder)
         parts = writer.parts()

@@ -24,10 +24,10 @@ from medgr2_api.training_spec import RewardTermType
 
 from ..curate.training_set import training_set
 from ..errors import ConfigError, DataError
-from ..models import vlm
+from ..models import generation, vlm
 from ..models.patches import pixel_cache, repeated_prompts, trl_head
 from ..policy.dataset import grpo_dataset, grpo_prompts, with_seed_share
-from ..policy.model import ExactResume, sampling_stop_list, save, trained
+from ..policy.model import ExactResume, save, trained
 from ..policy.reward_terms import Scorer
 from ..policy.rewards import PolicyReward, Rollouts, check_terms, summary
 from ..reward.model import RewardModel
@@ -122,7 +122,9 @@ def run(ctx: StageContext[GRPOParameters]) -> StageOutcome:
     processor = vlm.load_processor(source, padding_side="left")
     processor = repeated_prompts.apply(pixel_cache.apply(processor, vlm.device()), vlm.device())
     model = vlm.load_model(source, train=True)
-    args.generation_kwargs = _generation_options(args, sampling_stop_list(processor, model))
+    args.generation_kwargs = _generation_options(
+        args, generation.never_sampled(processor, model.generation_config.eos_token_id)
+    )
     trl_head.apply(vlm.device())
     lora, rollouts = lora_config(grpo.lora), Rollouts()
     if ctx.process_group.main and (checkpoint := latest_checkpoint(ctx.work, ctx.process_group.layout)):
@@ -130,8 +132,17 @@ def run(ctx: StageContext[GRPOParameters]) -> StageOutcome:
     wants_r = any(term.type is RewardTermType.REWARD_MODEL for term in grpo.rewards)
     with deepspeed.whole(args):
         scorer = _scorer(ctx) if wants_r else None
-    reward = PolicyReward(grpo.rewards, grpo.num_generations, scorer, rollouts, answer_format)
-    callback = StageCallback(ctx, "grpo", ("reward", "loss", "kl"), every=every, extra=rollouts.save)
+    reward = PolicyReward(
+        grpo.rewards,
+        grpo.num_generations,
+        scorer,
+        rollouts,
+        answer_format,
+        vlm.Encoder(processor, ctx.images).answered,
+    )
+    callback = StageCallback(
+        ctx, "grpo", ("reward", "loss", "kl"), settings="policy.grpo", every=every, extra=rollouts.save
+    )
     trainer = GRPOPolicyTrainer(
         model=model,
         reward_funcs=[reward.reward],

@@ -25,6 +25,7 @@ from medgr2_api.training_spec import AnswerFormat
 from ..curate.training_set import Origin, TrainingRow, training_set
 from ..errors import DataError
 from ..models import vlm
+from ..models.generation import Sampling
 from ..models.vlm import Encoder, PromptResponse
 from ..prompts import answers
 from ..prompts.answer_forms import named
@@ -168,9 +169,8 @@ def _sample_part(
         for prompt in prompts
         for _ in range(settings.samples_per_prompt)
     ]
-    completions = vlm.generate(
-        model, encoder, turns, max_new_tokens=limit, temperature=settings.temperature, batch_size=len(turns)
-    )
+    sampling = Sampling(settings.temperature, settings.top_p)
+    completions = vlm.generate(model, encoder, turns, max_new_tokens=limit, sampling=sampling, batch_size=len(turns))
     rows: list[Preference] = []
     drawn_grades: Counter[Grade] = Counter()
     for index, (asked, prompt) in enumerate(zip(chosen, prompts, strict=True)):

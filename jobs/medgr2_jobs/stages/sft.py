@@ -63,7 +63,7 @@ def run(ctx: StageContext[SFTParameters]) -> StageOutcome:
 
     lora = lora_config(parameters.training.lora)
     trl_head.apply(vlm.device())
-    callback = StageCallback(ctx, "sft", ("loss", "mean_token_accuracy"))
+    callback = StageCallback(ctx, "sft", ("loss", "mean_token_accuracy"), settings="policy.sft")
     trainer = SFTPolicyTrainer(
         model=vlm.load_model(source, train=True),
         args=args,

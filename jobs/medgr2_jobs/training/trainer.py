@@ -18,11 +18,13 @@ from medgr2_api.hashing import normalise
 from medgr2_api.training_spec import FullFineTuning, ResolvedLoRA
 from medgr2_api.unsupported import OWNED_TRAINER_OPTIONS
 
-from ..errors import Checkpointed, ConfigError
+from ..errors import Checkpointed, ConfigError, NotFinite
 from ..runner.context import StageContext
 from ..runner.distributed import deepspeed
 from ..store import atomic
 
+#: What a trainer logs of each step and must be a number, here the mean over all processes.
+_FINITE = {"loss": "loss", "grad_norm": "norm of the gradients"}
 _COMPLETE = "medgr2-complete"
 #: Where a trainer's log counts the tokens of all processes: TRL's own count, else the one of transformers.
 _TOKENS = ("num_tokens", "num_input_tokens_seen")
@@ -95,6 +97,7 @@ def trainer_arguments(
         "seed": context.parameters.seed,
         "report_to": "none",
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it shows a loss that is no number as one that is: see `StageCallback`
         "disable_tqdm": True,
         "save_strategy": "steps",
         "save_steps": max(1, math.ceil(steps / CHECKPOINTS_PER_RUN)) if steps else 500,
@@ -168,7 +171,7 @@ def _usable(checkpoint: Path, layout: str) -> bool:
 
 
 class StageCallback(TrainerCallback):
-    """Progress, durable checkpoints, and SIGTERM → checkpoint → stop."""
+    """Progress, durable checkpoints, SIGTERM → checkpoint → stop, and the end of a training that has diverged."""
 
     def __init__(
         self,
@@ -176,6 +179,7 @@ class StageCallback(TrainerCallback):
         phase: str,
         shown: tuple[str, ...] = ("loss",),
         *,
+        settings: str,
         every: int = 1,
         extra: Callable[[Path], None] | None = None,
     ) -> None:
@@ -184,12 +188,14 @@ class StageCallback(TrainerCallback):
             context: the stage's.
             phase: what `/progress` says.
             shown: figures of the trainer's log that `/progress` shows.
+            settings: where the training's settings stand in the spec, for messages.
             every: stop only at multiples of this many steps, where a checkpoint is exact.
             extra: writes what else belongs into a checkpoint; it counts as complete only afterwards.
         """
         self.context = context
         self.phase = phase
         self.shown = shown
+        self.settings = settings
         self.every = every
         self.extra = extra
         self.stopped_at: int | None = None
@@ -214,9 +220,22 @@ class StageCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         logs = logs or {}
+        self._check_finite(args, state.global_step, logs)
         shown = {key: float(logs[key]) for key in self.shown if logs.get(key) is not None}
         self._figures |= {**shown, **self._speed(state.global_step, logs)}  # the last log of all has none of them
         self.context.progress(self.phase, state.global_step, state.max_steps, **self._figures)
+
+    def _check_finite(self, args: TrainingArguments, step: int, logs: Mapping[str, Any]) -> None:
+        """Before a checkpoint is written of it: raises NotFinite, in all processes at the same step."""
+        for name, what in _FINITE.items():
+            scaled = name == "grad_norm" and args.fp16  # its first steps find the scale by going too far
+            if name in logs and not scaled and not math.isfinite(float(logs[name])):
+                start = " It was so from the first step: look at the model that it starts from, too." * (step <= 1)
+                raise NotFinite(
+                    f"{self.phase}: the {what} of step {step} is {float(logs[name])}: the training has diverged. "
+                    f"Lower {self.settings}.learningRate, warm up longer ({self.settings}.trainer.warmup_steps) or "
+                    f"clip harder (max_grad_norm).{start}"
+                )
 
     def _speed(self, step: int, logs: Mapping[str, Any]) -> dict[str, float]:
         """Tokens so far, and how fast the steps since the last log were; nothing that is not logged anyway is asked."""
@@ -257,6 +276,7 @@ def train(trainer: Trainer, callback: StageCallback) -> None:
 
     Raises:
         Checkpointed: SIGTERM came, and the checkpoint is on the volume.
+        NotFinite: the training has diverged.
     """
     trainer.remove_callback(PrinterCallback)  # the log goes into `log.json`, not to stdout
     folder, group = callback.context.work, callback.context.process_group
@@ -265,5 +285,13 @@ def train(trainer: Trainer, callback: StageCallback) -> None:
         remove_torn_checkpoints(folder, group.layout)
         checkpoint = latest_checkpoint(folder, group.layout)
     broadcast_path = group.broadcast(str(checkpoint or ""))
-    trainer.train(resume_from_checkpoint=broadcast_path or None)
+    try:
+        trainer.train(resume_from_checkpoint=broadcast_path or None)
+    except RuntimeError as error:
+        if "probability tensor contains" not in str(error):  # what torch says when it cannot sample
+            raise
+        raise NotFinite(
+            f"{callback.phase}: nothing can be sampled any more after step {trainer.state.global_step}: the model's "
+            f"probabilities are no numbers. Lower {callback.settings}.learningRate"
+        ) from error
     callback.raise_if_stopped()

@@ -24,7 +24,7 @@ from medgr2_api.training_spec import AnswerFormat
 
 from ...data import synthetic_images
 from ...data.synthetic_images import Attributes
-from ...errors import Checkpointed
+from ...errors import Checkpointed, NotFinite
 from ...prompts import answers
 from ...runner.context import StageContext
 from ...store import atomic
@@ -129,7 +129,13 @@ def _build(
         loss = _loss(model, bank, rows(settings, seed, step, answer_format))
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not (loss.isfinite() and norm.isfinite()):
+            raise NotFinite(
+                f"pretrain: loss {loss.item()}, norm of the gradients {norm.item()} at step {step + 1}: the training "
+                "of the built-in model has diverged; lower its learning rate "
+                "(builtin://tiny-qwen2.5-vl?learning_rate=…)"
+            )
         optimizer.step()
         losses.append(loss.item())
         step += 1

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.support.fixtures import prepare_parameters, stage_request
 
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.data import synthetic_images
-from medgr2_jobs.errors import Checkpointed
+from medgr2_jobs.errors import Checkpointed, NotFinite
 from medgr2_jobs.models import vlm
 from medgr2_jobs.models.tiny import model as tiny_model
 from medgr2_jobs.models.tiny import pretrain
@@ -124,6 +125,13 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Path, how: str, m
     pretrain.build(again, SETTINGS, 1, FORMAT, tmp_path / "model")
     assert steps[0] == (5 if how == "kill" else 8)
     assert digests(tmp_path / "model") == digests(tmp_path / "model-whole")
+
+
+def test_a_pre_training_that_diverges_stops(tmp_path: Path) -> None:
+    ctx = context(tmp_path)
+    with pytest.raises(NotFinite, match=r"pretrain: loss nan.* at step [23]: .* lower its learning rate"):
+        pretrain.build(ctx, replace(SETTINGS, learning_rate=1e30), 1, FORMAT, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_damaged_or_foreign_checkpoint_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
