@@ -12,7 +12,7 @@
   reviews/<sha256>.jsonl              experts' decisions on kept triplets
   private/                            for the owner alone: the secret of the pseudonyms, and what they stand for
   cycles/<cycle>/                     one cycle's view
-    state.json, run.lock, report/, logs/, fences/, progress/, results/, iterations/
+    state.json, approved.json, report/, logs/, fences/, progress/, results/, iterations/
     spend/<cycle uid>/                what was reserved and paid at the generator's provider
 ```
 """
@@ -25,6 +25,7 @@ from pathlib import PurePosixPath
 MANIFEST = "manifest.json"
 STATE = "state.json"
 LOCK = "run.lock"
+APPROVED = "approved.json"
 #: For the owner alone: no command hands it out.
 PRIVATE = PurePosixPath("private")
 #: The secret that makes the workspace's pseudonyms.

@@ -16,7 +16,7 @@ import yaml
 
 from medgr2_api.cycle import Cycle
 from medgr2_operator.cli import connection
-from medgr2_operator.cli.cluster_options import ClusterOptions
+from medgr2_operator.cli.cluster_options import WhereOptions
 from medgr2_operator.cli.connection import Cluster
 from medgr2_operator.cli.lifecycle import approve
 from medgr2_operator.kube.client import Resource
@@ -203,7 +203,7 @@ def test_a_cluster_without_our_kind_is_told(
         await at.cycle("loop")
         return 0
 
-    assert connection.run(ClusterOptions(env.namespace, "", str(env.control_plane.kubeconfig)), look) == 2
+    assert connection.run(WhereOptions(None, env.namespace, "", str(env.control_plane.kubeconfig)), look) == 2
     assert capsys.readouterr().err == "this cluster knows no MedGR2Cycle; is the operator installed?\n"
 
 

@@ -182,7 +182,7 @@ def test_a_pod_that_is_gone_before_the_command_starts_is_a_failure_that_may_pass
 
     with pytest.raises(CommandError, match="was taken away") as raised:
         asyncio.run(tries())
-    assert raised.value.code == 75
+    assert raised.value.exit_code == 75
 
 
 def test_the_reading_pod_can_only_read(volume: Volume) -> None:

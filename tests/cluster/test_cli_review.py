@@ -83,7 +83,9 @@ def test_a_review_goes_out_and_comes_back(env: KwokEnv, node: StreamingNode, med
 
     back.write_text(json.dumps({"triplet_id": rows[1]["triplet_id"], "veto": True}) + "\n")
     imported = medgr2("review", "import", "loop", back, "--iteration", 1, "--no-restart")
-    assert imported.splitlines()[1] == "loop: spec.reviews names it; `medgr2 restart loop curate@1` lets it count"
+    told = imported.splitlines()[1]
+    assert told.startswith("loop: spec.reviews names it; `medgr2 restart loop curate@1 --namespace ")
+    assert told.endswith("` lets it count")
     after = env.cycle()["spec"]
     assert after["restartFrom"] == spec["restartFrom"]
     assert after["reviews"] != spec["reviews"]

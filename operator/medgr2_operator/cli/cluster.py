@@ -1,34 +1,28 @@
-"""Commands on a cluster; also `kubectl medgr2`. Only typer is imported here, as in `app.py`."""
+"""Commands on cycles, on this computer or on a cluster; also `kubectl medgr2`. Only typer is imported."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from medgr2_api import command_line
 
 from .cluster_options import (
-    ClusterOptions,
     Force,
-    LocalWorkspace,
     Name,
     ReaderPodOptions,
     Timeout,
     Wait,
-    run_local,
+    WhereOptions,
     with_options,
 )
 from .command_group import CONTEXT, CommandGroup
 
-if TYPE_CHECKING:
-    from .connection import Cluster
-
 cluster = typer.Typer(
-    help="Look at and steer MedGR2Cycles on a cluster; kubectl does the rest.",
+    help="Look at and steer MedGR2Cycles; kubectl does the rest.",
     no_args_is_help=True,
     cls=CommandGroup,
     context_settings=CONTEXT,
@@ -53,6 +47,20 @@ class Format(StrEnum):
     CSV = "csv"
 
 
+@cluster.command("list")
+@with_options
+def list_cycles(*, on: WhereOptions) -> None:
+    """List the cycles of a workspace or namespace."""
+    raise typer.Exit(on.at("").show_all())
+
+
+@cluster.command()
+@with_options
+def status(cycle: Name, *, on: WhereOptions) -> None:
+    """Show a cycle's conditions and stages, and what was made with other parameters than its spec has now."""
+    raise typer.Exit(on.at(cycle).show(cycle))
+
+
 @cluster.command()
 @with_options
 def logs(
@@ -67,46 +75,24 @@ def logs(
     ] = False,
     *,
     pod: ReaderPodOptions,
-    on: ClusterOptions,
+    on: WhereOptions,
 ) -> None:
     """Show what a stage prints, of all of its pods."""
-
-    async def command(cluster: Cluster) -> int:
-        from .logs import show
-        from .volume import files
-
-        async def read(paths: Sequence[str]) -> dict[str, bytes]:
-            return await files(cluster, cycle, paths, pod)
-
-        return await show(cluster, cycle, stage, attempt, follow, None if no_volume else read)
-
-    on.run(command)
+    raise typer.Exit(on.at(cycle, pod).logs(cycle, stage, attempt, follow, volume=not no_volume))
 
 
 @cluster.command()
 @with_options
-def suspend(cycle: Name, wait: Wait = False, timeout: Timeout = 600, *, on: ClusterOptions) -> None:
-    """Let running stages write a checkpoint and stop; --wait: until they have."""
-
-    async def command(cluster: Cluster) -> int:
-        from .lifecycle import suspend
-
-        return await suspend(cluster, cycle, wait * timeout)
-
-    on.run(command)
+def suspend(cycle: Name, wait: Wait = False, timeout: Timeout = 600, *, on: WhereOptions) -> None:
+    """Let running stages write a checkpoint and stop."""
+    raise typer.Exit(on.at(cycle).suspend(cycle, wait * timeout))
 
 
 @cluster.command()
 @with_options
-def resume(cycle: Name, wait: Wait = False, timeout: Timeout = 60, *, on: ClusterOptions) -> None:
-    """Let a suspended cycle go on from its checkpoints."""
-
-    async def command(cluster: Cluster) -> int:
-        from .lifecycle import resume
-
-        return await resume(cluster, cycle, wait * timeout)
-
-    on.run(command)
+def resume(cycle: Name, wait: Wait = False, timeout: Timeout = 60, *, on: WhereOptions) -> None:
+    """Let a suspended cycle go on from its checkpoints; on this computer it runs in this terminal."""
+    raise typer.Exit(on.at(cycle).resume(cycle, wait * timeout))
 
 
 @cluster.command()
@@ -117,16 +103,10 @@ def restart(
     wait: Wait = False,
     timeout: Timeout = 60,
     *,
-    on: ClusterOptions,
+    on: WhereOptions,
 ) -> None:
-    """Run a stage, and all that depends on it, again."""
-
-    async def command(cluster: Cluster) -> int:
-        from .lifecycle import restart
-
-        return await restart(cluster, cycle, stage, wait * timeout)
-
-    on.run(command)
+    """Run a stage, and all that depends on it, again; on this computer in this terminal."""
+    raise typer.Exit(on.at(cycle).restart(cycle, stage, wait * timeout))
 
 
 @cluster.command()
@@ -137,16 +117,10 @@ def approve(
     wait: Wait = False,
     timeout: Timeout = 60,
     *,
-    on: ClusterOptions,
+    on: WhereOptions,
 ) -> None:
     """Let a stage go on that spec.pauseBefore holds back."""
-
-    async def command(cluster: Cluster) -> int:
-        from .lifecycle import approve
-
-        return await approve(cluster, cycle, stage, wait * timeout)
-
-    on.run(command)
+    raise typer.Exit(on.at(cycle).approve(cycle, stage, wait * timeout))
 
 
 @cluster.command()
@@ -157,16 +131,13 @@ def cp(
     force: Force = False,
     *,
     pod: ReaderPodOptions,
-    on: ClusterOptions,
+    on: WhereOptions,
 ) -> None:
-    """Copy a file or folder of a cycle's workspace to this computer."""
-
-    async def command(cluster: Cluster) -> int:
-        from .volume import copy
-
-        return await copy(cluster, source, target, pod, force)
-
-    on.run(command)
+    """Copy a file or folder from a cycle's volume on a cluster to this computer."""
+    cycle, colon, path = source.partition(":")
+    if not colon or not cycle:
+        raise typer.BadParameter(f"{source!r}: expected CYCLE:PATH, such as loop:cycles/loop/report")
+    raise typer.Exit(on.at(cycle, pod).copy(cycle, path, target, force))
 
 
 @cluster.command()
@@ -175,23 +146,12 @@ def report(
     cycle: Name,
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder here.")] = Path("."),
     force: Force = False,
-    workspace: LocalWorkspace = None,
     *,
     pod: ReaderPodOptions,
-    on: ClusterOptions,
+    on: WhereOptions,
 ) -> None:
-    """Fetch a cycle's newest report, and say where it is."""
-    if workspace is not None:
-        from .lineage import local_report
-
-        run_local(lambda: local_report(workspace, cycle))
-
-    async def command(cluster: Cluster) -> int:
-        from .volume import report
-
-        return await report(cluster, cycle, target, pod, force)
-
-    on.run(command)
+    """Say where a cycle's newest report is; from a cluster it is fetched."""
+    raise typer.Exit(on.at(cycle, pod).report(cycle, target, force))
 
 
 @cluster.command()
@@ -206,23 +166,12 @@ def lineage(
         ),
     ] = "",
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-    workspace: LocalWorkspace = None,
     *,
     pod: ReaderPodOptions,
-    on: ClusterOptions,
+    on: WhereOptions,
 ) -> None:
     """Show where a triplet came from and went: image, prompt, generator, score, decision, the policies that saw it."""
-    if workspace is not None:
-        from .lineage import local_lineage
-
-        run_local(lambda: local_lineage(workspace, cycle, triplet, json))
-
-    async def command(cluster: Cluster) -> int:
-        from .volume import lineage
-
-        return await lineage(cluster, cycle, triplet, pod, json)
-
-    on.run(command)
+    raise typer.Exit(on.at(cycle, pod).lineage(cycle, triplet, json))
 
 
 @review.command("export")
@@ -234,18 +183,15 @@ def export_review(
     file_format: Annotated[Format, typer.Option("--format", help="Of the list.")] = Format.JSONL,
     everything: Annotated[bool, typer.Option("--all", help="Also what was dropped, with the reasons.")] = False,
     force: Force = False,
-    workspace: LocalWorkspace = None,
     *,
     pod: ReaderPodOptions,
-    on: ClusterOptions,
+    on: WhereOptions,
 ) -> None:
     """Write what curate kept into a folder: a list with an empty column `veto`, the images, and a page to look at."""
-    from .review import ExportRequest, export_from_cluster, export_local
+    from .review import ExportRequest
 
     request = ExportRequest(cycle, iteration, str(file_format), everything, target, force)
-    if workspace is not None:
-        run_local(lambda: export_local(workspace, request))
-    on.run(lambda cluster: export_from_cluster(cluster, request, pod))
+    raise typer.Exit(on.at(cycle, pod).export_review(request))
 
 
 @review.command("import")
@@ -259,21 +205,13 @@ def import_review(
     ] = False,
     wait: Wait = False,
     timeout: Timeout = 60,
-    workspace: LocalWorkspace = None,
     *,
     pod: ReaderPodOptions,
-    on: ClusterOptions,
+    on: WhereOptions,
 ) -> None:
     """Check an expert's review and let it count: curate drops what was vetoed."""
-    from .review import import_local, import_to_cluster
-
-    if workspace is not None:
-        run_local(lambda: import_local(workspace, cycle, iteration, file))
-    on.run(
-        lambda cluster: import_to_cluster(
-            cluster, cycle, iteration, file, pod, restart=not no_restart, wait=wait * timeout
-        )
-    )
+    place = on.at(cycle, pod)
+    raise typer.Exit(place.import_review(cycle, iteration, file, restart=not no_restart, wait=wait * timeout))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the commands on a cluster have in common on the command line. Only typer is imported here, as in `app.py`."""
+"""What the commands on cycles have in common on the command line. Only typer is imported here, as in `app.py`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -14,20 +14,27 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from .connection import Cluster
+    from .cycles import Cycles
 
 Name = Annotated[str, typer.Argument(metavar="CYCLE", help="Name of a MedGR2Cycle.", show_default=False)]
 Wait = Annotated[bool, typer.Option("--wait", help="Until the operator has acted on it.")]
 Timeout = Annotated[float, typer.Option(min=1, help="Seconds to wait.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
-LocalWorkspace = Annotated[
-    Path | None,
-    typer.Option("--workspace", "-w", help="Look in this folder (`medgr2 run`), not on a cluster.", show_default=False),
-]
 
 
 @dataclass(frozen=True)
-class ClusterOptions:
-    """Which cluster and namespace; empty: what the kubeconfig says."""
+class WhereOptions:
+    """Where the cycle is: a workspace of this computer, or a cluster and namespace; empty: what the kubeconfig says."""
+
+    workspace: Annotated[
+        Path | None,
+        typer.Option(
+            "--workspace",
+            "-w",
+            help="Folder of `medgr2 run` on this computer; default: .medgr2 if it has the cycle, else a cluster.",
+            show_default=False,
+        ),
+    ] = None
 
     namespace: Annotated[
         str, typer.Option("--namespace", "-n", help="Default: the kubeconfig's.", show_default=False)
@@ -37,8 +44,19 @@ class ClusterOptions:
     ] = ""
     kubeconfig: Annotated[str, typer.Option(help="Default: $KUBECONFIG or ~/.kube/config.", show_default=False)] = ""
 
-    def run(self, command: Callable[[Cluster], Awaitable[int]]) -> NoReturn:
-        """Connects and runs; ends with the exit code."""
+    def at(self, cycle: str, pod: ReaderPodOptions | None = None) -> Cycles:
+        """The place where a cycle is."""
+        from .cycles import place_of
+
+        return place_of(cycle, self, pod)
+
+    def cluster_words(self) -> list[str]:
+        """The options that name the cluster, as the user gave them."""
+        given = (("--namespace", self.namespace), ("--context", self.context), ("--kubeconfig", self.kubeconfig))
+        return [word for option, value in given if value for word in (option, value)]
+
+    def run(self, command: Callable[[Cluster], Awaitable[int]]) -> int:
+        """Connects to the cluster and runs; returns the exit code."""
         try:
             from .connection import run
         except ModuleNotFoundError as error:
@@ -49,7 +67,7 @@ class ClusterOptions:
             from .installation import install_command
 
             raise CommandError(f"commands on a cluster need {package}:\n  {install_command('operator')}", 78) from None
-        raise typer.Exit(run(self, command))
+        return run(self, command)
 
 
 @dataclass(frozen=True)
@@ -63,13 +81,13 @@ class ReaderPodOptions:
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose keyword parameters of type ClusterOptions and ReaderPodOptions are one option per field to typer,
+    """A command whose keyword parameters of type WhereOptions and ReaderPodOptions are one option per field to typer,
     which knows no groups of options."""
     signature = inspect.signature(command, eval_str=True)
     groups = {
         name: parameter.annotation
         for name, parameter in signature.parameters.items()
-        if parameter.annotation in (ClusterOptions, ReaderPodOptions)
+        if parameter.annotation in (WhereOptions, ReaderPodOptions)
     }
 
     def flat(**values: Any) -> None:
@@ -89,7 +107,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     return flat
 
 
-def _of_fields(group: type[ClusterOptions | ReaderPodOptions]) -> list[inspect.Parameter]:
+def _of_fields(group: type[WhereOptions | ReaderPodOptions]) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     return [
         inspect.Parameter(
@@ -97,8 +115,3 @@ def _of_fields(group: type[ClusterOptions | ReaderPodOptions]) -> list[inspect.P
         )
         for field in fields(group)
     ]
-
-
-def run_local(command: Callable[[], int]) -> NoReturn:
-    """Runs what needs no cluster; ends with the exit code."""
-    raise typer.Exit(command())

@@ -16,8 +16,9 @@ from medgr2_api.stage_contract import ExitCode
 
 from ..kube.client import CYCLES, ApiError, Client, Manifest, NotFoundError
 from ..kube.kubeconfig import connect
-from .cluster_options import ClusterOptions
+from .cluster_options import WhereOptions
 from .errors import CommandError, did_you_mean
+from .hints import typed
 
 INTERRUPTED = 128 + signal.SIGINT
 _FORBIDDEN = re.compile(
@@ -32,6 +33,12 @@ class Cluster:
 
     client: Client
     namespace: str
+    words: tuple[str, ...] = ()
+    """The options that name it, for commands that are told to the user."""
+
+    def typed(self, *words: object) -> str:
+        """A command about the same cluster."""
+        return typed(*words, *self.words)
 
     async def cycle(self, name: str) -> Manifest:
         """The cycle as stored.
@@ -71,7 +78,7 @@ def parsed(manifest: Manifest) -> Cycle:
         ) from error
 
 
-def run(options: ClusterOptions, command: Callable[[Cluster], Awaitable[int]]) -> int:
+def run(options: WhereOptions, command: Callable[[Cluster], Awaitable[int]]) -> int:
     """Connects, runs the command, and says in one line what went wrong; returns the exit code."""
 
     async def connected() -> int:
@@ -80,7 +87,7 @@ def run(options: ClusterOptions, command: Callable[[Cluster], Awaitable[int]]) -
         # as Ctrl-C does: what the command made on the cluster is removed on the way out
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         async with connect(options.kubeconfig, options.context) as (client, namespace):
-            return await command(Cluster(client, options.namespace or namespace))
+            return await command(Cluster(client, options.namespace or namespace, tuple(options.cluster_words())))
 
     try:
         return asyncio.run(connected())

@@ -15,8 +15,8 @@ from medgr2_api.stages import CURATE
 from medgr2_api.status import AttemptState, Phase
 
 from ..kube.client import CYCLES, ConflictError, Manifest
-from ..plan.spec_cache import cached_spec
 from ..plan.types import StageKey
+from .approval import reach, stages_to_approve, waiting_for_approval
 from .connection import Cluster, parsed
 from .errors import CommandError, parse_stage
 
@@ -80,7 +80,8 @@ async def name_review(cluster: Cluster, name: str, iteration: int, sha256: str, 
         )
         named = {"op": "add", "path": "/spec/reviews", "value": value}
         if not restart:
-            summary = f"{name}: spec.reviews names it; `medgr2 restart {name} curate@{iteration}` lets it count"
+            command = cluster.typed("restart", name, f"curate@{iteration}")
+            summary = f"{name}: spec.reviews names it; `{command}` lets it count"
             return _Edit([named], summary, lambda now: True)
         again = _restarting(parsed(stored), StageKey(iteration, CURATE.name))
         return _Edit([named, *again.operations], again.summary, again.done)
@@ -89,11 +90,11 @@ async def name_review(cluster: Cluster, name: str, iteration: int, sha256: str, 
 
 
 def _restarting(cycle: Cycle, start: StageKey) -> _Edit:
-    reach, token = _reach(cycle, start), _fresh_token(cycle)
+    stages, token = reach(cycle, start), _fresh_token(cycle)
     value = {"iteration": start.iteration, "stage": str(start.name), "token": token}
     return _Edit(
         [{"op": "add", "path": "/spec/restartFrom", "value": value}],
-        f"{cycle.metadata.name}: {start} and what depends on it run again, {reach} stages in all (token {token})",
+        f"{cycle.metadata.name}: {start} and what depends on it run again, {stages} stages in all (token {token})",
         lambda now: token in now.get("status", {}).get("restartTokens", ()),
     )
 
@@ -102,14 +103,14 @@ async def approve(cluster: Cluster, name: str, stage: str, wait: float) -> int:
     """Lets what waits for approval go on: a stage, or all that wait. With `wait` seconds: until they no longer do."""
 
     def edit(stored: Manifest) -> _Edit:
-        chosen = _to_approve(parsed(stored), stored, stage)
+        chosen = stages_to_approve(parsed(stored), stage)
         given = stored["spec"].get("approved") or []
         new = [ref for key in chosen if (ref := {"iteration": key.iteration, "stage": str(key.name)}) not in given]
         names = ", ".join(map(str, chosen))
         return _Edit(
             [{"op": "add", "path": "/spec/approved", "value": [*given, *new]}] if new else [],
             f"{name}: {names} may go on" if new else f"{name}: {names} was approved already",
-            lambda now: not set(chosen) & set(_waiting(now)),
+            lambda now: not set(chosen) & set(waiting_for_approval(parsed(now))),
         )
 
     return await _change(cluster, name, edit, wait)
@@ -146,63 +147,11 @@ async def _change(cluster: Cluster, name: str, edit: Callable[[Manifest], _Edit]
     raise CommandError(f"{name} was changed by others {_MAX_CONFLICTS} times in a row; try again", ExitCode.TEMPORARY)
 
 
-def _reach(cycle: Cycle, start: StageKey) -> int:
-    """How many stages would run again.
-
-    Raises:
-        CommandError: the cycle has no such stage.
-    """
-    name = cycle.metadata.name
-    if start.iteration > cycle.spec.iterations:
-        raise CommandError(f"{start}: {name} has {cycle.spec.iterations} iterations")
-    graph = cached_spec(name, cycle.spec).graph(cycle.spec.iterations)
-    if start not in graph:
-        there = ", ".join(str(node.key) for node in graph if node.key.iteration == start.iteration)
-        raise CommandError(f"{name} has no stage {start}; of iteration {start.iteration} it has {there}")
-    return len(graph.reach(start))
-
-
 def _fresh_token(cycle: Cycle) -> str:
     """A token that is new to the cycle; the operator ignores the others."""
     now = cycle.spec.restart_from
     used = {*cycle.status.restart_tokens, *([now.token] if now else ())}
     return next(token for number in range(1, len(used) + 2) if (token := f"r{number}") not in used)
-
-
-def _to_approve(cycle: Cycle, stored: Manifest, stage: str) -> list[StageKey]:
-    """Which stages are meant.
-
-    Raises:
-        CommandError: none, or one that never waits.
-    """
-    name, waiting = cycle.metadata.name, _waiting(stored)
-    if not stage:
-        if not waiting:
-            raise CommandError(f"{name}: nothing waits for approval")
-        return waiting
-    stage_name, iteration = parse_stage(stage)
-    if stage_name not in cycle.spec.pause_before:
-        before = ", ".join(cycle.spec.pause_before) or "nothing"
-        raise CommandError(f"{name} does not wait before {stage_name}: spec.pauseBefore has {before}")
-    if iteration is not None:
-        _reach(cycle, StageKey(iteration, stage_name))
-        return [StageKey(iteration, stage_name)]
-    chosen = [key for key in waiting if key.name == stage_name]
-    if not chosen:
-        raise CommandError(
-            f"{name}: no {stage_name} waits for approval now; to approve it beforehand say {stage_name}@N"
-        )
-    return chosen
-
-
-def _waiting(cycle: Manifest) -> list[StageKey]:
-    """What the operator says waits for approval."""
-    stages = cycle.get("status", {}).get("stages") or ()
-    return sorted(
-        StageKey(stage["iteration"], stage["name"])
-        for stage in stages
-        if stage.get("state") == AttemptState.AWAITING_APPROVAL
-    )
 
 
 # -- waiting -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`medgr2 lineage`, and `medgr2 report` in a workspace on this computer: what the jobs know, in words."""
+"""`medgr2 lineage`: what the jobs know, in words."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from medgr2_api import paths
 from medgr2_api.printable import one_line
 from medgr2_api.stage_contract import ExitCode
 
 from . import jobs_process
-from .errors import CommandError
 
 _SHOWN_DIGEST = 12
 
@@ -95,17 +93,3 @@ def _decision(lineage: dict[str, Any]) -> str:
     if lineage["keep"] is None:
         return "none so far"
     return "kept" if lineage["keep"] else f"rejected: {', '.join(lineage['reasons']) or 'no reason given'}"
-
-
-def local_report(workspace: Path, cycle: str) -> int:
-    """Says where the report of a cycle that was run here is.
-
-    Raises:
-        CommandError: there is none.
-    """
-    folder = workspace / paths.report(cycle)
-    if not (folder / "report.md").is_file():
-        known = sorted(path.parent.name for path in workspace.glob("cycles/*/report"))
-        raise CommandError(f"no report of {cycle} in {workspace}; cycles with one: {', '.join(known) or 'none'}")
-    print(f"report: {folder / 'report.md'}")
-    return ExitCode.OK

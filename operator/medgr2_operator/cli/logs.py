@@ -18,8 +18,9 @@ from ..kube.logs_exec import BrokenStreamError, log
 from ..plan.types import AttemptKey
 from ..render import labels
 from ..render.pod import MAIN
+from .attempts import choose_attempts, records
 from .connection import Cluster
-from .errors import CommandError, parse_stage
+from .errors import CommandError
 
 _POLL = 1.0  # seconds
 _INDEX = "batch.kubernetes.io/job-completion-index"
@@ -52,40 +53,6 @@ async def show(
         if not one.shown:
             await one.print_from_volume(read_volume)
     return ExitCode.OK
-
-
-def choose_attempts(cycle: Manifest, stage: str, attempt: int = 0) -> list[AttemptKey]:
-    """The attempts whose log is asked for.
-
-    Raises:
-        CommandError: nothing has run that fits.
-    """
-    name = cycle["metadata"]["name"]
-    ran = [record for record in _records(cycle) if record.attempt]
-    if not ran:
-        raise CommandError(f"{name}: no stage has run yet")
-    if not stage:
-        running = [record for record in ran if record.state in _ACTIVE]
-        fitting = running or [max(ran, key=lambda record: (str(record.completion_time or ""), record.iteration))]
-    else:
-        stage_name, iteration = parse_stage(stage)
-        of_stage = [record for record in ran if record.name == stage_name]
-        newest = max((record.iteration for record in of_stage), default=None)
-        fitting = [record for record in of_stage if record.iteration == (newest if iteration is None else iteration)]
-        if not fitting:
-            there = ", ".join(f"{record.name}@{record.iteration}" for record in ran)
-            raise CommandError(f"{name}: {stage} has not run; there is {there}")
-    for record in fitting:
-        if attempt > record.attempt:
-            raise CommandError(f"{name}: {record.name}@{record.iteration} has had {record.attempt} attempts so far")
-    return [AttemptKey(r.iteration, r.name, r.token, attempt or r.attempt) for r in fitting]
-
-
-def _records(cycle: Manifest) -> list[StageStatus]:
-    """Stages of the status; of an old iteration only what is left of them."""
-    known = set(StageStatus.model_fields) | {field.alias for field in StageStatus.model_fields.values()}
-    stages = cycle.get("status", {}).get("stages") or ()
-    return [StageStatus.model_validate({k: v for k, v in stage.items() if k in known}) for stage in stages]
 
 
 @dataclass
@@ -176,7 +143,7 @@ class _StageLog:
         """The stage in the present status."""
         self.cycle = await self.cluster.cycle(self.cycle["metadata"]["name"])
         mine = (self.key.iteration, self.key.name)
-        return next((record for record in _records(self.cycle) if (record.iteration, record.name) == mine), None)
+        return next((record for record in records(self.cycle) if (record.iteration, record.name) == mine), None)
 
     def _has_ended(self, record: StageStatus | None) -> bool:
         """Whether nothing more can come; says how it ended."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..plan.spec_cache import cached_spec
 from ..plan.types import StageKey
 from .cycle_file import read_cycle
 from .plan_preview import Forecast, forecast
+from .status_view import print_table
 
 #: Parts of the spec whose values `medgr2 plan` lists; the rest says where and when stages run.
 _LEARNING = (
@@ -29,7 +30,6 @@ _LEARNING = (
     "rewardModel",
     "seed",
 )
-_WIDEST = 40  # characters that a column is padded to; a longer cell pushes its row
 
 
 def show_plan(file: Path, workspace: Path, as_json: bool) -> int:
@@ -44,9 +44,9 @@ def show_plan(file: Path, workspace: Path, as_json: bool) -> int:
         return ExitCode.OK
     rows = [(path, _text(value), source) for path, value, source in _parameters(cycle.spec)]
     print("parameters")
-    _print_rows([("parameter", "value", "from"), *rows])
+    print_table([("parameter", "value", "from"), *rows])
     print(f"\nstages ({len(stages)})")
-    _print_rows([("stage", "artifact", "what would happen"), *_stage_rows(stages)])
+    print_table([("stage", "artifact", "what would happen"), *_stage_rows(stages)])
     reused = sum(seen.reused for seen in stages.values())
     print(f"\n{len(stages) - reused} stages would run, {reused} are already there in {workspace}")
     return ExitCode.OK
@@ -80,13 +80,6 @@ def _stage_rows(stages: Mapping[StageKey, Forecast]) -> Iterator[tuple[str, ...]
         yield str(key), seen.input_hash[:12], seen.what
         if seen.reads:
             yield "", "", f"  reads {', '.join(map(str, seen.reads))}"
-
-
-def _print_rows(rows: Sequence[tuple[str, ...]]) -> None:
-    """Columns, each row on one line of its own: a terminal wraps it where it must, and names stay whole."""
-    widths = [min(_WIDEST, max(map(len, column))) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(("", *(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))).rstrip())
 
 
 def _parameters(spec: CycleSpec) -> Iterator[tuple[str, object, str]]:

@@ -22,6 +22,8 @@ from ..plan.parameter_changes import parameter_changes, shown
 from ..plan.spec_cache import cached_spec
 from ..plan.types import StageKey
 
+_NEEDED = {"stage", "codeVersion", "cycle", "iteration", "parameters", "inputs", "outputDigest"}
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -96,9 +98,11 @@ def _manifests(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in shards or [folder]:
         try:
-            found.append(json.loads((path / paths.MANIFEST).read_text()))
-        except (FileNotFoundError, json.JSONDecodeError):
+            document = json.loads((path / paths.MANIFEST).read_bytes())
+        except (OSError, ValueError, RecursionError):
             continue
+        if isinstance(document, dict) and document.keys() >= _NEEDED:
+            found.append(document)
     return found
 
 

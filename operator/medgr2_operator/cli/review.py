@@ -4,8 +4,10 @@ volume on a cluster. The jobs read and write it: they know parquet."""
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from medgr2_api.stage_contract import ExitCode
 
 from . import jobs_process
 from .errors import CommandError
+from .hints import typed
 from .unpack import UNPACKING, Unpacker, final_place, refusal
 
 if TYPE_CHECKING:  # the client's packages are not needed without a cluster
@@ -52,12 +55,12 @@ class ExportRequest:
         """
         return final_place(self.target, f"{self.cycle}-i{self.iteration:03d}-triplets", self.force)
 
-    def print_next_steps(self, folder: Path, summary: dict[str, Any]) -> None:
-        """Says what is where, and what to do with it."""
+    def print_next_steps(self, folder: Path, summary: dict[str, Any], where: Sequence[object]) -> None:
+        """Says what is where, and what to do with it; `where`: the options that name the place of the cycle."""
         file = folder / f"triplets.{self.file_format}"
         print(f"{file}: {summary['triplets']} triplets of curate@{self.iteration}; {folder / 'index.html'} shows them")
         print("fill in veto (true or false) where you have decided, or use the page; then")
-        print(f"  medgr2 review import {self.cycle} {file} --iteration {self.iteration}")
+        print(f"  {typed('review', 'import', self.cycle, file, '--iteration', self.iteration, *where)}")
 
 
 @dataclass(frozen=True)
@@ -105,11 +108,13 @@ def export_local(workspace: Path, request: ExportRequest) -> int:
             process.stdout.close()
             process.kill()
             process.wait()
-    request.print_next_steps(folder, summary)
+    request.print_next_steps(folder, summary, ("-w", workspace))
     return ExitCode.OK
 
 
-async def export_from_cluster(cluster: Cluster, request: ExportRequest, pod: ReaderPodOptions) -> int:
+async def export_from_cluster(
+    cluster: Cluster, request: ExportRequest, pod: ReaderPodOptions, where: Sequence[str]
+) -> int:
     """Exports from a cycle's volume."""
     from .volume import opened
 
@@ -118,7 +123,7 @@ async def export_from_cluster(cluster: Cluster, request: ExportRequest, pod: Rea
         summary = await volume.unpack(
             "review", *request.arguments, target=folder, what=request.cycle, replace=request.force
         )
-    request.print_next_steps(folder, summary)
+    request.print_next_steps(folder, summary, where)
     return ExitCode.OK
 
 
@@ -136,7 +141,7 @@ def import_local(workspace: Path, cycle: str, iteration: int, file: Path) -> int
     print(f"put this into the spec of {cycle} (another review of iteration {iteration} goes):")
     print(f"  reviews: [{{iteration: {iteration}, sha256: {imported.sha256}}}]")
     print("then let curate take notice:")
-    print(f"  medgr2 run CYCLE.yaml --workspace {workspace} --restart-from curate@{iteration}")
+    print(f"  medgr2 run CYCLE.yaml {shlex.join(['-w', str(workspace), '--restart-from', f'curate@{iteration}'])}")
     return ExitCode.OK
 
 

@@ -43,15 +43,40 @@ class Options:
 def run_cycles(files: Sequence[Path], workspace: Path, options: Options) -> int:
     """Runs the cycles side by side to their ends; returns the process's exit code, that of the first that failed."""
     cycles = {file: read_cycle(file, local=True) for file in files}
-    jobs_process.require("run")
-    view = make_view(options.plain, len(files))
     _check_names(files, cycles, options)
+    commands = [_Commands(("run", file, "-w", workspace), "--restart-from") for file in files]
+    again = typed("run", *files, "-w", workspace)
+    return _start(list(zip(cycles.values(), commands, strict=True)), workspace, options, again)
+
+
+def run_stored(cycle: Cycle, workspace: Path, options: Options) -> int:
+    """Goes on with a cycle as the workspace has stored it, without its file."""
+    name = cycle.metadata.name
+    commands = _Commands(("restart", name, "-w", workspace))
+    return _start([(cycle, commands)], workspace, options, typed("resume", name, "-w", workspace))
+
+
+@dataclass(frozen=True)
+class _Commands:
+    """What to type to make a stage of a cycle anew."""
+
+    words: tuple[object, ...]
+    option: str = ""
+
+    def restart(self, key: StageKey) -> str:
+        """The command line."""
+        return typed(*self.words, *([self.option] if self.option else []), key)
+
+
+def _start(cycles: Sequence[tuple[Cycle, _Commands]], workspace: Path, options: Options, again: str) -> int:
+    jobs_process.require("run")
+    view = make_view(options.plain, len(cycles))
     workspace.mkdir(parents=True, exist_ok=True)
     lock = RunLock(workspace, lambda pid: view.on_notice(f"waiting for the stages that run {pid} left behind"))
     with lock:
-        executors = [_executor(workspace, file, cycle, view, options) for file, cycle in cycles.items()]
+        executors = [_executor(workspace, cycle, view, options) for cycle, _ in cycles]
         runner = Runner(executors, view, parallelism=options.parallelism, inherit=(lock.fileno,))
-        return _run(runner, view, files, workspace)
+        return _run(runner, view, [commands for _, commands in cycles], again)
 
 
 def _check_names(files: Sequence[Path], cycles: dict[Path, Cycle], options: Options) -> None:
@@ -69,7 +94,7 @@ def _check_names(files: Sequence[Path], cycles: dict[Path, Cycle], options: Opti
         owners[name] = file
 
 
-def _executor(workspace: Path, file: Path, cycle: Cycle, view: RunObserver, options: Options) -> Executor:
+def _executor(workspace: Path, cycle: Cycle, view: RunObserver, options: Options) -> Executor:
     """
     Raises:
         StateError: the options do not fit the cycle, or the cycle its stored state.
@@ -78,7 +103,7 @@ def _executor(workspace: Path, file: Path, cycle: Cycle, view: RunObserver, opti
     try:
         cycle = merge(_with_restart(cycle, state, options.restart_from), state.load())
     except (StateError, CommandError) as error:
-        raise StateError(f"{file}: {error}") from error
+        raise StateError(f"{cycle.metadata.name}: {error}") from error
     return Executor(workspace, cycle, view, secrets=options.secrets, threads=options.threads)
 
 
@@ -108,7 +133,7 @@ def restart_point(text: str, iterations: int) -> tuple[str, int]:
     return stage, iteration
 
 
-def _run(runner: Runner, view: LiveView | PlainView, files: Sequence[Path], workspace: Path) -> int:
+def _run(runner: Runner, view: LiveView | PlainView, commands: Sequence[_Commands], again: str) -> int:
     interrupted: list[int] = []
 
     def leave(number: int, _: FrameType | None) -> None:
@@ -128,14 +153,14 @@ def _run(runner: Runner, view: LiveView | PlainView, files: Sequence[Path], work
     stopped = bool(interrupted)
     codes = [
         _print_end(
-            _End(executor, file, workspace, ran=executor.cycle.status.completion_time != before),
+            _End(executor, own, ran=executor.cycle.status.completion_time != before),
             stopped=stopped,
-            several=len(files) > 1,
+            several=len(commands) > 1,
         )
-        for executor, file, before in zip(runner.executors, files, ended, strict=True)
+        for executor, own, before in zip(runner.executors, commands, ended, strict=True)
     ]
     if stopped and any(executor.phase is not Phase.COMPLETE for executor in runner.executors):
-        print(f"stopped; the same command goes on: {typed('run', *files, '-w', workspace)}", file=sys.stderr)
+        print(f"stopped; the same command goes on: {again}", file=sys.stderr)
         return 128 + interrupted[0]
     return next((code for code in codes if code), ExitCode.OK)
 
@@ -145,14 +170,9 @@ class _End:
     """How a cycle ended."""
 
     executor: Executor
-    file: Path
-    workspace: Path
+    commands: _Commands
     ran: bool
     """This run brought it there; False: it had ended before."""
-
-    def restart(self, key: StageKey) -> str:
-        """The command that makes a stage anew."""
-        return typed("run", self.file, "-w", self.workspace, "--restart-from", key)
 
 
 def _print_end(end: _End, *, stopped: bool, several: bool) -> int:
@@ -166,7 +186,7 @@ def _print_end(end: _End, *, stopped: bool, several: bool) -> int:
     if several:
         print(f"\n{name}: {phase}", flush=True)
     if edits and phase in (Phase.COMPLETE, Phase.FAILED):
-        print_edits(name, edits, end.restart)
+        print_edits(name, edits, end.commands.restart)
     if phase is Phase.COMPLETE:
         print_results(executor.root / paths.report(name))
         return ExitCode.CONFIG if edits and not end.ran else ExitCode.OK
@@ -183,10 +203,14 @@ def _print_cause(end: _End) -> int:
                 log = executor.root / paths.log(executor.cycle.metadata.name, attempt)
                 print(f"{stage.name}@{stage.iteration} failed: {stage.reason}: {stage.message}", file=sys.stderr)
                 print(f"  log: {log}", file=sys.stderr)
-                print(f"  once it is mended: {end.restart(StageKey(stage.iteration, stage.name))}", file=sys.stderr)
+                print(
+                    f"  once it is mended: {end.commands.restart(StageKey(stage.iteration, stage.name))}",
+                    file=sys.stderr,
+                )
         return executor.failure_exit_code or ExitCode.ERROR
     progressing = next((condition for condition in status.conditions if condition.type == "Progressing"), None)
     print(f"{executor.phase}: {progressing.message if progressing else status.summary}", file=sys.stderr)
     if executor.phase is Phase.PAUSED:
-        print("review the results, then list the stage in spec.approved and run again", file=sys.stderr)
+        approve = typed("approve", executor.cycle.metadata.name, "-w", executor.root)
+        print(f"look at the results, then let it go on: {approve}", file=sys.stderr)
     return ExitCode.OK

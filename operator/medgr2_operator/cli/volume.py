@@ -146,11 +146,8 @@ async def _image_of_stages(cluster: Cluster, stored: Manifest) -> str:
     return str(next(container["image"] for container in containers if container["name"] == MAIN))
 
 
-async def copy(cluster: Cluster, source: str, target: Path, pod: ReaderPodOptions, force: bool) -> int:
+async def copy(cluster: Cluster, name: str, path: str, target: Path, pod: ReaderPodOptions, force: bool) -> int:
     """`medgr2 cp CYCLE:PATH TARGET`."""
-    name, colon, path = source.partition(":")
-    if not colon or not name:
-        raise CommandError(f"{source!r}: expected CYCLE:PATH, such as loop:cycles/loop/report")
     path = _checked(path)
     final = final_place(target, Path(path).name or name, force)
     async with opened(cluster, name, pod) as volume:

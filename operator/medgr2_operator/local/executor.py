@@ -33,6 +33,7 @@ from medgr2_api.status import AttemptState, Phase
 from ..plan import planner
 from ..plan.shard_results import combine, worst
 from ..plan.types import AttemptKey, Event, JobCreate, JobDelete, JobState, Observed, ObservedJob, ObservedPod, Plan
+from .approvals import Approvals
 from .forkserver_client import Exited, ForkserverClient
 from .state import StateFile
 
@@ -94,6 +95,7 @@ class Executor:
         self.threads = threads
         self.now = now
         self.state = StateFile(self.root, cycle.metadata.name)
+        self.approvals = Approvals(self.root, cycle.metadata.name)
         self.attempts: dict[AttemptKey, LocalAttempt] = {}
         self.failure_exit_code = 0
         self.forkserver: ForkserverClient | None = None
@@ -142,10 +144,14 @@ class Executor:
         return plan.requeue_after
 
     def _effective_cycle(self) -> Cycle:
-        """Leaving is a suspension that the state file does not record: the next run resumes."""
-        if not self._leaving:
-            return self.cycle
-        return self.cycle.model_copy(update={"spec": self.cycle.spec.model_copy(update={"suspend": True})})
+        """With what `medgr2 approve` let go on. Leaving is a suspension that the state file does not record: the next
+        run resumes."""
+        spec = self.cycle.spec
+        if approved := self.approvals.load():
+            spec = spec.model_copy(update={"approved": [*spec.approved, *approved]})
+        if self._leaving:
+            spec = spec.model_copy(update={"suspend": True})
+        return self.cycle.model_copy(update={"spec": spec})
 
     def _observe(self) -> Observed:
         jobs = [self._observe_attempt(attempt) for attempt in self.attempts.values()]

@@ -76,6 +76,19 @@ class RunLock:
         return int(text) if text.isdigit() else 0
 
 
+def holder(root: Path) -> int | None:
+    """The pid of the run that has the workspace; None: there is none."""
+    try:
+        with (root / paths.LOCK).open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back with the file
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        text = (root / paths.LOCK).read_text(errors="replace").strip()
+        return int(text) if text.isdigit() and _alive(int(text)) else None
+    return None
+
+
 def _alive(pid: int) -> bool:
     if pid <= 0:
         return False

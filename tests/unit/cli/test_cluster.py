@@ -21,11 +21,11 @@ from medgr2_api.cycle import Cycle, Metadata
 from medgr2_jobs.store.rows import Candidate
 from medgr2_operator.cli import lineage
 from medgr2_operator.cli.app import app
+from medgr2_operator.cli.attempts import choose_attempts
 from medgr2_operator.cli.cluster import cluster
 from medgr2_operator.cli.connection import explain
 from medgr2_operator.cli.errors import CommandError, parse_stage
 from medgr2_operator.cli.installation import install_command
-from medgr2_operator.cli.logs import choose_attempts
 from medgr2_operator.kube.client import ApiError
 from medgr2_operator.kube.ephemeral_pod import why_waiting
 from medgr2_operator.render.render_context import RenderSettings
@@ -40,8 +40,9 @@ runner = CliRunner(env={"COLUMNS": "200", "KUBECONFIG": "/nowhere"})
 
 
 def test_both_programs_have_the_commands() -> None:
-    names = {"logs", "suspend", "resume", "restart", "approve", "cp", "report", "lineage"}
-    assert {command.callback.__name__ for command in cluster.registered_commands if command.callback} == names
+    names = {"list", "status", "logs", "suspend", "resume", "restart", "approve", "cp", "report", "lineage"}
+    commands = [command for command in cluster.registered_commands if command.callback]
+    assert {command.name or command.callback.__name__ for command in commands if command.callback} == names
     for program in (app, cluster):
         shown = runner.invoke(program, ["--help"]).output
         assert all(f"  {name} " in shown for name in names), shown

@@ -77,7 +77,7 @@ def test_out_and_back_and_what_to_do_next(workspace: Path, tmp_path: Path) -> No
         "triplet_id": "t1", "veto": True, "reason": "not b, but a; see above", "by": "Jane",
     }  # fmt: skip
     assert f"  reviews: [{{iteration: 1, sha256: {written.stem}}}]\n" in output
-    assert f"medgr2 run CYCLE.yaml --workspace {workspace} --restart-from curate@1" in output
+    assert f"medgr2 run CYCLE.yaml -w {workspace} --restart-from curate@1" in output
     spec = resolve(
         CycleSpec.model_validate({**make_spec().dump(), "reviews": [{"iteration": 1, "sha256": written.stem}]})
     )
