@@ -44,6 +44,13 @@ class AnswerKey(ApiEnum):
     INDEX_FROM_1 = "IndexFrom1"
 
 
+class OptionSpelling(ApiEnum):
+    """How the options of a source are spelled."""
+
+    AS_WRITTEN = "AsWritten"
+    UNIFORM = "Uniform"
+
+
 class SourceRole(ApiEnum):
     """What a source is used for."""
 
@@ -121,9 +128,15 @@ class Phantom(Model):
     """Questions per image, of the four kinds: modality, finding, location, count."""
 
 
+_NO_ANSWERS = [str(format) for format in DataFormat if format in IMAGES_ONLY]
 #: Formats whose records can say in several ways which option is right.
 _ANSWER_KEYS = (DataFormat.OMNIMEDVQA, DataFormat.VQA_JSONL)
 _FORMAT_RULES = (
+    Rule(
+        f"!has(self.optionSpelling) || self.optionSpelling == 'AsWritten' || !(self.format in {_NO_ANSWERS})",
+        f"'optionSpelling' is of questions, which formats {' and '.join(_NO_ANSWERS)} have not",
+        lambda s: s.option_spelling is OptionSpelling.AS_WRITTEN or s.format not in IMAGES_ONLY,
+    ),
     Rule(
         f"!has(self.answerKey) || self.answerKey == 'Infer' || self.format in {[str(name) for name in _ANSWER_KEYS]}",
         f"'answerKey' goes with formats {' and '.join(_ANSWER_KEYS)}; the other formats have one way to say it",
@@ -155,7 +168,6 @@ _DICOM_RULE = Rule(
     "'dicom' goes with format DICOM",
     lambda s: s.dicom is None or s.format is DataFormat.DICOM,
 )
-_NO_ANSWERS = [str(format) for format in DataFormat if format in IMAGES_ONLY]
 _ANSWERS_RULE = Rule(
     f"!(self.format in [{', '.join(map(repr, _NO_ANSWERS))}])",
     f"a benchmark needs questions with answers, which {' and '.join(_NO_ANSWERS)} have not",
@@ -183,6 +195,9 @@ class DataSource(Model):
     """How the records say which option is right: by its Text, its Letter, or its place, counted IndexFrom0 or
     IndexFrom1. Infer: as the format has it, or as the whole of a file shows; a record that two ways of reading fit with
     different results is set aside. For OmniMedVQA and VQAJsonl."""
+    option_spelling: OptionSpelling = OptionSpelling.AS_WRITTEN
+    """Uniform: the options are written in lower case and without punctuation around them, for their spelling can give
+    the right one away; the report says so."""
     mmmu: MMMU | None = None
     """What to take of a MMMU export."""
     role: SourceRole | None = None
@@ -229,6 +244,9 @@ class Benchmark(Model):
     """How the records say which option is right: by its Text, its Letter, or its place, counted IndexFrom0 or
     IndexFrom1. Infer: as the format has it, or as the whole of a file shows; a record that two ways of reading fit with
     different results is set aside. For OmniMedVQA and VQAJsonl."""
+    option_spelling: OptionSpelling = OptionSpelling.AS_WRITTEN
+    """Uniform: the options are written in lower case and without punctuation around them, for their spelling can give
+    the right one away; the report says so."""
     mmmu: MMMU | None = None
     """What to take of a MMMU export."""
     names: NamesShown = NamesShown.PRIVATE

@@ -112,6 +112,34 @@ def test_as_many_bad_records_as_allowed_are_set_aside_in_benchmarks_too(workspac
     assert [row.source for row in prepared.rows(QuarantinedRecord)] == ["bench"]
 
 
+def test_a_files_way_to_say_the_right_answer_is_written_down(workspace: PrepareWorkspace) -> None:
+    records = workspace.records()
+    for record in records:
+        options = [record[f"option_{letter}"] for letter in "ABCD"]
+        record["gt_answer"] = "ABCD"[options.index(record["gt_answer"])]
+    (workspace.root / "seed" / "questions.json").write_text(json.dumps(records))
+    prepared = workspace.tables()
+    read_as = json.loads(prepared.file("splits.json").read_text())["answersReadAs"]
+    assert read_as == {"seed": {"Letter": 40}, "bench": {"Text": 10}}
+
+
+def test_the_options_of_a_source_are_spelled_alike_on_request(workspace: PrepareWorkspace) -> None:
+    """What differs in spelling alone is set aside, for then the right answer would be there twice."""
+    first = {f"option_{letter}": text for letter, text in zip("ABCD", ("Liver.", "CYST", "mass", "T2"), strict=True)}
+    workspace.change(0, gt_answer="CYST", **first)
+    workspace.change(1, gt_answer="cyst", **first | {"option_C": "cyst"})
+    workspace.change(0, "bench", gt_answer="Uniform", option_A="Uniform", option_B="not uniform")
+    workspace.data["sources"] = [{**workspace.data["sources"][0], "optionSpelling": "Uniform"}]
+    prepared = workspace.tables(data={"maxBadFraction": 0.1})
+    items = [item for item in prepared.rows(Item) if item.source == "seed"]
+    assert len(items) == 39
+    assert all(option == option.casefold() for item in items for option in item.options)
+    assert any(item.options == ("liver", "cyst", "mass", "t2") and item.answer_index == 1 for item in items)
+    (bad,) = prepared.rows(QuarantinedRecord)
+    assert "the same but for their spelling" in bad.reason
+    assert any("Uniform" in item.options for item in prepared.rows(Item) if item.split == "test")
+
+
 def test_images_are_scaled_and_kept_from_others_as_the_spec_says(workspace: PrepareWorkspace) -> None:
     """An image of two sources may leave the cluster only where both allow it."""
     source = workspace.data["sources"][0]

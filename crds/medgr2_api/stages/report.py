@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from medgr2_api.data import Benchmark, Data, DataSource, OptionSpelling
 from medgr2_api.types import FreeForm
 
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
@@ -28,8 +29,15 @@ def _build(source: Source) -> ReportParameters:
         seed=source.seed,
         cycle=source.cycle,
         iteration=source.iteration,
-        settings={"preset": str(source.spec.preset), "seed": source.spec.seed},
+        settings={"preset": str(source.spec.preset), "seed": source.spec.seed} | _spelling(source.spec.data),
     )
+
+
+def _spelling(data: Data) -> dict[str, str]:
+    """Whose options are not as their authors wrote them."""
+    inputs: list[DataSource | Benchmark] = [*data.sources, *data.benchmarks]
+    changed = [one.name for one in inputs if one.option_spelling is OptionSpelling.UNIFORM]
+    return {"options spelled uniformly": f"in {' and '.join(changed)}"} if changed else {}
 
 
 _TOLD = ("evaluate", "generate", "curate", "reward", "score", "sft", "grpo", "preferences")

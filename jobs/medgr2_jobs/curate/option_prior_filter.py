@@ -2,17 +2,18 @@
 
 Generators like some answers: where "pneumonia" is among the options it is nearly always right, and a model learns that
 instead of looking (docs/decisions.md, 9). The option prior knows only how often each option text was right in the kept
-set. It is cross-fitted over folds of images, so that no item, and no item about its image, has a say in itself.
+set, as it is spelled and normalised, over all modalities and in each. It is cross-fitted over folds of images, so that
+no item, and no item about its image, has a say in itself.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..prompts.answers import normalise
+from ..prompts.option_counts import OptionCounts, View, points, views
 from ..store.rows import Triplet
 
 FOLDS = 5
@@ -20,24 +21,34 @@ FOLDS = 5
 SMOOTHING = 4.0
 #: How far P(right | text) of the right option must lie above the next one's for the prior to answer alone.
 MARGIN = 0.5
+_MODALITY = "modality"
+_VIEWS = views("all", _MODALITY)
 
 
 @dataclass(frozen=True)
 class _Item:
     fold: int
-    options: list[str]
+    modality: str
+    options: tuple[str, ...]
     right: int
+
+    def group(self, view: View) -> str:
+        """Among which questions it is counted."""
+        return self.modality if view.scope == _MODALITY else ""
 
 
 class CrossFittedPrior:
-    """P(right | option text) over the folds that an item is not in. Items can be taken out again."""
+    """P(right | option text) over the folds that an item is not in. Items can be taken out again.
+
+    In four views, for one hides what another shows: the texts as they are spelled or normalised, over all items or
+    those of the modality.
+    """
 
     def __init__(self, triplets: Iterable[Triplet]) -> None:
         self._items: dict[str, _Item] = {}
-        self._seen: dict[int, Counter[str]] = defaultdict(Counter)
-        self._right: dict[int, Counter[str]] = defaultdict(Counter)
+        self._counts = {view: OptionCounts() for view in _VIEWS}
         for row in triplets:
-            item = _Item(_fold(row.image_sha256), [normalise(text) for text in row.options], row.answer_index)
+            item = _Item(_fold(row.image_sha256), row.modality, row.options, row.answer_index)
             self._items[row.triplet_id] = item
             self._count(item, 1)
 
@@ -46,36 +57,36 @@ class CrossFittedPrior:
         self._count(self._items.pop(name), -1)
 
     def answers_alone(self, name: str) -> bool:
-        """Whether it picks the item's right option with confidence: P(right | text) exceeds the next by `MARGIN`."""
-        rates, right = self._rates(name)
-        others = [rate for index, rate in enumerate(rates) if index != right]
-        return bool(others) and rates[right] - max(others) >= MARGIN
+        """Whether a view picks the right option with confidence: P(right | text) exceeds the next by `MARGIN`."""
+        item = self._items[name]
+        return any(_margin(self._rates(item, view), item.right) >= MARGIN for view in _VIEWS)
 
     def accuracy(self) -> float:
-        """Share of the items that it answers rightly, ties by chance; 0 of none."""
-        points = 0.0
-        for name in self._items:
-            rates, right = self._rates(name)
-            best = [index for index, rate in enumerate(rates) if rate >= max(rates) - 1e-12]
-            points += (right in best) / len(best)
-        return points / len(self._items) if self._items else 0.0
+        """Share of the items that it answers rightly, ties by chance: of each modality by the view that answers most of
+        them; 0 of none."""
+        answered: dict[str, dict[View, float]] = defaultdict(lambda: dict.fromkeys(_VIEWS, 0.0))
+        for item in self._items.values():
+            for view in _VIEWS:
+                answered[item.modality][view] += points(self._rates(item, view), item.right)
+        right = sum(max(by_view.values()) for by_view in answered.values())
+        return right / len(self._items) if self._items else 0.0
 
-    def _rates(self, name: str) -> tuple[list[float], int]:
-        """P(right | text) of each option, and which is right."""
-        item = self._items[name]
-        chance = 1 / len(item.options)
-        rates = []
-        for text in item.options:
-            count = self._seen[-1][text] - self._seen[item.fold][text]
-            right = self._right[-1][text] - self._right[item.fold][text]
-            rates.append((right + SMOOTHING * chance) / (count + SMOOTHING))
-        return rates, item.right
+    def _rates(self, item: _Item, view: View) -> list[float]:
+        """P(right | text) of each option."""
+        group = item.group(view)
+        return self._counts[view].rates(group, view.texts(item.options), SMOOTHING, less=(group, item.fold))
 
     def _count(self, item: _Item, step: int) -> None:
-        for fold in (item.fold, -1):  # -1: all of them
-            for index, text in enumerate(item.options):
-                self._seen[fold][text] += step
-                self._right[fold][text] += step * (index == item.right)
+        for view, counts in self._counts.items():
+            texts, group = view.texts(item.options), item.group(view)
+            for among in (group, (group, item.fold)):
+                counts.add(among, texts, item.right, step)
+
+
+def _margin(rates: Sequence[float], right: int) -> float:
+    """How far P(right | text) of the right option lies above the next one's; 0 where it is the only one."""
+    others = [rate for index, rate in enumerate(rates) if index != right]
+    return rates[right] - max(others) if others else 0.0
 
 
 def thin(prior: CrossFittedPrior, names: Sequence[str]) -> set[str]:

@@ -9,16 +9,27 @@ import errno
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from medgr2_api.data import AnswerKey, Benchmark, DataFormat, OnLeak, Phantom, ResolvedSource, SourceRole, SplitBy
+from medgr2_api.data import (
+    AnswerKey,
+    Benchmark,
+    DataFormat,
+    OnLeak,
+    OptionSpelling,
+    Phantom,
+    ResolvedSource,
+    SourceRole,
+    SplitBy,
+)
 from medgr2_api.hashing import sha256_of
 from medgr2_api.stages.prepare import PrepareParameters
 
 from .. import fetch
 from ..duplicates.phash_index import phash
 from ..errors import DataError, TemporaryError
+from ..prompts import option_counts
 from ..runner.context import StageContext
 from ..store import atomic, tables
 from ..store.rows import Image, Item, PhantomRow, QuarantinedRecord, Split, TableRow
@@ -156,6 +167,7 @@ class Ingest:
             external = source.allow_external
         read = format_registry.reader(source, where)
         place, expected = self._place(source, loaded)
+        uniform = source.option_spelling is OptionSpelling.UNIFORM and loaded.questions
         file = self.ctx.work / "items" / f"{'source' if loaded.on_leak is None else 'benchmark'}-{source.name}.parquet"
         with ExitStack() as stack:
             if loaded.questions:
@@ -165,6 +177,8 @@ class Ingest:
                 if number % TICK == 0:
                     self.ctx.check_stop()
                     self.ctx.progress(f"read {source.name}", number, expected)
+                if uniform and isinstance(record, Record):
+                    record = _spelled_alike(record)
                 if isinstance(record, BadRecord):
                     quarantine.append(loaded.tally.set_aside(loaded.name, record))
                     continue
@@ -280,6 +294,13 @@ def _readable(records: Iterator[Record | BadRecord], where: str) -> Iterator[Rec
             raise
         problem = error.strerror or type(error).__name__
         raise TemporaryError(f"{where}: a file of it cannot be read: {problem}") from None
+
+
+def _spelled_alike(record: Record) -> Record | BadRecord:
+    try:
+        return replace(record, options=option_counts.uniform(record.options))
+    except ValueError as error:
+        return BadRecord(record.question_id, "options", f"{error}, which optionSpelling: Uniform takes away")
 
 
 def _item(loaded: Loaded, record: Record, answer_index: int) -> ReadItem:

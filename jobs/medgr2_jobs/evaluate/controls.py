@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -18,10 +18,15 @@ from medgr2_api.training_spec import AnswerFormat, Control
 
 from ..models.vlm import Encoder, PromptResponse
 from ..prompts import answers
+from ..prompts.option_counts import OptionCounts, View, points, views
 from ..store.rows import EvalCondition, Item
 
 _GREY = (128, 128, 128)
 _SMOOTHING = 1.0  # pseudo-questions that each option text starts with, right as often as chance
+_ENOUGH = 50  # training questions of a source and modality, or of a modality, to tell what answers them best
+_SAMPLE = 2000  # of them that are asked
+_ALL, _MODALITY, _SOURCE = "all", "modality", "source and modality"
+_VIEWS = views(_ALL, _MODALITY, _SOURCE)
 
 
 CONDITION_OF: dict[Control, EvalCondition] = {
@@ -83,31 +88,61 @@ def rows(condition: EvalCondition, items: Sequence[Item], answer_format: AnswerF
 class OptionPrior:
     """P(right | option text) from the training split: neither image nor question, only what tends to be right.
 
-    Some benchmarks fall to it: on public splits of OmniMedVQA it scores 95 % (docs/decisions.md, 9).
+    Of each source and modality it knows the strongest way to guess: texts as they are spelled or normalised, counted
+    over all training questions, those of the modality, or those of source and modality; that by which the training
+    questions of this source and modality (of the modality, of all, where there are too few) are answered best, each
+    left out in turn. Some benchmarks fall to it: on public splits of OmniMedVQA it scores 95 % (docs/decisions.md, 9).
     """
 
     def __init__(self, training: Iterable[Item]) -> None:
-        self._seen: Counter[str] = Counter()
-        self._right: Counter[str] = Counter()
+        self._counts = {view: OptionCounts() for view in _VIEWS}
+        self._training: dict[tuple[str, ...], list[Item]] = defaultdict(list)
         for item in training:
-            for index, option in enumerate(item.options):
-                text = answers.normalise(option)
-                self._seen[text] += 1
-                self._right[text] += index == item.answer_index
+            for scope, group in _groups(item).items():
+                self._training[scope, *group].append(item)
+            for view, counts in self._counts.items():
+                counts.add(_groups(item)[view.scope], view.texts(item.options), item.answer_index)
+        self._chosen: dict[tuple[str, ...], View] = {}
 
-    def logprobs(self, options: Sequence[str]) -> list[float]:
+    def logprobs(self, item: Item) -> list[float]:
         """log P(right | text) of each option, smoothed towards chance, which an unseen text gets."""
-        chance = 1 / len(options)
-        texts = [answers.normalise(option) for option in options]
-        return [math.log((self._right[text] + _SMOOTHING * chance) / (self._seen[text] + _SMOOTHING)) for text in texts]
+        view = self._view(item)
+        rates = self._counts[view].rates(_groups(item)[view.scope], view.texts(item.options), _SMOOTHING)
+        return [math.log(rate) for rate in rates]
 
     def predict(self, item: Item) -> tuple[int, list[float]]:
         """The likeliest option and all log-probabilities; ties are drawn by a hash of item and option, so that no
         position is preferred."""
-        scores = self.logprobs(item.options)
+        scores = self.logprobs(item)
         best = [index for index, score in enumerate(scores) if np.isclose(score, max(scores))]
 
         def lot(index: int) -> bytes:
             return hashlib.sha256(f"{item.item_id}/{item.options[index]}".encode()).digest()
 
         return min(best, key=lot), scores
+
+    def _view(self, item: Item) -> View:
+        """The view that answers the training questions like this one best; of equals the coarsest."""
+        groups = _groups(item)
+        scopes = [scope for scope in groups if len(self._training[scope, *groups[scope]]) >= _ENOUGH] or [_ALL]
+        finest = scopes[-1], *groups[scopes[-1]]
+        if finest not in self._chosen:
+            asked = self._training[finest][:: max(1, len(self._training[finest]) // _SAMPLE)]
+            allowed = [view for view in _VIEWS if view.scope in scopes]
+            self._chosen[finest] = max(allowed, key=lambda view: round(self._left_out(view, asked), 6))
+        return self._chosen[finest]
+
+    def _left_out(self, view: View, asked: Sequence[Item]) -> float:
+        """How many training questions a view answers rightly, each without its own say."""
+        counts, right = self._counts[view], 0.0
+        for item in asked:
+            group, texts = _groups(item)[view.scope], view.texts(item.options)
+            counts.add(group, texts, item.answer_index, -1)
+            right += points(counts.rates(group, texts, _SMOOTHING), item.answer_index)
+            counts.add(group, texts, item.answer_index)
+        return right
+
+
+def _groups(item: Item) -> dict[str, tuple[str, ...]]:
+    """Among which questions an item is counted, by scope, the coarsest first."""
+    return {_ALL: (), _MODALITY: (item.modality,), _SOURCE: (item.source, item.modality)}

@@ -12,6 +12,7 @@ from tests.support.cycle_documents import spec_with
 from tests.support.stage_registry import registered
 
 from medgr2_api import stages
+from medgr2_api.data import OptionSpelling
 from medgr2_api.presets import resolve
 from medgr2_api.scheduling import StageRef
 from medgr2_api.stages import StageDefinition, definition, stage_names, stage_parameters
@@ -150,3 +151,15 @@ def test_the_table_in_the_docs_is_up_to_date() -> None:
     from medgr2_api.stages.__main__ import main
 
     assert main(["--check"]) == 0, "run python -m medgr2_api.stages"
+
+
+def test_the_report_says_whose_options_are_spelled_uniformly() -> None:
+    def settings(spelling: OptionSpelling) -> object:
+        spec = resolve(spec_with())
+        sources = [source.model_copy(update={"option_spelling": spelling}) for source in spec.data.sources]
+        data = spec.data.model_copy(update={"sources": sources})
+        return stage_parameters(spec.model_copy(update={"data": data}), "c", "report", 1).dump()["settings"]
+
+    written, uniform = settings(OptionSpelling.AS_WRITTEN), settings(OptionSpelling.UNIFORM)
+    assert isinstance(written, dict)
+    assert uniform == {**written, "options spelled uniformly": "in train"}

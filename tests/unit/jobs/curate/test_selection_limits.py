@@ -70,6 +70,24 @@ def test_what_the_options_alone_give_away_is_dropped_worst_first() -> None:
     assert sum(scores[n] for n in left) / len(left) > sum(scores[n] for n in dropped) / len(dropped)
 
 
+def test_the_spelling_of_an_option_and_its_modality_give_it_away() -> None:
+    def rows(right: str, wrong: str, modality: str) -> Rows:
+        said = [(right, wrong, "plaque", "nodule") if n % 2 else (wrong, right, "plaque", "nodule") for n in range(100)]
+        return {
+            f"{modality}{n}": triplet(f"{modality}{n}", f"{modality}{n}", f"Which? {n}", modality=modality,
+                                      options=options, answer_index=options.index(right))
+            for n, options in enumerate(said)
+        }  # fmt: skip
+
+    for batch_ in (
+        rows("liver", "Liver", "CT"),
+        {**rows("cyst", "mass", "CT"), **rows("mass", "cyst", "MRI")},
+    ):
+        found = chosen(batch_, {"strategy": "All"}, rejectGuessable=True)
+        assert found.counters["option_prior_before"] > 0.95
+        assert len(found.kept) < 0.6 * len(batch_)
+
+
 def test_fair_options_are_left_alone() -> None:
     for seed in range(5):
         found = chosen(batch(400, biased=0.0, seed=seed), {"strategy": "All"}, rejectGuessable=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -100,7 +102,7 @@ def test_option_prior_learns_which_texts_tend_to_be_right() -> None:
     training = [item("a", "i", options=("Cyst", "mass", "plaque"), answer=0) for _ in range(10)]
     prior = controls.OptionPrior(training)
     assert prior.predict(item("t", "j", options=("mass", "plaque", "cyst ")))[0] == 2
-    known = prior.logprobs(["cyst", "mass", "new"])
+    known = prior.logprobs(item("t", "j", options=("cyst", "mass", "new")))
     chance = 1 / 3
     expected = [(10 + chance) / 11, chance / 11, chance]
     assert [round(2.718281828459045**value, 6) for value in known] == [round(value, 6) for value in expected]
@@ -113,3 +115,59 @@ def test_option_prior_has_no_favourite_position_when_it_knows_nothing() -> None:
     assert sum(counts) == 400
     assert min(counts) > 70
     assert picks == [prior.predict(item(str(n), "i", options=("a1", "b1", "c1", "d1")))[0] for n in range(400)]
+
+
+def accuracy(prior: controls.OptionPrior, items: list[Item]) -> float:
+    return sum(prior.predict(item)[0] == item.answer_index for item in items) / len(items)
+
+
+def spelled(count: int, modality: str, right: str, wrong: str, source: str = "train") -> list[Item]:
+    """Questions that offer one text in two spellings (or two texts), of which one is always right."""
+    return [
+        replace(
+            item(f"{modality}{n}", "i", modality, n % 2, (right, wrong) if n % 2 == 0 else (wrong, right)),
+            source=source,
+        )
+        for n in range(count)
+    ]
+
+
+def test_the_spelling_of_an_option_gives_it_away() -> None:
+    """Right 100 % of the time in lower case, never with a capital; and other spellings of the same in the test."""
+    training = spelled(120, "CT", "liver", "Liver")
+    assert accuracy(controls.OptionPrior(training), spelled(40, "CT", "liver", "Liver", source="bench")) == 1
+    mixed = [*spelled(60, "CT", "Cyst", "MASS"), *spelled(60, "CT", "cyst.", "mass")]
+    assert accuracy(controls.OptionPrior(mixed), spelled(40, "CT", "CYST", "Mass", source="bench")) == 1
+
+
+def test_each_modality_is_guessed_by_itself() -> None:
+    training = [*spelled(120, "CT", "cyst", "mass"), *spelled(120, "MRI", "mass", "cyst")]
+    prior = controls.OptionPrior(training)
+    for modality, right, wrong in (("CT", "cyst", "mass"), ("MRI", "mass", "cyst")):
+        assert accuracy(prior, spelled(40, modality, right, wrong, source="bench")) == 1
+
+
+def test_each_source_is_guessed_by_itself() -> None:
+    training = [*spelled(120, "CT", "cyst", "mass", "one"), *spelled(120, "CT", "mass", "cyst", "other")]
+    prior = controls.OptionPrior(training)
+    assert accuracy(prior, spelled(40, "CT", "cyst", "mass", "one")) == 1
+    assert accuracy(prior, spelled(40, "CT", "mass", "cyst", "other")) == 1
+
+
+def test_a_modality_with_few_questions_is_guessed_by_what_is_known_of_all() -> None:
+    prior = controls.OptionPrior([*spelled(120, "CT", "cyst", "mass"), *spelled(6, "OCT", "mass", "cyst")])
+    assert accuracy(prior, spelled(40, "OCT", "cyst", "mass")) == 1
+    assert accuracy(prior, spelled(40, "Fundus", "cyst", "mass")) == 1
+
+
+def test_what_nothing_gives_away_stays_at_chance() -> None:
+    draw = random.Random(3)
+    words = [f"{a}{b}" for a in "abcdefghij" for b in "uvwxyz"]
+
+    def fair(count: int, name: str) -> list[Item]:
+        return [
+            item(f"{name}{n}", "i", draw.choice(["CT", "MRI"]), draw.randrange(4), tuple(draw.sample(words, 4)))
+            for n in range(count)
+        ]
+
+    assert 0.2 < accuracy(controls.OptionPrior(fair(3000, "t")), fair(2000, "x")) < 0.3
