@@ -6,8 +6,6 @@ A field whose value a preset owns is optional and has no default here: `presets.
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
@@ -16,6 +14,7 @@ from pydantic import Field
 from .cel_rules import Keyed, Rule
 from .model import ApiEnum, Model
 from .plugin import PluginRef
+from .server_address import is_external
 from .types import Argument, Fraction, FreeForm, HttpURL, Positive
 from .uris import SecretKeyRef
 from .vllm_options import ALLOWED_OPTION
@@ -109,7 +108,7 @@ class OpenAI(GeneratorKind):
     external: bool | None = None
     """Whether the server is outside the site, so that images without `allowExternal` are not sent to it. Default:
     false for loopback, private addresses, single names, and names that end in .svc, .local, .internal or .lan; else
-    true."""
+    true, also for an address that clients read in different ways."""
 
     @property
     def has_egress(self) -> bool:
@@ -343,20 +342,3 @@ class ResolvedGenerator(Generator):
     candidates: Candidates
     questions_per_image: QuestionsPerImage
     concurrency: Concurrency
-
-
-def is_external(base_url: str) -> bool:
-    """Whether a server at this address is outside the cluster and the site, as far as its name tells."""
-    found = _HOST.match(base_url)
-    host = (found[1] or found[2] if found else "").lower().rstrip(".")
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        inside = "." not in host or host.endswith(_INSIDE)
-        return not inside
-    return address.is_global
-
-
-#: Host of an http(s) address: an IPv6 address in brackets, or a name.
-_HOST = re.compile(r"https?://(?:\[([^\]]+)\]|([^/:]+))")
-_INSIDE = (".svc", ".svc.cluster.local", ".local", ".localhost", ".internal", ".lan")

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .cycle import CycleSpec
+from .cycle import CycleSpec, ResolvedSpec
 from .generator import GENERATORS
 from .presets import resolve
 from .scheduling import DeepSpeed
-from .stages import REWARD, definition, listed
+from .server_address import is_overheard
+from .stages import GENERATE, REWARD, definition, listed, stage_parameters
+from .stages.generate import GenerateParameters
 from .validation_errors import Problem
 
 TINY_MODEL = "builtin://tiny-qwen2.5-vl"
@@ -196,6 +198,7 @@ def unsupported(spec: CycleSpec, local: bool = False) -> list[Problem]:
     known = resolve(spec)
     if known.generator.external and not any(source.allow_external for source in known.data.sources):
         problems.append(Problem("spec.data.sources", _NOTHING_MAY_LEAVE))
+    problems += _overheard(known)
     for trainer in TRAINERS:
         for path, options in _values(document, trainer):
             for option in options:
@@ -203,6 +206,19 @@ def unsupported(spec: CycleSpec, local: bool = False) -> list[Problem]:
                     reason = OWNED_TRAINER_OPTIONS[option]
                     problems.append(Problem(f"spec.{path}.{option}", f"not to be set here: {reason}"))
     return problems
+
+
+def _overheard(spec: ResolvedSpec) -> Iterator[Problem]:
+    """Secrets that would be sent unencrypted to a server outside."""
+    parameters = stage_parameters(spec, "", GENERATE.name, 1)
+    assert isinstance(parameters, GenerateParameters)
+    kind, fetch = parameters.provider.kind, spec.data.fetch
+    if parameters.provider.overheard:
+        yield Problem(f"spec.generator.{kind}.baseURL", parameters.provider.overheard)
+    if fetch.hub_token_secret_ref and fetch.hub_endpoint and is_overheard(fetch.hub_endpoint):
+        yield Problem(
+            "spec.data.fetch.hubEndpoint", "the hub's token would cross networks of others unencrypted: use https"
+        )
 
 
 def _values(document: dict[str, Any], pattern: str) -> Iterator[tuple[str, Any]]:

@@ -20,7 +20,7 @@ from medgr2_jobs.store.images import ImageStore
 from medgr2_jobs.store.rows import Candidate
 from tests.support import jobs_fixtures
 from tests.support.chat_server import ChatServer, DescribeServer, GeminiServer, serving
-from tests.support.generate_fixtures import asked, image_uses, outcomes, prepare_root
+from tests.support.generate_fixtures import asked, outcomes, prepare_root, prepared_images
 from tests.support.plugin_fixtures import install, plugin
 
 SERVERS = {"openAI": ChatServer, "gemini": GeminiServer, "plugin": DescribeServer}
@@ -113,7 +113,7 @@ def test_a_sample_keeps_to_it(root: Path, server: ChatServer) -> None:
     prepared = mixed(root)
     made = request(root, server, prepared)
     parameters = build_context(made, root, threading.Event(), ProcessGroup(), None).parameters
-    assert len(probe.sample(root, made.cycle, parameters, image_uses(prepared.images), 6)) == 6
+    assert len(probe.sample(root, made.cycle, parameters, prepared_images(prepared), 6)) == 6
     assert sent(server, root, prepared) == {row.image_sha256 for row in prepared.images[:3]}
 
 
@@ -130,5 +130,49 @@ def test_nothing_may_leave(root: Path, server: ChatServer, capfd: pytest.Capture
 
 def test_the_gate_is_the_only_reader_of_bytes_that_are_sent() -> None:
     texts = {path.name: path.read_text() for path in Path(egress_policy.__file__).parent.rglob("*.py")}
-    readers = [name for name, text in texts.items() if "store.read" in text or "images.read" in text]
+    readers = [name for name, text in texts.items() if "ImageStore" in text or "PIL" in text]
     assert readers == ["egress_policy.py"]
+
+
+def _proxied(root: Path, server: ChatServer, monkeypatch: pytest.MonkeyPatch, name: str, *, external: bool) -> int:
+    """How many of the questions a proxy saw that the environment names."""
+    with serving(type(server)) as proxy:
+        for each in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(each, raising=False)
+        monkeypatch.setenv(name, proxy.url.removesuffix(proxy.path))
+        jobs_fixtures.run(root, request(root, server, mixed(root), external=external))
+        assert len(proxy.ledger.bodies) + len(server.ledger.bodies) == 12
+        return len(proxy.ledger.bodies)
+
+
+PROXIES = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"]
+
+
+@pytest.mark.parametrize("name", PROXIES)
+@pytest.mark.parametrize("kind", ["openAI", "plugin"])
+def test_a_provider_on_site_is_never_asked_through_a_proxy(
+    root: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
+) -> None:
+    with serving(SERVERS[kind]) as server:
+        assert _proxied(root, server, monkeypatch, name, external=False) == 0
+
+
+def test_one_outside_is_asked_through_the_sites_proxy(
+    root: Path, monkeypatch: pytest.MonkeyPatch, server: ChatServer
+) -> None:
+    assert _proxied(root, server, monkeypatch, "HTTP_PROXY", external=True) == 12
+
+
+def test_a_vllm_beside_the_stage_is_asked_directly(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as server:
+        monkeypatch.setenv("MEDGR2_VLLM_BASE_URL", server.url)
+        monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
+        monkeypatch.delenv("NO_PROXY")
+        found = jobs_fixtures.run(root, asked(root, "", kind="vllm", about={"apiKeySecretRef": None}))
+        assert outcomes(found.rows(Candidate)) == {"ok": 12}
+
+
+def test_a_key_is_not_sent_unencrypted_to_a_server_outside(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    made = asked(root, "http://134744072/v1", about={"external": True})
+    assert main.execute(made, root) == 78
+    assert "the API key would cross networks of others unencrypted: use https" in capfd.readouterr().err

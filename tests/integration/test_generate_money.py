@@ -23,10 +23,10 @@ from tests.support.generate_fixtures import (
     PRICES,
     QUESTION_USD,
     asked,
-    image_uses,
     ledgers,
     outcomes,
     prepare_root,
+    prepared_images,
     start,
 )
 
@@ -318,7 +318,7 @@ def test_a_sample_is_paid_for_like_any_other(root: Path, server: ChatServer) -> 
     made = request(root, server)
     prepared = jobs_fixtures.phantoms(root, {"train": 8, "test": 2})
     parameters = build_context(made, root, threading.Event(), ProcessGroup(), None).parameters
-    rows = probe.sample(root, made.cycle, parameters, image_uses(prepared.images), 5, 1.0)
+    rows = probe.sample(root, made.cycle, parameters, prepared_images(prepared), 5, 1.0)
     assert outcomes(rows) == {"ok": 5}
     assert len({row.image_sha256 for row in rows}) == 5
     train = {row.image_sha256 for row in prepared.images if row.split == "train"}
@@ -327,5 +327,5 @@ def test_a_sample_is_paid_for_like_any_other(root: Path, server: ChatServer) -> 
     folder = root / "cycles" / "test" / "spend" / "uid-1"
     assert spend_ledger.allowance(1.0, folder, made.input_hash, 2) == pytest.approx((1 - 5 * QUESTION_USD) / 2)
     with pytest.raises(Exception, match=r"budget\.generatorUSD"):
-        probe.sample(root, made.cycle, parameters, image_uses(prepared.images), 5, 5 * QUESTION_USD)
+        probe.sample(root, made.cycle, parameters, prepared_images(prepared), 5, 5 * QUESTION_USD)
     assert server.ledger.asked.total() == 5

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import yaml
 from PIL import Image
 
 from medgr2_api import paths
+from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.preflight import provider_checks
 from medgr2_jobs.preflight.__main__ import main
 from medgr2_jobs.preflight.check_result import CheckStatus, PreflightContext
@@ -46,7 +49,10 @@ def trial(root: Path, server: ChatServer, questions: int = 2, **values: Any) -> 
 def test_a_sound_provider_is_asked_and_the_whole_cost_is_told(root: Path) -> None:
     with serving() as server:
         asked, cost = provider_checks.trial(trial(root, server))
-    assert (asked.status, asked.message) == (CheckStatus.OK, "some/vlm: 2 of 2 questions became triplets")
+    assert asked.status is CheckStatus.OK
+    assert asked.message.startswith(
+        "some/vlm: 2 of 2 questions became triplets (asked about a drawn picture; --real-images"
+    )
     assert cost.status is CheckStatus.OK
     assert f"{2000 * QUESTION_USD:.4g}" in cost.message
     assert len(server.ledger.requests) == 2
@@ -113,16 +119,62 @@ def test_no_question_is_asked_when_none_may_be(root: Path) -> None:
 
 def test_a_picture_that_may_not_leave_is_not_tried(root: Path) -> None:
     (root / "data/images").mkdir(parents=True)
-    Image.new("RGB", (16, 16), (9, 9, 9)).save(root / "data/images/a.png")
+    (root / "data/train").mkdir()
+    Image.linear_gradient("L").save(root / "data/images/a.png")
+    record = {"question_id": "1", "question_type": "x", "question": "x?", "gt_answer": "x", "image_path": "a.png",
+              "option_A": "x", "option_B": "y", "modality_type": "CT"}  # fmt: skip
+    (root / "data/train/q.json").write_text(json.dumps([record]))
+    stays = {"data__sources": [_source(allowExternal=False)], "data__benchmarks": []}
     with serving() as server:
-        outside = trial(root, server, openai={"external": True}, data__sources=[_source(allowExternal=False)])
+        outside = replace(trial(root, server, openai={"external": True}, **stays), real_images=True)
         (refused,) = provider_checks.trial(outside)
         assert refused.status is CheckStatus.FAILED
-        assert "may leave the site" in refused.message
+        assert "no source has an image on the volume that may be sent" in refused.message
         assert not server.ledger.requests
-        inside = trial(root, server, questions=1, data__sources=[_source(allowExternal=False)])
-        assert next(iter(provider_checks.trial(inside))).status is CheckStatus.OK
-    assert len(server.ledger.requests) == 1
+        inside = replace(trial(root, server, questions=1, **stays), real_images=True)
+        asked, _ = provider_checks.trial(inside)
+        assert asked.message == "some/vlm: 1 of 1 questions became triplets (asked about images of the sources)"
+        drawn, _ = provider_checks.trial(trial(root, server, openai={"external": True}, questions=1, **stays))
+        assert drawn.status is CheckStatus.OK
+    assert len(server.ledger.requests) == 2
+
+
+@pytest.mark.parametrize("missing", ["source", "benchmark"])
+def test_real_pictures_wait_for_all_that_says_no(root: Path, missing: str) -> None:
+    (root / "data/images").mkdir(parents=True)
+    away = {"name": "away", "format": "MMMU", "uri": "hf://MMMU/MMMU"}
+    sources = [_source(), *([{**away, "allowExternal": False}] if missing == "source" else [])]
+    tests = [away] if missing == "benchmark" else []
+    with serving() as server:
+        about = trial(root, server, openai={"external": True}, data__sources=sources, data__benchmarks=tests)
+        (refused,) = provider_checks.trial(replace(about, real_images=True))
+    assert refused.status is CheckStatus.FAILED
+    assert f"data.{missing}s[away]: its images may not leave, and it is not on the volume" in refused.message
+    assert not server.ledger.requests
+
+
+def test_a_workspace_that_is_not_made_yet_is_none_that_fails(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phantoms = {"name": "seed", "format": "Phantom", "phantom": {"images": 4}}
+    with serving() as server:
+        found = trial(
+            root, server, data__sources=[phantoms], data__benchmarks=[],
+            policy__baseModel=TINY, rewardModel__baseModel=TINY,
+        )  # fmt: skip
+        file, workspace = tmp_path / "cycle.yaml", tmp_path / "not/yet"
+        document = found.cycle.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"status"})
+        file.write_text(yaml.safe_dump(document))
+        arguments = [str(file), "--workspace", str(workspace), "--secrets-dir", str(tmp_path / "secrets")]
+        done = subprocess.run(
+            [sys.executable, "-m", "medgr2_operator.cli.app", "doctor", *arguments, "--questions", "0"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "GiB are free" in done.stdout
+        assert not workspace.exists()
+        assert main([*arguments, "--questions", "1"]) == 0, capsys.readouterr().out
+    assert "1 of 1 questions became triplets" in capsys.readouterr().out
 
 
 def _source(**changes: Any) -> dict[str, Any]:
@@ -142,10 +194,14 @@ def test_which_images_leave(root: Path) -> None:
 def test_the_command_says_it_all_and_fails_where_the_run_would(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for folder in ("data/train", "data/test", "data/images"):
-        (root / folder).mkdir(parents=True)
+    for folder in ("data/train", "data/test"):
+        synthetic_images.write(root / folder, dataset="x", seed=len(folder), images=3, questions_per_image=1)
+    apart = {
+        "data__sources": [{"name": "train", "format": "OmniMedVQA", "uri": "data/train"}],
+        "data__benchmarks": [{"name": "test", "format": "OmniMedVQA", "uri": "data/test"}],
+    }
     with serving() as server:
-        found = trial(root, server, policy__baseModel=TINY, rewardModel__baseModel=TINY)
+        found = trial(root, server, **apart, policy__baseModel=TINY, rewardModel__baseModel=TINY)
         file = tmp_path / "cycle.yaml"
         file.write_text(
             yaml.safe_dump(found.cycle.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"status"}))
@@ -162,10 +218,11 @@ def test_the_command_says_it_all_and_fails_where_the_run_would(
         assert main(arguments) == 0, capsys.readouterr().out
         told = capsys.readouterr().out
         assert "ok       data.sources[train].uri:" in told
+        assert "ok       data.sources[train]: 3 records can be used" in told
         assert "1 of 1 questions became triplets" in told
         command = [sys.executable, "-m", "medgr2_operator.cli.app", "doctor", *arguments, "--json"]
-        (root / "data/train").rmdir()
+        shutil.rmtree(root / "data/train")
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     failing = [finding["where"] for finding in json.loads(done.stdout) if finding["verdict"] == "failed"]
-    assert failing == ["data.sources[train].uri"]
+    assert failing == ["data.sources[train].uri", "data.sources[train]", "data.sources"]

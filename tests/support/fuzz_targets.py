@@ -347,6 +347,7 @@ def _client(kind: str, made: dict[str, Any]) -> Callable[[Path], Case]:
         from medgr2_jobs.generate.providers.base import ImageQuestion, ProviderAccess
         from medgr2_jobs.generate.providers.gemini_client import GeminiClient
         from medgr2_jobs.generate.providers.openai_client import OpenAIClient
+        from tests.support.generate_fixtures import drawn_image
 
         echo = _Echo()
         loop = asyncio.new_event_loop()
@@ -358,8 +359,10 @@ def _client(kind: str, made: dict[str, Any]) -> Callable[[Path], Case]:
 
         client = {"openAI": OpenAIClient, "gemini": GeminiClient}[kind](access)  # one for all: it must survive them
 
+        question = ImageQuestion("What?", drawn_image(), seed=1)
+
         async def ask() -> str:
-            reply = await client.ask(ImageQuestion("What?", b"x", "0" * 64, seed=1))
+            reply = await client.ask(question)
             json.dumps(reply.text).encode()
             reply.error.encode()
             return str(reply.failure.outcome if reply.failure else reply.outcome)

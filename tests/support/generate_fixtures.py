@@ -14,13 +14,17 @@ import pytest
 
 from medgr2_api import paths
 from medgr2_api.stage_contract import REQUEST_ENV, SECRETS_ENV, WORKSPACE_ENV, StageRequest
+from medgr2_api.stages.generate import Provider
 from medgr2_jobs.generate import append_only_log, rate_control
-from medgr2_jobs.generate.sampling_plan import ImageUse
-from medgr2_jobs.store.rows import Candidate, Image
+from medgr2_jobs.generate.egress_policy import ClearedImage, EgressPolicy
+from medgr2_jobs.generate.prepared_images import ImageUse, PreparedImages
+from medgr2_jobs.store.rows import Candidate
 from tests.support import jobs_fixtures
 from tests.support.chat_server import TOKENS_IN, TOKENS_OUT
 
 KEY = "sk-secret-of-the-tests"
+#: Where prepared images come from, by the spec of now.
+SOURCE = {"name": "seed", "format": "VQAJsonl", "uri": "seed.jsonl", "role": "Seed", "allowExternal": True}
 TYPES = ["Diagnosis", "Anatomy", "Modality"]
 #: USD for a million tokens, in and out: a question of the loopback servers costs 0.0002 USD.
 PRICES = {"inputUSDPerMillionTokens": 1.0, "outputUSDPerMillionTokens": 2.0, "maxImageTokens": 500}
@@ -70,6 +74,7 @@ def asked(
         "sampling": {"temperature": 0.5, "topP": 0.9, "maxTokens": 300},
         "answerFormat": "Letter",
         "shards": 1,
+        "sources": [SOURCE],
         **changes,
     }
     prepared = prepared or jobs_fixtures.phantoms(root, {"train": 8, "test": 2})
@@ -89,9 +94,18 @@ def start(root: Path, request: StageRequest, **more: str) -> subprocess.Popen[st
     )
 
 
-def image_uses(images: list[Image]) -> list[ImageUse]:
-    """What images may be used for."""
-    return [ImageUse(row.image_sha256, row.modality, row.split, row.allow_external) for row in images]
+def drawn_image() -> ClearedImage:
+    """A picture for a question, drawn by the gate."""
+    gate = EgressPolicy(Provider(kind="openAI", external=True), [], PreparedImages(), Path())
+    return gate.read(gate.draw())
+
+
+def prepared_images(prepared: jobs_fixtures.Prepared) -> PreparedImages:
+    """As stage generate reads them."""
+    uses = [
+        ImageUse(row.image_sha256, row.modality, row.source, row.split, row.allow_external) for row in prepared.images
+    ]
+    return PreparedImages.of(uses, prepared.origins)
 
 
 def outcomes(rows: list[Candidate]) -> Counter[str]:

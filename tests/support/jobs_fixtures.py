@@ -108,8 +108,17 @@ class Prepared:
     phantoms: list[rows.PhantomRow]
 
     @property
+    def origins(self) -> list[rows.ImageOrigin]:
+        return [rows.ImageOrigin(row.image_sha256, row.source) for row in self.images]
+
+    @property
     def tables(self) -> Tables:
-        return {rows.Image: self.images, rows.Item: self.items, rows.PhantomRow: self.phantoms}
+        return {
+            rows.Image: self.images,
+            rows.ImageOrigin: self.origins,
+            rows.Item: self.items,
+            rows.PhantomRow: self.phantoms,
+        }
 
 
 def phantoms(root: Path, splits: Mapping[str, int], *, real: int = 0) -> Prepared:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator
 
+from medgr2_api.data import ResolvedSource
 from medgr2_api.generator import (
     GENERATORS,
     GeneratorKind,
@@ -20,6 +21,7 @@ from medgr2_api.generator import (
 from medgr2_api.hashing import NOT_HASHED
 from medgr2_api.model import Model
 from medgr2_api.plugin import PluginRef
+from medgr2_api.server_address import is_overheard
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_api.types import FreeForm
 from medgr2_api.uris import SecretKeyRef
@@ -75,6 +77,14 @@ class Provider(Model):
         return self.external or self.about.always_external
 
     @property
+    def overheard(self) -> str:
+        """What is wrong, and what to do, where its key would cross networks of others unencrypted; else empty."""
+        if self.api_key_secret_ref is None or not self.has_egress or not is_overheard(self.base_url):
+            return ""
+        inside = "" if self.about.always_external else ", or say external: false if the server is on site"
+        return f"the API key would cross networks of others unencrypted: use https{inside}"
+
+    @property
     def where(self) -> str:
         """What messages call it."""
         return self.base_url or (f"plugin {self.plugin.name}" if self.plugin else self.kind)
@@ -103,6 +113,9 @@ class GenerateParameters(StageParameters):
     """What stands between <answer> and </answer>."""
     shards: int
     """Parts that the work is divided into."""
+    sources: Annotated[list[ResolvedSource], NOT_HASHED] = []
+    """`data.sources` as they are when the stage starts: an image leaves the site only where these and the prepared
+    table allow it. What they said when the images were read is part of prepare's hash."""
 
 
 def _build(source: Source) -> GenerateParameters:
@@ -118,6 +131,7 @@ def _build(source: Source) -> GenerateParameters:
         min_usable=source.spec.generator.min_usable,
         answer_format=source.spec.answer_format,
         shards=source.spec.stage("generate").shards,
+        sources=list(source.spec.data.sources),
     )
 
 

@@ -53,9 +53,18 @@ PREPARE = StageDefinition(
         "mismatchesPerItem": "rewardModel.mismatchesPerItem",
     },
     iterations=Iterations.FIRST,
-    publishes=("images.parquet", "items.parquet", "grades.parquet", "quarantine.parquet", "splits.json", "models/"),
+    publishes=(
+        "images.parquet",
+        "image_origins.parquet",
+        "items.parquet",
+        "grades.parquet",
+        "quarantine.parquet",
+        "splits.json",
+        "models/",
+    ),
     may_publish=("phantoms.parquet", "inputs.json"),
     fetches=True,
-    # empty cells are missing; right answers by file; transparency on white; what shows nothing is out; private names
+    # empty cells are missing; right answers by file; transparency on white; what shows nothing is out; private names;
+    # all sources of an image
     code_version=4,
 )

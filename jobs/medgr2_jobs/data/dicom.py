@@ -101,7 +101,7 @@ def _record(place: Place, reply: decoder.Decoded, opened: Header, name: str, fra
     code = declared if _CODE.fullmatch(declared) else ""
     return Record(
         question_id=f"{name}#{frame}",
-        image=place.store.put(reply.picture()),
+        image=place.keep(reply.picture()),
         image_path=name,
         dataset=place.names.identity(opened["StudyInstanceUID"]),
         modality=MODALITIES.get(code) or place.modality or code or "Other",

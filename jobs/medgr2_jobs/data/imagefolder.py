@@ -49,6 +49,8 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
                 raise BadField("file_name", problem)
             yield _record(place, folder, name, row, images)
         except BadField as bad:
+            if not problem:
+                images.note(folder, name)
             yield BadRecord(shown, bad.field, bad.reason.replace(str(path), shown))
     for name, row in metadata.items():
         wrong = f"{place.names.file(_name(place, name, row))!r} is not in the folder, or is no picture"

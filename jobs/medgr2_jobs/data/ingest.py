@@ -91,9 +91,8 @@ class ImageRecord:
     patient: str
     phash: str
     """Empty for phantoms: they are drawn alike, and the hash tells them badly apart."""
-    allow_external: bool
 
-    def row(self, sha256: str, split: Split, source: str) -> Image:
+    def row(self, sha256: str, split: Split, source: str, *, allow_external: bool) -> Image:
         """The row of table `images`."""
         return Image(
             image_sha256=sha256,
@@ -103,7 +102,7 @@ class ImageRecord:
             source=source,
             source_path=self.source_path,
             split=split,
-            allow_external=self.allow_external,
+            allow_external=allow_external,
             dataset=self.dataset,
             patient=self.patient,
             phash=self.phash,
@@ -121,7 +120,11 @@ class Loaded:
     """Whether its questions are used, or only its images."""
     on_leak: OnLeak | None = None
     """Of a benchmark; None: it is a source."""
+    allow_external: bool = False
+    """Whether its images may be sent to an external provider; never those of a benchmark."""
     images: set[str] = field(default_factory=set)
+    named_images: set[str] = field(default_factory=set)
+    """These, and those that only records name which cannot be used: all of them are its own, for what may leave."""
     units: dict[str, set[str]] = field(default_factory=dict)
     """Images of each patient or dataset, where those must stay together."""
     attributes: dict[str, synthetic_images.Attributes] = field(default_factory=dict)
@@ -161,10 +164,9 @@ class Ingest:
             DataError: nothing can be read, or too much is bad; each reason is named, with how often and where first.
         """
         loaded = Loaded(source.name, where, on_leak=source.on_leak if isinstance(source, Benchmark) else None)
-        external = True
         if isinstance(source, ResolvedSource):
             loaded.questions = source.role is not SourceRole.IMAGES
-            external = source.allow_external
+            loaded.allow_external = source.allow_external
         read = format_registry.reader(source, where)
         place, expected = self._place(source, loaded)
         uniform = source.option_spelling is OptionSpelling.UNIFORM and loaded.questions
@@ -183,11 +185,12 @@ class Ingest:
                     quarantine.append(loaded.tally.set_aside(loaded.name, record))
                     continue
                 loaded.tally.good += 1
-                self._take(loaded, record, external=external, hashed=source.format is not DataFormat.PHANTOM)
+                self._take(loaded, record, hashed=source.format is not DataFormat.PHANTOM)
                 if loaded.questions and record.answer_index is not None:
                     items.append(_item(loaded, record, record.answer_index))
         if source.format is not DataFormat.PHANTOM:
             loaded.read_as = place.read_as
+        loaded.named_images = place.named_images | loaded.images
         loaded.tally.check(loaded.where, self.ctx.parameters.data.max_bad_fraction)
         return loaded
 
@@ -236,12 +239,11 @@ class Ingest:
         )
         return folder
 
-    def _take(self, loaded: Loaded, record: Record, *, external: bool, hashed: bool) -> None:
+    def _take(self, loaded: Loaded, record: Record, *, hashed: bool) -> None:
         """Notes a record's image."""
         sha256 = record.image.sha256
-        facts = self.images.get(sha256)
-        if facts is None:
-            facts = self.images[sha256] = ImageRecord(
+        if sha256 not in self.images:
+            self.images[sha256] = ImageRecord(
                 width=record.image.width,
                 height=record.image.height,
                 modality=record.modality,
@@ -250,9 +252,7 @@ class Ingest:
                 dataset=record.dataset,
                 patient=record.patient,
                 phash=(record.image.phash or phash(self.ctx.images.load(sha256))) if hashed else "",
-                allow_external=external,
             )
-        facts.allow_external = facts.allow_external and external  # the stricter source decides
         loaded.images.add(sha256)
         if loaded.on_leak is None and (unit := self._unit(loaded, record)):
             loaded.units.setdefault(unit, set()).add(sha256)

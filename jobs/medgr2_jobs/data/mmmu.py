@@ -77,7 +77,7 @@ def _files(place: Place, subject: str, split: str) -> list[Path]:
 def _record(
     document: Mapping[str, Any], picture: decoder.Decoded, place: Place, subject: str, where: str, answers: AnswerReader
 ) -> Record:
-    question_id = text(document, "id")
+    image, question_id = place.keep(picture.picture()), text(document, "id")
     if document.get("question_type") != "multiple-choice":
         raise BadField(
             "question_type", f"{document.get('question_type')!r}: only multiple-choice questions can be scored"
@@ -85,7 +85,7 @@ def _record(
     options = _options(text(document, "options"))
     return Record(
         question_id=question_id,
-        image=place.store.put(picture.picture()),
+        image=image,
         image_path=where,
         where=where,
         dataset=subject,

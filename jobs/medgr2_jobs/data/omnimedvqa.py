@@ -89,6 +89,8 @@ class _Reader:
                     where += f" (question_id {question_id!r})"
                 yield self._record(document, where, file, image_folder, answers)
             except BadField as bad:
+                if isinstance(document, dict):
+                    self.images.note(image_folder, document.get("image_path"))
                 yield BadRecord(where, bad.field, bad.reason)
 
     def _record(

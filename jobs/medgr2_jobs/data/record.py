@@ -8,6 +8,7 @@ import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from medgr2_api.data import AnswerKey, Benchmark, DataSource
 
 from ..errors import DataError, DiskFull
 from ..prompts import answers
-from ..store.images import ImageStore, StoredImage
+from ..store.images import EncodedImage, ImageStore, StoredImage
 from ..store.rows import SetAside
 from . import file_walk
 from .decoder import client as decoder
@@ -97,6 +98,9 @@ class Place:
     """How right answers were read, and how often (`gold_answers`)."""
     special_tokens: frozenset[str] = frozenset()
     """What the cycle's models take for marks of their own; no text of a record may have one in it."""
+    named_images: set[str] = field(default_factory=set)
+    """sha256 of each picture that a record names, also one that cannot be used; filled in while it is read. Whether a
+    picture may leave the site is for every source to say that has it."""
 
     @property
     def modality(self) -> str:
@@ -111,6 +115,21 @@ class Place:
         """A file as messages about all of it call it."""
         named = self.names.clear or file == self.path
         return str(file) if named else f"{self.what}: {self.shown(file)}"
+
+    def keep(self, picture: EncodedImage) -> StoredImage:
+        """Stores a picture that a record names, and takes note of it."""
+        stored = self.store.put(picture)
+        self.named_images.add(stored.sha256)
+        return stored
+
+    def keep_file(self, path: Path) -> StoredImage:
+        """The same with a file, which the decoder reads.
+
+        Raises:
+            BadField: it cannot be used; the field is for the caller to name.
+            OSError: the disk fails.
+        """
+        return self.keep(decoder.picture(path, self.max_pixels))
 
     def keep_inside(self, file: Path) -> Path:
         """The file, if no link leads out of the workspace.
@@ -127,10 +146,9 @@ class Images:
     """Stores each picture file once; a bad file is bad for every record that names it."""
 
     def __init__(self, place: Place) -> None:
+        self.place = place
         self.root = place.root.resolve()
         self.names = place.names
-        self.store = place.store
-        self.max_pixels = place.max_pixels
         self._known: dict[Path, StoredImage | BadField] = {}
 
     def get(self, folder: Path, name: str, field: str) -> StoredImage:
@@ -150,12 +168,17 @@ class Images:
             raise BadField(cached.field, cached.reason)
         return cached
 
+    def note(self, folder: Path, name: object) -> None:
+        """Takes note of the picture of a record that cannot be used, if it can be read."""
+        with suppress(BadField):
+            self.get(folder, text({"image": name}, "image"), "image")
+
     def _store(self, path: Path, name: str, field: str) -> StoredImage | BadField:
         shown = str(path) if self.names.clear else self.names.file(name)
         if wrong := file_walk.wrong_with(path, self.root):
             return BadField(field, f"{shown}: {wrong}")
         try:
-            return self.store.put(decoder.picture(path, self.max_pixels))
+            return self.place.keep_file(path)
         except BadField as bad:
             return BadField(field, f"{shown}: {bad.reason}")
 

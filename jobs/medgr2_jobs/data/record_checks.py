@@ -23,6 +23,7 @@ def checked(records: Iterator[Record | BadRecord], place: Place) -> Iterator[Rec
     tokens = _pattern(place.special_tokens)
     for record in records:
         if isinstance(record, Record):
+            place.named_images.add(record.image.sha256)  # of a reader of another package, too
             try:
                 _check_image(record.image)
                 _check_texts(record, tokens)

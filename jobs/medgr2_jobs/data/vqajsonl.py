@@ -42,12 +42,14 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
         folder = place.images or file.parent
         answers = AnswerReader(place, _answers(place.keep_inside(file)), field="answer")
         for number, line in _lines(file):
-            where = f"{place.shown(file)}[{number}]"
+            where, document = f"{place.shown(file)}[{number}]", dict[str, Any]()
             try:
-                record = _record(_parse(line), where, place, file, folder, images, answers)
+                document = _parse(line)
+                record = _record(document, where, place, file, folder, images, answers)
                 identities.take(record.question_id, where, "id")
                 yield record
             except BadField as bad:
+                images.note(folder, document.get("image"))
                 yield BadRecord(where, bad.field, bad.reason)
 
 

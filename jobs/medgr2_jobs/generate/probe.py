@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 from medgr2_api.stage_contract import CycleRef, Shard
@@ -14,9 +13,9 @@ from ..errors import DataError
 from ..store.rows import Candidate
 from . import sampling_plan
 from .egress_policy import allowed_images
+from .prepared_images import PreparedImages
 from .provider_session import BillingAccount, open_session
 from .request_scheduler import RequestScheduler
-from .sampling_plan import ImageUse
 
 #: The ledger of samples, beside those of artifacts: a stage counts it as spent, and the other way round.
 LEDGER_NAME = "sample"
@@ -26,7 +25,7 @@ def sample(
     root: Path,
     cycle: CycleRef,
     parameters: GenerateParameters,
-    images: Sequence[ImageUse],
+    images: PreparedImages | None,
     count: int,
     budget_usd: float | None = None,
 ) -> list[Candidate]:
@@ -36,7 +35,7 @@ def sample(
         root: the workspace; its image store has the images.
         cycle: who pays: the ledger lies in the cycle's folder, under its uid.
         parameters: of the stage generate that is to be tried.
-        images: of table `images`, as prepare publishes them.
+        images: to ask about, those of the training split that may be sent; None: a drawn picture, which is nobody's.
         count: questions.
         budget_usd: `budget.generatorUSD`; None: no limit.
 
@@ -49,15 +48,15 @@ def sample(
         DataError: there is no training image.
         TemporaryError: the server cannot be reached, or most questions got no answer.
     """
-    training_images = sampling_plan.training_images(images)
-    if not training_images:
+    training_images = sampling_plan.training_images(images.rows) if images is not None else {}
+    if images is not None and not training_images:
         raise DataError("the training split has no image to ask about; see the quarantine table of stage prepare")
     account = BillingAccount(cycle, LEDGER_NAME, budget_usd)
 
     async def ask() -> list[Candidate]:
-        async with open_session(root, account, parameters, images) as session:
+        async with open_session(root, account, parameters, images or PreparedImages()) as session:
             tasks = sampling_plan.tasks(
-                allowed_images(session.egress, training_images),
+                allowed_images(session.egress, training_images) if images is not None else {session.egress.draw(): ""},
                 LEDGER_NAME,
                 iteration=parameters.iteration,
                 candidates=count,

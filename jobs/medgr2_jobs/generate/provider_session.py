@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +15,11 @@ from medgr2_api.stages.generate import GenerateParameters, Provider
 
 from ..errors import ConfigError
 from ..runner import mounted_secrets
-from ..store.images import ImageStore
 from . import providers, spend_ledger
 from .egress_policy import EgressPolicy
 from .journal import Journal
+from .prepared_images import PreparedImages
 from .providers.base import ProviderAccess, ProviderClient
-from .sampling_plan import ImageUse
 from .spend_ledger import SpendLedger
 
 
@@ -60,7 +59,7 @@ async def open_session(
     root: Path,
     account: BillingAccount,
     parameters: GenerateParameters,
-    images: Iterable[ImageUse],
+    images: PreparedImages,
     journal: Journal | None = None,
     grace_seconds: float = 0.0,
 ) -> AsyncIterator[ProviderSession]:
@@ -70,7 +69,7 @@ async def open_session(
         root: the workspace.
         account: who pays.
         parameters: whom to ask, and how.
-        images: rows of prepare's table `images`.
+        images: what there is to ask about, and where it comes from.
         journal: where rows are kept.
         grace_seconds: see `ProviderSession`.
 
@@ -82,13 +81,15 @@ async def open_session(
     key = _key(provider)
     if provider.about.needs_key and key is None:  # or a library would take one from our own environment
         raise ConfigError(f"generator.{provider.kind}.apiKeySecretRef: must be given")
+    if provider.overheard:
+        raise ConfigError(f"generator.{provider.kind}.baseURL: {provider.overheard}")
     client = providers.connect(ProviderAccess(provider, key, parameters.sampling))
     ledger: SpendLedger | None = None
     try:
         ledger = _open_ledger(root, account, provider)
         if ledger is not None and journal is not None:
             ledger.recover(journal.charges(account.cycle.uid))
-        egress = EgressPolicy(provider, images, ImageStore(root))
+        egress = EgressPolicy(provider, parameters.sources, images, root)
         yield ProviderSession(
             parameters,
             provider,

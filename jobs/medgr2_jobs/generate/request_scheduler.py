@@ -153,8 +153,7 @@ class RequestScheduler:
         prompt = prompt_templates.load(paradigm)
         question = ImageQuestion(
             prompt=prompt.render(modality=task.modality, question_type=task.question_type),
-            image_png=self.session.egress.read(task.image_sha256),
-            image_sha256=task.image_sha256,
+            image=self.session.egress.read(task.image_sha256),
             seed=_seed(parameters.seed, task),
         )
         journal, uid = self.session.journal, self.session.cycle_uid

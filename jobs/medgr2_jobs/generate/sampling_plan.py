@@ -10,21 +10,8 @@ from dataclasses import dataclass
 from medgr2_api.generator import Paradigm, WeightedParadigm
 from medgr2_api.stage_contract import Shard
 
-from ..store.rows import Image, Split, TableView
-
-
-@dataclass(frozen=True, slots=True)
-class ImageUse(TableView):
-    """What an image may be used for."""
-
-    TABLE = Image.TABLE
-    VERSION = Image.VERSION
-
-    image_sha256: str
-    modality: str
-    split: Split
-    allow_external: bool | None
-    """Null, in an older table: nobody has said yes."""
+from ..store.rows import Split
+from .prepared_images import ImageUse
 
 
 @dataclass(frozen=True)

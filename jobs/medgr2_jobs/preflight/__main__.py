@@ -23,6 +23,7 @@ from .check_result import CheckResult, CheckStatus, PreflightContext
 CHECKS: tuple[Callable[[PreflightContext], Iterator[CheckResult]], ...] = (
     plugin_checks.plugins,
     data_checks.data,
+    data_checks.records,
     data_checks.models,
     data_checks.overlap,
     capacity_checks.disk,
@@ -45,12 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workspace", type=Path, required=True)
     parser.add_argument("--secrets-dir", type=Path)
     parser.add_argument("--questions", type=int, default=3, help="questions to ask the generator, and to pay")
+    parser.add_argument("--real-images", action="store_true", help="ask about images of the sources that may be sent")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     if options.secrets_dir:
         os.environ[SECRETS_ENV] = str(options.secrets_dir)
     cycle = load_cycle(options.file)  # `medgr2 doctor` has validated it
-    context = PreflightContext(cycle, resolve(cycle.spec), options.workspace, options.questions)
+    context = PreflightContext(cycle, resolve(cycle.spec), options.workspace, options.questions, options.real_images)
     results = []
     for result in examine(context):
         results.append(result)

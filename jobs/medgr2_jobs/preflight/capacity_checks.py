@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medgr2_api.data import Benchmark, DataSource
 from medgr2_api.stages import GRPO, REWARD, SFT
 from medgr2_api.training_spec import Adapters, ResolvedLoRA
 
 from ..data import synthetic_images
 from ..fetch import BUILTIN
 from .check_result import CheckResult, PreflightContext, failed, ok, skipped
+from .source_survey import SourceSurvey, inputs
 
 #: A PNG of a photograph takes about half of its raw bytes.
 _BYTES_PER_PIXEL = 1.5
@@ -38,13 +38,18 @@ def disk(context: PreflightContext) -> Iterator[CheckResult]:
         )
         return
     required, parts = _needed(context, sizes["policy"] or 0.0, sizes["reward"] or 0.0)
-    free = shutil.disk_usage(context.root).free
+    free = shutil.disk_usage(_existing(context.root)).free
     message = f"about {required / _GIB:.1f} GiB are needed ({parts}), {free / _GIB:.1f} GiB are free"
     yield (
         ok("workspace", message)
         if required <= free
         else failed("workspace", f"{message}: free some, or enlarge the volume")
     )
+
+
+def _existing(path: Path) -> Path:
+    """The folder itself, or the one below which it will be made."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
 
 
 def tokens(context: PreflightContext) -> Iterator[CheckResult]:
@@ -102,17 +107,17 @@ def _share(lora: ResolvedLoRA) -> float:
 
 
 def _pixels(context: PreflightContext) -> int:
-    """How many pixels all images have at most, as far as files tell."""
-    pixels = 0
-    inputs: list[DataSource | Benchmark] = [*context.spec.data.sources, *context.spec.data.benchmarks]
-    for source in inputs:
-        if source.phantom is not None:
-            pixels += source.phantom.images * synthetic_images.SIZE**2
-        elif source.uri:
-            folder = context.root / (source.images or source.uri)
-            count = sum(1 for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
-            pixels += count * context.spec.data.max_pixels
-    return pixels
+    """How many pixels all images have at most, as far as records and files tell."""
+    phantoms = sum(source.phantom.images for _, source in inputs(context.spec) if source.phantom is not None)
+    pictures = sum(map(_pictures, context.surveys))
+    return phantoms * synthetic_images.SIZE**2 + pictures * context.spec.data.max_pixels
+
+
+def _pictures(survey: SourceSurvey) -> int:
+    """How many pictures a source has; where they lie in its records and not all were read, at least one a file."""
+    if survey.files or survey.whole:
+        return len(survey.files) or survey.good
+    return max(survey.good, sum(1 for path in survey.path.rglob("*") if path.is_file()))
 
 
 def _size(context: PreflightContext, which: str) -> float | None:

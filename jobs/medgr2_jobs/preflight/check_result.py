@@ -11,6 +11,9 @@ from medgr2_api.cycle import Cycle, ResolvedSpec
 from medgr2_api.stages import GENERATE, stage_parameters
 from medgr2_api.stages.generate import GenerateParameters
 
+from . import source_survey
+from .source_survey import SourceSurvey
+
 
 class CheckStatus(StrEnum):
     """How a check came out."""
@@ -45,6 +48,13 @@ class PreflightContext:
     """The workspace."""
     questions: int
     """How many questions may be asked, and paid, to try the generator; 0: none."""
+    real_images: bool = False
+    """Whether they may be about images of the sources; else they are about a drawn picture."""
+
+    @cached_property
+    def surveys(self) -> list[SourceSurvey]:
+        """What the readers make of the sources and benchmarks that are on the volume."""
+        return source_survey.survey(self.root, self.spec)
 
     @cached_property
     def parameters(self) -> GenerateParameters:

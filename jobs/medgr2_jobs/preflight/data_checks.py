@@ -1,12 +1,11 @@
-"""Whether data and models are where the spec says, and whether training and tests share picture files."""
+"""Whether data and models are where the spec says, whether records are usable, and which training and tests share."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from medgr2_api.data import Benchmark, DataFormat, DataSource, OnLeak
+from medgr2_api.data import DataFormat, DataSource, OnLeak, SourceRole
 from medgr2_api.uris import is_remote, looks_like_hub_id
 
 from ..errors import StageError
@@ -14,14 +13,14 @@ from ..fetch import BUILTIN
 from ..store import atomic
 from ..store.safe_path import inside
 from .check_result import CheckResult, PreflightContext, failed, ok, skipped, warning
+from .source_survey import SourceSurvey, inputs
 
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
 _NOT_FETCHED = "is not on the volume: prepare fetches it, or `medgr2 fetch` beforehand"
 
 
 def data(context: PreflightContext) -> Iterator[CheckResult]:
     """Every source and benchmark, with its folder of images."""
-    for where, source in _inputs(context):
+    for where, source in inputs(context.spec):
         if source.format is DataFormat.PHANTOM:
             yield ok(where, "phantoms are drawn, nothing has to be there")
             continue
@@ -48,31 +47,69 @@ def models(context: PreflightContext) -> Iterator[CheckResult]:
             yield _check_path(context.root, where, name)
 
 
+def records(context: PreflightContext) -> Iterator[CheckResult]:
+    """Whether the readers can use what is there, and whether anything teaches answers."""
+    for survey in context.surveys:
+        yield _usable(survey, context.spec.data.max_bad_fraction)
+    seeds = [source for source in context.spec.data.sources if source.role is SourceRole.SEED]
+    read = {survey.where: survey for survey in context.surveys}
+    questions = [
+        source.phantom.questions_per_image if source.phantom else read[where].questions
+        for where, source in inputs(context.spec)
+        if source in seeds and (source.phantom or where in read)
+    ]
+    if not any(questions) and len(questions) == len(seeds):
+        yield failed(
+            "data.sources",
+            "none has role Seed and questions with answers, which the loop starts from: add one (OmniMedVQA, VQAJsonl, "
+            "MMMU, or a plugin's)",
+        )
+
+
+def _usable(survey: SourceSurvey, max_bad: float) -> CheckResult:
+    total = survey.good + survey.bad
+    which = f"{total:,} records" if survey.whole else f"the first {total:,} records"
+    told = "; ".join(map(str, survey.shown)) + (
+        f"; and {survey.bad - len(survey.shown)} more" * (survey.bad > len(survey.shown))
+    )
+    if survey.problem:
+        return failed(survey.where, survey.problem)
+    if not total:
+        return failed(survey.where, "holds no records")
+    if not survey.good:
+        return failed(survey.where, f"none of {which} can be used: {told}")
+    if not survey.bad:
+        return ok(survey.where, f"{which} can be used")
+    message = f"{survey.bad:,} of {which} cannot be used: {told}"
+    if survey.bad <= max_bad * total:
+        return ok(survey.where, f"{message}. They are set aside (data.maxBadFraction: {max_bad:g})")
+    message += f". That is more than data.maxBadFraction ({max_bad:g}): correct them, or raise it"
+    return failed(survey.where, message) if survey.whole else warning(survey.where, message)
+
+
 def overlap(context: PreflightContext) -> Iterator[CheckResult]:
-    """Picture files of the sources that a benchmark has too, byte for byte. Prepare compares pixels, of all formats."""
-    training = _pictures(context, context.spec.data.sources)
-    for benchmark in context.spec.data.benchmarks:
-        where = f"data.benchmarks[{benchmark.name}]"
-        tested = _pictures(context, [benchmark])
+    """Picture files that records of the sources and of a benchmark name, byte for byte. Prepare compares pixels, of all
+    formats."""
+    sources = [survey for survey in context.surveys if isinstance(survey.source, DataSource)]
+    training = {path: shown for survey in sources for path, shown in survey.files.items()}
+    for where, benchmark in inputs(context.spec):
+        if isinstance(benchmark, DataSource):
+            continue
+        tested = {path: shown for each in context.surveys if each.where == where for path, shown in each.files.items()}
         if not tested or not training:
             yield skipped(where, "no picture files to compare here; prepare compares the images of all formats")
             continue
-        common = _equal(training, tested)
+        common = shared(training, tested)
         if not common:
             yield ok(where, f"none of its {len(tested)} picture files is among the {len(training)} of the sources")
             continue
-        message = f"{len(common)} of its {len(tested)} picture files are in the sources too, such as {common[0]}"
+        first = min(common)
+        message = f"{len(common)} of its {len(tested)} picture files are in the sources too, such as {tested[first]}"
+        message += f" ({training[common[first]]} there)" * (common[first] != first)
         if benchmark.on_leak is OnLeak.FAIL:
             yield failed(where, f"{message}; onLeak is Fail: take them out of the sources, or set onLeak: Drop")
         else:
             yield warning(where, f"{message}; they are dropped from training (onLeak: Drop)")
-
-
-def _inputs(context: PreflightContext) -> Iterator[tuple[str, DataSource | Benchmark]]:
-    for source in context.spec.data.sources:
-        yield f"data.sources[{source.name}]", source
-    for benchmark in context.spec.data.benchmarks:
-        yield f"data.benchmarks[{benchmark.name}]", benchmark
 
 
 def _check_path(root: Path, where: str, uri: str) -> CheckResult:
@@ -87,33 +124,16 @@ def _check_path(root: Path, where: str, uri: str) -> CheckResult:
     return ok(where, f"{path} is there")
 
 
-def _pictures(context: PreflightContext, inputs: Sequence[DataSource | Benchmark]) -> list[Path]:
-    """The picture files below the folders of some inputs that lie on the volume."""
-    pictures: list[Path] = []
-    for source in inputs:
-        uri = source.images or source.uri
-        if not uri or is_remote(uri) or source.format in (DataFormat.MMMU, DataFormat.DICOM):
-            continue
-        folder = context.root / uri
-        folder = folder if folder.is_dir() else folder.parent
-        pictures += (path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
-    return sorted(set(pictures))
+def shared(training: Collection[Path], tested: Collection[Path]) -> dict[Path, Path]:
+    """Tested files that are also trained on, byte for byte, with the first such file.
 
-
-def _equal(training: list[Path], tested: list[Path]) -> list[Path]:
-    """Training files that are equal to a tested one: only files of the same size are read."""
-    by_size: dict[int, list[Path]] = defaultdict(list)
-    for path in tested:
-        by_size[path.stat().st_size].append(path)
-    hashes: dict[Path, str] = {}
-
-    def sha256(path: Path) -> str:
-        if path not in hashes:
-            hashes[path] = atomic.sha256_file(path)
-        return hashes[path]
-
-    return [
-        path
-        for path in training
-        if (others := by_size.get(path.stat().st_size)) and sha256(path) in {sha256(other) for other in others}
-    ]
+    Each file is looked at once, and read at most once: where one of the other side has its size.
+    """
+    sizes = {path: path.stat().st_size for path in {*training, *tested}}
+    both = {sizes[path] for path in training} & {sizes[path] for path in tested}
+    contents = {path: atomic.sha256_file(path) for path, size in sizes.items() if size in both}
+    trained: dict[str, Path] = {}
+    for path in sorted(training):
+        if path in contents:
+            trained.setdefault(contents[path], path)
+    return {path: trained[contents[path]] for path in tested if path in contents and contents[path] in trained}

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from medgr2_api import paths
-from medgr2_api.data import DataFormat
 from medgr2_api.stage_contract import CycleRef
 from medgr2_api.stages import PREPARE
-from medgr2_api.uris import is_remote
 
-from ..data.decoder import client as decoder
-from ..data.decoder.protocol import BadField
-from ..errors import DataError, StageError
-from ..generate.sampling_plan import ImageUse
-from ..store.images import ImageStore
-from ..store.manifest import load
-from ..store.rows import CandidateOutcome, Split
+from ..errors import StageError
+from ..generate.prepared_images import PreparedImages
+from ..report.cycle_artifacts import CycleArtifacts
+from ..store.rows import CandidateOutcome
+from . import source_survey
 from .check_result import CheckResult, PreflightContext, failed, ok, skipped, warning
-from .data_checks import PICTURES
-
-_NOISE_SIDE = 224  # of the picture that is drawn where there is no other
 
 
 def egress(context: PreflightContext) -> Iterator[CheckResult]:
@@ -65,14 +57,16 @@ def trial(context: PreflightContext) -> Iterator[CheckResult]:
     except StageError as error:
         yield failed(where, str(error))
         return
+    what = "a drawn picture; --real-images asks about the sources' own" if images is None else "images of the sources"
+    about = f" (asked about {what})"
     good = sum(row.outcome is CandidateOutcome.OK for row in rows)
     others = sorted({f"{row.outcome} {row.error}".strip() for row in rows if row.outcome is not CandidateOutcome.OK})
     message = f"{context.parameters.provider.model}: {good} of {len(rows)} questions became triplets"
     if good == len(rows):
-        yield ok(where, message)
+        yield ok(where, message + about)
     else:
         judge = warning if good else failed  # to pay for more of the same makes no sense
-        yield judge(where, f"{message}; the others: {'; '.join(others)}")
+        yield judge(where, f"{message}; the others: {'; '.join(others)}{about}")
     total = context.parameters.candidates * context.spec.iterations
     estimated = estimate(rows, total)
     assert estimated is not None  # there are rows
@@ -88,46 +82,22 @@ def _cost(context: PreflightContext, message: str, usd: float | None) -> CheckRe
     return ok("budget.generatorUSD", message)
 
 
-def _images(context: PreflightContext) -> list[ImageUse]:
-    """What to ask about: prepare's where it has run, else a few pictures of the sources."""
-    link = context.root / paths.iteration_link(context.cycle.metadata.name, 0, PREPARE.name)
-    if link.is_dir():
-        prepared = _prepared(link)
-        if prepared:
-            return prepared
-    store, images = ImageStore(context.root), []
-    for path, allowed, modality in _pictures(context):
-        try:
-            image = store.put(decoder.picture(path, context.spec.data.max_pixels))
-        except BadField as bad:
-            raise DataError(f"{path}: {bad.reason}") from None
-        images.append(ImageUse(image.sha256, modality, Split.TRAIN, allowed))
-        if len(images) == context.questions:
-            break
-    if not images:
-        from PIL import Image
+def _images(context: PreflightContext) -> PreparedImages | None:
+    """What to ask about; None: a drawn picture.
 
-        noise = Image.effect_noise((_NOISE_SIDE, _NOISE_SIDE), 60).convert("RGB")
-        images = [ImageUse(store.add(noise, context.spec.data.max_pixels).sha256, "", Split.TRAIN, True)]
-    return images
+    Prepare's images where it has read all that says no in the spec of now, else some that the readers find.
 
-
-def _prepared(folder: Path) -> list[ImageUse]:
-    from ..store import tables
-
-    published = load(folder)
-    part = published.part("images.parquet") if published else None
-    return tables.read(folder / part.path, ImageUse) if part else []
-
-
-def _pictures(context: PreflightContext) -> Iterator[tuple[Path, bool, str]]:
-    """Picture files of the sources, whether they may leave, and what they are."""
-    for source in context.spec.data.sources:
-        uri = source.images or source.uri
-        if not uri or is_remote(uri) or source.format in (DataFormat.MMMU, DataFormat.DICOM):
-            continue
-        folder = context.root / uri
-        folder = folder if folder.is_dir() else folder.parent
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in PICTURES and path.is_file():
-                yield path, source.allow_external, source.modality
+    Raises:
+        StageError: real ones are wanted, and which of them may be sent is not known.
+    """
+    if not context.real_images:
+        return None
+    name, sources = context.cycle.metadata.name, context.spec.data.sources
+    if (context.root / paths.cycle(name) / "iterations").is_dir():
+        artifacts = CycleArtifacts(context.root, name)
+        if artifacts.has_input(PREPARE.name):
+            prepared = PreparedImages.published(artifacts.input(PREPARE.name))
+            if not prepared.unread(source for source in sources if not source.allow_external):
+                return prepared
+    external = context.parameters.provider.has_egress
+    return source_survey.pictures(context.root, context.spec, context.questions, external=external)

@@ -11,7 +11,8 @@ from medgr2_api.stages.generate import GenerateParameters
 
 from ..errors import ConfigError, DataError, TemporaryError
 from ..generate import sampling_plan
-from ..generate.sampling_plan import ImageUse, Task
+from ..generate.prepared_images import ImageUse, PreparedImages
+from ..generate.sampling_plan import Task
 from ..runner.context import StageContext, StageOutcome
 from ..store import manifest
 from ..store.rows import Candidate, CandidateOutcome, PhantomRow, Truth
@@ -37,7 +38,7 @@ async def _from_provider(ctx: StageContext[GenerateParameters]) -> tuple[list[Ca
     from ..generate.journal import Journal
     from ..generate.request_scheduler import RequestScheduler
 
-    request, images = ctx.request, ctx.input("prepare").rows(ImageUse)
+    request, images = ctx.request, PreparedImages.published(ctx.input("prepare"))
     account = provider_session.BillingAccount(
         request.cycle, request.input_hash, request.generator_budget_usd, request.shard
     )
@@ -48,7 +49,7 @@ async def _from_provider(ctx: StageContext[GenerateParameters]) -> tuple[list[Ca
         async with provider_session.open_session(
             ctx.root, account, ctx.parameters, images, journal, request.grace_seconds
         ) as session:
-            training_images = sampling_plan.training_images(images)
+            training_images = sampling_plan.training_images(images.rows)
             allowed = allowed_images(session.egress, training_images)
             tasks = _tasks(ctx, allowed, ctx.parameters.question_types)
 

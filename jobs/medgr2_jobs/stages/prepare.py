@@ -1,8 +1,8 @@
 """Stage `prepare`: the user's data and models, fetched, checked, stored, divided; D_grade built. Runs once per
 workspace input.
 
-Publishes the tables images, items, grades, quarantine and (for phantom data) phantoms, `splits.json`, `inputs.json`
-(what was fetched, pinned), and the models under `models/`. Images go to the workspace's image store.
+Publishes the tables images, image_origins, items, grades, quarantine and (for phantom data) phantoms, `splits.json`,
+`inputs.json` (what was fetched, pinned), and the models under `models/`. Images go to the workspace's image store.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..duplicates import phash_index
 from ..errors import DataError
 from ..models import base_models
 from ..runner.context import StageContext, StageOutcome
-from ..store.rows import GradedRow, Image, Item, PhantomRow, QuarantinedRecord, Split
+from ..store.rows import GradedRow, Image, ImageOrigin, Item, PhantomRow, QuarantinedRecord, Split
 from ..store.tables import TableWriter
 
 Context = StageContext[PrepareParameters]
@@ -64,7 +64,7 @@ def run(ctx: Context) -> StageOutcome:
     with ctx.writer.stream(GradedRow) as graded:
         grade_counts = _grade(ctx, graded, sources, assigned, leaked, pools, lexicon)
 
-    everywhere = _write_images(ctx, ingest, benchmarks, assigned)
+    everywhere = _write_images(ctx, ingest, sources, benchmarks, assigned)
     _write_splits(ctx, everywhere, counts, leaks, [*sources, *benchmarks])
     if pins := fetch.pins(ctx):
         ctx.writer.path("inputs.json").write_text(json.dumps(pins, indent=1, sort_keys=True) + "\n")
@@ -212,19 +212,23 @@ def _rows(
 
 
 def _write_images(
-    ctx: Context, ingest: Ingest, benchmarks: list[Loaded], assigned: dict[str, Split]
+    ctx: Context, ingest: Ingest, sources: list[Loaded], benchmarks: list[Loaded], assigned: dict[str, Split]
 ) -> dict[str, Split]:
-    """Writes `images` (and `phantoms`): what may be trained on, and what benchmarks hold; returns each one's split."""
+    """Writes `images` with `image_origins` (and `phantoms`): what may be trained on, and what benchmarks hold; returns
+    each one's split."""
     tested = set().union(*(loaded.images for loaded in benchmarks)) if benchmarks else set()
     names = {sha256: loaded.name for loaded in reversed(benchmarks) for sha256 in loaded.images}
     everywhere: dict[str, Split] = {}
-    with ctx.writer.stream(Image) as table:
+    with ctx.writer.stream(Image) as table, ctx.writer.stream(ImageOrigin) as origins:
         for sha256, facts in ingest.images.items():
             if sha256 not in assigned and sha256 not in tested:
                 continue  # it only looked like a benchmark's: no split has it
             everywhere[sha256] = assigned.get(sha256, Split.TEST)
             source = facts.source if sha256 in assigned else names[sha256]
-            table.append(facts.row(sha256, everywhere[sha256], source))
+            holders = [loaded for loaded in [*sources, *benchmarks] if sha256 in loaded.named_images]
+            origins.extend(ImageOrigin(sha256, loaded.name) for loaded in holders)
+            allowed = all(loaded.allow_external for loaded in holders)  # one that says no is enough
+            table.append(facts.row(sha256, everywhere[sha256], source, allow_external=allowed))
     if phantoms := [row for sha256, row in ingest.phantoms.items() if sha256 in everywhere]:
         ctx.writer.table(PhantomRow, phantoms)
     return everywhere

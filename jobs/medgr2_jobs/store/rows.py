@@ -172,6 +172,18 @@ class Image(TableRow):
 
 
 @dataclass(frozen=True, slots=True)
+class ImageOrigin(TableRow):
+    """That a source or benchmark has an image; also one of which its record could not be used."""
+
+    TABLE = "image_origins"
+    VERSION = 1
+
+    image_sha256: str
+    source: str
+    """Name of the source or benchmark."""
+
+
+@dataclass(frozen=True, slots=True)
 class Item(TableRow):
     """A question with its gold answer."""
 

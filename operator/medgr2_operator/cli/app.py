@@ -128,12 +128,16 @@ def doctor(
     questions: Annotated[
         int, typer.Option(min=0, help="Questions to ask the generator, and to pay, to try it and to forecast the cost.")
     ] = 3,
+    real_images: Annotated[
+        bool,
+        typer.Option("--real-images", help="Ask about images of the sources that may be sent, not about a drawn one."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Results as JSON.")] = False,
 ) -> None:
     """Check a cycle before it runs: data, models, capacity, splits, the generator, and what it will cost."""
     from .jobs_commands import doctor
 
-    raise typer.Exit(doctor(file, workspace, secrets_dir, questions, json))
+    raise typer.Exit(doctor(file, workspace, secrets_dir, questions, json, real_images))
 
 
 @app.command()

@@ -16,15 +16,18 @@ from .cycle_file import read_cycle
 DRY_RUN_QUESTIONS = 5
 
 
-def doctor(file: Path, workspace: Path, secrets: Path | None, questions: int, as_json: bool) -> int:
-    """Checks a cycle before it runs; ends with 1 when something would fail."""
+def doctor(
+    file: Path, workspace: Path, secrets: Path | None, questions: int, as_json: bool, real_images: bool = False
+) -> int:
+    """Checks a cycle before it runs; ends with 1 when something would fail. The workspace need not be there yet."""
     read_cycle(file)
-    if not workspace.is_dir():
-        print(f"{workspace}: no such folder; it is the one that all stages share", file=sys.stderr)
+    if workspace.exists() and not workspace.is_dir():
+        print(f"{workspace}: is no folder; name the one that all stages share", file=sys.stderr)
         return ExitCode.USAGE
     jobs_process.require("doctor")
     options = ["--workspace", str(workspace), "--questions", str(questions)]
     options += ["--secrets-dir", str(secrets)] if secrets else []
+    options += ["--real-images"] if real_images else []
     options += ["--json"] if as_json else []
     return jobs_process.run("preflight", str(file), *options)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import containers, environment, labels, pvc, rendezvous, vllm_sidecar, volumes
+from . import containers, egress, environment, labels, pvc, rendezvous, vllm_sidecar, volumes
 from .render_context import RenderContext
 
 #: The container that does the work. podFailurePolicy and the observer read its exit code, never another's.
@@ -18,6 +18,7 @@ def template(context: RenderContext) -> dict[str, Any]:
         "metadata": {
             "labels": {
                 **labels.of_attempt(context.cycle, context.create.key),
+                egress.LABEL: str(egress.of(context)),
                 **(pvc.volume_label(context.cycle) if context.single_node else {}),
             }
         },

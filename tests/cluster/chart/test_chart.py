@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import shutil
 import subprocess
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from medgr2_operator.render import rendezvous, vllm_sidecar
+from medgr2_api.server_address import is_external
+from medgr2_operator.render import egress, rendezvous, vllm_sidecar
+from medgr2_operator.render.egress import Egress
 from medgr2_operator.render.render_context import RenderSettings
 from medgr2_operator.runtime.settings import Settings, from_environment
 from tests.cluster import prometheus_operator, tools
@@ -53,7 +56,12 @@ CASES: dict[str, Document] = {
         "priorityClassName": "system-cluster-critical",
         "podDisruptionBudget": {"maxUnavailable": "50%"},
         "networkPolicy": {"from": [PROMETHEUS], "egress": [{"ports": [{"port": 6443}]}]},
-        "stageNetworkPolicy": {"enabled": True, "namespaces": ["team-a"], "metricsFrom": [PROMETHEUS]},
+        "stageNetworkPolicy": {
+            "enabled": True,
+            "namespaces": ["team-a"],
+            "metricsFrom": [PROMETHEUS],
+            "egress": {"enabled": True, "fetch": [{"ipBlock": {"cidr": "10.9.0.0/24"}}]},
+        },
         "metrics": MONITORED,
     },
     "nothing": {
@@ -244,6 +252,59 @@ def test_stages_are_closed_but_for_training(helm: Helm) -> None:
     closed = {port for port in range(1024, 65536) if not opened(port)}
     assert closed == {vllm_sidecar.PORT, RenderSettings(image="x").progress_port}
     assert opened(rendezvous.PORT)
+
+
+def _ways_out(helm: Helm, **ways: Any) -> dict[Egress, list[Document] | None]:
+    """Where pods of each kind may connect, beyond DNS and each other; None: anywhere."""
+    values = {"enabled": True, "namespaces": ["team-a"], "egress": {"enabled": True, **ways}}
+    documents = helm.template({"fullnameOverride": "medgr2", "stageNetworkPolicy": values})
+    policies = [each for each in documents if each["metadata"]["name"].startswith("medgr2-stages-egress")]
+    found: dict[Egress, list[Document] | None] = {}
+    for kind in Egress:
+        chosen = [policy for policy in policies if _selects(policy, kind)]
+        assert len(chosen) <= 1
+        found[kind] = _peers(chosen[0]) if chosen else None
+    assert [_selects(policy, None) for policy in policies].count(True) == 1, "what has no label goes nowhere"
+    return found
+
+
+def _selects(policy: Document, kind: Egress | None) -> bool:
+    (expression,) = policy["spec"]["podSelector"]["matchExpressions"]
+    assert expression["key"] == egress.LABEL
+    return (str(kind) in expression["values"]) is (expression["operator"] == "In")
+
+
+def _peers(policy: Document) -> list[Document]:
+    assert policy["spec"]["policyTypes"] == ["Egress"]
+    dns, among, *others = policy["spec"]["egress"]
+    assert {(port["port"], port["protocol"]) for port in dns["ports"]} == {(53, "UDP"), (53, "TCP")}
+    stages = policy["spec"]["podSelector"]["matchLabels"]
+    assert among == {"to": [{"podSelector": {"matchLabels": stages}}]}
+    assert all("ports" not in rule for rule in others)
+    return [peer for rule in others for peer in rule["to"]]
+
+
+def test_each_stage_connects_only_where_it_needs_to(helm: Helm) -> None:
+    server = [{"namespaceSelector": {"matchLabels": {"team": "models"}}}]
+    mirror = [{"ipBlock": {"cidr": "10.9.0.0/24"}}]
+    assert _ways_out(helm, site=server, fetch=mirror) == {
+        Egress.NONE: [], Egress.SITE: server, Egress.FETCH: mirror, Egress.EXTERNAL: None,
+    }  # fmt: skip
+    assert _ways_out(helm, site=server, fetch=[])[Egress.FETCH] == []
+    default = _ways_out(helm)
+    assert (default[Egress.NONE], default[Egress.FETCH], default[Egress.EXTERNAL]) == ([], None, None)
+    site = default[Egress.SITE]
+    assert site is not None
+    networks = [ipaddress.ip_network(peer["ipBlock"]["cidr"]) for peer in site if "ipBlock" in peer]
+    for address in ("10.1.2.3", "172.16.0.1", "192.168.0.7", "fd12::1", "8.8.8.8", "169.254.169.254", "100.64.0.1"):
+        bracketed = f"[{address}]" if ":" in address else address
+        inside = any(ipaddress.ip_address(address) in network for network in networks)
+        assert inside is not is_external(f"http://{bracketed}/v1"), "what counts as inside is what may be reached"
+
+
+def test_the_ways_out_are_open_unless_they_are_closed(helm: Helm) -> None:
+    documents = helm.template({"stageNetworkPolicy": {"enabled": True, "namespaces": ["team-a"]}})
+    assert [d["spec"]["policyTypes"] for d in documents if d["kind"] == "NetworkPolicy"] == [["Ingress"], ["Ingress"]]
 
 
 def test_the_labels_and_the_port_are_those_of_a_stage(helm: Helm) -> None:

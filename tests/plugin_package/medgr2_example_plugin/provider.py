@@ -37,7 +37,7 @@ class DescribeClient:
     def __init__(self, access: ProviderAccess, *, style: str = "plain") -> None:
         self.access = access
         self.style = style
-        self._http = http.connections(access.provider.concurrency)
+        self._http = http.connections(access.provider)
 
     async def ask(self, question: ImageQuestion) -> Reply:
         """Asks about one image."""

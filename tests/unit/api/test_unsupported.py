@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from tests.support.cycle_documents import spec_with
 
-from medgr2_api.generator import is_external
 from medgr2_api.stages import stage_names
 from medgr2_api.unsupported import GAPS, OWNED_TRAINER_OPTIONS, TRAINERS, unsupported
 
@@ -105,28 +104,6 @@ def test_images_that_may_not_leave_are_not_asked_about_outside(
 ) -> None:
     found = _paths(generator | {"data.sources": sources})
     assert found == ["spec.data.sources"] * refused
-
-
-@pytest.mark.parametrize(
-    ("address", "external"),
-    [
-        ("http://localhost:8000/v1", False),
-        ("http://127.0.0.1:8000", False),
-        ("http://[::1]:8000", False),
-        ("http://10.1.2.3/v1", False),
-        ("http://192.168.0.7/v1", False),
-        ("http://vllm:8000/v1", False),
-        ("http://vllm.models.svc:8000/v1", False),
-        ("http://vllm.models.svc.cluster.local./v1", False),
-        ("http://gpu.hospital.internal/v1", False),
-        ("https://api.openai.com/v1", True),
-        ("https://svc.example.com/v1", True),
-        ("http://8.8.8.8/v1", True),
-        ("http://[2001:4860:4860::8888]/v1", True),
-    ],
-)
-def test_what_is_outside_is_told_by_the_address(address: str, external: bool) -> None:
-    assert is_external(address) is external
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)

@@ -14,7 +14,7 @@ from tests.support.render_cases import CASES, SETTINGS, UID, Case
 from medgr2_api.cycle import Cycle, Metadata
 from medgr2_api.stages import stage_names
 from medgr2_operator.plan.types import AttemptKey
-from medgr2_operator.render import labels
+from medgr2_operator.render import egress, labels
 from medgr2_operator.render.job import job
 from medgr2_operator.render.pvc import claim, claim_name
 from medgr2_operator.render.rendezvous import service_name
@@ -118,3 +118,30 @@ def _is_dns_label(text: str) -> bool:
 
 def _cycle(name: str = "omnimed", uid: str = UID) -> Cycle:
     return Cycle.model_construct(metadata=Metadata(name=name, namespace="ml", uid=uid))
+
+
+@pytest.mark.parametrize(
+    ("stage", "generator", "need"),
+    [
+        ("prepare", {}, "fetch"),
+        ("generate", {"openAI": {"model": "m", "baseURL": "http://vllm.models.svc/v1"}}, "site"),
+        ("generate", {"openAI": {"model": "m", "baseURL": "https://api.example.com/v1"}}, "external"),
+        ("generate", {"openAI": {"model": "m", "baseURL": "http://134744072/v1"}}, "external"),
+        ("generate", {"openAI": {"model": "m", "baseURL": "https://gpu.example.com/v1", "external": False}}, "site"),
+        ("generate", {"gemini": {"model": "m", "apiKeySecretRef": {"name": "g", "key": "k"}}}, "external"),
+        ("generate", {"plugin": {"name": "p", "version": "1", "model": "m"}}, "external"),
+        ("generate", {"plugin": {"name": "p", "version": "1", "model": "m", "external": False}}, "site"),
+        ("generate", {"vllm": {"model": "org/vlm"}}, "fetch"),
+        ("generate", {}, "none"),  # the scripted generator
+        *((stage, {}, "none") for stage in ("reward", "score", "curate", "sft", "grpo", "preferences", "evaluate")),
+    ],
+)
+def test_what_a_pod_needs_the_network_for(stage: str, generator: dict[str, Any], need: str) -> None:
+    drawn = {"sources": [{"name": "seed", "format": "Phantom", "phantom": {}}]}
+    spec = {"generator": generator or {"scripted": {}}, **({} if generator else {"data": drawn})}
+    case = Case(stage, spec, iteration=0 if stage == "prepare" else 2)
+    *_, made = job(case.cycle(), case.create(), SETTINGS)
+    assert made["spec"]["template"]["metadata"]["labels"][egress.LABEL] == need
+    collecting = Case(stage, case.spec, {"collect": True}, iteration=case.iteration)
+    *_, made = job(collecting.cycle(), collecting.create(), SETTINGS)
+    assert made["spec"]["template"]["metadata"]["labels"][egress.LABEL] == "none"

@@ -12,6 +12,7 @@ from medgr2_api.stages.generate import Provider
 
 from ...store.rows import CandidateOutcome
 from .. import candidate_schema
+from ..egress_policy import ClearedImage
 from ..pricing import TokenUsage
 from ..provider_errors import Failure
 
@@ -29,11 +30,28 @@ class ImageQuestion:
     """What is asked about one image."""
 
     prompt: str
-    image_png: bytes
-    image_sha256: str
+    image: ClearedImage
     seed: int
     """Sampling seed, for servers that honour one."""
     repair: Repair | None = None
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            TypeError: the image did not come through the gate.
+        """
+        if not isinstance(self.image, ClearedImage):
+            raise TypeError("a provider is only sent what EgressPolicy.read has cleared")
+
+    @property
+    def image_png(self) -> bytes:
+        """The PNG file."""
+        return self.image.png
+
+    @property
+    def image_sha256(self) -> str:
+        """Names the image by its content."""
+        return self.image.sha256
 
     @property
     def text_bytes(self) -> int:

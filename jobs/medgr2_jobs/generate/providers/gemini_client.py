@@ -88,7 +88,7 @@ class GeminiClient:
 
     def __init__(self, access: ProviderAccess) -> None:
         self.access = access
-        self._http = http.connections(access.provider.concurrency)
+        self._http = http.connections(access.provider)
         model = access.provider.model
         name = model if model.startswith(("models/", "tunedModels/")) else f"models/{model}"
         base = (access.provider.base_url or GOOGLE).rstrip("/")

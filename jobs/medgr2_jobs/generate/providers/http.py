@@ -14,6 +14,8 @@ from typing import Annotated, Any, TypeVar
 import httpx2
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
+from medgr2_api.stages.generate import Provider
+
 from ..pricing import TokenUsage
 from ..provider_errors import LOST, UNREACHABLE, UNREADABLE, Failure
 
@@ -76,11 +78,14 @@ async def _body(response: httpx2.Response) -> bytes:
     return bytes(content)
 
 
-def connections(concurrency: int) -> BoundedClient:
+def connections(provider: Provider) -> BoundedClient:
     """A client with a connection for each request in flight. It follows no redirect: that could take an image to
-    another site, and it sends nothing twice."""
-    limits = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-    return BoundedClient(limits=limits, timeout=TIMEOUT, follow_redirects=False)
+    another site, and it sends nothing twice. A provider on site is asked directly, whatever proxy the environment
+    names: that would carry images out of the site."""
+    limits = httpx2.Limits(max_connections=provider.concurrency, max_keepalive_connections=provider.concurrency)
+    # a transport of its own takes no proxy from the environment, and still the site's own certificates
+    direct = None if provider.has_egress else httpx2.AsyncHTTPTransport(limits=limits, trust_env=True)
+    return BoundedClient(limits=limits, timeout=TIMEOUT, follow_redirects=False, transport=direct)
 
 
 def of_error(error: BaseException) -> Failure | None:

@@ -106,7 +106,7 @@ class OpenAIClient:
     def __init__(self, access: ProviderAccess) -> None:
         self.access = access
         self._unsupported: dict[str, Callable[[RequestBody], RequestBody]] = {}
-        self._http = http.connections(access.provider.concurrency)
+        self._http = http.connections(access.provider)
         self._url = f"{access.provider.base_url.rstrip('/')}/chat/completions"
         self._thinking = _thinking(access.provider)
         self._headers = {"authorization": f"Bearer {access.key}"} if access.key else {}

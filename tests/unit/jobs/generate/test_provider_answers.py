@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from tests.support.chat_server import TRIPLET, Answer, ChatServer, GeminiServer
 from tests.support.curate_fixtures import candidate
+from tests.support.generate_fixtures import drawn_image
 from tests.support.hostile_answers import DIALECTS, answering, raw_answer
 
 from medgr2_api.generator import RateLimit, Sampling
@@ -32,7 +33,7 @@ from medgr2_jobs.generate.request_retry import QuestionResult, RetryingClient
 from medgr2_jobs.store import tables
 from medgr2_jobs.store.rows import Candidate, CandidateOutcome
 
-QUESTION = ImageQuestion("what is it?", b"PNG", "0" * 64, 7)
+QUESTION = ImageQuestion("what is it?", drawn_image(), 7)
 TEXT = json.dumps(TRIPLET)
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from medgr2_api.generator import Paradigm, WeightedParadigm
 from medgr2_api.stage_contract import Shard
 from medgr2_jobs.generate import sampling_plan
+from medgr2_jobs.generate.prepared_images import ImageUse
 from medgr2_jobs.store.rows import Split
 
 IMAGES = {f"{number:064x}": "CT" for number in range(10)}
@@ -70,8 +71,8 @@ def test_shards_are_slices(
 
 
 def test_only_training_images() -> None:
-    def row(sha256: str, split: str) -> sampling_plan.ImageUse:
-        return sampling_plan.ImageUse(sha256, "CT", Split(split), allow_external=True)
+    def row(sha256: str, split: str) -> ImageUse:
+        return ImageUse(sha256, "CT", "seed", Split(split), allow_external=True)
 
     rows = [row("a", "train"), row("b", "validation"), row("c", "test"), row("d", "train"), row("d", "test")]
     assert sampling_plan.training_images(rows) == {"a": "CT"}

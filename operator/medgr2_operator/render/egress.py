@@ -1,0 +1,35 @@
+"""What an attempt's pods need the network for: a label, by which the chart's NetworkPolicies tell them apart."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from medgr2_api.stages import definition
+
+from .render_context import RenderContext
+
+LABEL = "medgr2.io/egress"
+
+
+class Egress(StrEnum):
+    """Where pods connect to, beyond the name server and each other."""
+
+    NONE = "none"
+    """Nowhere."""
+    SITE = "site"
+    """A provider on site, which is shown images that may not leave it."""
+    FETCH = "fetch"
+    """Where data and models are fetched from. Nothing of the workspace is sent."""
+    EXTERNAL = "external"
+    """A provider outside, which is shown what may leave."""
+
+
+def of(context: RenderContext) -> Egress:
+    """What this attempt needs."""
+    provider = context.provider
+    if provider is not None and provider.about.asked:
+        if provider.has_egress:
+            return Egress.EXTERNAL
+        return Egress.FETCH if provider.about.beside_stage else Egress.SITE  # vLLM may fetch its model
+    fetches = definition(context.create.key.name).fetches and not context.collects
+    return Egress.FETCH if fetches else Egress.NONE
