@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tests.support.cycle_documents import spec_with
+from tests.support.generate_fixtures import drawn_image
 from tests.support.plugin_fixtures import install, plugin
 
 from medgr2_api.generator import GENERATORS, PluginProvider, Sampling
@@ -57,5 +58,5 @@ def test_what_the_spec_says_about_thinking_is_sent(kind: str, fields: dict[str, 
     assert isinstance(parameters, GenerateParameters)
     client = providers.connect(ProviderAccess(parameters.provider, None, parameters.sampling))
     assert isinstance(client, OpenAIClient)
-    request = client._request(ImageQuestion("q", b"PNG", "0" * 64, 1))
+    request = client._request(ImageQuestion("q", drawn_image(), 1))
     assert {name: request[name] for name in request if name in ("reasoning_effort", "chat_template_kwargs")} == sent
