@@ -15,6 +15,7 @@ from ..store.safe_path import inside
 from .check_result import CheckResult, PreflightContext, failed, ok, skipped, warning
 from .source_survey import SourceSurvey, inputs
 
+_HIDDEN = " (names are private; `names: Clear` of the source shows them)"
 _NOT_FETCHED = "is not on the volume: prepare fetches it, or `medgr2 fetch` beforehand"
 
 
@@ -76,6 +77,8 @@ def _usable(survey: SourceSurvey, max_bad: float) -> CheckResult:
         return failed(survey.where, survey.problem)
     if not total:
         return failed(survey.where, "holds no records")
+    if survey.bad and survey.private:
+        told += _HIDDEN
     if not survey.good:
         return failed(survey.where, f"none of {which} can be used: {told}")
     if not survey.bad:
@@ -106,6 +109,7 @@ def overlap(context: PreflightContext) -> Iterator[CheckResult]:
         first = min(common)
         message = f"{len(common)} of its {len(tested)} picture files are in the sources too, such as {tested[first]}"
         message += f" ({training[common[first]]} there)" * (common[first] != first)
+        message += _HIDDEN * any(survey.private for survey in context.surveys if survey.files)
         if benchmark.on_leak is OnLeak.FAIL:
             yield failed(where, f"{message}; onLeak is Fail: take them out of the sources, or set onLeak: Drop")
         else:

@@ -44,6 +44,8 @@ class SourceSurvey:
     source: ResolvedSource | Benchmark
     path: Path = Path()
     """File or folder."""
+    private: bool = True
+    """Whether messages call files and records by pseudonyms."""
     problem: str = ""
     """Why it cannot be read at all."""
     good: int = 0
@@ -174,7 +176,7 @@ def _survey(root: Path, spec: ResolvedSpec, where: str, source: ResolvedSource |
         place = _place(_Glance, root, spec, source, where)
         if place is None:
             return None
-        found.path = place.path
+        found.path, found.private = place.path, not place.names.clear
         for record in format_registry.reader(source, where)(place):
             if isinstance(record, BadRecord):
                 found.bad += 1

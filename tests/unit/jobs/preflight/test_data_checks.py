@@ -20,6 +20,13 @@ from medgr2_jobs.preflight import data_checks, source_survey
 from medgr2_jobs.preflight.check_result import CheckResult, CheckStatus, PreflightContext
 from medgr2_jobs.store import atomic
 
+#: Those of the minimal cycle, in whose messages files have their names.
+SOURCES: list[dict[str, Any]] = [
+    {"name": "train", "format": "OmniMedVQA", "uri": "data/train", "images": "data/images", "names": "Clear"}
+]
+TESTS: list[dict[str, Any]] = [
+    {"name": "test", "format": "OmniMedVQA", "uri": "data/test", "images": "data/images", "names": "Clear"}
+]
 TINY = "builtin://tiny-qwen2.5-vl"
 
 
@@ -105,20 +112,20 @@ def _questions(file: Path, images: list[str], **changes: Any) -> None:
 
 @pytest.mark.parametrize(("on_leak", "verdict"), [("Drop", CheckStatus.WARNING), ("Fail", CheckStatus.FAILED)])
 def test_pictures_that_training_and_a_benchmark_share(root: Path, on_leak: str, verdict: CheckStatus) -> None:
-    benchmark = {"name": "test", "format": "OmniMedVQA", "uri": "data/test", "images": "tested", "onLeak": on_leak}
+    benchmark = TESTS[0] | {"images": "tested", "onLeak": on_leak}
     for name, colour in (("a.png", 1), ("b.png", 2)):
         _picture(root / "data/images" / name, colour)
     _questions(root / "data/train/q.json", ["a.png", "b.png", "a.png"])
     _picture(root / "tested/deep/c.png", 3)
     _questions(root / "data/test/q.json", ["deep/c.png"])
-    (alone,) = data_checks.overlap(case(root, data__benchmarks=[benchmark]))
+    (alone,) = data_checks.overlap(case(root, data__sources=SOURCES, data__benchmarks=[benchmark]))
     assert alone.status is CheckStatus.OK
     assert "none of its 1 picture files is among the 2" in alone.message
     _picture(root / "tested/deep/d.png", 2)
-    (named_by_no_record,) = data_checks.overlap(case(root, data__benchmarks=[benchmark]))
+    (named_by_no_record,) = data_checks.overlap(case(root, data__sources=SOURCES, data__benchmarks=[benchmark]))
     assert named_by_no_record.status is CheckStatus.OK
     _questions(root / "data/test/q.json", ["deep/c.png", "deep/d.png", "deep/d.png"])
-    (shared,) = data_checks.overlap(case(root, data__benchmarks=[benchmark]))
+    (shared,) = data_checks.overlap(case(root, data__sources=SOURCES, data__benchmarks=[benchmark]))
     assert shared.status is verdict
     assert "1 of its 2 picture files" in shared.message
     assert "tested/deep/d.png" in shared.message
@@ -134,7 +141,7 @@ def test_one_folder_of_images_for_training_and_tests_shares_nothing_by_itself(ro
     assert found.status is CheckStatus.OK
     assert "none of its 2 picture files is among the 3 of the sources" in found.message
     _questions(root / "data/test/q.json", ["3.png", "2.png"])
-    (found,) = data_checks.overlap(case(root))
+    (found,) = data_checks.overlap(case(root, data__sources=SOURCES, data__benchmarks=TESTS))
     assert found.status is CheckStatus.WARNING
     assert "1 of its 2 picture files are in the sources too, such as" in found.message
     assert found.message.count("2.png") == 1, "it is one file"
@@ -165,7 +172,19 @@ def test_formats_without_picture_files_are_left_to_prepare(root: Path) -> None:
     assert found.status is CheckStatus.SKIPPED
 
 
+def test_names_that_may_be_patients_are_not_shown(root: Path) -> None:
+    _picture(root / "data/images/Jane_Doe/a.png", 1)
+    _questions(root / "data/train/Jane_Doe.json", ["Jane_Doe/a.png", "Jane_Doe/b.png"])
+    _questions(root / "data/test/Jane_Doe.json", ["Jane_Doe/a.png"])
+    (shared,) = data_checks.overlap(case(root))
+    told = [shared, *data_checks.records(case(root))]
+    assert [found.status for found in told] == [CheckStatus.WARNING, CheckStatus.FAILED, CheckStatus.OK]
+    assert not any("Jane" in found.message for found in told)
+    assert all("`names: Clear` of the source shows them" in found.message for found in told[:2])
+
+
 def _told(root: Path, **values: Any) -> dict[str, CheckResult]:
+    values = {"data__sources": SOURCES, "data__benchmarks": TESTS} | values
     return {found.where: found for found in data_checks.records(case(root, **values))}
 
 
@@ -188,7 +207,7 @@ def test_usable_records_are_counted(root: Path) -> None:
         ("[{", "not JSON"),
         ('[{"question_id": "x"}]', "none of 1 records can be used: q.json[0]"),
         ("pictures missing", "none of 2 records can be used: q.json[0] (question_id 'q-0'): image_path"),
-        ("pictures broken", "none of 2 records can be used: q.json[0] (question_id 'q-0'): image_path"),
+        ("pictures broken", "not a readable image"),
     ],
 )
 def test_a_file_of_which_no_record_can_be_used_fails(root: Path, content: str, reason: str) -> None:
