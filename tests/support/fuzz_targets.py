@@ -218,7 +218,7 @@ def _imagefolder(folder: Path) -> Case:
     read = _reader(folder, "scans", format="ImageFolder", modality="CT")
 
     def case(rng: random.Random) -> str:
-        damaged = damaged_text(rng, buffer.getvalue()).encode("utf-8", "surrogateescape")
+        damaged = damaged_text(rng, buffer.getvalue()).encode("utf-8", "surrogatepass")
         (scans / "metadata.csv").write_bytes(damaged)
         return read()
 
@@ -454,7 +454,7 @@ current-context: x
             return "read" if namespace == "ml" else "another namespace"
 
     def case(rng: random.Random) -> str:
-        (folder / "config").write_bytes(damaged_text(rng, text).encode("utf-8", "surrogateescape"))
+        (folder / "config").write_bytes(damaged_text(rng, text).encode("utf-8", "surrogatepass"))
         try:
             return loop.run_until_complete(read())
         except KubeconfigError as error:

@@ -39,9 +39,9 @@ def main() -> int:
         kind = request.header["request"]
         answer: Callable[[Message], Iterator[Message]]
         answer = importlib.import_module(f".{ANSWERS[kind]}", __package__).answer
-        first = at_rest.setdefault(kind, limits.address_space())
         for reply in _guarded(answer, request):
             _send(replies, reply)
+        first = at_rest.setdefault(kind, limits.address_space())  # what libraries reserve once is no leak
         last = limits.address_space() > first + _GROWN
         _send(replies, Message({"end": True, "last": last}))
         if last:
