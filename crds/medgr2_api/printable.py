@@ -28,3 +28,30 @@ def _escaped(match: re.Match[str]) -> str:
         return f"\\u{code:04x}"
     high, low = 0xD800 + (code - 0x10000 >> 10), 0xDC00 + (code - 0x10000 & 0x3FF)
     return f"\\u{high:04x}\\u{low:04x}"  # as JSON writes it, so that JSON stays JSON
+
+
+#: What begins a formula, after whatever a spreadsheet passes over; also in full width.
+_FORMULA = re.compile("[\t\r\n]|[\\s\x00-\x1f\u200b\ufeff'\"]*[=+\\-@\uff1d\uff0b\uff0d\uff20]")
+_HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"})
+_MARKUP = re.compile(r"([\\`*\[\]~])|(?<!\w)(_)|(_)(?!\w)")
+
+
+def markdown(text: str) -> str:
+    """A text as Markdown that shows it, in one line and in a cell of a table: no markup, no HTML, no link."""
+    line = " ".join(shown(text).split())
+    escaped = _MARKUP.sub(lambda match: f"\\{match[0]}", line).translate(_HTML)
+    return escaped.replace("://", "&#58;//").replace("www.", "www&#46;")
+
+
+def csv_cell(text: str) -> str:
+    """A cell of a CSV file that no spreadsheet takes for a formula: one that would be gets a quote in front.
+
+    Line breaks become a line feed, which is always quoted: a carriage return on its own ends a row for some readers.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def from_csv_cell(text: str) -> str:
+    """What `csv_cell` was given."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text[1:]) else text

@@ -24,6 +24,7 @@ from ..evaluate.metrics import cluster_mean
 from ..store.rows import EvalCondition, Scoring, Split
 from .cycle_artifacts import CycleArtifacts
 from .cycle_frame import PredictionColumns
+from .markdown_table import Markup, table
 
 #: The checkpoints in the order in which the loop makes them.
 CHECKPOINTS = ("base", "sft", "grpo")
@@ -188,22 +189,21 @@ def _cycles(root: Path) -> list[str]:
 def markdown(lines: Sequence[ComparisonRow]) -> str:
     """The table for people; a difference whose interval leaves out 0 carries a star."""
     several = len({line.cycle for line in lines}) > 1
-    head = ["cycle", "benchmark", "checkpoint", "n", "accuracy [95 % interval]", "against the one before"]
+    head = ["cycle", "benchmark", "checkpoint", "n", Markup("accuracy [95 % interval]"), "against the one before"]
     rows = [
         [
             line.cycle,
             line.benchmark or "validation",
             line.name,
             str(line.n),
-            f"{100 * line.accuracy:.1f} [{100 * line.low:.1f}, {100 * line.high:.1f}]",
+            Markup(f"{100 * line.accuracy:.1f} [{100 * line.low:.1f}, {100 * line.high:.1f}]"),
             _points(line.to_previous),
             *([_points(line.to_first)] if several else []),
         ]
         for line in lines
     ]
     head += ["against the first cycle"] if several else []
-    table = [head, ["---"] * len(head), *rows]
-    text = "\n".join("| " + " | ".join(row) + " |" for row in table)
+    text = table(head, rows)
     return (
         f"{text}\n\nAccuracy in percent, differences in points. Intervals: images drawn with replacement, 2000 times; "
         "differences question by question.\n\\* the interval leaves out 0."
@@ -214,7 +214,7 @@ def _points(difference: Difference | None) -> str:
     if difference is None:
         return ""
     star = "\\*" if difference.low > 0 or difference.high < 0 else ""
-    return f"{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]{star}"
+    return Markup(f"{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]{star}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

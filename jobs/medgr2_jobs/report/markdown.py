@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+from medgr2_api import printable
+
 from ..evaluate.metrics import Interval
 from ..store.rows import EvalCondition, Split
 from . import funnel
+from .markdown_table import Markup, table
 from .parameters import changed_on_the_way
 from .tables import (
     CONTROLS,
@@ -58,9 +61,8 @@ def report(cycle: CycleTables, figures: Sequence[tuple[str, str]]) -> str:
         "This page says what was measured, and nothing beyond it.",
     ]
     if cycle.settings:
-        parts.append(
-            "Settings: " + ", ".join(f"{name} {value}" for name, value in sorted(cycle.settings.items())) + "."
-        )
+        settings = (f"{name} {printable.markdown(str(value))}" for name, value in sorted(cycle.settings.items()))
+        parts.append(f"Settings: {', '.join(settings)}.")
     parts += ["## Accuracy", *_accuracy(cycle), _LEGEND]
     notes = reading_notes(cycle)
     if notes:
@@ -102,7 +104,7 @@ def _accuracy(cycle: CycleTables) -> list[str]:
         cells = [
             [
                 row.checkpoint,
-                f"**{_percent(row.accuracy)}** [{_percent(row.low)}, {_percent(row.high)}]",
+                Markup(f"**{_percent(row.accuracy)}** [{_percent(row.low)}, {_percent(row.high)}]"),
                 _step(row.paired_step),
                 *(_percent(value) for value in (*row.metrics.values(), row.greedy, row.parse_failures)),
                 *(_percent(row.under(condition)) for condition in measured),
@@ -250,17 +252,11 @@ def _grpo(rows: Sequence[GRPORow]) -> list[str]:
     return ["## GRPO", text, table(head, cells)]
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
 def _step(step: Interval | None) -> str:
     if step is None:
         return ""
     star = "\\*" if step.low > 0 or step.high < 0 else ""
-    return f"{_points(step.value)} [{_points(step.low)}, {_points(step.high)}]{star}"
+    return Markup(f"{_points(step.value)} [{_points(step.low)}, {_points(step.high)}]{star}")
 
 
 def _points(value: float) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from medgr2_api import printable
 from medgr2_api.hashing import canonical_json
 from medgr2_api.stages import PREPARE, REPORT, definition, stage_names, stage_seed
 
@@ -59,7 +60,9 @@ def changed_on_the_way(rows: Sequence[ParameterRow], seed: int | None) -> list[s
     notes = [f"`seed`: other than {seed} in {', '.join(others)}"] if others else []
     for (stage, parameter), by_iteration in values.items():
         if len(set(by_iteration.values())) > 1:
-            told = ", ".join(f"{value or 'none'} in {stage}@{t}" for t, value in sorted(by_iteration.items()))
+            told = ", ".join(
+                f"{printable.markdown(value) or 'none'} in {stage}@{t}" for t, value in sorted(by_iteration.items())
+            )
             notes.append(f"`{parameter}`: {told}")
     return notes
 

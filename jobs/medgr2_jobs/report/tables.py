@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from medgr2_api.metrics import METRICS
+from medgr2_api.printable import csv_cell
 
 from ..evaluate.metrics import Interval, Measurement, QuestionSet
 from ..store.manifest import Manifest
@@ -298,10 +299,16 @@ def to_csv(rows: Sequence[DataclassInstance]) -> str:
     unknown."""
     flat = [_columns(row) for row in rows]
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(flat[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: f"{x:.6g}" if isinstance(x, float) else x for name, x in row.items()} for row in flat)
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(map(csv_cell, flat[0]))
+    writer.writerows(map(_cell, row.values()) for row in flat)
     return stream.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return csv_cell(value) if isinstance(value, str) else value
 
 
 def _columns(row: DataclassInstance) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import jinja2
 
+from medgr2_api.printable import csv_cell
 from medgr2_api.stages.curate import CurateParameters
 
 from ..errors import ConfigError
@@ -27,8 +28,6 @@ from .import_review import ReviewDecision
 
 FORMATS = ("jsonl", "csv")
 VETOED = "vetoed"
-#: A spreadsheet would take a text that begins like this for a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ def _cell(value: tuple[str, ...] | str | float | bool | None) -> str:
         value = " | ".join(value)
     if value is None or isinstance(value, bool | float | int):
         return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value).lower()
-    return f"'{value}" if value.startswith(_FORMULA) else value
+    return csv_cell(value)
 
 
 def page(rows: Sequence[ReviewRow], title: str) -> str:

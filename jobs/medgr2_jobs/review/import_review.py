@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from medgr2_api import paths
+from medgr2_api.printable import from_csv_cell
 
 from ..errors import ConfigError, CorruptArtifact, DataError
 from ..store import atomic
@@ -101,7 +102,7 @@ def _csv(text: str, name: str) -> Iterator[tuple[int, Row]]:
     try:
         for row in reader:
             if any(value for value in row.values()):
-                yield reader.line_num, row
+                yield reader.line_num, {k: from_csv_cell(v) if isinstance(v, str) else v for k, v in row.items()}
     except csv.Error as error:
         raise DataError(f"{name}:{reader.line_num + 1}: not CSV ({error})") from None
 

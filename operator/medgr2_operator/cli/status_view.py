@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from medgr2_api.cycle import Cycle
+from medgr2_api.printable import one_line
 from medgr2_api.status import StageStatus
 
 from ..plan.spec_edits import edits_of
@@ -45,6 +46,7 @@ def print_table(rows: Sequence[tuple[str, ...]], widest: int = 40) -> None:
         rows: the heading first.
         widest: characters that a column is padded to; a longer cell pushes its row.
     """
+    rows = [tuple(map(one_line, row)) for row in rows]
     widths = [min(widest, max(map(len, column))) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(("", *(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))).rstrip())
