@@ -9,6 +9,7 @@ from pydantic import Field
 from .cel_rules import Rule
 from .kubernetes_fragments import (
     Affinity,
+    Annotations,
     EnvFromSource,
     EnvVar,
     Labels,
@@ -122,6 +123,10 @@ class PodTemplate(Model):
     """As in a pod."""
     service_account_name: str = ""
     """As in a pod; empty: the namespace's default, without a token."""
+    labels: Labels = {}
+    """Further labels of the pods, such as those that keep an injector of sidecars away."""
+    annotations: Annotations = {}
+    """Annotations of the pods."""
     env: Annotated[list[EnvVar], Field(max_length=64)] = []
     """As in a container. Secrets by reference only."""
     env_from: Annotated[list[EnvFromSource], Field(max_length=32)] = []

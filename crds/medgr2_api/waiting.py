@@ -115,7 +115,8 @@ WAITS: dict[WaitingReason, WaitDescription] = {
     WaitingReason.SIDECAR_STILL_RUNS: WaitDescription(
         "pod",
         "it has ended, and a container that somebody injected keeps its pod alive",
-        "keep the injector away from the stages, or have it inject a native sidecar",
+        "the result counts and the Job is deleted after a minute; keep the injector away by `template.labels` or"
+        " `template.annotations`, or have it inject a native sidecar",
         counts=False,
     ),
     WaitingReason.BACKOFF: WaitDescription(

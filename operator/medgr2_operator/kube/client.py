@@ -20,6 +20,8 @@ from aiolimiter import AsyncLimiter
 from kubernetes.aio import client as kubernetes_client
 from kubernetes.aio import config as kubernetes_config
 
+from .server_clock import ServerClock
+
 Manifest = dict[str, Any]
 """An object of the API as JSON."""
 
@@ -116,6 +118,8 @@ class Client:
         self._limit = AsyncLimiter(burst, burst / requests_per_second)
         self._on_request = on_request
         self._host = urlsplit(api.configuration.host).netloc
+        self.clock = ServerClock()
+        """The API server's."""
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> Manifest:
         """One object.
@@ -259,6 +263,7 @@ class Client:
                 )
                 answer = await self.api.call_api(method, url, header_params, payload, _request_timeout=timeout)
                 status = answer.status
+                self.clock.answered(answer.headers.get("Date"))
                 data: bytes = await answer.read()  # type: ignore[no-untyped-call]
             except (TimeoutError, aiohttp.ClientError, OSError) as error:
                 raise no_answer(method, path, error) from error

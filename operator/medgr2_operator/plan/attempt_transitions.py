@@ -105,7 +105,7 @@ def _runs(ctx: AttemptContext) -> None:
     draft, job = ctx.draft, ctx.job
     assert job is not None
     if ctx.record.state is AttemptState.PENDING:
-        started = min(job.started or draft.now, draft.now)
+        started = draft.within(ctx.record, job.started)
         record = draft.change(
             ctx.key,
             state=AttemptState.RUNNING,
@@ -149,7 +149,7 @@ def _succeeded(ctx: AttemptContext) -> None:
     draft.change(
         ctx.key,
         state=AttemptState.SUCCEEDED,
-        completion_time=job.finished or draft.now,
+        completion_time=draft.within(ctx.record, job.finished),
         input_hash=result.input_hash or record.input_hash,
         output_digest=result.output_digest,
         promoted=result.promoted,
@@ -179,7 +179,7 @@ def _unreadable(ctx: AttemptContext) -> None:
         ctx.key,
         state=AttemptState.GONE,
         collect=True,
-        completion_time=job.finished or draft.now,
+        completion_time=draft.within(ctx.record, job.finished),
         **NOT_WAITING,
         progress=None,
         reason="ResultUnreadable",
@@ -229,7 +229,7 @@ def _end(ctx: AttemptContext, state: AttemptState, failure_class: FailureClass, 
     record = draft.change(
         ctx.key,
         state=state,
-        completion_time=(ctx.job.finished if ctx.job else None) or draft.now,
+        completion_time=draft.within(ctx.record, ctx.job.finished if ctx.job else None),
         **NOT_WAITING,
         progress=None,
         retries=retries,
@@ -259,8 +259,9 @@ def _book(ctx: AttemptContext, job: ObservedJob | None) -> float:
     draft, record = ctx.draft, ctx.record
     if record.state is AttemptState.PENDING and job is not None and job.started is not None:
         # it ran and ended between two reconciles
-        draft.change(ctx.key, running_since=job.started, start_time=record.start_time or job.started)
-    ran = draft.end_run(ctx.key, job.finished if job else None)
+        started = draft.within(record, job.started)
+        draft.change(ctx.key, running_since=started, start_time=record.start_time or started)
+    ran = draft.end_run(ctx.key, draft.within(draft.records[ctx.key], job.finished if job else None))
     # an attempt that failed may leave no account; then its last progress is the best there is
     reports = (job.result.usage if job and job.result else {}, record.progress.metrics if record.progress else {})
     # the stage reports what all its attempts have paid: only what is new is added

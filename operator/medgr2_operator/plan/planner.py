@@ -7,6 +7,7 @@ from typing import Any
 
 from medgr2_api.cycle import Cycle
 from medgr2_api.status import AttemptState, Condition, CycleStatus, Phase
+from medgr2_api.waiting import WaitingReason
 
 from . import budget
 from .attempt_transitions import advance_attempts, stop
@@ -95,12 +96,13 @@ def _deletes(draft: StatusDraft, index: ObservationIndex) -> tuple[JobDelete, ..
 
 def _why_delete(job: ObservedJob, draft: StatusDraft, index: ObservationIndex) -> str:
     record, stored = draft.get(job.key.stage), draft.before.get(job.key.stage)
-    ended = job.state in ENDED
+    ended = job.state in ENDED and not job.left_over
     if record is not None and index.job(record) is job:
         if record.state is AttemptState.TERMINATING:
             return "" if ended else record.reason
         # an end is final: nobody would read the result of what is still alive
-        return "Superseded" if record.state not in ACTIVE and not ended else ""
+        why = str(WaitingReason.SIDECAR_STILL_RUNS) if job.left_over else "Superseded"
+        return why if record.state not in ACTIVE and not ended else ""
     if not ended:
         return "Superseded"
     # its result goes with it, so the status that knows the next attempt has to be stored first

@@ -129,6 +129,12 @@ class StatusDraft:
         )
         return record.attempt_seconds
 
+    def within(self, record: StageStatus, moment: datetime | None) -> datetime:
+        """A moment by a node's clock, which may be wrong: not before what came before it, not after now; None: now."""
+        before = record.running_since or record.pending_since
+        moment = min(moment or self.now, self.now)
+        return max(moment, before) if before is not None and before <= self.now else moment
+
     def after(self, seconds: float) -> datetime:
         """The moment `seconds` from now."""
         return self.now + timedelta(seconds=seconds)

@@ -73,6 +73,8 @@ class ObservedJob:
     """Why it will never end by itself (a sidecar that does not stay up): the planner stops it."""
     lost: str = ""
     """Why nothing more will be heard of it (its node is silent): the planner ends it."""
+    left_over: str = ""
+    """What is still alive of a Job whose work has ended (a sidecar that somebody injected): the planner deletes it."""
     progress: Progress | None = None
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from medgr2_api.cycle import Cycle
+from medgr2_api.scheduling import PodTemplate
 from medgr2_api.stages import stage_names
 
 from ..plan.types import AttemptKey
@@ -50,6 +51,18 @@ def of_attempt(cycle: Cycle, key: AttemptKey) -> dict[str, str]:
         TOKEN: key.token,
         ATTEMPT: str(key.attempt),
     }
+
+
+def of_user(template: PodTemplate) -> dict[str, str]:
+    """Labels of the pods that the user adds.
+
+    Raises:
+        RenderError: one of them is the operator's.
+    """
+    for key in template.labels:
+        if key.startswith("medgr2.io/") or key in (NAME, MANAGED_BY, COMPONENT):
+            raise RenderError(f"spec.template.labels.{key}", "is the operator's to set: use another key")
+    return template.labels
 
 
 def attempt_key(labels: Mapping[str, str]) -> AttemptKey | None:

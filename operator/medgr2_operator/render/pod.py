@@ -16,11 +16,13 @@ def template(context: RenderContext) -> dict[str, Any]:
     spec = context.template
     return {
         "metadata": {
+            **({"annotations": spec.annotations} if spec.annotations else {}),
             "labels": {
+                **labels.of_user(context.template),
                 **labels.of_attempt(context.cycle, context.create.key),
                 egress.LABEL: str(egress.of(context)),
                 **(pvc.volume_label(context.cycle) if context.single_node else {}),
-            }
+            },
         },
         "spec": {
             "restartPolicy": "Never",

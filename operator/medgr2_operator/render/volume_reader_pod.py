@@ -34,7 +34,12 @@ def reader_pod(
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": labels.owned(cycle, name, {**labels.of_cycle(cycle, READER), **pvc.volume_label(cycle)}),
+        "metadata": {
+            **labels.owned(
+                cycle, name, {**labels.of_user(template), **labels.of_cycle(cycle, READER), **pvc.volume_label(cycle)}
+            ),
+            **({"annotations": template.annotations} if template.annotations else {}),
+        },
         "spec": {
             "restartPolicy": "Never",
             "activeDeadlineSeconds": seconds,

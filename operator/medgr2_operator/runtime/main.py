@@ -62,7 +62,7 @@ async def operate(settings: Settings, stop: asyncio.Event, on_port: Callable[[in
         render = settings.render()
         poller = ProgressPoller(queue, render.progress_port)
         setbacks = Setbacks(settings.state_dir)
-        reconcile = Reconciler(client, render, EventRecorder(client), poller, metrics, setbacks=setbacks)
+        reconcile = Reconciler(client, render, EventRecorder(client), poller, metrics, client.clock.now, setbacks)
         await _lead(settings, stop, queue, reconcile, poller, client, lease, metrics)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from pydantic import ValidationError
 
@@ -18,8 +18,8 @@ from ..plan.failure_policy import LossReason
 from ..plan.shard_results import combine, worst
 from ..plan.types import AttemptKey, JobState, ObservedJob, ObservedPod
 from ..render import labels
-from .pod_state import has_ended, main_state, owner_uid, started, time_of
-from .why_waiting import STARTING_SECONDS, Surroundings, why_waiting
+from .pod_state import ending, has_ended, main_state, outlived, owner_uid, started, time_of
+from .why_waiting import STARTING_SECONDS, Surroundings, still_running, why_waiting
 
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _SPEC = ("suspend", "completions", "parallelism", "backoffLimitPerIndex", "nodeName")
@@ -27,8 +27,10 @@ _SPEC = ("suspend", "completions", "parallelism", "backoffLimitPerIndex", "nodeN
 _ASKED_FOR = ("schedulerName", "schedulingGates", "initContainers", "containers", "volumes")
 #: Restarts of a sidecar after which it counts as broken.
 SIDECAR_RESTARTS = 3
-#: How long after its grace period a pod counts as lost.
-LOST_AFTER = timedelta(seconds=60)
+#: Seconds after its grace period when a pod counts as lost.
+LOST_AFTER = 60.0
+#: Seconds that a pod may go on without its work (a sidecar that somebody injected) before its Job counts as ended.
+OUTLIVED_AFTER = 60.0
 #: Reasons of a pod's status for an end that its containers did not cause.
 _EVICTION_REASONS = ("Evicted", "Preempting", "NodeLost", "NodeShutdown", "Terminated", "Shutdown")
 #: What podFailurePolicy writes into the Job's condition.
@@ -60,31 +62,41 @@ def live_pods(pods: Iterable[Manifest]) -> Iterator[ObservedPod]:
             yield ObservedPod(metadata["name"], key, "deletionTimestamp" in metadata)
 
 
-def overdue_pods(pods: Iterable[Manifest], now: datetime) -> Iterator[Manifest]:
+def lasting_facts(pods: Iterable[Manifest]) -> Iterator[str]:
+    """What is true of pods and matters when it stays so."""
+    return (fact for pod in pods for fact in (ending(pod), outlived(pod)) if fact)
+
+
+def overdue_pods(pods: Iterable[Manifest], lasting: Mapping[str, float]) -> Iterator[Manifest]:
     """Pods that should have ended long ago and of which their kubelet reports nothing: their node is lost.
 
     A healthy kubelet kills a container when its grace period is over, and reports it. (The node itself is not read: an
     operator for one namespace has no permission to.)
+
+    Args:
+        pods: of a cycle.
+        lasting: for how many seconds each of `lasting_facts` has been so.
     """
-    return (pod for pod in pods if (left := _seconds_to_lost(pod, now)) is not None and left <= 0)
+    return (pod for pod in pods if (left := _seconds_to_lost(pod, lasting)) is not None and left <= 0)
 
 
-def next_overdue(pods: Iterable[Manifest], now: datetime) -> float | None:
+def next_overdue(pods: Iterable[Manifest], lasting: Mapping[str, float]) -> float | None:
     """Seconds until the next pod is overdue, should its kubelet stay silent; None: none is asked to end."""
-    lefts = (_seconds_to_lost(pod, now) for pod in pods)
+    lefts = (_seconds_to_lost(pod, lasting) for pod in pods)
     return min((left for left in lefts if left is not None and left > 0), default=None)
 
 
-def next_outlived(pods: Iterable[Manifest], now: datetime) -> float | None:
+def next_outlived(pods: Iterable[Manifest], lasting: Mapping[str, float]) -> float | None:
     """Seconds until a pod that goes on without its work should be looked at again; None: there is none such."""
-    ends = (time_of((main_state(pod).get("terminated") or {}).get("finishedAt")) for pod in pods if not has_ended(pod))
-    lefts = (STARTING_SECONDS - (now - end).total_seconds() for end in ends if end is not None)
+    times = [lasting[fact] for pod in pods if (fact := outlived(pod)) in lasting]
+    lefts = [moment - seconds for seconds in times for moment in (STARTING_SECONDS, OUTLIVED_AFTER)]
     return min((left if left > 0 else STARTING_SECONDS for left in lefts), default=None)
 
 
-def _seconds_to_lost(pod: Manifest, now: datetime) -> float | None:
-    ends = time_of(pod["metadata"].get("deletionTimestamp"))  # when the grace is over
-    return (ends + LOST_AFTER - now).total_seconds() if ends and "running" in main_state(pod) else None
+def _seconds_to_lost(pod: Manifest, lasting: Mapping[str, float]) -> float | None:
+    """None: nobody asked it to end, or its kubelet has ended its work."""
+    since, grace = lasting.get(ending(pod)), int(pod["metadata"].get("deletionGracePeriodSeconds") or 0)
+    return None if since is None or "running" not in main_state(pod) else grace + LOST_AFTER - since
 
 
 @dataclass(frozen=True)
@@ -119,7 +131,7 @@ def jobs(
         cycle_uid: of the owner of its Jobs.
         around: the time, queues and events.
     """
-    lost = {owner_uid(pod): _silence(pod) for pod in overdue_pods(pods, around.now)}
+    lost = {owner_uid(pod): _silence(pod) for pod in overdue_pods(pods, around.lasting)}
     for key, manifest, own_pods in with_pods(manifests, pods):
         seen = _job(manifest, key, own_pods, around)
         uid = manifest["metadata"]["uid"]
@@ -175,6 +187,10 @@ def _job(manifest: Manifest, key: AttemptKey, pods: Sequence[Manifest], around: 
         return _succeeded(job, manifest, pods, ended["Complete"])
     if "Failed" in ended:
         return _failed(job, pods, ended["Failed"])
+    if left_over := _left_over(manifest, pods, around):
+        failed = any(_exit_code(pod) for pod in pods)
+        seen = _failed(job, pods, {}) if failed else _succeeded(job, manifest, pods, {})
+        return replace(seen, left_over=left_over)
     state = JobState.QUEUED if job.started is None else JobState.RUNNING
     cause = why_waiting(key, manifest, pods, around)
     if cause is None:
@@ -189,7 +205,7 @@ def _succeeded(job: ObservedJob, manifest: Manifest, pods: Sequence[Manifest], c
     """The result of every part; none where one of them cannot be read any more."""
     spec = manifest["spec"]
     shards = int(spec.get("completions") or 1) if "backoffLimitPerIndex" in spec else 1  # else rank 0 speaks for all
-    ends = {_index(pod): _terminated(pod) for pod in pods if pod["status"].get("phase") == "Succeeded"}
+    ends = {_index(pod): _terminated(pod) for pod in pods if _terminated(pod) and _exit_code(pod) == 0}
     return replace(
         job,
         state=JobState.SUCCEEDED,
@@ -203,7 +219,7 @@ def _succeeded(job: ObservedJob, manifest: Manifest, pods: Sequence[Manifest], c
 
 def _failed(job: ObservedJob, pods: Sequence[Manifest], condition: Manifest) -> ObservedJob:
     """What explains a failure: the first pod that failed by itself, else a disruption, else the Job's condition."""
-    failed = [pod for pod in pods if pod["status"].get("phase") == "Failed"]
+    failed = [pod for pod in pods if pod["status"].get("phase") == "Failed" or (outlived(pod) and _exit_code(pod))]
     own = sorted((pod for pod in failed if not _disruption(pod) and _terminated(pod)), key=_finished_at)
     lost = sorted((pod for pod in failed if _disruption(pod)), key=_finished_at)
     job = replace(job, state=JobState.FAILED, finished=_since(condition))
@@ -233,6 +249,17 @@ def _explained(job: ObservedJob, pod: Manifest) -> ObservedJob:
         result=result,
         finished=time_of(end.get("finishedAt")) or job.finished,
     )
+
+
+def _left_over(manifest: Manifest, pods: Sequence[Manifest], around: Surroundings) -> str:
+    """What keeps the pods of a Job alive whose work has ended for some time; empty: nothing, or it has not."""
+    expected = int(manifest["spec"].get("completions") or 1)
+    if manifest["spec"].get("suspend") or len(pods) < expected or not all(map(_terminated, pods)):
+        return ""
+    seconds = [around.lasting.get(outlived(pod), 0.0) for pod in pods if not has_ended(pod)]
+    if not seconds or min(seconds) < OUTLIVED_AFTER:
+        return ""
+    return next((why for pod in pods if (why := still_running(pod))), "")
 
 
 # -- pods --------------------------------------------------------------------------------------------------------------

@@ -34,6 +34,20 @@ def started(pod: Manifest) -> datetime | None:
     return time_of((state.get("running") or state.get("terminated") or {}).get("startedAt"))
 
 
+def ending(pod: Manifest) -> str:
+    """The fact that somebody asked it to end, for `FirstSeen`; empty: nobody did."""
+    return f"{_identity(pod)} ends" if "deletionTimestamp" in pod["metadata"] else ""
+
+
+def outlived(pod: Manifest) -> str:
+    """The fact that it goes on though its work has ended; empty: it does not."""
+    return f"{_identity(pod)} outlived its work" if "terminated" in main_state(pod) and not has_ended(pod) else ""
+
+
+def _identity(pod: Manifest) -> str:
+    return str(pod["metadata"].get("uid") or pod["metadata"]["name"])
+
+
 def time_of(text: str | None) -> datetime | None:
     """A time as the API server writes it."""
     return datetime.fromisoformat(text) if text else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -42,6 +42,7 @@ from ..render.render_context import RenderError, RenderSettings
 from ..render.trial import unrenderable
 from . import observe
 from .bounded_work import Setbacks, compute
+from .first_seen import FirstSeen
 from .kueue import Workloads
 from .pod_state import owner_uid
 from .progress_poller import ProgressPoller
@@ -101,6 +102,7 @@ class Reconciler:
         self._uids: dict[CycleKey, dict[str, str]] = {}
         """Uids of created Jobs, by name, until they are in a status: no status is written for them alone."""
         self._workloads = Workloads(client)
+        self._first_seen = FirstSeen()
         self._refusals: dict[CycleKey, dict[AttemptKey, Refusal]] = {}
         """What the API server did not take, until it does. After a restart it is asked again."""
 
@@ -124,6 +126,7 @@ class Reconciler:
             self._poller.watch(key, ())
             self._uids.pop(key, None)
             self._refusals.pop(key, None)
+            self._first_seen.forget(key)
             return None
         cycle, problems, reason = await compute(lambda: _read(manifest, self._settings))
         if cycle is None:
@@ -141,8 +144,8 @@ class Reconciler:
         jobs = await self._list(JOBS, cycle)
         pods = await self._list(PODS, cycle)
         workspace = await self._volume_check.of(cycle)
-        now = self._now()
-        observed = await self._observe(key, cycle, workspace, jobs, pods, now)
+        now, lasting = self._now(), self._first_seen.update(key, observe.lasting_facts(pods))
+        observed = await self._observe(key, cycle, workspace, jobs, pods, now, lasting)
         try:
             plan, objects = await compute(lambda: _planned(cycle, observed, now, self._settings, workspace.single_node))
         except RenderError as error:
@@ -152,7 +155,7 @@ class Reconciler:
             all_created = await self._apply(key, cycle, manifest, plan, objects)
         except ConflictError:
             return 0.0  # the cycle was changed since it was read
-        for pod in observe.overdue_pods(pods, now):
+        for pod in observe.overdue_pods(pods, lasting):
             # else the stage waits for a node that may never come back; if it does, fencing protects the volume
             _log.warning("deleting pod %s of a lost node", pod["metadata"]["name"])
             await self._client.delete(
@@ -161,9 +164,9 @@ class Reconciler:
         self._observer.on_done(cycle, plan)
         self._poller.watch(key, observe.running_pods(pods))
         volume = REQUEUE_PENDING if workspace.problem else None  # claims are not watched
-        ttl, overdue = self._time_to_live(cycle, plan.status), observe.next_overdue(pods, now)
+        ttl, overdue = self._time_to_live(cycle, plan.status), observe.next_overdue(pods, lasting)
         news = None if all_created else 0.0
-        outlived = observe.next_outlived(pods, now)
+        outlived = observe.next_outlived(pods, lasting)
         return _earliest(plan.requeue_after, ttl, volume, overdue, outlived, _requeue_by_state(plan, now), news)
 
     # -- observe -------------------------------------------------------------------------------------------------------
@@ -190,8 +193,9 @@ class Reconciler:
         jobs: list[Manifest],
         pods: list[Manifest],
         now: datetime,
+        lasting: Mapping[str, float],
     ) -> Observed:
-        around = await self._surroundings(cycle, workspace, jobs, pods, now)
+        around = await self._surroundings(cycle, workspace, jobs, pods, Surroundings(now, lasting=lasting))
         progress = self._poller.progress(key)
         observed = [
             replace(job, progress=progress[job.key]) if job.key in progress else job
@@ -203,12 +207,17 @@ class Reconciler:
         return Observed((*observed, *foreign_jobs), live_pods, not workspace.problem, workspace.problem, refusals)
 
     async def _surroundings(
-        self, cycle: Cycle, workspace: WorkspaceState, jobs: list[Manifest], pods: list[Manifest], now: datetime
+        self,
+        cycle: Cycle,
+        workspace: WorkspaceState,
+        jobs: list[Manifest],
+        pods: list[Manifest],
+        around: Surroundings,
     ) -> Surroundings:
         """What is known of Jobs and pods that do not say themselves what they wait for; asked only while some wait."""
         namespace = cycle.metadata.namespace
         since = {attempt_of(stage): stage.pending_since for stage in cycle.status.stages if stage.pending_since}
-        around = Surroundings(now, since=since, claim_is_bound=workspace.bound)
+        around = replace(around, since=since, claim_is_bound=workspace.bound)
         waiting = [entry for entry in observe.with_pods(jobs, pods) if observe.unfinished(entry[1])]
         queued = {job["metadata"]["uid"] for _, job, _ in waiting if _is_queued(job)}
         quota = await self._workloads.messages(namespace, queued) if queued else {}

@@ -17,7 +17,7 @@ from ..kube.client import Manifest
 from ..plan.types import AttemptKey
 from ..render.job import QUEUE_LABEL
 from ..render.pod import MAIN
-from .pod_state import has_ended, main_state, started, time_of
+from .pod_state import has_ended, main_state, outlived, started
 
 #: Seconds in which a Job gets its pods and a pod its containers; before they are over nothing is amiss.
 STARTING_SECONDS = 10.0
@@ -63,6 +63,8 @@ class Surroundings:
     """By uid of a Job or pod, its events."""
     since: Mapping[AttemptKey, datetime] = field(default_factory=dict)
     """Since when attempts wait, by the clock that `now` is of."""
+    lasting: Mapping[str, float] = field(default_factory=dict)
+    """By fact about a pod (`pod_state`), for how many seconds this process has seen it so."""
     claim_is_bound: bool = True
     """Whether the workspace's claim has its volume."""
 
@@ -197,21 +199,22 @@ def _not_brought_up(key: AttemptKey, pod: Manifest, around: Surroundings) -> Cau
 
 def _outlived(pod: Manifest, around: Surroundings) -> Cause | None:
     """A pod that goes on though its work has ended."""
-    end = main_state(pod).get("terminated")
-    finished = time_of((end or {}).get("finishedAt"))
-    if end is None or finished is None or has_ended(pod):
+    if around.lasting.get(outlived(pod), 0.0) < STARTING_SECONDS or not (message := still_running(pod)):
         return None
-    if (around.now - finished).total_seconds() < STARTING_SECONDS:
-        return None
+    return WaitingReason.SIDECAR_STILL_RUNS, message
+
+
+def still_running(pod: Manifest) -> str:
+    """What goes on beside work that has ended; empty: nothing."""
+    end = main_state(pod).get("terminated") or {}
     others = [
         status["name"]
         for status in pod["status"].get("containerStatuses") or ()
         if status["name"] != MAIN and "terminated" not in (status.get("state") or {})
     ]
-    if not others:
-        return None
-    message = f"{', '.join(others)} still runs; {MAIN} ended with {end.get('exitCode')} at {end.get('finishedAt')}"
-    return WaitingReason.SIDECAR_STILL_RUNS, message
+    if not others or not end:
+        return ""
+    return f"{', '.join(others)} still runs; {MAIN} ended with {end.get('exitCode')} at {end.get('finishedAt')}"
 
 
 # -- names -------------------------------------------------------------------------------------------------------------

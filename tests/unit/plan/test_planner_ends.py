@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from tests.support import simulator_events
@@ -25,7 +26,7 @@ from tests.support.simulator_helpers import (
 from medgr2_api.status import AttemptState, Phase
 from medgr2_api.waiting import WaitingReason
 from medgr2_operator.plan.planner import plan
-from medgr2_operator.plan.types import AttemptKey
+from medgr2_operator.plan.types import AttemptKey, JobState
 
 
 @pytest.mark.parametrize("code", [2, 64, 65, 78])
@@ -231,3 +232,49 @@ def test_a_run_that_nobody_saw_running_is_booked() -> None:
     fail(sim, sim_job, 1)
     reconcile(sim)
     assert (sim.status.usage.gpu_seconds, sim.status.usage.wasted_gpu_seconds) == (200, 200)
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_job_that_outlives_its_work_is_deleted_once_its_end_is_stored(code: int) -> None:
+    sim = make_simulator()
+    first = run(sim, until(sim, "sft"))
+    observed = sim.observe()
+    result = sim.publish(first) if code == 0 else None
+    end = {"state": JobState.FAILED if code else JobState.SUCCEEDED, "exit_code": code, "result": result}
+    jobs = tuple(replace(j, **end, left_over="istio") if j.name == first.name else j for j in observed.jobs)
+    planned = plan(sim.cycle(), replace(observed, jobs=jobs), sim.now)
+    (sft,) = (stage for stage in planned.status.stages if stage.name == "sft")
+    assert sft.state is (AttemptState.FAILED if code else AttemptState.SUCCEEDED)
+    assert [(delete.name, delete.reason) for delete in planned.deletes] == [(first.name, "SidecarStillRuns")]
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_a_nodes_clock_may_be_wrong_by_hours(hours: int) -> None:
+    sim = make_simulator(stages=[{"name": "sft", "timeoutSeconds": 1000, **GPU}], budget={"gpuHours": 8})
+    first = until(sim, "sft")
+    run(sim, first)
+    first.started = sim.now + timedelta(hours=hours)
+    wait(sim, 10)
+    assert reconcile(sim).deletes == ()
+    assert record(sim, "sft").state is AttemptState.RUNNING
+    used = sim.status.usage.gpu_seconds
+    wait(sim, 90)
+    succeed(sim, first)
+    first.finished = sim.now + timedelta(hours=hours)
+    reconcile(sim)
+    assert record(sim, "sft").state is AttemptState.SUCCEEDED
+    assert sim.status.usage.gpu_seconds - used <= 100 * record(sim, "sft").gpus
+    assert record(sim, "sft").completion_time <= sim.now
+    assert condition(sim, "Suspended").status == "False"
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_so_it_may_when_work_begins_and_ends_between_two_looks(hours: int) -> None:
+    sim = make_simulator(stages=[{"name": "sft", **GPU}])
+    first = until(sim, "sft")
+    wait(sim, 100)
+    first.started = sim.now + timedelta(hours=hours)
+    succeed(sim, first)
+    first.finished = first.started + timedelta(seconds=50)
+    reconcile(sim)
+    assert 0 <= sim.status.usage.gpu_seconds <= 100 * record(sim, "sft").gpus

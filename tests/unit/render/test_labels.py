@@ -17,7 +17,9 @@ from medgr2_operator.plan.types import AttemptKey
 from medgr2_operator.render import egress, labels
 from medgr2_operator.render.job import job
 from medgr2_operator.render.pvc import claim, claim_name
+from medgr2_operator.render.render_context import RenderError
 from medgr2_operator.render.rendezvous import service_name
+from medgr2_operator.render.volume_reader_pod import reader_pod
 
 NAMES = st.from_regex(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", fullmatch=True) | st.just("c" * 63)
 TOKENS = st.just("") | st.from_regex(r"[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?", fullmatch=True)
@@ -145,3 +147,23 @@ def test_what_a_pod_needs_the_network_for(stage: str, generator: dict[str, Any],
     collecting = Case(stage, case.spec, {"collect": True}, iteration=case.iteration)
     *_, made = job(collecting.cycle(), collecting.create(), SETTINGS)
     assert made["spec"]["template"]["metadata"]["labels"][egress.LABEL] == "none"
+
+
+def test_the_users_labels_and_annotations_are_the_pods() -> None:
+    words = {"sidecar.istio.io/inject": "false"}
+    annotations = {**words, "note": "any text, also: $(THIS)"}
+    case = Case("sft", {"template": {"labels": words, "annotations": annotations}})
+    metadata = job(case.cycle(), case.create(), SETTINGS)[-1]["spec"]["template"]["metadata"]
+    assert metadata["labels"].items() >= words.items()
+    assert metadata["labels"].items() >= labels.of_attempt(case.cycle(), case.create().key).items()
+    assert metadata["annotations"] == annotations
+    reader = reader_pod(case.cycle(), "reader", "image", 60, SETTINGS)["metadata"]
+    assert reader["labels"].items() >= words.items()
+    assert reader["annotations"] == annotations
+
+
+@pytest.mark.parametrize("key", ["medgr2.io/cycle", "medgr2.io/new", labels.MANAGED_BY, labels.NAME, labels.COMPONENT])
+def test_the_operators_labels_are_its_own(key: str) -> None:
+    case = Case("sft", {"template": {"labels": {key: "x"}}})
+    with pytest.raises(RenderError, match=rf"^spec\.template\.labels\.{key}: is the operator's"):
+        job(case.cycle(), case.create(), SETTINGS)

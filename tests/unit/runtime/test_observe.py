@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -59,8 +59,10 @@ def termination_message(**fields: Any) -> str:
     return StageResult(**{"exit_code": 0, "output_digest": "d" * 64, **fields}).to_termination_message()
 
 
-def seen(manifest: dict[str, Any], *pods: dict[str, Any]) -> ObservedJob:
-    [observed] = observe.jobs([observe.needed(manifest)], list(map(observe.needed, pods)), UID, Surroundings(NOW))
+def seen(manifest: dict[str, Any], *pods: dict[str, Any], lasting: float = 0.0) -> ObservedJob:
+    kept = list(map(observe.needed, pods))
+    around = Surroundings(NOW, lasting=dict.fromkeys(observe.lasting_facts(kept), lasting))
+    [observed] = observe.jobs([observe.needed(manifest)], kept, UID, around)
     assert observed.key == KEY
     return observed
 
@@ -211,27 +213,76 @@ def test_pods_that_did_not_find_each_other_say_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("minutes", "state", "lost"),
-    [(0.5, {"running": {}}, False), (2, {"running": {}}, True), (2, ended(137), False)],
+    ("seconds", "state", "lost"),
+    [(60, {"running": {}}, False), (120, {"running": {}}, True), (120, ended(137), False)],
 )
-def test_a_pod_whose_kubelet_is_silent_is_lost(minutes: float, state: dict[str, Any], lost: bool) -> None:
+def test_a_pod_whose_kubelet_is_silent_is_lost(seconds: float, state: dict[str, Any], lost: bool) -> None:
+    """Counted from the moment when this process saw it, for its grace period and a minute."""
     going = pod(state=state)
-    going["metadata"]["deletionTimestamp"] = END
-    now = datetime(2026, 1, 1, 0, 10, tzinfo=UTC) + timedelta(minutes=minutes)
-    assert bool(list(observe.overdue_pods([going, pod()], now))) is lost
+    going["metadata"] |= {"deletionTimestamp": END, "deletionGracePeriodSeconds": 30}
+    lasting = dict.fromkeys(observe.lasting_facts([going, pod(index=1)]), seconds)
+    assert bool(list(observe.overdue_pods([going, pod(index=1)], lasting))) is lost
     waits = 30.0 if not lost and "running" in state else None
-    assert observe.next_overdue([going, pod()], now) == waits
+    assert observe.next_overdue([going, pod(index=1)], lasting) == waits
+    assert list(observe.overdue_pods([going], {})) == [], "nobody knows for how long"
 
 
 def test_the_job_of_a_silent_nodes_pod_is_lost() -> None:
     going = pod(state={"running": {"startedAt": END}})
     going["metadata"]["deletionTimestamp"], going["spec"] = END, {"nodeName": "n"}
-    observed = seen(job(), going)
+    observed = seen(job(), going, lasting=120)
     assert (observed.state, observed.lost) == (
         JobState.RUNNING,
         f"pod p0 should have ended at {END}, and node n is silent",
     )
-    assert seen(job(), pod(state={"running": {"startedAt": END}})).lost == ""
+    assert seen(job(), pod(state={"running": {"startedAt": END}}), lasting=120).lost == ""
+
+
+# -- work that has ended in a pod that has not -------------------------------------------------------------------------
+
+
+def beside(*states: dict[str, Any], index: int = 0, main: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A pod that runs, with a container beside main in each of these states."""
+    pod_ = pod("Running", main or ended(0, message=termination_message()), index=index)
+    pod_["status"]["containerStatuses"] += [{"name": f"istio-{n}", "state": state} for n, state in enumerate(states)]
+    return pod_
+
+
+def test_the_result_counts_though_a_sidecar_keeps_the_pod_alive() -> None:
+    observed = seen(job(), beside({"running": {}}), lasting=61)
+    assert (observed.state, observed.exit_code) == (JobState.SUCCEEDED, 0)
+    assert observed.result is not None
+    assert observed.result.output_digest == "d" * 64
+    assert observed.left_over == f"istio-0 still runs; main ended with 0 at {END}"
+
+
+def test_so_does_a_failure() -> None:
+    observed = seen(job(), beside({"running": {}}, main=ended(78, message="bad configuration")), lasting=61)
+    assert (observed.state, observed.exit_code, observed.message) == (JobState.FAILED, 78, "bad configuration")
+    assert observed.left_over
+
+
+@pytest.mark.parametrize(
+    ("pods", "spec", "seconds"),
+    [
+        ([beside({"running": {}})], {}, 59),
+        ([beside({"terminated": {"exitCode": 0}})], {}, 600),
+        ([beside({"running": {}}, main={"running": {"startedAt": END}})], {}, 600),
+        ([beside({"running": {}}), pod("Running", {"running": {"startedAt": END}}, 1)], {"completions": 2}, 600),
+        ([beside({"running": {}})], {"completions": 2}, 600),
+    ],
+    ids=["a pod needs a moment to end", "all has ended", "it works", "another pod works", "another pod is to come"],
+)
+def test_what_has_not_ended_goes_on(pods: list[dict[str, Any]], spec: dict[str, Any], seconds: float) -> None:
+    observed = seen(job(**spec), *pods, lasting=seconds)
+    assert (observed.state, observed.left_over) == (JobState.RUNNING, "")
+
+
+def test_the_parts_of_a_job_count_one_by_one() -> None:
+    finished = pod("Succeeded", ended(0, message=termination_message(output_digest="e" * 64)), index=1)
+    observed = seen(job(completions=2, backoffLimitPerIndex=0), beside({"running": {}}), finished, lasting=61)
+    assert observed.state is JobState.SUCCEEDED
+    assert observed.result is not None
 
 
 def test_objects_of_others_are_passed_over() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from tests.support.cycle_documents import tiny_cycle
 from tests.support.memory_api import MemoryApi
 from tests.unit.api.test_kubernetes_fragments import ANYTHING, DAMAGED
 
-from medgr2_operator.kube.client import CLAIMS, CYCLES, ApiError
+from medgr2_operator.kube.client import CLAIMS, CYCLES, PODS, ApiError
 from medgr2_operator.kube.events import EventRecorder
 from medgr2_operator.render.cycle_policy import CyclePolicy
 from medgr2_operator.render.render_context import RenderSettings
 from medgr2_operator.runtime import bounded_work, reconciler
 from medgr2_operator.runtime.bounded_work import Setbacks, TooSlowError, compute
+from medgr2_operator.runtime.first_seen import FirstSeen
 from medgr2_operator.runtime.progress_poller import ProgressPoller
 from medgr2_operator.runtime.reconciler import Reconciler
 from medgr2_operator.runtime.workqueue import CycleKey, WorkQueue
@@ -308,3 +310,35 @@ def test_whatever_stands_in_a_cycle_it_starts_or_says_why_not(damaged: tuple[str
     with_cycle(api, **spec)
     run(api)  # raises nothing: not even what the queue would try again
     assert api.jobs or api.of(CLAIMS)[1:] or api.condition("loop")["reason"] in ("InvalidSpec", "WorkspaceNotReady")
+
+
+# -- clocks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hours", [-7, 0, 7])
+def test_whatever_the_clock_says_a_pod_has_its_grace_period(hours: int) -> None:
+    """Somebody deletes a healthy pod; the operator's clock is wrong, and is set while it runs."""
+    api = MemoryApi()
+    with_cycle(api)
+    seconds, wrong = [0.0], [0]
+    work = operator(api)
+    work._now = lambda: datetime.now(UTC) + timedelta(hours=wrong[0])
+    work._first_seen = FirstSeen(lambda: seconds[0])
+    asyncio.run(work(KEY))
+    (job,) = api.jobs
+    going = {
+        "name": "p",
+        "labels": job["spec"]["template"]["metadata"]["labels"],
+        "ownerReferences": [{"uid": job["metadata"]["uid"], "controller": True}],
+        "deletionTimestamp": "2026-01-01T00:00:00Z",  # years ago
+        "deletionGracePeriodSeconds": 300,
+    }
+    state = {"name": "main", "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}
+    api.put(PODS, {"metadata": going, "status": {"phase": "Running", "containerStatuses": [state]}})
+    for wrong[0] in (hours, -hours):
+        asyncio.run(work(KEY))
+        seconds[0] += 150
+    assert api.deleted == []
+    seconds[0] += 61
+    asyncio.run(work(KEY))
+    assert ("Pod", "p", 0) in api.deleted, "its node is silent"

@@ -222,14 +222,14 @@ def test_a_queue() -> None:
 def test_a_sidecar_that_outlives_the_work() -> None:
     end = {"terminated": {"exitCode": 0, "startedAt": EARLIER, "finishedAt": LATER}}
     outlived = pod(phase="Running", containerStatuses=[{"name": "main", "state": end}, running("istio-proxy")])
-    observed = seen(job(), outlived)
+    [fact] = observe.lasting_facts([outlived])
+    observed = seen(job(), outlived, lasting={fact: 11.0})
     assert (observed.state, observed.waiting) == (JobState.RUNNING, R.SIDECAR_STILL_RUNS)
     assert observed.waiting_message == f"istio-proxy still runs; main ended with 0 at {LATER}"
-    assert observe.next_outlived([outlived], NOW) == 10
-    end["terminated"]["finishedAt"] = "2026-01-01T00:11:55Z"
-    assert seen(job(), outlived).waiting is None, "a pod needs a moment to end"
-    assert observe.next_outlived([outlived], NOW) == 5
-    assert observe.next_outlived([pod(phase="Running", containerStatuses=[running()])], NOW) is None
+    assert observe.next_outlived([outlived], {fact: 11.0}) == 10
+    assert seen(job(), outlived, lasting={fact: 5.0}).waiting is None, "a pod needs a moment to end"
+    assert observe.next_outlived([outlived], {fact: 5.0}) == 5
+    assert observe.next_outlived([pod(phase="Running", containerStatuses=[running()])], {}) is None
 
 
 def test_what_has_just_been_created_is_not_blamed() -> None:
