@@ -31,6 +31,7 @@ WAIT_SECONDS = 300.0
 _DISK = frozenset(
     {errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EMFILE, errno.ENFILE}
 )
+_confined = False
 TOO_MUCH_MEMORY = f"takes more than {MEMORY // MiB:,} MiB of memory to decode; it was given up. Scale it down first"
 
 
@@ -40,13 +41,18 @@ def is_the_disks(error: BaseException) -> TypeGuard[OSError]:
 
 
 def confine() -> None:
-    """Once, when the process starts: no core dumps, and no file is written."""
+    """Once, when the decoder process starts: no core dumps, no file written, and from now on limits for pictures."""
+    global _confined
+    _confined = True
     for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
         resource.setrlimit(limit, (0, 0))
 
 
 def begin() -> None:
-    """Before each picture. The kernel ends the process when its time is up, also inside a library."""
+    """Before each picture. The kernel ends the process when its time is up, also inside a library. Nothing happens in
+    another process than the decoder."""
+    if not _confined:
+        return
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (address_space() + MEMORY, hard))
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
@@ -54,7 +60,8 @@ def begin() -> None:
 
 def end() -> None:
     """After each picture."""
-    signal.setitimer(signal.ITIMER_PROF, 0)
+    if _confined:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def address_space() -> int:
