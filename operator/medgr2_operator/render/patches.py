@@ -11,7 +11,7 @@ import jsonpointer
 
 from medgr2_api.kubernetes_fragments import shape_problems
 
-from . import labels
+from . import egress, labels
 from .render_context import RenderContext, RenderError
 
 _LABELS = (
@@ -25,7 +25,8 @@ _LABELS = (
     labels.TOKEN,
     labels.ATTEMPT,
 )
-#: By these the operator identifies the Job and its pods; a patch of them would make it start a second one.
+#: By these the operator identifies the Job and its pods (a patch of them would make it start a second one), and network
+#: policies know where the pods may connect to.
 _IDENTITY: tuple[tuple[str, ...], ...] = (
     ("apiVersion",),
     ("kind",),
@@ -34,7 +35,7 @@ _IDENTITY: tuple[tuple[str, ...], ...] = (
     ("metadata", "namespace"),
     ("metadata", "ownerReferences"),
     *(("metadata", "labels", label) for label in _LABELS),
-    *(("spec", "template", "metadata", "labels", label) for label in _LABELS),
+    *(("spec", "template", "metadata", "labels", label) for label in (*_LABELS, egress.LABEL)),
 )
 
 #: Bytes of a Job while it is patched; a plain one has ten thousand. `copy` could double it with every operation.
@@ -63,7 +64,7 @@ def patched(context: RenderContext, job: dict[str, Any]) -> dict[str, Any]:
         after = _identity(document)
         changed = [place for place in _IDENTITY if after[place] != before[place]]
         if changed:
-            raise RenderError(path, f"must not change {'.'.join(changed[0])}: the operator identifies the Job by it")
+            raise RenderError(path, f"must not change {'.'.join(changed[0])}: the Job is known by it")
     if problems := list(shape_problems(document, "V1Job")):
         raise RenderError(path or context.path, f"of the patched Job, {'; '.join(problems[:3])}")
     assert isinstance(document, dict)

@@ -118,6 +118,11 @@ def test_a_patch_of_one_container_leaves_the_other_alone() -> None:
         {"op": "replace", "path": "/apiVersion", "value": "batch/v2"},
         {"op": "replace", "path": "/metadata/labels", "value": {}},
         {"op": "move", "from": "/metadata/labels/medgr2.io~1token", "path": "/metadata/labels/token"},
+        {
+            "op": "replace",
+            "path": f"{POD.removesuffix('/spec')}/metadata/labels/medgr2.io~1egress",
+            "value": "external",
+        },
         {"op": "replace", "path": "", "value": {}},
         {"op": "replace", "path": "", "value": None},
         *(
