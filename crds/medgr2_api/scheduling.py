@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from . import accelerators
 from .cel_rules import Rule
 from .kubernetes_fragments import (
     Affinity,
@@ -80,6 +81,9 @@ class Budget(Model):
 
     gpu_hours: Annotated[float | None, Field(gt=0)] = None
     """GPUs times hours of all stages; absent: no limit."""
+    gpus_per: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """How many GPUs one unit of a resource is, or a claim to devices by its name, where it is not known or counted
+    otherwise: `{nvidia.com/mig-1g.10gb: 0.2, my-claim: 2}`."""
     generator_usd: Annotated[float | None, Field(gt=0, alias="generatorUSD")] = None
     """Money spent at the generator's provider; absent: no limit."""
     on_exceeded: OnExceeded = OnExceeded.SUSPEND
@@ -184,7 +188,6 @@ class StageSettings(Model):
     patches: Annotated[list[Operation], Field(max_length=64)] = []
     """RFC 6902 operations on this stage's Job, after the template's."""
 
-    def gpus(self) -> int:
-        """GPUs of one attempt: those of the limits, times the pods."""
-        limits: dict[str, Any] = self.resources.get("limits", {}) or {}
-        return int(limits.get("nvidia.com/gpu", 0)) * self.num_nodes
+    def gpus(self, budget: Budget) -> float:
+        """GPUs of one attempt, without its shards: those of a pod times the pods."""
+        return accelerators.gpus(self.resources, budget.gpus_per) * self.num_nodes

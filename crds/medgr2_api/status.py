@@ -114,7 +114,7 @@ class StageStatus(Model):
     """No new attempt before this."""
     given_up: bool = False
     """No new attempt at all: the failure is permanent, or the tries are used up. The cycle fails."""
-    gpus: int = 0
+    gpus: float = 0
     """GPUs of the newest attempt."""
     generator_usd: Annotated[float, Field(alias="generatorUSD")] = 0.0
     """What it paid to the generator's provider, as far as it was told, over all attempts."""

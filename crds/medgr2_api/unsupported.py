@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from .accelerators import unknown_devices
 from .cycle import CycleSpec, ResolvedSpec
 from .generator import GENERATORS
 from .presets import resolve
@@ -199,6 +200,11 @@ def unsupported(spec: CycleSpec, local: bool = False) -> list[Problem]:
     if known.generator.external and not any(source.allow_external for source in known.data.sources):
         problems.append(Problem("spec.data.sources", _NOTHING_MAY_LEAVE))
     problems += _overheard(known)
+    if spec.budget.gpu_hours is not None:
+        for index, stage in enumerate(spec.stages):
+            for name in unknown_devices(stage.resources, spec.budget.gpus_per):
+                what = f"how many GPUs is one {name}? Say it in spec.budget.gpusPer (0: none)"
+                problems.append(Problem(f"spec.stages[{index}].resources", f"budget.gpuHours cannot count it: {what}"))
     for trainer in TRAINERS:
         for path, options in _values(document, trainer):
             for option in options:

@@ -140,7 +140,7 @@ def _attempt(
                 "input_hash": publishes,
                 "asked": record.asked if record.collect else cached.asked,
                 "spec": record.spec if record.collect else draft.number_of(cached.written),
-                "gpus": 0 if record.collect else settings.gpus() * settings.shards,
+                "gpus": 0 if record.collect else settings.gpus(cycle.spec.budget) * settings.shards,
                 "checkpoint_step": record.checkpoint_step if same else -1,
                 "attempt_seconds": 0.0,
                 "generator_budget_usd": budget,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from medgr2_api.accelerators import gpus, unknown_devices
 from medgr2_api.cycle import Cycle
 from medgr2_api.stage_contract import CycleRef, StageRequest
 
@@ -26,10 +29,32 @@ def unrenderable(cycle: Cycle, settings: RenderSettings) -> list[RenderError]:
     for key in {node.key.name: node.key for node in graph}.values():
         for collect in (False, True):
             try:
-                job(cycle, _create(cycle, key, collect), settings)
+                *_, made = job(cycle, _create(cycle, key, collect), settings)
+                if not collect:
+                    _check_devices(cycle, key, made)
             except RenderError as error:
                 errors.setdefault(str(error), error)
     return list(errors.values())
+
+
+def _check_devices(cycle: Cycle, key: StageKey, made: dict[str, Any]) -> None:
+    """Refuses devices that a patch has added where a budget counts them by the spec.
+
+    Raises:
+        RenderError: the Job has other devices than the stage's `resources`.
+    """
+    budget, stage = cycle.spec.budget, cycle.spec.stage(key.name)
+    if budget.gpu_hours is None:
+        return
+    pod = made["spec"]["template"]["spec"]
+    given = [one.get("resources") or {} for one in (*(pod.get("initContainers") or ()), *pod["containers"])]
+    unknown = any(unknown_devices(resources, budget.gpus_per) for resources in given)
+    number = sum(gpus(resources, budget.gpus_per) for resources in given)
+    if unknown or number != gpus(stage.resources, budget.gpus_per):
+        raise RenderError(
+            f"spec.stages[{key.name}].patches",
+            "patches have changed the devices, and budget.gpuHours counts those of stages[].resources: give them there",
+        )
 
 
 def _create(cycle: Cycle, key: StageKey, collect: bool) -> JobCreate:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from medgr2_api.accelerators import weight
+from medgr2_api.kubernetes_fragments import quantity
+
 from . import containers, environment, volumes
 from .render_context import RenderContext
 
@@ -74,7 +77,8 @@ def container(context: RenderContext) -> dict[str, Any]:
 
 def _parallelism(resources: dict[str, Any], arguments: list[str]) -> list[str]:
     """All GPUs for one model, unless the user shares them out: vLLM alone would use the first only."""
-    gpus = int((resources.get("limits") or {}).get("nvidia.com/gpu", 0))
+    limits = resources.get("limits") or {}
+    gpus = max((int(quantity(amount) or 0) for name, amount in limits.items() if weight(name, {}) == 1), default=0)
     if gpus < 2 or any(argument.split("=")[0].replace("_", "-") in _PARALLELISM for argument in arguments):
         return []
     return ["--tensor-parallel-size", str(gpus)]

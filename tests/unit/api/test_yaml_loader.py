@@ -30,7 +30,7 @@ def test_the_minimal_cycle_loads(tmp_path: Path) -> None:
     cycle = load_cycle(path)
     assert cycle.metadata.name == "omnimed"
     assert cycle.spec.iterations == 3
-    assert cycle.spec.stages[0].gpus() == 8
+    assert cycle.spec.stages[0].gpus(cycle.spec.budget) == 8
 
 
 def test_status_and_other_metadata_of_a_live_object_are_ignored() -> None:

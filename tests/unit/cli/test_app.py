@@ -186,3 +186,14 @@ def test_restart_from_is_read_or_refused() -> None:
             restart_point(text, 3)
     with pytest.raises(CommandError, match="3 iterations"):
         restart_point("grpo@4", 3)
+
+
+def test_devices_that_patches_add_are_not_spent_unseen(tmp_path: Path) -> None:
+    limits = "/spec/template/spec/containers/0/resources/limits"
+    stages = f"stages: [{{name: sft, patches: [{{op: add, path: {limits}, value: {{nvidia.com/gpu: 8}}}}]}}]"
+    for budget, code in (("", 0), ("budget: {gpuHours: 5}\n  ", 2)):
+        path = tmp_path / "cycle.yaml"
+        path.write_text(QUICKSTART.read_text().replace("  iterations: 2", f"  iterations: 2\n  {budget}{stages}"))
+        found, output = invoke("validate", path)
+        assert found == code, output
+    assert "patches have changed the devices" in output
