@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .worker_client import Context
 
 BUILTIN = "builtin://"
+#: What folders with models are called; no organisation of the hub is.
+_MODEL_FOLDERS = frozenset(("models", "model", "checkpoints", "checkpoint", "weights"))
 
 #: Folders that a stage has verified, or fetched itself: a model is not read again each time it is asked for.
 _verified: WeakKeyDictionary[Context, set[Path]] = WeakKeyDictionary()
@@ -82,9 +84,15 @@ def remote_uri(root: Path, uri: str, kind: Kind) -> str | None:
     """The URI that a name stands for, where it has to be fetched; None for a path on the volume."""
     if is_remote(uri):
         return uri
-    if kind == "model" and looks_like_hub_id(uri) and not (root / uri).exists():
+    if kind == "model" and looks_like_hub_id(uri) and not _is_folder_name(root, uri):
         return f"hf://{uri}"
     return None
+
+
+def _is_folder_name(root: Path, name: str) -> bool:
+    """Whether `models/qwen` is meant as a folder of the workspace, also where it is not there: by how it begins."""
+    first = name.partition("/")[0]
+    return first in _MODEL_FOLDERS or (root / first).exists()
 
 
 def referenced_uris(parameters: PrepareParameters) -> Iterator[tuple[str, str, Kind]]:

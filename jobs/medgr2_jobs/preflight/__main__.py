@@ -16,7 +16,7 @@ from medgr2_api.presets import resolve
 from medgr2_api.stage_contract import SECRETS_ENV, ExitCode
 from medgr2_api.yaml_loader import load_cycle
 
-from . import capacity_checks, data_checks, plugin_checks, provider_checks
+from . import capacity_checks, compute_checks, data_checks, plugin_checks, provider_checks
 from .check_result import CheckResult, CheckStatus, PreflightContext
 
 #: In the order in which a person would look: what is there, whether it fits, and last what costs money.
@@ -28,6 +28,8 @@ CHECKS: tuple[Callable[[PreflightContext], Iterator[CheckResult]], ...] = (
     data_checks.overlap,
     capacity_checks.disk,
     capacity_checks.tokens,
+    compute_checks.memory,
+    compute_checks.duration,
     provider_checks.egress,
     provider_checks.trial,
 )

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from medgr2_api.data import DataFormat, DataSource, OnLeak, SourceRole
-from medgr2_api.uris import is_remote, looks_like_hub_id
+from medgr2_api.uris import is_remote
 
 from ..errors import StageError
-from ..fetch import BUILTIN
+from ..fetch import BUILTIN, remote_uri
 from ..store import atomic
 from ..store.safe_path import inside
 from .check_result import CheckResult, PreflightContext, failed, ok, skipped, warning
@@ -42,7 +42,7 @@ def models(context: PreflightContext) -> Iterator[CheckResult]:
             continue
         if name.startswith(BUILTIN):
             yield ok(where, "built in")
-        elif is_remote(name) or (looks_like_hub_id(name) and not (context.root / name).is_dir()):
+        elif remote_uri(context.root, name, "model") is not None:
             yield skipped(where, f"{name} {_NOT_FETCHED}")
         else:
             yield _check_path(context.root, where, name)

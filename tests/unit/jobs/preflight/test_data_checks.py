@@ -91,6 +91,16 @@ def test_a_folder_of_the_workspace_goes_before_the_hub(root: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["models/mine", "checkpoints/step-10", "there/other"])
+def test_a_folder_that_is_not_there_is_no_id_of_the_hub(root: Path, name: str) -> None:
+    (root / "there").mkdir()
+    (found, _) = data_checks.models(case(root, policy__baseModel=name, rewardModel__baseModel=TINY))
+    assert found.status is CheckStatus.FAILED
+    assert f"{root / name} does not exist" in found.message
+    elsewhere = case(root, policy__baseModel="Qwen/Qwen2.5-VL-7B-Instruct", rewardModel__baseModel="hf://models/mine")
+    assert [each.status for each in data_checks.models(elsewhere)] == [CheckStatus.SKIPPED] * 2
+
+
 def _picture(path: Path, colour: int, side: int = 8) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = bytes((colour + 7 * number) % 256 for number in range(side * side))
