@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from .request_retry import QuestionResult, RetryingClient
 from .sampling_plan import Task
 from .spend_ledger import Charge
 
+_log = logging.getLogger(__name__)
 _POLL_INTERVAL = 0.2  # seconds between looks at the stop flag
 _SHUTDOWN_RESERVE = 10.0  # seconds of the grace period kept for the end
 _MAX_FAILED_SHARE = 0.5  # share of rows without an answer above which the provider counts as down
@@ -81,7 +83,7 @@ class RequestScheduler:
             else:
                 self.rows[task.triplet_id] = row
         if self.rows:
-            print(f"resuming after {len(self.rows)} of {len(self.tasks)} questions", flush=True)
+            _log.info("resuming after %d of %d questions", len(self.rows), len(self.tasks))
         self._started = self._last_answer = self._now()
         self._check_usable()
         try:
@@ -211,7 +213,7 @@ class RequestScheduler:
             self._failure_streak, self._last_answer = 0, self._now()
             return
         if not self._errors[result.error]:
-            print(f"{self._where()}: {result.error}", flush=True)
+            _log.warning("%s: %s", self._where(), result.error)
         self._errors[result.error] += 1
         self._failure_streak += result.server_fault
         silent = self._now() - self._last_answer
@@ -225,7 +227,7 @@ class RequestScheduler:
         if finished >= cost_estimate.MIN_QUESTIONS and not self._forecast:
             speed = finished / max(1e-9, self._now() - self._started)
             estimate = cost_estimate.estimate(self.rows.values(), total, speed)
-            print(estimate, flush=True)
+            _log.info("%s", estimate)
             self._forecast = estimate.figures() if estimate else {}
         figures = {"failed": float(self._errors.total()), "concurrency": rate.limit, **self._forecast}
         if self.session.ledger is not None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import os
 import random
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from ..store import fencing
 from . import process_tuning, publishing
 from .context import StageContext, StageOutcome
 from .process_group import ProcessGroup
+
+_log = logging.getLogger(__name__)
 
 
 def run_guarded(
@@ -61,7 +63,7 @@ def _result_of(request: StageRequest, root: Path, attempt: Callable[[], StageRes
     except StageError as error:
         return failed.model_copy(update={"exit_code": error.exit_code, "reason": error.reason, "message": str(error)})
     except (Exception, SystemExit) as error:  # a library that calls sys.exit() has not succeeded either
-        traceback.print_exc()
+        _log.exception("%s", type(error).__name__)
         if _disk_full(error):
             full = DiskFull(f"the disk is full below {root}; free some space and run the same command again")
             return failed.model_copy(update={"exit_code": full.exit_code, "reason": full.reason, "message": str(full)})

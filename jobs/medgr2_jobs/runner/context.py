@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import threading
 import time
 from dataclasses import dataclass, field
@@ -18,11 +19,12 @@ from medgr2_api.stages import StageParameters, definition
 from ..errors import Checkpointed, ConfigError
 from ..store.artifact import ArtifactReader, ArtifactWriter
 from ..store.images import ImageStore
-from . import mounted_secrets
+from . import mounted_secrets, stage_log
 from .process_group import ProcessGroup
 
 P = TypeVar("P", bound=StageParameters)
 
+_log = logging.getLogger(__name__)
 _PROGRESS_INTERVAL = 0.5  # seconds between writes of the progress file
 
 
@@ -63,6 +65,7 @@ class StageContext(Generic[P]):
         self.usage: dict[str, float] = {} if usage is None else usage
         """Money spent so far, by name: reported however this attempt ends."""
         self._progress_written = 0.0
+        self._progress_logged = 0.0
         self._silent = not self.process_group.main
         self._phase: tuple[str, int, float] | None = None  # its name, first step and when that was
         self._readers: dict[str, ArtifactReader] = {}
@@ -93,7 +96,16 @@ class StageContext(Generic[P]):
             if role not in self.request.inputs:
                 raise ConfigError(f"stage {self.request.stage} was given no input {role!r}")
             self._readers[role] = ArtifactReader(self.root, self.request.inputs[role])
+            self._log_input(role, self._readers[role])
         return self._readers[role]
+
+    def _log_input(self, role: str, reader: ArtifactReader) -> None:
+        if self._silent:
+            return
+        rows = reader.rows_of_tables
+        told = ", ".join(f"{name} ({n:,} rows)" for name, n in rows.items()) or "no table"
+        fields = {"role": role, "outputDigest": reader.digest, "rows": rows}
+        _log.info("reads %s %s: %s", role, reader.digest[:12], told, extra={"fields": fields})
 
     def _declared(self, role: str) -> None:
         if not definition(self.request.stage).declares(role):
@@ -109,6 +121,9 @@ class StageContext(Generic[P]):
         now = time.monotonic()
         if self._phase is None or self._phase[0] != phase or step < self._phase[1]:
             self._phase = (phase, step, now)
+            self._log_progress(phase, step, total, metrics)
+        elif now - self._progress_logged >= stage_log.INTERVAL:
+            self._log_progress(phase, step, total, metrics)
         if now - self._progress_written < _PROGRESS_INTERVAL and step < total:
             return
         self._progress_written = now
@@ -121,6 +136,12 @@ class StageContext(Generic[P]):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_text(json.dumps(state.dump()))
             temporary.replace(path)
+
+    def _log_progress(self, phase: str, step: int, total: int, metrics: dict[str, float]) -> None:
+        self._progress_logged = time.monotonic()
+        figures = "".join(f", {name} {value:.4g}" for name, value in metrics.items())
+        fields = {"phase": phase, "step": step, "total": total, "metrics": metrics}
+        _log.info("%s: %s%s", phase, f"{step}/{total}" if total else step, figures, extra={"fields": fields})
 
     def silence(self) -> None:
         """No more progress from this process: it works beside the one that reports (`background_process.py`)."""

@@ -7,6 +7,7 @@ a forked process. Where a training has several processes, torchrun starts them (
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -33,13 +34,14 @@ from medgr2_api.stages import stage_names
 from ..errors import ConfigError, CorruptArtifact, StageError, TemporaryError
 from ..store import atomic, manifest
 from ..store.artifact import ArtifactWriter
-from . import publishing
+from . import publishing, stage_log
 from .attempt import run_guarded, work
 from .distributed.launch import launch
 from .distributed.rendezvous import Rendezvous
 from .metrics_server import serve_metrics
 from .process_group import ProcessGroup
 
+_log = logging.getLogger(__name__)
 #: What may become part of a path: no separators, no hidden names.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 
@@ -83,16 +85,33 @@ def execute(request: StageRequest, root: Path, stop: threading.Event | None = No
     """
     stop_event = stop or threading.Event()
     usage: dict[str, float] = {}
-    result = run_guarded(request, root, lambda: _run(request, root, stop_event, usage), usage)
-    _write_result(result)
-    if result.exit_code not in (ExitCode.OK, ExitCode.CHECKPOINTED):
-        print(f"{request.stage}@{request.iteration}: {result.reason}: {result.message}", file=sys.stderr)
+    with stage_log.written(request):
+        _log.info(
+            "attempt %d starts; it publishes to %s",
+            request.attempt,
+            paths.artifact(request.stage, request.input_hash),
+            extra={"fields": {"inputHash": request.input_hash, "token": request.token}},
+        )
+        result = run_guarded(request, root, lambda: _run(request, root, stop_event, usage), usage)
+        _write_result(result)
+        _log_end(result)
     return result.exit_code
+
+
+def _log_end(result: StageResult) -> None:
+    """How the attempt ended, as its result says it."""
+    fields = {"reason": result.reason, "exitCode": result.exit_code, "usage": result.usage}
+    if result.exit_code == ExitCode.OK:
+        fields |= {"outputDigest": result.output_digest, "metrics": result.metrics}
+        _log.info("%s: output digest %s", result.reason, result.output_digest, extra={"fields": fields})
+    else:
+        level = logging.INFO if result.exit_code == ExitCode.CHECKPOINTED else logging.ERROR
+        _log.log(level, "%s: %s", result.reason, result.message, extra={"fields": fields})
 
 
 def _refuse(message: str) -> int:
     """What was asked cannot be understood."""
-    print(message, file=sys.stderr)
+    _log.error("%s", message)
     _write_result(StageResult(exit_code=ExitCode.USAGE, reason="BadRequest", message=message))
     return ExitCode.USAGE
 
@@ -109,7 +128,7 @@ def _write_result(result: StageResult) -> None:
         except OSError:  # a pod's termination log is a mount: it can be written, not replaced
             Path(path).write_text(text)
     except (OSError, StageError) as error:  # the exit code still says what happened
-        print(f"could not leave the result at {path}: {error}", file=sys.stderr)
+        _log.error("could not leave the result at %s: %s", path, error)
 
 
 def _run(request: StageRequest, root: Path, stop: threading.Event, usage: dict[str, float]) -> StageResult:

@@ -6,6 +6,7 @@ Figures have stable names in `/metrics`; one that `FIGURES` does not know shows 
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -24,6 +25,7 @@ from pydantic import ValidationError
 from medgr2_api import paths
 from medgr2_api.stage_contract import PROGRESS_PORT_ENV, Progress, StageRequest
 
+_log = logging.getLogger(__name__)
 #: Figure of `Progress.metrics` → metric and help. Those whose name ends in `_total` are counters.
 FIGURES = {
     "loss": ("medgr2_stage_loss", "Loss of the last logged step"),
@@ -60,7 +62,7 @@ def serve_metrics(request: StageRequest, root: Path) -> Iterator[int | None]:
     try:
         server = BoundedServer(("", int(port)), handler(path, request))
     except OSError as error:
-        print(f"port {port} for /progress and /metrics cannot be opened: {error}")
+        _log.warning("port %s for /progress and /metrics cannot be opened: %s", port, error)
         yield None
         return
     threading.Thread(target=server.serve_forever, daemon=True).start()

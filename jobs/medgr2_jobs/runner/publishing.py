@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ..store import atomic, fencing, finite_weights, manifest
 from ..store.artifact import ArtifactWriter
 from .context import StageContext, StageOutcome
 
+_log = logging.getLogger(__name__)
 _PACKAGES = ("medgr2", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "pyarrow", "pillow", "numpy")
 
 
@@ -53,8 +54,22 @@ def publish(context: StageContext[Any], outcome: StageOutcome, spent: dict[str, 
     if committed is not ours:
         manifest.verify(folder, committed)
     writer.clean(committed)
+    _log_parts(committed)
     link(request, context.root, folder, committed)
     return result(committed).model_copy(update={"usage": ours.usage})  # what we spent, whoever was first
+
+
+def _log_parts(published: manifest.Manifest) -> None:
+    """What stands in the artifact now."""
+    rows = {part.name: part.rows for part in published.parts if part.rows is not None}
+    size = sum(part.bytes for part in published.parts)
+    _log.info(
+        "published %d files, %d bytes: %s",
+        len(published.parts),
+        size,
+        ", ".join(f"{name} ({n:,} rows)" for name, n in rows.items()) or "no table",
+        extra={"fields": {"parts": [part.name for part in published.parts], "rows": rows, "bytes": size}},
+    )
 
 
 def _check_parts(stage: StageDefinition, names: list[str]) -> None:
@@ -90,7 +105,7 @@ def link(request: StageRequest, root: Path, folder: Path, published: manifest.Ma
             temporary.symlink_to(os.path.relpath(target, name.parent))
             temporary.replace(name)
         except OSError as error:
-            print(f"could not link {name} to {target}: {error}", file=sys.stderr)
+            _log.warning("could not link %s to %s: %s", name, target, error)
 
 
 def paid_before(request: StageRequest, root: Path, published: manifest.Manifest) -> dict[str, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -27,6 +28,7 @@ from ..runner.context import StageContext, StageOutcome
 from ..store.rows import GradedRow, Image, ImageOrigin, Item, PhantomRow, QuarantinedRecord, Split
 from ..store.tables import TableWriter
 
+_log = logging.getLogger(__name__)
 Context = StageContext[PrepareParameters]
 #: Bits in which the perceptual hashes of a training image and of a benchmark's may differ (docs/decisions.md, 8).
 NEAR = 4
@@ -257,7 +259,8 @@ def _write_splits(
     if read_as := {loaded.name: dict(loaded.read_as) for loaded in inputs if loaded.read_as}:
         summary["answersReadAs"] = read_as
         for name, ways in read_as.items():
-            print(f"{name}: right answers read as {', '.join(f'{way} ({n:,})' for way, n in ways.items())}", flush=True)
+            told = ", ".join(f"{way} ({n:,})" for way, n in ways.items())
+            _log.info("%s: right answers read as %s", name, told, extra={"fields": {"source": name, "readAs": ways}})
     ctx.writer.path("splits.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
 
 

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -66,6 +67,14 @@ class ArtifactReader:
         }
         loaded = [(path, manifest.load(path)) for _, path in sorted(numbered.items())]
         return [(path, found) for path, found in loaded if found is not None]
+
+    @property
+    def rows_of_tables(self) -> dict[str, int]:
+        """How many rows each table has, over all shards."""
+        rows: Counter[str] = Counter()
+        for _, shard in self.shards:
+            rows.update({part.name: part.rows for part in shard.parts if part.rows is not None})
+        return dict(rows)
 
     @property
     def manifest(self) -> Manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from ..runner.context import StageContext
 from ..runner.distributed import deepspeed
 from ..store import atomic
 
+_log = logging.getLogger(__name__)
 #: What a trainer logs of each step and must be a number, here the mean over all processes.
 _FINITE = {"loss": "loss", "grad_norm": "norm of the gradients"}
 _COMPLETE = "medgr2-complete"
@@ -160,7 +162,7 @@ def remove_torn_checkpoints(folder: Path, layout: str = "") -> None:
     """Removes the others: transformers would count them among those it keeps, and drop a usable one."""
     for path in folder.glob("checkpoint-*"):
         if not _usable(path, layout):
-            print(f"{path}: not complete, or of another number of processes; removed", flush=True)
+            _log.warning("%s: not complete, or of another number of processes; removed", path)
             atomic.remove_tree(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ from . import http
 from .base import ImageQuestion, ProviderAccess, Reply, repair_text
 from .http import AnswerModel, Text, TokenCount
 
+_log = logging.getLogger(__name__)
 RequestBody = dict[str, Any]
 
 #: Parts of a message that are its text; others are thinking, citations, sound.
@@ -166,9 +168,7 @@ class OpenAIClient:
             unsupported = [name for name in _OPTIONAL if name in sent and name in text]
             for name in unsupported:
                 if name not in self._unsupported:
-                    print(
-                        f"{self.access.provider.base_url}: does not take {name}; it is left out from now on", flush=True
-                    )
+                    _log.info("%s: does not take %s; it is left out from now on", self.access.provider.base_url, name)
                 self._unsupported[name] = _OPTIONAL[name]
             if unsupported:
                 return replace(failure, action=provider_errors.FailureAction.RETRY, retry_immediately=True)

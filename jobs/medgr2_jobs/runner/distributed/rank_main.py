@@ -15,6 +15,7 @@ from medgr2_api.guarded_streams import guarded
 from medgr2_api.stage_contract import REQUEST_ENV, WORKSPACE_ENV, StageRequest, StageResult
 
 from ...errors import ConfigError, PeerLost, StageError, Terminated
+from .. import stage_log
 from ..attempt import run_guarded, work
 from ..background_process import die_with_parent
 from ..process_group import TorchProcessGroup
@@ -41,7 +42,8 @@ class RankProcess:
         self._handle_sigterm()
         request = StageRequest.model_validate_json(os.environ[REQUEST_ENV])
         root = Path(os.environ.get(WORKSPACE_ENV, "/workspace"))
-        self._end(run_guarded(request, root, lambda: self._work(request, root)))
+        with stage_log.written(request):
+            self._end(run_guarded(request, root, lambda: self._work(request, root)))
 
     def _work(self, request: StageRequest, root: Path) -> StageResult:
         try:

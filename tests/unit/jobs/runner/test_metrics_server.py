@@ -131,11 +131,13 @@ def test_no_port_is_opened_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert found is None
 
 
-def test_a_port_in_use_costs_sight_not_work(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_a_port_in_use_costs_sight_not_work(
+    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv(PROGRESS_PORT_ENV, str(port))
     with serve_metrics(REQUEST, tmp_path) as found:
         assert found is None
-    assert f"port {port}" in capsys.readouterr().out
+    assert f"port {port}" in caplog.text
 
 
 def test_a_pod_takes_its_part_from_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
