@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 from medgr2_api.kubernetes_fragments import quantity
@@ -42,9 +43,24 @@ def with_requests(resources: dict[str, Any], cpu: str, memory: str) -> dict[str,
         return resources
     limits = resources.get("limits") or {}
     # a limit without a request is a request of the same size
-    defaults = {name: amount for name, amount in (("cpu", cpu), ("memory", memory)) if name not in limits}
+    defaults = {name: amount for name, amount in (("cpu", cpu), ("memory", memory)) if amount and name not in limits}
     requests = {**defaults, **(resources.get("requests") or {})}
     return {**resources, **({"requests": requests} if requests else {})}
+
+
+def with_limits(resources: dict[str, Any], cpu: str, memory: str) -> dict[str, Any]:
+    """The resources, with limits for what has none: a damaged file then ends its own stage, and a quota on limits takes
+    the pod. Never below what is requested; who asks for GPUs knows what goes with them."""
+    if has_accelerators(resources):
+        return resources
+    given, requests = resources.get("limits") or {}, resources.get("requests") or {}
+    defaults = {name: amount for name, amount in (("cpu", cpu), ("memory", memory)) if amount and name not in given}
+    limits = {name: max(amount, requests.get(name, 0), key=_size) for name, amount in defaults.items()}
+    return {**resources, **({"limits": {**given, **limits}} if given or limits else {})}
+
+
+def _size(amount: Any) -> Decimal:
+    return quantity(amount) or Decimal(0)
 
 
 def threads(resources: dict[str, Any], processes: int) -> int:

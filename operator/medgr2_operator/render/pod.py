@@ -58,7 +58,7 @@ def _main(context: RenderContext) -> dict[str, Any]:
         ),
         **({"envFrom": context.template.env_from} if context.template.env_from else {}),
         "ports": [{"name": "progress", "containerPort": context.settings.progress_port}],
-        "resources": resources,
+        "resources": containers.with_limits(resources, context.settings.cpu_limit, context.settings.memory_limit),
         "terminationMessagePath": environment.RESULT_PATH,
         "terminationMessagePolicy": "FallbackToLogsOnError",  # the log's tail, when a stage died without a result
         "securityContext": containers.security_context(),
@@ -69,7 +69,7 @@ def _main(context: RenderContext) -> dict[str, Any]:
 def _resources(context: RenderContext) -> dict[str, Any]:
     settings = context.settings
     if context.collects:
-        return {"requests": {"cpu": settings.collect_cpu_request, "memory": settings.collect_memory_request}}
+        return settings.collect_resources
     given = {} if context.has_sidecar else context.stage.resources  # they are the sidecar's
     return containers.with_requests(given, settings.cpu_request, settings.memory_request)
 

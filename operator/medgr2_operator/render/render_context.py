@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from medgr2_api.cycle import Cycle
 from medgr2_api.scheduling import PodTemplate, StageSettings
@@ -27,10 +28,18 @@ class RenderSettings:
     """CPU of containers without GPUs whose stage says nothing about it."""
     memory_request: str = "2Gi"
     """Memory of containers without GPUs whose stage says nothing about it."""
+    cpu_limit: str = "4"
+    """CPU limit of those; empty: none."""
+    memory_limit: str = "8Gi"
+    """Memory limit of those; empty: none."""
     collect_cpu_request: str = "100m"
     """CPU of a pod that only reads a manifest."""
     collect_memory_request: str = "256Mi"
     """Memory of a pod that only reads a manifest."""
+    collect_cpu_limit: str = "1"
+    """CPU limit of such a pod."""
+    collect_memory_limit: str = "2Gi"
+    """Memory limit of such a pod."""
     user_id: int = 65532
     """User and group of the pods, where `template.securityContext` names none; the owner of new files."""
     progress_port: int = 8080
@@ -39,6 +48,14 @@ class RenderSettings:
     """What the platform allows."""
     vllm_startup_seconds: int = 3600
     """Longest time a vLLM sidecar may take to load its model, download included."""
+
+    @property
+    def collect_resources(self) -> dict[str, Any]:
+        """Resources of a pod that only reads."""
+        return {
+            "requests": {"cpu": self.collect_cpu_request, "memory": self.collect_memory_request},
+            "limits": {"cpu": self.collect_cpu_limit, "memory": self.collect_memory_limit},
+        }
 
 
 class RenderError(ValueError):

@@ -69,7 +69,7 @@ def container(context: RenderContext) -> dict[str, Any]:
             "timeoutSeconds": 5,
             "failureThreshold": max(1, settings.vllm_startup_seconds // _PROBE_SECONDS),
         },
-        "resources": resources,
+        "resources": containers.with_limits(resources, settings.cpu_limit, settings.memory_limit),
         "securityContext": containers.security_context(),
         "volumeMounts": volumes.sidecar_mounts(context),
     }

@@ -62,9 +62,7 @@ def reader_pod(
                         {"name": "HOME", "value": SCRATCH},
                         {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"},  # as in stages without GPUs
                     ],
-                    "resources": {
-                        "requests": {"cpu": settings.collect_cpu_request, "memory": settings.collect_memory_request}
-                    },
+                    "resources": settings.collect_resources,
                     "securityContext": containers.security_context(),
                     "volumeMounts": [
                         {

@@ -6,8 +6,11 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from medgr2_api.kubernetes_fragments import quantity
 
 from ..render.cycle_policy import CyclePolicy
 from ..render.render_context import RenderSettings
@@ -17,6 +20,16 @@ PREFIX = "MEDGR2_OPERATOR_"
 
 class SettingsError(Exception):
     """A variable has an invalid value."""
+
+
+def _quantity(text: str) -> str:
+    if text and quantity(text) is None:
+        raise ValueError("is not a quantity, such as 2, 500m or 8Gi")
+    return text
+
+
+Quantity = Annotated[str, AfterValidator(_quantity)]
+"""Of Kubernetes; empty: none."""
 
 
 class Settings(BaseModel):
@@ -46,6 +59,11 @@ class Settings(BaseModel):
     port: int = Field(default=8080, ge=0, le=65535)
     """Of /healthz, /readyz and /metrics."""
     log_level: str = "INFO"
+    stage_cpu_request: Quantity = "1"
+    stage_memory_request: Quantity = "2Gi"
+    stage_cpu_limit: Quantity = "4"
+    """Of stages that say nothing about it and have no GPU; empty: none. So the three others."""
+    stage_memory_limit: Quantity = "8Gi"
     allow_patches: bool = True
     allow_service_accounts: bool = True
     allow_host_access: bool = True
@@ -71,7 +89,15 @@ class Settings(BaseModel):
             allowed_secrets=_names(self.allowed_secrets),
             refused_namespace="" if self.allow_own_namespace or self.kubeconfig is not None else self.namespace,
         )
-        return RenderSettings(image=self.image, image_pull_policy=self.image_pull_policy, policy=policy)
+        return RenderSettings(
+            image=self.image,
+            image_pull_policy=self.image_pull_policy,
+            cpu_request=self.stage_cpu_request,
+            memory_request=self.stage_memory_request,
+            cpu_limit=self.stage_cpu_limit,
+            memory_limit=self.stage_memory_limit,
+            policy=policy,
+        )
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -130,6 +130,36 @@ def test_requests_are_filled_in_without_gpus_only(resources: dict[str, Any], req
     assert pod(case)["containers"][0]["resources"].get("requests") == requests
 
 
+@pytest.mark.parametrize(
+    ("resources", "limits"),
+    [
+        ({}, {"cpu": "4", "memory": "8Gi"}),
+        ({"limits": {"memory": "1Gi"}}, {"memory": "1Gi", "cpu": "4"}),
+        ({"limits": {"cpu": 16, "memory": "64Gi"}}, {"cpu": 16, "memory": "64Gi"}),
+        ({"requests": {"cpu": 8, "memory": "500Mi"}}, {"cpu": 8, "memory": "8Gi"}),
+        ({"requests": {"memory": "16Gi"}}, {"cpu": "4", "memory": "16Gi"}),
+        (GPU, GPU["limits"]),
+        ({"claims": [{"name": "gpu"}]}, None),
+    ],
+)
+def test_what_has_no_limit_gets_one_without_gpus_only(resources: dict[str, Any], limits: dict[str, Any] | None) -> None:
+    case = Case("score", {"stages": [{"name": "score", "resources": resources}]})
+    assert pod(case)["containers"][0]["resources"].get("limits") == limits
+
+
+def test_every_container_without_gpus_fits_a_quota_on_limits() -> None:
+    for case in CASES.values():
+        *_, main = rules.containers(render(case))
+        if "nvidia.com/gpu" not in (main["resources"].get("limits") or {}):
+            assert {"cpu", "memory"} <= main["resources"]["limits"].keys()
+    plain = pod(CASES["plain"], cpu_limit="", memory_limit="")["containers"][0]
+    assert "limits" not in plain["resources"], "the platform may leave them out"
+
+
+def test_a_default_limit_is_no_reason_for_more_threads() -> None:
+    assert environment(CASES["plain"])["OMP_NUM_THREADS"] == "1"
+
+
 def test_only_a_container_with_gpus_sees_gpus() -> None:
     hidden = {"NVIDIA_VISIBLE_DEVICES": "void"}
     assert hidden.items() <= environment(CASES["plain"]).items()
@@ -209,7 +239,7 @@ def test_the_model_server_gets_what_the_stage_was_given() -> None:
     (server,) = spec["initContainers"]
     assert server["restartPolicy"] == "Always"
     assert server["resources"]["limits"]["nvidia.com/gpu"] == 2
-    assert "limits" not in spec["containers"][0]["resources"]
+    assert spec["containers"][0]["resources"]["limits"] == {"cpu": "4", "memory": "8Gi"}
     assert server["args"][-4:] == ["--tensor-parallel-size", "2", "--max-model-len", "8192"]
     assert environment(CASES["vllm"])["MEDGR2_VLLM_BASE_URL"] == "http://127.0.0.1:8000/v1"
     probe = server["startupProbe"]
@@ -273,7 +303,10 @@ def test_collecting_is_small(name: str) -> None:
     assert [manifest["kind"] for manifest in objects] == ["Job"]
     spec = objects[-1]["spec"]["template"]["spec"]
     assert [container["name"] for container in rules.containers(objects[-1])] == ["main"]
-    assert spec["containers"][0]["resources"] == {"requests": {"cpu": "100m", "memory": "256Mi"}}
+    assert spec["containers"][0]["resources"] == {
+        "requests": {"cpu": "100m", "memory": "256Mi"},
+        "limits": {"cpu": "1", "memory": "2Gi"},
+    }
     assert spec.get("nodeSelector", {}) == case.cycle().spec.template.node_selector
     assert "tolerations" not in spec
     assert (
