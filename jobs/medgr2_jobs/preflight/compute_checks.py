@@ -99,7 +99,7 @@ def memory(context: PreflightContext) -> Iterator[CheckResult]:
 def duration(context: PreflightContext) -> Iterator[CheckResult]:
     """About how long the models compute on this computer, generation apart."""
     policy, reward = parameters(context, "policy"), parameters(context, "reward")
-    asked = [name for name in (SFT.name, GRPO.name, REWARD.name) if context.spec.stage(name).gpus()]
+    asked = [name for name in (SFT.name, GRPO.name, REWARD.name) if context.spec.stage(name).gpus(context.spec.budget)]
     if policy is None or reward is None:
         yield skipped("stages", "time: the models' sizes are not known yet")
         return
@@ -160,12 +160,12 @@ def _needs(context: PreflightContext) -> list[_Need]:
 
 def _judge(context: PreflightContext, need: _Need, here: Computer, counts: dict[str, float]) -> CheckResult:
     settings = context.spec.stage(need.stage)
-    where, gpus = f"stages[{need.stage}]", settings.gpus()
+    where, gpus = f"stages[{need.stage}]", settings.gpus(context.spec.budget)
     on_gpu = bool(gpus or here.gpus)
     least, likely = _bytes(need, counts, settings, on_gpu=on_gpu)
     message = f"memory: about {likely / _GIB:.1f} GiB, {least / _GIB:.1f} of them without activations (estimated)"
     if gpus:
-        return ok(where, f"{message}; it asks for {gpus} GPU(s): each has to have that")
+        return ok(where, f"{message}; it asks for {gpus:g} GPU(s): each has to have that")
     limit = quantity((settings.resources.get("limits") or {}).get("memory", ""))
     there = float(limit) if limit is not None else float(min(here.gpus) if here.gpus else here.memory)
     what = (
