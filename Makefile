@@ -9,7 +9,7 @@ WORKSPACE ?= .medgr2
 STAMP := $(VENV)/.installed
 NAME ?=
 # Of each stage of the demo. A second one hardly helps so small a model, and with one the same seed gives the same
-# bytes every time; the other core works on the other cycle.
+# results every time on one kind of processor; the other core works on the other cycle.
 THREADS ?= 1
 # More than the cores that CI has: the tests of the cluster mostly wait.
 TEST_PROCESSES ?= 5

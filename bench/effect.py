@@ -156,12 +156,13 @@ def main() -> int:
 
 def _tell(results: dict[int, dict[str, Any]], minutes: float) -> int:
     """Prints accuracy by arm, the paired differences, and the line of JSON."""
+    from medgr2_api.percent import percent
     from medgr2_jobs.report.compare import paired_difference
 
     names = ("base", "a", "b", "c", "d", "e", "f", "g")
     print("| seed | n | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 2))
     for seed, result in results.items():
-        cells = [f"{result['right'][name][0].mean():.3f}" for name in names]
+        cells = [percent(result["right"][name][0].mean()) for name in names]
         print(f"| {seed} | {len(result['right']['a'][0])} | " + " | ".join(cells) + " |")
     mean = {name: float(np.mean([result["right"][name][0].mean() for result in results.values()])) for name in names}
     figures: dict[str, Any] = {"accuracy": {name: round(value, 4) for name, value in mean.items()}}

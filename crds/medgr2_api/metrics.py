@@ -47,6 +47,15 @@ METRICS: dict[str, Metric] = {
 """All of them, by name."""
 
 
+#: The figure that headline tables, comparisons and figures show, everywhere: how often the likeliest option is right.
+HEADLINE = MICRO_ACCURACY
+
+
+def is_headline(row: Mapping[str, object], scoring: str = "option_logprob") -> bool:
+    """Whether a row of `results.json` is a headline figure: `HEADLINE` over all questions of a set."""
+    return (row["metric"], row["slice"], row["scoring"]) == (HEADLINE.name, "all", scoring)
+
+
 def deciding() -> list[Metric]:
     """Those that may decide."""
     return [metric for metric in METRICS.values() if metric.may_decide]

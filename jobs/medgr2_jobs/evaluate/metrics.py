@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from medgr2_api.metrics import is_headline
 
 from ..prompts import answers
 from ..store.rows import EvalCondition, Item, Prediction, Scoring, Split
@@ -220,6 +223,20 @@ class Measurement:
         if self.low is None or self.high is None:
             raise ValueError(f"{self.metric} of {self.checkpoint} has no interval")
         return Interval(self.value, self.low, self.high)
+
+
+def read(document: str) -> list[Measurement]:
+    """The rows of a `results.json`."""
+    enums = {"split": Split, "condition": EvalCondition, "scoring": Scoring}
+    return [
+        Measurement(**row | {name: kind(row[name]) for name, kind in enums.items()}) for row in json.loads(document)
+    ]
+
+
+def headline(results: Iterable[Measurement], scoring: Scoring = Scoring.OPTION_LOGPROB) -> list[Measurement]:
+    """The headline figures, under every condition. Each is made once, by the evaluation, with its interval: whoever
+    shows one takes it from here, so that no two say otherwise."""
+    return [row for row in results if is_headline(asdict(row), scoring)]
 
 
 class QuestionSet(NamedTuple):

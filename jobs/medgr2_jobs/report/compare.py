@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from medgr2_api import command_line, paths
+from medgr2_api.percent import percent_interval, points_interval
 from medgr2_api.stage_contract import ExitCode
 
 from ..errors import StageError
-from ..evaluate.metrics import cluster_mean
+from ..evaluate import metrics
+from ..evaluate.metrics import Measurement, cluster_mean
 from ..store.rows import EvalCondition, Scoring, Split
 from .cycle_artifacts import CycleArtifacts
 from .cycle_frame import PredictionColumns
@@ -144,16 +146,16 @@ def compare(
     lines: list[ComparisonRow] = []
     first: dict[tuple[str, str], Answers] = {}
     for position, cycle in enumerate(cycles):
-        answered = _answered(root, cycle, split, scoring)
+        answered, measured = _evaluated(root, cycle, split, scoring)
         previous: dict[str, tuple[str, Answers]] = {}
         for (benchmark, iteration, checkpoint), answers in answered.items():
             name = label(checkpoint, iteration)
-            interval = cluster_mean([right for right, _ in answers.values()], [i for _, i in answers.values()], _SEED)
+            accuracy = measured[benchmark, iteration, checkpoint]
             before = previous.get(benchmark)
             reference = first.get((benchmark, name)) if position else None
             lines.append(
                 ComparisonRow(
-                    cycle, iteration, checkpoint, benchmark, len(answers), interval.value, interval.low, interval.high,
+                    cycle, iteration, checkpoint, benchmark, accuracy.n, *accuracy.interval,
                     difference(before[1], answers, before[0]) if before else None,
                     difference(reference, answers, f"{cycles[0]} {name}") if reference else None,
                 )
@@ -164,22 +166,34 @@ def compare(
     return lines
 
 
-def _answered(root: Path, cycle: str, split: Split, scoring: Scoring) -> dict[tuple[str, int, str], Answers]:
-    """(benchmark, iteration, checkpoint) → answers, in the order in which the loop made them."""
+_Checkpoint = tuple[str, int, str]
+"""(benchmark, iteration, checkpoint)."""
+
+
+def _evaluated(
+    root: Path, cycle: str, split: Split, scoring: Scoring
+) -> tuple[dict[_Checkpoint, Answers], dict[_Checkpoint, Measurement]]:
+    """The answers of each checkpoint, in the order in which the loop made them, and what its evaluation says of it."""
     if not (root / paths.report(cycle) / "results.json").is_file():
         raise NoReport(
             f"cycle {cycle!r} has no report in {root}; it is written after each iteration's evaluation "
             f"(cycles there: {', '.join(_cycles(root)) or 'none'})"
         )
     artifacts = CycleArtifacts(root, cycle)
+    evaluations = {t: artifacts.input(f"evaluate-{t}") for t in artifacts.linked("evaluate")}
     answered = {
-        (benchmark, iteration, checkpoint): answers
-        for iteration in artifacts.linked("evaluate")
-        for (checkpoint, benchmark), answers in answers_of(
-            artifacts.input(f"evaluate-{iteration}").rows(PredictionColumns), split, scoring
-        ).items()
+        (benchmark, t, checkpoint): answers
+        for t, evaluation in evaluations.items()
+        for (checkpoint, benchmark), answers in answers_of(evaluation.rows(PredictionColumns), split, scoring).items()
     }
-    return dict(sorted(answered.items(), key=lambda entry: (entry[0][0], entry[0][1], CHECKPOINTS.index(entry[0][2]))))
+    measured = {
+        (row.benchmark, row.iteration, row.checkpoint): row
+        for evaluation in evaluations.values()
+        for row in metrics.headline(metrics.read(evaluation.file("results.json").read_text()), scoring)
+        if (row.split, row.condition) == (split, EvalCondition.REAL)
+    }
+    order = sorted(answered, key=lambda key: (key[0], key[1], CHECKPOINTS.index(key[2])))
+    return {key: answered[key] for key in order}, measured
 
 
 def _cycles(root: Path) -> list[str]:
@@ -189,14 +203,15 @@ def _cycles(root: Path) -> list[str]:
 def markdown(lines: Sequence[ComparisonRow]) -> str:
     """The table for people; a difference whose interval leaves out 0 carries a star."""
     several = len({line.cycle for line in lines}) > 1
-    head = ["cycle", "benchmark", "checkpoint", "n", Markup("accuracy [95 % interval]"), "against the one before"]
+    accuracy = Markup("micro accuracy, % [95 % interval]")
+    head = ["cycle", "benchmark", "checkpoint", "n", accuracy, "against the one before"]
     rows = [
         [
             line.cycle,
             line.benchmark or "validation",
             line.name,
             str(line.n),
-            Markup(f"{100 * line.accuracy:.1f} [{100 * line.low:.1f}, {100 * line.high:.1f}]"),
+            Markup(percent_interval(line.accuracy, line.low, line.high)),
             _points(line.to_previous),
             *([_points(line.to_first)] if several else []),
         ]
@@ -205,16 +220,15 @@ def markdown(lines: Sequence[ComparisonRow]) -> str:
     head += ["against the first cycle"] if several else []
     text = table(head, rows)
     return (
-        f"{text}\n\nAccuracy in percent, differences in points. Intervals: images drawn with replacement, 2000 times; "
-        "differences question by question.\n\\* the interval leaves out 0."
+        f"{text}\n\nMicro accuracy: over all questions. Differences in points, question by question. Intervals: images "
+        "drawn with replacement, 2000 times.\n\\* the interval leaves out 0."
     )
 
 
 def _points(difference: Difference | None) -> str:
     if difference is None:
         return ""
-    star = "\\*" if difference.low > 0 or difference.high < 0 else ""
-    return Markup(f"{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]{star}")
+    return Markup(points_interval(difference.value, difference.low, difference.high))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

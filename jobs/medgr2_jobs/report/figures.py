@@ -18,6 +18,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from medgr2_api.metrics import HEADLINE
+from medgr2_api.percent import percent
+
 from ..evaluate.metrics import Measurement
 from ..store.rows import EvalCondition, Scoring, Split
 from .compare import label
@@ -63,7 +66,7 @@ def accuracy(headline: Sequence[HeadlineRow], path: Path) -> None:
             rows = [row for row in headline if (row.split, row.benchmark) == key]
             _accuracy_panel(axes, rows)
             axes.set_title(f"{'test: ' + key[1] if key[0] is Split.TEST else 'validation'} (n = {rows[0].n} questions)")
-        grid[0][0].set_ylabel("accuracy, % (bars: 95 % interval)")
+        grid[0][0].set_ylabel("micro accuracy, % (bars: 95 % interval)")
         entries: dict[str, Any] = {}
         for axes in grid[0]:
             entries |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
@@ -91,7 +94,7 @@ def _accuracy_panel(axes: Axes, rows: Sequence[HeadlineRow]) -> None:
             label="real image" if not place else None,
         )
         axes.annotate(
-            f"{value:.1f}",
+            percent(row.accuracy),
             (place, value),
             (8, -3),
             textcoords="offset points",
@@ -112,7 +115,7 @@ def _accuracy_panel(axes: Axes, rows: Sequence[HeadlineRow]) -> None:
 def modalities(results: Sequence[Measurement], split: Split, benchmark: str, path: Path) -> bool:
     """Accuracy by modality: the base model and the newest checkpoints. False when there is but one modality."""
     here = pick(results, split=split, benchmark=benchmark, condition=EvalCondition.REAL, scoring=Scoring.OPTION_LOGPROB,
-                metric="microAccuracy")  # fmt: skip
+                metric=HEADLINE.name)  # fmt: skip
     by_name = {
         label(checkpoint, iteration): {
             row.slice.removeprefix("modality="): row
@@ -138,7 +141,7 @@ def modalities(results: Sequence[Measurement], split: Split, benchmark: str, pat
         axes.set_xticks(range(len(names)), [f"{name or 'unknown'}\nn = {counts[name]}" for name in names])
         axes.grid(visible=False, axis="x")
         axes.set_ylim(0, 103)
-        axes.set_ylabel("accuracy, % (bars: 95 % interval)")
+        axes.set_ylabel("micro accuracy, % (bars: 95 % interval)")
         axes.set_title(f"accuracy by modality, {'test: ' + benchmark if split is Split.TEST else 'validation'}")
         figure.legend(loc="outside lower center", ncols=len(by_name))
         _save(figure, path)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from medgr2_api import printable
+from medgr2_api.percent import percent, percent_interval, points, points_interval
 
 from ..evaluate.metrics import Interval
 from ..store.rows import EvalCondition, Split
@@ -33,15 +34,17 @@ _MANY_PARSE_FAILURES = 0.05
 
 _LEGEND = """\
 How to read this:
-- **accuracy**: share of multiple-choice questions in which the right option is the one the model finds likeliest, given
-  image, question and its own rationale; in brackets the 95 % interval (test images drawn again with replacement).
+- **micro accuracy**: share of all multiple-choice questions in which the right option is the one the model finds
+  likeliest, given image, question and its own rationale; in brackets the 95 % interval (test images drawn again with
+  replacement).
 - **step**: change from the checkpoint in the line above, question by question; \\* its interval leaves out 0.
-- **macro**: mean over modalities, each counting the same. **written**: accuracy of the answer the model writes out;
-  **unreadable**: share of written answers that name no option (they count as wrong).
+- **macro**: macro accuracy, the mean over modalities, each counting the same. **written**: micro accuracy of the
+  answer the model writes out; **unreadable**: share of written answers that name no option (they count as wrong).
 - **blank image**: the same questions beside a grey image. **shuffled image**: beside another image, of the same
   modality where there is one (so what the modality alone answers stays answerable). **options only**: neither image nor
   question. What a model scores there, it does not owe to what the image shows.
-- **option prior**: no model at all, only how often each option text was right in the training questions.
+- **option prior**: no model at all, only how often each option text was right in the training questions (of the
+  same source and modality, and by its spelling, where that says more).
   **chance**: guessing.
 - `base` is the model the loop started from; `sft@t` and `grpo@t` are the checkpoints of iteration t after supervised
   fine-tuning and after reinforcement learning."""
@@ -99,20 +102,20 @@ def _accuracy(cycle: CycleTables) -> list[str]:
     for key in dict.fromkeys((row.split, row.benchmark) for row in cycle.headline):
         rows = [row for row in cycle.headline if (row.split, row.benchmark) == key]
         measured = [x for x in (*CONTROLS, *REFERENCES) if any(row.under(x) is not None for row in rows)]
-        head = ["checkpoint", "accuracy", "step", *rows[0].metrics, "written", "unreadable"]
+        head = ["checkpoint", "micro accuracy", "step", *rows[0].metrics, "written", "unreadable"]
         head += [_NAMES[x] for x in measured]
         cells = [
             [
                 row.checkpoint,
-                Markup(f"**{_percent(row.accuracy)}** [{_percent(row.low)}, {_percent(row.high)}]"),
+                Markup(percent_interval(row.accuracy, row.low, row.high)),
                 _step(row.paired_step),
-                *(_percent(value) for value in (*row.metrics.values(), row.greedy, row.parse_failures)),
-                *(_percent(row.under(condition)) for condition in measured),
+                *(percent(value) for value in (*row.metrics.values(), row.greedy, row.parse_failures)),
+                *(percent(row.under(condition)) for condition in measured),
             ]
             for row in rows
         ]
         seen = [row.share for row in cycle.seen if (row.split, row.benchmark) == key]
-        leak = f"; {_percent(seen[0])} % of them show an image that was trained on" if seen else ""
+        leak = f"; {percent(seen[0])} % of them show an image that was trained on" if seen else ""
         parts += [f"**{title_of(*key)}**, {rows[0].n} questions, in percent{leak}", table(head, cells)]
     return parts
 
@@ -126,7 +129,7 @@ def reading_notes(cycle: CycleTables) -> list[str]:
         for row in rows:
             chance = row.chance
             if chance is not None and row.low <= chance <= row.high:
-                notes.append(f"{where} `{row.checkpoint}` cannot be told from guessing ({_percent(chance)}).")
+                notes.append(f"{where} `{row.checkpoint}` cannot be told from guessing ({percent(chance)}).")
         for above, row in pairwise(rows):
             if (step := row.paired_step) is not None:
                 notes.append(_step_note(where, above.checkpoint, row.checkpoint, step))
@@ -134,15 +137,15 @@ def reading_notes(cycle: CycleTables) -> list[str]:
         notes.append(_control_note(where, last))
         if last.parse_failures is not None and last.parse_failures > _MANY_PARSE_FAILURES:
             notes.append(
-                f"{where} {_percent(last.parse_failures)} % of the answers that `{last.checkpoint}` writes "
+                f"{where} {percent(last.parse_failures)} % of the answers that `{last.checkpoint}` writes "
                 "name no option."
             )
     return notes
 
 
 def _step_note(where: str, above: str, checkpoint: str, step: Interval) -> str:
-    note = f"{where} `{checkpoint}` is {_points(step.value)} points from `{above}`"
-    note += f"; the paired interval [{_points(step.low)}, {_points(step.high)}]"
+    note = f"{where} `{checkpoint}` is {points(step.value)} points from `{above}`"
+    note += f"; the paired interval [{points(step.low)}, {points(step.high)}]"
     if step.low > 0 or step.high < 0:
         return f"{note} leaves out 0."
     return f"{note} holds 0: no difference is shown."
@@ -152,9 +155,9 @@ def _control_note(where: str, row: HeadlineRow) -> str:
     controls = [
         (_NAMES[x], value) for x in (*CONTROLS, EvalCondition.OPTION_PRIOR) if (value := row.under(x)) is not None
     ]
-    below = [f"{name} ({_percent(value)})" for name, value in controls if value < row.low]
-    others = [f"{name} ({_percent(value)})" for name, value in controls if value >= row.low]
-    interval = f"the interval of `{row.checkpoint}` [{_percent(row.low)}, {_percent(row.high)}]"
+    below = [f"{name} ({percent(value)})" for name, value in controls if value < row.low]
+    others = [f"{name} ({percent(value)})" for name, value in controls if value >= row.low]
+    interval = f"the interval of `{row.checkpoint}` [{percent(row.low)}, {percent(row.high)}]"
     if not controls:
         return f"{where} no control was measured: how much of the accuracy needs the image is not known."
     if not others:
@@ -176,7 +179,7 @@ def _funnel(rows: Sequence[funnel.FunnelRow]) -> list[str]:
     for name, group, counts in lines:
         share = counts["kept"] / counts["generated"] if counts["generated"] else None
         cells.append(
-            ["" if name == before else name, group, *(f"{counts[step]:,}" for step in funnel.STEPS), _percent(share)]
+            ["" if name == before else name, group, *(f"{counts[step]:,}" for step in funnel.STEPS), percent(share)]
         )
         before = name
     text = (
@@ -194,9 +197,9 @@ def _filter(rows: Sequence[FilterRow]) -> list[str]:
     head += ["right before, %", "right after, %", "right ones kept, %"] if measured else []
     cells = []
     for row in rows:
-        share = f" ({_percent(row.kept / row.candidates)} %)" if row.candidates else ""
+        share = f" ({percent(row.kept / row.candidates)} %)" if row.candidates else ""
         line = [str(row.iteration), str(row.candidates), f"{row.kept}{share}", _number(row.threshold)]
-        line += [_percent(x) for x in (row.precision_raw, row.precision_kept, row.recall)] if measured else []
+        line += [percent(x) for x in (row.precision_raw, row.precision_kept, row.recall)] if measured else []
         cells.append([*line, row.reasons])
     text = "What the reward model let through. A rejected candidate is counted under each of its reasons."
     if measured:
@@ -210,8 +213,8 @@ def _reward(rows: Sequence[RewardRow]) -> list[str]:
     head = ["made in iteration", "rank correlation", "pairs in order, %", "sees the image, %", "AUROC", "taken over"]
     cells = [
         [
-            str(row.iteration), _number(row.spearman), _percent(row.pairwise_accuracy),
-            _percent(row.image_sensitivity), _number(row.auroc), row.promoted,
+            str(row.iteration), _number(row.spearman), percent(row.pairwise_accuracy),
+            percent(row.image_sensitivity), _number(row.auroc), row.promoted,
         ]
         for row in rows
     ]  # fmt: skip
@@ -236,7 +239,7 @@ def _grpo(rows: Sequence[GRPORow]) -> list[str]:
             *(_number(value, 0) for value in (row.iteration, row.prompts, row.steps)),
             *(_number(value) for value in (row.reward_first, row.reward_last)),
             *(
-                _percent(value)
+                percent(value)
                 for value in (
                     row.match, row.parse_failures, row.zero_variance_groups, row.variance_share_reward_model,
                     row.variance_share_match,
@@ -253,18 +256,7 @@ def _grpo(rows: Sequence[GRPORow]) -> list[str]:
 
 
 def _step(step: Interval | None) -> str:
-    if step is None:
-        return ""
-    star = "\\*" if step.low > 0 or step.high < 0 else ""
-    return Markup(f"{_points(step.value)} [{_points(step.low)}, {_points(step.high)}]{star}")
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
+    return Markup(points_interval(*step)) if step else ""
 
 
 def _number(value: float | None, digits: int = 2) -> str:

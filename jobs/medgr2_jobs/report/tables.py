@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from medgr2_api.metrics import METRICS
+from medgr2_api.metrics import HEADLINE, METRICS
 from medgr2_api.printable import csv_cell
 
+from ..evaluate import metrics
 from ..evaluate.metrics import Interval, Measurement, QuestionSet
 from ..store.manifest import Manifest
 from ..store.rows import EvalCondition, Scoring, Split
@@ -168,16 +169,9 @@ def gather(frame: CycleFrame, cycle: str, settings: Mapping[str, Any]) -> CycleT
 def results_of(frame: CycleFrame) -> list[Measurement]:
     """Rows of all evaluations."""
     return [
-        Measurement(
-            **row
-            | {
-                "split": Split(row["split"]),
-                "condition": EvalCondition(row["condition"]),
-                "scoring": Scoring(row["scoring"]),
-            }
-        )
+        row
         for t in frame.iterations("evaluate")
-        for row in json.loads(frame.artifact("evaluate", t).file("results.json").read_text())
+        for row in metrics.read(frame.artifact("evaluate", t).file("results.json").read_text())
     ]
 
 
@@ -210,7 +204,7 @@ def headline(
         before: tuple[str, Answers] | None = None
         for iteration, checkpoint in checkpoints(here):
             own = pick(here, iteration=iteration, checkpoint=checkpoint)
-            [accuracy] = pick(own, condition=EvalCondition.REAL, metric="microAccuracy", scoring=Scoring.OPTION_LOGPROB)
+            [accuracy] = pick(metrics.headline(own), condition=EvalCondition.REAL)
             answers = answers_of(predictions.get(iteration, ()), split).get((checkpoint, benchmark), {})
             name = label(checkpoint, iteration)
             step = difference(before[1], answers, before[0]) if before and answers else None
@@ -337,7 +331,7 @@ def _accuracy(
     results: Iterable[Measurement],
     condition: EvalCondition,
     *,
-    metric: str = "microAccuracy",
+    metric: str = HEADLINE.name,
     scoring: Scoring = Scoring.OPTION_LOGPROB,
 ) -> float | None:
     return _value(pick(results, condition=condition, metric=metric, scoring=scoring))

@@ -9,6 +9,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from medgr2_api.metrics import is_headline
+from medgr2_api.percent import percent, percent_interval
+
 from ..local.console import Console
 
 _CHECKPOINTS = {"base": 0, "sft": 1, "grpo": 2}
@@ -22,24 +25,17 @@ def print_results(report: Path) -> None:
     if not path.is_file():  # a cycle without the report stage
         console.print("complete; this cycle makes no report")
         return
-    rows = [row for row in json.loads(path.read_text()) if _headline(row)]
+    rows = [row for row in json.loads(path.read_text()) if is_headline(row) and row["condition"] in _CONDITIONS]
     for split, benchmark in sorted({(row["split"], row["benchmark"]) for row in rows}, reverse=True):
         console.print(_table([row for row in rows if (row["split"], row["benchmark"]) == (split, benchmark)]))
     console.print(f"report: {report / 'report.md'}", highlight=False, soft_wrap=True)
 
 
-def _headline(row: dict[str, Any]) -> bool:
-    return (
-        row["slice"] == "all"
-        and row["metric"] == "microAccuracy"
-        and row["scoring"] == "option_logprob"
-        and row["condition"] in _CONDITIONS
-    )
-
-
 def _table(rows: list[dict[str, Any]]) -> Table:
     split, benchmark, count = rows[0]["split"], rows[0]["benchmark"], max(row["n"] for row in rows)
-    title = f"accuracy on {split}{f' {benchmark}' if benchmark else ''}, n = {count}, 95 % intervals by image"
+    title = (
+        f"micro accuracy on {split}{f' {benchmark}' if benchmark else ''} in %, n = {count}, 95 % intervals by image"
+    )
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     conditions = [name for name in _CONDITIONS if any(row["condition"] == name for row in rows)]
     table.add_column("checkpoint", no_wrap=True)
@@ -56,13 +52,8 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             if row is None:
                 cells.append("")
             elif name == "real":
-                cells.append(f"{row['value']:.3f} [{_short(row['low'])}, {_short(row['high'])}]")
+                cells.append(percent_interval(row["value"], row["low"], row["high"]))
             else:
-                cells.append(f"{row['value']:.3f}")
+                cells.append(percent(row["value"]))
         table.add_row("base" if iteration == 0 else f"{checkpoint}@{iteration}", *cells)
     return table
-
-
-def _short(value: float) -> str:
-    """.538: an interval's end without its zero, so that the table fits 80 columns."""
-    return f"{value:.3f}".removeprefix("0")

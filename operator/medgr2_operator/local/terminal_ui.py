@@ -14,6 +14,7 @@ from rich.text import Text
 
 from medgr2_api.cycle import Cycle
 from medgr2_api.metrics import MACRO_ACCURACY
+from medgr2_api.percent import percent
 from medgr2_api.printable import one_line
 from medgr2_api.stages import stage_names
 from medgr2_api.status import AttemptState, Phase, StageStatus
@@ -139,13 +140,17 @@ def _graph(cycle: Cycle) -> Table:
             cells.append(f"{mark} {name}", style=style)
             cells.append(" (reused)   " if stage.reused else "   ", style="dim")
         scores = ", ".join(
-            f"{score.checkpoint} {value:.3f}"
+            f"{score.checkpoint} {percent(value)}"
             for score in cycle.status.scores
             if score.iteration == iteration and (value := score.value(MACRO_ACCURACY.name)) is not None
         )
         if cells or iteration <= cycle.status.iteration:
             label = "start" if iteration == 0 else f"round {iteration}"
-            table.add_row(Text(label, style="bold"), cells, Text(f"validation: {scores}" if scores else "", "magenta"))
+            table.add_row(
+                Text(label, style="bold"),
+                cells,
+                Text(f"validation macro accuracy, %: {scores}" if scores else "", "magenta"),
+            )
     return table
 
 

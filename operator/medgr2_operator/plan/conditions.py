@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from medgr2_api.cycle import Cycle
+from medgr2_api.percent import percent, points
 from medgr2_api.stages import definition
 from medgr2_api.status import AttemptState, Condition, ModelPointer, Models, Phase, StageStatus
 from medgr2_api.waiting import WaitingReason
@@ -152,7 +153,7 @@ def phase(state: CycleState, starts: Starts, draft: StatusDraft) -> Phase:
 
 
 def summary(phase: Phase, draft: StatusDraft, iteration: int, iterations: int) -> str:
-    """`2/3 grpo 41% · validation 0.871 (+0.014)`."""
+    """`2/3 grpo 41% · validation macro accuracy 87.1 % (+1.4)`."""
     running = sorted(
         (record for record in draft.active() if record.state is AttemptState.RUNNING), key=lambda r: r.iteration
     )
@@ -164,8 +165,8 @@ def summary(phase: Phase, draft: StatusDraft, iteration: int, iterations: int) -
     parts = [f"{iteration}/{iterations} {', '.join(doing) or phase.lower()}"]
     values = list(by_iteration(draft.scores).values())
     if values:
-        change = f" ({values[-1] - values[-2]:+.3f})" if len(values) > 1 else ""
-        parts.append(f"validation {values[-1]:.3f}{change}")
+        change = f" ({points(values[-1] - values[-2])})" if len(values) > 1 else ""
+        parts.append(f"validation macro accuracy {percent(values[-1])} %{change}")
     return " · ".join(parts)
 
 

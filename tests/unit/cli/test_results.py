@@ -38,12 +38,12 @@ def test_headline_figures_in_the_order_of_training(
     print_results(tmp_path)
     output = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in output.splitlines() if line.strip()]
-    assert lines.index("base 0.500 [.450, .550]") < lines.index("base 0.300 [.250, .350] 0.250")
-    names = [line.split()[0] for line in lines if "[." in line]
+    assert lines.index("base 50.0 [45.0, 55.0]") < lines.index("base 30.0 [25.0, 35.0] 25.0")
+    names = [line.split()[0] for line in lines if "[" in line]
     assert names == ["base", "base", "sft@1", "grpo@1"]
-    assert "sft@1 0.600 [.550, .650] 0.410" in lines
-    assert "accuracy on test bench, n = 240, 95 % intervals by image" in " ".join(output.split())
-    assert not [text for text in ("0.99", "0.98", "0.97") if text in output]
+    assert "sft@1 60.0 [55.0, 65.0] 41.0" in lines
+    assert "micro accuracy on test bench in %, n = 240, 95 % intervals by image" in " ".join(output.split())
+    assert not [text for text in ("99", "98", "97") if text in output]
     assert f"report: {tmp_path / 'report.md'}" in output
 
 

@@ -65,7 +65,7 @@ def test_early_stopping_reads_validation() -> None:
     assert sim.status.iteration == 2
     assert sim.status.best is not None
     assert sim.status.best.iteration == 1
-    assert sim.status.summary == "2/5 complete · validation 0.600 (+0.000)"
+    assert sim.status.summary == "2/5 complete · validation macro accuracy 60.0 % (+0.0)"
 
 
 def test_an_evaluation_that_early_stopping_cannot_go_by_is_told() -> None:
@@ -97,10 +97,10 @@ def test_summary_of_a_running_stage() -> None:
     reconcile(sim)
     run(sim, job(sim, "grpo", 1)).step = 41
     reconcile(sim)
-    assert sim.status.summary == "1/3 grpo 41%, generate@2 10% · validation 0.857"
+    assert sim.status.summary == "1/3 grpo 41%, generate@2 10% · validation macro accuracy 85.7 %"
     succeed(sim, job(sim, "generate", 2))
     reconcile(sim)
-    assert sim.status.summary == "1/3 grpo 41% · validation 0.857"
+    assert sim.status.summary == "1/3 grpo 41% · validation macro accuracy 85.7 %"
 
 
 def test_edits_act_on_what_has_not_started() -> None:
