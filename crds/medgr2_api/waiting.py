@@ -97,7 +97,8 @@ WAITS: dict[WaitingReason, WaitDescription] = {
     WaitingReason.JOB_REFUSED: WaitDescription(
         "the API server's answer",
         "the API server refuses its Job or Service: a quota, an admission policy, an overload",
-        "the message is the server's; the Job is tried again. Where it says 422 the spec is wrong, and the stage fails",
+        "the message is the server's, and it is asked again; where that names wrong fields of the Job (422), the stage "
+        "fails",
         stalls=True,
     ),
     WaitingReason.PODS_NOT_CREATED: WaitDescription(

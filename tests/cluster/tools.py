@@ -48,6 +48,8 @@ class Module:
     """A folder of the module whose YAML files are kept beside the programs."""
     main: str = ""
     """Source of a `main` of our own for the only program, which takes from the module no more than it needs."""
+    beside: tuple[str, ...] = ()
+    """Further modules that such a `main` imports: `path@version`."""
 
     @property
     def ldflags(self) -> str:
@@ -60,6 +62,7 @@ class Module:
         recipe += [self.tags] if self.tags else []
         recipe += [self.manifests] if self.manifests else []
         recipe += [self.main] if self.main else []
+        recipe += self.beside
         digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:8]
         name = next(iter(self.commands)) if len(self.commands) == 1 else self.path.split("/")[-1]
         return f"{name}-{self.version}-{digest}"
@@ -93,6 +96,9 @@ import (
 
 func main() { coremain.Run() }
 """
+
+#: The libraries by which Flux, kpt and Argo CD tell how an object is.
+_GITOPS_HEALTH = Path(__file__).with_name("gitops_health.go")
 
 #: Everything the tests may run, and where it comes from.
 MODULES = (
@@ -130,6 +136,13 @@ MODULES = (
         tags="remove_all_sd",  # without the clients of two dozen clouds
     ),
     Module("github.com/versity/versitygw", "v1.8.0", {"versitygw": "cmd/versitygw"}),
+    Module(
+        "github.com/fluxcd/pkg/runtime",
+        "v0.69.0",
+        {"gitops-health": ""},
+        main=_GITOPS_HEALTH.read_text(),
+        beside=("sigs.k8s.io/cli-utils@v0.37.2", "github.com/yuin/gopher-lua@v1.1.2"),
+    ),
 )
 
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
@@ -219,7 +232,8 @@ def _build(module: Module, programs: list[str]) -> None:
         build.run("mod", "edit", *(f"-replace={path}={path}@{module.staging}" for path in local))
     if module.main:
         (work / "main.go").write_text(module.main)
-        build.run("mod", "edit", f"-require={module.path}@{module.version}")
+        needed = (f"{module.path}@{module.version}", *module.beside)
+        build.run("mod", "edit", *(f"-require={requirement}" for requirement in needed))
         packages = ["."]
     else:
         packages = module.packages(programs)

@@ -66,8 +66,12 @@ LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 class ApiError(Exception):
     """The API server refused a request, or did not answer."""
 
-    def __init__(self, message: str, status: int = 0, reason: str = "", server_message: str = "") -> None:
+    def __init__(
+        self, message: str, status: int = 0, reason: str = "", server_message: str = "", fields: Sequence[str] = ()
+    ) -> None:
         super().__init__(message)
+        self.fields = tuple(fields)
+        """Fields of the object that are wrong; an admission policy names none, whatever its HTTP status."""
         self.server_message = server_message or message
         """What the server said, without our request."""
         self.status = status
@@ -287,8 +291,13 @@ def refusal(method: str, path: str, status: int, text: str) -> ApiError:
     except ValueError:
         status_object = {}
     message = status_object.get("message") or text[:500]
+    causes = (status_object.get("details") or {}).get("causes") or ()
     return _ERRORS.get(status, ApiError)(
-        f"{method} {path}: {status} {message}", status, status_object.get("reason", ""), message
+        f"{method} {path}: {status} {message}",
+        status,
+        status_object.get("reason", ""),
+        message,
+        [cause["field"] for cause in causes if cause.get("field")],
     )
 
 

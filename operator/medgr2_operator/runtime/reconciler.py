@@ -56,8 +56,8 @@ _log = logging.getLogger(__name__)
 #: Seconds until a cycle with a stage that waits is reconciled again: what pods and queues say about the cause raises no
 #: event that is watched. Sooner at first, when most causes show: after as long as it has waited.
 REQUEUE_PENDING, REQUEUE_PENDING_FIRST = 20.0, 3.0
-#: HTTP status with which the API server refuses what it will never take: the manifest is wrong, or too large.
-_NEVER_TAKEN = (413, 422)
+#: HTTP status of an object whose fields are wrong, which will never be taken; also what some admission policies answer.
+_INVALID_OBJECT = 422
 #: The same with a stage that terminates: once its Job is gone, no event tells of its pods.
 REQUEUE_TERMINATING = 5.0
 #: The same with a running stage, if no event comes.
@@ -288,7 +288,7 @@ class Reconciler:
             self._uids.setdefault(key, {})[create.name] = uid  # the Job's: it is the last
         except ApiError as error:
             _log.warning("%s was not created: %s", create.name, error)
-            final = error.status in _NEVER_TAKEN
+            final = error.status == _INVALID_OBJECT and bool(error.fields)
             refusals[create.key] = Refusal(create.key, redact(error.server_message), final)
             return known is not None  # a new message can wait for the next try
         return True

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from medgr2_api.crd import NEVER_OBSERVED
 from medgr2_api.stage_contract import Progress
 from medgr2_operator.render.render_context import RenderSettings
 from tests.cluster.audit import Event
@@ -63,7 +64,7 @@ def test_in_named_namespaces(
         ):
             elsewhere.apply()
             live_through_everything(env, own_kwok)
-            assert "status" not in elsewhere.cycle()
+            assert elsewhere.cycle()["status"] == NEVER_OBSERVED
         events = asked(own_cluster, home)
         given = grants(own_cluster, home, RELEASE)
         assert denied(events) == []

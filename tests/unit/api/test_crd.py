@@ -98,6 +98,7 @@ def test_free_form_parts_are_kept_unread(nodes: dict[str, Node]) -> None:
 
 def test_only_the_stored_defaults_are_defaults(nodes: dict[str, Node]) -> None:
     defaults = {path.removeprefix(".spec."): node["default"] for path, node in nodes.items() if "default" in node}
+    assert defaults.pop(".status") == {"observedGeneration": -1}, "kstatus: nobody has looked at it"
     assert defaults == {"preset": "Default", "iterations": 3, "seed": 17}
 
 

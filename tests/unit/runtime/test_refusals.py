@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ from tests.support.memory_api import MemoryApi
 from tests.unit.runtime.test_reconciler import KEY, SETTINGS, with_cycle
 
 from medgr2_api.status import CycleStatus, Phase
-from medgr2_operator.kube.client import CYCLES, EVENTS, ApiError
+from medgr2_operator.kube.client import CYCLES, EVENTS, ApiError, refusal
 from medgr2_operator.kube.events import EventRecorder
 from medgr2_operator.runtime import reconciler
 from medgr2_operator.runtime.progress_poller import ProgressPoller
@@ -47,7 +48,7 @@ def events(api: MemoryApi) -> list[tuple[str, str, str]]:
     return [(event["type"], event["reason"], event["message"]) for event in api.of(EVENTS)]
 
 
-@pytest.mark.parametrize("code", [0, 400, 403, 404, 429, 500, 503])
+@pytest.mark.parametrize("code", [0, 400, 403, 404, 413, 422, 429, 500, 503])
 def test_a_refused_job_is_told_and_tried_again(code: int) -> None:
     api = MemoryApi()
     with_cycle(api, pendingDeadlineSeconds=100)
@@ -86,16 +87,33 @@ def test_what_is_taken_later_goes_on_under_the_same_name() -> None:
     assert status(api).stages[0].reason != "JobRefused"
 
 
-@pytest.mark.parametrize("code", [413, 422])
-def test_a_job_that_will_never_be_taken_ends_the_stage(code: int) -> None:
+def test_a_job_that_will_never_be_taken_ends_the_stage() -> None:
     api = MemoryApi()
     with_cycle(api)
-    api.refused["Job"] = ApiError("POST jobs", code, server_message="Job is invalid: spec.completions")
+    answer = {
+        "message": "Job is invalid: spec.completions",
+        "reason": "Invalid",
+        "details": {"causes": [{"reason": "FieldValueInvalid", "message": "-1", "field": "spec.completions"}]},
+    }
+    api.refused["Job"] = refusal("POST", "/jobs", 422, json.dumps(answer))
     operator = Clocked(api)
     operator.look()
     operator.look()
     assert status(api).phase is Phase.FAILED
     assert api.condition("loop", "Failed")["message"] == "prepare@0: JobRefused: Job is invalid: spec.completions"
+
+
+def test_a_policy_that_answers_as_if_fields_were_wrong_may_change_its_mind() -> None:
+    """What a ValidatingAdmissionPolicy answers by default."""
+    api = MemoryApi()
+    with_cycle(api)
+    causes = [{"message": "failed expression: false"}]
+    answer = {"message": "denied request: no GPUs today", "reason": "Invalid", "details": {"causes": causes}}
+    api.refused["Job"] = refusal("POST", "/jobs", 422, json.dumps(answer))
+    operator = Clocked(api)
+    operator.look()
+    operator.look()
+    assert (status(api).phase, status(api).stages[0].given_up) == (Phase.WAITING, False)
 
 
 def test_a_refused_service_holds_its_job_back(monkeypatch: pytest.MonkeyPatch) -> None:
