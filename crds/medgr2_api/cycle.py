@@ -82,9 +82,10 @@ class CycleSpec(Model):
     max_parallel_stages: Annotated[int, Field(ge=1, le=64)] = 4
     """Stages that may run at the same time."""
     active_deadline_seconds: Annotated[int | None, Field(ge=1)] = None
-    """Longest life of the cycle in seconds; stands still while suspended. Absent: no limit."""
+    """Longest life of the cycle in seconds; stands still while suspended, and while all that is left to do waits for a
+    queue or for approval. Absent: no limit."""
     pending_deadline_seconds: Annotated[int, Field(ge=1)] = 86_400
-    """Longest wait of a stage to be scheduled."""
+    """Longest wait of a stage to be started; time in a queue does not count."""
     ttl_seconds_after_finished: Annotated[int | None, Field(ge=0)] = None
     """Delete the cycle this long after it finished; absent: never."""
     restart_from: RestartFrom | None = None

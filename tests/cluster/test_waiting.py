@@ -100,6 +100,7 @@ CASES: dict[str, Case] = {
         "runAsNonRoot",
         patches=(
             {"op": "remove", "path": f"{POD}/securityContext/runAsUser"},
+            {"op": "remove", "path": f"{POD}/securityContext/runAsGroup"},
             add(f"{MAIN}/securityContext/runAsNonRoot", True),
         ),
     ),
@@ -114,7 +115,7 @@ CASES: dict[str, Case] = {
     "no-account": Case(R.PODS_NOT_CREATED, "not-there", {"template": {"serviceAccountName": "not-there"}}),
     "jobs-quota": Case(R.JOB_REFUSED, "exceeded quota", place="few-jobs"),
     "policy": Case(R.JOB_REFUSED, "not this one", patches=(add("/metadata/labels/forbidden", "yes"),)),
-    "no-sandbox": Case(R.CONTAINER_CREATING, "Sandbox", patches=(add(f"{POD}/runtimeClassName", "medgr2-broken"),)),
+    "no-sandbox": Case(R.CONTAINER_CREATING, "not-there", patches=(add(f"{POD}/runtimeClassName", "medgr2-broken"),)),
     "init": Case(
         R.INIT_CONTAINERS, "slow", patches=(add(f"{POD}/initContainers", [container("slow", "sleep", "3600")]),)
     ),
@@ -146,6 +147,8 @@ class WaitingRoom:
     log: Path
     began: float = 0.0
     told: dict[str, float] = field(default_factory=dict)
+    telling: dict[str, Document] = field(default_factory=dict)
+    """Each as it was then."""
     cycles: dict[str, Document] = field(default_factory=dict)
     """As last seen, by name."""
 
@@ -173,10 +176,10 @@ class WaitingRoom:
         case = CASES.get(name)
         if case is not None and name not in self.told and self.reason(name) == case.reason:
             self.told[name] = time.monotonic() - self.began
+            self.telling[name] = cycle
 
     def condition(self, name: str, kind: str) -> Document:
-        conditions = self.cycles.get(name, {}).get("status", {}).get("conditions", [])
-        return next((condition for condition in conditions if condition["type"] == kind), {})
+        return condition_of(self.cycles.get(name, {}), kind)
 
     def reason(self, name: str) -> str:
         return str(self.condition(name, "Progressing").get("reason", ""))
@@ -286,9 +289,9 @@ def test_it_says_what_it_waits_for(room: WaitingRoom, name: str, record_property
     case = CASES[name]
     eventually(lambda: name in room.told, f"{name} tells {case.reason}", TOLD_SECONDS)
     record_property("seconds", round(room.told[name], 1))
-    cycle = room.cycles[name]
+    cycle = room.telling[name]
     assert cycle["status"]["phase"] == ("Paused" if case.reason is R.AWAITING_APPROVAL else "Waiting")
-    assert case.words in room.condition(name, "Progressing")["message"]
+    assert case.words in condition_of(cycle, "Progressing")["message"]
     if name != "no-claim":  # no stage has begun
         (stage,) = cycle["status"]["stages"]
         said = stage["state"] if case.reason is R.AWAITING_APPROVAL else stage.get("reason")
@@ -339,6 +342,11 @@ def test_an_edit_of_what_is_over_is_answered(room: WaitingRoom) -> None:
     kubectl("patch", "mgc", "fails-for-good", "--type=merge", "-p", '{"spec": {"maxParallelStages": 2}}')
     for condition in ("Failed", "Stalled", "Reconciling=False"):
         kubectl("wait", f"--for=condition={condition}", "mgc/fails-for-good", "--timeout=120s")
+
+
+def condition_of(cycle: Document, kind: str) -> Document:
+    conditions = cycle.get("status", {}).get("conditions", [])
+    return next((condition for condition in conditions if condition["type"] == kind), {})
 
 
 def phase_of(room: WaitingRoom, name: str) -> str:

@@ -187,7 +187,7 @@ def models(graph: Graph, draft: StatusDraft) -> Models:
 
 
 def _doing(record: StageStatus, iteration: int) -> str:
-    name = _name(record, iteration)
+    name = _name(record, iteration) + (f" {record.waiting}" if told(record) else "")
     progress = record.progress
     if progress is None or progress.total <= 0:
         return name

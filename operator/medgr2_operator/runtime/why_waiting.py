@@ -174,10 +174,13 @@ def _held_container(pod: Manifest, around: Surroundings) -> Cause | None:
             return WaitingReason.AWAITING_SECRET if missing else WaitingReason.CONTAINER_CONFIG, message
         if reason == "CrashLoopBackOff":
             return WaitingReason.INIT_CONTAINERS, message
+    specs = pod.get("spec", {}).get("initContainers") or ()
+    sidecars = {spec["name"] for spec in specs if spec.get("restartPolicy") == "Always"}
     for container in first:
-        state = container.get("state") or {}
-        if "running" in state and not container.get("started"):
-            return WaitingReason.INIT_CONTAINERS, f"{container['name']} is not ready yet"
+        in_the_way = not container.get("started") if container["name"] in sidecars else True
+        if "running" in (container.get("state") or {}) and in_the_way:
+            what = "is not ready yet" if container["name"] in sidecars else "has not ended yet"
+            return WaitingReason.INIT_CONTAINERS, f"{container['name']} {what}"
     return None
 
 

@@ -282,3 +282,4 @@ def test_a_running_stage_that_lacks_a_pod_runs_and_says_so() -> None:
     sim.also_waits[sim_job.name] = R.SIDECAR_STILL_RUNS
     reconcile(sim)
     assert told(sim) == (Phase.WAITING, "False", "SidecarStillRuns"), "its work is over"
+    assert sim.status.summary.startswith("1/1 sft SidecarStillRuns 0% · ")

@@ -178,8 +178,15 @@ def test_a_pod_whose_kubelet_says_nothing_at_all() -> None:
 
 
 def test_a_model_server_that_loads() -> None:
-    loads = pod(initContainerStatuses=[running("vllm", started=False)], containerStatuses=[waiting("PodInitializing")])
+    server = {"initContainers": [{"name": "vllm", "restartPolicy": "Always"}, {"name": "copy"}]}
+    rest = {"containerStatuses": [waiting("PodInitializing")]}
+    loads = pod(spec=server, initContainerStatuses=[running("vllm", started=False)], **rest)
     assert cause(job(), loads) == (R.INIT_CONTAINERS, "vllm is not ready yet")
+    copies = [running("vllm", started=True), running("copy", started=True)]
+    assert cause(job(), pod(spec=server, initContainerStatuses=copies, **rest)) == (
+        R.INIT_CONTAINERS,
+        "copy has not ended yet",
+    )
     crashes = pod(initContainerStatuses=[waiting("CrashLoopBackOff", "back-off 10s", "vllm")])
     assert cause(job(), crashes) == (R.INIT_CONTAINERS, "vllm: CrashLoopBackOff: back-off 10s")
 
