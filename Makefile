@@ -58,6 +58,9 @@ crds: $(STAMP)  ## Generate the CRD from the models, the chart's copy of it, and
 	$(BIN)/python -m medgr2_api.crd --output charts/medgr2-operator/files/medgr2.io_medgr2cycles.yaml
 	$(BIN)/python -m medgr2_api.stages
 
+trainer-options: $(STAMP)  ## Write down which options the installed trainers take, for medgr2 validate.
+	$(BIN)/python -m medgr2_jobs.training.option_table crds/medgr2_api/trainer_options.json
+
 pins: $(STAMP)  ## Pin the examples' hashes, the stages' defaults and the tables' columns as they are now.
 	$(BIN)/python -m tests.unit.api.test_pinned_hashes
 	$(BIN)/python -m tests.unit.jobs.store.test_tables

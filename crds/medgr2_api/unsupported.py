@@ -1,7 +1,6 @@
 """What the contract describes but this version cannot do yet, and which trainer options belong to the contract.
 
-`medgr2 validate`, `medgr2 run` and the operator refuse these before anything runs. Names of options that TRL
-does not know are found in the jobs, which have TRL.
+`medgr2 validate`, `medgr2 run` and the operator refuse these before anything runs.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from . import trainer_options
 from .accelerators import unknown_devices
 from .cycle import CycleSpec, ResolvedSpec
 from .generator import GENERATORS
@@ -18,6 +18,7 @@ from .scheduling import DeepSpeed
 from .server_address import is_overheard
 from .stages import GENERATE, REWARD, definition, listed, stage_parameters
 from .stages.generate import GenerateParameters
+from .trainer_options import TRAINERS
 from .validation_errors import Problem
 
 TINY_MODEL = "builtin://tiny-qwen2.5-vl"
@@ -173,12 +174,6 @@ OWNED_TRAINER_OPTIONS: dict[str, str] = {
     "eos_token": "the model's own tokens are used",
     "pad_token": "the model's own tokens are used",
 }
-TRAINERS = (
-    "rewardModel.training.trainer",
-    "rewardModel.training.retrainTrainer",
-    "policy.sft.trainer",
-    "policy.grpo.trainer",
-)
 
 
 def unsupported(spec: CycleSpec, local: bool = False) -> list[Problem]:
@@ -205,12 +200,13 @@ def unsupported(spec: CycleSpec, local: bool = False) -> list[Problem]:
             for name in unknown_devices(stage.resources, spec.budget.gpus_per):
                 what = f"how many GPUs is one {name}? Say it in spec.budget.gpusPer (0: none)"
                 problems.append(Problem(f"spec.stages[{index}].resources", f"budget.gpuHours cannot count it: {what}"))
-    for trainer in TRAINERS:
+    for trainer, config in TRAINERS.items():
         for path, options in _values(document, trainer):
-            for option in options:
-                if option in OWNED_TRAINER_OPTIONS:
-                    reason = OWNED_TRAINER_OPTIONS[option]
-                    problems.append(Problem(f"spec.{path}.{option}", f"not to be set here: {reason}"))
+            owned = {option: OWNED_TRAINER_OPTIONS[option] for option in options if option in OWNED_TRAINER_OPTIONS}
+            wrong = [(option, f"not to be set here: {reason}") for option, reason in owned.items()]
+            others = {option: value for option, value in options.items() if option not in owned}
+            wrong += trainer_options.problems(config, others)
+            problems += [Problem(f"spec.{path}.{option}", message) for option, message in wrong]
     return problems
 
 

@@ -17,7 +17,7 @@ from ..errors import NotFinite
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Decoding:
     """How answers are drawn."""
 
     temperature: float = 0.0
@@ -31,7 +31,7 @@ class Sampling:
         return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
 
 
-GREEDY = Sampling()
+GREEDY = Decoding()
 
 
 def configuration(tokenizer: Any, shipped: GenerationConfig | None) -> GenerationConfig:

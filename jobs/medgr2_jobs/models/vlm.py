@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from ..errors import ConfigError, NotFinite
 from ..store.images import ImageStore
 from . import generation
-from .generation import GREEDY, Sampling
+from .generation import GREEDY, Decoding
 from .patches import qwen_vl
 from .patches.pixel_cache import PixelCache, Pixels
 
@@ -223,7 +223,7 @@ def generate(
     rows: Sequence[PromptResponse],
     *,
     max_new_tokens: int,
-    sampling: Sampling = GREEDY,
+    decoding: Decoding = GREEDY,
     batch_size: int = 128,
 ) -> list[str]:
     """Whole answers, in the order of `rows`. Seed torch for reproducible samples.
@@ -242,7 +242,7 @@ def generate(
             max_new_tokens=max_new_tokens,
             suppress_tokens=never,
             logits_processor=[generation.OnlyNumbers()],
-            **sampling.options(),
+            **decoding.options(),
         )
         new = output[:, inputs["input_ids"].shape[1] :]
         texts = encoder.tokenizer.batch_decode(new, skip_special_tokens=True)

@@ -22,7 +22,7 @@ from medgr2_api.training_spec import ResolvedRewardTraining
 from ..errors import DataError
 from ..models.vlm import Encoder, PromptResponse
 from ..runner.context import StageContext
-from ..training.trainer import StageCallback, lora_config, place_checkpoints, trainer_arguments
+from ..training.trainer import StageCallback, lora_config, place_checkpoints, refusals, trainer_arguments
 from ..training.trainer import train as run_trainer
 from .model import RewardModel
 
@@ -75,11 +75,12 @@ def fit(
     options: dict[str, Any] = dict(training.trainer)
     if retrain:
         options |= training.retrain_trainer
+    field = "rewardModel.training.retrainTrainer" if retrain else "rewardModel.training.trainer"
     arguments = trainer_arguments(
         TrainingArguments,
         ctx,
         options,
-        field="rewardModel.training.retrainTrainer" if retrain else "rewardModel.training.trainer",
+        field=field,
         learning_rate=training.learning_rate,
         num_train_epochs=1,  # of the whole run's rows
         remove_unused_columns=False,
@@ -93,13 +94,14 @@ def fit(
     place_checkpoints(arguments, math.ceil(length / batch), spread="save_steps" not in options)
     model.add_adapters(lora_config(training.lora, task_type=None))
     callback = StageCallback(ctx, "retrain" if retrain else "train", settings="rewardModel.training")
-    trainer = _RewardTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=order(rows, replay, share, length, ctx.parameters.seed),
-        data_collator=_Collator(encoder),
-        callbacks=[callback],
-    )
+    with refusals(field, "Trainer"):
+        trainer = _RewardTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=order(rows, replay, share, length, ctx.parameters.seed),
+            data_collator=_Collator(encoder),
+            callbacks=[callback],
+        )
     run_trainer(trainer, callback)
     model.merge_adapters()
     model.eval()

@@ -62,6 +62,12 @@ def _result_of(request: StageRequest, root: Path, attempt: Callable[[], StageRes
         )
     except StageError as error:
         return failed.model_copy(update={"exit_code": error.exit_code, "reason": error.reason, "message": str(error)})
+    except ImportError as error:  # the same image would lack it again
+        _log.exception("%s", type(error).__name__)
+        message = (
+            f"a package is missing, or not of the version that is needed ({error}): install it, or use another image"
+        )
+        return failed.model_copy(update={"exit_code": ExitCode.CONFIG, "reason": "PackageMissing", "message": message})
     except (Exception, SystemExit) as error:  # a library that calls sys.exit() has not succeeded either
         _log.exception("%s", type(error).__name__)
         if _disk_full(error):

@@ -40,6 +40,7 @@ from ..training.trainer import (
     latest_checkpoint,
     lora_config,
     place_checkpoints,
+    refusals,
     train,
     trainer_arguments,
     trainer_options,
@@ -143,15 +144,16 @@ def run(ctx: StageContext[GRPOParameters]) -> StageOutcome:
     callback = StageCallback(
         ctx, "grpo", ("reward", "loss", "kl"), settings="policy.grpo", every=every, extra=rollouts.save
     )
-    trainer = GRPOPolicyTrainer(
-        model=model,
-        reward_funcs=[reward.reward],
-        args=args,
-        train_dataset=grpo_dataset(prompts, ctx.images),
-        processing_class=processor,
-        peft_config=lora,
-        callbacks=[callback],
-    )
+    with refusals(FIELD, "GRPOTrainer"):
+        trainer = GRPOPolicyTrainer(
+            model=model,
+            reward_funcs=[reward.reward],
+            args=args,
+            train_dataset=grpo_dataset(prompts, ctx.images),
+            processing_class=processor,
+            peft_config=lora,
+            callbacks=[callback],
+        )
     train(trainer, callback)
 
     model = trained(trainer, source, lora)

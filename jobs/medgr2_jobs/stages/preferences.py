@@ -25,7 +25,7 @@ from medgr2_api.training_spec import AnswerFormat
 from ..curate.training_set import Origin, TrainingRow, training_set
 from ..errors import DataError
 from ..models import vlm
-from ..models.generation import Sampling
+from ..models.generation import Decoding
 from ..models.vlm import Encoder, PromptResponse
 from ..prompts import answers
 from ..prompts.answer_forms import named
@@ -169,8 +169,8 @@ def _sample_part(
         for prompt in prompts
         for _ in range(settings.samples_per_prompt)
     ]
-    sampling = Sampling(settings.temperature, settings.top_p)
-    completions = vlm.generate(model, encoder, turns, max_new_tokens=limit, sampling=sampling, batch_size=len(turns))
+    decoding = Decoding(settings.temperature, settings.top_p)
+    completions = vlm.generate(model, encoder, turns, max_new_tokens=limit, decoding=decoding, batch_size=len(turns))
     rows: list[Preference] = []
     drawn_grades: Counter[Grade] = Counter()
     for index, (asked, prompt) in enumerate(zip(chosen, prompts, strict=True)):

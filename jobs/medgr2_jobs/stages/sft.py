@@ -20,7 +20,15 @@ from ..models.patches import trl_head
 from ..policy.dataset import CompletionCollator, sft_dataset, sft_rows
 from ..policy.model import ExactResume, save, trained
 from ..runner.context import StageContext, StageOutcome
-from ..training.trainer import StageCallback, lora_config, place_checkpoints, train, trainer_arguments, trainer_options
+from ..training.trainer import (
+    StageCallback,
+    lora_config,
+    place_checkpoints,
+    refusals,
+    train,
+    trainer_arguments,
+    trainer_options,
+)
 
 FIELD = "policy.sft.trainer"
 
@@ -64,15 +72,16 @@ def run(ctx: StageContext[SFTParameters]) -> StageOutcome:
     lora = lora_config(parameters.training.lora)
     trl_head.apply(vlm.device())
     callback = StageCallback(ctx, "sft", ("loss", "mean_token_accuracy"), settings="policy.sft")
-    trainer = SFTPolicyTrainer(
-        model=vlm.load_model(source, train=True),
-        args=args,
-        data_collator=collator,
-        train_dataset=sft_dataset(rows),
-        processing_class=processor,
-        peft_config=lora,
-        callbacks=[callback],
-    )
+    with refusals(FIELD, "SFTTrainer"):
+        trainer = SFTPolicyTrainer(
+            model=vlm.load_model(source, train=True),
+            args=args,
+            data_collator=collator,
+            train_dataset=sft_dataset(rows),
+            processing_class=processor,
+            peft_config=lora,
+            callbacks=[callback],
+        )
     if ctx.process_group.count > 1:  # the mean over all tokens of a step, not over the processes' means
         trainer.model_accepts_loss_kwargs = True
     train(trainer, callback)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,35 +91,94 @@ def trainer_arguments(
     Raises:
         ConfigError: an option is unknown, owned, or refused by the library.
     """
-    cpu = not torch.cuda.is_available()
     max_steps = options.get("max_steps", 0)
     if not isinstance(max_steps, int):
         raise ConfigError(f"{field}.max_steps: {max_steps!r} is not a whole number")
     steps = max_steps if max_steps > 0 else total_steps or 0
+    return configured(
+        config,
+        options,
+        field=field,
+        output_dir=str(context.work),
+        seed=context.parameters.seed,
+        save_steps=max(1, math.ceil(steps / CHECKPOINTS_PER_RUN)) if steps else 500,
+        deepspeed=deepspeed.config(),
+        **ours,
+    )
+
+
+def configured(config: type[TrainingArguments], options: Mapping[str, Any], *, field: str, **ours: Any) -> Any:
+    """Arguments of a trainer that the installed libraries take, with all that they need installed.
+
+    Args:
+        config: TrainingArguments, trl.SFTConfig or trl.GRPOConfig.
+        options: the user's `trainer:` block.
+        field: where it stands in the spec.
+        ours: settings that the user's come after.
+
+    Raises:
+        ConfigError: an option is unknown, owned, refused by the library, or needs a package that is not there.
+    """
+    cpu = not torch.cuda.is_available()
     values: dict[str, Any] = {
-        "output_dir": str(context.work),
-        "seed": context.parameters.seed,
         "report_to": "none",
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it shows a loss that is no number as one that is: see `StageCallback`
         "disable_tqdm": True,
         "save_strategy": "steps",
-        "save_steps": max(1, math.ceil(steps / CHECKPOINTS_PER_RUN)) if steps else 500,
         "save_total_limit": 2,
         "use_cpu": cpu,
         "bf16": not cpu,
         "dataloader_pin_memory": not cpu,
-        "deepspeed": deepspeed.config(),
         **ours,
         **trainer_options(config, options, field),
     }
     field_names = {item.name for item in dataclasses.fields(config)}
     if "activation_checkpointing" in field_names:
         values.setdefault("activation_checkpointing", not cpu)
+    with refusals(field, config.__name__):
+        args = config(**values)
+        _check_packages(args)
+    return args
+
+
+@contextmanager
+def refusals(field: str, who: str) -> Iterator[None]:
+    """What a library refuses within this block is a wrong setting: it is not tried again.
+
+    Raises:
+        ConfigError: instead of the library's error.
+    """
     try:
-        return config(**values)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{field}: {config.__name__} refuses these settings: {error}") from error
+        yield
+    except ImportError as error:
+        raise ConfigError(
+            f"{field}: {who} needs a package that is not installed here: {error}. Install it beside MedGR2 "
+            "(on a cluster: in the image of template.image), or leave the option out"
+        ) from error
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ConfigError(f"{field}: {who} refuses these settings: {error}") from error
+
+
+#: Options that are looked at when a trainer is built, hours later → the package that each needs.
+_PACKAGES = {"use_liger_kernel": "liger_kernel", "use_vllm": "vllm"}
+
+
+def _check_packages(args: TrainingArguments) -> None:
+    """Raises what the library would when it builds the trainer and its optimizer.
+
+    Raises:
+        ImportError: a package is missing.
+        ValueError: there is no such optimizer.
+    """
+    for option, package in _PACKAGES.items():
+        if getattr(args, option, False) and importlib.util.find_spec(package) is None:
+            raise ImportError(f"{option} needs {package} (`pip install {package.replace('_', '-')}`)")
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except ValueError as error:
+        if "pass a model" not in str(error):  # GaLore and its like: all else is there
+            raise
 
 
 def lora_config(lora: ResolvedLoRA, *, task_type: str | None = "CAUSAL_LM") -> LoraConfig | None:

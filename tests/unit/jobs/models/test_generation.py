@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 
 from medgr2_jobs.errors import NotFinite
 from medgr2_jobs.models import generation, vlm
-from medgr2_jobs.models.generation import Sampling
+from medgr2_jobs.models.generation import Decoding
 from medgr2_jobs.models.vlm import Encoder, PromptResponse
 from medgr2_jobs.policy.dataset import CompletionCollator
 from medgr2_jobs.policy.model import save
@@ -44,7 +44,7 @@ LEAKS: dict[str, Any] = {
     "stop_strings": ["e"],
     "sequence_bias": [[[10], -100.0]],
 }
-SAMPLINGS = (generation.GREEDY, Sampling(1.0), Sampling(0.7, 0.9))
+DECODINGS = (generation.GREEDY, Decoding(1.0), Decoding(0.7, 0.9))
 THINKING = "<think>A round lucency.</think><answer>cyst</answer>"
 
 
@@ -62,25 +62,25 @@ def copied(folder: Path, tmp_path: Path, **config: Any) -> Path:
     return copy
 
 
-def written(folder: Path, workspace: PolicyWorkspace, sampling: Sampling = generation.GREEDY) -> list[str]:
+def written(folder: Path, workspace: PolicyWorkspace, decoding: Decoding = generation.GREEDY) -> list[str]:
     model, encoder = vlm.load_model(folder), Encoder(vlm.load_processor(folder), workspace.images)
     torch.manual_seed(3)
     rows = [PromptResponse(row.image_sha256, answers.prompt_of(row, "OptionText").text) for row in workspace.training]
-    return vlm.generate(model, encoder, rows[:2], max_new_tokens=10, sampling=sampling)
+    return vlm.generate(model, encoder, rows[:2], max_new_tokens=10, decoding=decoding)
 
 
 @pytest.fixture(scope="module")
-def plainly(folder: Path, workspace: PolicyWorkspace) -> dict[Sampling, list[str]]:
+def plainly(folder: Path, workspace: PolicyWorkspace) -> dict[Decoding, list[str]]:
     """What is written without any such configuration."""
-    return {sampling: written(folder, workspace, sampling) for sampling in SAMPLINGS}
+    return {decoding: written(folder, workspace, decoding) for decoding in DECODINGS}
 
 
 @pytest.mark.parametrize("name", LEAKS)
 def test_nothing_of_a_base_changes_what_is_written(
-    folder: Path, workspace: PolicyWorkspace, tmp_path: Path, name: str, plainly: dict[Sampling, list[str]]
+    folder: Path, workspace: PolicyWorkspace, tmp_path: Path, name: str, plainly: dict[Decoding, list[str]]
 ) -> None:
     theirs = copied(folder, tmp_path, **{name: LEAKS[name]})
-    assert {sampling: written(theirs, workspace, sampling) for sampling in SAMPLINGS} == plainly
+    assert {decoding: written(theirs, workspace, decoding) for decoding in DECODINGS} == plainly
 
 
 def test_an_answer_ends_with_every_token_that_is_an_end(
@@ -115,9 +115,9 @@ def test_logits_that_are_no_numbers_end_it(folder: Path, workspace: PolicyWorksp
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
     rows = [PromptResponse(workspace.training[0].image_sha256, "what?")]
-    for sampling in (generation.GREEDY, Sampling(1.0)):
+    for decoding in (generation.GREEDY, Decoding(1.0)):
         with pytest.raises(NotFinite, match="logits are no numbers"):
-            vlm.generate(model, encoder, rows, max_new_tokens=4, sampling=sampling)
+            vlm.generate(model, encoder, rows, max_new_tokens=4, decoding=decoding)
 
 
 # -- templates that begin the answer -----------------------------------------------------------------------------------

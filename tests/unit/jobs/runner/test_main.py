@@ -120,6 +120,17 @@ def test_a_full_disk_that_is_only_told_in_words(score: Stage) -> None:
     assert score.run(fill).reason == "DiskFull"
 
 
+def test_a_missing_package_is_not_tried_for_again(score: Stage) -> None:
+    def needs(ctx: StageContext[Any]) -> StageOutcome:
+        import package_that_nobody_has  # noqa: F401
+
+        return StageOutcome()
+
+    result = score.run(needs)
+    assert (result.exit_code, result.reason) == (78, "PackageMissing")
+    assert "No module named 'package_that_nobody_has'" in result.message
+
+
 def test_all_randomness_comes_from_the_seed(score: Stage) -> None:
     def dice(ctx: StageContext[Any]) -> StageOutcome:
         ctx.writer.path("dice.txt").write_text(f"{random.random()} {np.random.random()}")
