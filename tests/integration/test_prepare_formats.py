@@ -7,15 +7,17 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from medgr2_jobs.stages import prepare
 from medgr2_jobs.store.artifact import ArtifactReader
-from medgr2_jobs.store.rows import GradedRow, Item
+from medgr2_jobs.store.rows import GradedRow, Item, QuarantinedRecord, SetAside
 from medgr2_jobs.store.rows import Image as ImageRow
 from tests.support.fixtures import prepared_workspace
 from tests.support.prepare_workspace import PrepareWorkspace
+from tests.unit.jobs.data.test_dicom import made
 
 
 @pytest.fixture
@@ -142,3 +144,41 @@ def test_memory_holds_a_sample_of_the_items_only(monkeypatch: pytest.MonkeyPatch
     assert {row.item_id for row in rows} == whole
     shown = {row.image_sha256 for row in rows if row.grade == "imageMismatch" and row.split == "train"}
     assert 1 <= len(shown) <= 5
+
+
+def test_a_mixed_export_goes_through_and_says_what_it_left_out(workspace: PrepareWorkspace) -> None:
+    """Reports, segmentations and annotated pictures are no damage: one damaged file of eleven is within the limit."""
+    folder = workspace.root / "scans"
+    folder.mkdir()
+    pixels = np.arange(256, dtype=np.int16).reshape(16, 16)
+    for number in range(10):
+        made(pixels + number * np.arange(16)).save_as(folder / f"{number}.dcm", enforce_file_format=True)
+    for number in range(20):
+        report = made(pixels, Modality="SR")
+        del report.PixelData
+        report.save_as(folder / f"report-{number}.dcm", enforce_file_format=True)
+    made(pixels, BurnedInAnnotation="YES").save_as(folder / "annotated.dcm", enforce_file_format=True)
+    made(pixels * 0 + 7).save_as(folder / "constant.dcm", enforce_file_format=True)
+    scans = {"name": "scans", "format": "DICOM", "uri": "scans", "allowExternal": False}
+    sources = {"sources": [*workspace.data["sources"], scans]}
+    workspace.refused(65, "data.sources[scans]: 1 of 11 records cannot be used", "20 hold no picture", data=sources)
+    prepared = workspace.tables(data={**sources, "maxBadFraction": 0.1})
+    figures = prepared.manifest.counters
+    assert (figures["quarantined"], figures["no_picture"], figures["withheld"]) == (1, 20, 1)
+    (bad,) = [row for row in prepared.rows(QuarantinedRecord) if row.kind is SetAside.UNUSABLE]
+    assert bad.reason == "has one colour only, and so shows nothing"
+
+
+def test_a_token_of_the_models_tokenizer_is_no_text(workspace: PrepareWorkspace, tmp_path: Path) -> None:
+    _, ref = prepared_workspace(tmp_path / "other")
+    mine = workspace.root / "mine"
+    ArtifactReader(tmp_path / "other", ref).folder_of("models/policy").rename(mine)
+    tokenizer = json.loads((mine / "tokenizer.json").read_text())
+    tokenizer["added_tokens"].append({"id": 9999, "content": "[IMG]", "special": True})
+    (mine / "tokenizer.json").write_text(json.dumps(tokenizer))
+    workspace.change(3, question="What does [IMG] show?")
+    workspace.change(4, question="What does [img] show?")
+    models = {"policyBaseModel": "mine", "rewardBaseModel": "mine"}
+    (bad,) = workspace.tables(data={"maxBadFraction": 0.1}, **models).rows(QuarantinedRecord)
+    assert (bad.record.partition(" ")[0], bad.field) == ("questions.json[3]", "question")
+    assert "has '[IMG]' in it" in bad.reason

@@ -54,5 +54,5 @@ REPORT = StageDefinition(
     ),
     publishes=("results.json", "report.md", "figures/"),
     may_publish=("tables/", "funnel.json"),
-    code_version=4,  # says with which parameters each stage was made
+    code_version=5,  # says with which parameters each stage was made, and why records were set aside
 )

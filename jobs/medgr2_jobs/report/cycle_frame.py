@@ -17,6 +17,7 @@ from ..store.rows import (
     Image,
     Item,
     Prediction,
+    QuarantinedRecord,
     Rollout,
     Score,
     Scoring,
@@ -131,6 +132,14 @@ class CycleFrame:
     def items(self) -> list[ItemColumns]:
         """The seed's questions and those of the benchmarks."""
         return self.artifacts.input("prepare").rows(ItemColumns) if self.artifacts.has_input("prepare") else []
+
+    @property
+    def quarantine(self) -> list[QuarantinedRecord]:
+        """What prepare set aside."""
+        if not self.artifacts.has_input("prepare"):
+            return []
+        prepared = self.artifacts.input("prepare")
+        return prepared.rows(QuarantinedRecord) if prepared.has_table(QuarantinedRecord) else []
 
     def candidates(self, iteration: int) -> list[CandidateColumns]:
         """All candidates of an iteration."""

@@ -13,6 +13,7 @@ from ..store.rows import EvalCondition, Split
 from . import funnel
 from .markdown_table import Markup, table
 from .parameters import changed_on_the_way
+from .quarantine import QuarantineRow
 from .tables import (
     CONTROLS,
     REFERENCES,
@@ -31,6 +32,7 @@ _NAMES = {
     EvalCondition.CHANCE: "chance",
 }
 _MANY_PARSE_FAILURES = 0.05
+_REASONS = 30  # why records were set aside, in the page; all of them are in the table beside it
 
 _LEGEND = """\
 How to read this:
@@ -71,7 +73,7 @@ def report(cycle: CycleTables, figures: Sequence[tuple[str, str]]) -> str:
     if notes:
         parts += ["### What the numbers say", "\n".join(f"- {note}" for note in notes)]
     parts += _funnel(cycle.funnel) + _filter(cycle.filters) + _reward(cycle.rewards) + _grpo(cycle.grpo)
-    parts += _parameters(cycle)
+    parts += _parameters(cycle) + _quarantine(cycle.quarantine)
     if figures:
         parts += ["## Figures", *(f"![{title}]({path})" for path, title in figures)]
     parts.append("All rows, with slices by modality and question type: `results.json`; the tables above: `tables/`.")
@@ -89,6 +91,20 @@ def _parameters(cycle: CycleTables) -> list[str]:
             "**The spec was edited while the cycle ran**: its stages were not all made with the same parameters.",
             "\n".join(f"- {note}" for note in changed),
         ]
+    return parts
+
+
+def _quarantine(rows: Sequence[QuarantineRow]) -> list[str]:
+    """Which records were not used, and why."""
+    if not rows:
+        return []
+    head = ["source", "kind", "reason", "records", "the first"]
+    cells = [[row.source, row.kind.value, row.reason, f"{row.records:,}", row.first] for row in rows[:_REASONS]]
+    parts = ["## Records that were set aside", table(head, cells)]
+    if more := rows[_REASONS:]:
+        parts.append(
+            f"{sum(row.records for row in more):,} more for {len(more)} other reasons: `tables/quarantine.csv`."
+        )
     return parts
 
 

@@ -17,7 +17,7 @@ from ..evaluate import metrics
 from ..evaluate.metrics import Interval, Measurement, QuestionSet
 from ..store.manifest import Manifest
 from ..store.rows import EvalCondition, Scoring, Split
-from . import funnel
+from . import funnel, quarantine
 from .compare import CHECKPOINTS, Answers, answers_of, difference, label
 from .cycle_frame import CycleFrame, PredictionColumns
 from .parameters import ParameterRow, parameter_rows
@@ -145,6 +145,8 @@ class CycleTables:
     """A row per iteration, paradigm, modality and question type: candidates from generated to kept."""
     parameters: list[ParameterRow] = field(default_factory=list)
     """A row per parameter of every stage."""
+    quarantine: list[quarantine.QuarantineRow] = field(default_factory=list)
+    """A row per source and reason why records were set aside."""
 
 
 def gather(frame: CycleFrame, cycle: str, settings: Mapping[str, Any]) -> CycleTables:
@@ -163,6 +165,7 @@ def gather(frame: CycleFrame, cycle: str, settings: Mapping[str, Any]) -> CycleT
         seen_rows(frame, predictions),
         funnel.rows(frame),
         parameter_rows(frame),
+        quarantine.rows(frame),
     )
 
 

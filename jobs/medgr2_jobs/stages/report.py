@@ -39,6 +39,7 @@ def run(ctx: StageContext[ReportParameters]) -> StageOutcome:
         "seen_images": cycle.seen,
         "funnel": cycle.funnel,
         "parameters": cycle.parameters,
+        "quarantine": cycle.quarantine,
     }
     for name, rows in tables.items():
         if rows:

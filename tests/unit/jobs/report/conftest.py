@@ -29,9 +29,11 @@ from medgr2_jobs.store.rows import (
     Image,
     Item,
     Prediction,
+    QuarantinedRecord,
     Rollout,
     Score,
     Scoring,
+    SetAside,
     Split,
     Truth,
     triplet_of,
@@ -88,6 +90,12 @@ def publish_cycle(root: Path, cycle: str = "trial", *, better: float = 0.0) -> d
     test = [question(number, Split.TEST) for number in range(240)]
     train = [question(number, Split.TRAIN) for number in range(8)]
     tables = {Item: [*train, *validation, *test], Image: []}
+    tables[QuarantinedRecord] = [
+        QuarantinedRecord("seed", "q.json[3]", "image_path", "/ws/x.png: image file is missing", SetAside.UNUSABLE),
+        QuarantinedRecord("scans", "a.dcm", "PixelData", "is missing", SetAside.NO_PICTURE),
+        QuarantinedRecord("scans", "b|c.dcm", "Rows", "claims 5 samples", SetAside.UNUSABLE),
+        QuarantinedRecord("scans", "d.dcm", "Rows", "claims 6 samples", SetAside.UNUSABLE),
+    ]
     refs = {"prepare": publish(root, "prepare", 0, tables=tables, cycle=cycle)}
     for t in (0, 1, 2):
         results, predictions = [], []

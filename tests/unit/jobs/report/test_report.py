@@ -97,6 +97,19 @@ def test_the_page_says_what_the_tables_say(made: Path) -> None:
             assert (made / line.split("](")[1].rstrip(")")).is_file()
 
 
+def test_what_was_set_aside_is_counted_by_reason(made: Path) -> None:
+    rows = [(row["source"], row["reason"], row["records"]) for row in read_csv(made / "tables/quarantine.csv")]
+    assert rows == [
+        ("seed", "image_path: …: image file is missing", "1"),
+        ("scans", "Rows: claims N samples", "2"),
+        ("scans", "PixelData: is missing", "1"),
+    ]
+    page = (made / "report.md").read_text()
+    assert "## Records that were set aside" in page
+    assert "| scans | unusable | Rows: claims N samples | 2 | b" in page
+    assert "b|c.dcm" not in page, "what a file is called is no markup"
+
+
 def test_figures_are_pictures_without_date_or_version(made: Path) -> None:
     names = sorted(path.name for path in (made / "figures").glob("*.png"))
     assert names == ["accuracy.png", "funnel.png", "grpo.png", "modality-0.png", "scores-1.png", "scores-2.png"]
@@ -159,7 +172,7 @@ def test_every_table_is_read_once(trial: Trial, context: Context, monkeypatch: p
     report.run(context(root, inputs))
     read = sorted(path.stem for path in opened)
     per_iteration = ["candidates", "decisions", "scores", "truth"]
-    assert read == sorted(["items", *["predictions"] * 3, *per_iteration * 2])
+    assert read == sorted(["items", "quarantine", *["predictions"] * 3, *per_iteration * 2])
     assert set(opened.values()) == {1}
 
 
