@@ -100,6 +100,11 @@ def review(sha256: str) -> PurePosixPath:
     return PurePosixPath("reviews", f"{sha256}.jsonl")
 
 
+def review_history(cycle_name: str, iteration: int) -> PurePosixPath:
+    """Which reviews of an iteration were imported, a sha256 a line, the newest last."""
+    return PurePosixPath("reviews", f"{cycle_name}-i{iteration:03d}.history")
+
+
 def local_uid(cycle_name: str) -> str:
     """The uid of a cycle that no API server gave one: the same in every run, so that what was paid stays known."""
     return hashlib.sha256(f"local/{cycle_name}".encode()).hexdigest()[:32]

@@ -23,8 +23,10 @@ from ..store.rows import Candidate
 from . import export_review, import_review
 
 
-def receive(root: Path, cycle: str, iteration: int, data: bytes, name: str) -> dict[str, int | str]:
-    """Checks decisions and puts them into the workspace.
+def receive(
+    root: Path, cycle: str, iteration: int, data: bytes, name: str, *, replace: bool = False
+) -> dict[str, int | str]:
+    """Checks decisions and puts them into the workspace, beside those that were imported before.
 
     Args:
         root: the workspace.
@@ -32,9 +34,11 @@ def receive(root: Path, cycle: str, iteration: int, data: bytes, name: str) -> d
         iteration: whose triplets were looked at.
         data: the file.
         name: what it is called, for its format and for messages.
+        replace: what was imported before does not count any more.
 
     Returns:
-        sha256, and how many triplets were decided, vetoed and generated.
+        sha256, and how many triplets were decided, vetoed and generated; `earlier`: how many decisions of imports
+        before count as well.
 
     Raises:
         ConfigError: nothing was generated in this iteration.
@@ -48,9 +52,18 @@ def receive(root: Path, cycle: str, iteration: int, data: bytes, name: str) -> d
     decisions = import_review.check(import_review.parse(data, name), candidates, name)
     if not decisions:
         raise DataError(f"{name}: no triplet is decided: fill in veto (true or false) for those that you looked at")
-    sha256 = import_review.save(root, decisions)
-    vetoed = sum(decision.veto for decision in decisions)
-    return {"sha256": sha256, "decided": len(decisions), "vetoed": vetoed, "candidates": len(candidates)}
+    before = [] if replace else import_review.earlier(root, cycle, iteration, candidates)
+    everything = import_review.merged(before, decisions)
+    sha256 = import_review.save(root, everything)
+    import_review.remember(root, cycle, iteration, sha256)
+    counts = import_review.by_triplet(everything)
+    return {
+        "sha256": sha256,
+        "decided": len(counts),
+        "vetoed": sum(decision.veto for decision in counts.values()),
+        "candidates": len(candidates),
+        "earlier": len(everything) - len(decisions),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--iteration", type=int, required=True)
     parser.add_argument("--format", choices=export_review.FORMATS, default="jsonl")
     parser.add_argument("--all", action="store_true")
+    parser.add_argument("--replace", action="store_true", help="import: forget what was imported before")
     parser.add_argument("--name", default="stdin.jsonl", help="of the file on stdin")
     parser.add_argument("--bytes", type=int, default=-1, help="of the file on stdin; -1: to its end")
     parser.add_argument("--workspace", type=Path, default=Path(os.environ.get(WORKSPACE_ENV, "/workspace")))
@@ -72,7 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             data = sys.stdin.buffer.read(options.bytes)
             if 0 <= options.bytes != len(data):
                 raise DataError(f"{options.name}: {len(data)} of {options.bytes} bytes arrived; try again")
-            print(json.dumps(receive(options.workspace, options.cycle, options.iteration, data, options.name)))
+            print(
+                json.dumps(
+                    receive(
+                        options.workspace, options.cycle, options.iteration, data, options.name, replace=options.replace
+                    )
+                )
+            )
             return int(ExitCode.OK)
         rows = export_review.triplets(options.workspace, options.cycle, options.iteration, options.all)
         title = f"{options.cycle}, iteration {options.iteration}"

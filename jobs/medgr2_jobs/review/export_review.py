@@ -57,8 +57,7 @@ class ReviewRow:
 def triplets(root: Path, cycle: str, iteration: int, everything: bool) -> list[ReviewRow]:
     """A row per triplet to look at, in the order of their ids.
 
-    Those that were kept, and those that only an earlier review took out (with its veto): what is sent back replaces
-    that review as a whole.
+    Those that were kept, and those that only an earlier review took out (with its veto).
 
     Args:
         root: the workspace.
@@ -78,7 +77,7 @@ def triplets(root: Path, cycle: str, iteration: int, everything: bool) -> list[R
     frame = CycleFrame(artifacts, iteration)
     decisions, scores = {row.triplet_id: row for row in frame.decisions(iteration)}, frame.scores(iteration)
     sha256 = curate.parameters(CurateParameters).review
-    reviews = {row.triplet_id: row for row in import_review.load(root, sha256, candidates)} if sha256 else {}
+    reviews = import_review.by_triplet(import_review.load(root, sha256, candidates)) if sha256 else {}
     rows = []
     for candidate in sorted(candidates, key=lambda row: row.triplet_id):
         triplet, decision = triplet_of(candidate), decisions.get(candidate.triplet_id)
@@ -180,7 +179,8 @@ def _cell(value: tuple[str, ...] | str | float | bool | None) -> str:
 
 def page(rows: Sequence[ReviewRow], title: str) -> str:
     """An HTML page that shows every triplet beside its image and saves the decisions as JSONL; needs no server."""
-    return _template().render(rows=rows, title=title)
+    script = Path(__file__).with_name("verdicts.js").read_text(encoding="utf-8")
+    return _template().render(rows=rows, title=title, script=script)
 
 
 @cache

@@ -1,7 +1,10 @@
 """An expert's decisions: read from JSONL or CSV, checked line by line, and kept in the workspace by their sha256.
 
-The file in the workspace is JSONL, a line per decided triplet, in the order of their ids:
+The file in the workspace is JSONL, a line per decided triplet and reviewer, in the order of their ids:
 {"triplet_id", "veto": true|false, "reason"?: text, "by"?: text, "content"?: digest of what was looked at}.
+
+An import adds to the one before it: of each reviewer the newest decision on a triplet counts, and one veto is enough.
+The files before stay, and `reviews/<cycle>-i<iteration>.history` names them, a sha256 a line, the newest last.
 """
 
 from __future__ import annotations
@@ -45,6 +48,11 @@ class ReviewDecision:
     line: int = 0
     """Where it stands, for messages."""
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """What it is a decision of: one reviewer has one on each triplet."""
+        return self.triplet_id, self.by
+
 
 def content_of(row: Candidate) -> str:
     """16 hex digits that name what a triplet shows and says: another triplet of the same id has others."""
@@ -68,14 +76,15 @@ def parse(data: bytes, name: str) -> list[ReviewDecision]:
         raise DataError(f"{name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     rows = _csv(text, name) if name.lower().endswith(".csv") else _jsonl(text, name)
     decisions = [decision for line, row in rows if (decision := _decision(row, line, f"{name}:{line}")) is not None]
-    lines: dict[str, int] = {}
+    lines: dict[tuple[str, str], int] = {}
     for decision in decisions:
-        if decision.triplet_id in lines:
+        if decision.key in lines:
+            who = f" by {decision.by!r}" if decision.by else ""
             raise DataError(
-                f"{name}:{decision.line}: triplet {decision.triplet_id!r} is decided twice, first in line "
-                f"{lines[decision.triplet_id]}; leave one of them"
+                f"{name}:{decision.line}: triplet {decision.triplet_id!r} is decided twice{who}, first in line "
+                f"{lines[decision.key]}; leave one of them"
             )
-        lines[decision.triplet_id] = decision.line
+        lines[decision.key] = decision.line
     return decisions
 
 
@@ -159,10 +168,52 @@ def check(decisions: Iterable[ReviewDecision], candidates: Sequence[Candidate], 
     return checked
 
 
+def by_triplet(decisions: Iterable[ReviewDecision]) -> dict[str, ReviewDecision]:
+    """What counts of each triplet: of several reviewers a veto, where there is one."""
+    counts: dict[str, ReviewDecision] = {}
+    for decision in decisions:
+        before = counts.get(decision.triplet_id)
+        if before is None or (decision.veto and not before.veto):
+            counts[decision.triplet_id] = decision
+    return counts
+
+
+def earlier(root: Path, cycle: str, iteration: int, candidates: Sequence[Candidate]) -> list[ReviewDecision]:
+    """What was imported last, less what is about triplets that were generated anew since.
+
+    Raises:
+        CorruptArtifact: it was changed since it was written.
+    """
+    path = _history(root, cycle, iteration)
+    lines = path.read_text().split() if path.is_file() else []
+    if not lines:
+        return []
+    now = {row.triplet_id: content_of(row) for row in candidates}
+    return [row for row in _read(root, lines[-1]) if row.content in ("", now.get(row.triplet_id, " "))]
+
+
+def remember(root: Path, cycle: str, iteration: int, sha256: str) -> None:
+    """The next import adds to this one."""
+    path = _history(root, cycle, iteration)
+    before = path.read_text() if path.is_file() else ""
+    if before.split()[-1:] != [sha256]:
+        with atomic.atomic_file(path) as stream:
+            stream.write(f"{before}{sha256}\n".encode())
+
+
+def merged(before: Iterable[ReviewDecision], now: Iterable[ReviewDecision]) -> list[ReviewDecision]:
+    """Both; where a reviewer decided again, the later decision."""
+    return list({decision.key: decision for decision in (*before, *now)}.values())
+
+
+def _history(root: Path, cycle: str, iteration: int) -> Path:
+    return inside(root, str(paths.review_history(cycle, iteration)), "review")
+
+
 def dump(decisions: Iterable[ReviewDecision]) -> bytes:
     """The file for the workspace: the same bytes for the same decisions."""
     lines = []
-    for decision in sorted(decisions, key=lambda decision: decision.triplet_id):
+    for decision in sorted(decisions, key=lambda decision: decision.key):
         texts = {"reason": decision.reason, "by": decision.by, "content": decision.content}
         document = {"triplet_id": decision.triplet_id, "veto": decision.veto, **{k: v for k, v in texts.items() if v}}
         lines.append(json.dumps(document, ensure_ascii=False) + "\n")
@@ -187,6 +238,10 @@ def load(root: Path, sha256: str, candidates: Sequence[Candidate]) -> list[Revie
         CorruptArtifact: they were changed since.
         DataError: they are not about these candidates.
     """
+    return check(_read(root, sha256), candidates, str(paths.review(sha256)))
+
+
+def _read(root: Path, sha256: str) -> list[ReviewDecision]:
     name = str(paths.review(sha256))
     path = inside(root, name, "review")
     try:
@@ -195,4 +250,4 @@ def load(root: Path, sha256: str, candidates: Sequence[Candidate]) -> list[Revie
         raise ConfigError(f"{path}: not there; put it there with `medgr2 review import`") from None
     if hashlib.sha256(data).hexdigest() != sha256:
         raise CorruptArtifact(f"{path}: changed since it was written; import the decisions again")
-    return check(parse(data, name), candidates, name)
+    return parse(data, name)

@@ -29,8 +29,9 @@ def run(ctx: StageContext[CurateParameters]) -> StageOutcome:
     chosen = choose(facts.curation, _batch(ctx, facts), eligible, {row.triplet_id: row for row in facts.usable})
     for name, against in chosen.reasons.items():
         reasons[name] += against
-    for review in reviews:
-        reasons[review.triplet_id] += [VETOED] * review.veto
+    counts = import_review.by_triplet(reviews)
+    for name, review in counts.items():
+        reasons[name] += [VETOED] * review.veto
     kept = [row for row in facts.usable if not reasons[row.triplet_id]]
     counters = _counters(facts, reasons, chosen, len(kept))
     orders: dict[str, tuple[int, ...] | None] = {}
@@ -40,7 +41,7 @@ def run(ctx: StageContext[CurateParameters]) -> StageOutcome:
             order is not None and order != tuple(sorted(order)) for order in orders.values()
         )
     if reviews:
-        counters["reviewed"] = len(reviews)
+        counters["reviewed"] = len(counts)
     names = [row.triplet_id for row in facts.candidates]
     decisions = [Decision(name, not reasons[name], tuple(reasons[name]), orders.get(name)) for name in names]
     ctx.writer.table(Decision, decisions)

@@ -200,6 +200,9 @@ def import_review(
     cycle: Name,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL or CSV with triplet_id and veto.")],
     iteration: Iteration,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="What was imported before does not count any more.")
+    ] = False,
     no_restart: Annotated[
         bool, typer.Option("--no-restart", help="On a cluster: do not let curate run again yet.")
     ] = False,
@@ -211,7 +214,9 @@ def import_review(
 ) -> None:
     """Check an expert's review and let it count: curate drops what was vetoed."""
     place = on.at(cycle, pod)
-    raise typer.Exit(place.import_review(cycle, iteration, file, restart=not no_restart, wait=wait * timeout))
+    raise typer.Exit(
+        place.import_review(cycle, iteration, file, replace=replace, restart=not no_restart, wait=wait * timeout)
+    )
 
 
 def main() -> None:

@@ -135,10 +135,14 @@ class ClusterCycles:
 
         return self._run(command)
 
-    def import_review(self, cycle: str, iteration: int, file: Path, *, restart: bool, wait: float) -> int:
+    def import_review(
+        self, cycle: str, iteration: int, file: Path, *, replace: bool, restart: bool, wait: float
+    ) -> int:
         async def command(cluster: Cluster) -> int:
             from .review import import_to_cluster
 
-            return await import_to_cluster(cluster, cycle, iteration, file, self._pod, restart=restart, wait=wait)
+            return await import_to_cluster(
+                cluster, cycle, iteration, file, self._pod, replace=replace, restart=restart, wait=wait
+            )
 
         return self._run(command)

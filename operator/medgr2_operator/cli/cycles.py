@@ -61,7 +61,9 @@ class Cycles(Protocol):
     def export_review(self, request: ExportRequest) -> int:
         """Writes the folder for an expert."""
 
-    def import_review(self, cycle: str, iteration: int, file: Path, *, restart: bool, wait: float) -> int:
+    def import_review(
+        self, cycle: str, iteration: int, file: Path, *, replace: bool, restart: bool, wait: float
+    ) -> int:
         """Takes an expert's decisions."""
 
 

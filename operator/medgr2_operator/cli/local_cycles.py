@@ -125,9 +125,11 @@ class LocalCycles:
     def export_review(self, request: ExportRequest) -> int:
         return export_local(self.workspace, request)
 
-    def import_review(self, cycle: str, iteration: int, file: Path, *, restart: bool, wait: float) -> int:
+    def import_review(
+        self, cycle: str, iteration: int, file: Path, *, replace: bool, restart: bool, wait: float
+    ) -> int:
         del restart, wait  # the file with the spec is the user's to change
-        return import_local(self.workspace, cycle, iteration, file)
+        return import_local(self.workspace, cycle, iteration, file, replace=replace)
 
     # -- what is there -------------------------------------------------------------------------------------------------
 

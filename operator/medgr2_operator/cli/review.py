@@ -71,6 +71,7 @@ class ImportedReview:
     decided: int
     vetoed: int
     candidates: int
+    earlier: int
 
     @classmethod
     def from_json(cls, document: bytes) -> ImportedReview:
@@ -79,7 +80,8 @@ class ImportedReview:
 
     def __str__(self) -> str:
         counts = f"{self.vetoed} vetoed, {self.decided - self.vetoed} confirmed, of {self.candidates} candidates"
-        return f"{paths.review(self.sha256)}: {counts}"
+        added = f"; {self.earlier} decisions of earlier imports count as well (--replace forgets them)"
+        return f"{paths.review(self.sha256)}: {counts}{added if self.earlier else ''}"
 
 
 def export_local(workspace: Path, request: ExportRequest) -> int:
@@ -127,14 +129,14 @@ async def export_from_cluster(
     return ExitCode.OK
 
 
-def import_local(workspace: Path, cycle: str, iteration: int, file: Path) -> int:
+def import_local(workspace: Path, cycle: str, iteration: int, file: Path, *, replace: bool) -> int:
     """Takes a review into a workspace on this computer, and says what to put into the spec.
 
     Raises:
         CommandError: the file is not right; the message names its line.
     """
     data = _read(file)
-    arguments = [*_import_arguments(cycle, iteration, file, data), "--workspace", str(workspace)]
+    arguments = [*_import_arguments(cycle, iteration, file, data, replace), "--workspace", str(workspace)]
     jobs_process.require("review")
     imported = ImportedReview.from_json(jobs_process.output("review", *arguments, stdin=data))
     print(imported)
@@ -146,7 +148,15 @@ def import_local(workspace: Path, cycle: str, iteration: int, file: Path) -> int
 
 
 async def import_to_cluster(
-    cluster: Cluster, cycle: str, iteration: int, file: Path, pod: ReaderPodOptions, *, restart: bool, wait: float
+    cluster: Cluster,
+    cycle: str,
+    iteration: int,
+    file: Path,
+    pod: ReaderPodOptions,
+    *,
+    replace: bool,
+    restart: bool,
+    wait: float,
 ) -> int:
     """Takes a review onto a cycle's volume and names it in the spec.
 
@@ -156,6 +166,7 @@ async def import_to_cluster(
         iteration: whose triplets.
         file: JSONL or CSV.
         pod: through which it is written.
+        replace: what was imported before does not count any more.
         restart: let curate run again.
         wait: seconds to wait until the operator has begun; 0: do not.
 
@@ -167,16 +178,17 @@ async def import_to_cluster(
 
     data, chunks = _read(file), list[bytes]()
     async with opened(cluster, cycle, pod, FOLDER) as volume:
-        arguments = _import_arguments(cycle, iteration, file, data)
+        arguments = _import_arguments(cycle, iteration, file, data, replace)
         await volume.run("review", *arguments, stdout=chunks.append, stdin=data)
     imported = ImportedReview.from_json(b"".join(chunks))
     print(imported)
     return await name_review(cluster, cycle, iteration, imported.sha256, restart, wait)
 
 
-def _import_arguments(cycle: str, iteration: int, file: Path, data: bytes) -> list[str]:
+def _import_arguments(cycle: str, iteration: int, file: Path, data: bytes, replace: bool) -> list[str]:
     """Of `medgr2_jobs.review`, which reads the file from stdin."""
-    return ["import", cycle, "--iteration", str(iteration), "--name", file.name, "--bytes", str(len(data))]
+    words = ["import", cycle, "--iteration", str(iteration), "--name", file.name, "--bytes", str(len(data))]
+    return [*words, *(["--replace"] if replace else [])]
 
 
 def _read(file: Path) -> bytes:

@@ -71,7 +71,7 @@ def test_out_and_back_and_what_to_do_next(workspace: Path, tmp_path: Path) -> No
         writer.writerows(rows)
     code, output = invoke("import", "loop", back, "--iteration", 1, "-w", workspace)
     assert code == 0
-    (written,) = (workspace / "reviews").iterdir()
+    (written,) = (workspace / "reviews").glob("*.jsonl")
     (decision,) = map(json.loads, written.read_text().splitlines())
     assert {key: decision[key] for key in ("triplet_id", "veto", "reason", "by")} == {
         "triplet_id": "t1", "veto": True, "reason": "not b, but a; see above", "by": "Jane",

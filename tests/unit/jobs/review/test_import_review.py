@@ -162,7 +162,7 @@ def test_the_same_decisions_are_the_same_file(made: Reviewed) -> None:
     assert one == other
     table = b"\xef\xbb\xbfveto;triplet_id;by\r\nYES;t1;\r\nno;t0;J\r\n;t2;\r\n"
     assert command.receive(made.root, "test", 1, table, "back.csv") == one
-    (path,) = (made.root / "reviews").iterdir()
+    (path,) = (made.root / "reviews").glob("*.jsonl")
     assert path.name == f"{one['sha256']}.jsonl"
 
 
@@ -236,3 +236,50 @@ def test_the_program_says_what_is_missing(made: Reviewed, capsys: pytest.Capture
     ):
         assert command.main([*arguments, "--workspace", str(made.root)]) == code
         assert said in capsys.readouterr().err
+
+
+def decisions_of(made: Reviewed, sha256: Any) -> dict[tuple[str, str], bool]:
+    rows = map(json.loads, (made.root / paths.review(str(sha256))).read_text().splitlines())
+    return {(row["triplet_id"], row.get("by", "")): row["veto"] for row in rows}
+
+
+def test_a_second_sitting_adds_to_the_first(made: Reviewed) -> None:
+    first = made.put({"triplet_id": "t0", "veto": True, "by": "Jane"}, {"triplet_id": "t1", "veto": True, "by": "Jane"})
+    second = made.put(
+        {"triplet_id": "t1", "veto": False, "by": "Jane"}, {"triplet_id": "t2", "veto": True, "by": "Jane"}
+    )
+    assert decisions_of(made, second["sha256"]) == {("t0", "Jane"): True, ("t1", "Jane"): False, ("t2", "Jane"): True}
+    assert (second["decided"], second["vetoed"], second["earlier"]) == (3, 2, 1)
+    history = (made.root / paths.review_history("test", 1)).read_text().split()
+    assert history == [first["sha256"], second["sha256"]]
+    assert decisions_of(made, first["sha256"])["t1", "Jane"] is True, "the first stays as it was"
+    assert made.again(str(second["sha256"])) == 0
+    assert sorted(name for name, reasons in made.kept().items() if reasons == ["vetoed"]) == ["t0", "t2"]
+
+
+def test_reviewers_are_told_apart_and_one_veto_is_enough(made: Reviewed) -> None:
+    made.put({"triplet_id": "t0", "veto": True, "reason": "blurred", "by": "Jane"})
+    both = made.put(
+        {"triplet_id": "t0", "veto": False, "by": "Omar"}, {"triplet_id": "t1", "veto": False, "by": "Omar"}
+    )
+    assert decisions_of(made, both["sha256"]) == {("t0", "Jane"): True, ("t0", "Omar"): False, ("t1", "Omar"): False}
+    assert (both["decided"], both["vetoed"]) == (2, 1)
+    assert made.again(str(both["sha256"])) == 0
+    assert made.kept()["t0"] == ["vetoed"]
+    (row,) = [row for row in export_review.triplets(made.root, "test", 1, False) if row.triplet_id == "t0"]
+    assert (row.veto, row.reason, row.by) == (True, "blurred", "Jane")
+
+
+def test_decisions_on_what_is_not_there_any_more_do_not_come_along(made: Reviewed) -> None:
+    made.put({"triplet_id": "t0", "veto": True}, {"triplet_id": "t1", "veto": True})
+    made.candidates[0] = candidate("t0", made.free[0], "generated anew")
+    made.again()
+    later = made.put({"triplet_id": "t2", "veto": False})
+    assert decisions_of(made, later["sha256"]) == {("t1", ""): True, ("t2", ""): False}
+
+
+def test_an_import_may_begin_anew(made: Reviewed) -> None:
+    made.put({"triplet_id": "t0", "veto": True})
+    data = b'{"triplet_id": "t1", "veto": false}'
+    alone = command.receive(made.root, "test", 1, data, "back.jsonl", replace=True)
+    assert decisions_of(made, alone["sha256"]) == {("t1", ""): False}
