@@ -34,22 +34,25 @@ _WRAPPERS = tuple(
         r"\[([^\[\]]+)\]",
         r"\{([^{}]+)\}",
         r"【([^【】]+)】",
-        r"(?:#{1,6}|[-*•>–])\s+(.+)",
-        r"(.*?)[\s.,;:!?。、]+",
-        r"[\s.,;:!?。、]+(.*)",
-        # English: "So, I think the correct answer is option …", "I would choose …", "it is …"
+        r"《([^《》]+)》",
+        r"(?:#{1,6}|[-*•>–→])\s+(.+)",
+        r"(.*?)[\s.,;:!?。、*`]+",
+        r"[\s.,;:!?。、*`]+(.*)",
+        # English: "Based on the image, …", "So, I think the correct answer is option …", "I would choose …", "it is …"
+        r"(?:based\s+on|given|from|according\s+to|looking\s+at|considering|among|of)\s[^.,;:]*,\s+(.+)",
         r"(?:so|thus|hence|therefore|overall|well|i\s+(?:think|believe|conclude|would\s+say))(?:\s+that)?[,:]?\s+(.+)",
         rf"(?:(?:the|my|this|our)\s+)?(?:{_WORDS}\s+)*{_NOUNS}{_END}(?:\s+(?:is|was|would\s+be|should\s+be|must\s+be)"
         rf"{_END})?\s*[:=]?\s*(.+)",
-        rf"(?:i(?:['’]d|['’]ll|\s+would|\s+will)?\s+)?(?:choose|select|pick|go\s+with|opt\s+for){_END}\s*:?\s*(.+)",
+        rf"(?:i(?:['’]d|['’]ll|\s+would|\s+will)?\s+)?(?:choose|select|pick|say|go\s+with|opt\s+for){_END}\s*:?\s*(.+)",
         r"(?:it|this|that)(?:\s+is|['’]s)\s+(.+)",
-        rf"(.+?)\s+(?:is|would\s+be|should\s+be)\s+(?:the\s+|my\s+)?(?:{_WORDS}\s*)+(?:{_NOUNS}|one)?",
+        rf"(.+?)\s+(?:is|would\s+be|should\s+be)\s+(?:the\s+|my\s+)?(?:{_WORDS}\s*)+(?:{_NOUNS}|one)?"
+        r"(?:[,\s]+(?:because|since)\b.*)?",
         rf"(.+?)\s+is\s+(?:the|my)\s+{_NOUNS}",
         # other languages
-        r"(?:因此|所以|故|综上)?[,，]?(?:正确|正確|最终|最終|最佳|标准)?的?(?:答案|选项|選項|选择|選擇|应选|應選|选|選|正解|答え|回答|"
+        r"(?:因此|所以|故|综上)?[,，]?我?(?:正确|正確|最终|最終|最佳|标准)?的?(?:答案|选项|選項|选择|選擇|应选|應選|选|選|正解|答え|回答|"
         r"정답|답)(?:应该)?(?:是|为|為|选|選|は|은|는)?(?:选项|選項)?\s*[:：]?\s*(.+)",
-        r"(.+?)\s*(?:です|が正解(?:です)?|입니다|是正确的|正确)",
-        r"(?:die\s+)?(?:richtige\s+)?antwort(?:\s+ist)?\s*:?\s+(.+)",
+        r"(.+?)\s*(?:です|が正解(?:です)?|입니다|是正确的|正确|选项|選項)",
+        r"(?:die\s+)?(?:richtige\s+)?(?:antwort|lösung)(?:\s+ist)?\s*:?\s+(.+)",
         r"(?:la\s+)?(?:bonne\s+)?r[ée]ponse(?:\s+correcte)?(?:\s+est)?\s*:?\s+(.+)",
         r"(?:la\s+|a\s+)?(?:respuesta|risposta|resposta)(?:\s+corr?ec?t?t[ao])?(?:\s+(?:es|è|é))?\s*:?\s+(.+)",
         r"(?:правильный\s+)?ответ\s*[:—-]?\s*(.+)",
@@ -64,7 +67,8 @@ _LAYERS = 20  # wrappers around one another
 
 _LETTER = re.compile(r"[(\[{]?\s*([A-Za-z])\s*[)\]}]?")
 _LETTER_TEXT = re.compile(
-    r"[(\[{]?\s*([A-Za-z])\s*(?:[)\]}]\s*[.:,]?\s*(?:[-–—]\s+)?|[.:,;=、]\s*|\s[-–—]\s+|\s+is\s+|(?=\())(.+)", re.DOTALL
+    r"[(\[{]?\s*([A-Za-z])\s*(?:[)\]}]\s*[.:,]?\s*(?:[-–—]\s+)?|[.:,;=、]\s*|\s-\s+|\s*[–—]\s*|\s+is\s+|(?=\())(.+)",
+    re.DOTALL,
 )
 _LETTER_SPACE = re.compile(r"([A-Z])\s+(.+)", re.DOTALL)
 _TEXT_LETTER = re.compile(
@@ -81,11 +85,16 @@ _NEGATION = re.compile(
     r"لا|ليس|بدون|غير|אין|ללא|לא|नहीं)\b|[无無未不没沒非否]|ない|なし|없"
 )
 _AFTER = re.compile(
-    r"\s*(?:[:(–-]\s*|\s(?:is|are|was|were|has\s+been|have\s+been|can\s+be|could\s+be|seems?|appears?)\s+)"
+    r"\s+(?:is|are|was|were|has\s+been|have\s+been|can\s+be|could\s+be|seems?|appears?)\s+"
     r"(?:no|not|never|absent|ruled\s+out|excluded|unlikely|negative|denied|incorrect|wrong|false)\b"
+    r"|\s*[:(–-]\s*(?:no|none|absent|negative|not\s+(?:seen|present|visible|identified|detected)|ruled\s+out|excluded|"
+    r"unlikely|false)\s*(?:[.,;!?)]|$)"
+    r"|\s+(?:cannot|can\s+not|could\s+not)\b"
     r"|\s+(?:is|are|was|were|does|do|has|have|can|could)n['’]t\b"
     r"|\s*,?\s*(?:absent|ruled\s+out|excluded|unlikely|denied)\b"
 )
+#: What leaves open which is meant: "viral or bacterial pneumonia" is neither.
+_OPEN = re.compile(r"\b(?:or|either|versus|vs|oder|ou|o|или|أو)\b|或|还是|または|또는")
 _EDGE = frozenset(" \t\n.,;:!?()[]{}\"'“”‘’„«»‹›…/|*_`、。，；：！？（）「」『』【】")
 
 
@@ -123,8 +132,14 @@ def _read(answer: str, options: Sequence[str], letters_first: bool) -> int | Non
         found = _letter_and_text(layer, options)
         if found is not None:
             return found
-    mentioned = named(layers[1], options)
-    return mentioned.pop() if len(mentioned) == 1 else None
+    first, *others = [line for line in answer.splitlines() if line.strip()]
+    if others:  # an answer on a line of its own, and then reasons
+        found = _read(first, options, letters_first)
+        return found if found is not None and named("\n".join(others), options) <= {found} else None
+    text, spans = _mentions(layers[1], options)
+    mentioned = _stated(text, spans)
+    hedged = any(not _inside(match.start(), spans) for match in _OPEN.finditer(text))
+    return mentioned.pop() if len(mentioned) == 1 and not hedged else None
 
 
 def same(text: str, options: Sequence[str]) -> int | None:
@@ -156,22 +171,38 @@ def clean(text: str) -> str:
 
 def named(text: str, options: Sequence[str]) -> set[int]:
     """The options that a text mentions, less those inside a longer one that it mentions and those it denies."""
+    return _stated(*_mentions(text, options))
+
+
+Span = tuple[int, int, int]
+"""Where a mention begins and ends, and of which option it is."""
+
+
+def _mentions(text: str, options: Sequence[str]) -> tuple[str, list[Span]]:
+    """The text as it is looked through, and the mentions in it that are not part of a longer one."""
     text = unicodedata.normalize("NFKC", _UNSEEN.sub("", text)).casefold()
     spans = [(start, end, index) for index, option in enumerate(options) for start, end in _places(text, option)]
-    spans = [
+    return text, [
         (start, end, index)
         for start, end, index in spans
         if not any(s <= start and end <= e and (s, e) != (start, end) for s, e, _ in spans)
     ]
-    inside = [range(start, end) for start, end, _ in spans]
+
+
+def _stated(text: str, spans: Sequence[Span]) -> set[int]:
+    """Of mentions the options that are not denied, once or more."""
     ends = [match.end() for match in _CLAUSE.finditer(text)]
-    cues = [match.start() for match in _NEGATION.finditer(text) if not any(match.start() in span for span in inside)]
+    cues = [match.start() for match in _NEGATION.finditer(text) if not _inside(match.start(), spans)]
     said: dict[bool, set[int]] = {True: set(), False: set()}
     for start, end, index in spans:
         clause = max((place for place in ends if place <= start), default=0)
         denied = any(clause <= cue < start for cue in cues) or _AFTER.match(text, end) is not None
         said[denied].add(index)
     return said[False] - said[True]
+
+
+def _inside(place: int, spans: Sequence[Span]) -> bool:
+    return any(start <= place < end for start, end, _ in spans)
 
 
 def _peeled(answer: str) -> Iterator[str]:
