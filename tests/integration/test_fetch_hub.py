@@ -124,6 +124,20 @@ def test_the_token_opens_what_is_private_and_goes_to_nobody_else(
     assert hub.token not in "".join(capfd.readouterr())
 
 
+@pytest.mark.parametrize("damage", ["\nx", "\r\n", "é", "\x00", "\t"])
+def test_a_token_that_is_no_line_is_refused_by_name(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    hub.repository("org/private", FILES, kind="dataset", access="private")
+    folder = secrets(tmp_path / "secrets", token="x")
+    monkeypatch.setenv(SECRETS_ENV, str(folder))
+    (folder / "store" / "token").write_bytes(f"{hub.token}{damage}".encode())
+    with pytest.raises(ConfigError, match=r"secret 'store', key 'token': .*one line of printable characters") as error:
+        get(hub, tmp_path / "w", "hf://org/private", hubTokenSecretRef=reference("token"))
+    assert hub.token not in str(error.value)
+    assert not hub.requests
+
+
 def test_a_token_that_lies_about_is_not_used(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", hub.token)
     get(hub, tmp_path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from kubernetes.aio import client as kubernetes_client
 from kubernetes.aio import config as kubernetes_config
 
+from medgr2_api import secret_value
 from medgr2_api.stage_contract import ExitCode
 
 from .client import Client
@@ -54,9 +55,27 @@ async def _configure(configuration: kubernetes_client.Configuration, kubeconfig:
         loader = await kubernetes_config.load_kube_config(  # type: ignore[no-untyped-call]
             os.pathsep.join(files), context or None, client_configuration=configuration, persist_config=False
         )
+        _check_credentials(configuration, paths)
         return str((loader.current_context.get("context") or {}).get("namespace") or "default")
     except KubeconfigError:
         raise
     except Exception as error:  # the library fails in many ways over a file that is not as it expects
         text = " ".join(str(error).split())
         raise KubeconfigError(f"{paths}: no kubeconfig that can be read: {type(error).__name__}: {text}") from error
+
+
+def _check_credentials(configuration: kubernetes_client.Configuration, paths: str) -> None:
+    """Reads tokens and passwords as the secrets that they are.
+
+    Raises:
+        KubeconfigError: one is not one printable line, and would be quoted by whatever refuses it.
+    """
+    password = getattr(configuration, "password", None)
+    for what, value in [*configuration.api_key.items(), ("password", password)]:
+        if not value:
+            continue
+        scheme, _, token = value.rpartition(" ")
+        try:
+            secret_value.read(token if scheme in ("Bearer", "Basic") else value, f"{paths}: {what} of the current user")
+        except secret_value.SecretError as error:
+            raise KubeconfigError(str(error)) from None
