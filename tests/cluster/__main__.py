@@ -8,8 +8,10 @@ python -m tests.cluster down
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.cluster import images, system, tools
@@ -26,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         commands.add_parser(name, help=description).add_argument("--level", choices=LEVELS, default="kwok")
     commands.add_parser("down", help="stop it and remove everything it left")
     asked = parser.parse_args(arguments)
+    if asked.command != "down":
+        os.environ[system.LEVEL_ENV] = asked.level
     cluster = KeptCluster()
     if asked.command == "down":
         print("stopped" if cluster.down() else "there was none")
@@ -48,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _build(level: str) -> int:
     """Programs and images at the same time: the ones need the processor, the others the network."""
     programs = tools.LEVELS["all"] if level == "node" else tools.WITHOUT_NODE
+    for line in announcement(level, programs):
+        print(line, file=sys.stderr, flush=True)
     try:
         with ThreadPoolExecutor(1) as beside:
             others = beside.submit(_build_images) if level == "node" else None
@@ -58,6 +64,18 @@ def _build(level: str) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def announcement(level: str, programs: Iterable[str]) -> list[str]:
+    """What is going to be built and installed, where, and how large it is; nothing where all of it is there."""
+    lines = []
+    if absent := tools.missing(programs):
+        lines.append(f"builds {len(absent)} programs of the test cluster in {tools.cache()}/tools (about 1 GB)")
+    if level == "node":
+        if packages := system.missing():
+            lines.append(f"installs on this computer, from Debian: {', '.join(packages)}")
+        lines.append(f"keeps images and containers in {tools.cache()} (up to 30 GB)")
+    return lines
 
 
 def _build_images() -> None:

