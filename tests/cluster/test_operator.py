@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.cluster.fixtures import eventually
 from tests.cluster.kwok import behaviour
 from tests.cluster.operator import Operator
-from tests.support.kwok_env import KwokEnv
+from tests.support.kwok_env import QUICKSTART, KwokEnv
 
 
 def test_a_cycle_runs_to_its_end_and_every_job_is_created_once(env: KwokEnv) -> None:
@@ -125,3 +128,35 @@ def test_a_finished_cycle_goes_after_its_time(env: KwokEnv) -> None:
     env.operator.start()
     env.apply(ttlSecondsAfterFinished=1)
     eventually(lambda: env.find("medgr2cycle", "loop") is None, "it is gone", 120)
+
+
+def test_no_object_stops_the_others(env: KwokEnv, tmp_path: Path) -> None:
+    """What the API server takes, however deep, large or senseless: it is told, and the process goes on."""
+    env.operator = env.replica("program", Operator)
+    env.operator.start()
+    started = env.operator.pid
+    pod = "/spec/template/spec"
+    deep = "[" * 9_000 + "]" * 9_000  # by hand: Python's own writer sees an endless recursion in it
+    hostile: dict[str, dict[str, Any]] = {
+        "deep": {"template": {"patches": [{"op": "add", "path": "/metadata/annotations/x", "value": "DEEP"}]}},
+        "doubles": {
+            "template": {"patches": [{"op": "copy", "from": pod, "path": f"{pod}/x{n}"} for n in range(50)]},
+        },
+        "two": {"stages": [{"name": "sft", "resources": {"limits": {"nvidia.com/gpu": "two"}}}]},
+        "list": {"template": {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [1]}}}},
+        "env": {"template": {"env": [{"name": "A", "valueFrom": {"secretKeyRef": "s"}}]}},
+    }
+    document = yaml.safe_load(QUICKSTART.read_text())
+    for name, spec in hostile.items():
+        text = json.dumps({**document, "metadata": {"name": name}, "spec": {**document["spec"], **spec}})
+        file = tmp_path / f"{name}.json"
+        file.write_text(text.replace('"DEEP"', deep))
+        env.kubectl("create", "-f", str(file))
+    env.apply()
+    env.wait("Complete")
+    reason = '{.status.conditions[?(@.type=="Progressing")].reason}'
+    for name in hostile:
+        told = env.kubectl("get", "medgr2cycle", name, "-o", f"jsonpath={reason}")
+        assert told == "InvalidSpec", name
+    assert env.operator.pid == started, "it is the process that was started"
+    assert env.operator.alive()
