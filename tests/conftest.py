@@ -22,6 +22,7 @@ FIRST = (
     "test_kueue.py",
     "test_cli_node.py",
     "test_node.py",
+    "test_waiting.py",
 )
 #: Files whose tests share nothing and so go one by one, last, to whoever is free. All others' stay together.
 SPREAD = ("test_failures.py", "test_seeded_schedules.py")

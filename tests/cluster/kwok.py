@@ -125,7 +125,10 @@ class Kwok:
     ) -> None:
         metadata = {
             "name": name,
-            "annotations": {"kwok.x-k8s.io/node": "fake"},
+            "annotations": {
+                "kwok.x-k8s.io/node": "fake",
+                "volumes.kubernetes.io/controller-managed-attach-detach": "true",  # as a kubelet says
+            },
             "labels": {MANAGED: "true", "kubernetes.io/hostname": name, **(labels or {})},
         }
         spec = {"taints": list(taints)}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
+import kubernetes.client
 import pytest
 
 from tests.cluster.fixtures import eventually
-from tests.cluster.kwok import behaviour
+from tests.cluster.kwok import NODES, behaviour
 from tests.support.kwok_env import HOLD, KwokEnv
 
 pytestmark = pytest.mark.cluster
@@ -204,3 +207,35 @@ def test_a_success_whose_pod_is_gone_is_read_from_its_manifest(env: KwokEnv) -> 
     )
     (container,) = env.kubectl.get("job", stage["jobName"])["spec"]["template"]["spec"]["containers"]
     assert "nvidia.com/gpu" not in container["resources"].get("limits", {}), "a GPU to read a file"
+
+
+def test_a_volume_that_is_attached_elsewhere_is_told(env: KwokEnv) -> None:
+    """A volume of one node at a time, which somebody else's pod has on the other node."""
+    core = kubernetes.client.CoreV1Api(env.control_plane.client())
+    name, csi = f"{env.namespace}-disk", {"driver": "disk.csi.example", "volumeHandle": env.namespace}
+    common = {"accessModes": ["ReadWriteOnce"], "storageClassName": ""}
+    volume = {**common, "capacity": {"storage": "1Gi"}, "csi": csi}
+    claim = {**common, "resources": {"requests": {"storage": "1Gi"}}, "volumeName": name}
+    core.create_persistent_volume({"metadata": {"name": name}, "spec": volume})
+    core.create_namespaced_persistent_volume_claim(env.namespace, {"metadata": {"name": "disk"}, "spec": claim})
+    first, second = NODES
+    mounts = {"name": "disk", "persistentVolumeClaim": {"claimName": "disk"}}
+    other = {"containers": [{"name": "main", "image": "x"}], "volumes": [mounts], "nodeName": first}
+    env.kubectl.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "other"}, "spec": other})
+
+    def attachment() -> str | None:
+        found = env.kubectl.get("volumeattachments")["items"]
+        return next((a["metadata"]["name"] for a in found if a["spec"]["source"]["persistentVolumeName"] == name), None)
+
+    attached = json.dumps({"status": {"attached": True}})
+    which = ("volumeattachment", eventually(attachment, "somebody wants it"), "--subresource=status")
+    env.kubectl("patch", *which, "--type=merge", "-p", attached)
+    eventually(lambda: env.kubectl.get("node", first)["status"].get("volumesAttached"), "it is attached")
+    env.operator.start()
+    patch = {"op": "add", "path": "/spec/template/spec/volumes/-", "value": mounts}
+    held = behaviour(waiting="ContainerCreating")
+    there = {"kubernetes.io/hostname": second}
+    env.apply(annotations_of={"prepare": held}, template={"patches": [patch], "nodeSelector": there})
+    eventually(lambda: env.stage("prepare", 0).get("reason") == "AwaitingVolume", "the cause", 60)
+    assert "Multi-Attach error" in env.stage("prepare", 0)["message"]
+    core.delete_persistent_volume(name)

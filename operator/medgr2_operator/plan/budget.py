@@ -55,6 +55,6 @@ def deadline_passed(spec: CycleSpec, status: CycleStatus, draft: StatusDraft) ->
     left = spec.active_deadline_seconds - active_seconds(status, draft)
     if left <= 0:
         return f"activeDeadlineSeconds: longer than {spec.active_deadline_seconds} s"
-    if not spec.suspend:
+    if not spec.suspend and (status.active_since is not None or status.start_time is None):  # else it stands still
         draft.wake_in(left)
     return ""

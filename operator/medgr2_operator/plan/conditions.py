@@ -159,7 +159,8 @@ def summary(phase: Phase, draft: StatusDraft, iteration: int, iterations: int) -
     )
     if running:  # generation runs ahead: the iteration that matters is the older one
         iteration = running[0].iteration
-    waiting = [record for record in draft.records.values() if told(record) and record not in running]
+    under_way = phase in (Phase.RUNNING, Phase.WAITING, Phase.PAUSED)
+    waiting = [r for r in draft.records.values() if under_way and told(r) and r not in running]
     doing = [_doing(record, iteration) for record in running]
     doing += [f"{_name(record, iteration)} {record.waiting}" for record in waiting]
     parts = [f"{iteration}/{iterations} {', '.join(doing) or phase.lower()}"]

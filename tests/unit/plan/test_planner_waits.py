@@ -121,6 +121,7 @@ def test_time_in_a_queue_counts_against_no_deadline(held: WaitingReason) -> None
     reconcile(sim)
     assert record(sim, "sft").state is AttemptState.PENDING
     assert (sim.status.active_since, sim.status.phase) == (None, Phase.WAITING)
+    assert reconcile(sim).requeue_after is None, "nothing is due that stands still"
     sim.waits_for = R.UNSCHEDULABLE
     assert reconcile(sim).requeue_after == 100, "from now on it counts"
     assert sim.status.active_since == sim.now
@@ -268,6 +269,9 @@ def test_a_lost_attempt_waits_for_its_next_one() -> None:
         f"sft@1 will be retried at {at} UTC: DisruptionTarget preempted by ml/urgent"
     )
     assert sim.status.summary.startswith("1/1 sft Backoff · ")
+    edit(sim, suspend=True)
+    reconcile(sim)
+    assert sim.status.summary.startswith("1/1 suspended · ")
 
 
 def test_a_running_stage_that_lacks_a_pod_runs_and_says_so() -> None:
