@@ -270,6 +270,12 @@ class RateLimit(Model):
 
 Paradigms = Annotated[list[WeightedParadigm], Field(min_length=1, max_length=3), Keyed(("name",))]
 QuestionTypes = Annotated[list[Annotated[str, Field(max_length=64)]], Field(min_length=1, max_length=32)]
+#: The kinds of question that the prompts say more about than their name; `priors.yaml` of the jobs has the words.
+KNOWN_QUESTION_TYPES = ("Diagnosis", "Procedural", "Descriptive", "Modality", "Anatomy", "Grading")
+CustomQuestionTypes = Annotated[
+    dict[str, Annotated[str, Field(min_length=1, max_length=1000)]],
+    Field(max_length=32),
+]
 Candidates = Annotated[int, Field(ge=0)]
 QuestionsPerImage = Annotated[int, Field(ge=1, le=64)]
 Concurrency = Annotated[int, Field(ge=1, le=4096)]
@@ -299,7 +305,10 @@ class Generator(Model):
     paradigms: Paradigms | None = None
     """Which prompting paradigms, and how often."""
     question_types: QuestionTypes | None = None
-    """Kinds of question to ask for."""
+    """Kinds of question to ask for: Diagnosis, Procedural, Descriptive, Modality, Anatomy, Grading, or names of
+    `customQuestionTypes`."""
+    custom_question_types: CustomQuestionTypes = {}
+    """Kinds of question of your own, by name: what such a question asks for, as the prompt says it."""
     candidates: Candidates | None = None
     """Candidates per iteration."""
     questions_per_image: QuestionsPerImage | None = None

@@ -14,7 +14,7 @@ from typing import Any
 from .curation import SelectionStrategy
 from .cycle import CycleSpec, Preset, ResolvedSpec
 from .data import IMAGES_ONLY, STAYS_INSIDE, SourceRole
-from .generator import GENERATORS
+from .generator import GENERATORS, KNOWN_QUESTION_TYPES
 from .hashing import normalise
 
 TRAINER_FIELDS = frozenset({"trainer", "retrainTrainer"})
@@ -29,7 +29,7 @@ _USED_BY: dict[str, tuple[SelectionStrategy, ...]] = {
 _DEFAULT: dict[str, Any] = {
     "answerFormat": "Letter",
     "generator.paradigms": [{"name": "MetaCognitive", "weight": 1}],
-    "generator.questionTypes": ["Diagnosis", "Procedural", "Descriptive", "Modality", "Anatomy", "Grading"],
+    "generator.questionTypes": list(KNOWN_QUESTION_TYPES),
     "generator.candidates": 50_000,
     "generator.questionsPerImage": 5,
     "generator.concurrency": 64,

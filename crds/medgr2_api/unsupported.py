@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from . import trainer_options
 from .accelerators import unknown_devices
 from .cycle import CycleSpec, ResolvedSpec
-from .generator import GENERATORS
+from .generator import GENERATORS, KNOWN_QUESTION_TYPES
 from .presets import resolve
 from .scheduling import DeepSpeed
 from .server_address import is_overheard
@@ -195,6 +196,7 @@ def unsupported(spec: CycleSpec, local: bool = False) -> list[Problem]:
     if known.generator.external and not any(source.allow_external for source in known.data.sources):
         problems.append(Problem("spec.data.sources", _NOTHING_MAY_LEAVE))
     problems += _overheard(known)
+    problems += _unknown_question_types(known)
     if spec.budget.gpu_hours is not None:
         for index, stage in enumerate(spec.stages):
             for name in unknown_devices(stage.resources, spec.budget.gpus_per):
@@ -221,6 +223,34 @@ def _overheard(spec: ResolvedSpec) -> Iterator[Problem]:
         yield Problem(
             "spec.data.fetch.hubEndpoint", "the hub's token would cross networks of others unencrypted: use https"
         )
+
+
+def _unknown_question_types(spec: ResolvedSpec) -> Iterator[Problem]:
+    """Names that would go into paid prompts, and that nobody has described."""
+    generator = spec.generator
+    described = {_plain(name): name for name in (*KNOWN_QUESTION_TYPES, *generator.custom_question_types)}
+    for index, name in enumerate(generator.question_types):
+        known = described.get(_plain(name))
+        if known is not None and (known in KNOWN_QUESTION_TYPES or known == name):
+            continue
+        near = difflib.get_close_matches(_plain(name), described, n=1)
+        hint = f"did you mean {described[near[0]]!r}? " if near else ""
+        yield Problem(
+            f"spec.generator.questionTypes[{index}]",
+            f"no prompt knows {name!r}: {hint}There are {', '.join(KNOWN_QUESTION_TYPES)}. For a kind of your own say "
+            f"in generator.customQuestionTypes what it asks for: {{{name}: which side is affected}}",
+        )
+    for name in generator.custom_question_types:
+        path = f"spec.generator.customQuestionTypes.{name}"
+        if described[_plain(name)] != name or _plain(name) in map(_plain, KNOWN_QUESTION_TYPES):
+            yield Problem(path, "there is such a kind already: take another name")
+        elif name not in generator.question_types:
+            yield Problem(path, "generator.questionTypes does not ask for it")
+
+
+def _plain(name: str) -> str:
+    """As prompts compare names: without regard to case and spaces."""
+    return " ".join(name.casefold().split())
 
 
 def _values(document: dict[str, Any], pattern: str) -> Iterator[tuple[str, Any]]:

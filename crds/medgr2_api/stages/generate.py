@@ -14,6 +14,7 @@ from medgr2_api.generator import (
     Prices,
     RateLimit,
     ReasoningEffort,
+    ResolvedGenerator,
     ResolvedScripted,
     Sampling,
     WeightedParadigm,
@@ -101,6 +102,8 @@ class GenerateParameters(StageParameters):
     """Prompting paradigms and their shares."""
     question_types: list[str]
     """Kinds of question to ask for."""
+    custom_question_types: dict[str, str] = {}
+    """Of these, what those ask for that the prompts do not know."""
     candidates: int
     """Candidates in this iteration, over all shards."""
     questions_per_image: int
@@ -125,6 +128,7 @@ def _build(source: Source) -> GenerateParameters:
         provider=Provider.model_validate(_provider(source.spec)),
         paradigms=source.spec.generator.paradigms,
         question_types=source.spec.generator.question_types,
+        custom_question_types=_custom(source.spec.generator),
         candidates=source.spec.generator.candidates,
         questions_per_image=source.spec.generator.questions_per_image,
         sampling=source.spec.generator.sampling,
@@ -133,6 +137,12 @@ def _build(source: Source) -> GenerateParameters:
         shards=source.spec.stage("generate").shards,
         sources=list(source.spec.data.sources),
     )
+
+
+def _custom(generator: ResolvedGenerator) -> dict[str, str]:
+    """The user's own kinds of question, less those that are not asked for."""
+    asked = generator.question_types
+    return {name: asks for name, asks in generator.custom_question_types.items() if name in asked}
 
 
 #: Fields of a kind of generator that a provider has under the same name.

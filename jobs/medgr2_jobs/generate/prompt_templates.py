@@ -58,13 +58,19 @@ class PromptTemplate:
     sha256: str
     """Over the template and all that goes into it: which text exactly was used, whatever its version says."""
 
-    def render(self, *, modality: str, question_type: str) -> str:
-        """The user turn that goes beside the image."""
+    def render(self, *, modality: str, question_type: str, asks: str = "") -> str:
+        """The user turn that goes beside the image.
+
+        Args:
+            modality: of the image; may be empty.
+            question_type: what to ask for.
+            asks: what such a question asks for, where it is of a kind that the prompts do not know.
+        """
         return self.template.render(
             modality=modality,
             question_type=question_type,
             modality_prior=self.priors.modality(modality),
-            type_prior=self.priors.question_type(question_type),
+            type_prior=asks or self.priors.question_type(question_type),
             option_count=candidate_schema.OPTION_COUNT,
             fields=_fields(),
         )

@@ -154,7 +154,11 @@ class RequestScheduler:
         paradigm = sampling_plan.paradigm(task, parameters.paradigms, parameters.seed)
         prompt = prompt_templates.load(paradigm)
         question = ImageQuestion(
-            prompt=prompt.render(modality=task.modality, question_type=task.question_type),
+            prompt=prompt.render(
+                modality=task.modality,
+                question_type=task.question_type,
+                asks=parameters.custom_question_types.get(task.question_type, ""),
+            ),
             image=self.session.egress.read(task.image_sha256),
             seed=_seed(parameters.seed, task),
         )

@@ -6,8 +6,9 @@ from importlib import resources
 
 import pytest
 
-from medgr2_api.generator import GENERATORS, Paradigm
+from medgr2_api.generator import GENERATORS, KNOWN_QUESTION_TYPES, Paradigm
 from medgr2_jobs.generate import candidate_schema, prompt_templates
+from medgr2_jobs.prompts import answers
 
 TYPES = ["Diagnosis", "Procedural", "Descriptive", "Modality", "Anatomy", "Grading"]
 
@@ -89,3 +90,17 @@ def test_preview_shows_what_is_sent(kind: str, words: str) -> None:
     assert prompt.render(modality="CT", question_type="Diagnosis") in text
     assert prompt.sha256 in text
     assert words in text
+
+
+def test_the_contract_knows_the_types_that_the_prompts_know() -> None:
+    priors = prompt_templates.load(Paradigm.DIRECT).priors
+    assert set(priors.question_types) == {answers.normalise(name) for name in KNOWN_QUESTION_TYPES}
+
+
+def test_a_type_of_ones_own_is_asked_for_in_its_own_words() -> None:
+    prompt = prompt_templates.load(Paradigm.DIRECT)
+    asks = "which side of the body is affected."
+    assert f'A question of the type "Laterality": {asks}' in prompt.render(
+        modality="CT", question_type="Laterality", asks=asks
+    )
+    assert "A question of the type" not in prompt.render(modality="CT", question_type="Laterality")
