@@ -57,16 +57,16 @@ def test_a_review_goes_out_and_comes_back(env: KwokEnv, node: StreamingNode, med
     curated(node.workspace)
     here = tmp_path / "here"
     here.mkdir()
-    exported = medgr2("review", "export", "loop", here, "--iteration", 1)
+    exported = medgr2("review", "export", "loop", here, "--iteration", 1, "--on-site")
     folder = here / "loop-i001-triplets"
     assert exported.startswith(f"{folder}/triplets.jsonl: 2 triplets of curate@1")
     rows = [json.loads(line) for line in (folder / "triplets.jsonl").read_text().splitlines()]
     assert [row["question"] for row in rows] == ["Was ist größer?"] * 2
     with Image.open(folder / rows[0]["image"]) as image:
         assert image.size == (32, 32)
-    again = medgr2.run("review", "export", "loop", here, "--iteration", 1)
+    again = medgr2.run("review", "export", "loop", here, "--iteration", 1, "--on-site")
     assert (again.code, again.err) == (2, f"{folder} is there already; --force replaces it\n")
-    assert ": 3 triplets" in medgr2("review", "export", "loop", here, "--iteration", 1, "--force", "--all")
+    assert ": 3 triplets" in medgr2("review", "export", "loop", here, "--iteration", 1, "--force", "--all", "--on-site")
 
     rows[0]["veto"], rows[1]["veto"] = True, False
     back = tmp_path / "back.jsonl"

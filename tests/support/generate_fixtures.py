@@ -14,7 +14,6 @@ import pytest
 
 from medgr2_api import paths
 from medgr2_api.stage_contract import REQUEST_ENV, SECRETS_ENV, WORKSPACE_ENV, StageRequest
-from medgr2_api.stages.generate import Provider
 from medgr2_jobs.generate import append_only_log, rate_control
 from medgr2_jobs.generate.egress_policy import ClearedImage, EgressPolicy
 from medgr2_jobs.generate.prepared_images import ImageUse, PreparedImages
@@ -96,7 +95,7 @@ def start(root: Path, request: StageRequest, **more: str) -> subprocess.Popen[st
 
 def drawn_image() -> ClearedImage:
     """A picture for a question, drawn by the gate."""
-    gate = EgressPolicy(Provider(kind="openAI", external=True), [], PreparedImages(), Path())
+    gate = EgressPolicy([], PreparedImages(), Path(), external=True)
     return gate.read(gate.draw())
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from PIL import Image
 
 from medgr2_api.data import ResolvedSource
-from medgr2_api.stages.generate import Provider
 
 from ..errors import ConfigError
 from ..store.images import ImageStore
@@ -52,17 +51,17 @@ class EgressPolicy:
     """
 
     def __init__(
-        self, provider: Provider, sources: Sequence[ResolvedSource], images: PreparedImages, root: Path
+        self, sources: Sequence[ResolvedSource], images: PreparedImages, root: Path, *, external: bool
     ) -> None:
         """
         Args:
-            provider: who would see the images.
             sources: of the spec of now.
             images: what there is, and where it comes from.
             root: the workspace; its image store has the bytes.
+            external: who would see the images is outside the site.
         """
         self._read = lru_cache(maxsize=_CACHED_IMAGES)(ImageStore(root).read)
-        self.external = provider.has_egress
+        self.external = external
         self._drawn: dict[str, bytes] = {}
         private = [source for source in sources if not source.allow_external]
         self.unread = images.unread(private) if private and self.external and images.rows else []

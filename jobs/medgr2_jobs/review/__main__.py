@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from medgr2_api import command_line
+from medgr2_api.data import ResolvedSource
 from medgr2_api.stage_contract import WORKSPACE_ENV, ExitCode
 
 from ..errors import ConfigError, DataError, StageError
@@ -66,6 +69,10 @@ def receive(
     }
 
 
+def _sources(text: str) -> list[ResolvedSource]:
+    return TypeAdapter(list[ResolvedSource]).validate_json(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="medgr2 review")
@@ -75,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", choices=export_review.FORMATS, default="jsonl")
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--replace", action="store_true", help="import: forget what was imported before")
+    parser.add_argument("--on-site", action="store_true", help="also about images that may not leave the site")
+    parser.add_argument("--sources", type=_sources, help="data.sources of the spec of now, as JSON")
     parser.add_argument("--name", default="stdin.jsonl", help="of the file on stdin")
     parser.add_argument("--bytes", type=int, default=-1, help="of the file on stdin; -1: to its end")
     parser.add_argument("--workspace", type=Path, default=Path(os.environ.get(WORKSPACE_ENV, "/workspace")))
@@ -95,12 +104,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             return int(ExitCode.OK)
         rows = export_review.triplets(options.workspace, options.cycle, options.iteration, options.all)
+        gate = export_review.gate(options.workspace, options.cycle, options.sources, on_site=options.on_site)
+        allowed = [row for row in rows if gate.allows(Path(row.image).stem)]
+        if rows and not allowed:
+            raise ConfigError(
+                f"none of the {len(rows)} triplets is about an image that may leave the site (allowExternal); for an "
+                "expert on site: --on-site"
+            )
         title = f"{options.cycle}, iteration {options.iteration}"
-        exported = export_review.write(options.workspace, rows, options.format, title, sys.stdout.buffer)
+        exported = export_review.write(gate, allowed, options.format, title, sys.stdout.buffer)
     except StageError as error:
         print(error, file=sys.stderr)
         return int(error.exit_code)
-    print(json.dumps({**asdict(exported), "triplets": len(rows)}), file=sys.stderr)
+    print(
+        json.dumps({**asdict(exported), "triplets": len(allowed), "withheld": len(rows) - len(allowed)}),
+        file=sys.stderr,
+    )
     return int(ExitCode.OK)
 
 

@@ -14,13 +14,16 @@ from typing import BinaryIO
 
 import jinja2
 
+from medgr2_api.data import ResolvedSource
 from medgr2_api.printable import csv_cell
+from medgr2_api.stages import PREPARE
 from medgr2_api.stages.curate import CurateParameters
 
 from ..errors import ConfigError
+from ..generate.egress_policy import EgressPolicy
+from ..generate.prepared_images import PreparedImages
 from ..report.cycle_artifacts import CycleArtifacts
 from ..report.cycle_frame import CycleFrame
-from ..store.images import ImageStore
 from ..store.rows import Candidate, Decision, Triplet, triplet_of
 from ..store.tar import ROOT, CountingWriter, ExportSummary
 from . import import_review
@@ -116,20 +119,41 @@ def _image(sha256: str) -> str:
     return f"images/{sha256}.png"
 
 
-def write(root: Path, rows: Sequence[ReviewRow], file_format: str, title: str, stream: BinaryIO) -> ExportSummary:
-    """Writes the folder as a tar archive, as `medgr2_jobs.store.tar` does.
+def gate(root: Path, cycle: str, sources: Sequence[ResolvedSource] | None, *, on_site: bool) -> EgressPolicy:
+    """What the expert may see: the same that an external provider may, unless the review is on site.
 
     Args:
         root: the workspace.
-        rows: of `triplets`.
+        cycle: name of the cycle.
+        sources: of the spec of now; None: as prepare read them.
+        on_site: the folder does not leave the site.
+
+    Raises:
+        NotThere: no such cycle.
+    """
+    artifacts = CycleArtifacts(root, cycle)
+    known = artifacts.has_input(PREPARE.name) and not on_site
+    images = PreparedImages.published(artifacts.input(PREPARE.name)) if known else PreparedImages()
+    return EgressPolicy(images.sources() if sources is None else sources, images, root, external=not on_site)
+
+
+def write(
+    gate: EgressPolicy, rows: Sequence[ReviewRow], file_format: str, title: str, stream: BinaryIO
+) -> ExportSummary:
+    """Writes the folder as a tar archive, as `medgr2_jobs.store.tar` does.
+
+    Args:
+        gate: what may be in it.
+        rows: of `triplets`, about images that it allows.
         file_format: one of `FORMATS`.
         title: of the page.
         stream: where to write.
 
     Raises:
+        ConfigError: an image may not leave.
         CorruptArtifact: an image is missing or damaged.
     """
-    counted, exported, images = CountingWriter(stream), ExportSummary(), ImageStore(root)
+    counted, exported = CountingWriter(stream), ExportSummary()
     with tarfile.open(fileobj=counted, mode="w|", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
 
         def add(name: str, data: bytes) -> None:
@@ -145,7 +169,7 @@ def write(root: Path, rows: Sequence[ReviewRow], file_format: str, title: str, s
         add(f"triplets.{file_format}", "".join(_csv(rows) if file_format == "csv" else _jsonl(rows)).encode())
         add("index.html", page(rows, title).encode())
         for name in dict.fromkeys(row.image for row in rows):
-            add(name, images.read(Path(name).stem))
+            add(name, gate.read(Path(name).stem).png)
     stream.flush()
     exported.sha256, exported.bytes = counted.sha256.hexdigest(), counted.bytes
     return exported

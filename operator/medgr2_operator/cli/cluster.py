@@ -182,6 +182,9 @@ def export_review(
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder here.")] = Path("."),
     file_format: Annotated[Format, typer.Option("--format", help="Of the list.")] = Format.JSONL,
     everything: Annotated[bool, typer.Option("--all", help="Also what was dropped, with the reasons.")] = False,
+    on_site: Annotated[
+        bool, typer.Option("--on-site", help="Also about images that may not leave the site: the folder stays on it.")
+    ] = False,
     force: Force = False,
     *,
     pod: ReaderPodOptions,
@@ -190,7 +193,7 @@ def export_review(
     """Write what curate kept into a folder: a list with an empty column `veto`, the images, and a page to look at."""
     from .review import ExportRequest
 
-    request = ExportRequest(cycle, iteration, str(file_format), everything, target, force)
+    request = ExportRequest(cycle, iteration, str(file_format), everything, target, force, on_site)
     raise typer.Exit(on.at(cycle, pod).export_review(request))
 
 

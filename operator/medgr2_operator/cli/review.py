@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medgr2_api import paths
+from medgr2_api.cycle import CycleSpec
+from medgr2_api.presets import resolve
 from medgr2_api.stage_contract import ExitCode
 
+from ..local.state import StateError, StateFile
 from . import jobs_process
 from .errors import CommandError
 from .hints import typed
@@ -40,11 +43,19 @@ class ExportRequest:
     everything: bool
     target: Path
     force: bool
+    on_site: bool = False
+    """The folder does not leave the site: it may have images that may not."""
 
-    @property
-    def arguments(self) -> list[str]:
-        """Of `medgr2_jobs.review`."""
-        every = ["--all"] if self.everything else []
+    def arguments(self, spec: CycleSpec | None) -> list[str]:
+        """Of `medgr2_jobs.review`.
+
+        Args:
+            spec: of now; None: there is none but what stage prepare was asked.
+        """
+        every = [*["--all"] * self.everything, *["--on-site"] * self.on_site]
+        if spec is not None:
+            sources = [source.dump() for source in resolve(spec).data.sources]
+            every += ["--sources", json.dumps(sources)]
         return ["export", self.cycle, "--iteration", str(self.iteration), "--format", self.file_format, *every]
 
     def folder(self) -> Path:
@@ -59,6 +70,12 @@ class ExportRequest:
         """Says what is where, and what to do with it; `where`: the options that name the place of the cycle."""
         file = folder / f"triplets.{self.file_format}"
         print(f"{file}: {summary['triplets']} triplets of curate@{self.iteration}; {folder / 'index.html'} shows them")
+        if self.on_site:
+            print("it is for experts on site: it may hold images that may not leave, so keep the folder there")
+        elif summary["withheld"]:
+            print(
+                f"left out: {summary['withheld']} triplets about images that may not leave the site; --on-site has them"
+            )
         print("fill in veto (true or false) where you have decided, or use the page; then")
         print(f"  {typed('review', 'import', self.cycle, file, '--iteration', self.iteration, *where)}")
 
@@ -90,9 +107,13 @@ def export_local(workspace: Path, request: ExportRequest) -> int:
     Raises:
         CommandError: nothing to review, or the target exists already.
     """
-    folder = request.folder()
+    folder, arguments = request.folder(), request.arguments(_stored_spec(workspace, request.cycle))
     with tempfile.TemporaryFile() as stderr:
-        process = subprocess.Popen(_command(workspace, *request.arguments), stdout=subprocess.PIPE, stderr=stderr)
+        process = subprocess.Popen(
+            _command(workspace, *arguments),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+        )
         assert process.stdout is not None
         try:
             with Unpacker(folder) as unpacker:
@@ -118,12 +139,13 @@ async def export_from_cluster(
     cluster: Cluster, request: ExportRequest, pod: ReaderPodOptions, where: Sequence[str]
 ) -> int:
     """Exports from a cycle's volume."""
+    from .connection import parsed
     from .volume import opened
 
-    folder = request.folder()
+    folder, spec = request.folder(), parsed(await cluster.cycle(request.cycle)).spec
     async with opened(cluster, request.cycle, pod) as volume:
         summary = await volume.unpack(
-            "review", *request.arguments, target=folder, what=request.cycle, replace=request.force
+            "review", *request.arguments(spec), target=folder, what=request.cycle, replace=request.force
         )
     request.print_next_steps(folder, summary, where)
     return ExitCode.OK
@@ -207,6 +229,19 @@ def _read(file: Path) -> bytes:
     if len(data) > _MAX_BYTES:
         raise CommandError(f"{file}: more than {_MAX_BYTES >> 20} MiB: not a list of triplets", ExitCode.DATA_ERROR)
     return data
+
+
+def _stored_spec(workspace: Path, cycle: str) -> CycleSpec | None:
+    """The spec by which the cycle last ran here.
+
+    Raises:
+        CommandError: the stored state cannot be read.
+    """
+    try:
+        stored = StateFile(workspace, cycle).load()
+    except StateError as error:
+        raise CommandError(str(error)) from None
+    return stored.spec if stored else None
 
 
 def _command(workspace: Path, *arguments: str) -> list[str]:

@@ -7,18 +7,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 from tests.support.curate_fixtures import candidate
+from tests.support.cycle_documents import spec_with
 from tests.support.cycle_specs import make_spec
 from tests.support.fake_artifacts import publish
+from tests.support.fixtures import prepare_parameters
 from typer.testing import CliRunner
 
 from medgr2_api.cycle import Cycle, CycleSpec, Metadata
 from medgr2_api.presets import resolve
 from medgr2_api.stages import stage_parameters
+from medgr2_jobs.store import rows
 from medgr2_jobs.store.rows import Candidate, Decision
 from medgr2_operator.cli.app import app
 from medgr2_operator.cli.cluster import cluster
+from medgr2_operator.local.state import StateFile
 from medgr2_operator.render.render_context import RenderSettings
 from medgr2_operator.render.volume_reader_pod import reader_pod
 
@@ -27,19 +32,74 @@ runner = CliRunner(env={"COLUMNS": "200", "KUBECONFIG": "/nowhere"})
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
-    from PIL import Image
-
-    from medgr2_jobs.store.images import ImageStore
-
     root = tmp_path / "workspace"
     root.mkdir()
-    image = ImageStore(root).add(Image.new("RGB", (32, 32)), 10_000).sha256
-    candidates = [candidate(name, image, "What?", options=("a", "b"), answer_index=1) for name in ("t0", "t1")]
+    image = stored_image(root, "black")
+    reviewed(root, {"t0": image, "t1": image}, {image: ["seed"]})
+    return root
+
+
+def stored_image(root: Path, colour: str) -> str:
+    from medgr2_jobs.store.images import ImageStore
+
+    return ImageStore(root).add(PIL.Image.new("RGB", (32, 32), colour), 10_000).sha256
+
+
+def reviewed(root: Path, shown: dict[str, str], origins: dict[str, list[str]]) -> None:
+    """Kept triplets about these images, and which sources have each; prepare read that all may leave."""
+    images = [
+        rows.Image(name, 32, 32, "CT", sources[0], "", rows.Split.TRAIN, True, "", "", "")
+        for name, sources in origins.items()
+    ]
+    held = [rows.ImageOrigin(name, source) for name, sources in origins.items() for source in sources]
+    tables: dict[type[Any], list[Any]] = {rows.Image: images, rows.ImageOrigin: held}
+    publish(root, "prepare", 0, tables=tables, parameters=prepare_parameters(data={"benchmarks": []}), cycle="loop")
+    candidates = [candidate(name, image, "What?", options=("a", "b"), answer_index=1) for name, image in shown.items()]
     publish(root, "generate", 1, tables={Candidate: candidates}, cycle="loop")
     decisions = [Decision(row.triplet_id, True, (), None) for row in candidates]
     parameters = {"seed": 1, "curation": {"selection": {"strategy": "All"}}, "answerFormat": "Letter"}
     publish(root, "curate", 1, tables={Decision: decisions}, parameters=parameters, cycle="loop")
-    return root
+
+
+def stored(root: Path, **allowed: bool) -> None:
+    """The spec by which the cycle last ran: what its sources say now."""
+    sources = [{"name": name, "format": "Phantom", "phantom": {"images": 40 if name == "seed" else 30,
+                "questionsPerImage": 4 if name == "seed" else 0}, "allowExternal": says}
+               for name, says in allowed.items()]  # fmt: skip
+    spec = spec_with({"data": {"sources": sources}, "generator": {"scripted": {}}})
+    StateFile(root, "loop").save(Cycle(metadata=Metadata(name="loop", uid="u"), spec=spec))
+
+
+def test_images_that_may_not_leave_are_left_out(tmp_path: Path) -> None:
+    workspace = tmp_path / "workspace"
+    workspace.mkdir()
+    image, other = stored_image(workspace, "red"), stored_image(workspace, "green")
+    reviewed(workspace, {"t0": image, "t1": other}, {image: ["seed"], other: ["seed", "pool"]})
+
+    def exported(*options: str) -> tuple[int, str, set[str]]:
+        code, output = invoke("export", "loop", tmp_path, "--iteration", 1, "-w", workspace, "--force", *options)
+        folder = tmp_path / "loop-i001-triplets"
+        text = (folder / "triplets.jsonl").read_text() + (folder / "index.html").read_text() if folder.exists() else ""
+        there = {path.stem for path in folder.glob("images/*.png")}
+        assert all((name in text) is (name in there) for name in (image, other)), "nor what is said about it"
+        return code, output, there
+
+    assert exported()[::2] == (0, {image, other}), "as prepare read them"
+    stored(workspace, seed=True, pool=True)
+    assert exported()[::2] == (0, {image, other})
+    stored(workspace, seed=True, pool=False)
+    code, output, there = exported()
+    assert (code, there) == (0, {image})
+    assert "left out: 1 triplets about images that may not leave the site; --on-site has them" in output
+    code, output, there = exported("--on-site")
+    assert (code, there) == (0, {image, other})
+    assert "it is for experts on site" in output
+    stored(workspace, seed=True)  # pool has gone
+    assert exported()[2] == {image}
+    stored(workspace, seed=False, pool=True)
+    code, output, _ = exported()
+    assert code == 78
+    assert "none of the 2 triplets is about an image that may leave the site" in output
 
 
 def invoke(*arguments: object) -> tuple[int, str]:
@@ -62,13 +122,13 @@ def test_out_and_back_and_what_to_do_next(workspace: Path, tmp_path: Path) -> No
     assert f"{folder}/triplets.csv: 2 triplets of curate@1" in output
     assert sorted(path.name for path in folder.iterdir()) == ["images", "index.html", "triplets.csv"]
     with (folder / "triplets.csv").open(encoding="utf-8-sig", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    rows[1] |= {"veto": "yes", "reason": "not b, but a; see above", "by": "Jane"}
+        lines = list(csv.DictReader(stream))
+    lines[1] |= {"veto": "yes", "reason": "not b, but a; see above", "by": "Jane"}
     back = tmp_path / "back.csv"
     with back.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), delimiter=";")
+        writer = csv.DictWriter(stream, list(lines[0]), delimiter=";")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(lines)
     code, output = invoke("import", "loop", back, "--iteration", 1, "-w", workspace)
     assert code == 0
     (written,) = (workspace / "reviews").glob("*.jsonl")

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from medgr2_api.data import ResolvedSource
-from medgr2_api.stages.generate import Provider
 from medgr2_jobs.errors import ConfigError
 from medgr2_jobs.generate.egress_policy import ClearedImage, EgressPolicy, allowed_images
 from medgr2_jobs.generate.prepared_images import ImageUse, PreparedImages
@@ -21,7 +20,6 @@ from medgr2_jobs.generate.providers.base import ImageQuestion, Repair
 from medgr2_jobs.store.rows import ImageOrigin, Split
 
 ROOT = Path(__file__).parents[4]
-OUTSIDE, INSIDE = Provider(kind="openAI", external=True), Provider(kind="openAI", external=False)
 
 
 def source(name: str, allowed: bool = True, **changes: Any) -> ResolvedSource:
@@ -54,8 +52,8 @@ def test_the_stricter_of_then_and_now_counts_over_all_sources(
 ) -> None:
     read = (source("a"), source("b"))
     prepared = images(*origins, published=published, read=read)
-    assert EgressPolicy(OUTSIDE, now, prepared, tmp_path).allows("x") is allowed
-    assert EgressPolicy(INSIDE, now, prepared, tmp_path).allows("x")
+    assert EgressPolicy(now, prepared, tmp_path, external=True).allows("x") is allowed
+    assert EgressPolicy(now, prepared, tmp_path, external=False).allows("x")
 
 
 @pytest.mark.parametrize(
@@ -69,19 +67,19 @@ def test_the_stricter_of_then_and_now_counts_over_all_sources(
 )  # fmt: skip
 def test_nothing_leaves_while_a_source_that_says_no_was_not_read(tmp_path: Path, changes: dict[str, Any]) -> None:
     prepared = images("a", read=(source("a"), source("b", False)))
-    gate = EgressPolicy(OUTSIDE, [source("a"), source("b", False, **changes)], prepared, tmp_path)
+    gate = EgressPolicy([source("a"), source("b", False, **changes)], prepared, tmp_path, external=True)
     with pytest.raises(ConfigError, match=r"data.sources\[b\].* run prepare again"):
         allowed_images(gate, {"x": "CT"})
     with pytest.raises(ConfigError, match="may not leave the site"):
         gate.read("x")
     # one that says yes tells nothing about the others, and a word about modality or role moves no picture
-    assert EgressPolicy(OUTSIDE, [source("a"), source("b", **changes)], prepared, tmp_path).allows("x")
+    assert EgressPolicy([source("a"), source("b", **changes)], prepared, tmp_path, external=True).allows("x")
     named = source("b", False, modality="MRI", role="Images")
-    assert EgressPolicy(OUTSIDE, [source("a"), named], prepared, tmp_path).allows("x")
+    assert EgressPolicy([source("a"), named], prepared, tmp_path, external=True).allows("x")
 
 
 def test_a_drawn_picture_shows_nobody_and_may_be_sent(tmp_path: Path) -> None:
-    gate = EgressPolicy(OUTSIDE, [], PreparedImages(), tmp_path)
+    gate = EgressPolicy([], PreparedImages(), tmp_path, external=True)
     first, second = gate.draw(), gate.draw()
     assert first != second
     cleared = gate.read(first)
@@ -100,7 +98,7 @@ def test_only_the_gate_clears_an_image() -> None:
 def test_a_question_takes_nothing_else(tmp_path: Path, image: Any) -> None:
     with pytest.raises(TypeError, match="cleared"):
         ImageQuestion("What?", image, 1)
-    gate = EgressPolicy(OUTSIDE, [], PreparedImages(), tmp_path)
+    gate = EgressPolicy([], PreparedImages(), tmp_path, external=True)
     question = ImageQuestion("What?", gate.read(gate.draw()), 1, Repair("{", "no JSON"))
     assert question.image_png.startswith(b"\x89PNG")
 

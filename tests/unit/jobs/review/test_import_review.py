@@ -63,7 +63,8 @@ def made(tmp_path: Path) -> Reviewed:
 def exported(made: Reviewed, *, file_format: str = "jsonl", everything: bool = False) -> dict[str, bytes]:
     stream = io.BytesIO()
     rows = export_review.triplets(made.root, "test", 1, everything)
-    told = export_review.write(made.root, rows, file_format, "test", stream)
+    gate = export_review.gate(made.root, "test", None, on_site=True)
+    told = export_review.write(gate, rows, file_format, "test", stream)
     assert told.bytes == len(stream.getvalue())
     stream.seek(0)
     with tarfile.open(fileobj=stream) as archive:
