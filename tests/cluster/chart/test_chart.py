@@ -15,6 +15,7 @@ import yaml
 
 from medgr2_api.server_address import is_external
 from medgr2_operator.render import egress, rendezvous, vllm_sidecar
+from medgr2_operator.render.cycle_policy import CyclePolicy
 from medgr2_operator.render.egress import Egress
 from medgr2_operator.render.render_context import RenderSettings
 from medgr2_operator.runtime.settings import Settings, from_environment
@@ -208,13 +209,23 @@ def _open(schema: Document, path: str) -> list[str]:
 
 def test_the_operator_understands_its_environment(helm: Helm) -> None:
     settings = from_environment(environment(only(helm.template({}), "Deployment"), "pod-0"))
-    here = {"namespace": "medgr2", "identity": "pod-0"}
+    here = {"namespace": "medgr2", "identity": "pod-0", "state_dir": "/var/lib/medgr2"}
     assert settings == Settings.model_validate({**Settings().model_dump(), **here})
     values = {"watchNamespaces": ["a", "b"], "workers": 3, "resyncSeconds": 7200, "port": 9090, "logLevel": "DEBUG"}
     settings = from_environment(environment(only(helm.template(CASES["everything"] | values), "Deployment"), "pod-0"))
     assert (settings.watched, settings.workers, settings.resync_seconds) == (("a", "b"), 3, 7200)
     assert (settings.port, settings.log_level, settings.lease_name) == (9090, "DEBUG", "medgr2")
     assert (settings.image, settings.image_pull_policy) == ("registry.example/jobs:1.2-cu128", "Always")
+
+
+def test_cycles_only(helm: Helm) -> None:
+    switches = ("allowPatches", "allowServiceAccounts", "allowHostAccess")
+    policy = {**dict.fromkeys(switches, False), "allowedImages": ["a.b/c", "d.e"], "allowedSecrets": ["medgr2-*"]}
+    found = from_environment(environment(only(helm.template({"cyclePolicy": policy}), "Deployment"), "pod-0"))
+    assert found.render().policy == CyclePolicy(False, False, False, ("a.b/c", "d.e"), ("medgr2-*",), "medgr2")
+    assert from_environment(environment(only(helm.template({}), "Deployment"), "pod-0")).render().policy == CyclePolicy(
+        refused_namespace="medgr2"
+    )
 
 
 def test_no_service_looks_like_a_setting(helm: Helm) -> None:
