@@ -20,6 +20,8 @@ MARK = "***"
 _PART = 10
 #: Shorter values are ordinary words: they are taken out where they stand alone.
 _WORD = 8
+#: Every run of `_WORD` characters has one of `_HINT` that begins at a multiple of `_STRIDE`.
+_HINT, _STRIDE = 5, 4
 #: What libraries write instead of a character, or between two of them. Numbered groups hold the character's code.
 _WRITTEN = re.compile(
     r"""
@@ -30,33 +32,44 @@ _WRITTEN = re.compile(
     """,
     re.VERBOSE,
 )
+_PASSED_OVER = re.compile("[\\s'\"\u200b\ufeff]+")
 _UPPER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
 
 _VALUE = r"""[^\s'",;&<>(){}\[\]\\]"""
 _SEPARATOR = r"""[\\'"]*\s*[:=,]\s*(?:[\\'"(\[]|b(?=[\\'"]))*\s*"""
-#: What gives a secret away → what is left of it.
-_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern, re.IGNORECASE), left)
-    for pattern, left in (
+#: Words one of which is in a text that has it, what gives a secret away → what is left of it.
+_PATTERNS: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = tuple(
+    (tuple(words.split()), re.compile(pattern, re.IGNORECASE), left)
+    for words, pattern, left in (
         # a header with its scheme, as text, as a tuple or in a dict
-        (rf"((?:proxy-)?authorization{_SEPARATOR})(?:(?:bearer|basic|token|digest)\s+)?{_VALUE}+", rf"\1{MARK}"),
-        (r"\b(bearer[ \t]+)(?=[^\s]*[\d._~+/-])[A-Za-z0-9._~+/=-]{6,}", rf"\1{MARK}"),
-        (r"\b(bearer[ \t]+)[A-Za-z0-9._~+/=-]{20,}", rf"\1{MARK}"),
-        (r"\b(basic[ \t]+)(?=[A-Za-z]*[\d+/=])[A-Za-z0-9+/]{8,}={0,2}", rf"\1{MARK}"),
         (
+            "authorization",
+            rf"((?:proxy-)?authorization{_SEPARATOR})(?:(?:bearer|basic|token|digest)\s+)?{_VALUE}+",
+            rf"\1{MARK}",
+        ),
+        ("bearer", r"\b(bearer[ \t]+)(?=[^\s]*[\d._~+/-])[A-Za-z0-9._~+/=-]{6,}", rf"\1{MARK}"),
+        ("bearer", r"\b(bearer[ \t]+)[A-Za-z0-9._~+/=-]{20,}", rf"\1{MARK}"),
+        ("basic", r"\b(basic[ \t]+)(?=[A-Za-z]*[\d+/=])[A-Za-z0-9+/]{8,}={0,2}", rf"\1{MARK}"),
+        (
+            "key token secret cookie password",
             r"((?:x-goog-api-key|x-api-key|api[-_ ]?key|x-amz-security-token|x-auth-token|access[-_]token|auth[-_]token"
             rf"|hf[-_]token|secret[-_]access[-_]key|client[-_]secret|set-cookie|cookie|password){_SEPARATOR}){_VALUE}{{6,}}",
             rf"\1{MARK}",
         ),
         (
+            "=",
             r"([?&;](?:amp;)?(?:x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|signature|sig"
             r"|awsaccesskeyid|googleaccessid|api[-_]?key|key|access[-_]?token|token|password|secret)=)[^&;#\s'\"<>\\]+",
             rf"\1{MARK}",
         ),
-        (r"(://)[^/\s:@'\"]*:[^/\s@'\"]+@", rf"\1{MARK}@"),
-        (r"\b(?:sk-|hf_|gh[pousr]_|xox[abprs]-|AKIA|ASIA|AIza)[A-Za-z0-9_-]{16,}", MARK),
-        (r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?", MARK),
-        (r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", MARK),
+        ("://", r"(://)[^/\s:@'\"]*:[^/\s@'\"]+@", rf"\1{MARK}@"),
+        (
+            "sk- hf_ gh xox akia asia aiza",
+            r"\b(?:sk-|hf_|gh[pousr]_|xox[abprs]-|AKIA|ASIA|AIza)[A-Za-z0-9_-]{16,}",
+            MARK,
+        ),
+        ("eyj", r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?", MARK),
+        ("-----begin", r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", MARK),
     )
 )
 _ENVIRONMENT = re.compile(r"(TOKEN|API_?KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY)", re.IGNORECASE)
@@ -69,6 +82,8 @@ class Redactor:
     def __init__(self) -> None:
         self._parts: dict[int, set[str]] = {}
         """Runs of a length's characters of any form of a secret, as `_read` gives them."""
+        self._hints: set[str] = set()
+        """Their runs of five characters: nearly every text has none of them, and that is soon seen."""
         self._words: set[str] = set()
 
     def register(self, value: str) -> None:
@@ -82,6 +97,7 @@ class Redactor:
             if length >= _WORD:
                 runs = (form[start : start + length] for start in range(len(form) - length + 1))
                 self._parts.setdefault(length, set()).update(runs)
+                self._hints.update(form[start : start + _HINT] for start in range(len(form) - _HINT + 1))
 
     def register_environment(self, environment: Mapping[str, str]) -> None:
         """Takes out what the names of variables call a secret: libraries read it without asking us."""
@@ -95,11 +111,17 @@ class Redactor:
             text = self._without_parts(text)
         for word in self._words:
             text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", MARK, text)
-        for pattern, left in _PATTERNS:
-            text = pattern.sub(left, text)
+        lower = text.lower()
+        for words, pattern, left in _PATTERNS:
+            if any(word in lower for word in words):
+                text = pattern.sub(left, text)
         return text
 
     def _without_parts(self, text: str) -> str:
+        escapes = any(character in text for character in "%&\\")
+        plain = (_WRITTEN.sub(_letter, text) if escapes else _PASSED_OVER.sub("", text)).translate(_UPPER)
+        if self._hints.isdisjoint(plain[start : start + _HINT] for start in range(0, len(plain), _STRIDE)):
+            return text
         letters, starts, ends = _read(text)
         hidden: list[tuple[int, int]] = []
         for length, parts in self._parts.items():
@@ -146,14 +168,24 @@ def _read(text: str) -> tuple[str, list[int], list[int]]:
         for index in range(at, match.start()):
             add(text[index], index, index + 1)
         at = match.end()
-        hexadecimal = match[1] or match[3] or match[5] or match[6]
-        letter = chr(int(hexadecimal, 16)) if hexadecimal else chr(int(match[2])) if match[2] else ""
-        letter = html.unescape(f"&{match[4]};") if match[4] else letter
-        if letter and not _WRITTEN.fullmatch(letter):
+        if letter := _letter(match):
             add(letter, match.start(), match.end())
     for index in range(at, len(text)):
         add(text[index], index, index + 1)
     return "".join(letters).translate(_UPPER), starts, ends
+
+
+def _letter(match: re.Match[str]) -> str:
+    """The character that is written so; empty: it is none, or one that is passed over."""
+    if hexadecimal := match[1] or match[3] or match[5] or match[6]:
+        letter = chr(int(hexadecimal, 16))
+    elif match[2]:
+        letter = chr(int(match[2]))
+    elif match[4]:
+        letter = html.unescape(f"&{match[4]};")
+    else:
+        return ""
+    return "" if _WRITTEN.fullmatch(letter) else letter
 
 
 _process = Redactor()
