@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TemporaryError
+from ..errors import Checkpointed, TemporaryError
 
 if TYPE_CHECKING:  # a fetching process imports this module, and little else
     from .context import StageContext
 
+_log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -63,4 +66,10 @@ class BackgroundProcess:
 def _run(ctx: StageContext[Any], work: Callable[[], float], sender: Any) -> None:
     die_with_parent(signal.SIGKILL)
     ctx.silence()
-    sender.send(work())
+    try:
+        sender.send(work())
+    except Checkpointed:  # as the stage was asked to, which knows it
+        return
+    except Exception:
+        _log.exception("%s failed", multiprocessing.current_process().name)
+        sys.exit(1)
