@@ -63,6 +63,13 @@ def status(cycle: Name, *, on: WhereOptions) -> None:
 
 @cluster.command()
 @with_options
+def model(cycle: Name, *, on: WhereOptions) -> None:
+    """Say where a cycle's trained models are, which one to take and why, and how to load and ask it."""
+    raise typer.Exit(on.at(cycle).model(cycle))
+
+
+@cluster.command()
+@with_options
 def logs(
     cycle: Name,
     stage: Annotated[str, typer.Argument(metavar="STAGE[@N]", help="Default: what runs now, else what ran last.")] = "",

@@ -97,6 +97,22 @@ class ClusterCycles:
 
         return self._run(command)
 
+    def model(self, cycle: str) -> int:
+        async def command(cluster: Cluster) -> int:
+            from medgr2_api import paths
+
+            from .connection import parsed
+            from .models import print_models
+
+            print_models(
+                parsed(await cluster.cycle(cycle)),
+                lambda record: cluster.typed("cp", f"{cycle}:{paths.artifact(record.name, record.input_hash)}", "."),
+                lambda record: f"{record.input_hash}/<attempt>/model",
+            )
+            return ExitCode.OK
+
+        return self._run(command)
+
     def report(self, cycle: str, target: Path, force: bool) -> int:
         async def command(cluster: Cluster) -> int:
             from ..plan.spec_edits import edits_of

@@ -49,6 +49,9 @@ class Cycles(Protocol):
     def approve(self, cycle: str, stage: str, wait: float) -> int:
         """Lets what waits for approval go on."""
 
+    def model(self, cycle: str) -> int:
+        """Where the trained models are, which one to take, and how to use it."""
+
     def report(self, cycle: str, target: Path, force: bool) -> int:
         """Says where the newest report is; fetches it where that is elsewhere."""
 

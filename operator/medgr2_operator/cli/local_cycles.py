@@ -26,6 +26,7 @@ from .attempts import choose_attempts
 from .errors import CommandError, did_you_mean
 from .hints import print_edits, typed
 from .lineage import local_lineage
+from .models import folder_of, print_models
 from .review import ExportRequest, export_local, import_local
 from .status_view import print_list, print_status
 
@@ -101,6 +102,14 @@ class LocalCycles:
             print(f"it goes on with: {self._typed('resume', cycle)}")
         return ExitCode.OK
 
+    def model(self, cycle: str) -> int:
+        print_models(
+            self._stored(cycle),
+            lambda record: str(folder_of(self.workspace, record)),
+            lambda record: str(folder_of(self.workspace, record).resolve()),
+        )
+        return ExitCode.OK
+
     def report(self, cycle: str, target: Path, force: bool) -> int:
         del target, force  # it is here already
         folder = self.workspace / paths.report(cycle)
@@ -110,6 +119,7 @@ class LocalCycles:
                 f"no report of {cycle} in {self.workspace}; cycles with one: {', '.join(known) or 'none'}"
             )
         print(f"report: {folder / 'report.md'}")
+        print(f"model: {self._typed('model', cycle)}")
         stored = StateFile(self.workspace, cycle).load()
         if stored is not None and (edits := edits_of(stored)):
             print_edits(cycle, edits, lambda key: self._typed("restart", cycle, key))

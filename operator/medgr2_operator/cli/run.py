@@ -76,7 +76,7 @@ def _start(cycles: Sequence[tuple[Cycle, _Commands]], workspace: Path, options: 
     with lock:
         executors = [_executor(workspace, cycle, view, options) for cycle, _ in cycles]
         runner = Runner(executors, view, parallelism=options.parallelism, inherit=(lock.fileno,))
-        return _run(runner, view, [commands for _, commands in cycles], again)
+        return _run(runner, view, [commands for _, commands in cycles], workspace, again)
 
 
 def _check_names(files: Sequence[Path], cycles: dict[Path, Cycle], options: Options) -> None:
@@ -133,7 +133,7 @@ def restart_point(text: str, iterations: int) -> tuple[str, int]:
     return stage, iteration
 
 
-def _run(runner: Runner, view: LiveView | PlainView, commands: Sequence[_Commands], again: str) -> int:
+def _run(runner: Runner, view: LiveView | PlainView, commands: Sequence[_Commands], workspace: Path, again: str) -> int:
     interrupted: list[int] = []
 
     def leave(number: int, _: FrameType | None) -> None:
@@ -153,7 +153,7 @@ def _run(runner: Runner, view: LiveView | PlainView, commands: Sequence[_Command
     stopped = bool(interrupted)
     codes = [
         _print_end(
-            _End(executor, own, ran=executor.cycle.status.completion_time != before),
+            _End(executor, own, workspace, ran=executor.cycle.status.completion_time != before),
             stopped=stopped,
             several=len(commands) > 1,
         )
@@ -171,6 +171,7 @@ class _End:
 
     executor: Executor
     commands: _Commands
+    workspace: Path
     ran: bool
     """This run brought it there; False: it had ended before."""
 
@@ -189,6 +190,8 @@ def _print_end(end: _End, *, stopped: bool, several: bool) -> int:
         print_edits(name, edits, end.commands.restart)
     if phase is Phase.COMPLETE:
         print_results(executor.root / paths.report(name))
+        if executor.cycle.status.models.policy is not None:
+            print(f"model: {typed('model', name, '-w', end.workspace)}")
         return ExitCode.CONFIG if edits and not end.ran else ExitCode.OK
     return ExitCode.OK if stopped and phase is not Phase.FAILED else _print_cause(end)
 
@@ -211,6 +214,6 @@ def _print_cause(end: _End) -> int:
     progressing = next((condition for condition in status.conditions if condition.type == "Progressing"), None)
     print(f"{executor.phase}: {progressing.message if progressing else status.summary}", file=sys.stderr)
     if executor.phase is Phase.PAUSED:
-        approve = typed("approve", executor.cycle.metadata.name, "-w", executor.root)
+        approve = typed("approve", executor.cycle.metadata.name, "-w", end.workspace)
         print(f"look at the results, then let it go on: {approve}", file=sys.stderr)
     return ExitCode.OK

@@ -1,0 +1,112 @@
+"""`medgr2 model`: where the trained models are, which one to take and why, and how to load and ask it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from medgr2_api import paths
+from medgr2_api.cycle import Cycle
+from medgr2_api.metrics import MACRO_ACCURACY
+from medgr2_api.presets import resolve
+from medgr2_api.stages import definition
+from medgr2_api.status import AttemptState, StageStatus
+
+from .errors import CommandError
+
+_SNIPPET = """\
+from medgr2_jobs.prompts.answers import prompt_text
+from medgr2_api.training_spec import AnswerFormat
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+folder = {folder!r}
+processor = AutoProcessor.from_pretrained(folder)
+model = AutoModelForImageTextToText.from_pretrained(folder)
+question = prompt_text("What does the image show?", ["a mass", "a cyst", "nothing"], AnswerFormat({answers!r}))
+chat = [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": question}}]}}]
+text = processor.apply_chat_template(chat, add_generation_prompt=True)
+inputs = processor(text=[text], images=[Image.open("picture.png").convert("RGB")], return_tensors="pt")
+tokens = model.generate(**inputs, max_new_tokens=256)
+print(processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])
+"""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The checkpoint to take."""
+
+    record: StageStatus | None
+    """None: the model that the loop started from."""
+    why: str
+
+
+def choose(cycle: Cycle) -> Choice:
+    """The best checkpoint by validation; where nothing was measured, the newest.
+
+    Raises:
+        CommandError: the cycle has trained nothing so far.
+    """
+    status = cycle.status
+    if (best := status.best) is not None:
+        value = best.value(MACRO_ACCURACY.name)
+        why = f"the best on validation, {MACRO_ACCURACY.name} {value:.3f}"
+        if best.checkpoint == "base":
+            return Choice(None, f"no checkpoint is better than the model that the loop started from: it is {why}")
+        if (record := _record(cycle, best.iteration, best.checkpoint)) is not None:
+            return Choice(record, why)
+    if (newest := status.models.policy) is not None and (record := _record(cycle, newest.iteration, newest.stage)):
+        return Choice(record, "the newest; nothing was measured on validation")
+    raise CommandError(f"{cycle.metadata.name}: no model has been trained so far")
+
+
+def print_models(cycle: Cycle, place: Callable[[StageStatus], str], load: Callable[[StageStatus], str]) -> None:
+    """All checkpoints with their scores, which one to take, and how to use it.
+
+    Args:
+        cycle: with its status.
+        place: where a stage's model is, or the command that brings it here.
+        load: the folder's name once it is here.
+    """
+    chosen = choose(cycle)
+    for record in cycle.status.stages:
+        if definition(record.name).makes == "policy" and record.state is AttemptState.SUCCEEDED:
+            mark = "*" if record is chosen.record else " "
+            print(f"{mark} {record.name}@{record.iteration}{_score(cycle, record)}: {place(record)}")
+    print()
+    if chosen.record is None:
+        print(f"take the base model, {cycle.spec.policy.base_model}: {chosen.why}")
+        return
+    print(f"take {chosen.record.name}@{chosen.record.iteration} (*): {chosen.why}")
+    print("It is a folder in Hugging Face format, with adapters merged. To ask it about a picture:\n")
+    answers = str(resolve(cycle.spec).answer_format)
+    print(_SNIPPET.format(folder=load(chosen.record), answers=answers), end="")
+
+
+def folder_of(root: Path, record: StageStatus) -> Path:
+    """The folder with a stage's model.
+
+    Raises:
+        CommandError: it is not there any more.
+    """
+    artifact = root / paths.artifact(record.name, record.input_hash)
+    try:
+        parts = json.loads((artifact / paths.MANIFEST).read_bytes())["parts"]
+        config = next(part["path"] for part in parts if part["name"] == "model/config.json")
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        raise CommandError(f"{artifact}: the model of {record.name}@{record.iteration} is not there any more") from None
+    return Path(artifact, str(config)).parent
+
+
+def _record(cycle: Cycle, iteration: int, stage: str) -> StageStatus | None:
+    return next((r for r in cycle.status.stages if (r.iteration, r.name) == (iteration, stage) and r.input_hash), None)
+
+
+def _score(cycle: Cycle, record: StageStatus) -> str:
+    for score in cycle.status.scores:
+        if (score.iteration, score.checkpoint) == (record.iteration, record.name):
+            value = score.value(MACRO_ACCURACY.name)
+            return f", validation {value:.3f}" if value is not None else ""
+    return ""

@@ -1,0 +1,96 @@
+"""`medgr2 model`: which checkpoint to take and why, where it is, and a program that asks it, which runs as printed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from tests.support.cycle_documents import tiny_cycle
+from tests.support.fake_artifacts import publish
+from typer.testing import CliRunner
+
+from medgr2_api.cycle import Cycle
+from medgr2_api.status import CycleStatus
+from medgr2_jobs.models.tiny import model as tiny_model
+from medgr2_jobs.models.tiny import tokenizer as tiny_tokenizer
+from medgr2_operator.cli.app import app
+from medgr2_operator.cli.errors import CommandError
+from medgr2_operator.cli.models import choose
+from medgr2_operator.local.state import StateFile
+
+SCORES = [("base", 0, 0.4), ("sft", 1, 0.7), ("grpo", 1, 0.9), ("sft", 2, 0.8), ("grpo", 2, 0.85)]
+
+
+def cycle_of(*scores: tuple[str, int, float], stages: tuple[tuple[str, int], ...] = ()) -> Cycle:
+    made = stages or tuple((name, t) for name, t, _ in scores if name != "base")
+    status: dict[str, Any] = {
+        "phase": "Complete",
+        "stages": [
+            {"name": name, "iteration": t, "state": "Succeeded", "attempt": 1, "inputHash": f"{name}{t}"}
+            for name, t in made
+        ],
+        "scores": [{"checkpoint": name, "iteration": t, "macroAccuracy": value} for name, t, value in scores],
+    }
+    if scores:
+        status["best"] = max(status["scores"], key=lambda score: score["macroAccuracy"])
+    if made:
+        newest = max(made, key=lambda stage: stage[1])
+        status["models"] = {"policy": {"stage": newest[0], "iteration": newest[1], "digest": "d"}}
+    document = tiny_cycle(iterations=2)
+    return Cycle.model_validate({**document, "status": CycleStatus.model_validate(status).dump()})
+
+
+def test_the_best_on_validation_and_not_the_newest() -> None:
+    chosen = choose(cycle_of(*SCORES))
+    assert chosen.record is not None
+    assert (chosen.record.name, chosen.record.iteration) == ("grpo", 1)
+    assert chosen.why == "the best on validation, macroAccuracy 0.900"
+
+
+def test_a_loop_that_made_nothing_better() -> None:
+    chosen = choose(cycle_of(("base", 0, 0.9), ("sft", 1, 0.5)))
+    assert chosen.record is None
+    assert "no checkpoint is better than the model that the loop started from" in chosen.why
+
+
+def test_without_a_measurement_the_newest() -> None:
+    chosen = choose(cycle_of(stages=(("sft", 1), ("sft", 2))))
+    assert chosen.record is not None
+    assert (chosen.record.iteration, "nothing was measured" in chosen.why) == (2, True)
+    with pytest.raises(CommandError, match="no model has been trained so far"):
+        choose(cycle_of())
+
+
+def test_the_printed_program_asks_the_model(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    processor = tiny_tokenizer.processor()
+    tiny_model.build(processor.tokenizer, 1).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    ref = publish(tmp_path, "sft", 1, folders={"model": folder})
+    cycle = cycle_of(("sft", 1, 0.7))
+    name = ref.path.rsplit("/", 1)[1]
+    stages = [record.model_copy(update={"input_hash": name}) for record in cycle.status.stages]
+    cycle = cycle.model_copy(update={"status": cycle.status.model_copy(update={"stages": stages})})
+    StateFile(tmp_path, "loop").save(cycle)
+    shown = CliRunner().invoke(app, ["model", "loop", "-w", str(tmp_path)])
+    assert shown.exit_code == 0, shown.output
+    assert f"* sft@1, validation 0.700: {tmp_path / ref.path}" in shown.output
+    program = shown.output[shown.output.index("from medgr2_jobs") :]
+    Image.new("RGB", (64, 64), "gray").save(tmp_path / "picture.png")
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\n")
+
+
+def test_a_model_that_is_gone(tmp_path: Path) -> None:
+    StateFile(tmp_path, "loop").save(cycle_of(("sft", 1, 0.7)))
+    gone = CliRunner().invoke(app, ["model", "loop", "-w", str(tmp_path)])
+    assert (gone.exit_code, "the model of sft@1 is not there any more" in gone.output) == (2, True)
+    (tmp_path / "artifacts/sft/sft1").mkdir(parents=True)
+    (tmp_path / "artifacts/sft/sft1/manifest.json").write_text(json.dumps({"parts": None}))
+    assert CliRunner().invoke(app, ["model", "loop", "-w", str(tmp_path)]).exit_code == 2
