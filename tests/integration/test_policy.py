@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -241,6 +242,31 @@ def test_grpo_without_a_reward_model_asks_trusted_prompts_only(workspace: Policy
     )
     assert found is not None
     assert found.manifest.counters["prompts"] == found.manifest.counters["prompts_trusted"] == len(workspace.training)
+
+
+def test_grpo_reads_whole_answers_behind_a_think_of_the_template(
+    workspace: PolicyWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, begins, asked = vlm.load_processor, "<|im_start|>assistant\n", list[PromptResponse]()
+
+    def opening(path: Path, padding_side: str = "right") -> Any:
+        processor = honest(path, padding_side)
+        before, after = processor.chat_template.rsplit(begins, 1)
+        processor.chat_template = f"{before}{begins}<think>\n{after}"
+        return processor
+
+    def scorer(ctx: Any) -> Any:
+        return lambda rows: (asked.extend(rows), np.arange(len(rows), dtype=float))[1]
+
+    monkeypatch.setattr(vlm, "load_processor", opening)
+    monkeypatch.setattr(grpo, "_scorer", scorer)
+    found = workspace.run(workspace.grpo({"max_steps": 2}, name="opened"))
+    assert found is not None
+    texts = [row.completion for row in found.rows(Rollout)]
+    assert texts
+    assert all(text.startswith("<think>") for text in texts)
+    assert asked
+    assert all(row.response.startswith("<think>") for row in asked)
 
 
 def test_grpo_raises_the_term_of_a_plugin(workspace: PolicyWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:

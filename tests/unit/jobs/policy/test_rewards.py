@@ -69,6 +69,13 @@ def test_an_answer_that_cannot_be_read_never_matches() -> None:
     assert "reward_model" not in logged
 
 
+def test_what_the_template_has_written_belongs_to_the_answer() -> None:
+    reward = PolicyReward(terms(0.0, 1.0)[1:], 2, None, Rollouts(), FORMAT, "<think>".__add__)
+    found, logged = call(reward, [RIGHT.removeprefix("<think>"), "nothing"], [0, 0])
+    assert found == [1.0, 0.0]
+    assert logged["well_formed"] == 0.5
+
+
 def test_variance_shares_add_up_to_one() -> None:
     rng = np.random.default_rng(0)
     reward = PolicyReward(terms(), 4, scores(*rng.uniform(-6, 10, 16)), Rollouts(), FORMAT)
