@@ -66,6 +66,7 @@ def _record(place: Place, folder: Path, name: str, row: Row, images: Images) -> 
         question_id=called,
         image=images.get(folder, name, "file_name"),
         image_path=called,
+        where=place.names.file(called),
         dataset=_name(place, row.get("dataset") or Path(name).parent.as_posix(), row),
         modality=modality,
         patient=place.names.identity(row.get("patient", "")),
