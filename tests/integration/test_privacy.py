@@ -180,6 +180,30 @@ def test_a_patients_name_reaches_nothing(
         assert NAME in found["name"]
 
 
+def test_the_names_of_fetched_files_are_not_in_their_pins(
+    workspace: PrepareWorkspace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = _vqa(workspace.root)
+    for path in (workspace.root / "vqa").rglob("*"):  # what a fetch would not copy
+        if path.is_symlink() or (path.is_dir() and path.suffix):
+            path.unlink() if path.is_symlink() else path.rmdir()
+    elsewhere = workspace.root.parent / "elsewhere"
+    (workspace.root / "vqa").rename(elsewhere)
+    workspace.data["sources"].append(source | {"uri": f"file://{elsewhere}"})
+    tables = workspace.tables(data={"maxBadFraction": 1})
+    assert not _leaks(workspace.root, "".join(capfd.readouterr()))
+    (pin,) = json.loads(tables.file("inputs.json").read_text())
+    assert len(pin["files"]) == 7
+    for file in pin["files"]:
+        (found, *_) = whois.find(workspace.root, [file["path"]])
+        assert NAME in found["name"]
+    images = {row.source_path for row in tables.rows(ImageRow) if row.source == "vqa"}
+    assert images <= {file["path"] for file in pin["files"]}
+    clear = source | {"uri": f"file://{elsewhere}", "names": "Clear"}
+    shown = workspace.tables(data={"maxBadFraction": 1, "sources": [clear]})
+    assert NAME in shown.file("inputs.json").read_text()
+
+
 def test_clear_names_are_the_specs_choice(workspace: PrepareWorkspace) -> None:
     workspace.data["sources"] = [_image_folder(workspace.root, metadata=False) | {"names": "Clear", "role": "Images"},
                                  *workspace.data["sources"]]  # fmt: skip

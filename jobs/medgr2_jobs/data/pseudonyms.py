@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from medgr2_api import paths
 from medgr2_api.data import DataFormat, NamesShown
+from medgr2_api.hashing import sha256_of
 
 from ..errors import ConfigError
 from ..store import atomic
@@ -131,6 +132,25 @@ def opened(ctx: StageContext[Any], data: Data) -> Iterator[Names]:
             if temporary.exists():
                 temporary.replace(path)
                 atomic.fsync_folder(path.parent)
+
+
+def shown_pins(pins: list[dict[str, Any]], data: Data, names: Names) -> list[dict[str, Any]]:
+    """What was fetched (`fetch.pins`), with the files of private sources as they may be published.
+
+    The digest of such a pin is one over pseudonyms: over paths it would let anybody try names.
+    """
+    private: dict[str, Names] = {}
+    inputs: list[DataSource | Benchmark] = [*data.sources, *data.benchmarks]
+    for source in inputs:
+        own = names.of(source)
+        if not own.clear:
+            private |= {uri: own for uri in (source.uri, source.images) if uri}
+    return [_shown_pin(pin, private[pin["uri"]]) if pin["uri"] in private else pin for pin in pins]
+
+
+def _shown_pin(pin: dict[str, Any], names: Names) -> dict[str, Any]:
+    files = [{**file, "path": names.file(file["path"])} for file in pin["files"]]
+    return {**pin, "files": files, "sha256": sha256_of([(file["path"], file["sha256"]) for file in files])}
 
 
 def _key(ctx: StageContext[Any], data: Data) -> bytes:

@@ -53,6 +53,7 @@ def run(ctx: Context) -> StageOutcome:
         benchmarks = [
             ingest.read(benchmark, f"data.benchmarks[{benchmark.name}]", quarantine) for benchmark in data.benchmarks
         ]
+        pins = pseudonyms.shown_pins(fetch.pins(ctx), data, names)
 
     leaks = _leaks(ingest, sources, benchmarks)
     leaked = {sha256 for leak in leaks for sha256 in leak.images}
@@ -68,7 +69,7 @@ def run(ctx: Context) -> StageOutcome:
 
     everywhere = _write_images(ctx, ingest, sources, benchmarks, assigned)
     _write_splits(ctx, everywhere, counts, leaks, [*sources, *benchmarks])
-    if pins := fetch.pins(ctx):
+    if pins:
         ctx.writer.path("inputs.json").write_text(json.dumps(pins, indent=1, sort_keys=True) + "\n")
     ctx.images.sync()
     tested = set().union(*(loaded.images for loaded in benchmarks)) if benchmarks else set()
