@@ -31,7 +31,7 @@ KeptAtMost = Annotated[int, Field(ge=0)]
 
 
 class Selection(Model):
-    """Which candidates are kept."""
+    """How the candidates that are kept are selected."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -59,7 +59,7 @@ class Selection(Model):
     precision: Precision | None = None
     """For FittedPrecision: share of the kept that shall be right."""
     k: KeptAtMost | None = None
-    """For TopK and RandomK."""
+    """Number of candidates to keep; strategies TopK and RandomK only."""
 
 
 class SelectAll(Selection):
@@ -113,16 +113,16 @@ class Balance(Model):
     """Caps so that no group fills the training set."""
 
     by: Annotated[list[Literal["modality", "questionType"]], Field(max_length=2), Keyed()] = []
-    """What makes a group."""
+    """Fields whose values make up a group, such as modality."""
     max_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Largest share of one group."""
+    """Largest share of the kept candidates that one group may have."""
 
 
 class Review(Model):
     """An expert's decisions on the kept triplets of an iteration."""
 
     iteration: Annotated[int, Field(ge=1, le=20)]
-    """Which iteration."""
+    """Number of the iteration, counted from 1."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     """Which review: it lies in the workspace as reviews/<sha256>.jsonl (`medgr2 review import` puts it there)."""
 
@@ -131,7 +131,7 @@ class Curation(Model):
     """From scored candidates to training data."""
 
     selection: Selection = Selection()
-    """Which candidates are kept."""
+    """How the candidates that are kept are selected."""
     allow_overlap: bool = False
     """Keep candidates that are already in the training set (paper: allow_overlap). Benchmarks are always kept out."""
     near_duplicates: NearDuplicates | None = None

@@ -76,7 +76,7 @@ class CycleSpec(Model):
     """Experts' decisions on kept triplets; `medgr2 review import` adds them. A stage curate that has finished takes
     notice by restartFrom."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 17
-    """Seed of everything random."""
+    """Seed that all random choices of the cycle follow from."""
     answer_format: AnswerFormat | None = None
     """What the policy writes as its answer: the option's Letter, or the OptionText."""
     max_parallel_stages: Annotated[int, Field(ge=1, le=64)] = 4
@@ -101,21 +101,21 @@ class CycleSpec(Model):
     generator: Generator
     """Who proposes question, answer and rationale."""
     reward_model: RewardModelSpec
-    """R: scores a triplet."""
+    """R, the reward model, which scores each candidate triplet."""
     curation: Curation = Curation()
     """From scored candidates to training data."""
     policy: Policy
-    """π: the model the user wants."""
+    """π, the policy: the vision-language model that the loop trains."""
     evaluation: Evaluation = Evaluation()
-    """How checkpoints are measured."""
+    """How checkpoints are evaluated: benchmarks, controls, scoring."""
     queueing: Queueing | None = None
-    """Kueue; absent: plain scheduling."""
+    """How Kueue queues the stages; absent: Kubernetes schedules them directly."""
     failure_policy: FailurePolicy = FailurePolicy()
     """How often a stage is tried again."""
     template: PodTemplate = PodTemplate()
-    """What every stage's pod has."""
+    """Template of every stage's pod: image, environment, placement."""
     stages: Annotated[list[StageSettings], Field(max_length=11), Keyed(("name",))] = []
-    """What differs for single stages."""
+    """Settings of single stages that differ from those of the cycle."""
 
     def stage(self, name: StageName) -> StageSettings:
         """The settings of a stage; defaults where the spec says nothing."""
@@ -163,9 +163,9 @@ class Cycle(Model):
     )
 
     api_version: Literal["medgr2.io/v1alpha1"] = "medgr2.io/v1alpha1"
-    """Group and version of the API."""
+    """Group and version of the API: medgr2.io/v1alpha1."""
     kind: Literal["MedGR2Cycle"] = "MedGR2Cycle"
-    """Always MedGR2Cycle."""
+    """Kind of the object: always MedGR2Cycle."""
     metadata: Metadata
     """Name, namespace and what else every Kubernetes object has."""
     spec: CycleSpec

@@ -123,7 +123,7 @@ class Phantom(Model):
     """Synthetic images drawn by code: no patient, no licence, known truth. For trials and tests."""
 
     images: Annotated[int, Field(ge=1, le=1_000_000)] = 250
-    """How many images to draw."""
+    """Number of synthetic images to draw for this source."""
     questions_per_image: Annotated[int, Field(ge=0, le=4)] = 4
     """Questions per image, of the four kinds: modality, finding, location, count."""
 
@@ -183,7 +183,7 @@ class DataSource(Model):
     name: DNSLabel
     """Name of the source in tables and reports."""
     format: DataFormat
-    """File format of the source."""
+    """File format in which the source's records are stored."""
     uri: URI = ""
     """Where it lies: a path on the volume, or hf://org/name@revision, s3://bucket/key, file:///path, which prepare
     fetches once and pins. Phantom sources have none."""
@@ -199,7 +199,7 @@ class DataSource(Model):
     """Uniform: the options are written in lower case and without punctuation around them, for their spelling can give
     the right one away; the report says so."""
     mmmu: MMMU | None = None
-    """What to take of a MMMU export."""
+    """Which subjects to take from an MMMU export."""
     role: SourceRole | None = None
     """Seed: its questions and answers are gold, its images also feed the generator. Images: only its images are
     used. Default: Seed for formats that carry answers, Images for DICOM and ImageFolder."""
@@ -210,9 +210,9 @@ class DataSource(Model):
     """Private: paths, ids and origins of records, which may name a patient, are pseudonyms in all that is published,
     shown or logged. Clear: as they are. Of Phantom always Clear; patients are pseudonyms in any case."""
     dicom: DICOM | None = None
-    """How to read DICOM files."""
+    """How DICOM files are read: frames, and text that is burned in."""
     phantom: Phantom | None = None
-    """How to draw a Phantom source."""
+    """How the synthetic images of a Phantom source are drawn."""
     plugin: PluginRef | None = None
     """What reads a Plugin source: code of another package (entry points medgr2.readers)."""
 
@@ -232,7 +232,7 @@ class Benchmark(Model):
     name: DNSLabel
     """Name of the benchmark in tables and reports."""
     format: DataFormat
-    """File format of the benchmark."""
+    """File format in which the benchmark's records are stored."""
     uri: URI = ""
     """Where it lies: a path on the volume, or hf://org/name@revision, s3://bucket/key, file:///path, which prepare
     fetches once and pins. Phantom benchmarks have none."""
@@ -248,7 +248,7 @@ class Benchmark(Model):
     """Uniform: the options are written in lower case and without punctuation around them, for their spelling can give
     the right one away; the report says so."""
     mmmu: MMMU | None = None
-    """What to take of a MMMU export."""
+    """Which subjects to take from an MMMU export."""
     names: NamesShown = NamesShown.PRIVATE
     """Private: paths, ids and origins of records, which may name a patient, are pseudonyms in all that is published,
     shown or logged. Clear: as they are, as for a published benchmark. Of Phantom always Clear."""
@@ -297,7 +297,7 @@ class S3(Model):
     region: Annotated[str, Field(max_length=64)] = ""
     """Region of the buckets; empty: the store's default."""
     access_key_id_secret_ref: Annotated[SecretKeyRef | None, Field(alias="accessKeyIDSecretRef")] = None
-    """Where the access key's id lies."""
+    """Reference to the Secret that holds the access key's id."""
     secret_access_key_secret_ref: SecretKeyRef | None = None
     """Where the secret access key lies."""
 
@@ -310,7 +310,7 @@ class Fetch(Model):
     hub_endpoint: HttpURL | None = None
     """Address of a mirror of the hub; absent: huggingface.co."""
     s3: S3 = S3()
-    """How to reach s3:// URIs."""
+    """How objects at s3:// URIs are reached: endpoint, region, keys."""
 
 
 _Source = TypeVar("_Source")
@@ -366,7 +366,7 @@ class ClaimRef(Model):
 
 
 class Retention(Model):
-    """What is kept."""
+    """What happens to the volume when the cycle is deleted."""
 
     when_deleted: WhenDeleted = WhenDeleted.RETAIN
     """What becomes of a claim made from volumeClaimTemplate when the cycle is deleted."""
@@ -384,10 +384,10 @@ class Workspace(Model):
     )
 
     persistent_volume_claim: ClaimRef | None = None
-    """Use this existing claim."""
+    """Use an existing PersistentVolumeClaim of the cycle's namespace."""
     volume_claim_template: VolumeClaimTemplate | None = None
     """Make a claim from this template (a PersistentVolumeClaim's `spec`, and optional `metadata`)."""
     sub_path: RelativePath = ""
     """Folder inside the volume; empty: its root."""
     retention: Retention = Retention()
-    """What is kept."""
+    """What happens to the volume when the cycle is deleted."""

@@ -138,7 +138,7 @@ class VLLM(GeneratorKind):
     model: Annotated[
         ModelName, Rule("!self.startsWith('-')", "must not begin with '-'", lambda name: not name.startswith("-"))
     ]
-    """Model to serve."""
+    """Model that the server loads: an hf:// URI or a path on the volume."""
     image: str = ""
     """Container image; empty: the operator's default."""
     args: Annotated[list[Annotated[Argument, ALLOWED_OPTION]], Field(max_length=100)] = []
@@ -214,20 +214,20 @@ class WeightedParadigm(Model):
     """A prompting paradigm and its share."""
 
     name: Paradigm
-    """Which paradigm."""
+    """Name of the prompting paradigm."""
     weight: Positive = 1.0
-    """Share relative to the others."""
+    """Weight of this one relative to the others in the list."""
 
 
 class Sampling(Model):
-    """How the generator samples."""
+    """Sampling settings with which the generator is asked."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    """Sampling temperature; 0: greedy."""
+    """Sampling temperature; 0 takes the likeliest token each time."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Nucleus sampling."""
+    """Probability mass that nucleus sampling draws from (top-p)."""
     max_tokens: Annotated[int, Field(ge=1)] = 1024
-    """Longest answer, in tokens."""
+    """Largest number of tokens in one answer."""
     thinking_tokens: Annotated[int | None, Field(ge=0)] = None
     """Tokens that it may think with before the answer, beside `maxTokens`: Gemini's thinking budget (0: none, where the
     model can do without); any other server is given so many tokens more. Absent: the model thinks as it does by itself,
@@ -293,11 +293,11 @@ class Generator(Model):
     )
 
     gemini: Gemini | None = None
-    """Use Google's Gemini API."""
+    """Ask a model of Google's Gemini API."""
     openai: Annotated[OpenAI | None, Field(alias="openAI")] = None
-    """Use an OpenAI-compatible server."""
+    """Ask a server that speaks OpenAI's chat API."""
     vllm: VLLM | None = None
-    """Run vLLM beside the stage."""
+    """Run a vLLM server as a sidecar of the stage, and ask it."""
     scripted: Scripted | None = None
     """Use the scripted generator (phantom sources only)."""
     plugin: PluginProvider | None = None
@@ -310,11 +310,11 @@ class Generator(Model):
     custom_question_types: CustomQuestionTypes = {}
     """Kinds of question of your own, by name: what such a question asks for, as the prompt says it."""
     candidates: Candidates | None = None
-    """Candidates per iteration."""
+    """Number of candidates to generate in each iteration."""
     questions_per_image: QuestionsPerImage | None = None
-    """Questions per image."""
+    """Number of questions that are asked about each image."""
     sampling: Sampling = Sampling()
-    """How the generator samples."""
+    """Sampling settings with which the generator is asked."""
     min_usable: MinUsable = MinUsable()
     """The stage stops when fewer of the answers can be used."""
     concurrency: Concurrency | None = None
@@ -322,7 +322,7 @@ class Generator(Model):
     prices: Prices | None = None
     """What the provider charges; needed for `budget.generatorUSD`."""
     rate_limit: RateLimit = RateLimit()
-    """What the provider allows."""
+    """Largest rate of requests and tokens that the provider allows."""
 
     @property
     def given(self) -> list[GeneratorKind]:

@@ -32,7 +32,7 @@ class Metric:
 
 #: What models are compared by, unless the spec says otherwise.
 MACRO_ACCURACY = Metric("macroAccuracy", "Mean of the accuracies over modalities, 0..1.", True, "macro")
-MICRO_ACCURACY = Metric("microAccuracy", "Accuracy over all items, 0..1.", True)
+MICRO_ACCURACY = Metric("microAccuracy", "Share of all items that are answered right, 0..1.", True)
 
 METRICS: dict[str, Metric] = {
     metric.name: metric

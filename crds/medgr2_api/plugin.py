@@ -24,7 +24,7 @@ class PluginRef(Model):
     """Code of another package, which the image of the stages must have installed."""
 
     name: Annotated[str, Field(max_length=63, pattern="^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
-    """Name of its entry point."""
+    """Name of the plugin's entry point, as its package registers it."""
     version: Annotated[str, Field(min_length=1, max_length=64)]
     """Version of the package that brings it. Another version is other code: a stage that finds another one refuses."""
     options: FreeForm = {}

@@ -41,7 +41,7 @@ _FIRST, _BOTH = _stages_of(Iterations.FIRST), _stages_of(Iterations.BOTH)
 
 
 class StageRef(Model):
-    """A stage of one iteration."""
+    """One stage of one iteration, such as grpo@2."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -55,7 +55,7 @@ class StageRef(Model):
     iteration: Annotated[int, Field(ge=0, le=20)]
     """Iteration; 0 for what runs once before the loop."""
     stage: StageName
-    """Which stage."""
+    """Name of the stage, such as grpo."""
 
 
 class RestartFrom(StageRef):
@@ -69,7 +69,7 @@ class EarlyStopping(Model):
     """Stop iterating when the validation split no longer improves. Never reads a benchmark."""
 
     metric: DecidingMetric = MACRO_ACCURACY.name
-    """What must improve."""
+    """Validation metric that has to improve for the loop to go on."""
     min_delta: Annotated[float, Field(ge=0)] = 0.002
     """Smallest change that counts as an improvement."""
     patience: Annotated[int, Field(ge=1)] = 2
@@ -98,7 +98,7 @@ class Queueing(Model):
     """Kueue. Absent: plain scheduling."""
 
     queue_name: LabelValue
-    """LocalQueue of the stages."""
+    """Name of Kueue's LocalQueue that the stages are submitted to."""
     workload_priority_class_name: LabelValue = ""
     """Priority of stages that have not started."""
     in_flight_priority_class_name: LabelValue = ""
@@ -115,34 +115,34 @@ class FailurePolicy(Model):
     backoff_seconds: Annotated[float, Field(ge=0)] = 10
     """Wait before the first retry; doubles each time."""
     max_backoff_seconds: Annotated[float, Field(ge=0)] = 600
-    """Longest wait."""
+    """Longest wait between two attempts, in seconds."""
 
 
 class PodTemplate(Model):
-    """What every stage's pod has."""
+    """Template of every stage's pod: image, environment, placement."""
 
     image: str = ""
     """Container image; empty: the operator's default."""
     image_pull_secrets: Annotated[list[LocalObjectReference], Field(max_length=32)] = []
-    """As in a pod."""
+    """Secrets with which the image is pulled, as in a pod."""
     service_account_name: str = ""
-    """As in a pod; empty: the namespace's default, without a token."""
+    """ServiceAccount of the pods; empty: the namespace's default, without a token."""
     labels: Labels = {}
     """Further labels of the pods, such as those that keep an injector of sidecars away."""
     annotations: Annotations = {}
-    """Annotations of the pods."""
+    """Annotations that every stage's pod gets."""
     env: Annotated[list[EnvVar], Field(max_length=64)] = []
-    """As in a container. Secrets by reference only."""
+    """Environment variables, as in a container; secrets by reference only."""
     env_from: Annotated[list[EnvFromSource], Field(max_length=32)] = []
-    """As in a container."""
+    """ConfigMaps and Secrets that environment variables are taken from, as in a container."""
     node_selector: Labels = {}
-    """As in a pod."""
+    """Labels that a node must have to run the pods, as in a pod."""
     tolerations: Annotated[list[Toleration], Field(max_length=64)] = []
-    """As in a pod."""
+    """Taints of nodes that the pods tolerate, as in a pod."""
     affinity: Affinity = {}
-    """As in a pod."""
+    """Which nodes and neighbours the pods prefer or need, as in a pod."""
     security_context: PodSecurityContext = {}
-    """As in a pod, over the restricted defaults."""
+    """Security context of the pods, which is merged over the restricted defaults."""
     termination_grace_period_seconds: Annotated[int, Field(ge=10, le=86400)] = 300
     """Time a stage has to write its checkpoint."""
     patches: Annotated[list[Operation], Field(max_length=64)] = []
@@ -157,20 +157,20 @@ class DeepSpeed(ApiEnum):
 
 
 class StageSettings(Model):
-    """What differs for one stage."""
+    """Settings of one stage that differ from those of the cycle."""
 
     name: StageName
-    """Which stage."""
+    """Name of the stage, such as grpo."""
     enabled: bool = True
     """false takes the stage out, and what only it feeds."""
     shards: Annotated[int, Field(ge=1, le=1000)] = 1
     """Parts that run side by side, where the stage can be divided."""
     num_nodes: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Pods of one torchrun."""
+    """Number of pods (nodes) that one distributed training runs on."""
     num_proc_per_node: Annotated[int, Field(ge=1, le=64)] = 1
-    """Processes per pod, one per GPU."""
+    """Number of training processes in each pod, one for each GPU."""
     resources: ResourceRequirements = {}
-    """As in a container."""
+    """CPU, memory and GPUs of the stage, as in a container."""
     deepspeed: DeepSpeed | None = None
     """Shard the optimizer (Zero2) or also the parameters (Zero3); absent: neither."""
     timeout_seconds: Annotated[int | None, Field(ge=1)] = None
@@ -182,9 +182,9 @@ class StageSettings(Model):
     image: str | None = None
     """Container image of this stage; absent: the template's."""
     node_selector: Labels | None = None
-    """As in a pod, instead of the template's; absent: the template's."""
+    """Labels that a node must have to run this stage; absent: the template's."""
     tolerations: Annotated[list[Toleration] | None, Field(max_length=64)] = None
-    """As in a pod, instead of the template's; absent: the template's."""
+    """Taints of nodes that this stage tolerates; absent: the template's."""
     patches: Annotated[list[Operation], Field(max_length=64)] = []
     """RFC 6902 operations on this stage's Job, after the template's."""
 

@@ -29,7 +29,7 @@ VLLM_BASE_URL_ENV = "MEDGR2_VLLM_BASE_URL"
 VLLM_API_KEY_FILE_ENV = "MEDGR2_VLLM_API_KEY_FILE"
 """Where the vLLM beside the stage answers."""
 NUM_NODES_ENV = "MEDGR2_NUM_NODES"
-"""Pods of one torchrun."""
+"""Number of pods (nodes) that one distributed training runs on."""
 NUM_PROC_PER_NODE_ENV = "MEDGR2_NUM_PROC_PER_NODE"
 """Processes in each of them."""
 RDZV_ENDPOINT_ENV = "MEDGR2_RDZV_ENDPOINT"
@@ -83,11 +83,11 @@ class Progress(Model):
     phase: str = ""
     """What the stage is doing, in a word or two."""
     step: Count = 0
-    """Units done."""
+    """Number of units of work that are done."""
     total: Count = 0
-    """Units in all; 0 when not known."""
+    """Number of units of work in all; 0 when it is not known."""
     eta_seconds: FiniteOrNone = None
-    """Estimated seconds to the end."""
+    """Estimated number of seconds until the stage ends."""
     metrics: Figures = Field(default_factory=dict)
     """The latest figures, such as loss or reward."""
 

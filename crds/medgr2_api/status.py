@@ -49,21 +49,21 @@ class AttemptState(ApiEnum):
 
 
 class Condition(Model):
-    """As in every Kubernetes object."""
+    """One aspect of the state, in the form of Kubernetes' conditions."""
 
     type: Annotated[str, Field(max_length=316)]
     """WorkspaceReady, Progressing, Suspended, Complete, Failed, Ready, Reconciling, Stalled or SpecApplied; once it was
     true, AwaitingApproval or NameConflict."""
     status: Literal["True", "False", "Unknown"]
-    """Whether it holds."""
+    """Whether the condition holds: True, False or Unknown."""
     reason: Annotated[str, Field(max_length=1024)] = ""
-    """One CamelCase word."""
+    """Machine-readable reason, one CamelCase word."""
     message: Annotated[str, Field(max_length=1024)] = ""
-    """For people."""
+    """Human-readable explanation of the reason."""
     observed_generation: int = 0
     """Generation of the spec that this is about."""
     last_transition_time: datetime | None = None
-    """When `status` last changed."""
+    """Time at which `status` last changed."""
 
 
 class StageStatus(Model):
@@ -72,9 +72,9 @@ class StageStatus(Model):
     iteration: int
     """Iteration; 0 for what runs once before the loop."""
     name: StageName
-    """Which stage this is about."""
+    """Name of the stage that this record is about."""
     state: AttemptState = AttemptState.PENDING
-    """Where the newest attempt is."""
+    """State of the stage's newest attempt."""
     token: str = ""
     """restartFrom token that this run of the stage belongs to."""
     attempt: int = 0
@@ -101,9 +101,9 @@ class StageStatus(Model):
     start_time: datetime | None = None
     """When the newest attempt started to run."""
     completion_time: datetime | None = None
-    """When it ended."""
+    """Time at which the run ended."""
     run_seconds: float = 0.0
-    """Seconds run, over all attempts."""
+    """Seconds that the stage has run, summed over all attempts."""
     retries: int = 0
     """Attempts lost to application errors."""
     infra_restarts: int = 0
@@ -111,11 +111,11 @@ class StageStatus(Model):
     checkpoint_step: int = -1
     """Last step known to be safe on the volume; an attempt that moved it made progress."""
     retry_after: datetime | None = None
-    """No new attempt before this."""
+    """Time before which no new attempt is made."""
     given_up: bool = False
     """No new attempt at all: the failure is permanent, or the tries are used up. The cycle fails."""
     gpus: float = 0
-    """GPUs of the newest attempt."""
+    """Number of GPUs that the newest attempt has."""
     generator_usd: Annotated[float, Field(alias="generatorUSD")] = 0.0
     """What it paid to the generator's provider, as far as it was told, over all attempts."""
     generator_budget_usd: Annotated[float | None, Field(alias="generatorBudgetUSD")] = None
@@ -133,9 +133,9 @@ class StageStatus(Model):
     reason: str = ""
     """Why it is in this state: one CamelCase word."""
     message: Annotated[str, Field(max_length=1024)] = ""
-    """For people."""
+    """Human-readable explanation of the reason."""
     progress: Progress | None = None
-    """Of a running stage."""
+    """Progress of the stage while it runs."""
 
     @property
     def waiting(self) -> WaitingReason | None:
@@ -163,20 +163,20 @@ class ModelPointer(Model):
     """Where the newest model of a kind lies."""
 
     iteration: int
-    """Iteration that made it."""
+    """Iteration in which the model was trained."""
     stage: StageName
-    """Stage that made it."""
+    """Stage by which the model was trained."""
     digest: str
-    """Digest of its artifact."""
+    """Output digest of the artifact that holds the model."""
 
 
 class Models(Model):
     """The newest models of the loop."""
 
     reward: ModelPointer | None = None
-    """R, the reward model."""
+    """Newest promoted version of R, the reward model."""
     policy: ModelPointer | None = None
-    """π, the policy."""
+    """Newest version of π, the policy."""
 
 
 class MetricScore(Model):
@@ -186,9 +186,9 @@ class MetricScore(Model):
     __pydantic_extra__: dict[str, float] = Field(init=False)
 
     iteration: int
-    """Iteration; 0 is the base model."""
+    """Iteration of the checkpoint; 0 is the base model."""
     checkpoint: Literal["base", "sft", "grpo"]
-    """Which checkpoint."""
+    """Checkpoint that was measured: base, sft or grpo."""
     split: Literal["validation"] = "validation"
     """Always validation: a benchmark never decides."""
 
@@ -241,31 +241,31 @@ class CycleStatus(Model):
     observed_generation: int = 0
     """Generation of the spec that this status is about."""
     phase: Phase = Phase.PENDING
-    """For display."""
+    """Short form of the state for display; automation should use the conditions."""
     conditions: Annotated[list[Condition], Field(max_length=16), Keyed(("type",))] = []
     """WorkspaceReady, Progressing, Suspended, Complete, Failed, what kstatus reads (Ready, Reconciling, Stalled), and
     SpecApplied."""
     iteration: int = 0
     """Newest iteration that has started."""
     summary: str = ""
-    """One line for people."""
+    """Summary of the state in one line, for display."""
     stages: Annotated[list[StageStatus], Field(max_length=256), Keyed(("iteration", "name"))] = []
     """All unfinished stages and the two newest iterations in full; older ones shortened."""
     specs: Annotated[list[str], Field(max_length=256)] = []
     """The specs that stages were made with, oldest first, each as its user wrote it, as JSON, without the fields that
     only say where and when stages run. Empty: an earlier version made them, or the spec is very long."""
     models: Models = Models()
-    """The newest models."""
+    """Pointers to the newest models of the loop."""
     scores: Annotated[list[MetricScore], Field(max_length=64)] = []
-    """Validation scores so far."""
+    """Scores of all checkpoints on the validation split so far."""
     best: MetricScore | None = None
-    """Best validation score so far."""
+    """Checkpoint with the best score on the validation split so far."""
     usage: Usage = Usage()
-    """What it has cost."""
+    """What the cycle has cost so far: GPU time, money, attempts."""
     start_time: datetime | None = None
-    """When the cycle started."""
+    """Time at which the cycle's first stage started."""
     completion_time: datetime | None = None
-    """When it ended."""
+    """Time at which the run ended."""
     finished_iterations: int = 0
     """`spec.iterations` when it ended; more than that reopens it."""
     active_seconds: float = 0.0

@@ -24,9 +24,9 @@ class LoRA(Model):
     rank: Annotated[int, Field(ge=0, le=1024)]
     """Rank r of the adapters; 0: full fine-tuning, whatever the preset says."""
     alpha: Positive | None = None
-    """Scale; default: twice the rank."""
+    """Scale of the adapters' update; default: twice the rank."""
     dropout: ProperFraction = 0.0
-    """Dropout on the adapters."""
+    """Dropout probability on the adapters' input."""
 
 
 class FullFineTuning(LoRA):
@@ -56,13 +56,13 @@ class Grades(Model):
     """Target scores of the four grades and of the image mismatch (paper, section on the reward model)."""
 
     original: float = 10.0
-    """Text as an expert wrote it."""
+    """Target score of a text as an expert wrote it."""
     perturbed: float = 6.0
-    """Lightly changed: synonyms."""
+    """Target score of a text in which words were replaced by synonyms."""
     incoherent: float = 0.0
-    """Phrases deleted."""
+    """Target score of a text from which phrases were deleted."""
     irrelevant: float = -6.0
-    """Irrelevant, hallucinated, or wrong."""
+    """Target score of a text that is irrelevant, hallucinated or wrong."""
     image_mismatch: float = -6.0
     """Right text beside the wrong image."""
 
@@ -96,11 +96,11 @@ class RewardTraining(Model):
     """How the reward model learns."""
 
     lora: LoRA | None = None
-    """Adapters; absent: full fine-tuning."""
+    """LoRA adapters to train; absent: all weights are fine-tuned."""
     learning_rate: Positive | None = None
-    """Peak learning rate."""
+    """Peak learning rate of the schedule."""
     num_epochs: Positive | None = None
-    """Passes over the data."""
+    """Number of passes over the training data."""
     trainer: FreeForm = {}
     """Further transformers.TrainingArguments, less those the contract owns."""
     retrain_trainer: FreeForm = {}
@@ -129,9 +129,9 @@ class RewardModelSpec(Model):
     """Bring your own R⁽⁰⁾: as `baseModel`, with the head beside it; the first training is then left out. Absent: it
     is trained."""
     head: RewardHead | None = None
-    """What the scalar head sees."""
+    """What the scalar head of the reward model reads: the last token, or also the likelihood."""
     grades: Grades = Grades()
-    """Target scores."""
+    """Target scores of D_grade that the reward model is trained on."""
     mismatches_per_item: Mismatches | None = None
     """How many wrong-image and wrong-answer rows each gold item gets."""
     replay_fraction: ProperFraction | None = None
@@ -139,7 +139,7 @@ class RewardModelSpec(Model):
     promotion: Promotion = Promotion()
     """When a retrained model is taken over."""
     training: RewardTraining = RewardTraining()
-    """How it learns."""
+    """Training settings: epochs, learning rate, adapters, trainer options."""
 
 
 class ResolvedRewardModel(RewardModelSpec):
@@ -170,11 +170,11 @@ class Training(Model):
     """Supervised fine-tuning on D_gen."""
 
     lora: LoRA | None = None
-    """Adapters; absent: full fine-tuning."""
+    """LoRA adapters to train; absent: all weights are fine-tuned."""
     learning_rate: Positive | None = None
-    """Peak learning rate."""
+    """Peak learning rate of the schedule."""
     num_epochs: Positive | None = None
-    """Passes over the data."""
+    """Number of passes over the training data."""
     trainer: FreeForm = {}
     """Further trl.SFTConfig fields, less those the contract owns."""
 
@@ -203,7 +203,7 @@ class Normalization(ApiEnum):
 
 
 class RewardTerm(Model):
-    """One term of GRPO's reward."""
+    """One term of GRPO's reward, with its weight."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -247,7 +247,7 @@ class GRPO(Model):
     """Reinforcement learning with group-relative advantages."""
 
     rewards: RewardTerms | None = None
-    """Terms of the reward."""
+    """Terms of the reward, which are added by their weights."""
     prompt_source: PromptSource | None = None
     """Candidates: questions of kept and rejected candidates and of the seed; the match term counts only where the
     answer is trusted. Kept: only what the filter kept (the paper)."""
@@ -258,11 +258,11 @@ class GRPO(Model):
     kl_coefficient: NonNegative | None = None
     """Weight of the KL term (TRL's beta)."""
     learning_rate: Positive | None = None
-    """Peak learning rate."""
+    """Peak learning rate of the schedule."""
     num_epochs: Positive | None = None
-    """Passes over the prompts."""
+    """Number of passes over the prompts."""
     lora: LoRA | None = None
-    """Adapters; absent: full fine-tuning."""
+    """LoRA adapters to train; absent: all weights are fine-tuned."""
     trainer: FreeForm = {}
     """Further trl.GRPOConfig fields, less those the contract owns."""
 
@@ -289,11 +289,11 @@ class Preferences(Model):
     """The policy's own answers, graded, for the next reward model."""
 
     prompts: Annotated[int, Field(ge=1)] | None = None
-    """How many prompts."""
+    """Number of prompts that preferences are sampled for."""
     samples_per_prompt: Samples | None = None
-    """Answers per prompt."""
+    """Number of answers that are sampled for each prompt."""
     temperature: Temperature | None = None
-    """Sampling temperature."""
+    """Temperature at which the answers are sampled."""
     top_p: TopP | None = None
     """Nucleus sampling; 1: from all tokens."""
     seed_fraction: Fraction | None = None
@@ -311,7 +311,7 @@ class ResolvedPreferences(Preferences):
 
 
 class Policy(Model):
-    """π: the model the user wants."""
+    """π, the policy: the vision-language model that the loop trains."""
 
     base_model: ModelURI
     """Model to start from: a folder on the volume, an id of the Hugging Face hub (fetched and pinned by prepare), a URI
@@ -319,9 +319,9 @@ class Policy(Model):
     init_from: InitFrom = InitFrom.BASE
     """Where each iteration's SFT starts: the base model, or the previous iteration's policy."""
     sft: Training = Training()
-    """Supervised fine-tuning."""
+    """Supervised fine-tuning of the policy on D_gen."""
     grpo: GRPO = GRPO()
-    """Reinforcement learning."""
+    """Reinforcement learning of the policy by GRPO."""
     preferences: Preferences = Preferences()
     """Sampling for the next reward model."""
 
@@ -344,7 +344,7 @@ class Control(ApiEnum):
 
 
 class Evaluation(Model):
-    """How checkpoints are measured."""
+    """How checkpoints are evaluated: benchmarks, controls, scoring."""
 
     controls: Annotated[list[Control], Field(max_length=4), Keyed()] = list(Control)
     """Controls beside the real measurement; chance is always shown."""

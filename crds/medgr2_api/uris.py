@@ -94,6 +94,6 @@ class SecretKeyRef(Model):
     """One key of a Secret in the cycle's namespace (locally: a file `<secrets-dir>/<name>/<key>`)."""
 
     name: Annotated[str, Field(min_length=1, max_length=253)]
-    """Name of the Secret."""
+    """Name of the Secret, in the cycle's namespace."""
     key: Annotated[str, Field(min_length=1, max_length=253)]
-    """Key inside the Secret."""
+    """Key of the Secret whose value is used."""

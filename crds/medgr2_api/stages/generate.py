@@ -107,9 +107,9 @@ class GenerateParameters(StageParameters):
     candidates: int
     """Candidates in this iteration, over all shards."""
     questions_per_image: int
-    """Questions per image."""
+    """Number of questions that are asked about each image."""
     sampling: Sampling
-    """How the generator samples."""
+    """Sampling settings with which the generator is asked."""
     min_usable: Annotated[MinUsable, NOT_HASHED] = MinUsable()
     """When too few answers can be used to go on."""
     answer_format: AnswerFormat

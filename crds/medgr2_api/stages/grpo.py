@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class GRPOParameters(StageParameters):
-    """Reinforcement learning."""
+    """Reinforcement learning of the policy by GRPO."""
 
     grpo: ResolvedGRPO
     """Rewards, prompts and how the policy learns."""

@@ -13,7 +13,7 @@ class RewardParameters(StageParameters):
     retrain: bool
     """false: R⁽⁰⁾ on D_grade; true: retraining on preferences."""
     head: RewardHead
-    """What the scalar head sees."""
+    """Which hidden state the scalar head of the reward model reads."""
     grades: Grades
     """Target scores of D_grade and of the preferences."""
     training: ResolvedRewardTraining

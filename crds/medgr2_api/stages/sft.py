@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class SFTParameters(StageParameters):
-    """Supervised fine-tuning."""
+    """Supervised fine-tuning of the policy on D_gen."""
 
     init_from: InitFrom
     """Where the training starts."""

@@ -23,8 +23,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-File = Annotated[Path, typer.Argument(metavar="CYCLE.yaml", help="A MedGR2Cycle.")]
-Workspace = Annotated[Path, typer.Option("--workspace", "-w", help="Folder that all stages share.")]
+File = Annotated[Path, typer.Argument(metavar="CYCLE.yaml", help="File with a MedGR2Cycle.")]
+Workspace = Annotated[Path, typer.Option("--workspace", "-w", help="Folder that all stages share: the workspace.")]
 
 
 def _show_version(asked: bool) -> None:
@@ -58,7 +58,7 @@ def version() -> None:
 
 @app.command()
 def run(
-    files: Annotated[list[Path], typer.Argument(metavar="CYCLE.yaml...", help="A MedGR2Cycle, or several.")],
+    files: Annotated[list[Path], typer.Argument(metavar="CYCLE.yaml...", help="Files with a MedGR2Cycle each.")],
     workspace: Workspace = Path(".medgr2"),
     restart_from: Annotated[
         str,
@@ -100,7 +100,7 @@ def validate(file: File) -> None:
 def plan(
     file: File,
     workspace: Workspace = Path(".medgr2"),
-    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the resolved parameters and where each came from, the graph, what would run and why, and what is reused."""
     from .plan import show_plan
@@ -112,7 +112,7 @@ def plan(
 def compare(
     cycles: Annotated[list[str], typer.Argument(metavar="CYCLE...", help="Names of finished cycles.")],
     workspace: Workspace = Path(".medgr2"),
-    json: Annotated[bool, typer.Option("--json", help="Rows as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
     """Tabulate cycles of one workspace, with paired differences."""
     from .jobs_commands import compare
@@ -132,7 +132,7 @@ def doctor(
         bool,
         typer.Option("--real-images", help="Ask about images of the sources that may be sent, not about a drawn one."),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Results as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Check a cycle before it runs: data, models, capacity, splits, the generator, and what it will cost."""
     from .jobs_commands import doctor

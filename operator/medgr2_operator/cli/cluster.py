@@ -37,7 +37,9 @@ review = typer.Typer(
 )
 cluster.add_typer(review)
 
-Iteration = Annotated[int, typer.Option(min=1, max=20, help="Whose triplets.", show_default=False)]
+Iteration = Annotated[
+    int, typer.Option(min=1, max=20, help="Iteration whose triplets are reviewed.", show_default=False)
+]
 
 
 class Format(StrEnum):
@@ -72,7 +74,9 @@ def model(cycle: Name, *, on: WhereOptions) -> None:
 @with_options
 def logs(
     cycle: Name,
-    stage: Annotated[str, typer.Argument(metavar="STAGE[@N]", help="Default: what runs now, else what ran last.")] = "",
+    stage: Annotated[
+        str, typer.Argument(metavar="STAGE[@N]", help="Stage to show; default: what runs now, else what ran last.")
+    ] = "",
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on, over all attempts, to the stage's end.")
     ] = False,
@@ -106,7 +110,12 @@ def resume(cycle: Name, wait: Wait = False, timeout: Timeout = 60, *, on: WhereO
 @with_options
 def restart(
     cycle: Name,
-    stage: Annotated[str, typer.Argument(metavar="STAGE@N", help="Such as grpo@2.", show_default=False)],
+    stage: Annotated[
+        str,
+        typer.Argument(
+            metavar="STAGE@N", help="Stage and iteration to begin with, such as grpo@2.", show_default=False
+        ),
+    ],
     wait: Wait = False,
     timeout: Timeout = 60,
     *,
@@ -120,7 +129,7 @@ def restart(
 @with_options
 def approve(
     cycle: Name,
-    stage: Annotated[str, typer.Argument(metavar="STAGE[@N]", help="Default: all that wait.")] = "",
+    stage: Annotated[str, typer.Argument(metavar="STAGE[@N]", help="Stage to approve; default: all that wait.")] = "",
     wait: Wait = False,
     timeout: Timeout = 60,
     *,
@@ -133,8 +142,13 @@ def approve(
 @cluster.command()
 @with_options
 def cp(
-    source: Annotated[str, typer.Argument(metavar="CYCLE:PATH", help="Relative to the workspace.", show_default=False)],
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="File or folder here.")] = Path("."),
+    source: Annotated[
+        str,
+        typer.Argument(metavar="CYCLE:PATH", help="Cycle, and a path relative to its workspace.", show_default=False),
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET", help="File or folder on this computer to copy to.")
+    ] = Path("."),
     force: Force = False,
     *,
     pod: ReaderPodOptions,
@@ -151,7 +165,7 @@ def cp(
 @with_options
 def report(
     cycle: Name,
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder here.")] = Path("."),
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder on this computer to copy to.")] = Path("."),
     force: Force = False,
     *,
     pod: ReaderPodOptions,
@@ -172,7 +186,7 @@ def lineage(
             show_default=False,
         ),
     ] = "",
-    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     *,
     pod: ReaderPodOptions,
     on: WhereOptions,
@@ -186,9 +200,9 @@ def lineage(
 def export_review(
     cycle: Name,
     iteration: Iteration,
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder here.")] = Path("."),
-    file_format: Annotated[Format, typer.Option("--format", help="Of the list.")] = Format.JSONL,
-    everything: Annotated[bool, typer.Option("--all", help="Also what was dropped, with the reasons.")] = False,
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder on this computer to copy to.")] = Path("."),
+    file_format: Annotated[Format, typer.Option("--format", help="Format of the list of triplets.")] = Format.JSONL,
+    everything: Annotated[bool, typer.Option("--all", help="Include what was dropped, with the reasons.")] = False,
     on_site: Annotated[
         bool, typer.Option("--on-site", help="Also about images that may not leave the site: the folder stays on it.")
     ] = False,

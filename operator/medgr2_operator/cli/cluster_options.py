@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .cycles import Cycles
 
 Name = Annotated[str, typer.Argument(metavar="CYCLE", help="Name of a MedGR2Cycle.", show_default=False)]
-Wait = Annotated[bool, typer.Option("--wait", help="Until the operator has acted on it.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait until it has happened.")]
 Timeout = Annotated[float, typer.Option(min=1, help="Seconds to wait.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
@@ -37,12 +37,17 @@ class WhereOptions:
     ] = None
 
     namespace: Annotated[
-        str, typer.Option("--namespace", "-n", help="Default: the kubeconfig's.", show_default=False)
+        str,
+        typer.Option(
+            "--namespace", "-n", help="Namespace on the cluster; default: the kubeconfig's.", show_default=False
+        ),
     ] = ""
     context: Annotated[
         str, typer.Option(help="Context of the kubeconfig; default: the current one.", show_default=False)
     ] = ""
-    kubeconfig: Annotated[str, typer.Option(help="Default: $KUBECONFIG or ~/.kube/config.", show_default=False)] = ""
+    kubeconfig: Annotated[
+        str, typer.Option(help="Kubeconfig file; default: $KUBECONFIG or ~/.kube/config.", show_default=False)
+    ] = ""
 
     def at(self, cycle: str, pod: ReaderPodOptions | None = None) -> Cycles:
         """The place where a cycle is."""
@@ -75,7 +80,10 @@ class ReaderPodOptions:
     """Of the pod through which a command reads the cycle's volume."""
 
     image: Annotated[
-        str, typer.Option(help="Of the pod that reads the volume; default: the cycle's stages'.", show_default=False)
+        str,
+        typer.Option(
+            help="Image of the pod that reads the volume; default: that of the cycle's stages.", show_default=False
+        ),
     ] = ""
     pod_timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for the pod that reads the volume.")] = 120
 
