@@ -64,7 +64,7 @@ _COLUMNS: tuple[dict[str, Any], ...] = (
     {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
     {"name": "Iteration", "type": "integer", "jsonPath": ".status.iteration"},
     {"name": "Summary", "type": "string", "jsonPath": ".status.summary"},
-    {"name": "Best", "type": "number", "jsonPath": ".status.best.macroAccuracy", "priority": 1},
+    {"name": "Best macro accuracy", "type": "number", "jsonPath": ".status.best.macroAccuracy", "priority": 1},
     {"name": "GPU-Seconds", "type": "number", "jsonPath": ".status.usage.gpuSeconds", "priority": 1},
     {
         "name": "Reason",

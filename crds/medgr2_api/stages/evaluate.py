@@ -48,5 +48,5 @@ EVALUATE = StageDefinition(
     ),
     publishes=("predictions.parquet", "results.json"),
     measures=True,
-    code_version=2,  # more forms of an answer are read; a generation configuration of ours
+    code_version=2,  # more forms of an answer are read; a generation configuration of ours; the stronger option prior
 )
