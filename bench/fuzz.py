@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import importlib
 import json
 import os
 import random
@@ -26,7 +27,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.support.fuzz_targets import TARGETS
+from tests.support.fuzz_targets import TARGETS, Target
 
 CASES = 50_000
 #: All targets together stop after this, whatever is left.
@@ -54,12 +55,21 @@ class Outcome:
         return sum(self.ended.values())
 
 
+def target(name: str) -> Target:
+    """A target by its name, or one of another module: `package.module:NAME`."""
+    if name in TARGETS:
+        return TARGETS[name]
+    module, _, attribute = name.partition(":")
+    other: Target = getattr(importlib.import_module(module), attribute)
+    return other
+
+
 def run_cases(name: str, seed: int, first: int, last: int, seconds: float, tell: Path) -> None:
     """Runs cases of one target in this process, and writes down after each how it ended."""
     faulthandler.enable()
     ends = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder, tell.open("a") as stream:
-        case = TARGETS[name].prepare(Path(folder))
+        case = target(name).prepare(Path(folder))
         for number in range(first, last):
             if time.monotonic() > ends:
                 return
@@ -128,7 +138,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=CASES)
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--target", choices=list(TARGETS), action="append")
+    parser.add_argument("--target", action="append", help=f"of {', '.join(TARGETS)}")
     parser.add_argument("--case", type=int, help="only this one, of one --target, in this process")
     for option in ("--from", "--to"):
         parser.add_argument(option, type=int, help=argparse.SUPPRESS)
@@ -140,7 +150,7 @@ def main() -> int:
         return 0
     if args.case is not None:
         with tempfile.TemporaryDirectory() as folder:
-            print(TARGETS[names[0]].prepare(Path(folder))(random.Random(f"{args.seed}/{names[0]}/{args.case}")))
+            print(target(names[0]).prepare(Path(folder))(random.Random(f"{args.seed}/{names[0]}/{args.case}")))
         return 0
     outcomes = fuzz_all(args.seed, args.cases, args.seconds, names)
     print(f"| seed {args.seed} | cases | tracebacks | deaths | peak MiB | s | ended |\n|---|---|---|---|---|---|---|")

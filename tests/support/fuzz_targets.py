@@ -382,6 +382,7 @@ def _client(kind: str, made: dict[str, Any]) -> Callable[[Path], Case]:
 def _termination(_: Path) -> Case:
     from medgr2_api.stage_contract import StageResult
     from medgr2_operator.runtime import observe
+    from medgr2_operator.runtime.why_waiting import Surroundings
 
     labels = {"medgr2.io/iteration": "1", "medgr2.io/stage": "sft", "medgr2.io/token": "", "medgr2.io/attempt": "2"}
     at = "2026-01-01T00:10:00Z"
@@ -418,8 +419,8 @@ def _termination(_: Path) -> Case:
                 "containerStatuses": [{"name": "main", "state": {"terminated": end}}],
             },
         }
-        now = datetime(2026, 1, 1, 0, 12, tzinfo=UTC)
-        [seen] = observe.jobs([observe.needed(job)], [observe.needed(pod)], "c", now)
+        around = Surroundings(datetime(2026, 1, 1, 0, 12, tzinfo=UTC))
+        [seen] = observe.jobs([observe.needed(job)], [observe.needed(pod)], "c", around)
         return "read" if seen.result else "unread"
 
     return case
@@ -543,7 +544,7 @@ TARGETS: dict[str, Target] = {
         Target("spec", 0.12, _spec),
         Target("VQAJsonl", 0.1, _vqajsonl),
         Target("OmniMedVQA", 0.1, _omnimedvqa),
-        Target("MMMU", 0.05, _mmmu),
+        Target("MMMU", 0.02, _mmmu),
         Target("ImageFolder", 0.05, _imagefolder),
         Target("pictures", 0.16, _pictures),
         Target("DICOM", 0.16, _dicom),

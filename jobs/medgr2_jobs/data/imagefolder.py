@@ -57,7 +57,8 @@ def read(place: Place) -> Iterator[Record | BadRecord]:
         yield BadRecord(f"{METADATA}[{row['line']}]", "file_name", wrong)
 
 
-def _record(place: Place, folder: Path, name: str, row: Row, images: Images) -> Record:
+def _record(place: Place, folder: Path, name: str, written: Row, images: Images) -> Record:
+    row = {column: optional_text(written, column) for column in written if column != "file_name"}
     modality = row.get("modality") or place.modality
     if not modality:
         raise BadField("modality", f"is not in {METADATA}, and the source's own `modality` is not set in the spec")
@@ -110,8 +111,7 @@ def _metadata(place: Place, path: Path) -> dict[str, Row]:
                     wrong = "is there twice" if name in rows else "has more fields than columns, or no file_name"
                     shown = place.names.file(name)
                     raise DataError(f"{place.what}: {path}, line {reader.line_num}: {shown!r} {wrong}")
-                rows[name] = {**{key: optional_text(row, key) for key in row}, "file_name": name}
-                rows[name]["line"] = str(reader.line_num)
+                rows[name] = {**{key: value or "" for key, value in row.items()}, "line": str(reader.line_num)}
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{place.what}: {path} is not a CSV file in UTF-8 ({error})") from error
     return rows

@@ -55,6 +55,17 @@ def test_a_picture_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     assert len(found) == 3
 
 
+@pytest.mark.parametrize("column", ["modality", "patient", "dataset"])
+def test_a_cell_that_cannot_be_used_sets_its_picture_aside_alone(tmp_path: Path, column: str) -> None:
+    cells = {"modality": "CT", "patient": "p", "dataset": "d"}
+    row = ",".join((cells | {column: "a <think> in it"}).values())
+    folder(tmp_path, "a.png", "b.png", metadata=f"file_name,{','.join(cells)}\na.png,{row}\nb.png,CT,p,d\n")
+    bad, good = read(tmp_path)
+    assert isinstance(bad, BadRecord)
+    assert (bad.field, "our own tag <think>" in bad.reason) == (column, True)
+    assert isinstance(good, Record)
+
+
 def test_a_name_that_tells_the_patient_is_a_pseudonym_everywhere(tmp_path: Path) -> None:
     metadata = "file_name,patient\n./Doe-Jane/1.png,doe jane\njane/2.png,Doe Jane\ndoe/gone.png,doe jane\n"
     made = folder(tmp_path, "Doe-Jane/1.png", "jane/2.png", metadata=metadata)
