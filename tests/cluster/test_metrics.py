@@ -257,7 +257,10 @@ def test_the_alerts_are_evaluated_and_those_fire_that_should(monitored: Monitore
 
 @pytest.mark.parametrize("query", list(queries.of_alerts()), ids=lambda query: query.place)
 def test_an_alert_looks_at_series_that_are_there(monitored: MonitoredCycles, query: queries.Query) -> None:
-    never = {'rest_client_requests_total{code=~"5..|<error>"}'}
+    never = {
+        'rest_client_requests_total{code=~"5..|<error>"}',
+        'medgr2_cycle_stage_pending_since_timestamp_seconds{reason="AwaitingApproval"}',
+    }
     for selector in query.selectors - never:
         assert monitored.prometheus.query(f"last_over_time({selector}[10m])"), selector
 
@@ -273,13 +276,14 @@ def test_series_of_a_deleted_cycle_go(monitored: MonitoredCycles) -> None:
 
 
 def test_creations_that_are_refused_count_once_when_they_succeed(env: KwokEnv) -> None:
-    """The reconciler fails and tries again; every attempt counts once all the same."""
+    """They are tried again; every attempt counts once all the same, from the end before it to its creation."""
     quota = {"metadata": {"name": "one-job"}, "spec": {"hard": {"count/jobs.batch": "1"}}}
     env.kubectl.apply({"apiVersion": "v1", "kind": "ResourceQuota", **quota})
     env.operator.start()
     env.apply()
-    errors = "controller_runtime_reconcile_errors_total"
-    eventually(lambda: _sum(env, errors) >= 4, "the second Job is refused, again and again")
+    posts = "rest_client_requests_total"
+    eventually(lambda: _sum(env, posts, method="POST", code="403") >= 3, "the second Job is refused, again and again")
+    assert "JobRefused" in {stage.get("reason") for stage in env.cycle()["status"]["stages"]}
     refused = env.stage("prepare", 0)["completionTime"]
     assert _sum(env, "medgr2_stage_attempts_total", stage="prepare") == 1
     assert _sum(env, "medgr2_transition_latency_seconds_count") == 0

@@ -161,7 +161,8 @@ class Reconciler:
             await self._client.delete(
                 PODS, pod["metadata"]["name"], key.namespace, uid=pod["metadata"]["uid"], grace_seconds=0
             )
-        self._observer.on_done(cycle, plan)
+        if not self._refusals.get(key):
+            self._observer.on_done(cycle, plan)
         self._poller.watch(key, observe.running_pods(pods))
         volume = REQUEUE_PENDING if workspace.problem else None  # claims are not watched
         ttl, overdue = self._time_to_live(cycle, plan.status), observe.next_overdue(pods, lasting)
@@ -268,18 +269,24 @@ class Reconciler:
         for delete in plan.deletes:
             _log.info("deleting Job %s: %s", delete.name, delete.reason)
             await self._client.delete(JOBS, delete.name, namespace, uid=delete.uid)
-        created = [await self._create_all(key, cycle, create, rendered) for create, rendered in objects]
+        known = self._refusals.pop(key, {})
+        created = [await self._create_all(key, cycle, create, rendered, known) for create, rendered in objects]
         await asyncio.gather(*(self._recorder.record(manifest, event) for event in plan.events))
         return all(created)
 
-    async def _create_all(self, key: CycleKey, cycle: Cycle, create: JobCreate, rendered: list[Manifest]) -> bool:
+    async def _create_all(
+        self,
+        key: CycleKey,
+        cycle: Cycle,
+        create: JobCreate,
+        rendered: list[Manifest],
+        known: Mapping[AttemptKey, Refusal],
+    ) -> bool:
         """Creates an attempt's objects. What the API server refuses goes into the next status.
 
         Returns:
             False: something is new to the status.
         """
-        refusals = self._refusals.setdefault(key, {})
-        known = refusals.pop(create.key, None)
         try:
             for manifest in rendered:
                 uid = await self._create(cycle, manifest, create if manifest["kind"] == JOBS.kind else None)
@@ -289,8 +296,9 @@ class Reconciler:
         except ApiError as error:
             _log.warning("%s was not created: %s", create.name, error)
             final = error.status == _INVALID_OBJECT and bool(error.fields)
-            refusals[create.key] = Refusal(create.key, redact(error.server_message), final)
-            return known is not None  # a new message can wait for the next try
+            refusal = Refusal(create.key, redact(error.server_message), final)
+            self._refusals.setdefault(key, {})[create.key] = refusal
+            return create.key in known  # a new message can wait for the next try
         return True
 
     async def _create(self, cycle: Cycle, rendered: Manifest, create: JobCreate | None) -> str:
