@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -77,7 +77,7 @@ def test_a_lost_nodes_pod_has_ended_before_another_starts(env: KwokEnv, kwok_clu
     assert max(Counter(env.created_jobs()).values()) == 1
 
     forced, started = ended_by_force(env, first["metadata"]["name"]), created(env, stage["jobName"])
-    assert moment(forced) - datetime.fromisoformat(until) >= LOST_AFTER
+    assert moment(forced) - datetime.fromisoformat(until) >= timedelta(seconds=LOST_AFTER)
     assert moment(forced) < moment(started), "two writers"
     print(f"given up at {until}, ended {moment(forced)}, next attempt {moment(started)}")
 
