@@ -24,6 +24,7 @@ from ..errors import StageError
 from ..evaluate import metrics
 from ..evaluate.metrics import Measurement, cluster_mean
 from ..store.rows import EvalCondition, Scoring, Split
+from . import comparison_formats
 from .cycle_artifacts import CycleArtifacts
 from .cycle_frame import PredictionColumns
 from .markdown_table import Markup, table
@@ -129,7 +130,12 @@ def difference(a: Answers, b: Answers, against: str) -> Difference | None:
 
 
 def compare(
-    root: Path, cycles: Sequence[str], split: Split = Split.TEST, scoring: Scoring = Scoring.OPTION_LOGPROB
+    root: Path,
+    cycles: Sequence[str],
+    split: Split = Split.TEST,
+    scoring: Scoring = Scoring.OPTION_LOGPROB,
+    *,
+    final: bool = False,
 ) -> list[ComparisonRow]:
     """One line per cycle, benchmark and checkpoint.
 
@@ -138,31 +144,36 @@ def compare(
         cycles: names; differences are against the first.
         split: validation or test.
         scoring: option_logprob or greedy.
+        final: of each cycle only the last checkpoint, against the last one of the first cycle.
 
     Raises:
         NoReport: a cycle is not there or has no report.
         CorruptArtifact: an evaluation is damaged.
     """
     lines: list[ComparisonRow] = []
-    first: dict[tuple[str, str], Answers] = {}
+    first: dict[tuple[str, str], tuple[str, Answers]] = {}
     for position, cycle in enumerate(cycles):
         answered, measured = _evaluated(root, cycle, split, scoring)
         previous: dict[str, tuple[str, Answers]] = {}
+        if final:  # the loop's order: of each benchmark the last one stays
+            last = {key[0]: key for key in answered}
+            answered = {key: answered[key] for key in last.values()}
         for (benchmark, iteration, checkpoint), answers in answered.items():
             name = label(checkpoint, iteration)
             accuracy = measured[benchmark, iteration, checkpoint]
             before = previous.get(benchmark)
-            reference = first.get((benchmark, name)) if position else None
+            same = (benchmark, "" if final else name)
+            reference = first.get(same) if position else None
             lines.append(
                 ComparisonRow(
                     cycle, iteration, checkpoint, benchmark, accuracy.n, *accuracy.interval,
                     difference(before[1], answers, before[0]) if before else None,
-                    difference(reference, answers, f"{cycles[0]} {name}") if reference else None,
+                    difference(reference[1], answers, f"{cycles[0]} {reference[0]}") if reference else None,
                 )
             )  # fmt: skip
             previous[benchmark] = name, answers
             if not position:
-                first[benchmark, name] = answers
+                first[same] = name, answers
     return lines
 
 
@@ -238,17 +249,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("cycles", nargs="+", metavar="CYCLE")
     parser.add_argument("--split", type=Split, choices=(Split.TEST, Split.VALIDATION), default=Split.TEST)
     parser.add_argument("--scoring", type=Scoring, choices=tuple(Scoring), default=Scoring.OPTION_LOGPROB)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
+    parser.add_argument("--final", action="store_true", help="of each cycle only the last checkpoint")
+    parser.add_argument("--format", choices=("markdown", "csv", "latex", "json"), default="markdown")
     options = parser.parse_args(arguments)
     try:
-        lines = compare(options.workspace, options.cycles, options.split, options.scoring)
+        lines = compare(options.workspace, options.cycles, options.split, options.scoring, final=options.final)
     except StageError as error:
         print(f"medgr2 compare: {error}", file=sys.stderr)
         return int(error.exit_code)
-    if options.json:
+    if options.format == "json":
         print(json.dumps([{**asdict(line), "name": line.name} for line in lines], indent=1))
     else:
-        print(markdown(lines))
+        formats = {"markdown": markdown, "csv": comparison_formats.to_csv, "latex": comparison_formats.to_latex}
+        print(formats[options.format](lines).rstrip("\n"))
     return int(ExitCode.OK)
 
 

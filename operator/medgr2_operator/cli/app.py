@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,15 @@ app = typer.Typer(
 
 File = Annotated[Path, typer.Argument(metavar="CYCLE.yaml", help="File with a MedGR2Cycle.")]
 Workspace = Annotated[Path, typer.Option("--workspace", "-w", help="Folder that all stages share: the workspace.")]
+
+
+class TableFormat(StrEnum):
+    """Of a comparison."""
+
+    MARKDOWN = "markdown"
+    CSV = "csv"
+    LATEX = "latex"
+    JSON = "json"
 
 
 def _show_version(asked: bool) -> None:
@@ -112,12 +122,16 @@ def plan(
 def compare(
     cycles: Annotated[list[str], typer.Argument(metavar="CYCLE...", help="Names of finished cycles.")],
     workspace: Workspace = Path(".medgr2"),
-    json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+    final: Annotated[
+        bool, typer.Option("--final", help="Only each cycle's last checkpoint, against the first cycle's last.")
+    ] = False,
+    file_format: Annotated[TableFormat, typer.Option("--format", help="Format of the table.")] = TableFormat.MARKDOWN,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, as --format json.")] = False,
 ) -> None:
     """Tabulate cycles of one workspace, with paired differences."""
     from .jobs_commands import compare
 
-    raise typer.Exit(compare(cycles, workspace, json))
+    raise typer.Exit(compare(cycles, workspace, "json" if json else str(file_format), final))
 
 
 @app.command()

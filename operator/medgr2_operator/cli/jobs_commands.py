@@ -9,6 +9,8 @@ from typing import NoReturn
 from medgr2_api import paths
 from medgr2_api.stage_contract import SECRETS_ENV, ExitCode
 
+from ..local.state import StateError, StateFile
+from ..plan.spec_edits import edits_of
 from . import jobs_process
 from .cycle_file import read_cycle
 
@@ -48,7 +50,7 @@ def fetch(file: Path, workspace: Path, secrets: Path | None) -> NoReturn:
     jobs_process.become("fetch", str(file), "--workspace", str(workspace), environment=environment)
 
 
-def compare(cycles: list[str], workspace: Path, as_json: bool) -> int:
+def compare(cycles: list[str], workspace: Path, file_format: str, final: bool) -> int:
     """Prints a table of finished cycles."""
     missing = [name for name in cycles if not (workspace / paths.report(name)).exists()]
     if missing:
@@ -59,4 +61,18 @@ def compare(cycles: list[str], workspace: Path, as_json: bool) -> int:
         )
         return ExitCode.USAGE
     jobs_process.require("compare")
-    return jobs_process.run("report.compare", str(workspace), *cycles, *(["--json"] if as_json else []))
+    for name in cycles:
+        _note_edits(workspace, name)
+    options = ["--format", file_format, *(["--final"] if final else [])]
+    return jobs_process.run("report.compare", str(workspace), *cycles, *options)
+
+
+def _note_edits(workspace: Path, name: str) -> None:
+    """Says of a cycle that it was edited since its results were made."""
+    try:
+        stored = StateFile(workspace, name).load()
+    except StateError as error:  # the reports are compared, not the states
+        print(error, file=sys.stderr)
+        return
+    if stored is not None and (edits := edits_of(stored)):
+        print(f"{name}: its results are not of the spec as it is now: {'; '.join(edits.lines())}", file=sys.stderr)

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.support.cycle_specs import make_spec
+from tests.support.simulator_helpers import finish, make_simulator
 from typer.testing import CliRunner
 
+from medgr2_api.cycle import Cycle, Metadata
 from medgr2_operator.cli.app import app
 from medgr2_operator.cli.errors import CommandError
 from medgr2_operator.cli.run import restart_point
+from medgr2_operator.local.state import StateFile
 
 ROOT = Path(__file__).parents[3]
 QUICKSTART = ROOT / "examples" / "quickstart.yaml"
@@ -151,7 +155,9 @@ def test_what_one_computer_cannot_run_is_refused_before_it_starts(
     assert not (tmp_path / "ws").exists()
 
 
-@pytest.mark.parametrize(("asked", "last"), [([], "two"), (["--json"], "--json")])
+@pytest.mark.parametrize(
+    ("asked", "last"), [([], "markdown"), (["--json"], "json"), (["--format", "csv"], "csv"), (["--final"], "--final")]
+)
 def test_compare_passes_on_what_is_asked_and_how_it_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str], last: str
 ) -> None:
@@ -197,3 +203,16 @@ def test_devices_that_patches_add_are_not_spent_unseen(tmp_path: Path) -> None:
         found, output = invoke("validate", path)
         assert found == code, output
     assert "patches have changed the devices" in output
+
+
+def test_compare_says_which_cycle_was_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sim = make_simulator()
+    finish(sim)
+    (tmp_path / "cycles" / "loop" / "report").mkdir(parents=True)
+    edited = make_spec(iterations=1).model_copy(update={"seed": 18})
+    StateFile(tmp_path, "loop").save(Cycle(metadata=Metadata(name="loop"), spec=edited, status=sim.status))
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0))
+    code, output = invoke("compare", "loop", "--workspace", tmp_path)
+    assert code == 0
+    assert "loop: its results are not of the spec as it is now: " in output
+    assert "seed: 17 → 18" in output

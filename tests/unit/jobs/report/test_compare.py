@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from medgr2_api import paths
-from medgr2_jobs.report import compare
+from medgr2_jobs.report import compare, comparison_formats
 
 from .conftest import publish_cycle
 
@@ -56,7 +58,7 @@ def test_the_command_prints_a_table_or_json(root: Path, capsys: pytest.CaptureFi
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 10
     assert len({line.count("|") for line in lines}) == 1
-    assert compare.main([str(root), "plain", "--json"]) == 0
+    assert compare.main([str(root), "plain", "--format", "json"]) == 0
     assert [line["name"] for line in json.loads(capsys.readouterr().out)] == [
         "base",
         "sft@1",
@@ -107,3 +109,32 @@ def test_paired_intervals_cover_the_truth() -> None:
         ignoring_images += low <= 0.1 <= high
     assert 0.90 <= covered / 200 <= 0.985
     assert ignoring_images / 200 < 0.87
+
+
+def test_final_against_final(root: Path) -> None:
+    lines = compare.compare(root, ["plain", "better"], final=True)
+    assert [(line.cycle, line.name) for line in lines] == [("plain", "grpo@2"), ("better", "grpo@2")]
+    assert lines[0].to_first is None
+    assert lines[1].to_first is not None
+    assert (lines[1].to_first.against, lines[1].to_previous) == ("plain grpo@2", None)
+    assert lines[1].to_first.value == pytest.approx(lines[1].accuracy - lines[0].accuracy)
+
+
+def test_tables_for_a_spreadsheet_and_for_a_paper(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(root), "plain", "better", "--final", "--format"]
+    assert compare.main([*words, "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["checkpoint"] for row in rows] == ["grpo@2", "grpo@2"]
+    assert float(rows[1]["first_value"]) > 0
+    assert rows[0]["first_value"] == ""
+    assert compare.main([*words, "latex"]) == 0
+    table = capsys.readouterr().out
+    assert table.startswith("\\begin{tabular}{lllrrr}\n")
+    assert len({line.count(" & ") for line in table.splitlines() if " & " in line}) == 1
+
+
+def test_no_name_is_a_command_of_latex_or_a_formula() -> None:
+    row = compare.ComparisonRow("a_b&c%", 1, "sft", "=x{1}", 4, 0.5, 0.4, 0.6, None, None)
+    table = comparison_formats.to_latex([row])
+    assert r"a\_b\&c\% & =x\{1\} & sft@1" in table
+    assert "'=x{1}" in comparison_formats.to_csv([row])
