@@ -35,7 +35,8 @@ from tests.support.light_forkserver import light_forkserver
 
 from medgr2_api.stage_contract import REQUEST_ENV, SECRETS_ENV, WORKSPACE_ENV
 from medgr2_jobs.store.images import ImageStore
-from medgr2_jobs.store.rows import Candidate
+from medgr2_jobs.store.rows import Candidate, Split
+from medgr2_jobs.store.rows import Image as ImageRow
 
 CONCURRENCY, SECONDS, ROUNDS, PICTURES = 64, 2.0, 30, 24
 ROWS, KILLS, SHARDS = 5000, 50, 4
@@ -57,7 +58,7 @@ def provider(scratch: Path, refused: float) -> Iterator[str]:
         server.wait()
 
 
-def pictures(root: Path) -> jobs_fixtures.Tables:
+def pictures(root: Path) -> jobs_fixtures.Prepared:
     """Training images of 448 x 448 pixels, half noise, about 300 KiB each: larger than most."""
     noise, store = np.random.default_rng(0), ImageStore(root)
     rows = []
@@ -65,8 +66,8 @@ def pictures(root: Path) -> jobs_fixtures.Tables:
         pixels = noise.integers(0, 255, (448, 448, 3), np.uint8)
         pixels[:224] //= 64
         sha256 = store.add(Image.fromarray(pixels), 10**6).sha256
-        rows.append({"image_sha256": sha256, "modality": "CT", "split": "train", "allow_external": True})
-    return {"images": rows}
+        rows.append(ImageRow(sha256, 448, 448, "CT", "seed", "", Split.TRAIN, True, "", "", ""))
+    return jobs_fixtures.Prepared(rows, [], [])
 
 
 def run(root: Path, kind: str, url: str, candidates: int) -> Any:
@@ -77,7 +78,7 @@ def run(root: Path, kind: str, url: str, candidates: int) -> Any:
         kind=kind,
         candidates=candidates,
         concurrency=CONCURRENCY,
-        tables=pictures(root),
+        prepared=pictures(root),
         about={"prices": PRICES, "external": True},
         generator_budget_usd=1000.0,
     )

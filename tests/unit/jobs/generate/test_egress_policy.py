@@ -9,15 +9,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
-from PIL import Image
+from tests.support import jobs_fixtures
+from tests.support.fixtures import prepare_parameters
 
 from medgr2_api.data import ResolvedSource
 from medgr2_jobs.errors import ConfigError
 from medgr2_jobs.generate.egress_policy import ClearedImage, EgressPolicy, allowed_images
 from medgr2_jobs.generate.prepared_images import ImageUse, PreparedImages
 from medgr2_jobs.generate.providers.base import ImageQuestion, Repair
-from medgr2_jobs.store.rows import ImageOrigin, Split
+from medgr2_jobs.store.artifact import ArtifactReader
+from medgr2_jobs.store.rows import Image, ImageOrigin, Split
 
 ROOT = Path(__file__).parents[4]
 
@@ -78,13 +81,35 @@ def test_nothing_leaves_while_a_source_that_says_no_was_not_read(tmp_path: Path,
     assert EgressPolicy([source("a"), named], prepared, tmp_path, external=True).allows("x")
 
 
+@pytest.mark.parametrize(("now", "allowed"), [({"seed", "pool"}, {"x", "y"}), ({"seed"}, set()), (set(), set())])
+def test_a_table_of_an_earlier_version_names_one_source_so_any_that_said_yes_may_have_the_image(
+    tmp_path: Path, now: set[str], allowed: set[str]
+) -> None:
+    rows = [
+        Image(name, 9, 9, "CT", "seed", "", Split.TRAIN, external, "", "", "")
+        for name, external in (("x", True), ("y", True), ("z", False))
+    ]
+    phantoms = {"format": "Phantom", "phantom": {"images": 4}}
+    sources = [
+        {"name": "seed", **phantoms}, {"name": "pool", **phantoms},
+        {"name": "kept", **phantoms, "allowExternal": False},
+    ]  # fmt: skip
+    parameters = prepare_parameters(data={"sources": sources, "benchmarks": []})
+    ref = jobs_fixtures.publish(tmp_path, "prepare", {Image: rows}, parameters=parameters)
+    prepared = PreparedImages.published(ArtifactReader(tmp_path, ref))
+    said = [ResolvedSource.model_validate(each) for each in parameters["data"]["sources"]]
+    today = [each.model_copy(update={"allow_external": each.name in now}) for each in said]
+    gate = EgressPolicy(today, prepared, tmp_path, external=True)
+    assert {row.image_sha256 for row in rows if gate.allows(row.image_sha256)} == allowed
+
+
 def test_a_drawn_picture_shows_nobody_and_may_be_sent(tmp_path: Path) -> None:
     gate = EgressPolicy([], PreparedImages(), tmp_path, external=True)
     first, second = gate.draw(), gate.draw()
     assert first != second
     cleared = gate.read(first)
     assert cleared.sha256 == first
-    assert Image.open(io.BytesIO(cleared.png)).size == (224, 224)
+    assert PIL.Image.open(io.BytesIO(cleared.png)).size == (224, 224)
     assert not any(tmp_path.iterdir()), "it is in no store"
 
 
