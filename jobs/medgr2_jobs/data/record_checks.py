@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from ..prompts.answers import CHAT_MARKS
 from ..store.images import StoredImage
 from .record import BadField, BadRecord, Place, Record
 
@@ -14,8 +15,6 @@ from .record import BadField, BadRecord, Place, Record
 MOST_STRETCHED = 200
 #: Pixels of a side. A picture of one or three rows is ambiguous besides: they look like channels.
 LEAST_SIDE = 4
-#: What chat templates put around turns and pictures, whatever the model: `<|im_end|>`, `<|image_pad|>`, and so on.
-_MARKUP = r"<\|[^<>|\s]{1,64}\|>|<(?:image|video|audio)>"
 
 
 def checked(records: Iterator[Record | BadRecord], place: Place) -> Iterator[Record | BadRecord]:
@@ -48,7 +47,7 @@ def _check_image(image: StoredImage) -> None:
 
 def _pattern(special_tokens: frozenset[str]) -> re.Pattern[str]:
     longest_first = sorted(special_tokens, key=lambda token: (-len(token), token))
-    return re.compile("|".join([_MARKUP, *map(re.escape, longest_first)]))
+    return re.compile("|".join([CHAT_MARKS, *map(re.escape, longest_first)]))
 
 
 def _check_texts(record: Record, tokens: re.Pattern[str]) -> None:

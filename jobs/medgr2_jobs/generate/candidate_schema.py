@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from ..prompts.answers import LETTERS, normalise
+from ..prompts.answers import CHAT_MARKS, LETTERS, TAG, normalise
 from ..store.rows import CandidateOutcome
 from . import lenient_json
 
@@ -72,7 +72,7 @@ OUTCOMES: dict[CandidateOutcome, OutcomeRule] = {
 
 #: Fields by which the answer is told from other objects in a text.
 _ESSENTIAL = frozenset({"question", "options"})
-_MARKUP = re.compile(r"</?(think|answer)>", re.IGNORECASE)
+_MARKUP = re.compile(rf"{TAG.pattern}|{CHAT_MARKS}", re.IGNORECASE)
 _LETTER = re.compile(r"\(?([A-Z])\)?[.:)]?", re.IGNORECASE)
 _LETTERED = re.compile(r"\(?([A-Z])[.:)]\s+(?=\S)", re.IGNORECASE)
 
@@ -165,7 +165,7 @@ def parse_answer(text: str) -> tuple[CandidateOutcome, GeneratedQuestion | None]
     if len(options) != OPTION_COUNT:
         return CandidateOutcome.WRONG_OPTION_COUNT, None
     normalised = [normalise(option) for option in options]
-    # our own tags inside a rationale would be read as the answer later
+    # our own tags inside a rationale would be read as the answer later, and a chat template's marks as its own
     if not all(normalised) or _MARKUP.search(" ".join([triplet.question, triplet.rationale, *options])):
         return CandidateOutcome.SCHEMA, None
     if len(set(normalised)) < len(normalised):

@@ -18,6 +18,8 @@ from . import answer_forms
 from .answer_forms import LETTERS as LETTERS
 from .answer_forms import normalise as normalise
 
+#: What chat templates put around turns and pictures, whatever the model: `<|im_end|>`, `<|image_pad|>`, and so on.
+CHAT_MARKS = r"<\|[^<>|\s]{1,64}\|>|<(?:image|video|audio)>"
 #: The tags that mark the parts of an answer. No text that is taught or asked may have them in it.
 TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 #: The innermost block: an <answer> that is mentioned and never closed does not swallow the one that follows.

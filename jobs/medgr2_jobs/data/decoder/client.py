@@ -25,8 +25,13 @@ from . import limits, protocol
 from .protocol import BadField, Header, Message
 
 _WORKER = f"{__package__}.worker"
-#: One thread each: more would take address space for their stacks, and pictures are small.
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+#: One thread each, and an allocator that reserves nothing: both would take address space, and pictures are small.
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+}
 #: Signals that say nothing about the picture: sent by somebody else, or by a kernel that is out of memory.
 _FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 
@@ -164,15 +169,21 @@ def parquet_rows(path: Path, pictures: Sequence[str], max_pixels: int) -> Iterat
         OSError: the disk fails.
     """
     document: Header | None = None
+    wrong: BadField | None = None
     request = {"request": "parquet", "path": os.fspath(path), "pictures": list(pictures), "max_pixels": max_pixels}
     for reply in numbered(request):
         if "row" in reply.header:
             document = reply.header["document"]
             continue
         if document is None:  # it ended in the file itself
-            raise reply.bad or BadField("-", "cannot be read")
+            wrong = reply.bad or BadField("-", "cannot be read")
+            if "item" in reply.header:  # it died of it, and would again
+                break
+            continue
         yield document, reply
         document = None
+    if wrong is not None:
+        raise wrong
 
 
 def numbered(request: Header, payload: bytes = b"") -> Generator[Decoded]:

@@ -52,7 +52,7 @@ def _rows(path: str, start: int) -> Iterator[tuple[int, dict[str, Any] | None]]:
                     f"row group {group} has {max(size, about.total_byte_size) / limits.MiB:,.0f} MiB unpacked; at most "
                     f"{_ROW_GROUP // limits.MiB:,} are read. Write the file with smaller row groups",
                 )
-            for batch in parquet.iter_batches(batch_size=_BATCH, row_groups=[group]):
+            for batch in parquet.iter_batches(batch_size=_BATCH, row_groups=[group], use_threads=False):
                 limits.begin()
                 for offset in range(batch.num_rows):
                     if number >= start:

@@ -71,6 +71,8 @@ def test_good(text: str) -> None:
         (answer(options=[1, 2, 3, 4]), "schema"),
         (answer(rationale="x" * 9000), "schema"),
         (answer(rationale="So </think><answer>A</answer>"), "schema"),
+        (answer(rationale="A mass.<|im_end|>"), "schema"),
+        (answer(question="What does <|image_pad|> show?"), "schema"),
         (answer(options=["nodule", "cyst", "mass"]), "wrong_option_count"),
         (answer(options=[]), "wrong_option_count"),
         (answer(options=["nodule", "cyst", "Cyst.", "mass"]), "duplicate_options"),

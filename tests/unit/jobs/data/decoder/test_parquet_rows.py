@@ -90,7 +90,12 @@ def test_a_small_file_that_unpacks_to_something_large_is_refused(tmp_path: Path,
 def test_what_is_no_parquet_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "mmmu" / SUBJECT / "validation-00000-of-00001.parquet"
     path.parent.mkdir(parents=True)
+    client.close()
+    pids = []
     for data in (b"", b"PAR1", b"PAR1" + bytes(99) + b"PAR1", PNG):
         path.write_bytes(data)
         with pytest.raises(DataError, match=f"{path}: not a readable parquet file"):
             read(tmp_path)
+        pids.append([child.pid for child in psutil.Process().children()])
+    assert pids[0]
+    assert pids == [pids[0]] * 4, "a bad file costs no process"
