@@ -183,7 +183,9 @@ def test_a_secret_that_is_not_there_is_named(hub: HubServer, tmp_path: Path) -> 
 
 def test_a_name_that_is_neither_folder_nor_repository(hub: HubServer, tmp_path: Path) -> None:
     ctx = context(tmp_path, {"hubEndpoint": hub.url})
-    with pytest.raises(ConfigError, match=r"no model models/qwen \(nor is there such a folder in the workspace\)"):
+    with pytest.raises(ConfigError, match=r"no model nobody/qwen \(nor is there such a folder in the workspace\)"):
+        fetch.local_path(ctx, "nobody/qwen", "policy.baseModel", "model")
+    with pytest.raises(ConfigError, match=r"'models/qwen' is not on the volume \(looked for .*/models/qwen\)"):
         fetch.local_path(ctx, "models/qwen", "policy.baseModel", "model")
     with pytest.raises(ConfigError, match=r"is a dataset; a model is named"):
         fetch.local_path(ctx, DATA, "policy.baseModel", "model")

@@ -37,7 +37,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture(autouse=True)
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = secrets(tmp_path / "secrets", id=ACCESS, key=SECRET, wrong="wrong")
+    folder = secrets(tmp_path / "secrets", id=ACCESS, key=SECRET, wrong="not-the-key-of-this-store")
     monkeypatch.setenv(SECRETS_ENV, str(folder))
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # are not asked
         monkeypatch.setenv(name, "another")
