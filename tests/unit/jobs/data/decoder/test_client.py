@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from tests.support import hostile_decoder
+from tests.support.decoder_processes import decoders
 from tests.support.hostile_pictures import encoded, noise
 
 from medgr2_jobs.data.decoder import client, limits
@@ -29,11 +30,6 @@ def hostile(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     yield
     client.close()
-
-
-def children() -> list[psutil.Process]:
-    """The decoders that run."""
-    return [child for child in psutil.Process().children() if any("decoder" in word for word in child.cmdline())]
 
 
 REASONS = {
@@ -57,7 +53,7 @@ def test_whatever_a_picture_does_the_next_one_is_read(tmp_path: Path, death: str
     with pytest.raises(BadField, match=REASONS[death]):
         client.picture(tmp_path / "1.png", 10**6)
     assert client.picture(tmp_path / "2.png", 10**6).width == 8
-    assert len(children()) == 1
+    assert len(decoders()) == 1
     assert not (tmp_path / "1.png.out").exists() or not (tmp_path / "1.png.out").read_bytes()
 
 
@@ -69,7 +65,7 @@ def test_who_waits_for_ever_is_killed(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "a.png").write_text("wait")
     with pytest.raises(BadField, match=r"was not decoded in 0\.5 seconds"):
         client.picture(tmp_path / "a.png", 10**6)
-    assert not children()
+    assert not decoders()
 
 
 @pytest.mark.usefixtures("hostile")
@@ -117,14 +113,14 @@ def fresh() -> Iterator[None]:
 @pytest.mark.usefixtures("fresh")
 def test_one_process_reads_all_pictures(tmp_path: Path) -> None:
     data = encoded(noise(), "PNG")
-    first, pid = client.picture(data, 10**6), [child.pid for child in children()]
+    first, pid = client.picture(data, 10**6), [child.pid for child in decoders()]
     assert len(pid) == 1
     for _ in range(20):
         assert client.picture(data, 10**6) == first
-    assert [child.pid for child in children()] == pid
+    assert [child.pid for child in decoders()] == pid
     with pytest.raises(BadField):
         client.picture(b"none", 10**6)
-    assert [child.pid for child in children()] == pid, "a bad picture costs no process"
+    assert [child.pid for child in decoders()] == pid, "a bad picture costs no process"
 
 
 @pytest.mark.usefixtures("fresh")
@@ -140,7 +136,7 @@ def test_pictures_that_are_asked_for_meanwhile_have_a_process_of_their_own() -> 
         assert client.picture(encoded(noise(48), "PNG"), 10**6).width == 48
         seen += 1
     assert seen == 5
-    assert len(children()) == 2
+    assert len(decoders()) == 2
 
 
 @pytest.mark.usefixtures("hostile")
@@ -149,10 +145,10 @@ def test_a_process_that_grew_makes_way_for_another(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("fine")
     (tmp_path / "b.png").write_text("leak")
     client.picture(tmp_path / "a.png", 10**6)
-    [before] = children()
+    [before] = decoders()
     client.picture(tmp_path / "b.png", 10**6)
     client.picture(tmp_path / "a.png", 10**6)
-    assert before not in children()
+    assert before not in decoders()
 
 
 @pytest.mark.usefixtures("fresh")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tests.support import hostile_pictures
+from tests.support.decoder_processes import decoders, peak_memory
 from tests.support.hostile_pictures import encoded, noise
 from tests.unit.jobs.data.test_mmmu import SUBJECT, read, row, write
 
@@ -82,9 +82,7 @@ def test_a_small_file_that_unpacks_to_something_large_is_refused(tmp_path: Path,
     client.close()
     with pytest.raises(DataError, match=f"{path}: "):
         read(tmp_path)
-    for child in psutil.Process().children():
-        peak = Path(f"/proc/{child.pid}/status").read_text().partition("VmHWM:")[2].split()[0]
-        assert int(peak) * 1024 < limits.MEMORY
+    assert not decoders() or peak_memory() < limits.MEMORY
 
 
 def test_what_is_no_parquet_file_is_named(tmp_path: Path) -> None:
@@ -96,6 +94,6 @@ def test_what_is_no_parquet_file_is_named(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(DataError, match=f"{path}: not a readable parquet file"):
             read(tmp_path)
-        pids.append([child.pid for child in psutil.Process().children()])
+        pids.append([decoder.pid for decoder in decoders()])
     assert pids[0]
     assert pids == [pids[0]] * 4, "a bad file costs no process"

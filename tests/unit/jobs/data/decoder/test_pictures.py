@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image, PngImagePlugin
 from tests.support import hostile_pictures
+from tests.support.decoder_processes import peak_memory
 from tests.support.hostile_pictures import encoded, noise
 from tests.support.mutations import damaged_bytes
 
@@ -29,13 +29,6 @@ def shown(image: EncodedImage | bytes, tmp_path: Path) -> Image.Image:
     image = client.picture(image, LIMIT) if isinstance(image, bytes) else image
     store = ImageStore(tmp_path)
     return store.load(store.put(image).sha256)
-
-
-def peak_memory() -> int:
-    """Bytes that the running decoder has had at most."""
-    [process] = psutil.Process().children()
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 def test_same_pixels_same_name_and_nothing_but_pixels(tmp_path: Path) -> None:
