@@ -18,17 +18,28 @@ from tests.support.transformers_server import BUILD
 MODEL = "models/tiny"
 #: As a container sees it.
 PYTHONPATH = "/workspace/serving"
+#: Stands for the program `vllm`.
+VLLM = f"{PYTHONPATH}/vllm.py"
+_SERVE = """\
+import os
+import sys
+
+arguments = sys.argv[1:]
+at = arguments.index("--allowed-media-domains")  # of vLLM alone
+os.execvp("transformers", ["transformers", *arguments[:at], *arguments[at + 2 :], "--device", "cpu"])
+"""
 #: What `transformers serve` needs, and the image of the stages does not have.
 _SERVING = ("fastapi", "uvicorn")
 
 
 def put(volume: Path) -> None:
-    """Writes both."""
+    """Writes both, and what starts one as the other is started."""
     subprocess.run([sys.executable, "-c", BUILD, str(volume / MODEL)], check=True, timeout=300)
     for file in (volume / MODEL).iterdir():
         file.chmod(0o644)  # safetensors writes 0600, and the pod is another user
     for name in _with_dependencies(_SERVING):
         _copy_distribution(name, volume / Path(PYTHONPATH).name)
+    (volume / Path(PYTHONPATH).name / Path(VLLM).name).write_text(_SERVE)
 
 
 def _with_dependencies(names: Iterable[str]) -> set[str]:

@@ -15,9 +15,11 @@ import pytest
 import yaml
 
 from medgr2_api.cycle import Cycle
+from medgr2_api.stage_contract import ExitCode
 from medgr2_operator.cli import connection
 from medgr2_operator.cli.cluster_options import WhereOptions
 from medgr2_operator.cli.connection import Cluster
+from medgr2_operator.cli.errors import CommandError
 from medgr2_operator.cli.lifecycle import approve
 from medgr2_operator.kube.client import Resource
 from medgr2_operator.kube.kubeconfig import connect
@@ -194,17 +196,18 @@ def test_rights_and_namespace_come_from_the_kubeconfig(env: KwokEnv, medgr2: Med
     assert unknown.err.startswith("the cluster does not know you (401)")
 
 
-def test_a_cluster_without_our_kind_is_told(
-    env: KwokEnv, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_cluster_without_our_kind_is_told(env: KwokEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "CYCLES", Resource("medgr2.io", "v1alpha1", "nothings", "Nothing"))
 
     async def look(at: Cluster) -> int:
         await at.cycle("loop")
         return 0
 
-    assert connection.run(WhereOptions(None, env.namespace, "", str(env.control_plane.kubeconfig)), look) == 2
-    assert capsys.readouterr().err == "this cluster knows no MedGR2Cycle; is the operator installed?\n"
+    with pytest.raises(
+        CommandError, match=r"^this cluster knows no MedGR2Cycle; is the operator installed\?$"
+    ) as error:
+        connection.run(WhereOptions(None, env.namespace, "", str(env.control_plane.kubeconfig)), look)
+    assert error.value.exit_code == ExitCode.USAGE
 
 
 # -- kubectl -----------------------------------------------------------------------------------------------------------

@@ -16,10 +16,11 @@ def test_columns_and_waiting_for_the_end(env: KwokEnv) -> None:
         "medgr2cycle.medgr2.io/loop condition met\n"
     )
     header, row = env.kubectl("get", "mgc").splitlines()
-    assert header.split() == ["NAME", "PHASE", "ITERATION", "SUMMARY", "AGE"]
+    assert header.split() == ["NAME", "PHASE", "ITERATION", "SUMMARY", "APPLIED", "AGE"]
     assert row.split()[:4] == ["loop", "Complete", "1", "1/1"]
     wide = env.kubectl("get", "mgc", "-o", "wide").splitlines()[0].split()
-    assert wide == ["NAME", "PHASE", "ITERATION", "SUMMARY", "BEST", "GPU-SECONDS", "REASON", "AGE"]
+    best = ["BEST", "MACRO", "ACCURACY"]
+    assert wide == ["NAME", "PHASE", "ITERATION", "SUMMARY", *best, "GPU-SECONDS", "REASON", "APPLIED", "AGE"]
     assert "medgr2cycle.medgr2.io/loop" in env.kubectl("get", "all", "-o", "name")
 
 

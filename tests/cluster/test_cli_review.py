@@ -72,7 +72,7 @@ def test_a_review_goes_out_and_comes_back(env: KwokEnv, node: StreamingNode, med
     back = tmp_path / "back.jsonl"
     back.write_text("".join(json.dumps(row) + "\n" for row in rows))
     imported = medgr2("review", "import", "loop", back, "--iteration", 1)
-    (written,) = (node.workspace / "reviews").iterdir()
+    (written,) = (node.workspace / "reviews").glob("*.jsonl")
     assert imported.splitlines() == [
         f"reviews/{written.name}: 1 vetoed, 1 confirmed, of 3 candidates",
         "loop: curate@1 and what depends on it run again, 7 stages in all (token r1)",
@@ -137,7 +137,7 @@ def test_the_operator_lets_curate_take_notice(
     env.wait("Complete")
     again = {name.split("-i001-")[1].split("-a")[0] for name in set(env.created_jobs()) - before}
     assert again == {"curate", "sft", "grpo", "preferences", "reward", "evaluate", "report"}
-    (written,) = (node.workspace / "reviews").iterdir()
+    (written,) = (node.workspace / "reviews").glob("*.jsonl")
     jobs = env.kubectl.get("jobs")["items"]
     newest = max((job for job in jobs if "-curate-" in job["metadata"]["name"]),
                  key=lambda job: job["metadata"]["creationTimestamp"])  # fmt: skip

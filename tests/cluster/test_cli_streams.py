@@ -219,7 +219,7 @@ def test_logs_whose_pods_are_gone_come_from_the_volume(env: KwokEnv, node: Strea
     path.parent.mkdir(parents=True)
     path.write_bytes(b"reward 0.7\n\xff\xfe\n")
     process = medgr2.start("logs", "loop", "grpo")
-    assert process.communicate(timeout=600)[0] == b"reward 0.7\n\xff\xfe\n"
+    assert process.communicate(timeout=600)[0].decode() == "reward 0.7\n\ufffd\ufffd\n"
     command = medgr2.run("logs", "loop", "sft", "--no-volume")
     assert command.code == 1
     assert command.err.splitlines()[0] == "sft@1, attempt 1: its pods are gone"

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from medgr2_operator.render import environment, vllm_sidecar
 from tests.cluster import serving
 from tests.cluster.fixtures import Document, eventually
 from tests.support.loop_fixtures import CYCLE, Loop
@@ -157,17 +158,18 @@ def test_two_pods_train_together(node_env: NodeEnv) -> None:
 
 
 def test_a_model_server_starts_before_the_stage_and_ends_with_it(node_env: NodeEnv, stage_image: str) -> None:
-    """`transformers serve` in the place of `vllm serve`."""
+    """`transformers serve` in the place of `vllm serve`; all else is as rendered: script, key, address, probe."""
     node_env.claim(CLAIM)
     serving.put(node_env.folder(CLAIM))
     container = "/spec/template/spec/initContainers/0"
+    start = environment.escape(vllm_sidecar.START.replace("exec vllm", f"exec python3 {serving.VLLM}"))
     patches = [
-        {"op": "replace", "path": f"{container}/command", "value": ["transformers", "serve"]},
+        {"op": "replace", "path": f"{container}/command/2", "value": start},
         {"op": "add", "path": f"{container}/env/-", "value": {"name": "PYTHONPATH", "value": serving.PYTHONPATH}},
     ]
     document = variant("served", {"generate": {"shards": 1, "patches": patches}, "evaluate": {"enabled": False}})
     document["spec"]["generator"] = {
-        "vllm": {"model": serving.MODEL, "image": stage_image, "args": ["--host", "0.0.0.0", "--device", "cpu"]},
+        "vllm": {"model": serving.MODEL, "image": stage_image},
         "candidates": CANDIDATES,
         "questionsPerImage": 2,
         "sampling": {"temperature": 1.0, "topP": 1.0, "maxTokens": 24},

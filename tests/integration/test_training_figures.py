@@ -82,7 +82,7 @@ def test_speed_is_what_passed_between_two_logs(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     said: list[dict[str, float]] = []
     context = SimpleNamespace(progress=lambda phase, step, total, **metrics: said.append(metrics))
-    callback = trainer.StageCallback(context, "sft")  # type: ignore[arg-type]
+    callback = trainer.StageCallback(context, "sft", settings="policy.sft.trainer")  # type: ignore[arg-type]
     logs: list[tuple[int, dict[str, Any]]] = [
         (1, {"loss": 3.0, "num_tokens": 1000}),
         (2, {"loss": 2.0, "num_tokens": 1600}),
@@ -90,7 +90,8 @@ def test_speed_is_what_passed_between_two_logs(monkeypatch: pytest.MonkeyPatch) 
         (6, {"train_runtime": 10.5}),
     ]
     for step, entry in logs:
-        callback.on_log(None, SimpleNamespace(global_step=step, max_steps=6), None, entry)  # type: ignore[arg-type]
+        state = SimpleNamespace(global_step=step, max_steps=6)
+        callback.on_log(SimpleNamespace(fp16=False), state, None, entry)  # type: ignore[arg-type]
     assert said == [
         {"loss": 3.0, "tokens": 1000},
         {"loss": 2.0, "tokens": 1600, "step_seconds": 2.0, "tokens_per_second": 300},

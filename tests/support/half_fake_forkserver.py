@@ -21,6 +21,7 @@ _HERE = f"import sys; sys.path.insert(1, {str(ROOT)!r}); from tests.support impo
 COMMAND = (sys.executable, "-c", _HERE + "sys.exit(here.main())")
 MEDGR2 = (sys.executable, "-c", _HERE + "here.medgr2()")
 RAN = "ran.jsonl"
+PREPARED = ("images.parquet", "image_origins.parquet", "items.parquet", "phantoms.parquet")
 
 
 def run(ctx: StageContext[Any]) -> StageOutcome:
@@ -38,7 +39,7 @@ def main() -> int:
     """Like `medgr2_jobs.runner.forkserver.main`."""
     sys.modules["fake_stage"] = sys.modules[__name__]
     fakes = [name for name in stage_names() if name != "generate"]
-    run_instead("fake_stage", fakes, ["out.txt", "images.parquet", "items.parquet", "phantoms.parquet"])
+    run_instead("fake_stage", fakes, ["out.txt", *PREPARED])
     forkserver.PRELOAD = ("medgr2_jobs.runner.main", "medgr2_jobs.stages.generate")
     return forkserver.main()
 

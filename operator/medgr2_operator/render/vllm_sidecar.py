@@ -20,7 +20,7 @@ API_KEY_FILE = f"{volumes.MODEL_SERVER_DIR}/vllm-api-key"
 _PROBE_SECONDS = 10
 #: Each pod has a key of its own, made when its server first starts: in the manifest everybody who may read Jobs saw it.
 #: vLLM asks for it on /v1 only, so it stands behind the address, not in its place.
-_START = f"""\
+START = f"""\
 set -eu
 umask 027
 [ -s {API_KEY_FILE} ] || python3 -c 'import secrets; print(secrets.token_urlsafe(32))' > {API_KEY_FILE}
@@ -57,7 +57,7 @@ def container(context: RenderContext) -> dict[str, Any]:
         "imagePullPolicy": settings.image_pull_policy,
         "restartPolicy": "Always",
         # named, because the entry point of vLLM's images has changed before
-        "command": ["sh", "-c", environment.escape(_START), "vllm"],
+        "command": ["sh", "-c", environment.escape(START), "vllm"],
         "args": [environment.escape(argument) for argument in arguments],
         "workingDir": volumes.WORKSPACE,  # a model may be a folder of the workspace; it is served under the same name
         "env": environment.of_sidecar(context, gpus=containers.has_accelerators(resources)),
