@@ -29,7 +29,7 @@ at = arguments.index("--allowed-media-domains")  # of vLLM alone
 os.execvp("transformers", ["transformers", *arguments[:at], *arguments[at + 2 :], "--device", "cpu"])
 """
 #: What `transformers serve` needs, and the image of the stages does not have.
-_SERVING = ("fastapi", "uvicorn")
+_SERVING = ("fastapi", "openai", "uvicorn")
 
 
 def put(volume: Path) -> None:
