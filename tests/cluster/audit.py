@@ -71,10 +71,13 @@ class AuditLog:
         """The events whose fields have these values, oldest first: `events(verb="create", resource="jobs")`."""
         if not self.path.exists():
             return
+        words = [value for value in fields.values() if isinstance(value, str)]
         with self.path.open() as lines:
             for line in lines:
                 if not line.endswith("\n"):  # still being written
                     return
+                if not all(word in line for word in words):  # of another test, whose objects may be too deep to read
+                    continue
                 event = _event(json.loads(line))
                 if all(getattr(event, name) == value for name, value in fields.items()):
                     yield event

@@ -10,6 +10,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,8 +100,9 @@ def run(
                 start(index)
         if report.kills < kills and pids and len(server.ledger.charged) >= moments[report.kills]:
             time.sleep(rng.uniform(0, 0.02))
-            os.kill(pids.pop(rng.choice(sorted(pids))), signal.SIGKILL)
-            report.kills += 1
+            with suppress(ProcessLookupError):  # it has just ended by itself: another one is killed
+                os.kill(pids.pop(rng.choice(sorted(pids))), signal.SIGKILL)
+                report.kills += 1
     report.requests = requests
     report.seconds = time.monotonic() - began
     return report
