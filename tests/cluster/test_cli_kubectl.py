@@ -91,9 +91,7 @@ def test_a_volume_that_is_not_bound_is_told_within_a_minute(env: KwokEnv, bound_
         {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "unbound"}, "spec": claim}
     )
     env.apply(workspace={"persistentVolumeClaim": {"claimName": "unbound"}})
-    eventually(lambda: env.condition("Progressing").get("reason") == "AwaitingVolume", "the cause", 60)
-    assert "prepare@0" in env.condition("Progressing")["message"]
-    assert "PersistentVolumeClaim" in env.condition("Progressing")["message"]
+    env.told("AwaitingVolume", "prepare@0.*PersistentVolumeClaim")
     if bound_late:
         name = f"{env.namespace}-late"
         volume = {

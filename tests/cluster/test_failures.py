@@ -141,15 +141,13 @@ def test_a_drained_nodes_pod_goes_on_elsewhere(env: KwokEnv, code: int, restarts
 def test_an_image_that_cannot_be_pulled_is_told(env: KwokEnv) -> None:
     env.operator.start()
     env.apply(annotations_of={"prepare": behaviour(waiting="ImagePullBackOff")})
-    eventually(lambda: env.condition("Progressing").get("reason") == "ImagePull", "the cause", 60)
-    assert "prepare@0" in env.condition("Progressing")["message"]
+    env.told("ImagePull", "prepare@0")
 
 
 def test_a_stage_that_fits_nowhere_is_told(env: KwokEnv) -> None:
     env.operator.start()
     env.apply(stages=[{"name": "sft", "resources": {"limits": {"nvidia.com/gpu": 5000}}}])
-    eventually(lambda: env.condition("Progressing").get("reason") == "Unschedulable", "the cause", 90)
-    assert "nvidia.com/gpu" in env.condition("Progressing")["message"]
+    env.told("Unschedulable", "nvidia.com/gpu", seconds=90)
 
 
 def test_a_volume_that_is_not_bound_is_told(env: KwokEnv) -> None:
@@ -159,8 +157,7 @@ def test_a_volume_that_is_not_bound_is_told(env: KwokEnv) -> None:
         {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "unbound"}, "spec": spec}
     )
     env.apply(workspace={"persistentVolumeClaim": {"claimName": "unbound"}})
-    eventually(lambda: env.condition("Progressing").get("reason") == "AwaitingVolume", "the cause", 60)
-    assert "unbound immediate PersistentVolumeClaims" in env.condition("Progressing")["message"]
+    env.told("AwaitingVolume", "unbound immediate PersistentVolumeClaims")
 
 
 def test_a_stage_that_is_never_scheduled_fails_with_its_cause(env: KwokEnv) -> None:
@@ -236,6 +233,5 @@ def test_a_volume_that_is_attached_elsewhere_is_told(env: KwokEnv) -> None:
     held = behaviour(waiting="ContainerCreating")
     there = {"kubernetes.io/hostname": second}
     env.apply(annotations_of={"prepare": held}, template={"patches": [patch], "nodeSelector": there})
-    eventually(lambda: env.stage("prepare", 0).get("reason") == "AwaitingVolume", "the cause", 60)
-    assert "Multi-Attach error" in env.stage("prepare", 0)["message"]
+    env.told("AwaitingVolume", "Multi-Attach error")
     core.delete_persistent_volume(name)

@@ -19,8 +19,6 @@ from tests.support.kwok_env import HOLD, KwokEnv
 
 pytestmark = pytest.mark.cluster
 
-#: Until the condition names the cause of a stage that waits, in seconds.
-TOLD_SECONDS = 60
 CHECKPOINTS = {"term_delay_ms": 1000, "term_exit_code": 85}
 
 
@@ -39,16 +37,6 @@ def apply(env: KwokEnv, name: str, queue: str = Queue.name, patches: Sequence[Do
         stages=[{"name": "sft", "resources": {"limits": {GPU: 1}}, "patches": list(patches)}],
         queueing={"queueName": queue, **queueing},
     )
-
-
-def progressing_message(env: KwokEnv, reason: str, name: str = "loop") -> str:
-    """The message of Progressing, once that is the reason."""
-
-    def message() -> str | None:
-        condition = env.condition("Progressing", name)
-        return str(condition["message"]) if condition.get("reason") == reason else None
-
-    return eventually(message, f"{name} tells {reason}", TOLD_SECONDS)
 
 
 def finish(env: KwokEnv, name: str = "loop") -> Document:
@@ -95,9 +83,7 @@ def test_a_stage_waits_for_quota_and_says_so(env: KwokEnv, queue: Queue) -> None
     apply(env, "first")
     env.running("sft", name="first")
     apply(env, "second")
-    message = progressing_message(env, "AwaitingQuota", "second")
-    assert "sft@1" in message
-    assert f"insufficient unused quota for {GPU}" in message
+    env.told("AwaitingQuota", f"sft@1.*insufficient unused quota for {re.escape(GPU)}", "second")
     assert env.stage("sft", name="second")["state"] == "Pending"
     assert env.live_pods("medgr2.io/cycle=second") == []
     assert counts(finish(env, "first")) == (1, 0, 0)
@@ -120,8 +106,7 @@ def test_quota_taken_back_costs_nothing_and_the_attempt_goes_on(env: KwokEnv, qu
     ran = waits["runSeconds"]
     assert ran > 0
     # Kueue says "The ClusterQueue is stopped" of the eviction, and names the queue once it has tried to admit it again
-    message = progressing_message(env, "AwaitingQuota")
-    assert re.search(rf"ClusterQueue ({re.escape(env.namespace)} )?is (stopped|inactive)", message), message
+    env.told("AwaitingQuota", rf"sft@1.*ClusterQueue ({re.escape(env.namespace)} )?is (stopped|inactive)")
     assert env.live_pods("medgr2.io/stage=sft") == []
     queue.go_on()
     again = env.running("sft")
@@ -166,7 +151,7 @@ def test_a_cycle_can_be_suspended_while_it_waits(env: KwokEnv, queue: Queue) -> 
     queue.stop()
     env.operator.start()
     apply(env, "loop")
-    assert "prepare@0" in progressing_message(env, "AwaitingQuota")
+    env.told("AwaitingQuota", "prepare@0")
     env.patch({"spec": {"suspend": True}})
     env.wait("Suspended")
     eventually(lambda: not env.kubectl.get("jobs")["items"], "its Job leaves the queue")
@@ -180,6 +165,6 @@ def test_a_cycle_can_be_suspended_while_it_waits(env: KwokEnv, queue: Queue) -> 
 def test_a_queue_that_does_not_exist_is_told(env: KwokEnv, queue: Queue) -> None:
     env.operator.start()
     apply(env, "loop", queue="typo")
-    assert "LocalQueue typo doesn't exist" in progressing_message(env, "AwaitingQuota")
+    env.told("AwaitingQuota", "LocalQueue typo doesn't exist")
     queue.add_local("typo")
     assert counts(finish(env)) == (1, 0, 0)

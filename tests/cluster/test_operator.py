@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,7 @@ def test_a_strangers_job_survives(env: KwokEnv) -> None:
 def test_a_cycle_that_cannot_be_run_is_told(env: KwokEnv, changes: dict[str, Any], path: str) -> None:
     env.operator.start()
     env.apply(**changes)
-    condition = eventually(
-        lambda: c if (c := env.condition("Progressing")).get("reason") == "InvalidSpec" else None, "it is told"
-    )
-    assert path in condition["message"]
+    env.told("InvalidSpec", re.escape(path))
     assert env.created_jobs() == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from tests.cluster.kwok import Kwok, behaviour, ending_now
 from tests.cluster.operator import ForkedOperator, Operator
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
+#: Until the condition names the cause of a stage that waits, in seconds.
+TOLD_SECONDS = 60
 ENDED = ("Succeeded", "Failed")
 #: A finalizer that keeps a pod which has ended, and the patch of a Job whose pods are kept so.
 HELD = "medgr2.io/test"
@@ -97,6 +100,17 @@ class KwokEnv:
         """A condition; empty when the cycle has none of that kind."""
         conditions = self.cycle(name).get("status", {}).get("conditions", [])
         return next((condition for condition in conditions if condition["type"] == kind), {})
+
+    def told(self, reason: str, words: str, name: str = "loop", seconds: float = TOLD_SECONDS) -> str:
+        """The message of Progressing, once that is the reason and the message has these words (a regular expression):
+        what a queue or an event says is often known later than that there is something to wait for."""
+
+        def told() -> Document | None:
+            condition = self.condition("Progressing", name)
+            said = condition.get("reason") == reason and re.search(words, condition["message"])
+            return condition if said else None
+
+        return str(self._eventually(told, f"{name} tells {reason}: {words}", name, seconds)["message"])
 
     def wait(self, kind: str, name: str = "loop", seconds: float = 180) -> Document:
         """The condition, once it is true; shows status and log when it does not come."""

@@ -54,6 +54,9 @@ def why_not_admitted(workload: Manifest) -> str:
     quota = conditions.get("QuotaReserved", {})
     if quota.get("status") == "False":
         return str(quota.get("message", ""))
+    evicted = conditions.get("Evicted", {})
+    if evicted.get("status") == "True":  # it loses its quota once its pods have ended; until then this alone says why
+        return str(evicted.get("message", ""))
     return "; ".join(_pending_checks(status)) if quota else ""
 
 

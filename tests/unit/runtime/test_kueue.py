@@ -111,6 +111,12 @@ def test_without_kueue_nothing_is_known(tmp_path: Path) -> None:
         ({"conditions": [condition("QuotaReserved", "False", "no quota")]}, "no quota"),
         ({"conditions": [condition("QuotaReserved", "True"), condition("Admitted", "True")]}, ""),
         (
+            {"conditions": [condition("QuotaReserved", "True"), condition("Evicted", "True", "is stopped")]},
+            "is stopped",
+        ),
+        ({"conditions": [condition("QuotaReserved", "False", "no quota"), condition("Evicted", "True")]}, "no quota"),
+        ({"conditions": [condition("QuotaReserved", "True"), condition("Evicted", "False", "Previously")]}, ""),
+        (
             {
                 "conditions": [condition("QuotaReserved", "True")],
                 "admissionChecks": [
