@@ -16,7 +16,7 @@ from ..data import graded_dataset
 from ..errors import CorruptArtifact
 from ..prompts import answers
 from ..store.artifact import ArtifactInputs
-from ..store.rows import Candidate, Decision, Item, Split, Triplet, triplet_of
+from ..store.rows import Candidate, Decision, Item, Split, Triplet, is_student, triplet_of
 
 
 class Origin(StrEnum):
@@ -45,6 +45,14 @@ class TrainingRow:
     answer_index: int
     response: str
     """Rationale and answer, as the policy shall write them."""
+    generator: str = ""
+    """Who wrote it, as `Candidate.generator`; empty: the seed."""
+
+    @property
+    def trusted(self) -> bool:
+        """Whether its answer is believed on its own: a student's is what its teachers would have said, so that it needs
+        a second source."""
+        return not is_student(self.generator)
 
 
 def training_set(inputs: ArtifactInputs, iteration: int, answer_format: AnswerFormat) -> list[TrainingRow]:
@@ -85,6 +93,7 @@ def dealt_row(triplet: Triplet, option_order: tuple[int, ...] | None, answer_for
         options=options,
         answer_index=right,
         response=response,
+        generator=triplet.generator,
     )
 
 

@@ -120,8 +120,8 @@ def grpo_prompts(
     """The prompts GRPO samples from, identical ones merged, in the order of their first appearance.
 
     A rejected candidate's question and image are used, its answer never (docs/decisions.md). Where seed and candidates
-    disagree the seed is right; where only kept candidates disagree no answer is trusted. A kept candidate is asked as
-    D_gen has it: curate may have dealt its options anew.
+    disagree the seed is right; where only kept candidates disagree no answer is trusted, and a student's alone is none
+    (`TrainingRow.trusted`). A kept candidate is asked as D_gen has it: curate may have dealt its options anew.
 
     Args:
         training: D_gen: the seed and the kept candidates of this and earlier iterations.
@@ -136,7 +136,7 @@ def grpo_prompts(
         prompt = answers.prompt_of(row, answer_format)
         if row.origin is Origin.SEED:
             seed.setdefault(prompt, row.answer_index)
-        else:
+        elif row.trusted:
             kept.setdefault(prompt, set()).add(row.answer_index)
         if source is PromptSource.KEPT or row.origin is Origin.SEED:
             question_by_prompt.setdefault(prompt, row)

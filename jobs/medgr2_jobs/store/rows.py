@@ -288,6 +288,7 @@ class Candidate(TableRow):
     paradigm: str
     template_sha256: str
     generator: str
+    """The provider's model id; of a generator that the loop taught `distill@t:<digest>` (`is_student`)."""
     outcome: CandidateOutcome
     error: str
     attempts: int | None
@@ -312,6 +313,26 @@ class Triplet:
     answer_index: int
     rationale: str
     response: str
+    generator: str = ""
+    """As `Candidate.generator`."""
+
+
+_STUDENT = "distill@"
+
+
+def student_name(iteration: int, digest: str) -> str:
+    """`Candidate.generator` of what a student wrote: the generator that stage distill of this iteration has taught.
+
+    Args:
+        iteration: of stage distill.
+        digest: of its artifact.
+    """
+    return f"{_STUDENT}{iteration}:{digest[:12]}"
+
+
+def is_student(generator: str) -> bool:
+    """Whether this `Candidate.generator` is one that the loop has taught: its errors are those of its teachers."""
+    return generator.startswith(_STUDENT)
 
 
 def triplet_of(candidate: Candidate) -> Triplet | None:
@@ -333,7 +354,7 @@ def triplet_of(candidate: Candidate) -> Triplet | None:
         )
     return Triplet(
         candidate.triplet_id, candidate.iteration, candidate.image_sha256, candidate.modality, candidate.question_type,
-        question, options, answer_index, rationale, response,
+        question, options, answer_index, rationale, response, candidate.generator,
     )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def kept_row(row: Candidate, options: tuple[str, ...], answer_index: int, respon
     assert row.question is not None
     return TrainingRow(
         row.triplet_id, Origin.GENERATED, row.iteration, row.image_sha256, row.modality, row.question_type,
-        row.question, options, answer_index, response,
+        row.question, options, answer_index, response, row.generator,
     )  # fmt: skip
 
 

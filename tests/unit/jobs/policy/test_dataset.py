@@ -15,7 +15,7 @@ from medgr2_jobs.errors import DataError
 from medgr2_jobs.models import vlm
 from medgr2_jobs.models.vlm import Encoder, PromptResponse
 from medgr2_jobs.policy.dataset import CompletionCollator, grpo_dataset, grpo_prompts, sft_dataset, sft_rows
-from medgr2_jobs.store.rows import Triplet, triplet_of
+from medgr2_jobs.store.rows import Triplet, student_name, triplet_of
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,14 @@ def test_a_kept_candidate_is_asked_as_the_training_set_has_it() -> None:
         ("i2", ("a", "b"), 0),
         ("i3", ("a", "b"), None),
     ]
+
+
+def test_a_students_kept_answer_is_asked_and_not_trusted_unless_its_teacher_says_the_same() -> None:
+    by_student = student_name(1, "d" * 64)
+    training = [learnt(image_sha256=image, generator=by_student) for image in ("i2", "i3")]
+    training.append(learnt(image_sha256="i3", generator="teacher"))
+    prompts = grpo_prompts([learnt(Origin.SEED), *training], [], FORMAT, PromptSource.KEPT)
+    assert [(p.prompt.image_sha256, p.answer_index) for p in prompts] == [("i1", 0), ("i2", None), ("i3", 0)]
 
 
 def test_source_kept_asks_the_training_set_only() -> None:
