@@ -147,6 +147,15 @@ class VLLM(GeneratorKind):
     """Arguments of the model's chat template: `{enable_thinking: false}` where the model thinks too much."""
 
 
+class ScriptedErrors(ApiEnum):
+    """What the scripted generator's wrong answers depend on."""
+
+    BY_VALUE = "ByValue"
+    """On what the image shows: a value is always taken for the same other one, and some values are never got right."""
+    UNIFORM = "Uniform"
+    """On nothing: as many errors of each kind, but they strike every value alike, and any wrong option is as likely."""
+
+
 class Scripted(GeneratorKind):
     """A generator made of code, for phantom images only: its errors are known exactly."""
 
@@ -163,6 +172,9 @@ class Scripted(GeneratorKind):
     """Share of candidates whose rationale is about something else."""
     incoherent_rate: Fraction | None = None
     """Share of candidates whose rationale has lost words."""
+    errors: ScriptedErrors = ScriptedErrors.BY_VALUE
+    """What its wrong answers depend on. ByValue: on what the image shows, as a model with wrong beliefs errs. Uniform:
+    each type of question has as many errors of each kind as by value, but they are noise."""
 
 
 class ResolvedScripted(Scripted):

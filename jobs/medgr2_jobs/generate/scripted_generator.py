@@ -1,8 +1,9 @@
-"""A generator made of code, for phantoms only: it knows the truth, and errs in a known and systematic way.
+"""A generator made of code, for phantoms only: it knows the truth, and errs in a known way.
 
-Its errors are those of a model with wrong beliefs, not noise: a value is taken for its neighbour in the list of
-values, with a rationale to match. `blindSpots` are values that it never gets right, so that no filter can keep a
-right answer about them. Beside these: answers whose rationale is about something else, or has lost words.
+By value, its errors are those of a model with wrong beliefs, not noise: a value is taken for its neighbour in the list
+of values, with a rationale to match. `blindSpots` are values that it never gets right, so that no filter can keep a
+right answer about them. Beside these: answers whose rationale is about something else, or has lost words. Uniform errors
+are as many of each kind, and tell nothing: the hard case for whoever learns which answers to believe.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import random
 from dataclasses import dataclass
 
-from medgr2_api.generator import ResolvedScripted
+from medgr2_api.generator import ResolvedScripted, ScriptedErrors
 from medgr2_api.training_spec import AnswerFormat
 
 from ..data import paraphrase, synthetic_images
@@ -42,12 +43,31 @@ def is_blind(kind: str, value: str, share: float) -> bool:
     return index == 0 or math.floor(index * share + 1e-9) > math.floor((index - 1) * share + 1e-9)
 
 
-def error_rate(kind: str, value: str, scripted: ResolvedScripted) -> float:
-    """How often this value is taken for its neighbour."""
-    if is_blind(kind, value, scripted.blind_spots):
-        return max(0.0, 1 - scripted.irrelevant_rate - scripted.incoherent_rate)
+def error_shares(kind: str, value: str, scripted: ResolvedScripted) -> tuple[float, float, float]:
+    """How often a question of this kind about this value is hallucinated, at most irrelevant, at most incoherent.
+
+    Cumulative: each includes those before it, what is missing to 1 is good. Uniform errors have the mean over the kind's
+    values, so that a type of question has as many errors of each kind either way.
+    """
+    if scripted.errors is ScriptedErrors.UNIFORM:
+        of_values = [_shares_by_value(kind, each, scripted) for each in synthetic_images.VALUES[kind]]
+        hallucinated, irrelevant, incoherent = (sum(shares) / len(of_values) for shares in zip(*of_values, strict=True))
+        return hallucinated, irrelevant, incoherent
+    return _shares_by_value(kind, value, scripted)
+
+
+def _shares_by_value(kind: str, value: str, scripted: ResolvedScripted) -> tuple[float, float, float]:
+    blind = is_blind(kind, value, scripted.blind_spots)
     confused = synthetic_images.VALUES[kind].index(value) % 2 == 0
-    return scripted.error_rate if confused else min(scripted.error_rate, _LOW_RATE)
+    hallucinated = scripted.error_rate if confused else min(scripted.error_rate, _LOW_RATE)
+    if blind:
+        hallucinated = max(0.0, 1 - scripted.irrelevant_rate - scripted.incoherent_rate)
+    irrelevant = hallucinated + scripted.irrelevant_rate
+    incoherent = irrelevant + scripted.incoherent_rate
+    if blind:
+        whole = min(1.0, incoherent)  # never good, also when the rates do not add up to 1
+        return hallucinated / whole, irrelevant / whole, incoherent / whole
+    return hallucinated, min(1.0, irrelevant), min(1.0, incoherent)
 
 
 @dataclass(frozen=True)
@@ -91,15 +111,13 @@ def propose(
     truth = attributes.value(kind)
     gold = question.answer_index
     wrong = [index for index in range(len(question.options)) if index != gold]
-    hallucinated = error_rate(kind, truth, scripted)
-    irrelevant = hallucinated + scripted.irrelevant_rate
-    incoherent = irrelevant + scripted.incoherent_rate
+    hallucinated, irrelevant, incoherent = error_shares(kind, truth, scripted)
     draw = rng.random()
-    if is_blind(kind, truth, scripted.blind_spots):
-        draw *= min(1.0, incoherent)  # never good, also when the rates do not add up to 1
 
     if draw < hallucinated:
-        candidate_kind, index = HALLUCINATED, _neighbour(kind, truth, question.options, wrong, rng)
+        candidate_kind = HALLUCINATED
+        by_value = scripted.errors is ScriptedErrors.BY_VALUE
+        index = _neighbour(kind, truth, question.options, wrong, rng) if by_value else rng.choice(wrong)
         text = synthetic_images.rationale(kind, question.options[index])
     elif draw < irrelevant:
         candidate_kind, index = IRRELEVANT, rng.choice(wrong)

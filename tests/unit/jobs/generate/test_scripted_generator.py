@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from medgr2_api.generator import ResolvedScripted
+from medgr2_api.generator import ResolvedScripted, ScriptedErrors
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.generate import scripted_generator
@@ -70,6 +70,37 @@ def test_blind_spots_are_never_right(share: float) -> None:
         for index, value in enumerate(values):
             assert scripted_generator.is_blind(kind, value, share) == (index % every == 0)
             assert (right[kind, value] == 0) == (index % every == 0)
+
+
+@pytest.mark.parametrize(("blind_spots", "error_rate"), [(0.34, 0.1), (0.0, 0.95)])
+def test_uniform_errors_are_as_many_and_tell_nothing(blind_spots: float, error_rate: float) -> None:
+    by_value = RATES.model_copy(update={"blind_spots": blind_spots, "error_rate": error_rate})
+    uniform = by_value.model_copy(update={"errors": ScriptedErrors.UNIFORM})
+    for kind, values in synthetic_images.VALUES.items():
+        of_values = [scripted_generator.error_shares(kind, value, by_value) for value in values]
+        of_kind = {scripted_generator.error_shares(kind, value, uniform) for value in values}
+        assert len(of_kind) == 1, "no value is worse than another"
+        for at, share in enumerate(of_kind.pop()):
+            assert share <= 1
+            assert share == pytest.approx(sum(shares[at] for shares in of_values) / len(of_values))
+
+    made = run(uniform, 2000)
+    of_each = {name: Counter(row.kind for _, _, row in run(rates, 2000)) for name, rates in
+               (("by value", by_value), ("uniform", uniform))}  # fmt: skip
+    for what in ("good", "hallucinated", "irrelevant", "incoherent"):
+        assert of_each["uniform"][what] / len(made) == pytest.approx(of_each["by value"][what] / len(made), abs=0.02)
+    for kind, values in synthetic_images.VALUES.items():
+        right = {value: [row.correct for shown, asked, row in made if (asked, shown.value(kind)) == (kind, value)]
+                 for value in values}  # fmt: skip
+        mean = sum(map(sum, right.values())) / sum(map(len, right.values()))
+        believed = Counter[tuple[str, str]]()
+        for shown, asked, row in made:
+            if asked == kind and row.kind == "hallucinated":
+                believed[shown.value(kind), row.options[row.answer_index]] += 1
+        for value in values:
+            assert sum(right[value]) / len(right[value]) == pytest.approx(mean, abs=0.12), (kind, value)
+            others = [believed[value, other] for other in values if other != value]
+            assert max(others) < 2 * sum(others) / len(others), "a value is not always taken for the same other one"
 
 
 def test_rates_of_zero_make_no_error() -> None:
