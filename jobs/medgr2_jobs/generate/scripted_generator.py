@@ -2,8 +2,8 @@
 
 By value, its errors are those of a model with wrong beliefs, not noise: a value is taken for its neighbour in the list
 of values, with a rationale to match. `blindSpots` are values that it never gets right, so that no filter can keep a
-right answer about them. Beside these: answers whose rationale is about something else, or has lost words. Uniform errors
-are as many of each kind, and tell nothing: the hard case for whoever learns which answers to believe.
+right answer about them. Beside these: answers whose rationale is about something else, or has lost words. Uniform
+errors are as many of each kind, and tell nothing: the hard case for whoever learns which answers to believe.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def is_blind(kind: str, value: str, share: float) -> bool:
 def error_shares(kind: str, value: str, scripted: ResolvedScripted) -> tuple[float, float, float]:
     """How often a question of this kind about this value is hallucinated, at most irrelevant, at most incoherent.
 
-    Cumulative: each includes those before it, what is missing to 1 is good. Uniform errors have the mean over the kind's
-    values, so that a type of question has as many errors of each kind either way.
+    Cumulative: each includes those before it, what is missing to 1 is good. Uniform errors have the mean over the
+    kind's values, so that a type of question has as many errors of each kind either way.
     """
     if scripted.errors is ScriptedErrors.UNIFORM:
         of_values = [_shares_by_value(kind, each, scripted) for each in synthetic_images.VALUES[kind]]
