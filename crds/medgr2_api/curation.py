@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from .cel_rules import Keyed, Rule
+from .hashing import NOT_HASHED
 from .model import ApiEnum, Model
 from .plugin import PluginRef
 from .types import Fraction
@@ -140,6 +141,10 @@ class Curation(Model):
     """Drop what the options alone give away: an option prior fitted on the training set answers it."""
     balance: Balance | None = None
     """Cap the share of a group; absent: no cap."""
+    # not hashed: what is settled is among the inputs of whoever reads the training set
+    correct: Annotated[bool | None, NOT_HASHED] = None
+    """Give the training data of earlier iterations the answers that stage relabel has settled: kept candidates are
+    corrected, and those that were rejected by their score alone come in."""
     further_rules: Annotated[list[PluginRef], Field(max_length=16, alias="rules"), Keyed(("name",))] = []
     """Further rules that drop candidates, from other packages (entry points medgr2.curation_rules)."""
 
@@ -148,3 +153,4 @@ class ResolvedCuration(Curation):
     """With everything that the presets own."""
 
     selection: ResolvedSelection
+    correct: Annotated[bool, NOT_HASHED] = False  # as in manifests of versions before it

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from .cel_rules import Keyed, Rule
+from .cross_examination import CrossExamination, ResolvedCrossExamination
 from .curation import Curation, ResolvedCuration, Review
 from .data import Data, DataFormat, ResolvedData, Workspace
 from .generator import GENERATORS, Generator, ResolvedGenerator
@@ -68,9 +69,9 @@ class CycleSpec(Model):
     """How often round the loop. May be raised, also after the end."""
     suspend: bool = False
     """true: running stages write a checkpoint and stop; false: they go on."""
-    pause_before: Annotated[list[StageName], Field(max_length=11), Keyed()] = []
+    pause_before: Annotated[list[StageName], Field(max_length=14), Keyed()] = []
     """Stages that wait, in every iteration, until they are listed in `approved`."""
-    approved: Annotated[list[StageRef], Field(max_length=220)] = []
+    approved: Annotated[list[StageRef], Field(max_length=280)] = []
     """What was paused and may go on; `medgr2 approve` appends here."""
     reviews: Annotated[list[Review], Field(max_length=20), Keyed(("iteration",))] = []
     """Experts' decisions on kept triplets; `medgr2 review import` adds them. A stage curate that has finished takes
@@ -104,6 +105,8 @@ class CycleSpec(Model):
     """R, the reward model, which scores each candidate triplet."""
     curation: Curation = Curation()
     """From scored candidates to training data."""
+    cross_examination: CrossExamination = CrossExamination()
+    """How questions without gold get an answer that several sources support."""
     policy: Policy
     """π, the policy: the vision-language model that the loop trains."""
     evaluation: Evaluation = Evaluation()
@@ -114,7 +117,7 @@ class CycleSpec(Model):
     """How often a stage is tried again."""
     template: PodTemplate = PodTemplate()
     """Template of every stage's pod: image, environment, placement."""
-    stages: Annotated[list[StageSettings], Field(max_length=11), Keyed(("name",))] = []
+    stages: Annotated[list[StageSettings], Field(max_length=14), Keyed(("name",))] = []
     """Settings of single stages that differ from those of the cycle."""
 
     def stage(self, name: StageName) -> StageSettings:
@@ -130,6 +133,7 @@ class ResolvedSpec(CycleSpec):
     generator: ResolvedGenerator
     reward_model: ResolvedRewardModel
     curation: ResolvedCuration
+    cross_examination: ResolvedCrossExamination
     policy: ResolvedPolicy
 
 
@@ -153,7 +157,7 @@ class Metadata(Model):
 
 
 class Cycle(Model):
-    """One closed training loop: generate, score, curate, SFT, GRPO, preferences, reward retraining."""
+    """One closed training loop: generate, score, curate, SFT, GRPO, relabel, preferences, reward retraining."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

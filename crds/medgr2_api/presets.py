@@ -51,6 +51,11 @@ _DEFAULT: dict[str, Any] = {
     "curation.selection.threshold": 3.0,
     "curation.selection.precision": 0.95,
     "curation.selection.k": 11_000,
+    "curation.correct": False,
+    "crossExamination.samplesPerQuestion": 4,
+    "crossExamination.temperature": 1.0,
+    "crossExamination.minPosterior": 0.8,
+    "crossExamination.maxQuestions": 10_000,
     "policy.sft.lora": {"rank": 64},
     "policy.sft.learningRate": 1e-4,
     "policy.sft.numEpochs": 1,
@@ -84,6 +89,7 @@ _SMALL_BATCHES: dict[str, Any] = {
 PRESETS: dict[Preset, dict[str, Any]] = {
     Preset.DEFAULT: {},
     Preset.PAPER: {
+        "curation.correct": False,
         "policy.grpo.rewards": [
             {"type": "RewardModel", "weight": 0.8, "normalization": "None"},
             {"type": "AnswerMatch", "weight": 0.2},

@@ -68,7 +68,7 @@ def register(stage: StageDefinition) -> None:
     if stage.name in _STAGES:
         raise ValueError(f"stage {stage.name}: there is one of this name already")
     for read in stage.reads:
-        before = read.of in (Of.PREVIOUS, Of.NEWEST)
+        before = read.of in (Of.PREVIOUS, Of.EARLIER, Of.NEWEST)
         unknown = [name for name in read.makers if not before and name not in _STAGES and name != stage.name]
         if unknown:
             raise ValueError(

@@ -28,7 +28,8 @@ def table() -> str:
 
 def _row(stage: StageDefinition) -> str:
     parts = (*stage.publishes, *(f"({part})" for part in stage.may_publish))
-    cells = (stage.name, stage.iterations.value, stage.sentence, ", ".join(_reads(stage)), ", ".join(parts))
+    iterations = stage.iterations.value + " (not the last)" * stage.for_next_round
+    cells = (stage.name, iterations, stage.sentence, ", ".join(_reads(stage)), ", ".join(parts))
     return f"| {' | '.join(cells)} |"
 
 
@@ -48,6 +49,7 @@ def _artifact(read: Read) -> str:
         Of.SAME: f"{makers} t",
         Of.PREVIOUS: f"{makers} t{_MINUS}1",
         Of.EVERY: f"every {makers} up to t",
+        Of.EARLIER: f"every {makers} before t",
         Of.NEWEST: f"the newest promoted {makers} before t",
     }[read.of]
 

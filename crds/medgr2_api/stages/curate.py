@@ -33,15 +33,23 @@ def _build(source: Source) -> CurateParameters:
     )
 
 
+def _corrects(spec: ResolvedSpec) -> bool:
+    return spec.curation.correct
+
+
 def _fits_threshold(spec: ResolvedSpec) -> bool:
     return spec.curation.selection.strategy is SelectionStrategy.FITTED_PRECISION
 
 
-#: What the training set D_gen is read from: the seed, and what each iteration so far generated and kept of it.
+_RELABELLED = Read("relabel", "relabel", Of.EARLIER, required=False, when=_corrects)
+
+#: What the training set D_gen is read from: the seed, what each iteration so far generated and kept of it, and what has
+#: been settled since about those before.
 TRAINING_SET = (
     Read("prepare", "prepare", Of.FIRST),
     Read("generate", "generate", Of.EVERY, required=False),
     Read("curate", "curate", Of.EVERY),
+    _RELABELLED,
 )
 
 CURATE = StageDefinition(
@@ -58,6 +66,7 @@ CURATE = StageDefinition(
         Read("prepare", "prepare", Of.FIRST),
         Read("generate", "generate", Of.EVERY, required=False),
         Read("curate", "curate", Of.EVERY, required=False),
+        _RELABELLED,
         Read("scores", "score", required=False),
         Read("reward", "reward", Of.NEWEST, required=False, when=_fits_threshold),
     ),

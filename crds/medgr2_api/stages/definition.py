@@ -47,6 +47,8 @@ class Of(Enum):
     """That of the iteration before."""
     EVERY = "0..t"
     """Every one so far (of the stage's own: those of earlier iterations); the roles are `<role>-0`, `<role>-1`, …"""
+    EARLIER = "0..t-1"
+    """Every one of the iterations before; the roles are as with EVERY."""
     NEWEST = "newest promoted before t"
     """A model: of the versions of earlier iterations the newest that was promoted."""
 
@@ -116,6 +118,8 @@ class StageDefinition:
     code_version: int = 1
     """Raised when the stage's code changes what it would publish for the same parameters and inputs."""
     waits: tuple[Wait, ...] = ()
+    for_next_round: bool = False
+    """Only later iterations read what it makes in the loop, so the last one has none."""
     sharded: bool = False
     """Its work can be divided among processes that know nothing of each other (`shards`)."""
     distributed: bool = False
@@ -146,8 +150,8 @@ class StageDefinition:
 
     def declares(self, role: str) -> bool:
         """Whether it says that it may read an input of this role."""
-        one = {read.role for read in self.reads if read.of is not Of.EVERY}
-        every = {read.role for read in self.reads if read.of is Of.EVERY}
+        one = {read.role for read in self.reads if read.of not in (Of.EVERY, Of.EARLIER)}
+        every = {read.role for read in self.reads if read.of in (Of.EVERY, Of.EARLIER)}
         name, _, iteration = role.rpartition("-")
         return role in one or (iteration.isdecimal() and name in every)
 

@@ -30,6 +30,8 @@ from .option_prior_filter import CrossFittedPrior, thin
 
 NOT_SCORED = "not_scored"
 GUESSABLE, BALANCE = "guessable", "balance"
+#: Reasons that say no more than that R's score is not high enough.
+BY_SCORE = frozenset({"below_threshold", "not_in_top_k"})
 #: Target from which on a graded row counts as good: original (10) and lightly perturbed (6).
 GOOD_TARGET = 6.0
 #: Strategies that work without scores.

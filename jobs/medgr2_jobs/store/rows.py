@@ -414,6 +414,35 @@ class Decision(TableRow):
     """D_gen's option i is the candidate's option option_order[i]; null: as the generator gave them."""
 
 
+# relabel
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerPosterior(TableRow):
+    """What R, the policy and the generator make of one candidate's question; options in the candidate's own order."""
+
+    TABLE = "posteriors"
+    VERSION = 1
+
+    triplet_id: str
+    posterior: tuple[float, ...]
+    """How likely each option is right; they add up to 1."""
+    answer_index: int | None
+    """The settled answer; null: no option is likely enough."""
+    rationale: str
+    """The policy's for the settled answer, or the generator's; empty where nothing is settled."""
+    claim: int
+    """What the generator says."""
+    reward_scores: tuple[float, ...]
+    """R's score of the same text with each option in turn, in [-6, 10]."""
+    policy_shares: tuple[float, ...]
+    """Share of the policy's readable answers that pick each option; zeros: none could be read."""
+    review: int | None
+    """What an expert says; null: nobody has looked at it."""
+    agreed: bool
+    """At least two of R, policy and generator pick the settled answer, or an expert does."""
+
+
 # grpo, preferences
 
 

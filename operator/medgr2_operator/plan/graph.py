@@ -129,6 +129,8 @@ def build(shape: Shape, iterations: int) -> Graph:
     nodes: dict[StageKey, Node] = {}
     for t in range(iterations + 1):
         for stage in shape.loop if t else shape.first:
+            if stage.for_next_round and t == iterations:
+                continue
             # before the loop there is nothing to read but what is made there
             reads = [read for read in stage.reads if read in shape.holds and (t > 0 or read.of is Of.FIRST)]
             inputs = [(read, tuple(_inputs(read, t, nodes))) for read in reads]
@@ -152,8 +154,13 @@ def _inputs(read: Read, t: int, nodes: dict[StageKey, Node]) -> Iterator[Input]:
             if (key := next((key for key in keys if key in nodes), None)) is not None:
                 yield key
 
+    def every(end: int) -> Iterator[Input]:
+        return (Input(f"{read.role}-{key.iteration}", (key,)) for key in made_in(*range(end)))
+
     if read.of is Of.EVERY:
-        yield from (Input(f"{read.role}-{key.iteration}", (key,)) for key in made_in(*range(t + 1)))
+        yield from every(t + 1)
+    elif read.of is Of.EARLIER:
+        yield from every(t)
     elif read.of is Of.NEWEST:
         if versions := tuple(made_in(*range(t - 1, -1, -1))):
             yield Input(read.role, versions, versions=True)
