@@ -108,11 +108,11 @@ def test_the_quickstart_survives_people_and_publishes_the_bytes_of_a_local_run(
     assert node_env.digests("quickstart") == loop.digests()
 
     before = jobs(node_env)
-    node_env.patch("quickstart", {"restartFrom": {"iteration": 2, "stage": "preferences", "token": "again"}})
-    eventually(lambda: jobs(node_env)["preferences", 2] not in (None, before["preferences", 2]), "it starts again")
+    node_env.patch("quickstart", {"restartFrom": {"iteration": 2, "stage": "evaluate", "token": "again"}})
+    eventually(lambda: jobs(node_env)["evaluate", 2] not in (None, before["evaluate", 2]), "it starts again")
     node_env.wait("quickstart", "Complete", 300)
     after = jobs(node_env)
-    assert {key for key in after if after[key] != before[key]} == {("preferences", 2), ("reward", 2), ("report", 2)}
+    assert {key for key in after if after[key] != before[key]} == {("evaluate", 2), ("report", 2)}
     assert node_env.digests("quickstart") == loop.digests()
 
     node_env.kubectl("delete", "medgr2cycle", "quickstart")

@@ -16,9 +16,10 @@ from tests.support.loop_fixtures import Loop
 pytestmark = pytest.mark.slow
 
 STAGES = {"prepare@0", "reward@0", "evaluate@0"} | {
-    f"{name}@1"
+    f"{name}@{t}"
+    for t in (1, 2)
     for name in ("generate", "score", "curate", "sft", "grpo", "preferences", "reward", "evaluate", "report")
-}
+} - {"preferences@2", "reward@2"}
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from tests.support.cycle_documents import tiny_cycle
 _STEPS = {"per_device_train_batch_size": 8, "save_steps": 2}
 
 CYCLE = tiny_cycle(
+    iterations=2,
     data={
         "sources": [
             {"name": "seed", "format": "Phantom", "phantom": {"images": 16}},

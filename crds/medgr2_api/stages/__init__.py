@@ -61,7 +61,8 @@ def register(stage: StageDefinition) -> None:
     """Makes a stage known. What it reads of its own iteration has to be known already.
 
     Raises:
-        ValueError: the name is taken or no name for a stage, or it reads what no known stage makes.
+        ValueError: the name is taken or no name for a stage, or it reads what no known stage makes, or what the last
+            iteration does not have.
     """
     if not _NAME.fullmatch(stage.name):
         raise ValueError(f"stage {stage.name!r}: a name has at most 16 letters a-z")
@@ -74,6 +75,12 @@ def register(stage: StageDefinition) -> None:
             raise ValueError(
                 f"stage {stage.name} reads {read.role!r} of {', '.join(unknown)}: register that one before"
             )
+        late = [name for name in read.makers if name in _STAGES and _STAGES[name].for_next_round]
+        if read.of in (Of.SAME, Of.EVERY) and late and not stage.for_next_round:
+            raise ValueError(
+                f"stage {stage.name} reads {read.role!r} of {', '.join(late)} of its own iteration, which the last one"
+                " does not have: read those of earlier iterations, or be for_next_round too"
+            )
     _STAGES[stage.name] = stage
 
 
@@ -83,8 +90,8 @@ def definition(name: str) -> StageDefinition:
 
 
 def stage_names() -> tuple[str, ...]:
-    """All stages, in the order in which one iteration reads naturally: makers before readers."""
-    return tuple(_STAGES)
+    """All stages, in the order of one iteration: makers before readers, what is for the next one last."""
+    return tuple(sorted(_STAGES, key=lambda name: _STAGES[name].for_next_round))
 
 
 def listed(which: Callable[[StageDefinition], bool]) -> str:

@@ -119,7 +119,8 @@ class StageDefinition:
     """Raised when the stage's code changes what it would publish for the same parameters and inputs."""
     waits: tuple[Wait, ...] = ()
     for_next_round: bool = False
-    """Only later iterations read what it makes in the loop, so the last one has none."""
+    """Only later iterations read what it makes in the loop, so the last one has none. It comes after the others of its
+    iteration, and after an evaluation that may stop the loop."""
     sharded: bool = False
     """Its work can be divided among processes that know nothing of each other (`shards`)."""
     distributed: bool = False

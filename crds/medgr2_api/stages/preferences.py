@@ -48,6 +48,7 @@ PREFERENCES = StageDefinition(
         Read("policy", "grpo", otherwise="sft"),
     ),
     publishes=("preferences.parquet",),
+    for_next_round=True,
     serves=("reward",),
     code_version=2,  # more forms of an answer are read; a generation configuration of ours
 )

@@ -40,7 +40,8 @@ def _spelling(data: Data) -> dict[str, str]:
     return {"options spelled uniformly": f"in {' and '.join(changed)}"} if changed else {}
 
 
-_TOLD = ("evaluate", "generate", "curate", "reward", "score", "sft", "grpo", "preferences")
+_TOLD = ("evaluate", "generate", "curate", "score", "sft", "grpo")
+_FOR_NEXT_ROUND = ("reward", "preferences")
 
 REPORT = StageDefinition(
     name="report",
@@ -51,6 +52,7 @@ REPORT = StageDefinition(
     reads=(
         Read("prepare", "prepare", Of.FIRST, required=False),
         *(Read(name, name, Of.EVERY, required=False) for name in _TOLD),
+        *(Read(name, name, Of.EARLIER, required=False) for name in _FOR_NEXT_ROUND),
     ),
     publishes=("results.json", "report.md", "figures/"),
     may_publish=("tables/", "funnel.json"),

@@ -64,6 +64,7 @@ REWARD = StageDefinition(
         Read("reward", "reward", Of.NEWEST),
     ),
     publishes=("model/", "calibration.parquet", "metrics.json", "gate.json", "training_log.json"),
+    for_next_round=True,
     distributed=True,
     makes="reward",
     promoted=True,

@@ -86,6 +86,8 @@ class Shape:
     """Stages of each iteration that are switched on and have a use."""
     holds: frozenset[Read | Wait]
     """What they read and wait for under a condition that holds."""
+    stops_early: bool
+    """An evaluation may turn an iteration into the last one."""
 
     @classmethod
     def of(cls, spec: ResolvedSpec) -> Shape:
@@ -100,6 +102,7 @@ class Shape:
             tuple(stage for stage in first if (stage.name in required if stage.first_on_demand else stage in enabled)),
             tuple(loop),
             holds,
+            spec.early_stopping is not None,
         )
 
 
@@ -125,24 +128,32 @@ def _used(spec: ResolvedSpec, stages: list[StageDefinition], holds: frozenset[Re
 
 @lru_cache(maxsize=32)
 def build(shape: Shape, iterations: int) -> Graph:
-    """The graph over `iterations` iterations."""
+    """The graph over `iterations` iterations: what is made for the next one is in all but the last."""
     nodes: dict[StageKey, Node] = {}
     for t in range(iterations + 1):
-        for stage in shape.loop if t else shape.first:
-            if stage.for_next_round and t == iterations:
-                continue
+        stages = shape.loop if t else shape.first
+        if 0 < t == iterations:
+            stages = tuple(stage for stage in stages if not stage.for_next_round)
+        for stage in stages:
             # before the loop there is nothing to read but what is made there
             reads = [read for read in stage.reads if read in shape.holds and (t > 0 or read.of is Of.FIRST)]
             inputs = [(read, tuple(_inputs(read, t, nodes))) for read in reads]
             if all(items for read, items in inputs if read.required):
-                after = (StageKey(t - 1, wait.stage) for wait in stage.waits if wait in shape.holds and t > 1)
                 key = StageKey(t, stage.name)
                 nodes[key] = Node(
-                    key,
-                    tuple(item for _, items in inputs for item in items),
-                    tuple(before for before in after if before in nodes),
+                    key, tuple(item for _, items in inputs for item in items), tuple(_after(stage, t, shape, nodes))
                 )
     return Graph(nodes)
+
+
+def _after(stage: StageDefinition, t: int, shape: Shape, nodes: dict[StageKey, Node]) -> Iterator[StageKey]:
+    """What a stage waits for in iteration `t`, of what is there."""
+    if t > 1:
+        yield from (
+            key for wait in stage.waits if wait in shape.holds and (key := StageKey(t - 1, wait.stage)) in nodes
+        )
+    if t and stage.for_next_round and shape.stops_early:
+        yield from (key for key in nodes if key.iteration == t and definition(key.name).measures)
 
 
 def _inputs(read: Read, t: int, nodes: dict[StageKey, Node]) -> Iterator[Input]:

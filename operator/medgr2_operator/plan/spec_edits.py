@@ -75,7 +75,13 @@ def spec_edits(cycle: Cycle, cached: CachedSpec, graph: Graph, draft: StatusDraf
             if text:
                 why[node.key] = text
     restart = _roots(graph, list(why))
-    gone = (stage_of(record) for record in made if stage_of(record) not in graph)
+    # in a longer loop: what was made for a round that does not come was a stage of this spec
+    longer = cached.graph(iterations(cycle, draft) + 1)
+    gone = (
+        key
+        for key in map(stage_of, made)
+        if key not in graph and (key.iteration > iterations(cycle, draft) or key not in longer)
+    )
     return SpecEdits(why | dict.fromkeys(gone, "done, and no stage of this spec any more"), restart)
 
 

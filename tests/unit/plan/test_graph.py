@@ -41,15 +41,54 @@ TRAINING_SET = {
 ITERATION = ("generate", "score", "curate", "sft", "grpo", "preferences", "reward", "evaluate", "report")
 
 
+FOR_NEXT_ROUND = ("preferences", "reward")
+
+
 def test_all_stages() -> None:
     expected = {"prepare@0", "reward@0", "evaluate@0", *(f"{name}@{t}" for t in (1, 2) for name in ITERATION)}
+    expected -= {f"{name}@2" for name in FOR_NEXT_ROUND}
     assert {name for name in names(graph_of()) if name.split("@")[0] in ("prepare", *ITERATION)} == expected
 
 
 @pytest.mark.parametrize("stage", stage_names())
 def test_a_stage_is_in_the_iterations_that_its_definition_says(stage: str) -> None:
     there = {at.iteration for at in graph_of(3).nodes if at.name == stage}
-    assert there == {iteration for iteration in range(4) if definition(stage).iterations.include(iteration)}
+    last = 2 if definition(stage).for_next_round else 3
+    assert there == {iteration for iteration in range(last + 1) if definition(stage).iterations.include(iteration)}
+
+
+@pytest.mark.parametrize(
+    ("off", "changes"),
+    [
+        ((), {}),
+        ((), {"earlyStopping": {}}),
+        (("grpo",), {"policy": {"initFrom": "Previous"}}),
+        (("preferences",), {"curation": {"selection": {"strategy": "FittedPrecision"}}}),
+        (("evaluate",), {"earlyStopping": {}}),
+    ],
+)
+def test_more_iterations_change_nothing_of_the_earlier_ones(off: tuple[str, ...], changes: dict[str, Any]) -> None:
+    """Inputs, and with them hashes, are the same; only what the last iteration lacked is added to it."""
+    for count in range(1, 5):
+        shorter, longer = graph_of(count, off, **changes), graph_of(count + 1, off, **changes)
+        assert {at: longer.nodes[at] for at in shorter.nodes} == shorter.nodes
+        added = {at.name for at in longer.nodes.keys() - shorter.nodes.keys() if at.iteration <= count}
+        assert added == {name for name in added if definition(name).for_next_round}
+
+
+def test_what_is_for_the_next_round_waits_for_the_evaluation_that_may_make_this_one_the_last() -> None:
+    stopping, fixed = graph_of(earlyStopping={}), graph_of()
+    for name in FOR_NEXT_ROUND:
+        assert stopping.nodes[key(f"{name}@1")].after == (key("evaluate@1"),)
+        assert fixed.nodes[key(f"{name}@1")].after == ()
+    assert stopping.nodes[key("reward@0")].after == ()
+
+
+def test_nothing_in_the_last_iteration_is_made_for_nobody() -> None:
+    """Every stage's artifact is read, or is a model or figures for people."""
+    graph = graph_of(3)
+    read = frozenset[StageKey]().union(*(node.reads for node in graph))
+    assert {at.name for at in graph.nodes if at not in read} <= {"report"}
 
 
 def test_makers_stand_before_readers() -> None:
@@ -87,7 +126,7 @@ def test_makers_stand_before_readers() -> None:
     ],
 )
 def test_edges(stage: str, expected: dict[str, str]) -> None:
-    assert roles(graph_of(), stage) == expected
+    assert roles(graph_of(3), stage) == expected
 
 
 def test_report_reads_everything_so_far() -> None:
@@ -95,11 +134,11 @@ def test_report_reads_everything_so_far() -> None:
     assert inputs.pop("prepare") == "prepare@0"
     assert inputs == {
         f"{name}-{t}": f"{name}@{t}"
-        for name, first in (
-            *(("evaluate", 0), ("reward", 0), ("generate", 1), ("curate", 1)),
-            *(("score", 1), ("sft", 1), ("grpo", 1), ("preferences", 1)),
+        for name, first, last in (
+            *(("evaluate", 0, 2), ("reward", 0, 1), ("generate", 1, 2), ("curate", 1, 2)),
+            *(("score", 1, 2), ("sft", 1, 2), ("grpo", 1, 2), ("preferences", 1, 1)),
         )
-        for t in range(first, 3)
+        for t in range(first, last + 1)
     }
     assert not any("@2" in source for source in roles(graph_of(), "report@1").values())
 
@@ -147,7 +186,7 @@ def test_fitted_threshold_reads_the_reward_model() -> None:
     ],
 )
 def test_disabled(off: tuple[str, ...], changes: dict[str, Any], gone: set[str], stays: set[str]) -> None:
-    graph = graph_of(2, off, **changes)
+    graph = graph_of(3, off, **changes)
     assert not names(graph) & {f"{name}@{t}" for t in (1, 2) for name in gone}
     assert {f"{name}@{t}" for t in (1, 2) for name in stays} <= names(graph)
 
@@ -187,7 +226,7 @@ def test_reach() -> None:
     reached = {str(stage) for stage in graph.reach(key("grpo@1"))}
     assert reached == {
         *("grpo@1", "preferences@1", "reward@1", "evaluate@1", "report@1"),
-        *(f"{name}@2" for name in ITERATION if name != "generate"),
+        *(f"{name}@2" for name in ITERATION if name not in ("generate", *FOR_NEXT_ROUND)),
     }, "generate@2 reads nothing of grpo@1: what it paid for stays"
     assert graph.reach(key("report@2")) == {key("report@2")}
     assert graph.reach(key("prepare@0")) == set(graph.nodes)

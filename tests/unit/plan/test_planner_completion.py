@@ -20,7 +20,6 @@ from tests.support.simulator_helpers import (
 from medgr2_api.scheduling import EarlyStopping
 from medgr2_api.status import Phase
 from medgr2_operator.plan.planner import plan
-from medgr2_operator.plan.types import AttemptKey
 
 
 def test_complete() -> None:
@@ -43,11 +42,55 @@ def test_raised_iterations_reopen_other_edits_do_not() -> None:
     )
     assert not reconcile(sim).creates
     edit(sim, iterations=2)
-    (create,) = reconcile(sim).creates
-    assert create.key.stage == AttemptKey(2, "generate", "", 1).stage
+    created = {str(create.key.stage) for create in reconcile(sim).creates}
+    assert created == {"generate@2", "preferences@1"}, "nothing of the first iteration runs again"
     assert condition(sim, "Complete").status == "False"
     finish(sim)
     assert sim.status.iteration == 2
+
+
+def test_raised_iterations_make_what_the_last_one_had_no_use_for() -> None:
+    sim = make_simulator()
+    finish(sim)
+    assert not {"preferences@1", "reward@1"} & {f"{record.name}@{record.iteration}" for record in sim.status.stages}
+    before = {(record.name, record.iteration, record.attempt, record.output_digest) for record in sim.status.stages}
+    edit(sim, iterations=2)
+    finish(sim)
+    done = {f"{record.name}@{record.iteration}": record for record in sim.status.stages}
+    assert {"preferences@1", "reward@1", "score@2"} <= done.keys()
+    assert not {"preferences@2", "reward@2"} & done.keys()
+    after = {(record.name, record.iteration, record.attempt, record.output_digest) for record in sim.status.stages}
+    assert before <= after, "nothing of the first iteration ran again"
+    assert condition(sim, "SpecApplied").status == "True"
+
+
+def test_early_stopping_makes_nothing_for_a_round_that_does_not_come() -> None:
+    sim = make_simulator(iterations=5, earlyStopping={"patience": 1})
+    for iteration in (0, 1):
+        created = until(sim, "evaluate", iteration)
+        succeed(sim, created, metrics={f"validation/{'sft' if iteration else 'base'}/macroAccuracy": 0.5})
+    finish(sim)
+    assert condition(sim, "Complete").reason == "EarlyStopped"
+    assert {record.name for record in sim.status.stages if record.iteration == 1}.isdisjoint({"preferences", "reward"})
+    edit(sim, iterations=6, early_stopping=None)
+    finish(sim)
+    done = {f"{record.name}@{record.iteration}" for record in sim.status.stages}
+    assert {"reward@1", "reward@5", "sft@6"} <= done
+    assert "reward@6" not in done
+
+
+def test_what_was_made_for_a_round_that_does_not_come_was_a_stage_of_the_spec() -> None:
+    """The evaluation ends the loop by a rule that was added after the reward model had been trained."""
+    sim = make_simulator(iterations=2, pauseBefore=["generate"], approved=[{"iteration": 1, "stage": "generate"}])
+    for iteration in (0, 1):
+        created = until(sim, "evaluate", iteration)
+        succeed(sim, created, metrics={f"validation/{'sft' if iteration else 'base'}/macroAccuracy": 0.5})
+    succeed(sim, until(sim, "reward", 1))
+    reconcile(sim)
+    edit(sim, early_stopping=EarlyStopping(patience=1))
+    finish(sim)
+    assert condition(sim, "Complete").reason == "EarlyStopped"
+    assert condition(sim, "SpecApplied").status == "True"
 
 
 def test_early_stopping_reads_validation() -> None:

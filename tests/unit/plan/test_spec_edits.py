@@ -59,7 +59,7 @@ def edited(sim: PlannerSimulator, **spec: Any) -> str:
             {"reviews": [REVIEW]},
             f"from curate@1 to apply the spec; curate@1: done with other parameters: reviews: none → {'a' * 64}",
         ),
-        ({"seed": 18}, "and 5 more: done with other parameters: seed: 17 → 18"),
+        ({"seed": 18}, "and 3 more: done with other parameters: seed: 17 → 18"),
         ({"curation": {"allowOverlap": True}}, "curation.allowOverlap: false → true"),
         (
             {"data": {"sources": [{"name": "seed", "format": "VQAJsonl", "uri": "data/other"}]}},
