@@ -67,11 +67,28 @@ class Grades(Model):
     """Right text beside the wrong image."""
 
 
+class InitFrom(ApiEnum):
+    """Where the training of each iteration starts: at the base model, or at the model of the iteration before."""
+
+    BASE = "Base"
+    PREVIOUS = "Previous"
+
+
+class RetrainOn(ApiEnum):
+    """What the reward model is retrained on, beside D_grade."""
+
+    CROSS_EXAMINED = "CrossExamined"
+    """The candidates' questions whose answer the witnesses settle (stage relabel), of all iterations so far."""
+    POLICY_ANSWERS = "PolicyAnswers"
+    """The policy's own answers, graded by rule: D_pref, as in the paper (stage preferences)."""
+
+
 Correlation = Annotated[float, Field(ge=-1, le=1)]
 
 
 class Promotion(Model):
-    """A retrained reward model replaces the old one only if it passes all of these on held-out grades."""
+    """A retrained reward model replaces the one in force only if it passes all of these: least values on held-out
+    grades, and how it answers the validation questions, compared with the one in force."""
 
     min_spearman: Correlation | None = None
     """Least rank correlation with the grades."""
@@ -79,8 +96,14 @@ class Promotion(Model):
     """Least share of same-question pairs put in the right order."""
     min_image_sensitivity: Fraction | None = None
     """Least share of right texts that score higher with their own image than with another."""
+    max_mean_absolute_error: NonNegative | None = None
+    """Largest mean absolute error of its scores, in points of R."""
     max_regression: NonNegative | None = None
-    """How much any of the three may fall below the old model's."""
+    """How much a measure of its answers may fall below that of the model in force: AUROC of right against wrong
+    answers, top-1 over the options, image sensitivity."""
+    non_inferiority_margin: NonNegative | None = None
+    """How far below 0 the 95 % interval of that difference may reach (paired bootstrap, drawn by image). With few
+    validation images the interval is wide: then only a model that is clearly better is taken over."""
 
 
 class ResolvedPromotion(Promotion):
@@ -89,7 +112,9 @@ class ResolvedPromotion(Promotion):
     min_spearman: Correlation
     min_pairwise_accuracy: Fraction
     min_image_sensitivity: Fraction
+    max_mean_absolute_error: NonNegative
     max_regression: NonNegative
+    non_inferiority_margin: NonNegative
 
 
 class RewardTraining(Model):
@@ -104,7 +129,7 @@ class RewardTraining(Model):
     trainer: FreeForm = {}
     """Further transformers.TrainingArguments, less those the contract owns."""
     retrain_trainer: FreeForm = {}
-    """Changes to `trainer` for the retraining on preferences in each iteration."""
+    """Changes to `trainer` for the retraining in each iteration."""
 
 
 class ResolvedRewardTraining(RewardTraining):
@@ -134,8 +159,15 @@ class RewardModelSpec(Model):
     """Target scores of D_grade that the reward model is trained on."""
     mismatches_per_item: Mismatches | None = None
     """How many wrong-image and wrong-answer rows each gold item gets."""
+    retrain_on: RetrainOn | None = None
+    """What each retraining learns from, beside D_grade. CrossExamined: questions of the candidates on which policy,
+    reward model and generator were cross-examined, graded as D_grade is. PolicyAnswers: the policy's own answers,
+    graded by rule (the paper)."""
+    retrain_from: InitFrom | None = None
+    """Where each retraining starts. Base: the base model, on all that is known so far. Previous: the reward model in
+    force (the paper)."""
     replay_fraction: ProperFraction | None = None
-    """Share of graded rows in each retraining, beside the preferences."""
+    """Share of rows of D_grade in each batch of a retraining. Few images that are seen often are learnt by heart."""
     promotion: Promotion = Promotion()
     """When a retrained model is taken over."""
     training: RewardTraining = RewardTraining()
@@ -147,6 +179,8 @@ class ResolvedRewardModel(RewardModelSpec):
 
     head: RewardHead
     mismatches_per_item: Mismatches
+    retrain_on: Annotated[RetrainOn, Since("PolicyAnswers")]
+    retrain_from: Annotated[InitFrom, Since("Previous")]
     replay_fraction: ProperFraction
     promotion: ResolvedPromotion
     training: ResolvedRewardTraining
@@ -157,13 +191,6 @@ class AnswerFormat(ApiEnum):
 
     LETTER = "Letter"
     OPTION_TEXT = "OptionText"
-
-
-class InitFrom(ApiEnum):
-    """Where each iteration's SFT starts."""
-
-    BASE = "Base"
-    PREVIOUS = "Previous"
 
 
 class Training(Model):

@@ -227,7 +227,14 @@ def first_reward(root: Path) -> StageRequest:
         "grades": {},
         "training": {**learning, "trainer": {"max_steps": 6, "per_device_train_batch_size": 4}},
         "replayFraction": 0.5,
-        "promotion": {"minSpearman": -1, "minPairwiseAccuracy": 0, "minImageSensitivity": 0, "maxRegression": 2},
+        "promotion": {
+            "minSpearman": -1,
+            "minPairwiseAccuracy": 0,
+            "minImageSensitivity": 0,
+            "maxMeanAbsoluteError": 16,
+            "maxRegression": 2,
+            "nonInferiorityMargin": 2,
+        },
         "answerFormat": "OptionText",
     }
     return stage_request("reward", 0, parameters, {"prepare": prepare})

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from medgr2_api.stage_contract import REQUEST_ENV, WORKSPACE_ENV, ArtifactRef, ExitCode, Shard, StageRequest
 from medgr2_jobs.reward.model import RewardModel
@@ -27,7 +28,9 @@ from medgr2_jobs.store.rows import (
     Candidate,
     CandidateOutcome,
     GradedRow,
+    Item,
     Preference,
+    RewardAnswer,
     Score,
     TableRow,
 )
@@ -53,7 +56,9 @@ def reward_parameters(**changes: Any) -> dict[str, Any]:
             "minSpearman": -1,
             "minPairwiseAccuracy": 0,
             "minImageSensitivity": 0,
+            "maxMeanAbsoluteError": 16,
             "maxRegression": 2,
+            "nonInferiorityMargin": 2,
             **changes.pop("promotion", {}),
         },
         "answerFormat": "OptionText",
@@ -178,6 +183,13 @@ def test_first_training(trained):
     assert [row.sample_id for row in calibration] == [row.sample_id for row in heldout]
     assert all(-6 <= row.score <= 10 for row in calibration)
     assert document(reader, "gate.json")["passed"] is True
+    answered = {row.item_id: row.option_scores for row in reader.rows(RewardAnswer)}
+    questions = [row for row in published(workspace.root, workspace.prepare).rows(Item) if row.split == "validation"]
+    assert {name: len(scores) for name, scores in answered.items()} == {
+        row.item_id: len(row.options) for row in questions
+    }
+    best = [answered[row.item_id][row.answer_index] == max(answered[row.item_id]) for row in questions]
+    assert 0 < counters["answer_accuracy"] <= sum(best) / len(best)
     assert document(reader, "metrics.json")["new"]["grades"]["spearman"] == counters["spearman"]
     assert [entry["step"] for entry in document(reader, "training_log.json")] == list(range(1, 13))
     for path in reader.folder_of("model").iterdir():  # the digest must not depend on where it was made
@@ -231,22 +243,68 @@ def test_sigterm_leaves_a_checkpoint_and_exit_85(workspace, tmp_path):
     assert resumed.output_digest == straight.output_digest
 
 
-@pytest.mark.parametrize(("promotion", "promoted"), [({}, True), ({"minSpearman": 1.0}, False)])
-def test_retraining_and_its_gate(trained, promotion, promoted):
-    workspace, first = trained
+def retraining(workspace: RewardWorkspace, first: ArtifactRef, **changes: Any) -> StageRequest:
+    """A retraining on the policy's answers."""
     preferences = publish(workspace.root, "preferences", Preference, preferences_of(workspace.grades))
-    parameters = reward_parameters(retrain=True, promotion=promotion, training={"retrainTrainer": {"max_steps": 4}})
+    settings = {
+        "retrainOn": "PolicyAnswers",
+        "retrainFrom": "Previous",
+        "training": {"retrainTrainer": {"max_steps": 4}},
+    }
     inputs = {"prepare": workspace.prepare, "reward": first, "preferences": preferences}
-    reader = published(workspace.root, run_stage(workspace.root, stage_request("reward", 1, parameters, inputs)))
+    return stage_request("reward", 1, reward_parameters(retrain=True, **{**settings, **changes}), inputs)
+
+
+@pytest.mark.parametrize(
+    ("promotion", "promoted", "reason"),
+    [
+        ({}, True, "all checks passed"),
+        ({"minSpearman": 1.0}, False, "spearman"),
+        # four steps are no gain that so few questions could show
+        ({"nonInferiorityMargin": 0}, False, "may have fallen by"),
+    ],
+)
+def test_retraining_and_its_gate(trained, promotion, promoted, reason):
+    workspace, first = trained
+    reader = published(workspace.root, run_stage(workspace.root, retraining(workspace, first, promotion=promotion)))
     assert reader.manifest.promoted is promoted
-    assert document(reader, "gate.json")["passed"] is promoted
+    decision = document(reader, "gate.json")
+    assert decision["passed"] is promoted
+    assert reason in decision["reason"]
+    assert decision["gains"].keys() == {"answer_auroc", "answer_accuracy", "image_sensitivity"}
     log = document(reader, "training_log.json")
     assert len(log) == 4
-    figures = document(reader, "metrics.json")
-    assert figures["old"]["grades"] == document(published(workspace.root, first), "metrics.json")["new"]["grades"]
+    figures, before = (
+        document(reader, "metrics.json"),
+        document(published(workspace.root, first), "metrics.json")["new"],
+    )
+    assert (figures["old"]["grades"], figures["old"]["answers"]) == (before["grades"], before["answers"])
     assert figures["new"]["grades"] != figures["old"]["grades"]
-    assert {"preferences_auroc", "old_spearman"} <= reader.manifest.counters.keys()
+    gain = decision["gains"]["answer_auroc"]["value"]
+    assert gain == pytest.approx(figures["new"]["answers"]["answer_auroc"] - before["answers"]["answer_auroc"])
+    assert {"preferences_auroc", "old_spearman", "old_answer_accuracy"} <= reader.manifest.counters.keys()
     RewardModel.load(reader.folder_of("model"))  # published even when it is not promoted
+
+
+def test_a_retraining_from_the_base_knows_nothing_of_the_model_in_force(trained):
+    workspace, first = trained
+    request = retraining(workspace, first, retrainFrom="Base", training={"retrainTrainer": {"max_steps": 1}})
+    reader = published(workspace.root, run_stage(workspace.root, request))
+    before = document(published(workspace.root, first), "metrics.json")["new"]
+    assert document(reader, "metrics.json")["old"]["answers"] == before["answers"], "the one in force is measured"
+    base, in_force, retrained = (
+        load_file(folder / "model.safetensors")
+        for folder in (
+            published(workspace.root, workspace.prepare).folder_of("models/reward"),
+            published(workspace.root, first).folder_of("model"),
+            reader.folder_of("model"),
+        )
+    )
+
+    def moved(weights: dict[str, Any]) -> float:
+        return max(float((weights[name] - base[name]).abs().max()) for name in base)
+
+    assert moved(retrained) < 1.1e-3 < moved(in_force), "one step of Adam moves a weight by the learning rate at most"
 
 
 def test_a_checkpoint_of_the_users_own(trained, tmp_path):

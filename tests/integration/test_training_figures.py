@@ -61,7 +61,10 @@ def test_the_reward_stage_counts_the_tokens_it_learns_from(tmp_path: Path, monke
         "training": {"lora": {"rank": 0}, "learningRate": 1e-3, "numEpochs": 1,
                      "trainer": {"max_steps": 4, "per_device_train_batch_size": 4}},
         "replayFraction": 0.5,
-        "promotion": {"minSpearman": -1, "minPairwiseAccuracy": 0, "minImageSensitivity": 0, "maxRegression": 2},
+        "promotion": {
+            "minSpearman": -1, "minPairwiseAccuracy": 0, "minImageSensitivity": 0, "maxMeanAbsoluteError": 16,
+            "maxRegression": 2, "nonInferiorityMargin": 2,
+        },
     }  # fmt: skip
     said: list[dict[str, float]] = []
     progress = trainer.StageContext.progress

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from medgr2_api.training_spec import AnswerFormat, Grades, ResolvedPromotion, ResolvedRewardTraining, RewardHead
+from typing import Annotated
+
+from medgr2_api.hashing import Since
+from medgr2_api.training_spec import (
+    AnswerFormat,
+    Grades,
+    InitFrom,
+    ResolvedPromotion,
+    ResolvedRewardTraining,
+    RetrainOn,
+    RewardHead,
+)
 
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
 
@@ -11,15 +22,19 @@ class RewardParameters(StageParameters):
     """R⁽⁰⁾ (iteration 0) or its retraining."""
 
     retrain: bool
-    """false: R⁽⁰⁾ on D_grade; true: retraining on preferences."""
+    """false: R⁽⁰⁾ on D_grade; true: a retraining."""
+    retrain_on: Annotated[RetrainOn | None, Since("PolicyAnswers")] = None
+    """What a retraining learns from, beside D_grade."""
+    retrain_from: Annotated[InitFrom | None, Since("Previous")] = None
+    """Where a retraining starts."""
     head: RewardHead
     """Which hidden state the scalar head of the reward model reads."""
     grades: Grades
-    """Target scores of D_grade and of the preferences."""
+    """Target scores of D_grade and of what a retraining learns from."""
     training: ResolvedRewardTraining
     """How the reward model learns."""
     replay_fraction: float
-    """Share of graded rows in a retraining."""
+    """Share of rows of D_grade in each batch of a retraining; 0 in iteration 0."""
     promotion: ResolvedPromotion
     """When a retrained model is taken over."""
     checkpoint: str | None = None
@@ -29,17 +44,19 @@ class RewardParameters(StageParameters):
 
 
 def _build(source: Source) -> RewardParameters:
-    model = source.spec.reward_model
+    model, retrain = source.spec.reward_model, source.iteration > 0
+    # R⁽⁰⁾ is not retrained: another way of retraining must not repeat it
     return RewardParameters(
         seed=source.seed,
-        retrain=source.iteration > 0,
+        retrain=retrain,
+        retrain_on=model.retrain_on if retrain else None,
+        retrain_from=model.retrain_from if retrain else None,
         head=model.head,
         grades=model.grades,
-        # R⁽⁰⁾ is not retrained: another way of retraining must not repeat it
-        training=model.training if source.iteration else model.training.model_copy(update={"retrain_trainer": {}}),
-        replay_fraction=model.replay_fraction,
+        training=model.training if retrain else model.training.model_copy(update={"retrain_trainer": {}}),
+        replay_fraction=model.replay_fraction if retrain else 0.0,
         promotion=model.promotion,
-        checkpoint=model.checkpoint if source.iteration == 0 else None,
+        checkpoint=None if retrain else model.checkpoint,
         answer_format=source.spec.answer_format,
     )
 
@@ -50,6 +67,8 @@ REWARD = StageDefinition(
     parameters=RewardParameters,
     build=_build,
     spec_paths={
+        "retrainOn": "rewardModel.retrainOn",
+        "retrainFrom": "rewardModel.retrainFrom",
         "head": "rewardModel.head",
         "grades": "rewardModel.grades",
         "training": "rewardModel.training",
@@ -63,10 +82,11 @@ REWARD = StageDefinition(
         Read("preferences", "preferences"),
         Read("reward", "reward", Of.NEWEST),
     ),
-    publishes=("model/", "calibration.parquet", "metrics.json", "gate.json", "training_log.json"),
+    publishes=("model/", "calibration.parquet", "answers.parquet", "metrics.json", "gate.json", "training_log.json"),
     for_next_round=True,
     distributed=True,
     makes="reward",
     promoted=True,
     first_on_demand=True,
+    code_version=2,  # judged by its answers to the validation questions
 )

@@ -1,28 +1,16 @@
-"""How good R is on held-out graded rows; whether a retrained R may replace the old one (docs/decisions.md, 7)."""
+"""How good R is on held-out graded rows."""
 
 from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from enum import StrEnum
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
-from medgr2_api.training_spec import ResolvedPromotion
-
 from ..evaluate.rank_statistics import auroc, spearman
 from ..store.rows import Grade
-from .model import SCORE_MAX, SCORE_MIN
-
-#: metric → the field of `rewardModel.promotion` that sets its least value
-THRESHOLDS = {
-    "spearman": "min_spearman",
-    "pairwise_accuracy": "min_pairwise_accuracy",
-    "image_sensitivity": "min_image_sensitivity",
-}
 
 
 class GradedResponse(Protocol):
@@ -74,14 +62,7 @@ def reward_metrics(
     is_good = targets >= good
     if is_good.any() and not is_good.all():
         figures["auroc"] = auroc(scores, is_good)
-    answered = [(question, row.response) for question, row in zip(questions, rows, strict=True)]
-    own = {answered[index]: index for index, row in enumerate(rows) if row.grade is Grade.ORIGINAL}
-    swapped = [
-        (own[answered[index]], index)
-        for index, row in enumerate(rows)
-        if row.grade is Grade.IMAGE_MISMATCH and answered[index] in own
-    ]
-    if swapped:
+    if swapped := image_pairs(rows, questions):
         figures["image_sensitivity"] = _higher_first(scores, swapped)
     grades = sorted({row.grade for row in rows})
     for grade in grades:
@@ -92,71 +73,22 @@ def reward_metrics(
     return figures
 
 
+def image_pairs(rows: Sequence[GradedResponse], questions: Sequence[str]) -> list[tuple[int, int]]:
+    """Pairs of rows that differ in the image alone: (original, the same text beside another image)."""
+    answered = [(question, row.response) for question, row in zip(questions, rows, strict=True)]
+    own = {answered[index]: index for index, row in enumerate(rows) if row.grade is Grade.ORIGINAL}
+    return [
+        (own[answered[index]], index)
+        for index, row in enumerate(rows)
+        if row.grade is Grade.IMAGE_MISMATCH and answered[index] in own
+    ]
+
+
+def higher_first(scores: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """For each of P pairs 1 where its first scores higher than its second, .5 where they are equal, else 0: (P,)."""
+    first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    return np.asarray((scores[first] > scores[second]) + 0.5 * (scores[first] == scores[second]))
+
+
 def _higher_first(scores: np.ndarray, pairs: Sequence[tuple[int, int]]) -> float:
-    """Share of pairs whose first scores higher than its second; ties count half."""
-    first, second = np.array(pairs).T
-    return float(np.mean((scores[first] > scores[second]) + 0.5 * (scores[first] == scores[second])))
-
-
-class PromotionCheckKind(StrEnum):
-    """What a metric is held against."""
-
-    LEAST = "least"
-    """The spec's least value."""
-    REGRESSION = "regression"
-    """The model that would be replaced."""
-
-
-@dataclass(frozen=True)
-class PromotionCheck:
-    """One condition of the gate."""
-
-    kind: PromotionCheckKind
-    metric: str
-    value: float | None
-    """None: not measurable on these rows; it passes."""
-    bound: float
-    passed: bool
-
-
-@dataclass(frozen=True)
-class PromotionGate:
-    """Whether a reward model passed, and every check that was made; the content of `gate.json`."""
-
-    passed: bool
-    checks: list[PromotionCheck]
-    reason: str
-    """For people."""
-
-    def dump(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
-
-
-def gate(new: Mapping[str, float], old: Mapping[str, float] | None, promotion: ResolvedPromotion) -> PromotionGate:
-    """The promotion gate (docs/decisions.md, 7), on the metrics of both models on the same rows.
-
-    Args:
-        new: `reward_metrics` of the new model.
-        old: of the model that it would replace; None: there is none, only the least values count.
-        promotion: least values, and how much any metric may fall below the old model's. The mean absolute error may
-            rise by that share of R's range.
-    """
-    checks: list[PromotionCheck] = []
-    for metric, name in THRESHOLDS.items():
-        least, value = getattr(promotion, name), new.get(metric)
-        checks.append(PromotionCheck(PromotionCheckKind.LEAST, metric, value, least, value is None or value >= least))
-    if old is not None:
-        for metric in THRESHOLDS:
-            if metric in new and metric in old:
-                bound = old[metric] - promotion.max_regression
-                checks.append(
-                    PromotionCheck(PromotionCheckKind.REGRESSION, metric, new[metric], bound, new[metric] >= bound)
-                )
-        bound = old["mae"] + promotion.max_regression * (SCORE_MAX - SCORE_MIN)
-        checks.append(PromotionCheck(PromotionCheckKind.REGRESSION, "mae", new["mae"], bound, new["mae"] <= bound))
-    failed = [check for check in checks if not check.passed]
-    reason = "; ".join(
-        f"{check.metric} {check.value:.3f} misses its {check.kind} bound {check.bound:.3f}" for check in failed
-    )
-    return PromotionGate(not failed, checks, reason or "all checks passed")
+    return float(np.mean(higher_first(scores, pairs)))

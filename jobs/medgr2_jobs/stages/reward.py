@@ -12,29 +12,37 @@ import numpy as np
 import torch
 
 from medgr2_api.stages.reward import RewardParameters
-from medgr2_api.training_spec import AnswerFormat
+from medgr2_api.training_spec import AnswerFormat, InitFrom
 
+from ..data.graded_dataset import rationale_for
 from ..errors import ConfigError, DataError
 from ..models import vlm
-from ..reward.metrics import PromotionGate, gate, reward_metrics
+from ..reward.metrics import reward_metrics
 from ..reward.model import INFO_FILE, RewardModel
+from ..reward.option_scores import option_scores
+from ..reward.promotion import PromotionGate, gate
 from ..reward.scorer import answer_row, score
 from ..reward.train import TrainingExample, fit
+from ..reward.validation_answers import ValidationAnswers
 from ..runner.context import StageContext, StageOutcome
 from ..store import atomic
-from ..store.rows import CalibrationRow, GradedRow, Preference, Split
+from ..store.rows import CalibrationRow, GradedRow, Item, Preference, RewardAnswer, Split
 
-_HEADLINES = ("spearman", "pairwise_accuracy", "auroc", "image_sensitivity", "mae")
+#: Figures that become counters.
+_HEADLINES = (
+    "spearman", "pairwise_accuracy", "auroc", "image_sensitivity", "mae", "answer_auroc", "answer_accuracy",
+)  # fmt: skip
 
 G = TypeVar("G", GradedRow, Preference)
 
 
 def run(ctx: StageContext[RewardParameters]) -> StageOutcome:
-    """Trains, imports or retrains R; measures it on held-out rows; decides whether it may replace the old one.
+    """Trains, imports or retrains R; measures it on held-out rows and validation questions; decides whether it may
+    replace the one in force.
 
-    Reads `prepare` (base model or checkpoint, table `grades`), and for a retraining `reward` and `preferences`.
-    Publishes `model/`, `metrics.json`, `gate.json`, table `calibration` (for curation's FittedPrecision) and the
-    training log. A model that is not promoted is published too, for inspection.
+    Reads `prepare` (base model or checkpoint, tables `grades` and `items`), and for a retraining `reward` and
+    `preferences`. Publishes `model/`, `metrics.json`, `gate.json`, the tables `calibration` (for curation's
+    FittedPrecision) and `answers`, and the training log. A model that is not promoted is published too, for inspection.
 
     Raises:
         DataError: no rows to train on or to measure with.
@@ -47,21 +55,14 @@ def run(ctx: StageContext[RewardParameters]) -> StageOutcome:
     if not heldout:
         raise DataError("table grades has no held-out rows, so a reward model could not be judged; add seed images")
     preferences = ctx.input("preferences").rows(Preference) if parameters.retrain else []
+    questions = [item for item in ctx.input("prepare").rows(Item) if item.split is Split.VALIDATION]
+    held = _Heldout(heldout, _split(preferences, Split.HELDOUT), questions)
 
+    before = _measure_in_force(ctx, held) if parameters.retrain and ctx.process_group.main else None
     folder, imported = _start(ctx)
     torch.manual_seed(parameters.seed)
-    if imported or parameters.retrain:
-        model = RewardModel.load(folder, train=not imported)
-        if model.info.head is not parameters.head:
-            raise ConfigError(f"rewardModel.head is {parameters.head}, but {folder} was made with {model.info.head}")
-    else:
-        model = RewardModel.fresh(folder, parameters.head, parameters.grades, base=ctx.input("prepare").digest)
+    model = _model(ctx, folder, imported=imported)
     encoder = vlm.Encoder(vlm.load_processor(folder), ctx.images)
-    held = _Heldout(heldout, _split(preferences, Split.HELDOUT))
-
-    before = (
-        _measure(ctx, model, encoder, held, "measure old")[0] if parameters.retrain and ctx.process_group.main else None
-    )
     log: list[dict[str, float]] = []
     if not imported:
         log = fit(
@@ -76,29 +77,42 @@ def run(ctx: StageContext[RewardParameters]) -> StageOutcome:
         )
     if not ctx.process_group.main:
         return StageOutcome()
-    metrics, scores = _measure(ctx, model, encoder, held, "measure")
-    decision = gate(metrics["grades"], before["grades"] if before else None, parameters.promotion)
+    after = _measure(ctx, model, encoder, held, "measure")
+    gains = after.answers.gain_over(before.answers) if before else None
+    decision = gate(after.metrics["grades"], parameters.promotion, after.metrics["answers"], gains)
     _publish(ctx, folder if imported else None, model, encoder)
-    _write_json(ctx, "metrics.json", {"new": metrics, "old": before})
+    _write_json(ctx, "metrics.json", {"new": after.metrics, "old": before.metrics if before else None})
     _write_json(ctx, "gate.json", decision.dump())
     _write_json(ctx, "training_log.json", log, digested=False)
     ctx.writer.table(CalibrationRow, [
         CalibrationRow(row.sample_id, row.grade, row.target, value)
-        for row, value in zip(heldout, scores.tolist(), strict=True)
+        for row, value in zip(heldout, after.grades.tolist(), strict=True)
     ])  # fmt: skip
+    ctx.writer.table(RewardAnswer, after.rows)
     return StageOutcome(
-        counters=_counters(metrics, before, decision), promoted=decision.passed if parameters.retrain else None
+        counters=_counters(after, before, decision), promoted=decision.passed if parameters.retrain else None
     )
 
 
 def _start(ctx: StageContext[RewardParameters]) -> tuple[Path, bool]:
     """The folder to start from, and whether it is a finished R⁽⁰⁾ that the user brought."""
-    if ctx.parameters.retrain:
+    if ctx.parameters.retrain_from is InitFrom.PREVIOUS:
         return ctx.input("reward").folder_of("model"), False
     prepare = ctx.input("prepare")
     if ctx.parameters.checkpoint:
         return prepare.folder_of("models/reward-checkpoint"), True
     return prepare.folder_of("models/reward"), False
+
+
+def _model(ctx: StageContext[RewardParameters], folder: Path, *, imported: bool) -> RewardModel:
+    """R as it is before its training: fresh on the base model, or a finished one."""
+    parameters = ctx.parameters
+    if not imported and parameters.retrain_from is not InitFrom.PREVIOUS:
+        return RewardModel.fresh(folder, parameters.head, parameters.grades, base=ctx.input("prepare").digest)
+    model = RewardModel.load(folder, train=not imported)
+    if model.info.head is not parameters.head:
+        raise ConfigError(f"rewardModel.head is {parameters.head}, but {folder} was made with {model.info.head}")
+    return model
 
 
 @dataclass(frozen=True)
@@ -107,6 +121,20 @@ class _Heldout:
 
     grades: Sequence[GradedRow]
     preferences: Sequence[Preference]
+    questions: Sequence[Item]
+    """Of the validation split."""
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What one R says of it."""
+
+    metrics: Mapping[str, Mapping[str, float]]
+    """Figures on the held-out grades, on the held-out preferences where there are any, and of its answers."""
+    grades: np.ndarray
+    """(rows,) its scores of the held-out grades."""
+    rows: Sequence[RewardAnswer]
+    answers: ValidationAnswers
 
 
 def _split(rows: Sequence[G], split: Split) -> list[G]:
@@ -120,23 +148,37 @@ def _examples(rows: Sequence[GradedRow] | Sequence[Preference], answer_format: A
 
 def _measure(
     ctx: StageContext[RewardParameters], model: RewardModel, encoder: vlm.Encoder, held: _Heldout, phase: str
-) -> tuple[dict[str, dict[str, float]], np.ndarray]:
-    """Metrics on each held-out table that has rows, and the scores of the held-out grades."""
+) -> _Measured:
+    """Scores all that R is judged on."""
+    answer_format, good = ctx.parameters.answer_format, model.info.good
 
     def on_progress(done: int, total: int) -> None:
         ctx.progress(phase, done, total)
         ctx.check_stop()
 
     def scored(rows: Sequence[GradedRow] | Sequence[Preference]) -> np.ndarray:
-        answer_rows = [answer_row(row, ctx.parameters.answer_format) for row in rows]
-        return score(model, encoder, answer_rows, on_progress=on_progress)
+        return score(model, encoder, [answer_row(row, answer_format) for row in rows], on_progress=on_progress)
 
-    scores, good = scored(held.grades), model.info.good
-    metrics = {"grades": reward_metrics(held.grades, [row.item_id for row in held.grades], scores, good)}
+    grades = scored(held.grades)
+    metrics = {"grades": reward_metrics(held.grades, [row.item_id for row in held.grades], grades, good)}
     if held.preferences:
         prompts = [row.prompt_id for row in held.preferences]
         metrics["preferences"] = reward_metrics(held.preferences, prompts, scored(held.preferences), good)
-    return metrics, scores
+    rationales = [rationale_for(item) for item in held.questions]
+    options = option_scores(model, encoder, held.questions, rationales, answer_format, on_progress=on_progress)
+    rows = [
+        RewardAnswer(item.item_id, item.image_sha256, item.answer_index, scores)
+        for item, scores in zip(held.questions, options, strict=True)
+    ]
+    answers = ValidationAnswers.of(rows, held.grades, grades)
+    return _Measured({**metrics, "answers": answers.measures()}, grades, rows, answers)
+
+
+def _measure_in_force(ctx: StageContext[RewardParameters], held: _Heldout) -> _Measured:
+    """The same of the R that the new one would replace."""
+    folder = ctx.input("reward").folder_of("model")
+    encoder = vlm.Encoder(vlm.load_processor(folder), ctx.images)
+    return _measure(ctx, RewardModel.load(folder), encoder, held, "measure the model in force")
 
 
 def _publish(
@@ -152,14 +194,17 @@ def _write_json(ctx: StageContext[RewardParameters], name: str, document: Any, *
     atomic.write_text(ctx.writer.path(name, digested=digested), json.dumps(document, indent=1, sort_keys=True) + "\n")
 
 
-def _counters(
-    metrics: Mapping[str, Mapping[str, float]],
-    before: Mapping[str, Mapping[str, float]] | None,
-    decision: PromotionGate,
-) -> dict[str, float]:
-    """Headlines: of the new R on held-out grades, and with a prefix on held-out preferences and of the old R."""
-    headlines = {name: value for name, value in metrics["grades"].items() if name in _HEADLINES}
-    headlines["gate_passed"] = float(decision.passed)
-    for prefix, group in (("preferences", metrics.get("preferences")), ("old", before and before["grades"])):
-        headlines |= {f"{prefix}_{name}": value for name, value in (group or {}).items() if name in _HEADLINES}
-    return headlines
+def _counters(after: _Measured, before: _Measured | None, decision: PromotionGate) -> dict[str, float]:
+    """Headlines: of the new R on held-out grades and of its answers, and with a prefix on held-out preferences and of
+    the R in force."""
+    counters = _headlines(after.metrics) | {"gate_passed": float(decision.passed)}
+    counters |= {f"preferences_{name}": value for name, value in _known(after.metrics.get("preferences")).items()}
+    return counters | {f"old_{name}": value for name, value in _headlines(before.metrics if before else {}).items()}
+
+
+def _headlines(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return _known(metrics.get("answers")) | _known(metrics.get("grades"))
+
+
+def _known(figures: Mapping[str, float] | None) -> dict[str, float]:
+    return {name: value for name, value in (figures or {}).items() if name in _HEADLINES}

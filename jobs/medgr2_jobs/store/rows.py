@@ -387,6 +387,21 @@ class CalibrationRow(TableRow):
 
 
 @dataclass(frozen=True, slots=True)
+class RewardAnswer(TableRow):
+    """How R answers a validation question: its score of the same text with each option in turn."""
+
+    TABLE = "answers"
+    VERSION = 1
+
+    item_id: str
+    image_sha256: str
+    answer_index: int
+    """The right one."""
+    option_scores: tuple[float, ...]
+    """In [-6, 10], in the order of the question's options; the highest is R's answer."""
+
+
+@dataclass(frozen=True, slots=True)
 class Score(TableRow):
     """r(x) of a candidate, in [-6, 10]."""
 
