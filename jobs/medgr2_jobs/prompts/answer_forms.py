@@ -37,7 +37,7 @@ _WRAPPERS = tuple(
         r"《([^《》]+)》",
         r"(?:#{1,6}|[-*•>–→])\s+(.+)",
         r"(.*?)[\s.,;:!?。、*`]+",
-        r"[\s.,;:!?。、*`]+(.*)",
+        r"(?:[\s,;:!?。、*`]|\.(?!\d))+(.*)",
         # English: "Based on the image, …", "So, I think the correct answer is option …", "I would choose …", "it is …"
         r"(?:based\s+on|given|from|according\s+to|looking\s+at|considering|among|of)\s[^.,;:]*,\s+(.+)",
         r"(?:so|thus|hence|therefore|overall|well|i\s+(?:think|believe|conclude|would\s+say))(?:\s+that)?[,:]?\s+(.+)",
@@ -76,25 +76,54 @@ _TEXT_LETTER = re.compile(
 )
 _REASON = re.compile(r"(?:because|since|due\s+to|given\s+that|as\s+(?:the|it|there)|因为|由于)\b", re.IGNORECASE)
 
-#: Ends what a negation reaches.
-_CLAUSE = re.compile(r"[!?;\n。！？；]|\.(?=\s|$)|\b(?:but|however|aber|sondern|mais|pero|sino|ma)\b|但|而是")
+#: Ends what a negation reaches; "anything but a mass" denies the mass.
+_CLAUSE = re.compile(
+    r"[!?;\n。！？；]|\.(?=\s|$)"
+    r"|(?<!\ball\s)(?<!\banything\s)(?<!\beverything\s)\b(?:but|however|aber|sondern|mais|pero|sino|ma)\b|但|而是"
+)
 _NEGATION = re.compile(
     r"\b(?:no|not|non|nor|neither|never|none|nothing|without|w/o|cannot|absence|absent|lack(?:s|ing)?|negative|excepte?|"
-    r"free\s+(?:of|from)|exclud\w+|rul(?:e|es|ed|ing)\s+out|rather\s+than|instead\s+of|unlikely|den(?:y|ies|ied)|"
-    r"\w+n['’]t|kein\w*|nicht|ohne|pas|sans|aucune?|sin|senza|não|sem|nessun\w*|ning[uú]n\w*|нет|без|не|"
-    r"لا|ليس|بدون|غير|אין|ללא|לא|नहीं)\b|[无無未不没沒非否]|ない|なし|없"
+    r"(?:all|anything|everything)\s+but|free\s+(?:of|from)|exclud\w+|r/o|rul(?:e|es|ed|ing)\s+out|(?:rather|other)\s+than|"
+    r"instead\s+of|unlikely|improbable|doubtful|den(?:y|ies|ied)|fail(?:s|ed)?\s+to|against|hardly|wrong|incorrect|"
+    r"(?:less|least)\s+likely|\w+n['’]t|(?:is|are|was|were|do|does|did|ca|wo|could|would|should)nt|"
+    r"kein\w*|nicht|ohne|pas|sans|aucune?|sin|senza|não|sem|nessun\w*|ning[uú]n\w*|нет|без|не|"
+    r"لا|ليس|بدون|غير|אין|ללא|לא|नहीं)\b|[无無未不没沒非否❌✗✘]|ない|なし|없"
 )
+_VERB = (
+    r"(?:(?:is|are|was|were|(?:has|have)\s+been|(?:can|could|would|should|may|might)\s+be|seems?|appears?|looks?|remains?)"
+    r"\s+(?:(?:very|highly|quite|rather|most|more|clearly|definitely|probably|also|to\s+be)\s+)*)"
+)
+_DENIED = (
+    r"(?:absent|nowhere|ruled\s+out|excluded|eliminated|rejected|dismissed|(?:less|least)\s+likely|unlikely|improbable|"
+    r"implausible|doubtful|impossible|negative|denied|incorrect|wrong|false|untrue)"
+)
+_NO = (
+    r"(?:no|none|not?n|nein|nicht\s+\w+|нет|не|لا|לא|nie|não|无|無|没有|沒有|否|なし|없음|not\s+(?:\w+\s+)?(?:seen|present|visible|"
+    r"identified|detected|found|noted|evident|shown|demonstrated|suspected|supported|likely|there|here)|[❌✗✘×])"
+)
+#: What denies the mention that it follows.
 _AFTER = re.compile(
-    r"\s+(?:is|are|was|were|has\s+been|have\s+been|can\s+be|could\s+be|seems?|appears?)\s+"
-    r"(?:no|not|never|absent|ruled\s+out|excluded|unlikely|negative|denied|incorrect|wrong|false)\b"
-    r"|\s*[:(–-]\s*(?:no|none|absent|negative|not\s+(?:seen|present|visible|identified|detected)|ruled\s+out|excluded|"
-    r"unlikely|false)\s*(?:[.,;!?)]|$)"
-    r"|\s+(?:cannot|can\s+not|could\s+not)\b"
-    r"|\s+(?:is|are|was|were|does|do|has|have|can|could)n['’]t\b"
-    r"|\s*,?\s*(?:absent|ruled\s+out|excluded|unlikely|denied)\b"
+    rf"\s+{_VERB}(?:no|not|never|{_DENIED})\b"
+    rf"|\s*[:=：(–—-]\s*(?:{_NO}|{_DENIED}|absente?|ausente|assente)\s*(?:[.,;!?)，。；]|$)"
+    rf"|\s*\?\s*(?:{_NO}|never|{_DENIED})(?![^\W_])"
+    rf"|\s*,?\s*(?:{_DENIED}|not\s+(?:\w+\s+)?(?:seen|present|visible|identified|detected|found|noted|evident|shown|"
+    r"demonstrated|suspected|supported|likely|there|here))\b"
+    r"|\s+(?:cannot|(?:can|could|do|does|did|has|have|had|will|would|may|might|must|should)\s+not)\b"
+    r"|\s+(?:is|are|was|were|does|do|did|has|have|can|could|would|wo)n['’]?t\b"
+    r"|\s*[❌✗✘]"
+)
+#: Before an amount: then it is a bound, and not that amount.
+_BOUND = re.compile(
+    r"(?:[<>≤≥≦≧±]|\b(?:(?:less|more|greater|fewer|smaller|larger|bigger|shorter|longer|higher|lower)\s+than|at\s+(?:least|most)|"
+    r"up\s+to|under|over|below|above)|小于|大于|少于|多于|超过|不到)\s*$"
 )
 #: What leaves open which is meant: "viral or bacterial pneumonia" is neither.
 _OPEN = re.compile(r"\b(?:or|either|versus|vs|oder|ou|o|или|أو)\b|或|还是|または|또는")
+_AROUND = " .,:;!?\"'()[]"
+_DASHES = str.maketrans(dict.fromkeys("‐‑‒–—−", "-"))
+_APOSTROPHE = re.compile(r"(?<=[^\W_])[‘’ʼ´](?=\s?[^\W_])")  # of "Down’s", and no quotation mark
+_HYPHEN = re.compile(r"(?<=[^\W_])-(?=[^\W\d_])|(?<=[^\W\d_])-(?=[^\W_])")  # not of "-1" and "3-5"
+_FORMULA = re.compile(r"\$+|\\[()\[\]]")
 _EDGE = frozenset(" \t\n.,;:!?()[]{}\"'“”‘’„«»‹›…/|*_`、。，；：！？（）「」『』【】")
 
 
@@ -135,7 +164,8 @@ def _read(answer: str, options: Sequence[str], letters_first: bool) -> int | Non
     first, *others = [line for line in answer.splitlines() if line.strip()]
     if others:  # an answer on a line of its own, and then reasons
         found = _read(first, options, letters_first)
-        return found if found is not None and named("\n".join(others), options) <= {found} else None
+        follow = named("\n".join(others), options).union(*(_letters(line, options) for line in others))
+        return found if found is not None and follow <= {found} else None
     text, spans = _mentions(layers[1], options)
     mentioned = _stated(text, spans)
     hedged = any(not _inside(match.start(), spans) for match in _OPEN.finditer(text))
@@ -148,7 +178,7 @@ def same(text: str, options: Sequence[str]) -> int | None:
     Raises:
         Contradiction: it is several equally well.
     """
-    for form in (str, str.strip, clean, _folded, normalise):
+    for form in (str, str.strip, clean, _folded, normalise, typed):
         wanted = form(text)
         found = [index for index, option in enumerate(options) if form(option) == wanted] if wanted.strip() else []
         if len(found) > 1:
@@ -160,8 +190,11 @@ def same(text: str, options: Sequence[str]) -> int | None:
 
 def normalise(text: str) -> str:
     """Lower case, one space, no surrounding punctuation; NFKC."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(text.split()).strip(" .,:;!?\"'()[]")
+    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    bare = text.lstrip(_AROUND)
+    before = text[: len(text) - len(bare)]
+    decimal = before.endswith(".") and not before.endswith("..") and bare[:1].isdecimal()  # ".5" is not 5
+    return ("." if decimal else "") + bare.rstrip(_AROUND)
 
 
 def clean(text: str) -> str:
@@ -180,7 +213,7 @@ Span = tuple[int, int, int]
 
 def _mentions(text: str, options: Sequence[str]) -> tuple[str, list[Span]]:
     """The text as it is looked through, and the mentions in it that are not part of a longer one."""
-    text = unicodedata.normalize("NFKC", _UNSEEN.sub("", text)).casefold()
+    text = _searched(text)
     spans = [(start, end, index) for index, option in enumerate(options) for start, end in _places(text, option)]
     return text, [
         (start, end, index)
@@ -197,7 +230,8 @@ def _stated(text: str, spans: Sequence[Span]) -> set[int]:
     for start, end, index in spans:
         clause = max((place for place in ends if place <= start), default=0)
         denied = any(clause <= cue < start for cue in cues) or _AFTER.match(text, end) is not None
-        said[denied].add(index)
+        bound = text[start].isdecimal() and _BOUND.search(text[:start]) is not None
+        said[denied or bound].add(index)
     return said[False] - said[True]
 
 
@@ -225,6 +259,11 @@ def _letter(text: str, options: Sequence[str]) -> int | None:
     return _index(match[1], options) if match else None
 
 
+def _letters(line: str, options: Sequence[str]) -> set[int]:
+    """The option whose letter is all that a line says, if it is one."""
+    return {index for layer in _peeled(line) if (index := _letter(layer, options)) is not None}
+
+
 def _index(letter: str, options: Sequence[str]) -> int | None:
     index = LETTERS.index(letter.upper())
     return index if index < len(options) else None
@@ -236,7 +275,7 @@ def _letter_and_text(text: str, options: Sequence[str]) -> int | None:
     Raises:
         Contradiction: the text is another option's.
     """
-    if any(start == 0 for option in options for start, _ in _places(text.casefold(), option)):
+    if any(start == 0 for option in options for start, _ in _places(_searched(text), option)):
         return _text_and_letter(text, options)  # "E. coli": the letter is part of an option
     if match := _LETTER_TEXT.fullmatch(text):
         letter, rest = _index(match[1], options), match[2].strip()
@@ -247,7 +286,7 @@ def _letter_and_text(text: str, options: Sequence[str]) -> int | None:
         if _REASON.match(rest) and not named(rest, options):
             return letter
         # a part of that option's own text, as "B. pneumonia" of "Viral pneumonia"
-        if next(_places(_folded(options[letter]), rest), None):
+        if next(_places(_searched(options[letter]), rest), None):
             return letter
         raise Contradiction
     if match := _LETTER_SPACE.fullmatch(text):
@@ -288,12 +327,27 @@ def _folded(text: str) -> str:
     return clean(text).casefold()
 
 
+def typed(text: str) -> str:
+    """As `normalise`, without what print and LaTeX make of it; a hyphen is a space."""
+    return normalise(_HYPHEN.sub(" ", _FORMULA.sub("", _keyed(clean(text)))))
+
+
+def _keyed(text: str) -> str:
+    """With the signs of a keyboard for those that print has several of; of the same length."""
+    return _APOSTROPHE.sub("'", text.translate(_DASHES))
+
+
+def _searched(text: str) -> str:
+    """What `_places` looks through."""
+    return unicodedata.normalize("NFKC", _keyed(_UNSEEN.sub("", text))).casefold()
+
+
 def _places(text: str, option: str) -> Iterator[tuple[int, int]]:
-    """Where a text (in lower case) has an option as words of its own."""
-    wanted = normalise(option)
+    """Where a text (of `_searched`) has an option as words of its own."""
+    wanted = _HYPHEN.sub(" ", normalise(_keyed(option)))
     if not wanted:
         return
-    words = re.compile(r"\s+".join(map(re.escape, wanted.split())))
+    words = re.compile(r"(?:\s+|(?<=[^\W\d_])-|-(?=[^\W\d_]))".join(map(re.escape, wanted.split())))
     for match in words.finditer(text):
         if _edge(text, match.start(), -1) and _edge(text, match.end(), 1):
             yield match.span()
@@ -307,5 +361,6 @@ def _edge(text: str, place: int, step: int) -> bool:
     if text[near] not in _EDGE and not text[near].isspace():
         return False
     far = near + step
-    joins = text[near] in ".,'’" and 0 <= far < len(text) and text[far].isalnum()
-    return not joins
+    beyond = text[far] if 0 <= far < len(text) else ""
+    decimal = step < 0 and text[near] == "." and beyond != "." and text[place].isdecimal()  # ".5" is not 5
+    return not (decimal or (text[near] in ".,'’" and beyond.isalnum()))

@@ -100,6 +100,11 @@ def test_digits_as_text_that_could_count_from_0_or_1_are_set_aside(tmp_path: Pat
     assert "an index from 0 and 'Cyst' as an index from 1" in str(found[0])
 
 
+def test_the_point_of_a_decimal_number_is_no_punctuation(tmp_path: Path) -> None:
+    records, _ = read(tmp_path, line(["5", "0.5", "a"], ".5"), line(["5", ".5", "a"], ".5."), line(["5", "7"], "...5"))
+    assert right(records) == [None, 1, 0]
+
+
 def test_a_number_counts_from_0_where_nothing_says_otherwise(tmp_path: Path) -> None:
     found, _ = read(tmp_path, line(FINDINGS, 1), line(FINDINGS, 2))
     assert right(found) == [1, 2]

@@ -157,8 +157,64 @@ def test_a_wrapped_letter_is_that_letter_whatever_the_options_are(options: list[
         wrapped = wrapper.format(answers.LETTERS[index])
         if wrapped not in options:  # it is then called so
             found = answers.extract(block(wrapped), options, LETTER)
-            called = [option for option in options if answer_forms.normalise(option) == answer_forms.normalise(wrapped)]
+            called = [option for option in options if answer_forms.typed(option) == answer_forms.typed(wrapped)]
             assert found == index or (found is None and called)
+
+
+@pytest.mark.parametrize("answer_format", FORMATS)
+@pytest.mark.parametrize(
+    "denial",
+    [
+        "{}? No.", "Is it {}? No", "{} is improbable", "{} is very doubtful", "{} is less likely", "{} seems wrong",
+        "{} would be wrong", "{} - wrong", "{} = no", "{}: negative", "{} not present", "{}, not seen",
+        "{} does not fit", "{} doesn't fit", "{} doesn’t fit", "{} doesnt fit", "{} is nowhere to be seen",
+        "{} ✗", "❌ {}", "against {}", "The image fails to show {}",
+        "anything other than {}", "all but {}", "everything but {}", "hardly {}", "r/o {}", "dont choose {}", "The wrong answer is {}", "{}: nein", "{}: non", "{}：无", "{}: нет", "{}: لا",
+        "{} could have been there but {} is not the answer",
+    ],
+)  # fmt: skip
+def test_a_denied_option_is_not_read(denial: str, answer_format: AnswerFormat) -> None:
+    for option in ("pneumonia", "肺炎", "viral pneumonia", "non-small cell carcinoma"):
+        options = [option, "effusion", "nodule"]
+        assert answers.extract(block(denial.replace("{}", option)), options, answer_format) is None
+
+
+@pytest.mark.parametrize("answer_format", FORMATS)
+@pytest.mark.parametrize("bound", ["<{}", "≥ {}", "less than {}", "at most {}", "over {}", ".{}", "-{}", "±{}", "1.{}"])
+def test_a_bound_of_an_amount_is_not_that_amount(bound: str, answer_format: AnswerFormat) -> None:
+    assert answers.extract(block(bound.replace("{}", "5 cm")), ["5 cm", "7 cm", "9 cm"], answer_format) is None
+    assert answers.extract(block(bound.replace("{}", "5")), ["5", "7", "9"], answer_format) is None
+    assert answers.extract(block("about 5 cm."), ["5 cm", "7 cm"], answer_format) == 0
+
+
+@pytest.mark.parametrize("answer_format", FORMATS)
+@pytest.mark.parametrize(
+    ("answer", "options", "expected"),
+    [
+        ("Down’s syndrome", ["syndrome", "Down's syndrome"], 1),
+        ("It is Down's syndrome", ["syndrome", "Down’s syndrome"], 1),
+        ("T2 weighted", ["T2", "T2-weighted"], 1),
+        ("a T2‑weighted image", ["T2", "T2-weighted"], 1),
+        ("a T2–weighted image", ["T2", "T2 weighted"], 1),
+        ("non malignant", ["malignant", "non-malignant"], 1),
+        (r"\alpha", [r"$\beta$", r"$\alpha$"], 1),
+        (r"\boxed{x^2}", [r"$x$", r"\(x^2\)"], 1),
+        (".5", ["5", "0.5"], None),
+        ("3-5", ["3", "3 5"], None),
+        ("−5", ["5", "-5"], 1),
+    ],
+)
+def test_signs_that_print_has_several_of_are_the_same(
+    answer: str, options: list[str], expected: int | None, answer_format: AnswerFormat
+) -> None:
+    assert answers.extract(block(answer), options, answer_format) == expected
+
+
+@pytest.mark.parametrize("answer_format", FORMATS)
+def test_letters_on_several_lines_contradict_each_other(answer_format: AnswerFormat) -> None:
+    for answer in ("A\nB", "A.\n**B.**", "A\n\nThe answer is B", "A\nB\nC"):
+        assert answers.extract(block(answer), OPTIONS, answer_format) is None, answer
+    assert answers.extract(block("B\nThe answer is B\nIt is dense."), OPTIONS, answer_format) == 1
 
 
 @pytest.mark.parametrize("answer_format", FORMATS)
