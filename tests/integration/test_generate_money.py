@@ -233,6 +233,21 @@ def test_what_cannot_be_used_is_not_paid_for_to_the_end(root: Path, server: Chat
     assert outcomes(rows) == {outcome: questions, "ok": 400 - questions}, "it goes on from there, under the same hash"
 
 
+@pytest.mark.parametrize(("candidates", "code"), [(19, 0), (20, 78), (60, 78)])
+def test_nothing_usable_of_few_questions_is_no_success(
+    root: Path, server: ChatServer, candidates: int, code: int
+) -> None:
+    """Fewer than `afterAnswers`, as in each of many shards; of 19 answers the floor does not ask for one."""
+    server.answer = lambda number, body: Answer("", "length")
+    assert main.execute(request(root, server, candidates=candidates), root) == code
+    if code:
+        assert result(root).reason == "TooFewUsable"
+        assert f"0 of {candidates} answers are triplets" in result(root).message
+    before = server.ledger.asked.total()
+    server.answer = lambda number, body: Answer() if server.ledger.asked.total() == before + 1 else Answer("", "length")
+    assert main.execute(request(root, server, candidates=candidates, seed=6), root) == 0, "one is enough"
+
+
 def test_a_few_good_answers_among_many_are_paid_for(root: Path, server: ChatServer) -> None:
     server.answer = lambda number, body: Answer() if server.ledger.asked.total() % 10 == 0 else Answer("", "length")
     rows = jobs_fixtures.run(root, request(root, server, candidates=150, concurrency=1)).rows(Candidate)

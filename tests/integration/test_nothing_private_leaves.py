@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 from medgr2_api import paths
 from medgr2_api.cycle import Cycle
@@ -41,13 +42,20 @@ from tests.support.cycle_documents import changed
 from tests.support.fixtures import BASE, artifact_ref, stage_request
 from tests.support.generate_fixtures import prepare_root
 from tests.support.plugin_fixtures import install, plugin
+from tests.unit.jobs.data.test_dicom import made
 
 Document = dict[str, Any]
 SIDE = 24
+WRITTEN = 400
 
 
 def _picture(number: int) -> Image.Image:
-    """Noise of its own: equal to no other, and not nearly so."""
+    """Noise of its own: equal to no other, and not nearly so; from `WRITTEN` on with writing in it."""
+    if number >= WRITTEN:
+        ground = np.random.default_rng(number).integers(0, 60, (256, 256, 3), np.uint8)
+        written = Image.fromarray(ground)
+        ImageDraw.Draw(written).text((10, 10), "JANE DOE 4711", fill="white", font=ImageFont.load_default(size=24))
+        return written
     return Image.fromarray(np.random.default_rng(number).integers(0, 255, (SIDE, SIDE, 3), np.uint8))
 
 
@@ -60,6 +68,8 @@ class Site:
     now: list[Document] | None = None
     """None: as then."""
     benchmarks: list[Document] = field(default_factory=list)
+    added: list[Document] = field(default_factory=list)
+    """Benchmarks of now that prepare does not know."""
     private: set[int] = field(default_factory=set)
     nothing_leaves: bool = False
     """What may leave is not known in this way, so nothing may."""
@@ -156,6 +166,74 @@ def inside_parquet(site: Site) -> None:
     site.then = [site.source("a", pictures, allowed=True), exam]
 
 
+def _exam(site: Site, folder: str, *numbers: int) -> None:
+    """Writes an MMMU question about several pictures."""
+    row: Document = {"id": folder, "question": "What?", "options": "['a', 'b']", "answer": "A", "img_type": "['CT']",
+                     "question_type": "multiple-choice", "subfield": "x", "explanation": ""}  # fmt: skip
+    for place, number in enumerate(numbers, 1):
+        data = io.BytesIO()
+        _picture(number).save(data, "PNG")
+        row[f"image_{place}"] = {"bytes": data.getvalue(), "path": "x.png"}
+    (site.root / folder / "Pharmacy").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist([row]), site.root / folder / "Pharmacy/validation-00000-of-00001.parquet")
+
+
+def joined_pictures_of_others(site: Site) -> None:
+    """A question of a source that may leave shows one of its own pictures beside one that may not leave."""
+    pictures = site.save(PUBLIC, "data")
+    _exam(site, "exam", 0, 100)
+    private = site.save(range(100, 101), "private", private=True)
+    exam = {"name": "exam", "format": "MMMU", "uri": "exam", "mmmu": {"subjects": ["Pharmacy"]}, "allowExternal": True}
+    site.then = [site.source("a", pictures, allowed=True), exam, site.source("b", private, allowed=False)]
+
+
+def joined_where_it_may_not_leave(site: Site) -> None:
+    """A question of a source that may not leave shows several pictures, which lie singly in one that may."""
+    pictures = site.save(PUBLIC, "data")
+    _exam(site, "exam", 3, 4)
+    site.private = {3, 4}
+    exam = {"name": "exam", "format": "MMMU", "uri": "exam", "mmmu": {"subjects": ["Pharmacy"]}, "allowExternal": False}
+    site.then = [site.source("a", pictures, allowed=True), exam]
+
+
+def _study(site: Site, name: str, numbers: range, **tags: Any) -> str:
+    """Writes a DICOM file of several frames."""
+    frames = np.stack([np.asarray(_picture(number)) for number in numbers])
+    file = site.root / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    dataset = made(frames, NumberOfFrames=len(frames), **{"SOPInstanceUID": "1.2.3.4", **tags})
+    dataset.save_as(file, enforce_file_format=True)
+    site.private |= set(numbers)
+    return name
+
+
+def frames_that_were_not_taken(site: Site) -> None:
+    """Of the same file a source that may leave takes more frames than the one that says no."""
+    pictures = site.save(PUBLIC, "data")
+    _study(site, "few/a.dcm", range(100, 106))
+    _study(site, "all/b.dcm", range(100, 106))
+    few = {"name": "few", "format": "DICOM", "uri": "few", "dicom": {"maxFrames": 1}, "allowExternal": False}
+    every = {"name": "every", "format": "DICOM", "uri": "all", "dicom": {"maxFrames": 9}, "allowExternal": True}
+    site.then = [site.source("a", pictures, allowed=True), every, few]
+
+
+def withheld_for_its_text(site: Site) -> None:
+    """The source that says no withholds a file because of text in its pixels; another one trusts it."""
+    pictures = site.save(PUBLIC, "data")
+    _study(site, "scans/a.dcm", range(WRITTEN, WRITTEN + 2))
+    _study(site, "scans/b.dcm", range(100, 101), SOPInstanceUID="1.2.3.5")
+    careful = {"name": "careful", "format": "DICOM", "uri": "scans", "allowExternal": False}
+    trusting = {**careful, "name": "trusting", "allowExternal": True, "dicom": {"burnedInText": "TrustFlag"}}
+    site.then = [site.source("a", pictures, allowed=True), trusting, careful]
+
+
+def benchmark_added_since(site: Site) -> None:
+    """A benchmark that has some of the pictures was added after prepare."""
+    shared_with_a_benchmark(site)
+    site.added, site.benchmarks = site.benchmarks, []
+    site.nothing_leaves = True
+
+
 def unusable_records(site: Site) -> None:
     """The source that says no has records with these pictures, and none that could be used."""
     pictures = site.save(PUBLIC, "data")
@@ -231,7 +309,8 @@ def links_out(site: Site) -> None:
 
 WAYS: tuple[Callable[[Site], None], ...] = (
     beside, folder_with_a_folder, twice, twice_the_other_way, other_encoding, inside_parquet, unusable_records,
-    shared_with_a_benchmark, flipped_since, gone_since, added_since, moved_since, links_out,
+    joined_pictures_of_others, joined_where_it_may_not_leave, frames_that_were_not_taken, withheld_for_its_text,
+    benchmark_added_since, shared_with_a_benchmark, flipped_since, gone_since, added_since, moved_since, links_out,
 )  # fmt: skip
 
 
@@ -252,7 +331,7 @@ def cycle(site: Site, url: str, *, then: bool = False, kind: str = "openAI") -> 
             "spec.iterations": 1,
             "spec.data": {
                 "sources": sources,
-                "benchmarks": site.benchmarks,
+                "benchmarks": [*site.benchmarks, *([] if then else site.added)],
                 "split": {"validationFraction": 0.1},
                 "maxBadFraction": 1.0,
             },
@@ -286,24 +365,35 @@ def doctored(site: Site, url: str, *options: str, kind: str = "openAI") -> int:
     return doctor([str(file), "--workspace", str(site.root), "--questions", "8", *options])
 
 
-def seen(server: ChatServer) -> list[bytes]:
-    """The pixels of every picture in any request: whatever decodes as one."""
+def seen(server: ChatServer) -> list[NDArray[np.uint8]]:
+    """The pixels (H, W, 3) of every picture in any request: whatever decodes as one."""
     found = []
     for body in server.ledger.bodies:
         for text in re.findall(rb"[A-Za-z0-9+/_-]{64,}={0,2}", body):
             data = base64.b64decode(text.replace(b"-", b"+").replace(b"_", b"/") + b"===")
             try:
-                found.append(Image.open(io.BytesIO(data)).convert("RGB").tobytes())
+                found.append(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
             except OSError:
                 continue
     return found
+
+
+def holds(picture: NDArray[np.uint8], part: NDArray[np.uint8]) -> bool:
+    """Whether one picture is another, or shows it somewhere."""
+    (height, width), first = part.shape[:2], part[0].tobytes()
+    for top in range(picture.shape[0] - height + 1):
+        at = picture[top].tobytes().find(first)
+        if at >= 0 and at % 3 == 0 and np.array_equal(picture[top : top + height, at // 3 : at // 3 + width], part):
+            return True
+    return False
 
 
 def check(site: Site, server: ChatServer, *, asked: bool) -> None:
     """Nothing private was seen; each request had a picture, and there were some where there had to be."""
     found = seen(server)
     assert site.private, "a way without anything private tells nothing"
-    leaked = [number for number in sorted(site.private) if _picture(number).tobytes() in found]
+    private = {number: np.asarray(_picture(number)) for number in sorted(site.private)}
+    leaked = [number for number, part in private.items() if any(holds(picture, part) for picture in found)]
     assert leaked == []
     assert len(found) == len(server.ledger.bodies)
     assert bool(found) is asked
@@ -327,11 +417,11 @@ def test_before_prepare(site: Site, server: ChatServer, way: Callable[[Site], No
     assert drawn in (0, 1)
     check(site, server, asked=True)
     public = {_picture(number).tobytes() for number in PUBLIC}
-    assert not public & set(seen(server)), "without --real-images it is a drawn picture"
+    assert not public & {picture.tobytes() for picture in seen(server)}, "without --real-images it is a drawn picture"
     server.ledger.bodies.clear()
     doctored(site, server.url, "--real-images", kind=kind)
     check(site, server, asked=True)
-    assert set(seen(server)) <= public
+    assert {picture.tobytes() for picture in seen(server)} <= public
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator
 
-from medgr2_api.data import ResolvedSource
+from medgr2_api.data import Benchmark, ResolvedSource
 from medgr2_api.generator import (
     GENERATORS,
     GeneratorKind,
@@ -119,6 +119,8 @@ class GenerateParameters(StageParameters):
     sources: Annotated[list[ResolvedSource], NOT_HASHED] = []
     """`data.sources` as they are when the stage starts: an image leaves the site only where these and the prepared
     table allow it. What they said when the images were read is part of prepare's hash."""
+    benchmarks: Annotated[list[Benchmark], NOT_HASHED] = []
+    """`data.benchmarks` as they are when the stage starts: none of their images leaves the site."""
 
 
 def _build(source: Source) -> GenerateParameters:
@@ -136,6 +138,7 @@ def _build(source: Source) -> GenerateParameters:
         answer_format=source.spec.answer_format,
         shards=source.spec.stage("generate").shards,
         sources=list(source.spec.data.sources),
+        benchmarks=list(source.spec.data.benchmarks),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from medgr2_api.data import DICOM, BurnedInText, DataSource
@@ -17,7 +18,7 @@ from ..store.rows import SetAside
 from . import file_walk
 from .decoder import client as decoder
 from .decoder.protocol import Header
-from .record import BadField, BadRecord, Place, Record
+from .record import BadField, BadRecord, Place, Record, optional_text
 
 #: DICOM's modality → ours, which are OmniMedVQA's.
 MODALITIES = {
@@ -51,7 +52,7 @@ def _options(place: Place) -> DICOM:
 
 def _file(place: Place, path: Path, number: int) -> Iterator[Record | BadRecord]:
     """The frames of one file, or why it has none."""
-    name, shown = "", _unread(place, path, number)
+    name, shown, part = "", _unread(place, path, number), ""
     if wrong := file_walk.wrong_with(path, place.root.resolve()):
         yield BadRecord(shown, "-", wrong)
         return
@@ -64,6 +65,8 @@ def _file(place: Place, path: Path, number: int) -> Iterator[Record | BadRecord]
             opened = header["opened"]
             name = _name(place, path, opened["tells"])
             shown = place.names.file(name)
+            part = opened["instance"] or _same_file(path)
+            place.named_images.add(part)  # also of frames that are not taken, or withheld
         elif "frames" in header:
             frames, searched = header["frames"], header["searched"]
         elif frames is None:
@@ -78,7 +81,7 @@ def _file(place: Place, path: Path, number: int) -> Iterator[Record | BadRecord]
             frame = frames[header["item"] - searched]
             where = f"{shown}#{frame}" if len(frames) > 1 else shown
             try:
-                yield _record(place, reply, opened, name, frame, where)
+                yield _record(place, reply, opened, name, frame, where, part)
             except BadField as bad:
                 field = "PixelData" if bad.field == "-" else bad.field
                 yield BadRecord(where, field, bad.reason, bad.kind)
@@ -96,16 +99,24 @@ def _request(place: Place, path: Path) -> Header:
     }
 
 
-def _record(place: Place, reply: decoder.Decoded, opened: Header, name: str, frame: int, where: str) -> Record:
+def _same_file(path: Path) -> str:
+    """What stands for a file that has no name of its own in its tags."""
+    state = path.stat()
+    return f"file {state.st_dev} {state.st_ino}"
+
+
+def _record(
+    place: Place, reply: decoder.Decoded, opened: Header, name: str, frame: int, where: str, part: str
+) -> Record:
     declared = opened["Modality"].upper()
     code = declared if _CODE.fullmatch(declared) else ""
     return Record(
         question_id=f"{name}#{frame}",
-        image=place.keep(reply.picture()),
+        image=place.keep(replace(reply.picture(), parts=(part,))),
         image_path=name,
-        dataset=place.names.identity(opened["StudyInstanceUID"]),
+        dataset=place.names.identity(optional_text(opened, "StudyInstanceUID")),
         modality=MODALITIES.get(code) or place.modality or code or "Other",
-        patient=place.names.identity(opened["PatientID"]),
+        patient=place.names.identity(optional_text(opened, "PatientID")),
         where=where,
     )
 

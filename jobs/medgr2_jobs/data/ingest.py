@@ -124,7 +124,8 @@ class Loaded:
     """Whether its images may be sent to an external provider; never those of a benchmark."""
     images: set[str] = field(default_factory=set)
     named_images: set[str] = field(default_factory=set)
-    """These, and those that only records name which cannot be used: all of them are its own, for what may leave."""
+    """These, those that only records name which cannot be used, and the parts of both: all of them are its own, for
+    what may leave."""
     units: dict[str, set[str]] = field(default_factory=dict)
     """Images of each patient or dataset, where those must stay together."""
     attributes: dict[str, synthetic_images.Attributes] = field(default_factory=dict)
@@ -152,6 +153,8 @@ class Ingest:
         self.special_tokens = special_tokens
         """Of the cycle's models."""
         self.images: dict[str, ImageRecord] = {}
+        self.parts: dict[str, set[str]] = {}
+        """For images of several parts: these."""
         self.phantoms: dict[str, PhantomRow] = {}
         """For phantoms: what each image shows."""
 
@@ -253,6 +256,8 @@ class Ingest:
                 patient=record.patient,
                 phash=(record.image.phash or phash(self.ctx.images.load(sha256))) if hashed else "",
             )
+        if record.image.parts:
+            self.parts.setdefault(sha256, set()).update(record.image.parts)
         loaded.images.add(sha256)
         if loaded.on_leak is None and (unit := self._unit(loaded, record)):
             loaded.units.setdefault(unit, set()).add(sha256)

@@ -99,8 +99,8 @@ class Place:
     special_tokens: frozenset[str] = frozenset()
     """What the cycle's models take for marks of their own; no text of a record may have one in it."""
     named_images: set[str] = field(default_factory=set)
-    """sha256 of each picture that a record names, also one that cannot be used; filled in while it is read. Whether a
-    picture may leave the site is for every source to say that has it."""
+    """sha256 of each picture that a record names, also one that cannot be used, and its parts (`StoredImage`); filled
+    in while it is read. Whether a picture may leave the site is for every source to say that has it."""
 
     @property
     def modality(self) -> str:
@@ -119,7 +119,7 @@ class Place:
     def keep(self, picture: EncodedImage) -> StoredImage:
         """Stores a picture that a record names, and takes note of it."""
         stored = self.store.put(picture)
-        self.named_images.add(stored.sha256)
+        self.named_images |= {stored.sha256, *stored.parts}
         return stored
 
     def keep_file(self, path: Path) -> StoredImage:

@@ -15,6 +15,8 @@ from .record import BadField, BadRecord, Place, Record
 MOST_STRETCHED = 200
 #: Pixels of a side. A picture of one or three rows is ambiguous besides: they look like channels.
 LEAST_SIDE = 4
+#: Characters of the name of a modality or of a type of question.
+LONGEST_NAME = 100
 
 
 def checked(records: Iterator[Record | BadRecord], place: Place) -> Iterator[Record | BadRecord]:
@@ -22,7 +24,7 @@ def checked(records: Iterator[Record | BadRecord], place: Place) -> Iterator[Rec
     tokens = _pattern(place.special_tokens)
     for record in records:
         if isinstance(record, Record):
-            place.named_images.add(record.image.sha256)  # of a reader of another package, too
+            place.named_images |= {record.image.sha256, *record.image.parts}  # of a reader of another package, too
             try:
                 _check_image(record.image)
                 _check_texts(record, tokens)
@@ -55,12 +57,16 @@ def _check_texts(record: Record, tokens: re.Pattern[str]) -> None:
         "question": record.question,
         **{f"options[{number}]": option for number, option in enumerate(record.options)},
         "rationale": record.rationale,
+        "modality": record.modality,  # it goes into prompts
+        "question_type": record.question_type,
     }
     for field, text in texts.items():
         if found := tokens.search(text):
             raise BadField(field, f"has {found[0]!r} in it, which a model takes for a mark of its own and not for text")
+    for field in ("modality", "question_type"):
+        if len(texts[field]) > LONGEST_NAME or not texts[field].isprintable():
+            raise BadField(field, f"must be a name: one line of at most {LONGEST_NAME} printable characters")
     texts |= {"id": record.question_id, "image": record.image_path, "dataset": record.dataset}
-    texts |= {"modality": record.modality, "question_type": record.question_type}
     for field, text in texts.items():
         try:
             text.encode()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from medgr2_api.data import ResolvedSource
+from medgr2_api.data import Benchmark, ResolvedSource
 
 from ..errors import ConfigError
 from ..store.images import ImageStore
@@ -46,16 +46,16 @@ class EgressPolicy:
     """Data egress: an image is sent to a provider on site, or to any when every source that has it says yes.
 
     A source says yes in the table that stage prepare published and in the spec of now: the stricter of the two counts.
-    A source that is not in the spec any more says no, and so does a benchmark. Where a source says no that was not
-    read, nobody knows which images it has, and none leaves.
+    A source that is not in the spec any more says no, and so does a benchmark. Where one that says no was not read,
+    nobody knows which images it has, and none leaves.
     """
 
     def __init__(
-        self, sources: Sequence[ResolvedSource], images: PreparedImages, root: Path, *, external: bool
+        self, inputs: Sequence[ResolvedSource | Benchmark], images: PreparedImages, root: Path, *, external: bool
     ) -> None:
         """
         Args:
-            sources: of the spec of now.
+            inputs: sources and benchmarks of the spec of now.
             images: what there is, and where it comes from.
             root: the workspace; its image store has the bytes.
             external: who would see the images is outside the site.
@@ -63,9 +63,8 @@ class EgressPolicy:
         self._read = lru_cache(maxsize=_CACHED_IMAGES)(ImageStore(root).read)
         self.external = external
         self._drawn: dict[str, bytes] = {}
-        private = [source for source in sources if not source.allow_external]
-        self.unread = images.unread(private) if private and self.external and images.rows else []
-        self._allowed = frozenset[str]() if self.unread else _allowed(sources, images)
+        self.unread = images.unread(inputs) if self.external and images.rows else []
+        self._allowed = frozenset[str]() if self.unread else _allowed(inputs, images)
 
     def allows(self, sha256: str) -> bool:
         """Whether the provider may see this image."""
@@ -89,10 +88,10 @@ class EgressPolicy:
     def remedy(self) -> str:
         """What to do for images to be sent."""
         if self.unread:
-            names = ", ".join(f"data.sources[{name}]" for name in self.unread)
             return (
-                f"The images of {names} may not leave, and stage prepare has not read them as the spec now says, so it "
-                "is not known which of the others they are: run prepare again (`--restart-from prepare@0`)"
+                f"The images of {', '.join(self.unread)} may not leave, and stage prepare has not read them as the "
+                "spec now says, so it is not known which of the others they are: run prepare again (`--restart-from "
+                "prepare@0`)"
             )
         return (
             "Set allowExternal: true for a source in data.sources, or use a provider on site (generator.vllm, or "
@@ -124,9 +123,9 @@ def allowed_images(egress: EgressPolicy, images: Mapping[str, str]) -> dict[str,
     return allowed
 
 
-def _allowed(sources: Sequence[ResolvedSource], images: PreparedImages) -> frozenset[str]:
+def _allowed(inputs: Sequence[ResolvedSource | Benchmark], images: PreparedImages) -> frozenset[str]:
     """Images of which every source says yes, then and now. The same may stand in several rows: each has to say so."""
-    names = {source.name for source in sources if source.allow_external}
+    names = {each.name for each in inputs if isinstance(each, ResolvedSource) and each.allow_external}
     allowed: dict[str, bool] = {}
     for row in images.rows:
         permitted = row.allow_external is True and images.origins[row.image_sha256] <= names

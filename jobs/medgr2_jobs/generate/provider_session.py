@@ -89,7 +89,7 @@ async def open_session(
         ledger = _open_ledger(root, account, provider)
         if ledger is not None and journal is not None:
             ledger.recover(journal.charges(account.cycle.uid))
-        egress = EgressPolicy(parameters.sources, images, root, external=provider.has_egress)
+        egress = EgressPolicy([*parameters.sources, *parameters.benchmarks], images, root, external=provider.has_egress)
         yield ProviderSession(
             parameters,
             provider,

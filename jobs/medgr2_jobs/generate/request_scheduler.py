@@ -96,6 +96,7 @@ class RequestScheduler:
         if len(self.rows) < len(self.tasks):
             raise Checkpointed(len(self.rows))
         self._check_failures()
+        self._check_usable(at_end=True)
         return [self.rows[task.triplet_id] for task in self.tasks]
 
     async def _work(self) -> None:
@@ -243,14 +244,16 @@ class RequestScheduler:
         if failed > _MAX_FAILED_SHARE * len(self.tasks):
             raise self._provider_down(f"{failed} of {len(self.tasks)} questions got no answer")
 
-    def _check_usable(self) -> None:
-        """Raises TooFewUsable when so few answers are triplets that it is not worth paying for more."""
+    def _check_usable(self, *, at_end: bool = False) -> None:
+        """Raises TooFewUsable when so few answers are triplets that it is not worth paying for more; at the end, where
+        none is and one at least should be, however few there are."""
         floor = self.session.parameters.min_usable
         answered = Counter(
             row.outcome for row in self.rows.values() if not candidate_schema.OUTCOMES[row.outcome].asked_again
         )
         total, usable = answered.total(), answered.pop(CandidateOutcome.OK, 0)
-        if total < floor.after_answers or usable >= floor.fraction * total:
+        none_of_few = at_end and not usable and floor.fraction * total >= 1
+        if not none_of_few and (total < floor.after_answers or usable >= floor.fraction * total):
             return
         ((worst, count),) = answered.most_common(1)
         rule = candidate_schema.OUTCOMES[worst]

@@ -92,12 +92,12 @@ def _images(context: PreflightContext) -> PreparedImages | None:
     """
     if not context.real_images:
         return None
-    name, sources = context.cycle.metadata.name, context.spec.data.sources
+    name, data = context.cycle.metadata.name, context.spec.data
     if (context.root / paths.cycle(name) / "iterations").is_dir():
         artifacts = CycleArtifacts(context.root, name)
         if artifacts.has_input(PREPARE.name):
             prepared = PreparedImages.published(artifacts.input(PREPARE.name))
-            if not prepared.unread(source for source in sources if not source.allow_external):
+            if not prepared.unread([*data.sources, *data.benchmarks]):
                 return prepared
     external = context.parameters.provider.has_egress
     return source_survey.pictures(context.root, context.spec, context.questions, external=external)

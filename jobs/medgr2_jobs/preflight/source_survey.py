@@ -5,7 +5,6 @@ Pictures are only ever found through the readers: what else lies in a folder is 
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -108,14 +107,14 @@ def pictures(root: Path, spec: ResolvedSpec, count: int, *, external: bool) -> P
             continue
         place = _place(Place, root, spec, source, where)
         for record in format_registry.reader(source, where)(place) if place else ():
-            if isinstance(record, Record) and record.image.sha256 not in withheld:
+            if isinstance(record, Record) and withheld.isdisjoint((record.image.sha256, *record.image.parts)):
                 use = ImageUse(record.image.sha256, record.modality, source.name, Split.TRAIN, source.allow_external)
                 rows.setdefault(use.image_sha256, use)
             if len(rows) == count:
                 break
     if not rows:
         raise DataError(f"no source has an image on the volume that may be sent: {_ONLY_DRAWN}")
-    return PreparedImages.of(rows.values(), origins, lambda: spec.data.sources)
+    return PreparedImages.of(rows.values(), origins, lambda: [*spec.data.sources, *spec.data.benchmarks])
 
 
 _ONLY_DRAWN = "run stage prepare first, or leave out --real-images, to ask about a drawn picture"
@@ -151,7 +150,7 @@ class _Glance(Place):
 
     def keep(self, picture: EncodedImage) -> StoredImage:
         """As `Place`, without storing it."""
-        return _named(picture)
+        return picture.stored
 
 
 class _Names(Place):
@@ -159,14 +158,9 @@ class _Names(Place):
 
     def keep(self, picture: EncodedImage) -> StoredImage:
         """As `Place`, without storing it."""
-        stored = _named(picture)
-        self.named_images.add(stored.sha256)
+        stored = picture.stored
+        self.named_images |= {stored.sha256, *stored.parts}
         return stored
-
-
-def _named(picture: EncodedImage) -> StoredImage:
-    sha256 = hashlib.sha256(picture.png).hexdigest()
-    return StoredImage(sha256, picture.width, picture.height, picture.one_colour)
 
 
 def _survey(root: Path, spec: ResolvedSpec, where: str, source: ResolvedSource | Benchmark) -> SourceSurvey | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from medgr2_api import command_line
-from medgr2_api.data import ResolvedSource
+from medgr2_api.data import Benchmark, ResolvedSource
 from medgr2_api.stage_contract import WORKSPACE_ENV, ExitCode
 
 from ..errors import ConfigError, DataError, StageError
@@ -73,6 +73,10 @@ def _sources(text: str) -> list[ResolvedSource]:
     return TypeAdapter(list[ResolvedSource]).validate_json(text)
 
 
+def _benchmarks(text: str) -> list[Benchmark]:
+    return TypeAdapter(list[Benchmark]).validate_json(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="medgr2 review")
@@ -84,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--replace", action="store_true", help="import: forget what was imported before")
     parser.add_argument("--on-site", action="store_true", help="also about images that may not leave the site")
     parser.add_argument("--sources", type=_sources, help="data.sources of the spec of now, as JSON")
+    parser.add_argument("--benchmarks", type=_benchmarks, default=[], help="data.benchmarks, likewise")
     parser.add_argument("--name", default="stdin.jsonl", help="of the file on stdin")
     parser.add_argument("--bytes", type=int, default=-1, help="of the file on stdin; -1: to its end")
     parser.add_argument("--workspace", type=Path, default=Path(os.environ.get(WORKSPACE_ENV, "/workspace")))
@@ -104,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             return int(ExitCode.OK)
         rows = export_review.triplets(options.workspace, options.cycle, options.iteration, options.all)
-        gate = export_review.gate(options.workspace, options.cycle, options.sources, on_site=options.on_site)
+        inputs = None if options.sources is None else [*options.sources, *options.benchmarks]
+        gate = export_review.gate(options.workspace, options.cycle, inputs, on_site=options.on_site)
         allowed = [row for row in rows if gate.allows(Path(row.image).stem)]
         if rows and not allowed:
             raise ConfigError(

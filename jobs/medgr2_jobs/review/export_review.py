@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import jinja2
 
-from medgr2_api.data import ResolvedSource
+from medgr2_api.data import Benchmark, ResolvedSource
 from medgr2_api.printable import csv_cell
 from medgr2_api.stages import PREPARE
 from medgr2_api.stages.curate import CurateParameters
@@ -119,13 +119,13 @@ def _image(sha256: str) -> str:
     return f"images/{sha256}.png"
 
 
-def gate(root: Path, cycle: str, sources: Sequence[ResolvedSource] | None, *, on_site: bool) -> EgressPolicy:
+def gate(root: Path, cycle: str, inputs: Sequence[ResolvedSource | Benchmark] | None, *, on_site: bool) -> EgressPolicy:
     """What the expert may see: the same that an external provider may, unless the review is on site.
 
     Args:
         root: the workspace.
         cycle: name of the cycle.
-        sources: of the spec of now; None: as prepare read them.
+        inputs: sources and benchmarks of the spec of now; None: as prepare read them.
         on_site: the folder does not leave the site.
 
     Raises:
@@ -134,7 +134,7 @@ def gate(root: Path, cycle: str, sources: Sequence[ResolvedSource] | None, *, on
     artifacts = CycleArtifacts(root, cycle)
     known = artifacts.has_input(PREPARE.name) and not on_site
     images = PreparedImages.published(artifacts.input(PREPARE.name)) if known else PreparedImages()
-    return EgressPolicy(images.sources() if sources is None else sources, images, root, external=not on_site)
+    return EgressPolicy(images.inputs() if inputs is None else inputs, images, root, external=not on_site)
 
 
 def write(

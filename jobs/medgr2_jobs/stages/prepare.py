@@ -228,7 +228,8 @@ def _write_images(
                 continue  # it only looked like a benchmark's: no split has it
             everywhere[sha256] = assigned.get(sha256, Split.TEST)
             source = facts.source if sha256 in assigned else names[sha256]
-            holders = [loaded for loaded in [*sources, *benchmarks] if sha256 in loaded.named_images]
+            shown = {sha256, *ingest.parts.get(sha256, ())}
+            holders = [loaded for loaded in [*sources, *benchmarks] if not shown.isdisjoint(loaded.named_images)]
             origins.extend(ImageOrigin(sha256, loaded.name) for loaded in holders)
             allowed = all(loaded.allow_external for loaded in holders)  # one that says no is enough
             table.append(facts.row(sha256, everywhere[sha256], source, allow_external=allowed))

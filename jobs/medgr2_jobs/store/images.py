@@ -32,6 +32,9 @@ class StoredImage:
     """Whether its pixels are alike, but for what lossy compression makes of one colour."""
     phash: str = ""
     """Its perceptual hash (`duplicates/phash_index.py`), where whoever decoded it computed that, too."""
+    parts: tuple[str, ...] = ()
+    """What it was made of, where that is more than one picture: who has such a part has something of it. The sha256 of
+    pictures that were joined, the name of a study's file of many frames."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,17 @@ class EncodedImage:
     height: int
     one_colour: bool
     phash: str = ""
+    parts: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Its name in the store."""
+        return hashlib.sha256(self.png).hexdigest()
+
+    @property
+    def stored(self) -> StoredImage:
+        """What is known of it once it is stored."""
+        return StoredImage(self.sha256, self.width, self.height, self.one_colour, self.phash, self.parts)
 
 
 def shrunk(image: Image.Image, max_pixels: int) -> Image.Image:
@@ -92,12 +106,12 @@ class ImageStore:
 
     def put(self, image: EncodedImage) -> StoredImage:
         """Stores an encoded picture; on the disk for good after `sync`."""
-        sha256 = hashlib.sha256(image.png).hexdigest()
-        path = self.path(sha256)
+        stored = image.stored
+        path = self.path(stored.sha256)
         if not path.is_file() or path.read_bytes() != image.png:  # a damaged one is repaired
             with atomic.atomic_file(path, durable=False) as stream:
                 stream.write(image.png)
-        return StoredImage(sha256, image.width, image.height, image.one_colour, image.phash)
+        return stored
 
     def read(self, sha256: str) -> bytes:
         """The PNG file's bytes, verified.

@@ -54,8 +54,9 @@ class ExportRequest:
         """
         every = [*["--all"] * self.everything, *["--on-site"] * self.on_site]
         if spec is not None:
-            sources = [source.dump() for source in resolve(spec).data.sources]
-            every += ["--sources", json.dumps(sources)]
+            data = resolve(spec).data
+            every += ["--sources", json.dumps([source.dump() for source in data.sources])]
+            every += ["--benchmarks", json.dumps([benchmark.dump() for benchmark in data.benchmarks])]
         return ["export", self.cycle, "--iteration", str(self.iteration), "--format", self.file_format, *every]
 
     def folder(self) -> Path:

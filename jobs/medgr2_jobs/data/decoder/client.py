@@ -158,7 +158,14 @@ class Decoded:
         if self.bad is not None:
             raise self.bad
         header = self.header
-        return EncodedImage(self.payload, header["width"], header["height"], header["one_colour"], header["phash"])
+        return EncodedImage(
+            self.payload,
+            header["width"],
+            header["height"],
+            header["one_colour"],
+            header["phash"],
+            tuple(header.get("parts", ())),
+        )
 
 
 def parquet_rows(path: Path, pictures: Sequence[str], max_pixels: int) -> Iterator[tuple[Header, Decoded]]:

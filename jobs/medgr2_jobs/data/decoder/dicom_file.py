@@ -6,6 +6,7 @@ which may quote one: only the patient's and the study's ids, for their pseudonym
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
@@ -146,7 +147,13 @@ def _about(dataset: Dataset, name: str) -> Header:
         tells = phi_in_paths.holds(name, phi_in_paths.identifying(dataset))
     except Exception:  # the tag that makes no sense may be the one that is in the path
         tells = True
-    return {**ids, "tells": tells}
+    return {**ids, "tells": tells, "instance": _instance(dataset)}
+
+
+def _instance(dataset: Dataset) -> str:
+    """Names the file by its SOP Instance UID, which each copy of it has, as all its frames' part (`StoredImage`)."""
+    uid = str(dataset.get("SOPInstanceUID", "") or "").strip()
+    return f"dicom {hashlib.sha256(uid.encode('utf-8', 'surrogateescape')).hexdigest()}" if uid else ""
 
 
 def _frame(opened: Opened, frame: int, look_for_text: bool, max_pixels: int | None) -> Message:

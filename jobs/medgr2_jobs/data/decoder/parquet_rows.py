@@ -75,7 +75,8 @@ def _picture(number: int, row: dict[str, Any] | None, names: list[str], max_pixe
         cells = [(name, _bytes(row[name], name)) for name in names if row.get(name)]
         if not cells:
             raise BadField(names[0], "is missing")
-        return pictures.finished(pictures.joined(cells, max_pixels), max_pixels, item=number)
+        whole, parts = pictures.joined(cells, max_pixels)
+        return pictures.finished(whole, max_pixels, item=number, parts=parts)
     except BaseException as error:
         bad = limits.blamed(error, names[0], "its pictures cannot be decoded")
         return Message({"item": number, "unusable": unusable(bad)})

@@ -49,6 +49,7 @@ FORMATS = tuple(
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 _RGB = 4  # bytes of a pixel
 _ORIENTATION = 0x0112  # EXIF
+_PHOTOMETRIC = 262  # TIFF
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -80,8 +81,9 @@ def finished(image: Image.Image, max_pixels: int, **more: Any) -> Message:
     return Message({**header, **more}, stored.png)
 
 
-def joined(embedded: Sequence[tuple[str, bytes]], max_pixels: int) -> Image.Image:
-    """One picture of one or several that are embedded in a record, each with its field.
+def joined(embedded: Sequence[tuple[str, bytes]], max_pixels: int) -> tuple[Image.Image, list[str]]:
+    """One picture of one or several that are embedded in a record, each with its field; of several the names that the
+    store would give each alone, too.
 
     Raises:
         BadField: one of them cannot be used.
@@ -93,7 +95,9 @@ def joined(embedded: Sequence[tuple[str, bytes]], max_pixels: int) -> Image.Imag
             taken.append(shrunk(decoded(data), max_pixels))
         except BadField as bad:
             raise BadField(field, bad.reason) from None
-    return taken[0] if len(taken) == 1 else side_by_side(taken)
+    if len(taken) == 1:
+        return taken[0], []
+    return side_by_side(taken), [encode(picture, max_pixels).sha256 for picture in taken]
 
 
 def decoded(data: bytes) -> Image.Image:
@@ -158,12 +162,18 @@ def _eight_bits(transparent: Any, raw_mode: Any) -> Any:
 
 
 def _many_greys(image: Image.Image) -> Image.Image:
-    """A grey picture of more than 8 bits, from its darkest to its brightest value, transparent pixels white.
+    """A grey picture of more than 8 bits, from its darkest to its brightest value, transparent pixels white and those
+    that are no numbers black.
 
-    Pillow itself would cut such values off at 255: a 16-bit picture would be white.
+    Pillow itself would cut such values off at 255: a 16-bit picture would be white. Nor does it turn over a TIFF file
+    in which 0 is white, as it does one of 8 bits.
     """
     transparent = image.info.get("transparency")
-    opaque = ((values if transparent is None else values[values != transparent]) for _, values in _values(image))
+    negative = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+    opaque = (
+        values[np.isfinite(values) & (values != transparent) if transparent is not None else np.isfinite(values)]
+        for _, values in _values(image)
+    )
     extremes = [(values.min(), values.max()) for values in opaque if values.size]
     grey = Image.new("L", image.size, "white")
     if not extremes:
@@ -171,7 +181,9 @@ def _many_greys(image: Image.Image) -> Image.Image:
     low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
     for top, values in _values(image):
         share = (values - low) / (high - low) if high > low else np.zeros_like(values)
-        shown = np.round(share.clip(0, 1) * 255).astype(np.uint8)
+        share = share.clip(0, 1)
+        shown = np.round(np.nan_to_num(1 - share if negative else share) * 255).astype(np.uint8)
+        shown[~np.isfinite(values)] = 0
         if transparent is not None:
             shown[values == transparent] = 255
         grey.paste(Image.fromarray(shown), (0, top))
@@ -181,8 +193,7 @@ def _many_greys(image: Image.Image) -> Image.Image:
 def _values(image: Image.Image) -> Iterator[tuple[int, NDArray[np.float64]]]:
     """The values of each band, and the row where it begins."""
     for top, bottom in _bands(image):
-        part = np.asarray(image.crop((0, top, image.width, bottom)), np.float64)
-        yield top, np.nan_to_num(part, posinf=0.0, neginf=0.0)
+        yield top, np.asarray(image.crop((0, top, image.width, bottom)), np.float64)
 
 
 def _bands(image: Image.Image) -> Iterator[tuple[int, int]]:

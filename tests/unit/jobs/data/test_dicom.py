@@ -298,6 +298,15 @@ def test_warnings_are_silent_only_while_a_file_is_read(tmp_path: Path) -> None:
     assert warnings.filters == before
 
 
+@pytest.mark.parametrize("written", ["nan", "NaN", "NULL", "N/A", "<NA>", " None "])
+def test_a_tag_that_stands_for_an_empty_cell_is_nobody(tmp_path: Path, written: str) -> None:
+    """Anonymisers that go by a table write so: all such files would be of one patient and one study."""
+    save(tmp_path, made(RAMP, PatientID=written, StudyInstanceUID=written))
+    (record,) = read(tmp_path)
+    assert isinstance(record, Record)
+    assert (record.patient, record.dataset) == ("", "")
+
+
 def test_what_is_no_dicom_is_set_aside_under_a_number(tmp_path: Path) -> None:
     save(tmp_path, made(RAMP), "b.dcm")
     (tmp_path / "scans/Jane Doe.txt").write_text("not DICOM")

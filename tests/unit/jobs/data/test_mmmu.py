@@ -138,6 +138,7 @@ def test_small_files_of_huge_pictures_are_scaled_before_they_are_joined(monkeypa
     monkeypatch.setattr(pictures, "side_by_side", lambda each: joined.extend(each) or side_by_side(each))
     buffer = io.BytesIO()
     Image.new("1", (3000, 3000)).save(buffer, "PNG")
-    whole = pictures.joined([(f"image_{number}", buffer.getvalue()) for number in (1, 2, 3)], 401_408)
+    whole, parts = pictures.joined([(f"image_{number}", buffer.getvalue()) for number in (1, 2, 3)], 401_408)
     assert [picture.width * picture.height <= 401_408 for picture in joined] == [True] * 3
+    assert len(set(parts)) == 1, "three times the same, as each would be stored"
     assert whole.width == sum(picture.width for picture in joined) + 4 * 12

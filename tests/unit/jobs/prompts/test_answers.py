@@ -169,7 +169,8 @@ def test_a_wrapped_letter_is_that_letter_whatever_the_options_are(options: list[
         "{} would be wrong", "{} - wrong", "{} = no", "{}: negative", "{} not present", "{}, not seen",
         "{} does not fit", "{} doesn't fit", "{} doesn’t fit", "{} doesnt fit", "{} is nowhere to be seen",
         "{} ✗", "❌ {}", "against {}", "The image fails to show {}",
-        "anything other than {}", "all but {}", "everything but {}", "hardly {}", "r/o {}", "dont choose {}", "The wrong answer is {}", "{}: nein", "{}: non", "{}：无", "{}: нет", "{}: لا",
+        "anything other than {}", "all but {}", "everything but {}", "hardly {}", "r/o {}", "dont choose {}",
+        "The wrong answer is {}", "{}: nein", "{}: non", "{}：无", "{}: нет", "{}: لا",
         "{} could have been there but {} is not the answer",
     ],
 )  # fmt: skip

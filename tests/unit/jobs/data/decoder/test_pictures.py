@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import random
 import time
@@ -72,6 +73,36 @@ def test_a_picture_whose_exif_data_is_damaged_is_taken_as_it_lies(tmp_path: Path
     image = noise()
     exif = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + bytes(range(200))
     assert shown(encoded(image, "PNG", exif=exif), tmp_path).size == image.size
+
+
+def _tiff(values: np.ndarray, photometric: int = 1) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, "TIFF", tiffinfo={262: photometric})
+    return stream.getvalue()
+
+
+def _shown(data: bytes) -> np.ndarray:
+    """(H, W): how bright it is."""
+    picture = client.picture(data, limits.MAX_PIXELS)
+    return np.asarray(Image.open(io.BytesIO(picture.png)).convert("L"))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_a_tiff_in_which_0_is_white_is_not_taken_for_its_negative(dtype: type) -> None:
+    values = np.tile(np.array([0, 0, 0, 100, 200], dtype), (8, 2))  # mostly white
+    shown = _shown(_tiff(values, photometric=0))[0, :5].astype(int)
+    assert shown[0] == 255
+    assert shown[0] > shown[3] > shown[4]
+    upright = _shown(_tiff(values))[0, :5].astype(int)
+    assert upright[0] == 0
+    assert upright[0] < upright[3] < upright[4]
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_pixels_that_are_no_numbers_are_black_and_leave_the_others_their_contrast(number: float) -> None:
+    values = np.tile(np.array([1000, 1050, 1100, number], np.float32), (8, 2))
+    shown = _shown(_tiff(values))[0, :4]
+    assert shown.tolist() == [0, 128, 255, 0]
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "I;16", "CMYK"])
