@@ -38,15 +38,27 @@ def no_literal_key(text: str) -> bool:
     return _LITERAL_KEY.search(text) is None
 
 
+def levels_exceed(value: Any, levels: int) -> bool:
+    """Whether lists and objects are nested more than so many levels deep. No call of itself: that is what depth
+    breaks."""
+    level = [value]
+    for _ in range(levels + 1):
+        level = [item for item in level if isinstance(item, dict | list)]
+        if not level:
+            return False
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return True
+
+
 def harmless(value: dict[str, Any]) -> dict[str, Any]:
     """Refuse, anywhere inside, what looks like an API key, numbers that JSON cannot hold, and what is nested too
     deep for those who walk through it."""
-    queue: list[tuple[Any, int]] = [(value, 1)]
-    for item, depth in queue:
+    if levels_exceed(value, DEEPEST):
+        raise ValueError(f"is nested more than {DEEPEST} levels deep")
+    queue: list[Any] = [value]
+    for item in queue:
         if isinstance(item, dict | list):
-            if depth > DEEPEST:
-                raise ValueError(f"is nested more than {DEEPEST} levels deep")
-            queue.extend((inner, depth + 1) for inner in (item.values() if isinstance(item, dict) else item))
+            queue.extend(item.values() if isinstance(item, dict) else item)
         elif isinstance(item, str) and not no_literal_key(item):
             raise ValueError("holds what looks like an API key: put it into a Secret and refer to that")
         elif isinstance(item, float) and not math.isfinite(item):

@@ -10,6 +10,7 @@ import jsonpatch
 import jsonpointer
 
 from medgr2_api.kubernetes_fragments import shape_problems
+from medgr2_api.types import levels_exceed
 
 from . import egress, labels
 from .render_context import RenderContext, RenderError
@@ -38,29 +39,35 @@ _IDENTITY: tuple[tuple[str, ...], ...] = (
     *(("spec", "template", "metadata", "labels", label) for label in (*_LABELS, egress.LABEL)),
 )
 
-#: Bytes of a Job while it is patched; a plain one has ten thousand. `copy` could double it with every operation.
+#: Bytes that a Job and its patches have together, what they copy or move counted each time; a plain Job has ten
+#: thousand. `copy` could double them with every operation, and each costs as much as it touches.
 LARGEST = 256 * 1024
+#: Parts of a pointer, and levels of what is put there: a plain Job has ten. Who walks through a Job takes the square of
+#: its levels, which `copy` could double, too.
+DEEPEST = 64
 
 
 def patched(context: RenderContext, job: dict[str, Any]) -> dict[str, Any]:
     """A copy of the Job with the patches of the template and then of the stage.
 
     Raises:
-        RenderError: a patch does not apply, makes the Job too large or changes its identity, or what comes out is no
-            Job any more; the path names the patch.
+        RenderError: a patch does not apply, makes the Job too large or too deep or changes its identity, or what comes
+            out is no Job any more; the path names the patch.
     """
     document: Any = _plain(job)
-    before, path = _identity(document), ""
+    before, path, size = _identity(document), "", len(json.dumps(document))
     for path, operation in _operations(context):
         try:
+            size += _size(document, operation)
+            if size > LARGEST:
+                raise RenderError(
+                    path, f"makes the Job larger than {LARGEST // 1024} KiB, what it copies and moves counted"
+                )
             document = jsonpatch.apply_patch(document, [_plain(operation)], in_place=True)
-            size = len(json.dumps(document))
         except (jsonpatch.JsonPatchException, jsonpointer.JsonPointerException) as error:
             raise RenderError(path, f"does not apply: {_short(error)}") from None
-        except RecursionError:
-            raise RenderError(path, "nests the Job too deeply") from None
-        if size > LARGEST:
-            raise RenderError(path, f"makes the Job larger than {LARGEST // 1024} KiB")
+        except _TooDeepError:
+            raise RenderError(path, f"nests the Job more than {DEEPEST} levels deep") from None
         after = _identity(document)
         changed = [place for place in _IDENTITY if after[place] != before[place]]
         if changed:
@@ -69,6 +76,29 @@ def patched(context: RenderContext, job: dict[str, Any]) -> dict[str, Any]:
         raise RenderError(path or context.path, f"of the patched Job, {'; '.join(problems[:3])}")
     assert isinstance(document, dict)
     return document
+
+
+class _TooDeepError(Exception):
+    """An operation reaches or puts something deeper than anything of a Job."""
+
+
+def _size(document: Any, operation: dict[str, Any]) -> int:
+    """Bytes of what an operation brings, copies or moves.
+
+    Raises:
+        _TooDeepError: it is nested too deeply, or is to be put too deeply.
+        JsonPointerException: its `from` is no pointer.
+    """
+    size = len(json.dumps(operation))
+    for name in ("path", "from"):
+        if str(operation.get(name, "")).count("/") > DEEPEST:
+            raise _TooDeepError
+    if operation.get("op") in ("copy", "move") and isinstance(operation.get("from"), str):
+        taken = jsonpointer.resolve_pointer(document, operation["from"], None)
+        if levels_exceed(taken, DEEPEST):
+            raise _TooDeepError
+        size += len(json.dumps(taken))
+    return size
 
 
 def _plain(value: dict[str, Any]) -> Any:
