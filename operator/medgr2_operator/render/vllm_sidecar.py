@@ -70,6 +70,7 @@ def container(context: RenderContext) -> dict[str, Any]:
             "failureThreshold": max(1, settings.vllm_startup_seconds // _PROBE_SECONDS),
         },
         "resources": containers.with_limits(resources, settings.cpu_limit, settings.memory_limit),
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # why it does not stay up; it writes no message itself
         "securityContext": containers.security_context(),
         "volumeMounts": volumes.sidecar_mounts(context),
     }
