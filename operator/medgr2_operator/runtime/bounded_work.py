@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
@@ -68,7 +68,11 @@ async def compute(work: Callable[[], T], seconds: float = COMPUTE_SECONDS) -> T:
 
 
 class Setbacks:
-    """Which cycles are set back. Notes on the disk what is being worked on: what a process leaves there ended it."""
+    """Which cycles are set back. Notes on the disk what is being worked on: what a process leaves there ended it.
+
+    The disk is the pod's: another replica that takes over learns of a cycle by one end of its own, and each of its
+    further ends doubles the time. So a cycle ends at most one process more per replica, and the status needs no count.
+    """
 
     def __init__(self, folder: Path | None, now: Callable[[], float] = time.monotonic) -> None:
         """
@@ -97,19 +101,22 @@ class Setbacks:
             known.pop(key, None)
         self._write(key, None)
 
-    @contextmanager
-    def working_on(self, key: CycleKey) -> Iterator[None]:
+    def working_on(self, key: CycleKey) -> AbstractContextManager[None]:
         """Notes that the cycle is worked on while the block runs; one that ends well is no longer set back."""
+        return _Work(self, key)
+
+    def begin(self, key: CycleKey) -> None:
+        """Work on the cycle begins."""
         self._write(key, {"ends": self._ends.get(key, 0), "working": True})
-        try:
-            yield
-        except TooSlowError:
+
+    def end(self, key: CycleKey, error: BaseException | None) -> None:
+        """Work on the cycle has ended, with this error or well."""
+        if isinstance(error, TooSlowError):
             self._add(key, self._ends.get(key, 0) + 1, "the work on this cycle took too long")
-            raise
-        except BaseException:
+        elif error is not None:
             self._write(key, None if key not in self._ends else {"ends": self._ends[key], "working": False})
-            raise
-        self.forget(key)
+        else:
+            self.forget(key)
 
     def _add(self, key: CycleKey, ends: int, why: str) -> None:
         delay = min(MAX_DELAY, FIRST_DELAY * 2 ** min(ends - 1, 16))
@@ -138,3 +145,17 @@ class Setbacks:
                 file.write_text(json.dumps({"namespace": key.namespace, "name": key.name, **note}))
         except OSError as error:
             _log.warning("%s: what is worked on cannot be noted: %s", key, error)
+
+
+class _Work(AbstractContextManager[None]):
+    """One piece of work on a cycle. No generator: one that the process leaves behind would be closed when that ends,
+    which reads as an error of the work."""
+
+    def __init__(self, setbacks: Setbacks, key: CycleKey) -> None:
+        self._setbacks, self._key = setbacks, key
+
+    def __enter__(self) -> None:
+        self._setbacks.begin(self._key)
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._setbacks.end(self._key, error)

@@ -60,6 +60,8 @@ REQUEUE_PENDING, REQUEUE_PENDING_FIRST = 20.0, 3.0
 _INVALID_OBJECT = 422
 #: The same with a stage that terminates: once its Job is gone, no event tells of its pods.
 REQUEUE_TERMINATING = 5.0
+#: Why nothing is done for a cycle whose work took too long or ended the process.
+SET_BACK = "SetBack"
 #: The same with a running stage, if no event comes.
 REQUEUE_RUNNING = 60.0
 
@@ -107,8 +109,8 @@ class Reconciler:
         """What the API server did not take, until it does. After a restart it is asked again."""
 
     async def __call__(self, key: CycleKey) -> float | None:
-        if (left := self._setbacks.left(key)) > 0:
-            await self._say(key, "SetBack", f"{self._setbacks.why(key)}: it is set back, and tried again later")
+        if (left := self._setbacks.left(key)) > 0 and not await self._edited(key):
+            await self._say(key, SET_BACK, f"{self._setbacks.why(key)}: it is set back, and tried again later")
             return left
         with self._setbacks.working_on(key):
             try:
@@ -347,6 +349,17 @@ class Reconciler:
             self._setbacks.forget(key)
         except ApiError as error:
             _log.warning("%s: %s cannot be told: %s", key, reason, error)
+
+    async def _edited(self, key: CycleKey) -> bool:
+        """Whether a cycle has another spec than when its status last said that it is set back: the mended one need not
+        wait."""
+        try:
+            manifest = await self._client.get(CYCLES, key.name, key.namespace)
+        except ApiError:
+            return False
+        conditions = (manifest.get("status") or {}).get("conditions") or ()
+        told = next((c for c in conditions if c["type"] == "Progressing" and c["reason"] == SET_BACK), None)
+        return told is not None and told.get("observedGeneration") != manifest["metadata"].get("generation")
 
     async def _stand_still(self, manifest: Manifest, status: Manifest | None, reason: str, message: str) -> None:
         """Writes that the cycle does not progress, with an event; None: its status says so already."""

@@ -204,9 +204,6 @@ def test_the_deepest_json_that_an_api_server_takes_can_be_read_and_written() -> 
 # -- setbacks ----------------------------------------------------------------------------------------------------------
 
 
-UNENDED: list[Any] = []
-
-
 class Clock:
     def __init__(self) -> None:
         self.now = 0.0
@@ -221,9 +218,7 @@ def die(folder: Path, clock: Clock, *others: CycleKey) -> Setbacks:
     for other in others:
         with before.working_on(other):
             pass
-    work = before.working_on(KEY)
-    work.__enter__()
-    UNENDED.append(work)  # else it would be told that the work was given up
+    before.working_on(KEY).__enter__()
     return Setbacks(folder, clock)
 
 
@@ -243,6 +238,20 @@ def test_a_cycle_that_ended_the_process_is_set_back_and_says_so(tmp_path: Path) 
     assert len(api.jobs) == 1
     assert api.condition("loop")["reason"] == "StagesRunning"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_edit_of_a_cycle_that_is_set_back_is_tried_at_once(tmp_path: Path) -> None:
+    api, clock = MemoryApi(), Clock()
+    cycle = with_cycle(api)
+    setbacks = die(tmp_path, clock)
+    for _ in range(2):
+        assert run(api, setbacks) == pytest.approx(30)
+    assert api.jobs == []
+    told = api.objects[CYCLES.plural, "ml", "loop"]
+    api.put(CYCLES, {**told, "metadata": {**cycle["metadata"], "generation": 2}})
+    run(api, setbacks)
+    assert len(api.jobs) == 1
+    assert setbacks.left(KEY) == 0
 
 
 def test_each_end_sets_it_back_twice_as_long_up_to_an_hour(tmp_path: Path) -> None:
