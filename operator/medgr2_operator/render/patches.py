@@ -46,6 +46,16 @@ LARGEST = 256 * 1024
 #: its levels, which `copy` could double, too.
 DEEPEST = 64
 
+#: The library's own errors, and those of Python that it lets through where a pointer or an operation is odd.
+_NOT_APPLICABLE = (
+    jsonpatch.JsonPatchException,
+    jsonpointer.JsonPointerException,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+
 
 def patched(context: RenderContext, job: dict[str, Any]) -> dict[str, Any]:
     """A copy of the Job with the patches of the template and then of the stage.
@@ -60,12 +70,13 @@ def patched(context: RenderContext, job: dict[str, Any]) -> dict[str, Any]:
         try:
             size += _size(document, operation)
             if size > LARGEST:
-                raise RenderError(
-                    path, f"makes the Job larger than {LARGEST // 1024} KiB, what it copies and moves counted"
-                )
+                raise _TooLargeError
             document = jsonpatch.apply_patch(document, [_plain(operation)], in_place=True)
-        except (jsonpatch.JsonPatchException, jsonpointer.JsonPointerException) as error:
+        except _NOT_APPLICABLE as error:
             raise RenderError(path, f"does not apply: {_short(error)}") from None
+        except _TooLargeError:
+            most = f"{LARGEST // 1024} KiB, what it copies and moves counted"
+            raise RenderError(path, f"makes the Job larger than {most}") from None
         except _TooDeepError:
             raise RenderError(path, f"nests the Job more than {DEEPEST} levels deep") from None
         after = _identity(document)
@@ -78,6 +89,10 @@ def patched(context: RenderContext, job: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
+class _TooLargeError(Exception):
+    """The operations bring, copy and move too much."""
+
+
 class _TooDeepError(Exception):
     """An operation reaches or puts something deeper than anything of a Job."""
 
@@ -87,14 +102,16 @@ def _size(document: Any, operation: dict[str, Any]) -> int:
 
     Raises:
         _TooDeepError: it is nested too deeply, or is to be put too deeply.
-        JsonPointerException: its `from` is no pointer.
+        JsonPointerException: its `from` is no pointer to what is there.
     """
     size = len(json.dumps(operation))
     for name in ("path", "from"):
         if str(operation.get(name, "")).count("/") > DEEPEST:
             raise _TooDeepError
     if operation.get("op") in ("copy", "move") and isinstance(operation.get("from"), str):
-        taken = jsonpointer.resolve_pointer(document, operation["from"], None)
+        taken = jsonpointer.resolve_pointer(document, operation["from"])
+        if isinstance(taken, jsonpointer.EndOfList):  # the library would put this object of its own into the Job
+            raise jsonpointer.JsonPointerException("'-' is the end of a list, where nothing stands")
         if levels_exceed(taken, DEEPEST):
             raise _TooDeepError
         size += len(json.dumps(taken))
@@ -127,4 +144,5 @@ def _at(document: Any, place: tuple[str, ...]) -> Any:
 
 def _short(error: Exception) -> str:
     """The library's message without the document that it quotes."""
-    return str(error).split(" in {")[0].splitlines()[0][:200]
+    lines = str(error).split(" in {")[0].splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -32,6 +32,7 @@ POINTERS = (
     f"{POD}/containers/0/env/0",
     f"{POD}/containers/-",
     f"{POD}/containers/9",
+    f"{POD}/containers/{'9' * 5000}",
     f"{POD}/volumes",
     "metadata",
     "/~2",
@@ -153,8 +154,13 @@ def test_what_the_operator_knows_a_job_by_stays(operation: dict[str, Any]) -> No
         {"op": "replace", "path": f"{POD}/containers/7/image", "value": "x"},
         {"op": "test", "path": "/kind", "value": "Pod"},
         {"op": "move", "from": "/spec/nothing", "path": "/spec/suspend"},
+        {"op": "copy", "from": f"{POD}/containers/-", "path": "/spec/x"},
+        {"op": "move", "from": f"{POD}/containers/-", "path": "/spec/x"},
+        {"op": "remove", "path": f"{POD}/containers/-"},
+        {"op": "add", "path": f"{POD}/containers/{'9' * 5000}", "value": {}},
+        {"op": "copy", "from": f"{POD}/containers/{'9' * 5000}", "path": "/spec/x"},
     ],
-    ids=str,
+    ids=lambda operation: str(operation)[:80],
 )
 def test_a_patch_that_does_not_apply_is_named(operation: dict[str, Any]) -> None:
     with pytest.raises(RenderError, match=r"^spec\.template\.patches\[1\]: does not apply: ") as caught:
