@@ -22,6 +22,7 @@ from .pod_state import ending, has_ended, main_state, outlived, owner_uid, start
 from .why_waiting import STARTING_SECONDS, Surroundings, still_running, why_waiting
 
 _INDEX = "batch.kubernetes.io/job-completion-index"
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _SPEC = ("suspend", "completions", "parallelism", "backoffLimitPerIndex", "nodeName")
 #: And of a pod that waits, what it may wait for.
 _ASKED_FOR = ("schedulerName", "schedulingGates", "initContainers", "containers", "volumes")
@@ -205,7 +206,8 @@ def _succeeded(job: ObservedJob, manifest: Manifest, pods: Sequence[Manifest], c
     """The result of every part; none where one of them cannot be read any more."""
     spec = manifest["spec"]
     shards = int(spec.get("completions") or 1) if "backoffLimitPerIndex" in spec else 1  # else rank 0 speaks for all
-    ends = {_index(pod): _terminated(pod) for pod in pods if _terminated(pod) and _exit_code(pod) == 0}
+    parts = int(spec.get("completions") or 1) > 1
+    ends = {_index(pod) if parts else 0: _terminated(pod) for pod in pods if _terminated(pod) and _exit_code(pod) == 0}
     return replace(
         job,
         state=JobState.SUCCEEDED,
@@ -279,8 +281,9 @@ def _finished_at(pod: Manifest) -> str:
 
 
 def _index(pod: Manifest) -> int:
-    annotations = pod["metadata"].get("annotations") or {}
-    return int(annotations.get(_INDEX, 0))
+    """Its part of the Job; 0 where the Job has none, whatever a user's annotation says there."""
+    found = _NUMBER.fullmatch(str((pod["metadata"].get("annotations") or {}).get(_INDEX, "")))
+    return int(found[0]) if found else 0
 
 
 def _result(end: Manifest) -> StageResult | None:

@@ -78,6 +78,15 @@ def test_a_success_brings_its_result() -> None:
     assert observed.finished == datetime(2026, 1, 1, 0, 10, tzinfo=UTC)
 
 
+@pytest.mark.parametrize("index", ["1", "x", "", "9" * 5000])
+def test_what_a_user_annotates_as_the_index_changes_nothing(index: str) -> None:
+    only = pod("Succeeded", ended(0, message=termination_message(metrics={"loss": 1.0})))
+    only["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"] = index
+    result = seen(job(COMPLETE), only).result
+    assert result is not None
+    assert result.metrics == {"loss": 1.0}
+
+
 def test_a_success_whose_pod_is_gone_has_no_result() -> None:
     observed = seen(job(COMPLETE))
     assert (observed.state, observed.result, observed.finished) == (
