@@ -30,7 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from tests.support.fuzz_targets import TARGETS, Target
+from tests.support.fuzz_target import Target
+from tests.support.fuzz_targets import TARGETS
 
 CASES = 50_000
 #: All targets together stop after this, whatever is left.

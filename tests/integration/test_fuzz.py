@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from bench.fuzz import fuzz
 
-from tests.support.fuzz_targets import TARGETS, Case, Target
+from tests.support.fuzz_target import Case, Target
+from tests.support.fuzz_targets import TARGETS
 
 #: Of all targets together; the bench has 50,000.
 CASES = 1500
