@@ -25,7 +25,12 @@ _HOST_FIELDS: dict[str, Any] = {
     "runAsUser": 0,
     "procMount": "Unmasked",
     "sysctls": None,
+    "hostProcess": True,
+    "seLinuxOptions": None,
 }
+#: Whose `host` the kubelet asks, from the node and past all NetworkPolicies.
+_ASKED_BY_KUBELET = ("httpGet", "tcpSocket")
+_PROFILES = ("seccompProfile", "appArmorProfile")
 #: Where a reference to a Secret stands → the field with its name.
 _SECRET_REFERENCES = {
     "imagePullSecrets": "name",
@@ -82,8 +87,7 @@ def denials(
     if not policy.allow_host_access:
         for path in _host_access(pod, "pod"):
             yield path, "reaches the node, which the platform does not allow (cyclePolicy.allowHostAccess)"
-    images = [str(container.get("image", "")) for container in _containers(pod)] if policy.allowed_images else []
-    for image in images:
+    for image in _images(pod) if policy.allowed_images else ():
         if image not in own_images and not _allowed_image(image, policy.allowed_images):
             yield (
                 f"image {image}",
@@ -101,6 +105,13 @@ def _containers(pod: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from pod.get(part) or ()
 
 
+def _images(pod: dict[str, Any]) -> Iterator[str]:
+    """Of containers, and of volumes that are images."""
+    yield from (str(container.get("image", "")) for container in _containers(pod))
+    volumes = [volume["image"] for volume in pod.get("volumes") or () if volume.get("image")]
+    yield from (str(volume.get("reference", "")) for volume in volumes)
+
+
 def _host_access(value: Any, path: str) -> Iterator[str]:
     """Where a pod reaches its node."""
     if isinstance(value, list):
@@ -113,7 +124,9 @@ def _host_access(value: Any, path: str) -> Iterator[str]:
                 yield place
             elif name == "capabilities" and isinstance(item, dict) and item.get("add"):
                 yield f"{place}.add"
-            elif name == "seccompProfile" and isinstance(item, dict) and item.get("type") == "Unconfined":
+            elif name in _ASKED_BY_KUBELET and isinstance(item, dict) and item.get("host"):
+                yield f"{place}.host"
+            elif name in _PROFILES and isinstance(item, dict) and item.get("type") == "Unconfined":
                 yield place
             else:
                 yield from _host_access(item, place)
