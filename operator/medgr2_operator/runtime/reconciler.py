@@ -13,13 +13,12 @@ from pydantic import ValidationError
 
 from medgr2_api.cycle import Cycle
 from medgr2_api.redaction import redact
-from medgr2_api.status import AttemptState, CycleStatus, Phase, StageStatus
+from medgr2_api.status import CycleStatus, Phase
 from medgr2_api.unsupported import unsupported
 from medgr2_api.validation_errors import dotted, explain
 
 from ..kube.client import (
     CYCLES,
-    EVENTS,
     JOBS,
     PODS,
     SERVICES,
@@ -33,37 +32,28 @@ from ..kube.client import (
 from ..kube.events import EventRecorder
 from ..plan import planner
 from ..plan.observation_index import oldest_relevant_iteration
-from ..plan.status_draft import attempt_of, seconds_between
 from ..plan.types import AttemptKey, Event, JobCreate, JobState, Observed, ObservedJob, Plan, Refusal
 from ..render import labels
-from ..render.job import QUEUE_LABEL
 from ..render.job import job as render_job
 from ..render.render_context import RenderError, RenderSettings
 from ..render.trial import unrenderable
-from . import observe
+from . import observe, requeue
 from .bounded_work import Setbacks, compute
+from .cause_reader import CauseReader
 from .first_seen import FirstSeen
-from .kueue import Workloads
 from .pod_state import owner_uid
 from .progress_poller import ProgressPoller
 from .pvc_check import VolumeCheck, WorkspaceState
 from .rejection import INVALID, rejected, standing_still
-from .why_waiting import Surroundings, uids_with_events
+from .why_waiting import Surroundings
 from .workqueue import CycleKey
 
 _log = logging.getLogger(__name__)
 
-#: Seconds until a cycle with a stage that waits is reconciled again: what pods and queues say about the cause raises no
-#: event that is watched. Sooner at first, when most causes show: after as long as it has waited.
-REQUEUE_PENDING, REQUEUE_PENDING_FIRST = 20.0, 3.0
 #: HTTP status of an object whose fields are wrong, which will never be taken; also what some admission policies answer.
 _INVALID_OBJECT = 422
-#: The same with a stage that terminates: once its Job is gone, no event tells of its pods.
-REQUEUE_TERMINATING = 5.0
 #: Why nothing is done for a cycle whose work took too long or ended the process.
 SET_BACK = "SetBack"
-#: The same with a running stage, if no event comes.
-REQUEUE_RUNNING = 60.0
 
 
 class ReconcileObserver:
@@ -103,7 +93,7 @@ class Reconciler:
         """Jobs under a name of a cycle's Job that the cycle does not own, by namespace/name."""
         self._uids: dict[CycleKey, dict[str, str]] = {}
         """Uids of created Jobs, by name, until they are in a status: no status is written for them alone."""
-        self._workloads = Workloads(client)
+        self._causes = CauseReader(client)
         self._first_seen = FirstSeen()
         self._refusals: dict[CycleKey, dict[AttemptKey, Refusal]] = {}
         """What the API server did not take, until it does. After a restart it is asked again."""
@@ -166,11 +156,12 @@ class Reconciler:
         if not self._refusals.get(key):
             self._observer.on_done(cycle, plan)
         self._poller.watch(key, observe.running_pods(pods))
-        volume = REQUEUE_PENDING if workspace.problem else None  # claims are not watched
+        volume = requeue.PENDING if workspace.problem else None  # claims are not watched
         ttl, overdue = self._time_to_live(cycle, plan.status), observe.next_overdue(pods, lasting)
         news = None if all_created else 0.0
         outlived = observe.next_outlived(pods, lasting)
-        return _earliest(plan.requeue_after, ttl, volume, overdue, outlived, _requeue_by_state(plan, now), news)
+        stages = (requeue.by_stage(stage, now) for stage in plan.status.stages)
+        return requeue.earliest(plan.requeue_after, ttl, volume, overdue, outlived, news, *stages)
 
     # -- observe -------------------------------------------------------------------------------------------------------
 
@@ -198,7 +189,7 @@ class Reconciler:
         now: datetime,
         lasting: Mapping[str, float],
     ) -> Observed:
-        around = await self._surroundings(cycle, workspace, jobs, pods, Surroundings(now, lasting=lasting))
+        around = await self._causes.read(cycle, workspace, jobs, pods, Surroundings(now, lasting=lasting))
         progress = self._poller.progress(key)
         observed = [
             replace(job, progress=progress[job.key]) if job.key in progress else job
@@ -208,32 +199,6 @@ class Reconciler:
         live_pods = tuple(observe.live_pods(pods))
         refusals = tuple(self._refusals.get(key, {}).values())
         return Observed((*observed, *foreign_jobs), live_pods, not workspace.problem, workspace.problem, refusals)
-
-    async def _surroundings(
-        self,
-        cycle: Cycle,
-        workspace: WorkspaceState,
-        jobs: list[Manifest],
-        pods: list[Manifest],
-        around: Surroundings,
-    ) -> Surroundings:
-        """What is known of Jobs and pods that do not say themselves what they wait for; asked only while some wait."""
-        namespace = cycle.metadata.namespace
-        since = {attempt_of(stage): stage.pending_since for stage in cycle.status.stages if stage.pending_since}
-        around = replace(around, since=since, claim_is_bound=workspace.bound)
-        waiting = [entry for entry in observe.with_pods(jobs, pods) if observe.unfinished(entry[1])]
-        queued = {job["metadata"]["uid"] for _, job, _ in waiting if _is_queued(job)}
-        quota = await self._workloads.messages(namespace, queued) if queued else {}
-        events = {uid: await self._events(namespace, uid) for uid in uids_with_events(waiting, around)}
-        return replace(around, quota=quota, events=events)
-
-    async def _events(self, namespace: str, uid: str) -> list[Manifest]:
-        """The events of an object."""
-        try:
-            return await self._client.list(EVENTS, namespace, fields=f"involvedObject.uid={uid}")
-        except ApiError as error:
-            _log.warning("events cannot be read: %s", error)
-            return []
 
     async def _foreign_jobs_of(self, cycle: Cycle) -> list[ObservedJob]:
         """The cycle's foreign Jobs that still exist."""
@@ -404,23 +369,3 @@ def _planned(
     """
     plan = planner.plan(cycle, observed, now)
     return plan, [(create, render_job(cycle, create, settings, single_node)) for create in plan.creates]
-
-
-def _is_queued(job: Manifest) -> bool:
-    """Whether a queue holds a Job back."""
-    return bool(job["spec"].get("suspend")) and QUEUE_LABEL in (job["metadata"].get("labels") or {})
-
-
-def _requeue_by_state(plan: Plan, now: datetime) -> float | None:
-    return _earliest(*(_requeue(stage, now) for stage in plan.status.stages if stage.attempt))
-
-
-def _requeue(stage: StageStatus, now: datetime) -> float | None:
-    """Seconds until an unfinished stage is looked at again, if no event comes."""
-    if stage.state is AttemptState.PENDING:
-        return min(REQUEUE_PENDING, max(REQUEUE_PENDING_FIRST, seconds_between(stage.pending_since, now)))
-    return {AttemptState.TERMINATING: REQUEUE_TERMINATING, AttemptState.RUNNING: REQUEUE_RUNNING}.get(stage.state)
-
-
-def _earliest(*waits: float | None) -> float | None:
-    return min((wait for wait in waits if wait is not None), default=None)
