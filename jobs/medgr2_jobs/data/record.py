@@ -30,6 +30,7 @@ _WORDS_FOR_NOTHING = frozenset(
     ("nan", "-nan", "none", "null", "nil", "na", "n/a", "#n/a", "#na", "<na>", "nat", "#n/a n/a", "1.#qnan", "-1.#ind")
 )
 _UNSEEN = frozenset(("Cc", "Cf", "Zs", "Zl", "Zp"))  # categories of characters that show nothing
+_LONGEST = 1000  # characters of what is said of a record that cannot be used
 _EXACT = 2**53  # below, a float that is a whole number is that number
 
 
@@ -69,6 +70,8 @@ class BadRecord:
     def __post_init__(self) -> None:
         for name in ("where", "field", "reason"):  # the names of files, too, may hold what is no text
             text = getattr(self, name).encode("utf-8", "backslashreplace").decode()
+            if len(text) > _LONGEST:  # it quotes a field, which may be of any length
+                text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
             object.__setattr__(self, name, text)
 
     def __str__(self) -> str:

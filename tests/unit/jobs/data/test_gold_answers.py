@@ -105,6 +105,17 @@ def test_the_point_of_a_decimal_number_is_no_punctuation(tmp_path: Path) -> None
     assert right(records) == [None, 1, 0]
 
 
+@pytest.mark.parametrize("field", ["answer", "answer_letter", "options", "image", "patient"])
+def test_what_is_said_of_a_record_is_short_however_long_its_fields_are(tmp_path: Path, field: str) -> None:
+    """It goes into a table, a report and the status of the cycle."""
+    long = "x" * 100_000
+    value = {"options": ["a", f"{long}y", f"{long}z"], "patient": [long]}.get(field, long)
+    (record,), _ = read(tmp_path, {**line(["a", "b"], "neither" if field == "options" else "a"), field: value})
+    assert isinstance(record, BadRecord)
+    assert len(str(record)) < 2500
+    assert record.reason
+
+
 def test_a_number_counts_from_0_where_nothing_says_otherwise(tmp_path: Path) -> None:
     found, _ = read(tmp_path, line(FINDINGS, 1), line(FINDINGS, 2))
     assert right(found) == [1, 2]

@@ -187,6 +187,21 @@ def test_a_cluster_ten_times_as_large_takes_no_hundred_times_as_long(shape: str)
     assert seconds(4000) < 12  # a pair at a time would take minutes
 
 
+def test_rows_of_the_same_hash_and_the_same_text_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+    of = phash_index.CloseImages.of
+
+    def counted(self: phash_index.CloseImages, unit: int, *among: Any) -> Any:
+        compared.append(unit)
+        return of(self, unit, *among)
+
+    monkeypatch.setattr(phash_index.CloseImages, "of", counted)
+    mine = [triplet(str(n), f"i{n % 3}", WORDS[n % 2], options=("cyst", "mass")) for n in range(300)]
+    phashes = {"i0": phash(), "i1": phash(), "i2": phash(7)}  # the first two look the same
+    assert all(NearIndex(mine, mine, phashes, NearDuplicates()).near_others())
+    assert sorted(compared) == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("limit", [0, 4, 7, 8, 64])
 def test_within_looks_at_every_bit(limit: int) -> None:
     random = np.random.default_rng(limit)
