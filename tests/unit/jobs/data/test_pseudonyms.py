@@ -75,6 +75,13 @@ def test_two_workspaces_have_two_secrets(tmp_path: Path) -> None:
     assert first.identity("") == ""
 
 
+def test_a_name_is_called_otherwise_as_patient_file_and_origin() -> None:
+    """Or the folder of a patient would say whose pseudonym stands in the table."""
+    names = Names(b"k" * 32, clear=False)
+    made = [names.identity("Doe"), names.file("Doe"), names.group("Doe")]
+    assert len({pseudonym.rpartition("-")[2] for pseudonym in made}) == 3
+
+
 def test_nobody_who_knows_the_artifacts_can_try_numbers(tmp_path: Path) -> None:
     """What the manifest says of the cycle is no key: neither its seed, nor anything made of it."""
     names = Names(pseudonyms.of_workspace(tmp_path), clear=False)
