@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import traceback
@@ -78,7 +79,16 @@ class JSONFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = "".join(traceback.format_exception(*record.exc_info))
-        return json.dumps(redaction.redact_values(entry), default=str)
+        return json.dumps(_finite(redaction.redact_values(entry)), default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """The value with what JSON has no number for, a loss that diverged, as text: a collector refuses the whole line."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class TextFormatter(logging.Formatter):

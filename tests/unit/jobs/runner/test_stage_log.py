@@ -13,22 +13,24 @@ from tests.support import jobs_fixtures
 from tests.support.stage_registry import stub
 
 from medgr2_api import redaction, stages
-from medgr2_api.stage_contract import StageRequest
+from medgr2_api.stage_contract import ArtifactRef, StageRequest
 from medgr2_jobs.runner import main, stage_log
 from medgr2_jobs.runner.context import StageContext, StageOutcome
+from medgr2_jobs.store import rows
 
 SECRET = "sk-7fQx9PzL2mVw8RtY4nBk"
 
 
-def request() -> StageRequest:
-    return jobs_fixtures.request("score", 3, {"seed": 1, "shards": 1, "answerFormat": "Letter"}, {}, attempt=2)
+def request(inputs: dict[str, ArtifactRef] | None = None) -> StageRequest:
+    parameters = {"seed": 1, "shards": 1, "answerFormat": "Letter"}
+    return jobs_fixtures.request("score", 3, parameters, inputs or {}, attempt=2)
 
 
-def ran(root: Path, monkeypatch: pytest.MonkeyPatch, code: object) -> int:
+def ran(root: Path, monkeypatch: pytest.MonkeyPatch, code: object, inputs: dict[str, ArtifactRef] | None = None) -> int:
     monkeypatch.setitem(stages._STAGES, "score", stub("score", "stub_stage", "x.bin"))
     monkeypatch.setitem(sys.modules, "stub_stage", SimpleNamespace(run=code))
     root.mkdir(exist_ok=True)
-    return main.execute(request(), root)
+    return main.execute(request(inputs), root)
 
 
 def good(ctx: StageContext) -> StageOutcome:
@@ -74,6 +76,40 @@ def test_in_a_cluster_each_line_is_an_object(
     assert entries[-2]["bytes"] == 1
     assert entries[-1]["metrics"] == {"rows": 500.0}
     assert entries[-1]["exitCode"] == 0
+
+
+def test_each_input_is_told_with_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def reads(ctx: StageContext) -> StageOutcome:
+        for _ in range(2):
+            ctx.input("candidates")
+        return good(ctx)
+
+    root = tmp_path / "w"
+    monkeypatch.setenv(stage_log.IN_CLUSTER_ENV, "10.0.0.1")
+    made = jobs_fixtures.publish(root, "generate", {rows.Candidate: []}, iteration=3)
+    capfd.readouterr()
+    assert ran(root, monkeypatch, reads, {"candidates": made}) == 0
+    entries = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [(entry["outputDigest"], entry["rows"]) for entry in entries if entry.get("role") == "candidates"] == [
+        (made.output_digest, {"candidates.parquet": 0})
+    ]
+
+
+def test_a_loss_that_diverged_is_no_broken_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def diverges(ctx: StageContext) -> StageOutcome:
+        ctx.progress("score", 1, 2, loss=float("nan"), reward=float("-inf"))
+        return good(ctx)
+
+    monkeypatch.setenv(stage_log.IN_CLUSTER_ENV, "10.0.0.1")
+    assert ran(tmp_path / "w", monkeypatch, diverges) == 0
+    lines = capfd.readouterr().err.splitlines()
+    entries = [json.loads(line, parse_constant=pytest.fail) for line in lines]  # NaN is a word of Python's JSON alone
+    told, *_ = [entry["metrics"] for entry in entries if entry.get("phase") == "score"]
+    assert told == {"loss": "nan", "reward": "-inf"}
 
 
 @pytest.mark.parametrize("cluster", [True, False])
