@@ -288,6 +288,7 @@ def _selects(policy: Document, kind: Egress | None) -> bool:
 def _peers(policy: Document) -> list[Document]:
     assert policy["spec"]["policyTypes"] == ["Egress"]
     dns, among, *others = policy["spec"]["egress"]
+    assert dns["to"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}]
     assert {(port["port"], port["protocol"]) for port in dns["ports"]} == {(53, "UDP"), (53, "TCP")}
     stages = policy["spec"]["podSelector"]["matchLabels"]
     assert among == {"to": [{"podSelector": {"matchLabels": stages}}]}
@@ -318,13 +319,22 @@ def test_the_ways_out_are_open_unless_they_are_closed(helm: Helm) -> None:
     assert [d["spec"]["policyTypes"] for d in documents if d["kind"] == "NetworkPolicy"] == [["Ingress"], ["Ingress"]]
 
 
+def test_no_way_out_is_closed_in_vain(helm: Helm) -> None:
+    with pytest.raises(HelmError, match=r"needs stageNetworkPolicy\.enabled"):
+        helm.template({"stageNetworkPolicy": {"namespaces": ["team-a"], "egress": {"enabled": True}}})
+
+
 def test_the_labels_and_the_port_are_those_of_a_stage(helm: Helm) -> None:
     documents = helm.template(CASES["everything"])
     golden = list(yaml.safe_load_all((ROOT / "tests/unit/render/golden/plain.yaml").read_text()))
     pod = only(golden, "Job")["spec"]["template"]
-    policy, monitor = only(documents, "NetworkPolicy", "medgr2-stages"), only(documents, "PodMonitor")
-    for selector in (policy["spec"]["podSelector"], monitor["spec"]["selector"]):
+    among = [each for each in documents if each["kind"] == "NetworkPolicy"]
+    policies = [each for each in among if each["metadata"]["name"].startswith("medgr2-stages")]
+    assert len(policies) == 4, "of what comes in, and of three ways out"
+    monitor = only(documents, "PodMonitor")
+    for selector in (*(policy["spec"]["podSelector"] for policy in policies), monitor["spec"]["selector"]):
         assert selector["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert str(Egress(pod["metadata"]["labels"][egress.LABEL]))
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     assert endpoint["port"] in {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
 
