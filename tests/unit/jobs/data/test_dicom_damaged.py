@@ -78,6 +78,17 @@ def test_a_palette_of_either_byte_order_and_any_width(
     assert colours(tmp_path) == [(0, bright, 0), (bright, 0, 0), (0, 0, 0), (0, bright, bright)]
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_palette_of_bytes_has_no_byte_order(tmp_path: Path, swapped: bool) -> None:
+    tags = palette(([0, 255, 0, 0], np.uint8), ([255, 0, 0, 255], np.uint8), ([0, 0, 0, 255], np.uint8), bits=8)
+    dataset = made(np.array([[0, 1, 2, 3]], np.uint16), PhotometricInterpretation="PALETTE COLOR", **tags)
+    for element in dataset:
+        if "LookupTableData" in element.keyword:
+            element.VR = "OB"
+    save(tmp_path, big_endian(dataset) if swapped else dataset)
+    assert colours(tmp_path) == [(0, 255, 0), (255, 0, 0), (0, 0, 0), (0, 255, 255)]
+
+
 def test_a_palette_of_more_entries_than_fit_into_a_byte(tmp_path: Path) -> None:
     ramp = list(np.arange(512) // 2)
     tags = palette((ramp, np.uint8), (ramp, np.uint8), (ramp, np.uint8), bits=8)
