@@ -165,7 +165,7 @@ class StageResult(Model):
     reason: str = ""
     """One CamelCase word: why it ended so."""
     message: str = ""
-    """For people: what happened, where, and what to do."""
+    """For people: what happened, where, and what to do; of a success what the stage decided, and why."""
     input_hash: str = ""
     """The request's, so that a stale result is not taken for a new one."""
     output_digest: str = ""

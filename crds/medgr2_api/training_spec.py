@@ -270,6 +270,18 @@ class PromptSource(ApiEnum):
 GroupSize = Annotated[int, Field(ge=2, le=256)]
 
 
+class WhenPolicyBeatsReward(ApiEnum):
+    """What GRPO does where the policy answers the validation questions better than the reward model that would judge
+    it (docs/decisions.md, 23)."""
+
+    SKIP = "Skip"
+    """Nothing is trained: the policy of SFT goes on."""
+    TRUSTED_ONLY = "TrustedOnly"
+    """GRPO learns from the trusted answers alone, without the reward model."""
+    TRAIN = "Train"
+    """GRPO is trained all the same; nothing is compared before (the paper)."""
+
+
 class GRPO(Model):
     """Reinforcement learning with group-relative advantages."""
 
@@ -280,6 +292,9 @@ class GRPO(Model):
     answer is trusted. Kept: only what the filter kept (the paper)."""
     seed_fraction: ProperFraction | None = None
     """Least share of prompts that are seed questions with gold answers, repeated if there are too few of them."""
+    when_policy_beats_reward: WhenPolicyBeatsReward | None = None
+    """Skip, TrustedOnly or Train: what happens where the policy is right more often than the reward model on the
+    validation questions (macro accuracy). A policy learns from a worse judge to be like it."""
     num_generations: GroupSize | None = None
     """Samples per prompt: the group size G."""
     kl_coefficient: NonNegative | None = None
@@ -300,6 +315,7 @@ class ResolvedGRPO(GRPO):
     rewards: RewardTerms
     prompt_source: PromptSource
     seed_fraction: ProperFraction
+    when_policy_beats_reward: Annotated[WhenPolicyBeatsReward, Since("Train")]
     num_generations: GroupSize
     kl_coefficient: NonNegative
     learning_rate: Positive
@@ -337,6 +353,13 @@ class ResolvedPreferences(Preferences):
     seed_fraction: Fraction
 
 
+class PolicyRelease(ApiEnum):
+    """Which of an iteration's checkpoints goes on."""
+
+    BEST = "Best"
+    LAST = "Last"
+
+
 class Policy(Model):
     """π, the policy: the vision-language model that the loop trains."""
 
@@ -349,6 +372,9 @@ class Policy(Model):
     """Supervised fine-tuning of the policy on D_gen."""
     grpo: GRPO = GRPO()
     """Reinforcement learning of the policy by GRPO."""
+    release: PolicyRelease | None = None
+    """Which of an iteration's checkpoints the next stages read. Best: that of GRPO, unless on the validation questions
+    it is worse than that of SFT (macro accuracy). Last: that of GRPO, whatever validation says (the paper)."""
     preferences: Preferences = Preferences()
     """Sampling for the next reward model."""
 
@@ -358,6 +384,7 @@ class ResolvedPolicy(Policy):
 
     sft: ResolvedTraining
     grpo: ResolvedGRPO
+    release: Annotated[PolicyRelease, Since("Last")]
     preferences: ResolvedPreferences
 
 

@@ -40,13 +40,15 @@ def requests(workspace: PolicyWorkspace, kind: str, name: str, attempt: int) -> 
         return workspace.sft(SFT, rank=4, name=name, attempt=attempt)
     if kind == "grpo":
         return workspace.grpo(GRPO, name=name, attempt=attempt)
+    if kind == "grpo-released":
+        return workspace.grpo(GRPO, name=name, attempt=attempt, whenPolicyBeatsReward="Skip", release="Best")
     if kind == "grpo-lora":
         return workspace.grpo(GRPO, name=name, attempt=attempt, lora={"rank": 4, "alpha": 8}, klCoefficient=0.04)
     two = {**GRPO, "num_iterations": 2, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 2}
     return workspace.grpo(two, name=name, attempt=attempt)
 
 
-@pytest.mark.parametrize("kind", ["sft", "sft-lora", "grpo", "grpo-lora", "grpo-two-passes"])
+@pytest.mark.parametrize("kind", ["sft", "sft-lora", "grpo", "grpo-released", "grpo-lora", "grpo-two-passes"])
 def test_kills_and_sigterm_do_not_change_a_byte(workspace: PolicyWorkspace, kind: str) -> None:
     """`kill -9` at a random step, then in the middle of writing a checkpoint, then SIGTERM, then to the end."""
     straight = requests(workspace, kind, "straight", 1)

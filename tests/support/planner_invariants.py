@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from medgr2_api.cycle import Cycle
+from medgr2_api.stages import definition
+from medgr2_api.stages.definition import Of
 from medgr2_api.status import AttemptState, CycleStatus
 from medgr2_operator.plan import planner
 from medgr2_operator.plan.types import AttemptKey, JobCreate, Observed, Plan, StageKey
@@ -98,6 +100,15 @@ def inputs_exist(create: JobCreate, published: Mapping[tuple[str, str], str]) ->
     readers = ("generate", "curate", "sft", "grpo", "preferences", "reward", "evaluate")
     if request.stage in readers and "prepare" not in request.inputs:
         raise InvariantBroken(f"inputs exist: {create.key} was started without prepare")
+
+
+def models_go_on(create: JobCreate, unpromoted: Container[tuple[str, str]]) -> None:
+    """A stage that works with a model takes none that its maker found too bad to go on."""
+    request = create.request
+    for read in definition(request.stage).reads:
+        ref = request.inputs.get(read.role) if read.of is Of.NEWEST or read.otherwise else None
+        if ref is not None and (ref.stage, ref.path.rsplit("/", 1)[1]) in unpromoted:
+            raise InvariantBroken(f"promoted: {create.key} reads {read.role} of {ref.stage}@{ref.iteration}")
 
 
 def intent_first(create: JobCreate, status: CycleStatus) -> None:

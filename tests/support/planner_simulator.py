@@ -14,6 +14,7 @@ from typing import Any
 
 from medgr2_api.cycle import Cycle, CycleSpec
 from medgr2_api.stage_contract import Progress, StageResult
+from medgr2_api.stages import definition
 from medgr2_api.status import CycleStatus
 from medgr2_api.waiting import WaitingReason
 from medgr2_operator.plan import planner
@@ -35,6 +36,7 @@ from tests.support.planner_invariants import (
     identity,
     inputs_exist,
     intent_first,
+    models_go_on,
     one_live_job,
     one_writer,
     recorded_first,
@@ -61,6 +63,8 @@ class PlannerSimulator:
     pods: dict[str, SimPod] = field(default_factory=dict)
     foreign_jobs: set[str] = field(default_factory=set)
     published: dict[tuple[str, str], str] = field(default_factory=dict)
+    unpromoted: set[tuple[str, str]] = field(default_factory=set)
+    """Of these the ones whose model does not go on."""
     history: History = field(default_factory=History)
     uids: dict[str, str] = field(default_factory=dict)
     """What the executor remembers of Jobs that it created, until it dies."""
@@ -159,6 +163,7 @@ class PlannerSimulator:
         self.history.check_create(create.key)
         identity(create)
         inputs_exist(create, self.published)
+        models_go_on(create, self.unpromoted)
         if self.check_conflicts:
             intent_first(create, self.status)
         one_live_job(create.key, self.jobs.values())
@@ -181,6 +186,9 @@ class PlannerSimulator:
         """A Job ends."""
         job.state = JobState.SUCCEEDED if code == 0 else JobState.FAILED
         job.exit_code, job.reason, job.result, job.finished = code, reason, result, self.now
+        if result is not None and result.output_digest:
+            place = (str(job.key.name), job.request.input_hash)
+            (self.unpromoted.add if result.promoted is False else self.unpromoted.discard)(place)
 
     def release(self, job: SimJob, *, linger: bool) -> None:
         """A Job's pods go, at once or after a while."""
@@ -199,7 +207,7 @@ class PlannerSimulator:
         if job.key.name == "evaluate":
             checkpoints = ("sft", "grpo") if job.key.iteration else ("base",)
             metrics = {f"validation/{name}/macroAccuracy": coin % 1000 / 1000 for name in checkpoints}
-        if job.key.name == "reward":
+        if definition(job.key.name).promoted:
             promoted = bool(coin % 3) if job.key.iteration else None
         if job.key.name == "generate" and not reused:
             usage = {"generatorUSD": 0.5}

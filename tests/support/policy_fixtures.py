@@ -26,7 +26,7 @@ from medgr2_jobs.runner.main import execute, main
 from medgr2_jobs.store import manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
 from medgr2_jobs.store.images import ImageStore
-from medgr2_jobs.store.rows import Candidate, CandidateOutcome, Decision, Item, Split, TableRow
+from medgr2_jobs.store.rows import Candidate, CandidateOutcome, Decision, Item, RewardAnswer, Split, TableRow
 from medgr2_jobs.training import trainer
 from tests.support import fork_runner
 from tests.support.rows import row_of
@@ -93,6 +93,7 @@ class PolicyWorkspace:
         roles: tuple[str, ...] = (*DATA, "sft", "reward"),
         attempt: int = 1,
         name: str = "",
+        release: str = "Last",
         **changes: Any,
     ) -> StageRequest:
         grpo = {
@@ -102,6 +103,7 @@ class PolicyWorkspace:
             ],
             "promptSource": "Candidates",
             "seedFraction": 0.0,
+            "whenPolicyBeatsReward": "Train",
             "numGenerations": 4,
             "klCoefficient": 0.0,
             "learningRate": 1e-3,
@@ -110,7 +112,7 @@ class PolicyWorkspace:
             "trainer": {**GRPO_TRAINER, **(trainer or {})},
             **changes,
         }
-        return self.request("grpo", {"grpo": grpo}, list(roles), attempt=attempt, name=name)
+        return self.request("grpo", {"grpo": grpo, "release": release}, list(roles), attempt=attempt, name=name)
 
     def preferences(self, **changes: Any) -> StageRequest:
         sampling = {"samplesPerPrompt": 4, "temperature": 1.0, "topP": 1.0}
@@ -195,6 +197,11 @@ def build(root: Path, images: int = 24) -> PolicyWorkspace:
         base = ArtifactReader(root, refs["prepare"]).folder_of("models/policy")
         model = RewardModel.fresh(base, RewardHead.LAST_TOKEN_AND_LIKELIHOOD, Grades(), base="", train=False)
         model.save(writer.path("model"), processor)
+        writer.table(RewardAnswer, [
+            RewardAnswer(item.item_id, item.image_sha256, item.answer_index,
+                         tuple(float(at == item.answer_index) for at in range(len(item.options))))
+            for item in items if item.split is Split.VALIDATION
+        ])  # fmt: skip
 
     publish("prepare", "prepare", prepare)
     publish("curate-1", "curate", lambda writer: writer.table(Decision, decisions))

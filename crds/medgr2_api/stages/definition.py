@@ -66,7 +66,7 @@ class Read:
     when: Condition | None = None
     """Read only by a spec of which this holds; None: always."""
     otherwise: str = ""
-    """The stage whose artifact is read where the cycle has no `maker`."""
+    """The stage whose artifact is read where the cycle has no `maker`, or that did not promote its own."""
 
     @property
     def makers(self) -> tuple[str, ...]:

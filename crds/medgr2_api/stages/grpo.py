@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
-from medgr2_api.training_spec import AnswerFormat, ResolvedGRPO, RewardTermType
+from medgr2_api.hashing import Since
+from medgr2_api.training_spec import AnswerFormat, PolicyRelease, ResolvedGRPO, RewardTerm, RewardTermType
 
 from .curate import TRAINING_SET
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
@@ -18,26 +20,38 @@ class GRPOParameters(StageParameters):
 
     grpo: ResolvedGRPO
     """Rewards, prompts and how the policy learns."""
+    release: Annotated[PolicyRelease, Since("Last")]
+    """Whether the checkpoint has to be at least as good as that of SFT to go on."""
     answer_format: AnswerFormat
     """What stands between <answer> and </answer>."""
 
 
 def _build(source: Source) -> GRPOParameters:
-    return GRPOParameters(seed=source.seed, grpo=source.spec.policy.grpo, answer_format=source.spec.answer_format)
+    policy = source.spec.policy
+    return GRPOParameters(
+        seed=source.seed, grpo=policy.grpo, release=policy.release, answer_format=source.spec.answer_format
+    )
+
+
+def learns_from(rewards: Sequence[RewardTerm]) -> bool:
+    """Whether R is a term of a reward."""
+    return any(term.type is RewardTermType.REWARD_MODEL and term.weight for term in rewards)
 
 
 def learns_from_reward(spec: ResolvedSpec) -> bool:
-    """Whether R is a term of the reward."""
-    return any(term.type is RewardTermType.REWARD_MODEL and term.weight for term in spec.policy.grpo.rewards)
+    """Whether R is a term of GRPO's reward."""
+    return learns_from(spec.policy.grpo.rewards)
 
 
 GRPO = StageDefinition(
     name="grpo",
-    sentence="Trains the policy by GRPO on the reward model's scores and on matching trusted answers.",
+    sentence="Trains the policy by GRPO on the reward model's scores and on matching trusted answers. Not where the"
+    " policy beats its judge; and what comes out worse does not go on ([decisions](decisions.md), 23 and 24).",
     parameters=GRPOParameters,
     build=_build,
     spec_paths={
         "grpo": "policy.grpo",
+        "release": "policy.release",
     },
     iterations=Iterations.LOOP,
     reads=(
@@ -45,8 +59,10 @@ GRPO = StageDefinition(
         Read("sft", "sft"),
         Read("reward", "reward", Of.NEWEST, when=learns_from_reward),
     ),
-    publishes=("model/", "rollouts.parquet", "log.json"),
-    code_version=3,  # more forms of an answer are read; a generation configuration of ours
+    publishes=("release.json",),
+    may_publish=("model/", "rollouts.parquet", "log.json"),
+    code_version=4,  # may skip the training, and says whether its checkpoint goes on
     distributed=True,
     makes="policy",
+    promoted=True,
 )

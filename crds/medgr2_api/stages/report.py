@@ -55,6 +55,6 @@ REPORT = StageDefinition(
         *(Read(name, name, Of.EARLIER, required=False) for name in _FOR_NEXT_ROUND),
     ),
     publishes=("results.json", "report.md", "figures/"),
-    may_publish=("tables/", "funnel.json"),
-    code_version=5,  # says with which parameters each stage was made, and why records were set aside
+    may_publish=("tables/", "funnel.json", "releases.json"),
+    code_version=6,  # says which checkpoint of each iteration went on, and why
 )

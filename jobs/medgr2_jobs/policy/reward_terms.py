@@ -101,3 +101,12 @@ def _of_plugin(plugin: PluginRef) -> Values:
         return values
 
     return checked
+
+
+def trusted_terms(terms: Sequence[RewardTerm]) -> list[RewardTerm]:
+    """The terms of the reward without R; where none of them matches the trusted answers, with one that does."""
+    others = [term for term in terms if term.type is not RewardTermType.REWARD_MODEL]
+    if any(term.type is RewardTermType.ANSWER_MATCH and term.weight for term in others):
+        return others
+    others = [term for term in others if term.type is not RewardTermType.ANSWER_MATCH]
+    return [*others, RewardTerm(type=RewardTermType.ANSWER_MATCH, weight=1.0)]

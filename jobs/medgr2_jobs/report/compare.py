@@ -68,6 +68,8 @@ class ComparisonRow:
     """Against the checkpoint before it in the same cycle."""
     to_first: Difference | None
     """Against the same checkpoint of the first cycle."""
+    goes_on: bool = True
+    """false: GRPO's, which was worse than that of SFT, so that the loop went on with that one."""
 
     @property
     def name(self) -> str:
@@ -144,7 +146,7 @@ def compare(
         cycles: names; differences are against the first.
         split: validation or test.
         scoring: option_logprob or greedy.
-        final: of each cycle only the last checkpoint, against the last one of the first cycle.
+        final: of each cycle only the last checkpoint that went on, against that of the first cycle.
 
     Raises:
         NoReport: a cycle is not there or has no report.
@@ -153,10 +155,10 @@ def compare(
     lines: list[ComparisonRow] = []
     first: dict[tuple[str, str], tuple[str, Answers]] = {}
     for position, cycle in enumerate(cycles):
-        answered, measured = _evaluated(root, cycle, split, scoring)
+        answered, measured, behind = _evaluated(root, cycle, split, scoring)
         previous: dict[str, tuple[str, Answers]] = {}
         if final:  # the loop's order: of each benchmark the last one stays
-            last = {key[0]: key for key in answered}
+            last = {key[0]: key for key in answered if key[1:] not in behind}
             answered = {key: answered[key] for key in last.values()}
         for (benchmark, iteration, checkpoint), answers in answered.items():
             name = label(checkpoint, iteration)
@@ -169,6 +171,7 @@ def compare(
                     cycle, iteration, checkpoint, benchmark, accuracy.n, *accuracy.interval,
                     difference(before[1], answers, before[0]) if before else None,
                     difference(reference[1], answers, f"{cycles[0]} {reference[0]}") if reference else None,
+                    goes_on=(iteration, checkpoint) not in behind,
                 )
             )  # fmt: skip
             previous[benchmark] = name, answers
@@ -183,8 +186,9 @@ _Checkpoint = tuple[str, int, str]
 
 def _evaluated(
     root: Path, cycle: str, split: Split, scoring: Scoring
-) -> tuple[dict[_Checkpoint, Answers], dict[_Checkpoint, Measurement]]:
-    """The answers of each checkpoint, in the order in which the loop made them, and what its evaluation says of it."""
+) -> tuple[dict[_Checkpoint, Answers], dict[_Checkpoint, Measurement], set[tuple[int, str]]]:
+    """The answers of each checkpoint, in the order in which the loop made them, what its evaluation says of it, and the
+    checkpoints that did not go on."""
     if not (root / paths.report(cycle) / "results.json").is_file():
         raise NoReport(
             f"cycle {cycle!r} has no report in {root}; it is written after each iteration's evaluation "
@@ -204,7 +208,13 @@ def _evaluated(
         if (row.split, row.condition) == (split, EvalCondition.REAL)
     }
     order = sorted(answered, key=lambda key: (key[0], key[1], CHECKPOINTS.index(key[2])))
-    return {key: answered[key] for key in order}, measured
+    behind = {(t, "grpo") for t in artifacts.linked("grpo") if _stays_behind(artifacts, t)}
+    return {key: answered[key] for key in order}, measured, behind
+
+
+def _stays_behind(artifacts: CycleArtifacts, iteration: int) -> bool:
+    role = f"grpo-{iteration}"
+    return artifacts.has_input(role) and artifacts.input(role).manifest.promoted is False
 
 
 def _cycles(root: Path) -> list[str]:
@@ -220,7 +230,7 @@ def markdown(lines: Sequence[ComparisonRow]) -> str:
         [
             line.cycle,
             line.benchmark or "validation",
-            line.name,
+            line.name if line.goes_on else f"{line.name} (did not go on)",
             str(line.n),
             Markup(percent_interval(line.accuracy, line.low, line.high)),
             _points(line.to_previous),
@@ -249,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("cycles", nargs="+", metavar="CYCLE")
     parser.add_argument("--split", type=Split, choices=(Split.TEST, Split.VALIDATION), default=Split.TEST)
     parser.add_argument("--scoring", type=Scoring, choices=tuple(Scoring), default=Scoring.OPTION_LOGPROB)
-    parser.add_argument("--final", action="store_true", help="of each cycle only the last checkpoint")
+    parser.add_argument("--final", action="store_true", help="of each cycle only the last checkpoint that went on")
     parser.add_argument("--format", choices=("markdown", "csv", "latex", "json"), default="markdown")
     options = parser.parse_args(arguments)
     try:

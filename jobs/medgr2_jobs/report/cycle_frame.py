@@ -113,6 +113,10 @@ class CycleFrame:
         """Whether there is an artifact of this stage."""
         return self.artifacts.has_input(f"{stage}-{iteration}")
 
+    def trained(self, stage: str, iteration: int) -> bool:
+        """Whether this stage trained a model: GRPO may have been skipped."""
+        return self.has(stage, iteration) and self.artifact(stage, iteration).manifest.counters.get("skipped") != 1
+
     def iterations(self, stage: str) -> list[int]:
         """Iterations of which there is an artifact of this stage."""
         return [t for t in range(self.last + 1) if self.has(stage, t)]

@@ -99,7 +99,7 @@ class _Learners:
         self._iteration = iteration
         later = range(iteration, frame.last + 1)
         #: Those that learnt from all that was kept, in the order in which the loop made them.
-        self._of_kept = tuple(f"{stage}@{t}" for t in later for stage in ("sft", "grpo") if frame.has(stage, t))
+        self._of_kept = tuple(f"{stage}@{t}" for t in later for stage in ("sft", "grpo") if frame.trained(stage, t))
 
     def of(self, candidate: Candidate | None, *, kept: bool) -> tuple[str, ...]:
         """Names such as `sft@1`."""

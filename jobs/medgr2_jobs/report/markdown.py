@@ -9,11 +9,13 @@ from medgr2_api import printable
 from medgr2_api.percent import percent, percent_interval, points, points_interval
 
 from ..evaluate.metrics import Interval
+from ..evaluate.release import PairedDifference
 from ..store.rows import EvalCondition, Split
 from . import funnel
 from .markdown_table import Markup, table
 from .parameters import changed_on_the_way
 from .quarantine import QuarantineRow
+from .releases import ReleaseRow
 from .tables import (
     CONTROLS,
     REFERENCES,
@@ -49,7 +51,8 @@ How to read this:
   same source and modality, and by its spelling, where that says more).
   **chance**: guessing.
 - `base` is the model the loop started from; `sft@t` and `grpo@t` are the checkpoints of iteration t after supervised
-  fine-tuning and after reinforcement learning."""
+  fine-tuning and after reinforcement learning. One that *did not go on* was worse on validation than the one before it:
+  the loop went on with that one."""
 
 
 def report(cycle: CycleTables, figures: Sequence[tuple[str, str]]) -> str:
@@ -73,6 +76,7 @@ def report(cycle: CycleTables, figures: Sequence[tuple[str, str]]) -> str:
     if notes:
         parts += ["### What the numbers say", "\n".join(f"- {note}" for note in notes)]
     parts += _funnel(cycle.funnel) + _filter(cycle.filters) + _reward(cycle.rewards) + _grpo(cycle.grpo)
+    parts += _releases(cycle.releases)
     parts += _parameters(cycle) + _quarantine(cycle.quarantine)
     if figures:
         parts += ["## Figures", *(f"![{title}]({path})" for path, title in figures)]
@@ -122,7 +126,7 @@ def _accuracy(cycle: CycleTables) -> list[str]:
         head += [_NAMES[x] for x in measured]
         cells = [
             [
-                row.checkpoint,
+                row.checkpoint if cycle.went_on(row.checkpoint) else f"{row.checkpoint} (did not go on)",
                 Markup(percent_interval(row.accuracy, row.low, row.high)),
                 _step(row.paired_step),
                 *(percent(value) for value in (*row.metrics.values(), row.greedy, row.parse_failures)),
@@ -149,7 +153,7 @@ def reading_notes(cycle: CycleTables) -> list[str]:
         for above, row in pairwise(rows):
             if (step := row.paired_step) is not None:
                 notes.append(_step_note(where, above.checkpoint, row.checkpoint, step))
-        last = rows[-1]
+        last = [row for row in rows if cycle.went_on(row.checkpoint)][-1]
         notes.append(_control_note(where, last))
         if last.parse_failures is not None and last.parse_failures > _MANY_PARSE_FAILURES:
             notes.append(
@@ -269,6 +273,33 @@ def _grpo(rows: Sequence[GRPORow]) -> list[str]:
         "teaches nothing. A higher reward is not a higher accuracy: compare `sft` and `grpo` above."
     )
     return ["## GRPO", text, table(head, cells)]
+
+
+def _releases(rows: Sequence[ReleaseRow]) -> list[str]:
+    if not rows:
+        return []
+    head = [
+        "iteration", "goes on", "GRPO learnt from", "sft, %", "reward model, %", "sft over the reward model", "grpo, %",
+        "grpo over sft",
+    ]  # fmt: skip
+    cells = [
+        [
+            str(row.iteration), row.goes_on, row.trained_on, percent(row.sft), percent(row.reward_model),
+            _points(row.judge), percent(row.grpo), _points(row.gain),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    text = (
+        "Macro accuracy on the validation questions, in percent; differences in points, question by question. A policy "
+        "that beats the reward model (which answers by the option whose text it scores highest) has nothing to learn "
+        "from it; and where GRPO makes the policy worse, the checkpoint before it goes on. What was not looked at "
+        "because nothing depended on it is a dash."
+    )
+    return ["## What went on", text, table(head, cells)]
+
+
+def _points(difference: PairedDifference | None) -> str:
+    return Markup(points_interval(difference.value, difference.low, difference.high)) if difference else "–"
 
 
 def _step(step: Interval | None) -> str:

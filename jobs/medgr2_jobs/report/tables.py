@@ -17,7 +17,7 @@ from ..evaluate import metrics
 from ..evaluate.metrics import Interval, Measurement, QuestionSet
 from ..store.manifest import Manifest
 from ..store.rows import EvalCondition, Scoring, Split
-from . import funnel, quarantine
+from . import funnel, quarantine, releases
 from .compare import CHECKPOINTS, Answers, answers_of, difference, label
 from .cycle_frame import CycleFrame, PredictionColumns
 from .parameters import ParameterRow, parameter_rows
@@ -147,6 +147,13 @@ class CycleTables:
     """A row per parameter of every stage."""
     quarantine: list[quarantine.QuarantineRow] = field(default_factory=list)
     """A row per source and reason why records were set aside."""
+    releases: list[releases.ReleaseRow] = field(default_factory=list)
+    """A row per iteration: which of its checkpoints went on."""
+
+    def went_on(self, checkpoint: str) -> bool:
+        """Whether a checkpoint, such as `grpo@2`, is the one of its iteration that the loop went on with, or on the way
+        to it."""
+        return all(checkpoint == row.goes_on or checkpoint != f"grpo@{row.iteration}" for row in self.releases)
 
 
 def gather(frame: CycleFrame, cycle: str, settings: Mapping[str, Any]) -> CycleTables:
@@ -161,11 +168,12 @@ def gather(frame: CycleFrame, cycle: str, settings: Mapping[str, Any]) -> CycleT
         headline(results, predictions),
         [filter_row(frame, t) for t in frame.iterations("curate")],
         [reward_row(t, frame.artifact("reward", t).manifest) for t in frame.iterations("reward")],
-        [grpo_row(t, frame.artifact("grpo", t).manifest) for t in frame.iterations("grpo")],
+        [grpo_row(t, frame.artifact("grpo", t).manifest) for t in frame.iterations("grpo") if frame.trained("grpo", t)],
         seen_rows(frame, predictions),
         funnel.rows(frame),
         parameter_rows(frame),
         quarantine.rows(frame),
+        releases.rows(frame),
     )
 
 

@@ -36,6 +36,8 @@ class StageOutcome:
     """Headline figures; must be the same for the same inputs (no times)."""
     promoted: bool | None = None
     """A stage whose model has to be promoted: false keeps the model before it."""
+    message: str = ""
+    """What it decided and why, for people; as much the same for the same inputs as the counters."""
     usage: dict[str, float] = field(default_factory=dict)
     """Money and time."""
 

@@ -47,6 +47,7 @@ def publish(context: StageContext[Any], outcome: StageOutcome, spent: dict[str, 
         parameters=request.parameters,
         counters=outcome.counters,
         promoted=outcome.promoted,
+        message=outcome.message,
         usage={**spent, **context.usage, **outcome.usage},
         packages=_packages(),
     )
@@ -119,6 +120,7 @@ def result(published: manifest.Manifest, *, reused: bool = False, paid: dict[str
     return StageResult(
         exit_code=ExitCode.OK,
         reason="Reused" if reused else "Succeeded",
+        message=published.message,
         input_hash=published.input_hash,
         output_digest=published.output_digest,
         reused=reused,

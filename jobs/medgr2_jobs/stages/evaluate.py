@@ -1,6 +1,7 @@
 """Stage evaluate: how often each checkpoint is right on validation and on every benchmark, and the controls.
 
-Iteration 0 measures the base model (part `models/policy` of prepare); iteration t the checkpoints of sft t and grpo t.
+Iteration 0 measures the base model (part `models/policy` of prepare); iteration t the checkpoints of sft t and grpo t,
+also of a grpo whose checkpoint does not go on.
 Each is measured under each condition with both scorings: `greedy`, what the model writes (an answer that cannot be
 parsed is wrong), and `option_logprob`, which offered option it finds likeliest. The greedy pass yields the rationale
 that `option_logprob` stands on, so the controls get both scorings as well. `option_prior` and `chance` need no
@@ -26,9 +27,9 @@ from medgr2_api.metrics import MICRO_ACCURACY, counter, deciding
 from medgr2_api.stages.evaluate import EvaluateParameters
 
 from ..errors import ConfigError, DataError
+from ..evaluate.checkpoint_answers import answer
 from ..evaluate.controls import CONDITION_OF, BlankEncoder, OptionPrior, rows
 from ..evaluate.metrics import ItemSet, Measurement, QuestionSet, measurements
-from ..evaluate.scoring import answer_context, greedy, option_logprobs
 from ..models import vlm
 from ..prompts import answers
 from ..runner.context import StageContext, StageOutcome
@@ -150,7 +151,9 @@ def _checkpoints(ctx: StageContext[EvaluateParameters]) -> dict[str, Path]:
     """Folder of each checkpoint of this iteration."""
     if ctx.parameters.iteration == 0:
         return {_BASE: ctx.input("prepare").folder_of("models/policy")}
-    checkpoints = {name: ctx.input(name).folder_of("model") for name in ("sft", "grpo") if ctx.has_input(name)}
+    made = {name: ctx.input(name) for name in ("sft", "grpo") if ctx.has_input(name)}
+    # GRPO may have been skipped; a checkpoint that does not go on is measured all the same
+    checkpoints = {name: reader.folder_of("model") for name, reader in made.items() if reader.has("model/config.json")}
     if not checkpoints:
         raise ConfigError(f"evaluate@{ctx.parameters.iteration}: neither sft nor grpo among the inputs")
     return checkpoints
@@ -196,23 +199,16 @@ def _measure(ctx: StageContext[EvaluateParameters], lazy: _Lazy, part: _Part, pr
     ctx.check_stop()
     model, processor = lazy.load()
     encoder = (BlankEncoder if part.condition is EvalCondition.BLANK else vlm.Encoder)(processor, ctx.images)
-    texts = greedy(model, encoder, prompt_rows, answer_format, lambda done: progress.within("answering", done / 2))
-    scores = option_logprobs(
-        model,
-        encoder,
-        prompt_rows,
-        [answer_context(text) for text in texts],
-        [item.options for item in part.items],
-        answer_format,
-        lambda done: progress.within("scoring", len(part.items) / 2),
+    answered = answer(
+        model, encoder, prompt_rows, [item.options for item in part.items], answer_format, progress.within
     )
     written = [
         part.prediction(item, Scoring.GREEDY, answers.extract(text, item.options, answer_format), text=text)
-        for item, text in zip(part.items, texts, strict=True)
+        for item, text in zip(part.items, answered.texts, strict=True)
     ]
     likeliest = [
         part.prediction(item, Scoring.OPTION_LOGPROB, int(np.argmax(values)), option_logprobs=values)
-        for item, values in zip(part.items, scores, strict=True)
+        for item, values in zip(part.items, answered.logprobs, strict=True)
     ]
     return written + likeliest
 

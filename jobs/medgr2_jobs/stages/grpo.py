@@ -1,5 +1,8 @@
 """Stage grpo: the policy learns from its own answers, graded by R and by trusted answers (rewards.py).
 
+Before it policy and R are compared on the validation questions, and after it the policy with what it was: the training
+may be skipped, and its checkpoint may stay behind (release.py).
+
 Survives `kill -9` and SIGTERM: with one thread the published bytes are those of an undisturbed run. To that end
 checkpoints lie only where no half-used generation batch would be lost: at multiples of
 lcm(steps_per_generation · num_iterations, gradient_accumulation_steps) / gradient_accumulation_steps optimizer steps
@@ -24,11 +27,13 @@ from medgr2_api.training_spec import RewardTermType
 
 from ..curate.training_set import training_set
 from ..errors import ConfigError, DataError
+from ..evaluate.release import Release, TrainedOn
 from ..models import generation, vlm
 from ..models.patches import pixel_cache, repeated_prompts, trl_head
 from ..policy.dataset import grpo_dataset, grpo_prompts, with_seed_share
 from ..policy.model import ExactResume, save, trained
-from ..policy.reward_terms import Scorer
+from ..policy.release_judge import ReleaseJudge
+from ..policy.reward_terms import Scorer, trusted_terms
 from ..policy.rewards import PolicyReward, Rollouts, check_terms, summary
 from ..reward.model import RewardModel
 from ..reward.scorer import score
@@ -86,7 +91,8 @@ class GRPOPolicyTrainer(ExactResume, GRPOTrainer):
 
 
 def run(ctx: StageContext[GRPOParameters]) -> StageOutcome:
-    """Trains the SFT checkpoint and publishes `model/`, table `rollouts` and `log.json`.
+    """Trains the SFT checkpoint and publishes `release.json`, and unless it is skipped `model/`, table `rollouts` and
+    `log.json`.
 
     Raises:
         ConfigError: a trainer option is unknown, owned or refused; batch and group do not fit; R is missing.
@@ -108,6 +114,13 @@ def run(ctx: StageContext[GRPOParameters]) -> StageOutcome:
         beta=grpo.kl_coefficient,
     )
     check_batches(args)
+    judge = ReleaseJudge(ctx)
+    with deepspeed.whole(args):
+        release = ctx.process_group.broadcast(judge.before() if ctx.process_group.main else None)
+    if release.trained_on is TrainedOn.NOTHING:
+        return _released(ctx, release)
+    if release.trained_on is TrainedOn.TRUSTED_ANSWERS:
+        grpo = grpo.model_copy(update={"rewards": trusted_terms(grpo.rewards)})
     answer_format = ctx.parameters.answer_format
     training = training_set(ctx, ctx.request.iteration, answer_format)
     prompts = grpo_prompts(training, _triplets(ctx), answer_format, grpo.prompt_source)
@@ -161,16 +174,26 @@ def run(ctx: StageContext[GRPOParameters]) -> StageOutcome:
         return StageOutcome()
     save(model, source, ctx.writer.path("model"))
     ctx.writer.table(Rollout, rollouts.rows)
-    history = trainer.state.log_history
+    history, global_step = trainer.state.log_history, trainer.state.global_step
+    del trainer, model, reward, scorer, callback  # what is measured is what was published, and it needs their memory
+    with deepspeed.whole(args):
+        release = judge.after(release, global_step)
     ctx.writer.path("log.json", digested=False).write_text(json.dumps(history, indent=1))
-    return StageOutcome(
-        counters={
-            "prompts": len(prompts),
-            "prompts_trusted": sum(prompt.answer_index is not None for prompt in prompts),
-            "steps": trainer.state.global_step,
-            **summary(history),
-        }
+    return _released(
+        ctx,
+        release,
+        prompts=len(prompts),
+        prompts_trusted=sum(prompt.answer_index is not None for prompt in prompts),
+        steps=global_step,
+        **summary(history),
     )
+
+
+def _released(ctx: StageContext[GRPOParameters], release: Release, **counters: float) -> StageOutcome:
+    """What was decided, as every process returns it and the main one publishes it."""
+    if ctx.process_group.main:
+        ctx.writer.path("release.json").write_text(release.to_json())
+    return StageOutcome({**counters, **release.counters()}, promoted=release.promoted, message=release.message)
 
 
 def _triplets(ctx: StageContext[GRPOParameters]) -> list[Triplet]:

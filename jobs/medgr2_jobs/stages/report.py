@@ -36,6 +36,7 @@ def run(ctx: StageContext[ReportParameters]) -> StageOutcome:
         "filter": cycle.filters,
         "reward": cycle.rewards,
         "grpo": cycle.grpo,
+        "releases": cycle.releases,
         "seen_images": cycle.seen,
         "funnel": cycle.funnel,
         "parameters": cycle.parameters,
@@ -48,6 +49,8 @@ def run(ctx: StageContext[ReportParameters]) -> StageOutcome:
     if cycle.funnel:
         ctx.writer.path("funnel.json").write_text(to_json(cycle.funnel))
         counters |= funnel.totals(cycle.funnel)
+    if cycle.releases:
+        ctx.writer.path("releases.json").write_text(to_json(cycle.releases))
     figures = _draw(ctx, frame, cycle)
     ctx.writer.path("report.md").write_text(markdown.report(cycle, figures))
     return StageOutcome(counters={**counters, "figures": float(len(figures))})

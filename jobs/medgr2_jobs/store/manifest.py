@@ -52,6 +52,8 @@ class Manifest(Model):
     counters: Figures = Field(default_factory=dict)
     """Headline figures; also the metrics of the stage's result."""
     promoted: bool | None = None
+    message: str = ""
+    """What the stage decided and why, for people; also the message of its result."""
     usage: Figures = Field(default_factory=dict)
     packages: dict[str, str] = Field(default_factory=dict)
     """Versions of the libraries that made it."""

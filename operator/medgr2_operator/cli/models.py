@@ -74,7 +74,11 @@ def print_models(cycle: Cycle, place: Callable[[StageStatus], str], load: Callab
     for record in cycle.status.stages:
         if definition(record.name).makes == "policy" and record.state is AttemptState.SUCCEEDED:
             mark = "*" if record is chosen.record else " "
-            print(f"{mark} {record.name}@{record.iteration}{_score(cycle, record)}: {place(record)}")
+            score = _score(cycle, record)
+            behind = " (did not go on)" if record.promoted is False else ""
+            # one that does not go on is there if it was measured: GRPO may have been skipped
+            told = place(record) if score or not behind else record.message or "not measured"
+            print(f"{mark} {record.name}@{record.iteration}{behind}{score}: {told}")
     print()
     if chosen.record is None:
         print(f"take the base model, {cycle.spec.policy.base_model}: {chosen.why}")

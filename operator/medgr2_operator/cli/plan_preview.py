@@ -17,7 +17,7 @@ from medgr2_api.model import EARLIER
 from medgr2_api.stages import StageParameters, definition, input_hash
 from medgr2_api.status import AttemptState, CycleStatus, StageStatus
 
-from ..plan.graph import Graph, Node
+from ..plan.graph import Graph, Input, Node
 from ..plan.parameter_changes import parameter_changes, shown
 from ..plan.spec_cache import cached_spec
 from ..plan.types import StageKey
@@ -49,8 +49,14 @@ def forecast(cycle: Cycle, status: CycleStatus, graph: Graph, workspace: Path) -
     forecasts: dict[StageKey, Forecast] = {}
     for node in graph:
         seen = _look_up(cycle, node, records.get(node.key), forecasts, workspace)
-        forecasts[node.key] = replace(seen, reads=tuple(dict.fromkeys(item.sources[0] for item in node.inputs)))
+        chosen = (_chosen(item, forecasts) for item in node.inputs)
+        forecasts[node.key] = replace(seen, reads=tuple(dict.fromkeys(source for source in chosen if source)))
     return forecasts
+
+
+def _chosen(item: Input, forecasts: dict[StageKey, Forecast]) -> StageKey | None:
+    """Whose artifact is read, as far as is known: what has not run is expected to be promoted."""
+    return item.chosen(lambda source: forecasts[source].promoted is not False)
 
 
 def _look_up(
@@ -59,11 +65,11 @@ def _look_up(
     done = record if record is not None and record.state is AttemptState.SUCCEEDED else None
     inputs: dict[str, str] = {}
     for item in node.inputs:
-        maker = next((forecasts[source] for source in item.sources if forecasts[source].promoted is not False), None)
-        if maker is not None and maker.reused:
-            inputs[item.role] = maker.output_digest
-        elif done is None:
-            return Forecast(f"runs: its input {item.role} ({item.sources[0]}) is not there yet")
+        chosen = _chosen(item, forecasts)
+        if chosen is not None and forecasts[chosen].reused:
+            inputs[item.role] = forecasts[chosen].output_digest
+        elif done is None and chosen is not None:
+            return Forecast(f"runs: its input {item.role} ({chosen}) is not there yet")
     known, (iteration, name) = cached_spec(cycle.metadata.name, cycle.spec), node.key
     parameters, token = known.parameters(name, iteration), record.token if record is not None else ""
     now = input_hash(name, parameters, inputs, token)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from medgr2_api.metrics import is_headline
 from medgr2_api.percent import percent, percent_interval
+from medgr2_api.printable import one_line
 
 from ..local.console import Console
 
@@ -28,7 +29,15 @@ def print_results(report: Path) -> None:
     rows = [row for row in json.loads(path.read_text()) if is_headline(row) and row["condition"] in _CONDITIONS]
     for split, benchmark in sorted({(row["split"], row["benchmark"]) for row in rows}, reverse=True):
         console.print(_table([row for row in rows if (row["split"], row["benchmark"]) == (split, benchmark)]))
+    for line in _releases(report / "releases.json"):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {report / 'report.md'}", highlight=False, soft_wrap=True)
+
+
+def _releases(path: Path) -> list[str]:
+    """Which checkpoint of each iteration went on, and why, where that had to be decided."""
+    rows = json.loads(path.read_text()) if path.is_file() else []
+    return [f"iteration {row['iteration']}: {one_line(row['why'])}" for row in rows if row["why"]]
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

@@ -53,6 +53,7 @@ def print_table(rows: Sequence[tuple[str, ...]], widest: int = 40) -> None:
 
 
 def _row(stage: StageStatus) -> tuple[str, ...]:
-    why = ": ".join(filter(None, [stage.reason, stage.message]))
+    message = stage.message or ("its model does not go on" if stage.promoted is False else "")
+    why = ": ".join(filter(None, [stage.reason, message]))
     state = f"{stage.state} (reused)" if stage.reused else str(stage.state)
     return f"{stage.name}@{stage.iteration}", state, str(stage.attempt or ""), stage.input_hash[:12], why

@@ -138,7 +138,8 @@ def _graph(cycle: Cycle) -> Table:
                 continue
             mark, style = _MARKS[stage.state]
             cells.append(f"{mark} {name}", style=style)
-            cells.append(" (reused)   " if stage.reused else "   ", style="dim")
+            notes = ["reused"] * stage.reused + ["does not go on"] * (stage.promoted is False)
+            cells.append(f" ({', '.join(notes)})   " if notes else "   ", style="dim")
         scores = ", ".join(
             f"{score.checkpoint} {percent(value)}"
             for score in cycle.status.scores

@@ -164,7 +164,8 @@ def _succeeded(ctx: AttemptContext) -> None:
     if definition(ctx.key.name).measures:
         others = tuple(score for score in draft.scores if score.iteration != ctx.key.iteration)
         draft.scores = tuple(sorted((*others, *scores_in(ctx.key.iteration, result)), key=lambda s: s.iteration))
-    draft.event("Reused" if result.reused else "Succeeded", f"{ctx.key}: {result.output_digest[:12]}", ctx.key)
+    decided = f"; {cut(result.message)}" if result.message else ""
+    draft.event("Reused" if result.reused else "Succeeded", f"{ctx.key}: {result.output_digest[:12]}{decided}", ctx.key)
 
 
 def _unreadable(ctx: AttemptContext) -> None:

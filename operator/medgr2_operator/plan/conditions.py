@@ -13,7 +13,7 @@ from medgr2_api.status import AttemptState, Condition, ModelPointer, Models, Pha
 from medgr2_api.waiting import WaitingReason
 
 from .cycle_state import ConditionReason, CycleState
-from .graph import Graph
+from .graph import Graph, first_that_counts
 from .kstatus import kstatus_conditions
 from .scheduling import Starts
 from .scores import by_iteration, unmeasured
@@ -172,13 +172,11 @@ def summary(phase: Phase, draft: StatusDraft, iteration: int, iterations: int) -
 
 
 def models(graph: Graph, draft: StatusDraft) -> Models:
-    """The newest model of each kind; of those that have to be promoted, the newest promoted one."""
+    """The newest model of each kind that goes on, as the stages read it."""
     newest: dict[str, StageStatus] = {}
-    for (iteration, kind), key in graph.makers.items():
-        if draft.done(key):
-            record = draft.records[key]
-            if iteration == 0 or not definition(key.name).promoted or record.promoted is not False:
-                newest[kind] = record
+    for (_, kind), keys in graph.makers.items():
+        if all(map(draft.done, keys)) and (version := first_that_counts(keys, draft.promoted)) is not None:
+            newest[kind] = draft.records[version]
     return Models(
         **{
             kind: ModelPointer(iteration=r.iteration, stage=r.name, digest=r.output_digest)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -13,21 +13,35 @@ from medgr2_api.stages.definition import Iterations, ModelKind, Of, Read, Wait
 from .types import StageKey
 
 
+def always_counts(version: StageKey) -> bool:
+    """Whether a version of a model counts without having been promoted: iteration 0's, and those of stages that do not
+    promote."""
+    return version.iteration == 0 or not definition(version.name).promoted
+
+
+def first_that_counts(versions: Iterable[StageKey], promoted: Callable[[StageKey], bool]) -> StageKey | None:
+    """Of versions of a model, the preferred one first, the one that goes on; None: none of them was promoted.
+
+    Args:
+        versions: their makers, all of which have finished.
+        promoted: whether a maker has found its version good enough; asked only of those that promote.
+    """
+    return next((version for version in versions if always_counts(version) or promoted(version)), None)
+
+
 @dataclass(frozen=True)
 class Input:
     """An artifact that a stage reads."""
 
     role: str
     sources: tuple[StageKey, ...]
-    """Who makes it: one stage, or the makers of a model's versions, newest first."""
+    """Who makes it: one stage, or the makers of a model's versions, the preferred one first."""
     versions: bool = False
-    """Of several versions of a model the newest promoted one is read."""
+    """Of these the first that counts is read; else it is the artifact of the one source, promoted or not."""
 
     def chosen(self, promoted: Callable[[StageKey], bool]) -> StageKey | None:
         """Whose artifact is read, once all sources have finished; None: of no version, none was promoted."""
-        if not self.versions:
-            return self.sources[0]
-        return next((source for source in self.sources if source.iteration == 0 or promoted(source)), None)
+        return first_that_counts(self.sources, promoted) if self.versions else self.sources[0]
 
 
 @dataclass(frozen=True)
@@ -63,9 +77,13 @@ class Graph:
         return iter(self.nodes.values())
 
     @cached_property
-    def makers(self) -> dict[tuple[int, ModelKind], StageKey]:
-        """The stage that makes an iteration's model of a kind: of several the last, as GRPO after SFT."""
-        return {(key.iteration, kind): key for key in self.nodes if (kind := definition(key.name).makes) is not None}
+    def makers(self) -> dict[tuple[int, ModelKind], tuple[StageKey, ...]]:
+        """The stages that make an iteration's model of a kind, the preferred one first: the last, as GRPO after SFT."""
+        makers: dict[tuple[int, ModelKind], tuple[StageKey, ...]] = {}
+        for key in self.nodes:
+            if (kind := definition(key.name).makes) is not None:
+                makers[key.iteration, kind] = (key, *makers.get((key.iteration, kind), ()))
+        return makers
 
     def reach(self, start: StageKey) -> frozenset[StageKey]:
         """`start` and everything made, directly or not, from what it makes."""
@@ -160,21 +178,23 @@ def _inputs(read: Read, t: int, nodes: dict[StageKey, Node]) -> Iterator[Input]:
     """What is read in iteration `t`, of what is there."""
 
     def made_in(*iterations: int) -> Iterator[StageKey]:
-        for iteration in iterations:
-            keys = (StageKey(iteration, name) for name in read.makers)
-            if (key := next((key for key in keys if key in nodes), None)) is not None:
-                yield key
+        keys = (StageKey(iteration, name) for iteration in iterations for name in read.makers)
+        return (key for key in keys if key in nodes)
 
-    def every(end: int) -> Iterator[Input]:
-        return (Input(f"{read.role}-{key.iteration}", (key,)) for key in made_in(*range(end)))
+    def versions(*iterations: int) -> Iterator[StageKey]:
+        for key in made_in(*iterations):
+            yield key
+            if always_counts(key):
+                return  # none behind it can be read
 
-    if read.of is Of.EVERY:
-        yield from every(t + 1)
-    elif read.of is Of.EARLIER:
-        yield from every(t)
+    if read.of in (Of.EVERY, Of.EARLIER):
+        for iteration in range(t + 1 if read.of is Of.EVERY else t):
+            if (key := next(made_in(iteration), None)) is not None:
+                yield Input(f"{read.role}-{iteration}", (key,))
     elif read.of is Of.NEWEST:
-        if versions := tuple(made_in(*range(t - 1, -1, -1))):
-            yield Input(read.role, versions, versions=True)
+        if sources := tuple(versions(*range(t - 1, -1, -1))):
+            yield Input(read.role, sources, versions=True)
     else:
         iteration = {Of.FIRST: 0, Of.SAME: t, Of.PREVIOUS: t - 1}[read.of]
-        yield from (Input(read.role, (key,)) for key in made_in(iteration))
+        if sources := tuple(versions(iteration)):
+            yield Input(read.role, sources, versions=len(read.makers) > 1)

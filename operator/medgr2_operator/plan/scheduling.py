@@ -172,11 +172,7 @@ def _number(record: StageStatus, index: ObservationIndex) -> int:
 
 def input_refs(node: Node, draft: StatusDraft) -> dict[str, ArtifactRef]:
     """The artifacts that the stage reads, by role."""
-    chosen = {
-        item.role: source
-        for item in node.inputs
-        if (source := item.chosen(lambda key: draft.records[key].promoted is not False)) is not None
-    }
+    chosen = {item.role: source for item in node.inputs if (source := item.chosen(draft.promoted)) is not None}
     return {
         role: ArtifactRef.model_construct(
             stage=source.name,

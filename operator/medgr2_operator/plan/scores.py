@@ -23,9 +23,14 @@ def scores_in(iteration: int, result: StageResult) -> list[MetricScore]:
 
 
 def best(scores: Iterable[MetricScore]) -> MetricScore | None:
-    """The one of the highest macro accuracy; of equals the earliest."""
+    """The one of the highest macro accuracy; of equals the earliest iteration's, and of these the one that goes on:
+    GRPO's has to be worse than that of SFT to stay behind."""
     measured = [score for score in scores if score.value(MACRO_ACCURACY.name) is not None]
-    return max(measured, key=lambda score: (score.value(MACRO_ACCURACY.name), -score.iteration), default=None)
+
+    def rank(score: MetricScore) -> tuple[float | None, int, int]:
+        return score.value(MACRO_ACCURACY.name), -score.iteration, _CHECKPOINTS.index(score.checkpoint)
+
+    return max(measured, key=rank, default=None)
 
 
 def by_iteration(scores: Iterable[MetricScore], metric: str = MACRO_ACCURACY.name) -> dict[int, float]:

@@ -69,6 +69,10 @@ class StatusDraft:
         """The record of a stage; None: nothing happened to it yet."""
         return self.records.get(key)
 
+    def promoted(self, key: StageKey) -> bool:
+        """Whether a finished stage did not find its own model too bad to go on."""
+        return self.records[key].promoted is not False
+
     def put(self, record: StageStatus) -> None:
         """Replaces a stage's record."""
         self.records[stage_of(record)] = record

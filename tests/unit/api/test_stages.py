@@ -89,7 +89,7 @@ def test_roles_and_parts() -> None:
     assert grpo.missing_inputs(["prepare", "curate"], 1) == ["sft"]
     assert definition("reward").missing_inputs(["prepare"], 0) == []
     assert definition("reward").missing_inputs(["prepare"], 1) == ["preferences", "reward"]
-    assert grpo.missing_parts(["rollouts.parquet", "model/a.bin"]) == ["log.json"]
+    assert grpo.missing_parts(["rollouts.parquet", "model/a.bin"]) == ["release.json"]
     assert grpo.undeclared_parts(["models/a.bin", "model/a.bin", "log.json"]) == ["models/a.bin"]
 
 

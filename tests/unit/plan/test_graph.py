@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.support.cycle_specs import make_spec
 
 from medgr2_api.presets import resolve
@@ -120,7 +122,7 @@ def test_makers_stand_before_readers() -> None:
         ("sft@1", {"prepare": "prepare@0", "generate-1": "generate@1", "curate-1": "curate@1"}),
         ("sft@2", TRAINING_SET),
         ("grpo@2", {**TRAINING_SET, "sft": "sft@2", "reward": "reward@1 reward@0"}),
-        ("preferences@2", {**TRAINING_SET, "policy": "grpo@2"}),
+        ("preferences@2", {**TRAINING_SET, "policy": "grpo@2 sft@2"}),
         ("reward@2", {"prepare": "prepare@0", "preferences": "preferences@2", "reward": "reward@1 reward@0"}),
         ("evaluate@2", {"prepare": "prepare@0", "sft": "sft@2", "grpo": "grpo@2"}),
     ],
@@ -158,7 +160,7 @@ def test_generate_waits_for_the_evaluation_that_may_stop_the_loop() -> None:
 def test_init_from_previous() -> None:
     graph = graph_of(policy={"initFrom": "Previous"})
     assert "policy" not in roles(graph, "sft@1")
-    assert roles(graph, "sft@2")["policy"] == "grpo@1"
+    assert roles(graph, "sft@2")["policy"] == "grpo@1 sft@1"
     without = graph_of(off=("grpo",), policy={"initFrom": "Previous"})
     assert roles(without, "sft@2")["policy"] == "sft@1"
 
@@ -203,8 +205,8 @@ def test_first_reward_model_stays_while_it_is_read() -> None:
 
 
 def test_policy_of_an_iteration() -> None:
-    assert graph_of().makers[1, "policy"] == key("grpo@1")
-    assert graph_of(off=("grpo",)).makers[1, "policy"] == key("sft@1")
+    assert graph_of().makers[1, "policy"] == (key("grpo@1"), key("sft@1"))
+    assert graph_of(off=("grpo",)).makers[1, "policy"] == (key("sft@1"),)
     assert (1, "policy") not in graph_of(off=("sft",)).makers
     assert roles(graph_of(off=("grpo",)), "preferences@1")["policy"] == "sft@1"
 
@@ -214,6 +216,30 @@ def test_effective_reward_is_the_newest_promoted() -> None:
     assert item.chosen(lambda source: True) == key("reward@2")
     assert item.chosen(lambda source: source.iteration < 2) == key("reward@1")
     assert item.chosen(lambda source: False) == key("reward@0")
+
+
+@settings(max_examples=60, deadline=None)
+@given(promoted=st.frozensets(st.sampled_from([f"{name}@{t}" for name in ("reward", "grpo") for t in (1, 2, 3)])))
+def test_every_reader_of_an_iteration_reads_the_same_model_and_the_best_that_counts(promoted: frozenset[str]) -> None:
+    graph = graph_of(4, policy={"initFrom": "Previous"})
+    finished = {str(at) for at in graph.nodes}
+
+    def counts(source: StageKey) -> bool:
+        assert str(source) in finished
+        return str(source) in promoted
+
+    for node in graph:
+        for item in node.inputs:
+            source = item.chosen(counts)
+            assert source in item.sources
+            if item.role == "reward":
+                newest = max((t for t in range(1, node.key.iteration) if f"reward@{t}" in promoted), default=0)
+                assert source == StageKey(newest, "reward")
+            elif item.role == "policy":
+                t = node.key.iteration - (node.key.name == "sft")
+                assert source == StageKey(t, "grpo" if f"grpo@{t}" in promoted else "sft")
+            else:
+                assert item.sources == (source,), "what is read to be told of is read whether or not it goes on"
 
 
 def test_report_reads_models_that_were_not_promoted_too() -> None:

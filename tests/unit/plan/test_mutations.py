@@ -93,6 +93,10 @@ def _inputs_ignored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(scheduling, "input_refs", lambda node, draft: {})
 
 
+def _models_go_on_unpromoted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(graph.Input, "chosen", lambda self, promoted: self.sources[0])
+
+
 def _next_before_end_is_stored(patch: pytest.MonkeyPatch) -> None:
     """Harmless alone, but with it the Job of the end that was not stored is deleted at once."""
     patch.setattr(status_draft.StatusDraft, "stored", lambda self, key: True)
@@ -161,6 +165,7 @@ def _impure(patch: pytest.MonkeyPatch) -> None:
         (_cache_trusted, "one writer"),
         (_read_too_little, "one writer|created once|ends|suspends"),
         (_inputs_ignored, "inputs exist"),
+        (_models_go_on_unpromoted, "promoted"),
         (_next_before_end_is_stored, "recorded first"),
         (_old_runs_not_stopped, "suspends"),
         (_ends_are_not_final, "terminal for ever"),

@@ -103,6 +103,22 @@ def test_a_reward_model_that_was_not_promoted_is_not_used() -> None:
     assert sim.status.models.reward.iteration == 0
 
 
+def test_a_policy_that_is_not_better_than_what_it_came_from_does_not_go_on() -> None:
+    sim = make_simulator(iterations=2, policy={"initFrom": "Previous"})
+    succeed(sim, until(sim, "grpo", 1), promoted=False)
+    inputs = until(sim, "evaluate", 1).request.inputs
+    assert (inputs["sft"].stage, inputs["grpo"].stage) == ("sft", "grpo"), "measured all the same"
+    for stage, iteration in (("preferences", 1), ("sft", 2)):
+        policy = until(sim, stage, iteration).request.inputs["policy"]
+        assert (policy.stage, policy.iteration) == ("sft", 1)
+    assert sim.status.models.policy is not None
+    assert (sim.status.models.policy.stage, sim.status.models.policy.iteration) == ("sft", 1)
+    succeed(sim, until(sim, "grpo", 2), promoted=True)
+    reconcile(sim)
+    assert sim.status.models.policy is not None
+    assert (sim.status.models.policy.stage, sim.status.models.policy.iteration) == ("grpo", 2)
+
+
 def test_a_reward_model_whose_promotion_is_not_told_is_used() -> None:
     sim = make_simulator(iterations=2)
     succeed(sim, until(sim, "reward", 1), promoted=None)

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medgr2_api.training_spec import AnswerFormat, RewardTerm
+from medgr2_api.training_spec import AnswerFormat, RewardTerm, RewardTermType
 from medgr2_jobs.errors import ConfigError
+from medgr2_jobs.policy.reward_terms import trusted_terms
 from medgr2_jobs.policy.rewards import PolicyReward, Rollouts, check_terms, summary
 
 FORMAT = AnswerFormat.OPTION_TEXT
@@ -139,3 +140,11 @@ def test_summary_compares_the_first_fifth_with_the_last() -> None:
     assert found["kl"] == pytest.approx(0.85)
     assert found["mean_length"] == 7.0
     assert "match" not in found
+
+
+def test_terms_without_the_reward_model() -> None:
+    judge = RewardTerm(type=RewardTermType.REWARD_MODEL, weight=0.8)
+    match = RewardTerm(type=RewardTermType.ANSWER_MATCH, weight=0.2)
+    assert trusted_terms([judge, match]) == [match]
+    assert trusted_terms([judge]) == [match.model_copy(update={"weight": 1.0})]
+    assert trusted_terms([judge, match.model_copy(update={"weight": 0.0})])[-1].weight == 1.0
