@@ -66,30 +66,29 @@ def report(error: BaseException) -> int:
 def end(command: Callable[[], int | None]) -> NoReturn:
     """Runs a command line, and ends the process with its exit code."""
     _open_standard_streams()
+    code = 0
     try:
-        code = _run(command)
+        with guarded():
+            code = _run(command)
     except (OSError, KeyboardInterrupt) as error:  # what was still to be written cannot be
-        text, code = explain(error)
+        text, why = explain(error)
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)  # Python flushes once more on its way out, and must not complain of the same
-        if text:
+        if text and not code:  # else the command has said already why it fails
             with contextlib.suppress(OSError):
                 os.write(2, f"the output cannot be written: {text}\n".encode())
         os.dup2(null, 2)
+        code = code or why
     sys.exit(code)
 
 
 def _run(command: Callable[[], int | None]) -> int:
-    with guarded():
-        try:
-            code = command() or 0
-        except SystemExit as ended:  # of argparse and click, which have said why
-            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-        except BaseException as error:
-            code = report(error)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        return code
+    try:
+        return command() or 0
+    except SystemExit as ended:  # of argparse and click, which have said why
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException as error:
+        return report(error)
 
 
 def _open_standard_streams() -> None:

@@ -81,9 +81,11 @@ def guarded() -> Iterator[None]:
         sys.excepthook(type(error), error, error.__traceback__)  # through the guard: Python itself prints after it
         sys.exit(1)
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        sys.stdout, sys.stderr = before
+        try:
+            sys.stdout.flush()
+        finally:
+            sys.stderr.flush()
+            sys.stdout, sys.stderr = before
 
 
 def raw(stream: TextIO) -> TextIO:

@@ -98,6 +98,34 @@ def test_streams_that_take_nothing(redirect: str, code: int, said: str) -> None:
     assert "Exception ignored" not in done.stderr
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("end", ["", "\\n"])
+@pytest.mark.parametrize("count", [1, 100_000])
+@pytest.mark.parametrize(("redirect", "code"), [("| true", 0), ("> /dev/full", 75)])
+def test_output_of_any_length_and_end_that_cannot_be_written(
+    redirect: str, code: int, count: int, end: str, unbuffered: str
+) -> None:
+    body = f"""
+        def main():
+            print("line\\n" * {count} + "last", end="{end}")
+            return 0
+    """
+    done = run(body, redirect, PYTHONUNBUFFERED=unbuffered)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert len(done.stderr.splitlines()) == (1 if code else 0), done.stderr
+
+
+def test_output_that_nobody_reads_hides_no_failure() -> None:
+    body = """
+        def main():
+            print("line\\n" * 100, end="last")
+            return 65
+    """
+    assert run(body, "> /dev/full").returncode == 65
+
+
 def test_no_file_of_ours_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
     body = f"""
     def main():
