@@ -12,7 +12,7 @@
   reviews/<sha256>.jsonl              experts' decisions on kept triplets
   private/                            for the owner alone: the secret of the pseudonyms, and what they stand for
   cycles/<cycle>/                     one cycle's view
-    state.json, approved.json, report/, logs/, fences/, progress/, results/, iterations/
+    state.json, approved.json, suspend, report/, logs/, fences/, progress/, results/, iterations/
     spend/<cycle uid>/                what was reserved and paid at the generator's provider
 ```
 """
@@ -26,6 +26,8 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 LOCK = "run.lock"
 APPROVED = "approved.json"
+#: There while `medgr2 suspend` asks a run to stop the cycle.
+SUSPEND = "suspend"
 #: For the owner alone: no command hands it out.
 PRIVATE = PurePosixPath("private")
 #: The secret that makes the workspace's pseudonyms.

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from tests.support.run_fixtures import CYCLE, RunWorkspace
+from medgr2_operator.cli.app import app
+from tests.support.run_fixtures import CYCLE, RunProcess, RunWorkspace
+
+
+def until_said(process: RunProcess, text: str) -> None:
+    """Waits until a run has said it."""
+    deadline = time.monotonic() + 300
+    while text not in process.output():
+        assert process.poll() is None, process.output()
+        assert time.monotonic() < deadline, process.output()
+        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -74,3 +87,38 @@ def test_cycles_that_cannot_be_told_apart_are_refused(workspace: RunWorkspace, o
     assert code == 2
     assert "of which cycle?" in output
     assert not (workspace.root / "ws").exists()
+
+
+def test_suspend_stops_its_own_cycle_and_no_other(
+    workspace: RunWorkspace, undisturbed: RunWorkspace, other: str
+) -> None:
+    process = workspace.start(other, step=0.05)
+    until_said(process, "  loop  Started: sft@1")
+    asked = CliRunner().invoke(app, ["suspend", "loop", "--wait", "--timeout", "60", "-w", str(workspace.root / "ws")])
+    assert asked.exit_code == 0, asked.output
+    assert workspace.state()["status"]["phase"] == "Suspended"
+    assert not {stage["state"] for stage in workspace.state()["status"]["stages"]} & {"Running", "Terminating"}
+    assert process.wait(600) == 143, process.output()
+    assert workspace.state("other")["status"]["phase"] == "Complete"
+    assert "stopped; the same command goes on" in process.output()
+    resumed = CliRunner().invoke(app, ["suspend", "loop", "-w", str(workspace.root / "ws")])
+    assert "does not run; it goes on with: medgr2 resume loop" in resumed.output
+    code, output = workspace.run(other)
+    assert code == 0, output
+    assert workspace.digests() == undisturbed.digests()
+
+
+def test_suspend_of_a_cycle_that_the_run_does_not_have_leaves_the_run_alone(
+    workspace: RunWorkspace, other: str
+) -> None:
+    first = workspace.start(step=0.05)
+    until_said(first, "Started: reward@0")
+    first.terminate()
+    first.wait(60)
+    workspace.file.rename(workspace.root / "loop.yaml")
+    workspace.file = Path(other)
+    process = workspace.start()
+    until_said(process, "Started: ")
+    asked = CliRunner().invoke(app, ["suspend", "loop", "-w", str(workspace.root / "ws")])
+    assert "loop does not run" in asked.output
+    assert process.wait(600) == 0, process.output()

@@ -28,12 +28,14 @@ class CycleArtifacts:
     def __init__(self, root: Path, cycle: str) -> None:
         """
         Raises:
-            NotThere: the workspace has no such cycle.
+            CycleNotFound: the workspace has no such cycle, or it has published nothing.
             CorruptArtifact: a manifest cannot be read.
         """
         self._root = root
         self._folder = (root / paths.iteration_link(cycle, 0, PREPARE.name)).parent.parent
         if not self._folder.is_dir():
+            if (root / paths.cycle(cycle)).is_dir():
+                raise CycleNotFound(f"cycle {cycle!r} in {root} has published nothing so far")
             names = sorted(path.name for path in (root / "cycles").glob("*") if path.is_dir())
             raise CycleNotFound(f"no cycle {cycle!r} in {root}; cycles there: {', '.join(names) or 'none'}")
         self._readers: dict[str, ArtifactReader] = {}

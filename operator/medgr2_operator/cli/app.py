@@ -68,14 +68,16 @@ def version() -> None:
 
 @app.command()
 def run(
-    files: Annotated[list[Path], typer.Argument(metavar="CYCLE.yaml...", help="Files with a MedGR2Cycle each.")],
+    files: Annotated[list[Path], typer.Argument(metavar="CYCLE.yaml", help="Files with a MedGR2Cycle each.")],
     workspace: Workspace = Path(".medgr2"),
     restart_from: Annotated[
         str,
         typer.Option("--restart-from", metavar="STAGE@N", help="Run it, and all that depends on it, again."),
     ] = "",
     secrets_dir: Annotated[Path | None, typer.Option(help="Folder with secrets: <secrets-dir>/<name>/<key>.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads per stage; 1 gives the same bytes every time.")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, help="CPU threads per stage; with 1 results repeat on one kind of processor.")
+    ] = 1,
     parallelism: Annotated[
         int, typer.Option(min=0, help="How many stages run at the same time, over all cycles; 0: as many as can.")
     ] = 0,
@@ -120,7 +122,7 @@ def plan(
 
 @app.command()
 def compare(
-    cycles: Annotated[list[str], typer.Argument(metavar="CYCLE...", help="Names of finished cycles.")],
+    cycles: Annotated[list[str], typer.Argument(metavar="CYCLE", help="Names of finished cycles.")],
     workspace: Workspace = Path(".medgr2"),
     final: Annotated[
         bool, typer.Option("--final", help="Only each cycle's last checkpoint, against the first cycle's last.")
@@ -185,14 +187,15 @@ def fetch(
 @app.command()
 def whois(
     names: Annotated[
-        list[str], typer.Argument(metavar="NAME...", help="Such as file-0123456789abcdef, or the id of an item.")
+        list[str], typer.Argument(metavar="NAME", help="Such as file-0123456789abcdef, or the id of an item.")
     ],
     workspace: Workspace = Path(".medgr2"),
 ) -> None:
     """Say which file, origin or record a pseudonym stands for; for the owner of the workspace."""
     from . import jobs_process
+    from .cycles import existing
 
-    raise typer.Exit(jobs_process.run("data.whois", *names, "--workspace", str(workspace)))
+    raise typer.Exit(jobs_process.run("data.whois", *names, "--workspace", str(existing(workspace))))
 
 
 app.add_typer(cluster)

@@ -102,12 +102,14 @@ class ClusterCycles:
             from medgr2_api import paths
 
             from .connection import parsed
+            from .hints import typed
             from .models import print_models
 
             print_models(
                 parsed(await cluster.cycle(cycle)),
                 lambda record: cluster.typed("cp", f"{cycle}:{paths.artifact(record.name, record.input_hash)}", "."),
                 lambda record: f"{record.input_hash}/<attempt>/model",
+                lambda key: typed("restart", cycle, key, *self.where.cluster_words()),
             )
             return ExitCode.OK
 

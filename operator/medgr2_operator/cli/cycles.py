@@ -88,10 +88,22 @@ def place_of(cycle: str, where: WhereOptions, pod: ReaderPodOptions | None = Non
     if workspace is not None:
         from .local_cycles import LocalCycles
 
-        return LocalCycles(workspace)
+        return LocalCycles(existing(workspace))
     from .cluster_cycles import ClusterCycles
 
     return ClusterCycles(where, pod)
+
+
+def existing(workspace: Path) -> Path:
+    """The workspace, to look into: a misspelled one has no cycles to show, and must not pass for an empty one.
+
+    Raises:
+        CommandError: there is no such folder.
+    """
+    if not workspace.is_dir():
+        what = "is no folder" if os.path.lexists(workspace) else "there is no such folder"
+        raise CommandError(f"{workspace}: {what}; a workspace is what `medgr2 run` was given as --workspace")
+    return workspace
 
 
 def _knows(workspace: Path, cycle: str) -> bool:

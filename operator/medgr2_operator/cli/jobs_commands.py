@@ -13,6 +13,7 @@ from ..local.state import StateError, StateFile
 from ..plan.spec_edits import edits_of
 from . import jobs_process
 from .cycle_file import read_cycle
+from .cycles import existing
 
 #: What `medgr2 run --dry-run` asks and pays.
 DRY_RUN_QUESTIONS = 5
@@ -52,6 +53,7 @@ def fetch(file: Path, workspace: Path, secrets: Path | None) -> NoReturn:
 
 def compare(cycles: list[str], workspace: Path, file_format: str, final: bool) -> int:
     """Prints a table of finished cycles."""
+    existing(workspace)
     missing = [name for name in cycles if not (workspace / paths.report(name)).exists()]
     if missing:
         known = sorted(path.parent.name for path in workspace.glob("cycles/*/report"))

@@ -46,7 +46,7 @@ def _lines(lineage: dict[str, Any]) -> list[tuple[str, str]]:
     source = f"{image['source']}: {image['sourcePath']}" if image.get("source") else ""
     lines = [
         ("image", ", ".join(filter(None, [image.get("modality"), source, image["path"]]))),
-        ("prompt", f"{prompt['paradigm']}, template {prompt['templateSha256'][:_SHOWN_DIGEST]}"),
+        *([("prompt", asked)] if (asked := _prompt(prompt)) else []),
         ("generator", lineage["generator"]),
         *([("cost", cost)] if (cost := _cost(lineage.get("cost") or {})) else []),
     ]
@@ -70,6 +70,12 @@ def _outcome_lines(lineage: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _prompt(prompt: dict[str, Any]) -> str:
+    """What the generator was asked by; empty for the scripted one, which is not asked."""
+    template = prompt["templateSha256"][:_SHOWN_DIGEST]
+    return ", ".join(filter(None, [prompt["paradigm"], template and f"template {template}"]))
+
+
 def _cost(cost: dict[str, Any]) -> str:
     """What asking took, as far as it was counted; empty for the scripted generator, which asks nobody."""
     if cost.get("inputTokens") is None:
@@ -83,7 +89,7 @@ def _cost(cost: dict[str, Any]) -> str:
 
 def _score(lineage: dict[str, Any]) -> str:
     if lineage["score"] is None:
-        return "none so far"
+        return "none so far" if lineage["keep"] is None else "none"
     by = lineage["scoredBy"]
     model = f", by {by['stage'] or 'reward model ' + by['digest'][:_SHOWN_DIGEST]}" if by else ""
     return f"{lineage['score']:.2f}{model}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -35,6 +33,7 @@ if TYPE_CHECKING:
 
 _POLL = 0.2  # seconds
 _ENDED = (Phase.COMPLETE, Phase.FAILED)
+_ACTIVE = (AttemptState.PENDING, AttemptState.RUNNING, AttemptState.TERMINATING)
 
 
 @dataclass(frozen=True)
@@ -64,16 +63,16 @@ class LocalCycles:
         return ExitCode.OK
 
     def suspend(self, cycle: str, wait: float) -> int:
-        stored, pid = self._stored(cycle), holder(self.workspace)
+        stored, pid = self._stored(cycle), holder(self.workspace, cycle)
         if stored.status.phase in _ENDED:
             raise CommandError(f"{cycle} is {stored.status.phase}: nothing is left to suspend")
         if pid is None:
             print(f"{cycle} does not run; it goes on with: {self._typed('resume', cycle)}")
             return ExitCode.OK
-        os.kill(pid, signal.SIGTERM)
-        print(f"{cycle}: `medgr2 run` (pid {pid}) was asked to stop; running stages write a checkpoint")
+        (self.workspace / paths.cycle(cycle) / paths.SUSPEND).touch()
+        print(f"{cycle}: `medgr2 run` (pid {pid}) was asked to stop it; its running stages write a checkpoint")
         deadline = time.monotonic() + wait
-        while wait and holder(self.workspace) is not None:
+        while wait and not self._stopped(cycle):
             if time.monotonic() > deadline:
                 raise CommandError(f"{cycle}: not within {wait:.0f} s", ExitCode.TEMPORARY)
             time.sleep(_POLL)
@@ -98,7 +97,7 @@ class LocalCycles:
         chosen = stages_to_approve(stored, stage)
         approvals.add([StageRef(iteration=key.iteration, stage=key.name) for key in chosen])
         print(f"{cycle}: {', '.join(map(str, chosen))} may go on")
-        if holder(self.workspace) is None:
+        if holder(self.workspace, cycle) is None:
             print(f"it goes on with: {self._typed('resume', cycle)}")
         return ExitCode.OK
 
@@ -107,6 +106,7 @@ class LocalCycles:
             self._stored(cycle),
             lambda record: str(folder_of(self.workspace, record)),
             lambda record: str(folder_of(self.workspace, record).resolve()),
+            lambda key: self._typed("restart", cycle, key),
         )
         return ExitCode.OK
 
@@ -173,6 +173,14 @@ class LocalCycles:
             raise CommandError(f"{key.stage}, attempt {key.attempt}: there is no log of it", ExitCode.ERROR)
         return files
 
+    def _stopped(self, cycle: str) -> bool:
+        """Whether nothing works on the cycle any more."""
+        status = self._stored(cycle).status
+        at_work = any(stage.state in _ACTIVE and stage.attempt for stage in status.stages)
+        return holder(self.workspace, cycle) is None or (
+            status.phase in (*_ENDED, Phase.SUSPENDED, Phase.PAUSED) and not at_work
+        )
+
     def _lines(self, cycle: str, key: AttemptKey, file: Path, follow: bool) -> Iterator[str]:
         """The log's lines; with `follow` until the attempt has ended."""
         with file.open(errors="replace", newline="\n") as stream:
@@ -188,6 +196,5 @@ class LocalCycles:
         record = next(
             (r for r in self._stored(cycle).status.stages if StageKey(r.iteration, r.name) == key.stage), None
         )
-        active = (AttemptState.PENDING, AttemptState.RUNNING, AttemptState.TERMINATING)
         same = record is not None and (record.token, record.attempt) == (key.token, key.attempt)
-        return not same or record is None or record.state not in active or holder(self.workspace) is None
+        return not same or record is None or record.state not in _ACTIVE or holder(self.workspace, cycle) is None

@@ -10,11 +10,15 @@ from pathlib import Path
 from medgr2_api import paths
 from medgr2_api.cycle import Cycle
 from medgr2_api.metrics import MACRO_ACCURACY
+from medgr2_api.percent import percent
 from medgr2_api.presets import resolve
 from medgr2_api.stages import definition
 from medgr2_api.status import AttemptState, StageStatus
 
+from ..plan.spec_edits import edits_of
+from ..plan.types import StageKey
 from .errors import CommandError
+from .hints import print_edits
 
 _SNIPPET = """\
 from medgr2_jobs.prompts.answers import prompt_text
@@ -52,7 +56,7 @@ def choose(cycle: Cycle) -> Choice:
     status = cycle.status
     if (best := status.best) is not None:
         value = best.value(MACRO_ACCURACY.name)
-        why = f"the best on validation, {MACRO_ACCURACY.name} {value:.3f}"
+        why = f"the best on validation, macro accuracy {percent(value)} %"
         if best.checkpoint == "base":
             return Choice(None, f"no checkpoint is better than the model that the loop started from: it is {why}")
         if (record := _record(cycle, best.iteration, best.checkpoint)) is not None:
@@ -62,13 +66,19 @@ def choose(cycle: Cycle) -> Choice:
     raise CommandError(f"{cycle.metadata.name}: no model has been trained so far")
 
 
-def print_models(cycle: Cycle, place: Callable[[StageStatus], str], load: Callable[[StageStatus], str]) -> None:
+def print_models(
+    cycle: Cycle,
+    place: Callable[[StageStatus], str],
+    load: Callable[[StageStatus], str],
+    restart: Callable[[StageKey], str],
+) -> None:
     """All checkpoints with their scores, which one to take, and how to use it.
 
     Args:
         cycle: with its status.
         place: where a stage's model is, or the command that brings it here.
         load: the folder's name once it is here.
+        restart: the command that runs a stage again.
     """
     chosen = choose(cycle)
     for record in cycle.status.stages:
@@ -80,6 +90,9 @@ def print_models(cycle: Cycle, place: Callable[[StageStatus], str], load: Callab
             told = place(record) if score or not behind else record.message or "not measured"
             print(f"{mark} {record.name}@{record.iteration}{behind}{score}: {told}")
     print()
+    if edits := edits_of(cycle):
+        print_edits(cycle.metadata.name, edits, restart)
+        print()
     if chosen.record is None:
         print(f"take the base model, {cycle.spec.policy.base_model}: {chosen.why}")
         return
@@ -112,5 +125,5 @@ def _score(cycle: Cycle, record: StageStatus) -> str:
     for score in cycle.status.scores:
         if (score.iteration, score.checkpoint) == (record.iteration, record.name):
             value = score.value(MACRO_ACCURACY.name)
-            return f", validation {value:.3f}" if value is not None else ""
+            return f", validation macro accuracy {percent(value)} %" if value is not None else ""
     return ""

@@ -20,6 +20,7 @@ from medgr2_api.status import AttemptState, CycleStatus, StageStatus
 from ..plan.graph import Graph, Input, Node
 from ..plan.parameter_changes import parameter_changes, shown
 from ..plan.spec_cache import cached_spec
+from ..plan.spec_edits import edits_of
 from ..plan.types import StageKey
 
 _NEEDED = {"stage", "codeVersion", "cycle", "iteration", "parameters", "inputs", "outputDigest"}
@@ -46,9 +47,13 @@ class Forecast:
 def forecast(cycle: Cycle, status: CycleStatus, graph: Graph, workspace: Path) -> dict[StageKey, Forecast]:
     """What would happen to each stage, in the graph's order."""
     records = {StageKey(record.iteration, record.name): record for record in status.stages}
+    edits = edits_of(cycle.model_copy(update={"status": status}))
     forecasts: dict[StageKey, Forecast] = {}
     for node in graph:
         seen = _look_up(cycle, node, records.get(node.key), forecasts, workspace)
+        if seen.reused and (why := edits.why.get(node.key)):  # as `medgr2 run` and `status` say it
+            root = next(key for key in edits.restart if node.key in graph.reach(key))
+            seen = replace(seen, what=f"{why}; --restart-from {root} applies it")
         chosen = (_chosen(item, forecasts) for item in node.inputs)
         forecasts[node.key] = replace(seen, reads=tuple(dict.fromkeys(source for source in chosen if source)))
     return forecasts

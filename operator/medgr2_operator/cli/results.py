@@ -28,7 +28,9 @@ def print_results(report: Path) -> None:
         return
     rows = [row for row in json.loads(path.read_text()) if is_headline(row) and row["condition"] in _CONDITIONS]
     for split, benchmark in sorted({(row["split"], row["benchmark"]) for row in rows}, reverse=True):
-        console.print(_table([row for row in rows if (row["split"], row["benchmark"]) == (split, benchmark)]))
+        shown = [row for row in rows if (row["split"], row["benchmark"]) == (split, benchmark)]
+        console.print(_title(shown), style="bold", highlight=False, soft_wrap=True)  # a table's own is as narrow as it
+        console.print(_table(shown))
     for line in _releases(report / "releases.json"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {report / 'report.md'}", highlight=False, soft_wrap=True)
@@ -40,12 +42,14 @@ def _releases(path: Path) -> list[str]:
     return [f"iteration {row['iteration']}: {one_line(row['why'])}" for row in rows if row["why"]]
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
+def _title(rows: list[dict[str, Any]]) -> str:
     split, benchmark, count = rows[0]["split"], rows[0]["benchmark"], max(row["n"] for row in rows)
-    title = (
-        f"micro accuracy on {split}{f' {benchmark}' if benchmark else ''} in %, n = {count}, 95 % intervals by image"
-    )
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    where = f"{split} {benchmark}" if benchmark else split
+    return f"micro accuracy on {where} in %, n = {count}, 95 % intervals by image"
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     conditions = [name for name in _CONDITIONS if any(row["condition"] == name for row in rows)]
     table.add_column("checkpoint", no_wrap=True)
     for name in conditions:

@@ -72,7 +72,11 @@ def _start(cycles: Sequence[tuple[Cycle, _Commands]], workspace: Path, options: 
     jobs_process.require("run")
     view = make_view(options.plain, len(cycles))
     workspace.mkdir(parents=True, exist_ok=True)
-    lock = RunLock(workspace, lambda pid: view.on_notice(f"waiting for the stages that run {pid} left behind"))
+    lock = RunLock(
+        workspace,
+        lambda pid: view.on_notice(f"waiting for the stages that run {pid} left behind"),
+        cycles=[cycle.metadata.name for cycle, _ in cycles],
+    )
     with lock:
         executors = [_executor(workspace, cycle, view, options) for cycle, _ in cycles]
         runner = Runner(executors, view, parallelism=options.parallelism, inherit=(lock.fileno,))
@@ -159,9 +163,10 @@ def _run(runner: Runner, view: LiveView | PlainView, commands: Sequence[_Command
         )
         for executor, own, before in zip(runner.executors, commands, ended, strict=True)
     ]
-    if stopped and any(executor.phase is not Phase.COMPLETE for executor in runner.executors):
+    suspended = any(executor.suspended and executor.phase is Phase.SUSPENDED for executor in runner.executors)
+    if suspended or (stopped and any(executor.phase is not Phase.COMPLETE for executor in runner.executors)):
         print(f"stopped; the same command goes on: {again}", file=sys.stderr)
-        return 128 + interrupted[0]
+        return 128 + (interrupted[0] if stopped else signal.SIGTERM)
     return next((code for code in codes if code), ExitCode.OK)
 
 
@@ -199,6 +204,9 @@ def _print_end(end: _End, *, stopped: bool, several: bool) -> int:
 def _print_cause(end: _End) -> int:
     """Why the run ended without being complete."""
     executor, status = end.executor, end.executor.cycle.status
+    if executor.phase is Phase.SUSPENDED and executor.suspended:
+        print("Suspended, as `medgr2 suspend` asked", file=sys.stderr)
+        return ExitCode.OK
     if executor.phase is Phase.FAILED:
         for stage in status.stages:
             if stage.state is AttemptState.FAILED:

@@ -103,11 +103,18 @@ class Executor:
         self.done = False
         """Whether the cycle has ended, or (after `leave`) all its stages have checkpointed."""
         self._leaving = False
+        self._suspend = self.root / paths.cycle(cycle.metadata.name) / paths.SUSPEND
+        self._suspend.unlink(missing_ok=True)  # asked of an earlier run
 
     @property
     def phase(self) -> Phase:
         """Of the cycle, by its last plan."""
         return self.cycle.status.phase
+
+    @property
+    def suspended(self) -> bool:
+        """Whether `medgr2 suspend` asked this run to stop the cycle."""
+        return self._suspend.exists()
 
     def leave(self) -> None:
         """Checkpoint and stop; a second call kills."""
@@ -144,12 +151,12 @@ class Executor:
         return plan.requeue_after
 
     def _effective_cycle(self) -> Cycle:
-        """With what `medgr2 approve` let go on. Leaving is a suspension that the state file does not record: the next
-        run resumes."""
+        """With what `medgr2 approve` let go on. Leaving, or being asked by `medgr2 suspend`, is a
+        suspension that the state file does not record: the next run resumes."""
         spec = self.cycle.spec
         if approved := self.approvals.load():
             spec = spec.model_copy(update={"approved": [*spec.approved, *approved]})
-        if self._leaving:
+        if self._leaving or self.suspended:
             spec = spec.model_copy(update={"suspend": True})
         return self.cycle.model_copy(update={"spec": spec})
 

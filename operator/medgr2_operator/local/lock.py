@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from medgr2_api import paths
 from medgr2_api.stage_contract import ExitCode
+
+_LONGEST = 1 << 20  # bytes of the lock's content
 
 
 class WorkspaceBusy(Exception):
@@ -26,16 +28,19 @@ class WorkspaceBusy(Exception):
 
 
 class RunLock:
-    """An exclusive flock on `<workspace>/run.lock`, with the holder's pid inside.
+    """An exclusive flock on `<workspace>/run.lock`, with the holder's pid and the names of its cycles inside.
 
     A flock belongs to the open file, not to the process: whoever inherits the descriptor keeps it. So after a
     `kill -9` of the run the next one waits until the orphaned stages have written their checkpoints.
     """
 
-    def __init__(self, root: Path, waiting: Callable[[int], None], patience: float = 600.0) -> None:
+    def __init__(
+        self, root: Path, waiting: Callable[[int], None], patience: float = 600.0, cycles: Sequence[str] = ()
+    ) -> None:
         self.path = root / paths.LOCK
         self._waiting = waiting
         self._patience = patience
+        self._cycles = cycles
         self.fileno = -1
 
     def __enter__(self) -> RunLock:
@@ -57,7 +62,7 @@ class RunLock:
                 notified = True
             time.sleep(0.2)
         os.ftruncate(self.fileno, 0)
-        os.pwrite(self.fileno, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(self.fileno, " ".join([str(os.getpid()), *self._cycles]).encode() + b"\n", 0)
         os.fsync(self.fileno)
         return self
 
@@ -72,21 +77,26 @@ class RunLock:
         return True
 
     def _holder(self) -> int:
-        text = os.pread(self.fileno, 32, 0).decode(errors="replace").strip()
-        return int(text) if text.isdigit() else 0
+        return _parse(os.pread(self.fileno, _LONGEST, 0))[0]
 
 
-def holder(root: Path) -> int | None:
-    """The pid of the run that has the workspace; None: there is none."""
+def holder(root: Path, cycle: str = "") -> int | None:
+    """The pid of the run that has the workspace, and works on this cycle; None: there is none."""
     try:
         with (root / paths.LOCK).open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back with the file
     except FileNotFoundError:
         return None
     except BlockingIOError:
-        text = (root / paths.LOCK).read_text(errors="replace").strip()
-        return int(text) if text.isdigit() and _alive(int(text)) else None
+        pid, cycles = _parse((root / paths.LOCK).read_bytes())
+        return pid if _alive(pid) and (not cycle or cycle in cycles) else None
     return None
+
+
+def _parse(content: bytes) -> tuple[int, list[str]]:
+    """The pid, 0 where there is none, and the names of the cycles."""
+    pid, *cycles = content.decode(errors="replace").split() or ["0"]
+    return (int(pid) if pid.isascii() and pid.isdecimal() else 0), cycles
 
 
 def _alive(pid: int) -> bool:

@@ -244,3 +244,22 @@ def test_a_document_of_another_kind_is_told_from_a_cycle(invoke: Command, tmp_pa
     file = tmp_path / "pod.yaml"
     file.write_text(yaml.safe_dump(tiny_cycle() | {"kind": "Pod"}))
     assert invoke("plan", file)[0] == 2
+
+
+VERBS = ("list", "status", "logs", "model", "report", "lineage", "suspend", "resume", "approve", "compare", "whois")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_misspelled_workspace_does_not_pass_for_an_empty_one(invoke: Command, tmp_path: Path, verb: str) -> None:
+    (tmp_path / "file").touch()
+    names = [] if verb == "list" else [NAME]
+    assert invoke(verb, *names, "-w", tmp_path / "nowhere") == (
+        2, f"{tmp_path}/nowhere: there is no such folder; a workspace is what `medgr2 run` was given as --workspace\n"
+    )  # fmt: skip
+    assert "/file: is no folder" in invoke(verb, *names, "-w", tmp_path / "file")[1]
+
+
+def test_a_cycle_that_has_just_begun_is_not_called_unknown(invoke: Command, tmp_path: Path) -> None:
+    (tmp_path / "cycles" / NAME).mkdir(parents=True)
+    code, said = invoke("lineage", NAME, "-w", tmp_path)
+    assert (code, f"cycle {NAME!r} in {tmp_path} has published nothing so far" in said) == (2, True)

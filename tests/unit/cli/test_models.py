@@ -20,8 +20,10 @@ from medgr2_jobs.models.tiny import model as tiny_model
 from medgr2_jobs.models.tiny import tokenizer as tiny_tokenizer
 from medgr2_operator.cli.app import app
 from medgr2_operator.cli.errors import CommandError
-from medgr2_operator.cli.models import choose
+from medgr2_operator.cli.models import choose, print_models
 from medgr2_operator.local.state import StateFile
+from medgr2_operator.plan.spec_edits import SpecEdits
+from medgr2_operator.plan.types import StageKey
 
 SCORES = [("base", 0, 0.4), ("sft", 1, 0.7), ("grpo", 1, 0.9), ("sft", 2, 0.8), ("grpo", 2, 0.85)]
 
@@ -49,7 +51,7 @@ def test_the_best_on_validation_and_not_the_newest() -> None:
     chosen = choose(cycle_of(*SCORES))
     assert chosen.record is not None
     assert (chosen.record.name, chosen.record.iteration) == ("grpo", 1)
-    assert chosen.why == "the best on validation, macroAccuracy 0.900"
+    assert chosen.why == "the best on validation, macro accuracy 90.0 %"
 
 
 def test_a_loop_that_made_nothing_better() -> None:
@@ -79,7 +81,7 @@ def test_the_printed_program_asks_the_model(tmp_path: Path) -> None:
     StateFile(tmp_path, "loop").save(cycle)
     shown = CliRunner().invoke(app, ["model", "loop", "-w", str(tmp_path)])
     assert shown.exit_code == 0, shown.output
-    assert f"* sft@1, validation 0.700: {tmp_path / ref.path}" in shown.output
+    assert f"* sft@1, validation macro accuracy 70.0 %: {tmp_path / ref.path}" in shown.output
     program = shown.output[shown.output.index("from medgr2_jobs") :]
     Image.new("RGB", (64, 64), "gray").save(tmp_path / "picture.png")
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -94,3 +96,14 @@ def test_a_model_that_is_gone(tmp_path: Path) -> None:
     (tmp_path / "artifacts/sft/sft1").mkdir(parents=True)
     (tmp_path / "artifacts/sft/sft1/manifest.json").write_text(json.dumps({"parts": None}))
     assert CliRunner().invoke(app, ["model", "loop", "-w", str(tmp_path)]).exit_code == 2
+
+
+def test_an_edited_cycle_does_not_pass_its_models_off_as_those_of_the_spec(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edits = SpecEdits({StageKey(1, "sft"): "done with other parameters: seed: 17 → 18"}, (StageKey(1, "sft"),))
+    monkeypatch.setattr("medgr2_operator.cli.models.edits_of", lambda cycle: edits)
+    print_models(cycle_of(*SCORES), lambda record: "here", lambda record: "here", lambda key: f"medgr2 restart {key}")
+    said = capsys.readouterr().out
+    assert "its results are not of the spec as it is now" in said
+    assert said.index("medgr2 restart sft@1  # applies it") < said.index("take grpo@1 (*)")

@@ -89,7 +89,7 @@ def test_every_part_of_the_spec(finished: Path, stage: str, changes: dict[str, A
 def test_what_is_done_stays_and_what_differs_is_said(finished: Path) -> None:
     seen = forecasts(finished, policy={**CYCLE["spec"]["policy"], "sft": {"numEpochs": 2}})["sft@2"]
     assert seen.reused
-    assert seen.what == ("done with other parameters: policy.sft.numEpochs: 1 → 2; --restart-from sft@2 applies it")
+    assert seen.what == ("done with other parameters: policy.sft.numEpochs: 1 → 2; --restart-from sft@1 applies it")
 
 
 def test_what_is_reached_in_another_way_is_the_same(finished: Path) -> None:

@@ -42,7 +42,7 @@ def test_headline_figures_in_the_order_of_training(
     names = [line.split()[0] for line in lines if "[" in line]
     assert names == ["base", "base", "sft@1", "grpo@1"]
     assert "sft@1 60.0 [55.0, 65.0] 41.0" in lines
-    assert "micro accuracy on test bench in %, n = 240, 95 % intervals by image" in " ".join(output.split())
+    assert "micro accuracy on test bench in %, n = 240, 95 % intervals by image" in output.splitlines(), "on one line"
     assert not [text for text in ("99", "98", "97") if text in output]
     assert f"report: {tmp_path / 'report.md'}" in output
 
