@@ -21,10 +21,8 @@ what is equal. Seeds run two at a time. Settings of the quickstart were chosen o
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,12 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
-QUICKSTART = ROOT / "examples" / "quickstart.yaml"
+from bench._cycles import Cycle
+
 FIRST_SEED, SEEDS = 710, 5
-BENCHMARK = "phantoms"
 #: (first arm, second arm, what the difference answers)
 CONTRASTS = (
     ("c", "b", "filtering by R against raw candidates"),
@@ -51,62 +47,11 @@ CONTRASTS = (
 _OFF = [{"name": name, "enabled": False} for name in ("grpo", "preferences", "report")]
 
 
-class Cycle:
-    """One arm's cycle: a copy of the quickstart with a few fields changed."""
-
-    def __init__(self, workspace: Path, seed: int, arm: str, **changes: Any) -> None:
-        document = yaml.safe_load(QUICKSTART.read_text())
-        document["metadata"]["name"] = f"{arm}-{seed}"
-        document["spec"]["seed"] = seed
-        document["spec"]["evaluation"] = {"controls": []}
-        _merge(document["spec"], changes)
-        self.name = document["metadata"]["name"]
-        self.workspace = workspace
-        self.file = workspace / f"{self.name}.yaml"
-        workspace.mkdir(parents=True, exist_ok=True)
-        self.file.write_text(yaml.safe_dump(document, sort_keys=False))
-
-    def run(self) -> Cycle:
-        """Runs it to its end."""
-        command = [sys.executable, "-m", "medgr2_operator.cli.app", "run", str(self.file), "--workspace"]
-        done = subprocess.run([*command, str(self.workspace), "--plain"], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(
-                f"{self.name} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-            )
-        return self
-
-    def manifest(self, stage: str, iteration: int) -> dict[str, Any]:
-        """The manifest of a stage that this cycle used."""
-        link = self.workspace / "cycles" / self.name / "iterations" / f"i{iteration:03d}" / stage
-        found: dict[str, Any] = json.loads((link / "manifest.json").read_text())
-        found["folder"] = str(link.resolve())
-        return found
-
-    def correct(self, iteration: int, checkpoint: str) -> tuple[np.ndarray, np.ndarray]:
-        """Right or wrong on each benchmark item (option log-probabilities, real image), and the item's image."""
-        import pyarrow.parquet as pq
-
-        manifest = self.manifest("evaluate", iteration)
-        part = next(part for part in manifest["parts"] if part["name"] == "predictions.parquet")
-        table = pq.read_table(Path(manifest["folder"]) / part["path"]).to_pylist()
-        rows = sorted(
-            (row["item_id"], row["correct"], row["image_sha256"])
-            for row in table
-            if row["checkpoint"] == checkpoint
-            and row["benchmark"] == BENCHMARK
-            and row["condition"] == "real"
-            and row["scoring"] == "option_logprob"
-        )
-        return np.array([row[1] for row in rows], dtype=float), np.array([row[2] for row in rows])
-
-
 def arms(workspace: Path, seed: int) -> dict[str, Any]:
     """Runs the cycles of one seed; returns what each arm got right, and figures of the loop."""
     full = Cycle(workspace, seed, "full").run()
     steps = [full.manifest("sft", t)["counters"]["steps"] for t in (1, 2)]
-    # Both run on one thread: on an idle machine this is wall time, on a busy one what wall time would have been.
-    seconds = {name: full.manifest(name, 1)["usage"]["cpuSeconds"] for name in ("sft", "grpo")}
+    seconds = {name: full.seconds(name, 1) for name in ("sft", "grpo")}  # both run on one thread
     more = round(steps[0] * seconds["grpo"] / seconds["sft"])
     once = {"iterations": 1, "stages": _OFF}
 
@@ -221,14 +166,6 @@ def _over_seeds(differences: list[float]) -> tuple[float, float, float]:
 def _interval(difference: tuple[float, float, float]) -> str:
     value, low, high = (100 * part for part in difference)
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
-
-
-def _merge(target: dict[str, Any], changes: dict[str, Any]) -> None:
-    for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(target.get(key), dict):
-            _merge(target[key], value)
-        else:
-            target[key] = copy.deepcopy(value)
 
 
 if __name__ == "__main__":
