@@ -102,7 +102,8 @@ def listed(which: Callable[[StageDefinition], bool]) -> str:
 
 def _known(name: str) -> str:
     if name not in _STAGES:  # as pydantic says it of an enum
-        raise PydanticCustomError("enum", "Input should be {expected}", {"expected": ", ".join(map(repr, _STAGES))})
+        expected = ", ".join(map(repr, stage_names()))
+        raise PydanticCustomError("enum", "Input should be {expected}", {"expected": expected})
     return name
 
 
