@@ -68,6 +68,25 @@ def test_without_a_measurement_the_newest() -> None:
         choose(cycle_of())
 
 
+def test_what_did_not_go_on_is_shown_and_not_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    """GRPO was worse in the first iteration, and was skipped in the second one."""
+    cycle = cycle_of(("sft", 1, 0.7), ("grpo", 1, 0.6), ("sft", 2, 0.8), stages=(
+        ("sft", 1), ("grpo", 1), ("sft", 2), ("grpo", 2)))  # fmt: skip
+    stages = [
+        record.model_copy(update={"promoted": False, "message": "skipped: sft beats the reward model"})
+        if record.name == "grpo"
+        else record
+        for record in cycle.status.stages
+    ]
+    cycle = cycle.model_copy(update={"status": cycle.status.model_copy(update={"stages": stages})})
+    print_models(cycle, lambda record: f"place of {record.name}@{record.iteration}", lambda record: "folder")
+    output = capsys.readouterr().out
+    assert "  grpo@1 (did not go on), validation 0.600: place of grpo@1\n" in output
+    assert "* sft@2, validation 0.800: place of sft@2\n" in output
+    assert "  grpo@2 (did not go on): skipped: sft beats the reward model\n" in output
+    assert "take sft@2 (*): the best on validation" in output
+
+
 def test_the_printed_program_asks_the_model(tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
     processor = tiny_tokenizer.processor()

@@ -47,6 +47,16 @@ def test_headline_figures_in_the_order_of_training(
     assert f"report: {tmp_path / 'report.md'}" in output
 
 
+def test_it_says_which_checkpoint_went_on_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results.json").write_text(json.dumps([row("sft", 1, 0.6)]))
+    releases = [{"iteration": 1, "why": ""}, {"iteration": 2, "why": "sft goes on: grpo is worse"}]
+    (tmp_path / "releases.json").write_text(json.dumps(releases))
+    print_results(tmp_path)
+    output = capsys.readouterr().out
+    assert "iteration 2: sft goes on: grpo is worse\n" in output
+    assert "iteration 1" not in output, "nothing had to be decided"
+
+
 def test_a_cycle_without_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     print_results(tmp_path)
     assert "makes no report" in capsys.readouterr().out

@@ -105,7 +105,9 @@ def test_a_reward_model_that_was_not_promoted_is_not_used() -> None:
 
 def test_a_policy_that_is_not_better_than_what_it_came_from_does_not_go_on() -> None:
     sim = make_simulator(iterations=2, policy={"initFrom": "Previous"})
-    succeed(sim, until(sim, "grpo", 1), promoted=False)
+    succeed(sim, until(sim, "grpo", 1), promoted=False, message="sft goes on: grpo is worse")
+    reconcile(sim)
+    assert record(sim, "grpo").message == "sft goes on: grpo is worse"
     inputs = until(sim, "evaluate", 1).request.inputs
     assert (inputs["sft"].stage, inputs["grpo"].stage) == ("sft", "grpo"), "measured all the same"
     for stage, iteration in (("preferences", 1), ("sft", 2)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from medgr2_api.stages import stage_parameters
 from medgr2_api.stages.report import ReportParameters
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.evaluate.metrics import ItemSet, QuestionSet, measurements
+from medgr2_jobs.evaluate.release import PairedDifference, Release, TrainedOn
 from medgr2_jobs.prompts import answers
 from medgr2_jobs.runner.context import StageContext
 from medgr2_jobs.store.rows import (
@@ -84,8 +86,26 @@ def predict(
     return rows
 
 
-def publish_cycle(root: Path, cycle: str = "trial", *, better: float = 0.0) -> dict[str, ArtifactRef]:
-    """Inputs of report@2, by role; `better` is added to the accuracy of every trained checkpoint."""
+#: Of iteration 2, where GRPO made the policy worse on validation, and where it was not trained at all.
+RELEASES = {
+    "worse": Release(60, goes_on="sft", sft=0.84, grpo=0.8, grpo_over_sft=PairedDifference(-0.04, -0.09, 0.01)),
+    "skipped": Release(
+        60, TrainedOn.NOTHING, goes_on="sft", sft=0.84, reward=0.8, sft_over_reward=PairedDifference(0.04, -0.01, 0.09)
+    ),
+}
+
+
+def publish_cycle(
+    root: Path, cycle: str = "trial", *, better: float = 0.0, release: str = ""
+) -> dict[str, ArtifactRef]:
+    """Inputs of report@2, by role.
+
+    Args:
+        root: the workspace.
+        cycle: its name.
+        better: is added to the accuracy of every trained checkpoint.
+        release: one of `RELEASES`.
+    """
     validation = [question(number, Split.VALIDATION) for number in range(60)]
     test = [question(number, Split.TEST) for number in range(240)]
     train = [question(number, Split.TRAIN) for number in range(8)]
@@ -102,7 +122,7 @@ def publish_cycle(root: Path, cycle: str = "trial", *, better: float = 0.0) -> d
         for number, items in enumerate((validation, test)):
             mine: list[Prediction] = []
             for (iteration, checkpoint), share in TRUE_ACCURACY.items():
-                if iteration != t:
+                if iteration != t or (release == "skipped" and (t, checkpoint) == (2, "grpo")):
                     continue
                 real = share + (better if t else 0)
                 seed = 100 * t + 10 * number + len(checkpoint)
@@ -127,7 +147,7 @@ def publish_cycle(root: Path, cycle: str = "trial", *, better: float = 0.0) -> d
             cycle=cycle,
         )
     for t in (1, 2):
-        _publish_iteration(root, cycle, t, refs)
+        _publish_iteration(root, cycle, t, refs, release if t == 2 else "")
     return refs
 
 
@@ -150,7 +170,7 @@ def candidate_of(t: int, n: int) -> Candidate:
     )
 
 
-def _publish_iteration(root: Path, cycle: str, t: int, refs: dict[str, ArtifactRef]) -> None:
+def _publish_iteration(root: Path, cycle: str, t: int, refs: dict[str, ArtifactRef], release: str) -> None:
     random = np.random.default_rng(t)
     candidates = [candidate_of(t, n) for n in range(500)]
     truth = [Truth(row.triplet_id, "good", n % 5 < 3) for n, row in enumerate(candidates)]  # 60 % are right
@@ -181,6 +201,13 @@ def _publish_iteration(root: Path, cycle: str, t: int, refs: dict[str, ArtifactR
         },
         "reward": {"files": {"metrics.json": {}}, "counters": held_out, "promoted": t == 1},
     }  # fmt: skip
+    if release:
+        found = RELEASES[release]
+        made["grpo"]["files"]["release.json"] = json.loads(found.to_json())
+        made["grpo"] |= {"promoted": False, "counters": {**figures, **found.counters()}}
+        if found.trained_on is TrainedOn.NOTHING:
+            only = {"release.json": made["grpo"]["files"]["release.json"]}
+            made["grpo"] |= {"tables": {}, "files": only, "counters": found.counters()}
     for stage, parts in made.items():
         refs[f"{stage}-{t}"] = publish(root, stage, t, **parts, cycle=cycle)
 
