@@ -185,6 +185,10 @@ _OF_A_CYCLE: dict[str, tuple[str, tuple[str, ...]]] = {
         ("checkpoint", "iteration", "metric"),
     ),
     "medgr2_cycle_best_score_ratio": ("Best validation score so far: macro accuracy, 0..1", ()),
+    "medgr2_cycle_model_iteration": (
+        "Iteration of the newest model that goes on, and the stage that made it",
+        ("model", "stage"),
+    ),
     "medgr2_cycle_stage_state": ("1 for the state that an unfinished stage is in", ("stage", "iteration", "state")),
     "medgr2_cycle_stage_pending_since_timestamp_seconds": (
         "Since when a stage waits to be approved or scheduled, and why (docs/cluster.md has the reasons)",
@@ -210,6 +214,9 @@ def _samples(status: CycleStatus, iterations: int) -> Iterator[Sample]:
                 yield "medgr2_cycle_score_ratio", (score.checkpoint, str(score.iteration), metric.name), value
     if status.best is not None and (value := status.best.value(MACRO_ACCURACY.name)) is not None:
         yield "medgr2_cycle_best_score_ratio", (), value
+    for model, pointer in (("policy", status.models.policy), ("reward", status.models.reward)):
+        if pointer is not None:
+            yield "medgr2_cycle_model_iteration", (model, str(pointer.stage)), pointer.iteration
     for record in status.stages:
         where = (str(record.name), str(record.iteration))
         if not (record.attempt and record.state in ACTIVE) and record.state is not AttemptState.AWAITING_APPROVAL:

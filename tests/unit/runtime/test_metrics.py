@@ -233,6 +233,17 @@ def test_what_a_cycle_tells() -> None:
     assert sim.exported.total("medgr2_stages_active") == 0
 
 
+def test_which_models_go_on() -> None:
+    sim = counted()
+    succeed(sim, until(sim, "grpo"), promoted=False)
+    finish(sim)
+    of = {"namespace": "ml", "cycle": NAME}
+    value = sim.exported.value
+    assert value("medgr2_cycle_model_iteration", **of, model="policy", stage="sft") == 1
+    assert value("medgr2_cycle_model_iteration", **of, model="policy", stage="grpo") is None, "worse than SFT"
+    assert value("medgr2_cycle_model_iteration", **of, model="reward", stage="reward") == 0
+
+
 def test_a_cycle_that_is_gone_leaves_no_series() -> None:
     sim = counted()
     before = {(s.name, *s.labels) for s in Exported().samples()}
