@@ -198,6 +198,10 @@ def cycle() -> str:
                 {f"max(medgr2_cycle_best_score_ratio{of})": ""},
             ),
             number(
+                "Models", "The newest that go on: the stage that made each, and its iteration", "none",
+                {f"max by (model, stage) (medgr2_cycle_model_iteration{of})": "{{model}}: {{stage}}"},
+            ),
+            number(
                 "GPU hours", "Booked when an attempt ends", "h",
                 {f"max(medgr2_cycle_gpu_seconds_total{of}) / 3600": "all",
                  f"max(medgr2_cycle_gpu_wasted_seconds_total{of}) / 3600": "wasted"},
