@@ -190,16 +190,13 @@ def cycle() -> str:
         "Cycle": [
             number("Phase", "What the cycle does", "none", {f"max by (phase) (medgr2_cycle_phase{of})": "{{phase}}"}),
             number(
-                "Iteration", "Newest that has started, and how many there will be", "none",
-                {f"max(medgr2_cycle_iteration{of})": "started", f"max(medgr2_cycle_iterations_planned{of})": "planned"},
+                "Iteration", "Newest that has started, how many there will be, and of which the models are", "none",
+                {f"max(medgr2_cycle_iteration{of})": "started", f"max(medgr2_cycle_iterations_planned{of})": "planned",
+                 f"max by (model, stage) (medgr2_cycle_model_iteration{of})": "{{model}} of {{stage}}"},
             ),
             number(
                 "Best score", "Macro accuracy on the validation split", "percentunit",
                 {f"max(medgr2_cycle_best_score_ratio{of})": ""},
-            ),
-            number(
-                "Models", "The newest that go on: the stage that made each, and its iteration", "none",
-                {f"max by (model, stage) (medgr2_cycle_model_iteration{of})": "{{model}}: {{stage}}"},
             ),
             number(
                 "GPU hours", "Booked when an attempt ends", "h",
