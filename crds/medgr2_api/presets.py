@@ -55,7 +55,7 @@ _DEFAULT: dict[str, Any] = {
     "curation.selection.threshold": 3.0,
     "curation.selection.precision": 0.95,
     "curation.selection.k": 11_000,
-    "curation.correct": False,
+    "curation.correct": True,
     "crossExamination.samplesPerQuestion": 4,
     "crossExamination.temperature": 1.0,
     "crossExamination.minPosterior": 0.8,

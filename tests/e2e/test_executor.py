@@ -21,8 +21,9 @@ from tests.support.run_fixtures import CYCLE, RunWorkspace
 EXPECTED = {"prepare@0", "reward@0", "evaluate@0"} | {
     f"{name}@{t}"
     for t in (1, 2)
-    for name in ("generate", "score", "curate", "sft", "grpo", "preferences", "reward", "evaluate", "report")
-} - {"preferences@2", "reward@2"}  # nobody would read them
+    for name in ("generate", "score", "curate", "sft", "grpo", "relabel", "preferences", "reward", "evaluate", "report")
+} - {"relabel@2", "preferences@2", "reward@2"}  # nobody would read them
+FROM_GRPO = ("grpo", "relabel", "preferences", "reward", "evaluate", "report")
 
 
 def test_whole_graph_runs_once(undisturbed: RunWorkspace) -> None:
@@ -151,7 +152,7 @@ def test_a_cycle_that_differs_in_one_parameter_reuses_the_rest(workspace: RunWor
     code, output = workspace.run()
     assert code == 0, output
     ran = {entry["stage"] for entry in workspace.ledger()[before:]}
-    dependent = {f"{name}@{t}" for t in (1, 2) for name in ("grpo", "preferences", "reward", "evaluate", "report")}
+    dependent = {f"{name}@{t}" for t in (1, 2) for name in FROM_GRPO}
     # R⁽¹⁾ differs, so what it scores in the second iteration differs
     assert ran == (dependent & EXPECTED) | {"score@2", "curate@2", "sft@2"}
     assert workspace.state("other")["status"]["usage"]["reusedStages"] == len(EXPECTED) - len(ran)

@@ -26,7 +26,7 @@ from medgr2_jobs.runner.main import execute, main
 from medgr2_jobs.store import manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
 from medgr2_jobs.store.images import ImageStore
-from medgr2_jobs.store.rows import Candidate, CandidateOutcome, Decision, Item, RewardAnswer, Split, TableRow
+from medgr2_jobs.store.rows import Candidate, CandidateOutcome, Decision, Image, Item, RewardAnswer, Split, TableRow
 from medgr2_jobs.training import trainer
 from tests.support import fork_runner
 from tests.support.rows import row_of
@@ -119,6 +119,12 @@ class PolicyWorkspace:
         preferences = {"prompts": 40, **sampling, "seedFraction": 0.5, **changes}
         return self.request("preferences", {"preferences": preferences, "grades": {}}, [*DATA, "policy"])
 
+    def relabel(self, *, attempt: int = 1, name: str = "", **changes: Any) -> StageRequest:
+        examination = {"samplesPerQuestion": 3, "temperature": 1.0, "minPosterior": 0.8, "maxQuestions": 10_000}
+        parameters = {"crossExamination": {**examination, **changes}}
+        roles = ["prepare", "candidates", "decisions", "reward", "policy"]
+        return self.request("relabel", parameters, roles, attempt=attempt, name=name)
+
     def context(self, request: StageRequest) -> StageContext[Any]:
         """What the stage's `run` is given."""
         context = StageContext(
@@ -169,10 +175,12 @@ def build(root: Path, images: int = 24) -> PolicyWorkspace:
                 candidates.append(row_of(Candidate, triplet_id=name, iteration=1, response=said, **question))
     candidates.append(row_of(Candidate, triplet_id="torn", iteration=1, outcome=CandidateOutcome.INVALID_JSON))
     rng = random.Random(0)
-    decisions = [
-        row_of(Decision, triplet_id=row.triplet_id, keep=row.outcome is CandidateOutcome.OK and rng.random() < 0.5)
-        for row in candidates
-    ]
+    decisions = []
+    for row in candidates:
+        usable = row.outcome is CandidateOutcome.OK
+        keep = usable and rng.random() < 0.5
+        reasons = () if keep else ("below_threshold",) if usable else ("outcome:invalid_json",)
+        decisions.append(row_of(Decision, triplet_id=row.triplet_id, keep=keep, reasons=reasons))
 
     refs: dict[str, ArtifactRef] = {}
 
@@ -188,6 +196,7 @@ def build(root: Path, images: int = 24) -> PolicyWorkspace:
     def prepare(writer: ArtifactWriter) -> None:
         write_model(writer.path("models/policy"), 1)
         writer.table(Item, items)
+        writer.table(Image, [row_of(Image, image_sha256=sha256) for sha256 in sorted({i.image_sha256 for i in items})])
 
     def policy(writer: ArtifactWriter) -> None:
         write_model(writer.path("model"), 2)
@@ -209,6 +218,7 @@ def build(root: Path, images: int = 24) -> PolicyWorkspace:
     publish("sft", "sft", policy)
     publish("policy", "grpo", policy)
     publish("reward", "reward", reward)
+    refs |= {"candidates": refs["generate-1"], "decisions": refs["curate-1"]}
     workspace = PolicyWorkspace(root, refs, [], candidates, decisions)
     workspace.training = training_set(workspace.context(workspace.sft()), 1, FORMAT)
     return workspace

@@ -21,6 +21,7 @@ from .generate import GENERATE
 from .grpo import GRPO
 from .preferences import PREFERENCES
 from .prepare import PREPARE
+from .relabel import RELABEL
 from .report import REPORT
 from .reward import REWARD
 from .score import SCORE
@@ -36,6 +37,7 @@ __all__ = [
     "GRPO",
     "PREFERENCES",
     "PREPARE",
+    "RELABEL",
     "REPORT",
     "REWARD",
     "SCORE",
@@ -163,7 +165,7 @@ def input_hash(stage: str, parameters: StageParameters, inputs: dict[str, str], 
     )
 
 
-for _stage in (PREPARE, GENERATE, SCORE, CURATE, SFT, GRPO, PREFERENCES, REWARD, EVALUATE, REPORT):
+for _stage in (PREPARE, GENERATE, SCORE, CURATE, SFT, GRPO, RELABEL, PREFERENCES, REWARD, EVALUATE, REPORT):
     register(_stage)
 for _entry in entry_points(group="medgr2.stages"):  # other packages' stages
     register(_entry.load())

@@ -8,7 +8,7 @@ from medgr2_api.cross_examination import ResolvedCrossExamination
 from medgr2_api.training_spec import AnswerFormat
 
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
-from .score import has_reward_model
+from .grpo import learns_from_reward
 
 if TYPE_CHECKING:
     from medgr2_api.cycle import ResolvedSpec
@@ -36,7 +36,8 @@ def _build(source: Source) -> RelabelParameters:
 
 def _needed(spec: ResolvedSpec, on: frozenset[str]) -> bool:
     """There is an R anyway, and something learns from what is settled."""
-    return spec.curation.correct and has_reward_model(spec, on)
+    has_reward_model = "score" in on or "reward" in on or ("grpo" in on and learns_from_reward(spec))
+    return spec.curation.correct and has_reward_model
 
 
 #: What the settled questions of all iterations so far are read from (`medgr2_jobs.curate.settled`).

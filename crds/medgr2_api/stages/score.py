@@ -31,8 +31,8 @@ def _build(source: Source) -> ScoreParameters:
     )
 
 
-def has_reward_model(spec: ResolvedSpec, on: frozenset[str]) -> bool:
-    """Whether there is an R: selection goes by its scores, or one of these stages of the loop learns from it."""
+def _needed(spec: ResolvedSpec, on: frozenset[str]) -> bool:
+    """Selection goes by the scores; or there is an R anyway, because something learns from it."""
     learning = "preferences" in on or ("grpo" in on and learns_from_reward(spec))
     return learning or spec.curation.selection.strategy in _BY_SCORE
 
@@ -49,5 +49,5 @@ SCORE = StageDefinition(
     reads=(Read("candidates", "generate"), Read("reward", "reward", Of.NEWEST)),
     publishes=("scores.parquet",),
     sharded=True,
-    needed=has_reward_model,
+    needed=_needed,
 )

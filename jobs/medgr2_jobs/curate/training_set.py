@@ -1,22 +1,28 @@
-"""D_gen, made when it is read: the seed, and what each iteration kept of its candidates.
+"""D_gen, made when it is read: the seed, and what each iteration kept of its candidates, corrected since.
 
-A join of prepare's items with every iteration's candidates and decisions (roles `prepare`, `generate-t`, `curate-t`):
-nothing is copied from one iteration to the next.
+A join of prepare's items with every iteration's candidates, decisions and posteriors (roles `prepare`, `generate-t`,
+`curate-t`, `relabel-t`): nothing is copied from one iteration to the next. Where an iteration has posteriors, the
+settled answers count in the place of the generator's: what was kept is corrected, or goes where nothing is settled any
+more, and what was rejected by its score alone comes in. What was not asked stays as curation left it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from medgr2_api.stages.curate import CurateParameters
 from medgr2_api.training_spec import AnswerFormat
 
 from ..data import graded_dataset
 from ..errors import CorruptArtifact
 from ..prompts import answers
 from ..store.artifact import ArtifactInputs
-from ..store.rows import Candidate, Decision, Item, Split, Triplet, is_student, triplet_of
+from ..store.rows import AnswerPosterior, Candidate, Decision, Item, Split, Triplet, is_student, triplet_of
+from .option_shuffle import option_order
+from .selection import BY_SCORE
+from .settled import asked_questions
 
 
 class Origin(StrEnum):
@@ -26,6 +32,10 @@ class Origin(StrEnum):
     """The users' data: its answer is right."""
     GENERATED = "generated"
     """A candidate that curation kept: its answer is believed."""
+    CORRECTED = "corrected"
+    """One that curation kept, with another answer that was settled since."""
+    RESCUED = "rescued"
+    """One that was rejected by its score alone, with the answer that was settled since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +57,16 @@ class TrainingRow:
     """Rationale and answer, as the policy shall write them."""
     generator: str = ""
     """Who wrote it, as `Candidate.generator`; empty: the seed."""
+    posterior: float | None = None
+    """How likely the answer is right by the cross-examination; None: it was not asked."""
+    agreed: bool | None = None
+    """Whether two of R, policy and generator say it, or an expert; None: it was not asked."""
 
     @property
     def trusted(self) -> bool:
-        """Whether its answer is believed on its own: a student's is what its teachers would have said, so that it needs
-        a second source."""
-        return not is_student(self.generator)
+        """Whether its answer may be a target by itself: what was asked again needs a second source, and so does a
+        student's, which is what its teachers would have said."""
+        return self.agreed if self.agreed is not None else not is_student(self.generator)
 
 
 def training_set(inputs: ArtifactInputs, iteration: int, answer_format: AnswerFormat) -> list[TrainingRow]:
@@ -71,7 +85,7 @@ def training_set(inputs: ArtifactInputs, iteration: int, answer_format: AnswerFo
     items = inputs.input("prepare").rows(Item)
     rows = [_seed_row(item, answer_format) for item in items if item.split is Split.TRAIN]
     for t in range(1, iteration + 1):
-        rows += [dealt_row(triplet, order, answer_format) for triplet, order in _kept(inputs, t)]
+        rows += _generated(inputs, t, answer_format)
     return rows
 
 
@@ -113,22 +127,61 @@ def _seed_row(item: Item, answer_format: AnswerFormat) -> TrainingRow:
     )
 
 
-def _kept(inputs: ArtifactInputs, iteration: int) -> Iterator[tuple[Triplet, tuple[int, ...] | None]]:
-    """What an iteration kept, with the order of its options."""
+def becomes(decision: Decision, found: AnswerPosterior | None) -> Origin | None:
+    """What a candidate is in the D_gen of later iterations; None: it is not in it.
+
+    Args:
+        decision: curation's.
+        found: what relabel has found out about it; None: it was not asked, or D_gen is not corrected.
+    """
+    if found is None:
+        return Origin.GENERATED if decision.keep else None
+    if found.answer_index is None:
+        return None
+    if decision.keep:
+        return Origin.GENERATED if found.answer_index == found.claim else Origin.CORRECTED
+    return Origin.RESCUED if decision.reasons and BY_SCORE.issuperset(decision.reasons) else None
+
+
+def _generated(inputs: ArtifactInputs, iteration: int, answer_format: AnswerFormat) -> Iterator[TrainingRow]:
+    """An iteration's share, in the order of its candidates."""
     curate = inputs.input(f"curate-{iteration}")
-    orders = {row.triplet_id: row.option_order for row in curate.rows(Decision) if row.keep}
-    if not orders:  # also where generate is disabled: then there are no candidates to read
+    found = asked_questions(inputs, iteration)
+    wanted: dict[str, tuple[Decision, Origin]] = {}
+    for row in curate.rows(Decision):
+        if origin := becomes(row, found.get(row.triplet_id)):
+            wanted[row.triplet_id] = row, origin
+    if not wanted:  # also where generate is disabled: then there are no candidates to read
         return
-    triplets = [
-        triplet
-        for candidates in inputs.input(f"generate-{iteration}").batches(Candidate, where=("triplet_id", orders))
-        for row in candidates
-        if (triplet := triplet_of(row))
-    ]
-    if len(triplets) < len(orders):
-        missing = orders.keys() - {triplet.triplet_id for triplet in triplets}
+    missing = set(wanted)
+    parameters = curate.parameters(CurateParameters) if found else None
+    for candidates in inputs.input(f"generate-{iteration}").batches(Candidate, where=("triplet_id", wanted)):
+        for candidate in candidates:
+            if (triplet := triplet_of(candidate)) is None:
+                continue
+            missing.discard(triplet.triplet_id)
+            (decision, origin), known = wanted[triplet.triplet_id], found.get(triplet.triplet_id)
+            order = decision.option_order
+            if origin is not Origin.GENERATED and known is not None and parameters is not None:
+                triplet = _with_answer(triplet, known, answer_format)
+                deals = parameters.curation.reject_guessable
+                order = option_order(triplet, answer_format, parameters.seed) if deals else None
+            row_of = dealt_row(triplet, order, answer_format)
+            yield row_of if known is None else _told(row_of, origin, known)
+    if missing:
         raise CorruptArtifact(
             f"{curate.folder}: table decisions keeps {min(missing)!r}, which is no usable candidate of "
             f"generate@{iteration}; run stage curate of iteration {iteration} again (`--restart-from`)"
         )
-    yield from ((triplet, orders[triplet.triplet_id]) for triplet in triplets)
+
+
+def _with_answer(triplet: Triplet, found: AnswerPosterior, answer_format: AnswerFormat) -> Triplet:
+    """The triplet with the settled answer and a rationale for it."""
+    assert found.answer_index is not None
+    response = answers.response(found.rationale, found.answer_index, triplet.options, answer_format)
+    return replace(triplet, answer_index=found.answer_index, rationale=found.rationale, response=response)
+
+
+def _told(row: TrainingRow, origin: Origin, found: AnswerPosterior) -> TrainingRow:
+    assert found.answer_index is not None
+    return replace(row, origin=origin, posterior=found.posterior[found.answer_index], agreed=found.agreed)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from medgr2_api.kubernetes_fragments import quantity
 from medgr2_api.scheduling import DeepSpeed, StageSettings
-from medgr2_api.stages import GRPO, PREFERENCES, REWARD, SCORE, SFT
+from medgr2_api.stages import GRPO, PREFERENCES, RELABEL, REWARD, SCORE, SFT
 from medgr2_api.training_spec import Adapters, ResolvedLoRA, RewardTermType
 
 from ..fetch import BUILTIN
@@ -154,6 +154,7 @@ def _needs(context: PreflightContext) -> list[_Need]:
         _Need(REWARD.name, ("reward",), "reward", spec.reward_model.training.lora),
         _Need(SCORE.name, ("reward",)),
         _Need(PREFERENCES.name, ("policy",)),
+        *([_Need(RELABEL.name, ("policy", "reward"))] if spec.curation.correct else []),
     ]
     return [need for need in needs if spec.stage(need.stage).enabled]
 

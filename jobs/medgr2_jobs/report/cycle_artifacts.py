@@ -101,5 +101,5 @@ class CycleArtifacts:
         return all(
             self.has_input(name) and self._readers[name].digest == digest
             for name, digest in self._readers[role].manifest.inputs.items()
-            if name.startswith("curate-")
+            if name.startswith(("curate-", "relabel-"))
         )

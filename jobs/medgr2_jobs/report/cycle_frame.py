@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from ..store.artifact import ArtifactInputs, ArtifactReader
 from ..store.rows import (
+    AnswerPosterior,
     Candidate,
     CandidateOutcome,
     Decision,
@@ -164,6 +165,20 @@ class CycleFrame:
     def decisions(self, iteration: int) -> list[Decision]:
         """What curate says of each candidate of an iteration."""
         return self._rows("curate", iteration, Decision)
+
+    def posteriors(self, iteration: int) -> dict[str, AnswerPosterior]:
+        """What relabel has found out about an iteration's questions, by triplet id; empty where nothing was asked."""
+        return {row.triplet_id: row for row in self._rows("relabel", iteration, AnswerPosterior)}
+
+    def learnt_corrected(self, stage: str, learner: int, iteration: int) -> bool:
+        """Whether a model has learnt from an iteration's candidates as relabel has corrected them.
+
+        Args:
+            stage: sft or grpo.
+            learner: its iteration.
+            iteration: that of the candidates.
+        """
+        return f"relabel-{iteration}" in self.artifact(stage, learner).manifest.inputs
 
     def predictions(self, iteration: int) -> list[PredictionColumns]:
         """All answers of an iteration's checkpoints; iteration 0 has those of the base model."""

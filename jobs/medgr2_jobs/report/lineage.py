@@ -22,9 +22,10 @@ from medgr2_api.stage_contract import WORKSPACE_ENV, ExitCode
 from medgr2_api.stages.grpo import GRPOParameters
 from medgr2_api.training_spec import AnswerFormat
 
+from ..curate.training_set import Origin, becomes
 from ..errors import ConfigError, StageError
 from ..prompts import answers
-from ..store.rows import Candidate, Decision, Score, TableRow, triplet_of
+from ..store.rows import AnswerPosterior, Candidate, Decision, Score, TableRow, triplet_of
 from .cycle_artifacts import CycleArtifacts, CycleNotFound
 from .cycle_frame import CycleFrame
 
@@ -43,6 +44,10 @@ class CandidateLineage:
     scored_by: str
     """Digest of the reward model; empty: nothing is scored in this iteration."""
     decision: Decision | None
+    found: AnswerPosterior | None
+    """What relabel has found out about its question."""
+    becomes: Origin | None
+    """What it is in the D_gen that relabel has corrected; None: it is not in it, or it was not asked."""
     seen_by: tuple[str, ...]
     """Checkpoints that learnt from it, such as `sft@1`."""
 
@@ -50,9 +55,9 @@ class CandidateLineage:
 def lineage(frame: CycleFrame, iteration: int, triplet: str = "") -> Iterator[CandidateLineage]:
     """Every candidate of an iteration, in their order.
 
-    `sft@t` has seen what is in D_gen of iteration t: what was kept in t and before. `grpo@t` starts from it, and has
-    also seen the candidates of t whose questions were prompts of its rollouts (of a rejected one the question and the
-    image, not the answer).
+    `sft@t` has seen what is in D_gen of iteration t: what was kept in t, and what was kept or rescued before, with the
+    answers that were settled since. `grpo@t` starts from it, and has also seen the candidates of t whose questions were
+    prompts of its rollouts (of a rejected one the question and the image, not the answer).
 
     Args:
         frame: the cycle.
@@ -61,14 +66,18 @@ def lineage(frame: CycleFrame, iteration: int, triplet: str = "") -> Iterator[Ca
     """
     scores = {row.triplet_id: row.score for row in _rows(frame, "score", iteration, Score, triplet)}
     decisions = {row.triplet_id: row for row in _rows(frame, "curate", iteration, Decision, triplet)}
+    posteriors = {row.triplet_id: row for row in _rows(frame, "relabel", iteration, AnswerPosterior, triplet)}
     scored_by = _reward_of(frame, iteration)
     learners = _Learners(frame, iteration)
 
     def told(name: str, candidate: Candidate | None) -> CandidateLineage:
-        score, decision = scores.get(name), decisions.get(name)
-        seen_by = learners.of(candidate, kept=decision is not None and decision.keep)
+        score, decision, found = scores.get(name), decisions.get(name), posteriors.get(name)
+        later = becomes(decision, found) if decision is not None else None
+        kept = decision is not None and decision.keep
+        seen_by = learners.of(candidate, kept=kept, kept_later=later is not None)
         score = score if score is not None and math.isfinite(score) else None
-        return CandidateLineage(name, iteration, candidate, score, scored_by, decision, seen_by)
+        later = later if found is not None else None
+        return CandidateLineage(name, iteration, candidate, score, scored_by, decision, found, later, seen_by)
 
     if not frame.has("generate", iteration):
         yield from (told(name, None) for name in decisions)
@@ -98,15 +107,25 @@ class _Learners:
         self._frame = frame
         self._iteration = iteration
         later = range(iteration, frame.last + 1)
-        #: Those that learnt from all that was kept, in the order in which the loop made them.
-        self._of_kept = tuple(f"{stage}@{t}" for t in later for stage in ("sft", "grpo") if frame.trained(stage, t))
+        #: Those that learnt from D_gen, in the order in which the loop made them, and whether it was corrected.
+        self._of_training_set = tuple(
+            (f"{stage}@{t}", frame.learnt_corrected(stage, t, iteration))
+            for t in later
+            for stage in ("sft", "grpo")
+            if frame.trained(stage, t)
+        )
 
-    def of(self, candidate: Candidate | None, *, kept: bool) -> tuple[str, ...]:
-        """Names such as `sft@1`."""
-        if kept:
-            return self._of_kept
-        prompted = candidate is not None and self._was_prompt(candidate)
-        return (f"grpo@{self._iteration}",) if prompted else ()
+    def of(self, candidate: Candidate | None, *, kept: bool, kept_later: bool) -> tuple[str, ...]:
+        """Names such as `sft@1`.
+
+        Args:
+            candidate: None: it is not there any more.
+            kept: by curation.
+            kept_later: it is in D_gen as relabel has corrected it.
+        """
+        names = [name for name, corrected in self._of_training_set if (kept_later if corrected else kept)]
+        prompted = not kept and candidate is not None and self._was_prompt(candidate)
+        return (*[f"grpo@{self._iteration}"] * prompted, *names)
 
     def _was_prompt(self, candidate: Candidate) -> bool:
         """Whether GRPO sampled from its question; False when that cannot be known."""
@@ -158,6 +177,7 @@ def _json(frame: CycleFrame, row: CandidateLineage, rewards: dict[str, str]) -> 
         "scoredBy": {"stage": rewards.get(row.scored_by), "digest": row.scored_by} if row.scored_by else None,
         "keep": decision.keep if decision else None,
         "reasons": list(decision.reasons) if decision else [],
+        "settled": _settled(row),
         "seenBy": list(row.seen_by),
     }
 
@@ -186,6 +206,27 @@ def _candidate(frame: CycleFrame, candidate: Candidate | None) -> dict[str, Any]
             "thinkingTokens": candidate.thinking_tokens,
             "usd": candidate.usd,
         },
+    }
+
+
+def _settled(row: CandidateLineage) -> dict[str, Any] | None:
+    """What the cross-examination has found out, and who said what."""
+    found, options = row.found, row.candidate.options if row.candidate else None
+    if found is None:
+        return None
+
+    def named(index: int | None) -> str | int | None:
+        return index if index is None or not options else options[index]
+
+    return {
+        "answer": named(found.answer_index),
+        "posterior": list(found.posterior),
+        "agreed": found.agreed,
+        "trainingSet": row.becomes,
+        "generator": named(found.claim),
+        "policy": list(found.policy_shares),
+        "reward": list(found.reward_scores),
+        "expert": named(found.review),
     }
 
 

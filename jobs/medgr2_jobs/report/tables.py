@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from medgr2_api.metrics import HEADLINE, METRICS
 from medgr2_api.printable import csv_cell
 
+from ..curate.training_set import becomes
 from ..evaluate import metrics
 from ..evaluate.metrics import Interval, Measurement, QuestionSet
 from ..store.manifest import Manifest
@@ -287,6 +288,9 @@ def seen_rows(frame: CycleFrame, predictions: Mapping[int, Sequence[PredictionCo
     trained = {row.image_sha256 for row in frame.items if row.split is Split.TRAIN}
     for t in frame.iterations("curate"):
         kept = {row.triplet_id for row in frame.decisions(t) if row.keep}
+        if any(frame.learnt_corrected("sft", later, t) for later in frame.iterations("sft")):
+            found = frame.posteriors(t)
+            kept |= {row.triplet_id for row in frame.decisions(t) if becomes(row, found.get(row.triplet_id))}
         trained |= {row.image_sha256 for row in frame.candidates(t) if row.triplet_id in kept}
     if not trained or not predictions:
         return []

@@ -111,7 +111,7 @@ def choose_prompts(
 
     validation = [item for item in items if item.split is Split.VALIDATION]
     seeds = [row for row in training if row.origin is Origin.SEED]
-    kept = [row for row in training if row.origin is Origin.GENERATED]
+    kept = [row for row in training if row.origin is not Origin.SEED]
 
     heldout = some(validation, count // _HELD_OUT, Split.HELDOUT, True)
     rest = count - len(heldout)

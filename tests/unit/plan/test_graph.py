@@ -39,11 +39,12 @@ TRAINING_SET = {
     "generate-2": "generate@2",
     "curate-1": "curate@1",
     "curate-2": "curate@2",
+    "relabel-1": "relabel@1",
 }
-ITERATION = ("generate", "score", "curate", "sft", "grpo", "preferences", "reward", "evaluate", "report")
+ITERATION = ("generate", "score", "curate", "sft", "grpo", "relabel", "preferences", "reward", "evaluate", "report")
 
 
-FOR_NEXT_ROUND = ("preferences", "reward")
+FOR_NEXT_ROUND = ("relabel", "preferences", "reward")
 
 
 def test_all_stages() -> None:
@@ -116,12 +117,23 @@ def test_makers_stand_before_readers() -> None:
                 "generate-1": "generate@1",
                 "generate-2": "generate@2",
                 "curate-1": "curate@1",
+                "relabel-1": "relabel@1",
                 "scores": "score@2",
             },
         ),
         ("sft@1", {"prepare": "prepare@0", "generate-1": "generate@1", "curate-1": "curate@1"}),
         ("sft@2", TRAINING_SET),
         ("grpo@2", {**TRAINING_SET, "sft": "sft@2", "reward": "reward@1 reward@0"}),
+        (
+            "relabel@2",
+            {
+                "prepare": "prepare@0",
+                "candidates": "generate@2",
+                "decisions": "curate@2",
+                "reward": "reward@1 reward@0",
+                "policy": "grpo@2 sft@2",
+            },
+        ),
         ("preferences@2", {**TRAINING_SET, "policy": "grpo@2 sft@2"}),
         ("reward@2", {"prepare": "prepare@0", "preferences": "preferences@2", "reward": "reward@1 reward@0"}),
         ("evaluate@2", {"prepare": "prepare@0", "sft": "sft@2", "grpo": "grpo@2"}),
@@ -138,7 +150,7 @@ def test_report_reads_everything_so_far() -> None:
         f"{name}-{t}": f"{name}@{t}"
         for name, first, last in (
             *(("evaluate", 0, 2), ("reward", 0, 1), ("generate", 1, 2), ("curate", 1, 2)),
-            *(("score", 1, 2), ("sft", 1, 2), ("grpo", 1, 2), ("preferences", 1, 1)),
+            *(("score", 1, 2), ("sft", 1, 2), ("grpo", 1, 2), ("relabel", 1, 1), ("preferences", 1, 1)),
         )
         for t in range(first, last + 1)
     }
@@ -173,6 +185,9 @@ def test_fitted_threshold_reads_the_reward_model() -> None:
 @pytest.mark.parametrize(
     ("off", "changes", "gone", "stays"),
     [
+        (("relabel",), {}, {"relabel"}, {"sft", "grpo", "preferences", "reward"}),
+        ((), {"preset": "Paper"}, {"relabel"}, {"sft", "grpo", "preferences", "reward"}),
+        ((), {"curation": {"correct": False}}, {"relabel"}, {"sft", "grpo", "preferences", "reward"}),
         (("grpo",), {}, {"grpo"}, {"preferences", "reward", "evaluate", "sft"}),
         (("preferences",), {}, {"preferences", "reward"}, {"grpo", "score"}),
         (("reward",), {}, {"preferences", "reward"}, {"grpo", "score"}),
@@ -251,7 +266,7 @@ def test_reach() -> None:
     graph = graph_of()
     reached = {str(stage) for stage in graph.reach(key("grpo@1"))}
     assert reached == {
-        *("grpo@1", "preferences@1", "reward@1", "evaluate@1", "report@1"),
+        *("grpo@1", "relabel@1", "preferences@1", "reward@1", "evaluate@1", "report@1"),
         *(f"{name}@2" for name in ITERATION if name not in ("generate", *FOR_NEXT_ROUND)),
     }, "generate@2 reads nothing of grpo@1: what it paid for stays"
     assert graph.reach(key("report@2")) == {key("report@2")}

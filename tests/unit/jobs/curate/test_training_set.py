@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support import jobs_fixtures
-from tests.support.curate_fixtures import CurateWorkspace, candidate
+from tests.support.curate_fixtures import CurateWorkspace, candidate, triplet
 from tests.support.jobs_fixtures import Artifacts
+from tests.support.rows import row_of
 
 from medgr2_api.stage_contract import ArtifactRef
 from medgr2_api.training_spec import AnswerFormat
+from medgr2_jobs.curate.option_shuffle import option_order
 from medgr2_jobs.curate.training_set import Origin, TrainingRow, training_set
 from medgr2_jobs.errors import ConfigError, CorruptArtifact
-from medgr2_jobs.store.rows import Candidate, Decision, Item, Split
+from medgr2_jobs.store.rows import AnswerPosterior, Candidate, Decision, Item, Split, Triplet
 
 LETTER = AnswerFormat.LETTER
 
@@ -87,5 +90,75 @@ def test_what_is_missing_is_said(made: CurateWorkspace) -> None:
         training_set(Artifacts(made.root, refs), 2, LETTER)
 
 
-def publish(made: CurateWorkspace, stage: str, iteration: int, tables: jobs_fixtures.Tables) -> ArtifactRef:
-    return jobs_fixtures.publish(made.root, stage, tables, iteration=iteration)
+CURATION = {"selection": {"strategy": "Threshold", "threshold": 2}}
+
+
+def found(name: str, answer_index: int | None, *, claim: int = 0, agreed: bool = True) -> AnswerPosterior:
+    posterior = [0.9 * (place == answer_index) + 0.025 for place in range(4)]
+    return row_of(
+        AnswerPosterior, triplet_id=name, posterior=posterior, answer_index=answer_index, claim=claim, agreed=agreed,
+        rationale="" if answer_index is None else "Now I see.",
+    )  # fmt: skip
+
+
+def corrected(made: CurateWorkspace, *, deals: bool = False) -> dict[str, TrainingRow]:
+    """D_gen by row id, without the seed: of kept and rejected candidates each way."""
+    kept = ["right", "wrong", "unsettled", "not-asked"]
+    rejected = ["rescued", "rescued-as-claimed", "lost", "not-asked-either", "contaminated", "vetoed"]
+    reasons = {"contaminated": ("benchmark_text", "below_threshold"), "vetoed": ("below_threshold", "vetoed")}
+    decisions = [Decision(name, True, (), (2, 0, 1, 3) if deals else None) for name in kept]
+    decisions += [Decision(name, False, reasons.get(name, ("below_threshold",)), None) for name in rejected]
+    posteriors = [
+        found("right", 0), found("wrong", 2), found("unsettled", None), found("rescued", 1, agreed=False),
+        found("rescued-as-claimed", 0), found("lost", None), found("contaminated", 1), found("vetoed", 0),
+    ]  # fmt: skip
+    candidates = [candidate(name, image) for name, image in zip([*kept, *rejected], made.free, strict=True)]
+    parameters = {"seed": 5, "curation": {**CURATION, "rejectGuessable": deals}, "answerFormat": LETTER}
+    refs = {
+        "prepare": made.prepare,
+        "generate-1": publish(made, "generate", 1, {Candidate: candidates}),
+        "curate-1": publish(made, "curate", 1, {Decision: decisions}, parameters=parameters),
+        "relabel-1": publish(made, "relabel", 1, {AnswerPosterior: posteriors}),
+    }
+    rows = training_set(Artifacts(made.root, refs), 1, LETTER)
+    return {row.row_id: row for row in rows if row.origin is not Origin.SEED}
+
+
+def test_what_is_settled_corrects_the_kept_and_rescues_what_the_score_alone_rejected(made: CurateWorkspace) -> None:
+    rows = corrected(made)
+    assert {name: row.origin for name, row in rows.items()} == {
+        "right": Origin.GENERATED,
+        "wrong": Origin.CORRECTED,
+        "not-asked": Origin.GENERATED,
+        "rescued": Origin.RESCUED,
+        "rescued-as-claimed": Origin.RESCUED,
+    }, "never what is contaminated or vetoed, and not what nobody is sure of"
+    assert rows["right"].response == "<think>It looks like it.</think><answer>A</answer>"
+    assert rows["wrong"].response == "<think>Now I see.</think><answer>C</answer>"
+    assert (rows["wrong"].answer_index, rows["wrong"].posterior) == (2, pytest.approx(0.925))
+    assert rows["rescued-as-claimed"].response == "<think>Now I see.</think><answer>A</answer>"
+    assert rows["not-asked"].posterior is None
+    assert {name for name, row in rows.items() if not row.trusted} == {"rescued"}, "no second source"
+
+
+def test_options_of_what_is_settled_are_dealt_where_curation_deals_them(made: CurateWorkspace) -> None:
+    rows = corrected(made, deals=True)
+    plain = corrected(made)
+    assert rows["right"].options == ("OCT", "CT", "MRI", "Fundus"), "as curation dealt them"
+    for name in ("wrong", "rescued"):
+        index, options = rows[name].answer_index, rows[name].options
+        assert options[index] == plain[name].options[plain[name].answer_index]
+        assert rows[name].response == f"<think>Now I see.</think><answer>{'ABCD'[index]}</answer>"
+    settled: Triplet = triplet(
+        "rescued", made.free[0], answer_index=1, response="<think>It looks like it.</think><answer>B</answer>"
+    )
+    order = option_order(settled, LETTER, 5)
+    assert order is not None
+    assert rows["rescued"].options == tuple(settled.options[place] for place in order)
+    assert {rows[name].options for name in ("wrong", "rescued", "rescued-as-claimed")} != {settled.options}
+
+
+def publish(
+    made: CurateWorkspace, stage: str, iteration: int, tables: jobs_fixtures.Tables, **fields: Any
+) -> ArtifactRef:
+    return jobs_fixtures.publish(made.root, stage, tables, iteration=iteration, **fields)

@@ -20,7 +20,16 @@ from medgr2_jobs.prompts import answers
 from medgr2_jobs.report.cycle_artifacts import CycleArtifacts, CycleNotFound
 from medgr2_jobs.report.lineage import lineage_json
 from medgr2_jobs.store import manifest
-from medgr2_jobs.store.rows import Candidate, CandidateOutcome, Decision, Image, Rollout, Score, triplet_of
+from medgr2_jobs.store.rows import (
+    AnswerPosterior,
+    Candidate,
+    CandidateOutcome,
+    Decision,
+    Image,
+    Rollout,
+    Score,
+    triplet_of,
+)
 
 from .conftest import grpo_parameters
 
@@ -121,6 +130,7 @@ def test_a_kept_candidate(loop: Loop) -> None:
         "scoredBy": {"stage": "reward@0", "digest": loop.reward},
         "keep": True,
         "reasons": [],
+        "settled": None,
         "seenBy": ["sft@1", "grpo@1"],
     }
 
@@ -189,6 +199,29 @@ def test_it_says_who_learnt_from_what(trial: tuple[Path, Any]) -> None:
     assert "grpo@2" in by_name["t2-0"]["seenBy"]  # a prompt of the rollouts, kept or not
     for name in ("t1-0", "t1-3", "t2-7"):
         assert list(lineage_json(root, "trial", name)) == [by_name[name]]
+
+
+def test_what_is_settled_since_and_who_learnt_it(loop: Loop) -> None:
+    """The first iteration learnt what was kept; the second what is settled since: a rejected one in, a kept one out."""
+    curate = loop.whole().curated()
+    settled = row_of(AnswerPosterior, triplet_id=REJECTED, posterior=[0.9, 0.1], answer_index=0, claim=1,
+                     rationale="No.", reward_scores=[2, 1], policy_shares=[1, 0], agreed=True)  # fmt: skip
+    doubted = row_of(AnswerPosterior, triplet_id=KEPT, posterior=[0.5, 0.5], claim=1)
+    relabel = publish(loop.root, "relabel", 1, tables={AnswerPosterior: [doubted, settled]}, cycle="loop")
+    inputs = {"curate-1": curate.output_digest, "relabel-1": relabel.output_digest}
+    publish(loop.root, "curate", 2, tables={Decision: []}, cycle="loop")
+    publish(loop.root, "sft", 2, files={"log.json": []}, inputs=inputs, cycle="loop")
+    row = loop.lineage(REJECTED)
+    assert row["seenBy"] == ["sft@2"]
+    assert row["settled"] == {
+        "answer": "cyst", "posterior": [0.9, 0.1], "agreed": True, "trainingSet": "rescued", "generator": "mass",
+        "policy": [1, 0], "reward": [2, 1], "expert": None,
+    }  # fmt: skip
+    row = loop.lineage(KEPT)
+    assert row["seenBy"] == ["sft@1", "grpo@1"], "what nobody is sure of is not learnt again"
+    assert (row["settled"]["answer"], row["settled"]["trainingSet"]) == (None, None)
+    row = loop.lineage(PROMPTED)
+    assert (row["seenBy"], row["settled"]) == (["grpo@1"], None)
 
 
 def test_parameters_of_another_version_are_named(loop: Loop) -> None:
