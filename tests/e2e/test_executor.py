@@ -228,6 +228,7 @@ def test_plan_takes_a_stage_for_done_only_with_all_its_shards_and_the_model_that
     first = {stage["name"]: stage for stage in stages if stage["iteration"] == 1}
     first["reward"]["promoted"] = False
     state["status"]["stages"] = [stage for stage in stages if stage["iteration"] < 2 and stage["name"] != "generate"]
+    state["status"]["phase"] = "Running"  # of a complete cycle nothing would run
     path.write_text(json.dumps(state))
     forecast = _plan(workspace, root)
     assert forecast["generate@1"].startswith("reused")
