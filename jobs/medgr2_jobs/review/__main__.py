@@ -85,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--iteration", type=int, required=True)
     parser.add_argument("--format", choices=export_review.FORMATS, default="jsonl")
     parser.add_argument("--all", action="store_true")
+    parser.add_argument("--sample", type=int, default=0, help="export: at most so many, doubtful ones first; 0: all")
     parser.add_argument("--replace", action="store_true", help="import: forget what was imported before")
     parser.add_argument("--on-site", action="store_true", help="also about images that may not leave the site")
     parser.add_argument("--sources", type=_sources, help="data.sources of the spec of now, as JSON")
@@ -108,22 +109,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
             )
             return int(ExitCode.OK)
-        rows = export_review.triplets(options.workspace, options.cycle, options.iteration, options.all)
+        rows = export_review.triplets(
+            options.workspace, options.cycle, options.iteration, options.all, doubtful=bool(options.sample)
+        )
         inputs = None if options.sources is None else [*options.sources, *options.benchmarks]
         gate = export_review.gate(options.workspace, options.cycle, inputs, on_site=options.on_site)
         allowed = [row for row in rows if gate.allows(Path(row.image).stem)]
+        withheld = len(rows) - len(allowed)
         if rows and not allowed:
             raise ConfigError(
                 f"none of the {len(rows)} triplets is about an image that may leave the site (allowExternal); for an "
                 "expert on site: --on-site"
             )
+        if options.sample:
+            allowed = export_review.sample(options.workspace, options.cycle, options.iteration, allowed, options.sample)
         title = f"{options.cycle}, iteration {options.iteration}"
         exported = export_review.write(gate, allowed, options.format, title, sys.stdout.buffer)
     except StageError as error:
         print(error, file=sys.stderr)
         return int(error.exit_code)
     print(
-        json.dumps({**asdict(exported), "triplets": len(allowed), "withheld": len(rows) - len(allowed)}),
+        json.dumps({**asdict(exported), "triplets": len(allowed), "withheld": withheld}),
         file=sys.stderr,
     )
     return int(ExitCode.OK)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -24,12 +25,14 @@ from ..generate.egress_policy import EgressPolicy
 from ..generate.prepared_images import PreparedImages
 from ..report.cycle_artifacts import CycleArtifacts
 from ..report.cycle_frame import CycleFrame
-from ..store.rows import Candidate, Decision, Triplet, triplet_of
+from ..store.rows import AnswerPosterior, Candidate, Decision, Triplet, triplet_of
 from ..store.tar import ROOT, CountingWriter, ExportSummary
 from . import import_review
 from .import_review import ReviewDecision
 
 FORMATS = ("jsonl", "csv")
+#: Posteriors of the likeliest answer between which an expert's word says most.
+DOUBT = (0.4, 0.8)
 VETOED = "vetoed"
 
 
@@ -57,7 +60,7 @@ class ReviewRow:
     """`content_of` the triplet."""
 
 
-def triplets(root: Path, cycle: str, iteration: int, everything: bool) -> list[ReviewRow]:
+def triplets(root: Path, cycle: str, iteration: int, everything: bool, *, doubtful: bool = False) -> list[ReviewRow]:
     """A row per triplet to look at, in the order of their ids.
 
     Those that were kept, and those that only an earlier review took out (with its veto).
@@ -67,6 +70,7 @@ def triplets(root: Path, cycle: str, iteration: int, everything: bool) -> list[R
         cycle: name of the cycle.
         iteration: which iteration.
         everything: also what the rules and the strategy dropped, as far as there is a triplet.
+        doubtful: also what relabel has asked about and nobody is sure of, kept or not.
 
     Raises:
         ConfigError: curate of this iteration has not finished.
@@ -81,17 +85,44 @@ def triplets(root: Path, cycle: str, iteration: int, everything: bool) -> list[R
     decisions, scores = {row.triplet_id: row for row in frame.decisions(iteration)}, frame.scores(iteration)
     sha256 = curate.parameters(CurateParameters).review
     reviews = import_review.by_triplet(import_review.load(root, sha256, candidates)) if sha256 else {}
+    doubts = _doubts(frame.posteriors(iteration).values()) if doubtful else {}
     rows = []
     for candidate in sorted(candidates, key=lambda row: row.triplet_id):
         triplet, decision = triplet_of(candidate), decisions.get(candidate.triplet_id)
         if triplet is None or decision is None:
             continue
-        if everything or set(decision.reasons) <= {VETOED}:
+        if everything or candidate.triplet_id in doubts or set(decision.reasons) <= {VETOED}:
             name = triplet.triplet_id
             rows.append(
                 _row(triplet, decision, scores.get(name), reviews.get(name), import_review.content_of(candidate))
             )
     return rows
+
+
+def sample(root: Path, cycle: str, iteration: int, rows: Sequence[ReviewRow], count: int) -> list[ReviewRow]:
+    """At most `count` of the rows, in the order in which they are worth an expert's time.
+
+    First what is not decided yet and nobody is sure of, the nearest to the middle of the doubt before the others; then
+    the rest by lot, so that it says something about all of them.
+
+    Raises:
+        NotThere: no such cycle.
+    """
+    artifacts = CycleArtifacts(root, cycle)
+    doubts = _doubts(CycleFrame(artifacts, iteration).posteriors(iteration).values())
+
+    def order(row: ReviewRow) -> tuple[bool, float, str]:
+        lot = hashlib.sha256(f"review/{cycle}/{row.triplet_id}".encode()).hexdigest()
+        return row.veto is not None, doubts.get(row.triplet_id, 1.0), lot
+
+    return sorted(rows, key=order)[:count]
+
+
+def _doubts(found: Iterable[AnswerPosterior]) -> dict[str, float]:
+    """Distance to the middle of the doubt, by triplet id, of the questions whose likeliest answer is in doubt."""
+    low, high = DOUBT
+    most = {row.triplet_id: max(row.posterior) for row in found if row.review is None}
+    return {name: abs(value - (low + high) / 2) for name, value in most.items() if low <= value <= high}
 
 
 def _row(

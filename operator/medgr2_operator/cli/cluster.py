@@ -203,6 +203,9 @@ def export_review(
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder on this computer to copy to.")] = Path("."),
     file_format: Annotated[Format, typer.Option("--format", help="Format of the list of triplets.")] = Format.JSONL,
     everything: Annotated[bool, typer.Option("--all", help="Include what was dropped, with the reasons.")] = False,
+    sample: Annotated[
+        int, typer.Option(min=0, help="At most so many, those first whose answer nobody is sure of; 0: all.")
+    ] = 0,
     on_site: Annotated[
         bool, typer.Option("--on-site", help="Also about images that may not leave the site: the folder stays on it.")
     ] = False,
@@ -214,7 +217,7 @@ def export_review(
     """Write what curate kept into a folder: a list with an empty column `veto`, the images, and a page to look at."""
     from .review import ExportRequest
 
-    request = ExportRequest(cycle, iteration, str(file_format), everything, target, force, on_site)
+    request = ExportRequest(cycle, iteration, str(file_format), everything, target, force, on_site, sample)
     raise typer.Exit(on.at(cycle, pod).export_review(request))
 
 

@@ -45,6 +45,8 @@ class ExportRequest:
     force: bool
     on_site: bool = False
     """The folder does not leave the site: it may have images that may not."""
+    sample: int = 0
+    """At most so many triplets; 0: all."""
 
     def arguments(self, spec: CycleSpec | None) -> list[str]:
         """Of `medgr2_jobs.review`.
@@ -53,6 +55,7 @@ class ExportRequest:
             spec: of now; None: there is none but what stage prepare was asked.
         """
         every = [*["--all"] * self.everything, *["--on-site"] * self.on_site]
+        every += ["--sample", str(self.sample)] if self.sample else []
         if spec is not None:
             data = resolve(spec).data
             every += ["--sources", json.dumps([source.dump() for source in data.sources])]

@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 from tests.support.curate_fixtures import CurateWorkspace, candidate, reasons_of
+from tests.support.fake_artifacts import publish
+from tests.support.rows import row_of
 
 from medgr2_api import paths
 from medgr2_jobs.curate.training_set import Origin
 from medgr2_jobs.errors import DataError
 from medgr2_jobs.review import __main__ as command
 from medgr2_jobs.review import export_review, import_review
+from medgr2_jobs.store.rows import AnswerPosterior
 
 ALL: dict[str, Any] = {"selection": {"strategy": "All"}}
 
@@ -73,6 +76,25 @@ def exported(made: Reviewed, *, file_format: str = "jsonl", everything: bool = F
 
 
 # -- out ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_begins_with_what_nobody_is_sure_of(made: Reviewed) -> None:
+    """A posterior of .4 to .8, the most doubtful first, rejected or not; then the others."""
+    made.again(selection={"strategy": "TopK", "k": 2}, scores={"t0": 3, "t1": 2, "t2": 1, "bench": 0})
+    assert made.kept() == {"t0": [], "t1": [], "t2": ["not_in_top_k"], "bench": ["benchmark_image", "not_in_top_k"],
+                           "broken": ["outcome:schema"]}  # fmt: skip
+    likeliest = {"t0": 0.9, "t1": 0.75, "t2": 0.58}
+    rows = [row_of(AnswerPosterior, triplet_id=name, posterior=[p, 1 - p]) for name, p in likeliest.items()]
+    rows.append(row_of(AnswerPosterior, triplet_id="bench", posterior=[0.6, 0.4], review=0))  # is looked at already
+    publish(made.root, "relabel", 1, tables={AnswerPosterior: rows})
+
+    def sample(count: int) -> list[str]:
+        all_rows = export_review.triplets(made.root, "test", 1, False, doubtful=True)
+        return [row.triplet_id for row in export_review.sample(made.root, "test", 1, all_rows, count)]
+
+    assert sample(9) == ["t2", "t1", "t0"]
+    assert sample(2) == ["t2", "t1"]
+    assert [row.triplet_id for row in export_review.triplets(made.root, "test", 1, False)] == ["t0", "t1"]
 
 
 def test_the_folder_has_the_kept_triplets_with_their_images(made: Reviewed) -> None:
