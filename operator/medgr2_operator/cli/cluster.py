@@ -154,7 +154,7 @@ def cp(
     pod: ReaderPodOptions,
     on: WhereOptions,
 ) -> None:
-    """Copy a file or folder from a cycle's volume on a cluster to this computer."""
+    """Copy a file or folder from a cycle's workspace."""
     cycle, colon, path = source.partition(":")
     if not colon or not cycle:
         raise typer.BadParameter(f"{source!r}: expected CYCLE:PATH, such as loop:cycles/loop/report")
@@ -165,13 +165,16 @@ def cp(
 @with_options
 def report(
     cycle: Name,
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder on this computer to copy to.")] = Path("."),
+    target: Annotated[
+        Path | None,
+        typer.Argument(metavar="TARGET", help="Folder on this computer to copy to; from a cluster: by default `.`."),
+    ] = None,
     force: Force = False,
     *,
     pod: ReaderPodOptions,
     on: WhereOptions,
 ) -> None:
-    """Say where a cycle's newest report is; from a cluster it is fetched."""
+    """Say where a cycle's newest report is, and copy it; one on a cluster is always copied."""
     raise typer.Exit(on.at(cycle, pod).report(cycle, target, force))
 
 

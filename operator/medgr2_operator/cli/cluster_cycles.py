@@ -115,14 +115,14 @@ class ClusterCycles:
 
         return self._run(command)
 
-    def report(self, cycle: str, target: Path, force: bool) -> int:
+    def report(self, cycle: str, target: Path | None, force: bool) -> int:
         async def command(cluster: Cluster) -> int:
             from ..plan.spec_edits import edits_of
             from .connection import parsed
             from .hints import print_edits, typed
             from .volume import report
 
-            code = await report(cluster, cycle, target, self._pod, force)
+            code = await report(cluster, cycle, target or Path("."), self._pod, force)
             if edits := edits_of(parsed(await cluster.cycle(cycle))):
                 print_edits(cycle, edits, lambda key: typed("restart", cycle, key, *self.where.cluster_words()))
             return code

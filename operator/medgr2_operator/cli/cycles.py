@@ -52,8 +52,8 @@ class Cycles(Protocol):
     def model(self, cycle: str) -> int:
         """Where the trained models are, which one to take, and how to use it."""
 
-    def report(self, cycle: str, target: Path, force: bool) -> int:
-        """Says where the newest report is; fetches it where that is elsewhere."""
+    def report(self, cycle: str, target: Path | None, force: bool) -> int:
+        """Says where the newest report is; copies it to TARGET, from elsewhere in any case."""
 
     def copy(self, cycle: str, path: str, target: Path, force: bool) -> int:
         """Copies a file or folder of its workspace to TARGET."""

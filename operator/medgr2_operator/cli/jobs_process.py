@@ -6,15 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from medgr2_api.stage_contract import ExitCode
 
 from .errors import CommandError
 from .installation import install_command, missing
+from .unpack import UNPACKING, Unpacker, refusal
 
 _SHOWN = 6
+_CHUNK = 1 << 20
 
 
 def command(module: str, *arguments: str) -> list[str]:
@@ -41,6 +45,46 @@ def output(module: str, *arguments: str, stdin: bytes = b"") -> bytes:
     if done.returncode:
         raise failure(done.stderr, done.returncode)
     return done.stdout
+
+
+def unpacked(module: str, *arguments: str, workspace: Path, target: Path, what: str, replace: bool) -> dict[str, Any]:
+    """Unpacks the archive that a module makes of a workspace on this computer, as `Volume.unpack` does on a cluster.
+
+    Args:
+        module: of medgr2_jobs.
+        arguments: its.
+        workspace: what it reads.
+        target: what the folder or file will be called; it is there as a whole, or not at all.
+        what: names it in messages.
+        replace: what is there already.
+
+    Returns:
+        The summary that the module gives.
+
+    Raises:
+        CommandError: it failed, or the target cannot be written.
+    """
+    with tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(
+            command(module, *arguments, "--workspace", str(workspace)), stdout=subprocess.PIPE, stderr=stderr
+        )
+        assert process.stdout is not None
+        try:
+            with Unpacker(target) as unpacker:
+                while chunk := process.stdout.read(_CHUNK):
+                    unpacker.write(chunk)
+                code = process.wait()
+                stderr.seek(0)
+                text = stderr.read()
+                if code:
+                    raise failure(text, code)
+                return unpacker.end(text.decode(errors="replace"), replace=replace)
+        except UNPACKING as error:
+            raise refusal(what, error) from error
+        finally:
+            process.stdout.close()
+            process.kill()
+            process.wait()
 
 
 def become(module: str, *arguments: str, environment: Mapping[str, str]) -> NoReturn:

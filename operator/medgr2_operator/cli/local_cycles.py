@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medgr2_api import paths
 from medgr2_api.cycle import Cycle
@@ -19,6 +19,7 @@ from ..local.lock import holder
 from ..local.state import StateFile
 from ..plan.spec_edits import edits_of
 from ..plan.types import AttemptKey, StageKey
+from . import jobs_process
 from .approval import stages_to_approve
 from .attempts import choose_attempts
 from .errors import CommandError, did_you_mean
@@ -27,6 +28,7 @@ from .lineage import local_lineage
 from .models import folder_of, print_models
 from .review import ExportRequest, export_local, import_local
 from .status_view import print_list, print_status
+from .unpack import final_place, print_copied, workspace_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,14 +112,17 @@ class LocalCycles:
         )
         return ExitCode.OK
 
-    def report(self, cycle: str, target: Path, force: bool) -> int:
-        del target, force  # it is here already
+    def report(self, cycle: str, target: Path | None, force: bool) -> int:
         folder = self.workspace / paths.report(cycle)
         if not (folder / "report.md").is_file():
             known = sorted(path.parent.name for path in self.workspace.glob("cycles/*/report"))
             raise CommandError(
                 f"no report of {cycle} in {self.workspace}; cycles with one: {', '.join(known) or 'none'}"
             )
+        if target is not None:
+            final = final_place(target, f"{cycle}-report", force)
+            self._copy(str(paths.report(cycle)), final, force)
+            folder = final
         print(f"report: {folder / 'report.md'}")
         print(f"model: {self._typed('model', cycle)}")
         stored = StateFile(self.workspace, cycle).load()
@@ -126,8 +131,11 @@ class LocalCycles:
         return ExitCode.OK
 
     def copy(self, cycle: str, path: str, target: Path, force: bool) -> int:
-        del target, force
-        raise CommandError(f"{cycle} is on this computer: the file is {self.workspace / path}")
+        self._stored(cycle)
+        path = workspace_path(path)
+        final = final_place(target, Path(path).name or cycle, force)
+        print_copied(final, self._copy(path, final, force))
+        return ExitCode.OK
 
     def lineage(self, cycle: str, triplet: str, as_json: bool) -> int:
         return local_lineage(self.workspace, cycle, triplet, as_json)
@@ -142,6 +150,11 @@ class LocalCycles:
         return import_local(self.workspace, cycle, iteration, file, replace=replace)
 
     # -- what is there -------------------------------------------------------------------------------------------------
+
+    def _copy(self, path: str, final: Path, force: bool) -> dict[str, Any]:
+        return jobs_process.unpacked(
+            "store.tar", path, workspace=self.workspace, target=final, what=path, replace=force
+        )
 
     def _names(self) -> list[str]:
         return sorted(path.parent.name for path in self.workspace.glob(f"cycles/*/{paths.STATE}"))

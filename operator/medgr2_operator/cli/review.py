@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from ..local.state import StateError, StateFile
 from . import jobs_process
 from .errors import CommandError
 from .hints import typed
-from .unpack import UNPACKING, Unpacker, final_place, refusal
+from .unpack import final_place
 
 if TYPE_CHECKING:  # the client's packages are not needed without a cluster
     from .cluster_options import ReaderPodOptions
@@ -29,7 +27,6 @@ if TYPE_CHECKING:  # the client's packages are not needed without a cluster
 
 #: Folder of the workspace that a review is written to.
 FOLDER = paths.review("").parent.name
-_CHUNK = 1 << 20
 _MAX_BYTES = 64 << 20  # of a file with a review: a hundred thousand triplets with long reasons
 
 
@@ -111,30 +108,16 @@ def export_local(workspace: Path, request: ExportRequest) -> int:
     Raises:
         CommandError: nothing to review, or the target exists already.
     """
-    folder, arguments = request.folder(), request.arguments(_stored_spec(workspace, request.cycle))
-    with tempfile.TemporaryFile() as stderr:
-        process = subprocess.Popen(
-            _command(workspace, *arguments),
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-        )
-        assert process.stdout is not None
-        try:
-            with Unpacker(folder) as unpacker:
-                while chunk := process.stdout.read(_CHUNK):
-                    unpacker.write(chunk)
-                code = process.wait()
-                stderr.seek(0)
-                text = stderr.read()
-                if code:
-                    raise jobs_process.failure(text, code)
-                summary = unpacker.end(text.decode(errors="replace"), replace=request.force)
-        except UNPACKING as error:
-            raise refusal(str(folder), error) from error
-        finally:
-            process.stdout.close()
-            process.kill()
-            process.wait()
+    folder = request.folder()
+    jobs_process.require("review")
+    summary = jobs_process.unpacked(
+        "review",
+        *request.arguments(_stored_spec(workspace, request.cycle)),
+        workspace=workspace,
+        target=folder,
+        what=str(folder),
+        replace=request.force,
+    )
     request.print_next_steps(folder, summary, ("-w", workspace))
     return ExitCode.OK
 
@@ -246,8 +229,3 @@ def _stored_spec(workspace: Path, cycle: str) -> CycleSpec | None:
     except StateError as error:
         raise CommandError(str(error)) from None
     return stored.spec if stored else None
-
-
-def _command(workspace: Path, *arguments: str) -> list[str]:
-    jobs_process.require("review")
-    return jobs_process.command("review", *arguments, "--workspace", str(workspace))

@@ -7,13 +7,16 @@ import json
 import os
 import secrets
 import shutil
+import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from medgr2_api import command_line
 from medgr2_api.stage_contract import ExitCode
+from medgr2_api.types import relative_path
 
 from .errors import CommandError
 
@@ -36,6 +39,9 @@ def refusal(what: str, error: Exception) -> CommandError:
         return CommandError(f"{what}: {error}", ExitCode.TEMPORARY)
     if isinstance(error, FileExistsError):
         return CommandError(f"{error}; --force replaces it")
+    if isinstance(error, OSError):  # as every command says it: a full disk may be tried again
+        text, code = command_line.explain(error)
+        return CommandError(f"{what}: {text}", code)
     return CommandError(f"{what}: {error}", ExitCode.ERROR)
 
 
@@ -51,6 +57,27 @@ def final_place(target: Path, name: str, force: bool) -> Path:
     if final.exists() and not force:
         raise CommandError(f"{final} is there already; --force replaces it")
     return final
+
+
+def workspace_path(path: str) -> str:
+    """A path to copy from, which must stay inside the workspace; empty and `.` are all of it.
+
+    Raises:
+        CommandError: it leads elsewhere.
+    """
+    try:
+        return relative_path(path.rstrip("/") or ".")
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+
+
+def print_copied(final: Path, summary: dict[str, Any]) -> None:
+    """Says what was copied, and on stderr what was left out."""
+    print(f"{final}: {summary['files']} files, {summary['bytes']} bytes")
+    if summary["left_out_count"]:
+        names = ", ".join(summary["left_out"])
+        more = " and more" if summary["left_out_count"] > len(summary["left_out"]) else ""
+        print(f"left out {summary['left_out_count']} links that lead elsewhere: {names}{more}", file=sys.stderr)
 
 
 class Unpacker:

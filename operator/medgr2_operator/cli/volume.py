@@ -13,7 +13,6 @@ from typing import Any
 
 from medgr2_api import paths
 from medgr2_api.stage_contract import ExitCode
-from medgr2_api.types import relative_path
 
 from ..kube.client import JOBS, ApiError, Client, Manifest
 from ..kube.ephemeral_pod import PodNotRunningError, is_gone, running
@@ -26,7 +25,7 @@ from .cluster_options import ReaderPodOptions
 from .connection import Cluster, parsed
 from .errors import CommandError
 from .lineage import print_lineage
-from .unpack import UNPACKING, Unpacker, final_place, refusal
+from .unpack import UNPACKING, Unpacker, final_place, print_copied, refusal, workspace_path
 
 #: Longest life of the pod, in seconds: the end of a copy that takes longer, or of one whose command was killed.
 LIFETIME = 6 * 3600
@@ -148,12 +147,11 @@ async def _image_of_stages(cluster: Cluster, stored: Manifest) -> str:
 
 async def copy(cluster: Cluster, name: str, path: str, target: Path, pod: ReaderPodOptions, force: bool) -> int:
     """`medgr2 cp CYCLE:PATH TARGET`."""
-    path = _checked(path)
+    path = workspace_path(path)
     final = final_place(target, Path(path).name or name, force)
     async with opened(cluster, name, pod) as volume:
         summary = await volume.fetch(path, final, replace=force)
-    print(f"{final}: {summary['files']} files, {summary['bytes']} bytes")
-    _print_left_out(summary)
+    print_copied(final, summary)
     return ExitCode.OK
 
 
@@ -192,18 +190,3 @@ async def files(cluster: Cluster, name: str, paths: Sequence[str], pod: ReaderPo
                 else:
                     contents[path] = file.read_bytes()
     return contents
-
-
-def _checked(path: str) -> str:
-    """The path, which must stay inside the workspace; empty and `.` are all of it."""
-    try:
-        return relative_path(path.rstrip("/") or ".")
-    except ValueError as error:
-        raise CommandError(str(error)) from None
-
-
-def _print_left_out(summary: dict[str, Any]) -> None:
-    if summary["left_out_count"]:
-        names = ", ".join(summary["left_out"])
-        more = " and more" if summary["left_out_count"] > len(summary["left_out"]) else ""
-        print(f"left out {summary['left_out_count']} links that lead elsewhere: {names}{more}", file=sys.stderr)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.support.cycle_documents import tiny_cycle
 from tests.support.cycle_specs import make_spec
 from tests.support.fake_artifacts import publish
 from tests.support.rows import row_of
@@ -28,6 +29,7 @@ from medgr2_operator.cli.errors import CommandError, parse_stage
 from medgr2_operator.cli.installation import install_command
 from medgr2_operator.kube.client import ApiError
 from medgr2_operator.kube.ephemeral_pod import why_waiting
+from medgr2_operator.local.state import StateFile
 from medgr2_operator.render.render_context import RenderSettings
 from medgr2_operator.render.volume_reader_pod import reader_pod
 
@@ -319,3 +321,24 @@ def test_report_of_a_local_cycle_is_shown_where_it_is(tmp_path: Path) -> None:
     )
     done = runner.invoke(app, ["report", "loup", "-w", str(tmp_path)])
     assert (done.exit_code, done.output) == (2, f"no report of loup in {tmp_path}; cycles with one: loop\n")
+
+
+def test_report_and_cp_of_a_local_cycle_copy_as_those_of_a_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, here = tmp_path / "workspace", tmp_path / "here"
+    (workspace / "cycles/loop/report").mkdir(parents=True)
+    (workspace / "cycles/loop/report/report.md").write_text("#")
+    here.mkdir()
+    monkeypatch.chdir(here)
+    done = runner.invoke(app, ["report", "loop", ".", "-w", str(workspace)])
+    assert done.output.startswith("report: loop-report/report.md\n")
+    assert (here / "loop-report/report.md").read_text() == "#"
+    done = runner.invoke(app, ["cp", "loop:cycles/loop/report", ".", "-w", str(workspace)])
+    assert (done.exit_code, done.output) == (2, f"no cycle 'loop' in {workspace}; there: none\n")
+    StateFile(workspace, "loop").save(Cycle.model_validate(tiny_cycle()))
+    done = runner.invoke(app, ["cp", "loop:cycles/loop/report", ".", "-w", str(workspace)])
+    assert (done.exit_code, done.output) == (0, "report: 1 files, 1 bytes\n")
+    assert (here / "report/report.md").read_text() == "#"
+    for path in ("../here", "/etc/passwd"):
+        assert runner.invoke(app, ["cp", f"loop:{path}", ".", "-w", str(workspace)]).exit_code == 2

@@ -10,11 +10,14 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from medgr2_jobs.errors import ConfigError
 from medgr2_jobs.store.tar import PathNotFound, export
+from medgr2_operator.cli import jobs_process
+from medgr2_operator.cli.errors import CommandError
 from medgr2_operator.cli.unpack import BadArchiveError, Unpacker
 
 
@@ -201,3 +204,37 @@ def test_an_interrupted_copy_leaves_nothing(workspace: Path, tmp_path: Path) -> 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert [path.name for path in tmp_path.iterdir()] == ["workspace"]
+
+
+def test_a_copy_on_this_computer_is_as_one_from_a_cluster(workspace: Path, tmp_path: Path) -> None:
+    def copy(path: str, target: Path, *, replace: bool = False) -> dict[str, Any]:
+        return jobs_process.unpacked("store.tar", path, workspace=workspace, target=target, what=path, replace=replace)
+
+    summary = copy("cycles/loop/report", tmp_path / "got")
+    assert files(tmp_path / "got") == {
+        name: data for name, data in files(workspace / "artifacts/report/abc/a1").items() if name != "shadow"
+    }
+    assert (summary["files"], summary["left_out_count"]) == (len(files(tmp_path / "got")), 3)
+    with pytest.raises(CommandError, match="--force replaces it"):
+        copy("cycles/loop/report", tmp_path / "got")
+    copy("cycles/loop/report/report.md", tmp_path / "got", replace=True)
+    assert (tmp_path / "got").read_text() == "# 0.871\n"
+    with pytest.raises(CommandError, match="no such file or folder"):
+        copy("cycles/loop/nothing", tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["got", "workspace"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
+def test_a_full_disk_is_told_as_one(workspace: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=True)
+    try:
+        with pytest.raises(CommandError, match="No space left on device") as error:
+            jobs_process.unpacked(
+                "store.tar", "cycles/loop/report", workspace=workspace, target=small / "got", what="x", replace=False
+            )
+        assert error.value.exit_code == 75
+        assert list(small.iterdir()) == []
+    finally:
+        subprocess.run(["umount", small], check=True)
