@@ -144,9 +144,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         root = options.workspace or Path(temporary)
         for seed in options.seeds:
-            for number, arm in enumerate(options.arms):
+            for arm in options.arms:
                 changes = {"iterations": 1, "stages": _OFF, "policy": {"baseModel": base}}  # R's base serves for both
-                cycle = Cycle(root, seed, f"r{number}", **changes, rewardModel={"training": ARMS[arm]}).run()
+                cycle = Cycle(
+                    root, seed, f"r{[*ARMS].index(arm)}", **changes, rewardModel={"training": ARMS[arm]}
+                ).run()
                 made[arm, seed] = measure(root, cycle, seed)
                 print(f"{seed}, {arm}: {made[arm, seed].figures}", file=sys.stderr, flush=True)
 
