@@ -98,12 +98,14 @@ class Promotion(Model):
     """Least share of right texts that score higher with their own image than with another."""
     max_mean_absolute_error: NonNegative | None = None
     """Largest mean absolute error of its scores, in points of R."""
+    min_auroc_gain: Correlation | None = None
+    """Least gain over the model in force in AUROC of right against wrong answers to the validation questions."""
     max_regression: NonNegative | None = None
-    """How much a measure of its answers may fall below that of the model in force: AUROC of right against wrong
-    answers, top-1 over the options, image sensitivity."""
+    """How much its top-1 accuracy over the options of the validation questions, and its image sensitivity, may fall
+    below those of the model in force."""
     non_inferiority_margin: NonNegative | None = None
-    """How far below 0 the 95 % interval of that difference may reach (paired bootstrap, drawn by image). With few
-    validation images the interval is wide: then only a model that is clearly better is taken over."""
+    """How far below 0 the 95 % interval of any of the three differences may reach (paired bootstrap, drawn by
+    image). With few validation images the interval is wide: then only a better model is taken over."""
 
 
 class ResolvedPromotion(Promotion):
@@ -113,6 +115,7 @@ class ResolvedPromotion(Promotion):
     min_pairwise_accuracy: Fraction
     min_image_sensitivity: Fraction
     max_mean_absolute_error: NonNegative
+    min_auroc_gain: Correlation
     max_regression: NonNegative
     non_inferiority_margin: NonNegative
 

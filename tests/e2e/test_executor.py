@@ -21,9 +21,9 @@ from tests.support.run_fixtures import CYCLE, RunWorkspace
 EXPECTED = {"prepare@0", "reward@0", "evaluate@0"} | {
     f"{name}@{t}"
     for t in (1, 2)
-    for name in ("generate", "score", "curate", "sft", "grpo", "relabel", "preferences", "reward", "evaluate", "report")
-} - {"relabel@2", "preferences@2", "reward@2"}  # nobody would read them
-FROM_GRPO = ("grpo", "relabel", "preferences", "reward", "evaluate", "report")
+    for name in ("generate", "score", "curate", "sft", "grpo", "relabel", "reward", "evaluate", "report")
+} - {"relabel@2", "reward@2"}  # nobody would read them
+FROM_GRPO = ("grpo", "relabel", "reward", "evaluate", "report")
 
 
 def test_whole_graph_runs_once(undisturbed: RunWorkspace) -> None:

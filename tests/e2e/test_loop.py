@@ -18,8 +18,8 @@ pytestmark = pytest.mark.slow
 STAGES = {"prepare@0", "reward@0", "evaluate@0"} | {
     f"{name}@{t}"
     for t in (1, 2)
-    for name in ("generate", "score", "curate", "sft", "grpo", "relabel", "preferences", "reward", "evaluate", "report")
-} - {"relabel@2", "preferences@2", "reward@2"}
+    for name in ("generate", "score", "curate", "sft", "grpo", "relabel", "reward", "evaluate", "report")
+} - {"relabel@2", "reward@2"}
 
 
 @pytest.fixture(scope="module")

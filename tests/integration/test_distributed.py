@@ -232,6 +232,7 @@ def first_reward(root: Path) -> StageRequest:
             "minPairwiseAccuracy": 0,
             "minImageSensitivity": 0,
             "maxMeanAbsoluteError": 16,
+            "minAurocGain": -1,
             "maxRegression": 2,
             "nonInferiorityMargin": 2,
         },

@@ -17,13 +17,20 @@ import pytest
 from safetensors.torch import load_file
 
 from medgr2_api.stage_contract import REQUEST_ENV, WORKSPACE_ENV, ArtifactRef, ExitCode, Shard, StageRequest
+from medgr2_api.training_spec import AnswerFormat
+from medgr2_jobs.data.graded_dataset import rationale_for
+from medgr2_jobs.prompts import answers
 from medgr2_jobs.reward.model import RewardModel
+from medgr2_jobs.reward.scorer import answer_row
+from medgr2_jobs.reward.train import TrainingExample
 from medgr2_jobs.runner import main
 from medgr2_jobs.runner.main import execute
+from medgr2_jobs.stages import reward as reward_stage
 from medgr2_jobs.stages import score as score_stage
 from medgr2_jobs.store import manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
 from medgr2_jobs.store.rows import (
+    AnswerPosterior,
     CalibrationRow,
     Candidate,
     CandidateOutcome,
@@ -57,6 +64,7 @@ def reward_parameters(**changes: Any) -> dict[str, Any]:
             "minPairwiseAccuracy": 0,
             "minImageSensitivity": 0,
             "maxMeanAbsoluteError": 16,
+            "minAurocGain": -1,
             "maxRegression": 2,
             "nonInferiorityMargin": 2,
             **changes.pop("promotion", {}),
@@ -241,6 +249,99 @@ def test_sigterm_leaves_a_checkpoint_and_exit_85(workspace, tmp_path):
     resumed = run_stage(workspace.root, request.model_copy(update={"attempt": 2}))
     straight = run_stage(prepared(tmp_path / "straight").root, request)
     assert resumed.output_digest == straight.output_digest
+
+
+def cross_examined(
+    workspace: RewardWorkspace, first: ArtifactRef, *, settle: bool = True, **changes: Any
+) -> StageRequest:
+    """A retraining on the candidates' questions: those of the seed, of which the generator claims a wrong answer, and
+    the cross-examination settles all but every fourth rightly."""
+    items = [row for row in published(workspace.root, workspace.prepare).rows(Item) if row.split == "train"]
+    columns = ("image_sha256", "modality", "question_type", "question", "options", "rationale")
+    candidates, posteriors = [], []
+    for number, item in enumerate(items):
+        claim = (item.answer_index + 1) % len(item.options)
+        said = {name: getattr(item, name) for name in columns}
+        candidates.append(
+            row_of(Candidate, triplet_id=item.item_id, iteration=1, answer_index=claim, response="r", **said)
+        )
+        settled = item.answer_index if settle and number % 4 else None
+        scores = [10.0 * (option == (claim if number % 4 == 1 else settled)) for option in range(len(item.options))]
+        posteriors.append(
+            row_of(AnswerPosterior, triplet_id=item.item_id, posterior=[0.25] * 4, answer_index=settled,
+                   rationale=item.rationale if settle else "", claim=claim, reward_scores=scores)
+        )  # fmt: skip
+    inputs = {
+        "prepare": workspace.prepare,
+        "reward": first,
+        "generate-1": publish(workspace.root, "generate", Candidate, candidates, "c"),
+        "relabel-1": publish(workspace.root, "relabel", AnswerPosterior, posteriors, "a" if settle else "b"),
+    }
+    settings = {
+        "retrainOn": "CrossExamined",
+        "retrainFrom": "Base",
+        "mismatchesPerItem": 1,
+        "replayFraction": 0.1,
+        "training": {"retrainTrainer": {"max_steps": 4}},
+    }
+    return stage_request("reward", 1, reward_parameters(retrain=True, **{**settings, **changes}), inputs)
+
+
+def test_a_retraining_on_settled_questions(trained, monkeypatch):
+    workspace, first = trained
+    learnt: list[TrainingExample] = []
+    fit = reward_stage.fit
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        learnt.extend(arguments[3])
+        assert {example.row for example in options["replay"]} <= graded_of_seed
+        return fit(*arguments, **options)
+
+    graded_of_seed = {answer_row(row, AnswerFormat.OPTION_TEXT) for row in workspace.grades if row.split == "train"}
+    monkeypatch.setattr(reward_stage, "fit", watched)
+    reader = published(workspace.root, run_stage(workspace.root, cross_examined(workspace, first)))
+    counters = reader.manifest.counters
+    items = {row.item_id: row for row in published(workspace.root, workspace.prepare).rows(Item)}
+    posteriors = published(workspace.root, cross_examined(workspace, first).inputs["relabel-1"]).rows(AnswerPosterior)
+    settled = {row.triplet_id for row in posteriors if row.answer_index is not None}
+    assert counters["settled"] == len(settled) < len(posteriors)
+    assert counters["settled_against_reward"] == sum(number % 4 == 1 for number in range(len(posteriors)))
+    assert counters["settled_rows"] == len(learnt)
+    right = {example.row.response for example in learnt if example.target == 10}
+    assert right == {
+        answers.response(
+            rationale_for(items[name]), items[name].answer_index, items[name].options, AnswerFormat.OPTION_TEXT
+        )
+        for name in settled
+    }, "the settled answer is right, not what the generator claims"
+    assert reader.manifest.promoted is True
+
+
+def test_where_nothing_is_settled_the_model_in_force_stays(trained):
+    workspace, first = trained
+    request = cross_examined(workspace, first, settle=False)
+    reader = published(workspace.root, run_stage(workspace.root, request))
+    assert reader.manifest.promoted is False
+    assert document(reader, "gate.json")["reason"] == "there was nothing to retrain on: no question is settled"
+    assert reader.manifest.counters["settled"] == reader.manifest.counters["gate_passed"] == 0
+    kept, taken = (published(workspace.root, first).folder_of("model"), reader.folder_of("model"))
+    assert (kept / "model.safetensors").read_bytes() == (taken / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_retraining_gives_the_same_bytes(trained, tmp_path):
+    workspace, first = trained
+    shutil.copytree(workspace.root, tmp_path / "killed", symlinks=True)
+    killed = RewardWorkspace(tmp_path / "killed", workspace.prepare)
+    request = cross_examined(killed, first, training={"retrainTrainer": {"max_steps": 6}})
+    written = work_of(killed.root, request) / f"checkpoint-{random.choice([2, 4])}" / "trainer_state.json"
+    status = in_child(request, killed.root, written.is_file, signal.SIGKILL)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    resumed = run_stage(killed.root, request.model_copy(update={"attempt": 2}))
+    straight = run_stage(
+        workspace.root, cross_examined(workspace, first, training={"retrainTrainer": {"max_steps": 6}})
+    )
+    assert resumed.output_digest == straight.output_digest, written
 
 
 def retraining(workspace: RewardWorkspace, first: ArtifactRef, **changes: Any) -> StageRequest:

@@ -63,7 +63,7 @@ def test_the_reward_stage_counts_the_tokens_it_learns_from(tmp_path: Path, monke
         "replayFraction": 0.5,
         "promotion": {
             "minSpearman": -1, "minPairwiseAccuracy": 0, "minImageSensitivity": 0, "maxMeanAbsoluteError": 16,
-            "maxRegression": 2, "nonInferiorityMargin": 2,
+            "minAurocGain": -1, "maxRegression": 2, "nonInferiorityMargin": 2,
         },
     }  # fmt: skip
     said: list[dict[str, float]] = []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from medgr2_api.training_spec import AnswerFormat, Grades, ResolvedPreferences
+from medgr2_api.training_spec import AnswerFormat, Grades, ResolvedPreferences, RetrainOn
 
 from .curate import TRAINING_SET
 from .definition import Iterations, Read, Source, StageDefinition, StageParameters
 
 if TYPE_CHECKING:
-    pass
+    from medgr2_api.cycle import ResolvedSpec
 
 
 class PreferencesParameters(StageParameters):
@@ -33,9 +33,14 @@ def _build(source: Source) -> PreferencesParameters:
     )
 
 
+def on_policy_answers(spec: ResolvedSpec) -> bool:
+    """Whether R is retrained on the policy's own answers."""
+    return spec.reward_model.retrain_on is RetrainOn.POLICY_ANSWERS
+
+
 PREFERENCES = StageDefinition(
     name="preferences",
-    sentence="Samples answers of the policy and grades them, for the retraining of the reward model.",
+    sentence="Samples answers of the policy and grades them, where the reward model is retrained on these.",
     parameters=PreferencesParameters,
     build=_build,
     spec_paths={
@@ -50,5 +55,6 @@ PREFERENCES = StageDefinition(
     publishes=("preferences.parquet",),
     for_next_round=True,
     serves=("reward",),
+    needed=lambda spec, _: on_policy_answers(spec),
     code_version=2,  # more forms of an answer are read; a generation configuration of ours
 )

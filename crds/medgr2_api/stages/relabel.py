@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from medgr2_api.cross_examination import ResolvedCrossExamination
-from medgr2_api.training_spec import AnswerFormat
+from medgr2_api.training_spec import AnswerFormat, RetrainOn
 
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
 from .grpo import learns_from_reward
@@ -36,8 +36,14 @@ def _build(source: Source) -> RelabelParameters:
 
 def _needed(spec: ResolvedSpec, on: frozenset[str]) -> bool:
     """There is an R anyway, and something learns from what is settled."""
+    learning = spec.curation.correct or ("reward" in on and on_settled_questions(spec))
     has_reward_model = "score" in on or "reward" in on or ("grpo" in on and learns_from_reward(spec))
-    return spec.curation.correct and has_reward_model
+    return learning and has_reward_model
+
+
+def on_settled_questions(spec: ResolvedSpec) -> bool:
+    """Whether R is retrained on the settled questions."""
+    return spec.reward_model.retrain_on is RetrainOn.CROSS_EXAMINED
 
 
 #: What the settled questions of all iterations so far are read from (`medgr2_jobs.curate.settled`).

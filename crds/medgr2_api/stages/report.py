@@ -56,5 +56,5 @@ REPORT = StageDefinition(
     ),
     publishes=("results.json", "report.md", "figures/"),
     may_publish=("tables/", "funnel.json", "releases.json"),
-    code_version=6,  # says which checkpoint of each iteration went on, and why
+    code_version=7,  # says how each reward model answers, and why it was taken over or not
 )

@@ -1,7 +1,8 @@
-"""Stage reward: R⁽⁰⁾ on D_grade, and its retraining on preferences in each iteration."""
+"""Stage reward: R⁽⁰⁾ on D_grade, and its retraining in each iteration."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from medgr2_api.hashing import Since
@@ -9,6 +10,7 @@ from medgr2_api.training_spec import (
     AnswerFormat,
     Grades,
     InitFrom,
+    Mismatches,
     ResolvedPromotion,
     ResolvedRewardTraining,
     RetrainOn,
@@ -16,6 +18,8 @@ from medgr2_api.training_spec import (
 )
 
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
+from .preferences import on_policy_answers
+from .relabel import SETTLED, on_settled_questions
 
 
 class RewardParameters(StageParameters):
@@ -33,6 +37,8 @@ class RewardParameters(StageParameters):
     """Target scores of D_grade and of what a retraining learns from."""
     training: ResolvedRewardTraining
     """How the reward model learns."""
+    mismatches_per_item: Mismatches | None = None
+    """How many wrong-image and wrong-answer rows each settled question gets; retraining on these only."""
     replay_fraction: float
     """Share of rows of D_grade in each batch of a retraining; 0 in iteration 0."""
     promotion: ResolvedPromotion
@@ -45,6 +51,7 @@ class RewardParameters(StageParameters):
 
 def _build(source: Source) -> RewardParameters:
     model, retrain = source.spec.reward_model, source.iteration > 0
+    settled = retrain and on_settled_questions(source.spec)
     # R⁽⁰⁾ is not retrained: another way of retraining must not repeat it
     return RewardParameters(
         seed=source.seed,
@@ -54,6 +61,7 @@ def _build(source: Source) -> RewardParameters:
         head=model.head,
         grades=model.grades,
         training=model.training if retrain else model.training.model_copy(update={"retrain_trainer": {}}),
+        mismatches_per_item=model.mismatches_per_item if settled else None,
         replay_fraction=model.replay_fraction if retrain else 0.0,
         promotion=model.promotion,
         checkpoint=None if retrain else model.checkpoint,
@@ -63,7 +71,8 @@ def _build(source: Source) -> RewardParameters:
 
 REWARD = StageDefinition(
     name="reward",
-    sentence="Trains R⁽⁰⁾ on D_grade; in the loop R⁽ᵗ⁺¹⁾ on preferences, taken over only if its gate passes.",
+    sentence="Trains R⁽⁰⁾ on D_grade; in the loop R⁽ᵗ⁺¹⁾ on all that is settled so far, or on preferences, taken over"
+    " only if its gate passes ([grades.md](grades.md#retraining)).",
     parameters=RewardParameters,
     build=_build,
     spec_paths={
@@ -72,6 +81,7 @@ REWARD = StageDefinition(
         "head": "rewardModel.head",
         "grades": "rewardModel.grades",
         "training": "rewardModel.training",
+        "mismatchesPerItem": "rewardModel.mismatchesPerItem",
         "replayFraction": "rewardModel.replayFraction",
         "promotion": "rewardModel.promotion",
         "checkpoint": "rewardModel.checkpoint",
@@ -79,7 +89,8 @@ REWARD = StageDefinition(
     iterations=Iterations.BOTH,
     reads=(
         Read("prepare", "prepare", Of.FIRST),
-        Read("preferences", "preferences"),
+        Read("preferences", "preferences", when=on_policy_answers),
+        *(replace(read, when=on_settled_questions) for read in SETTLED),
         Read("reward", "reward", Of.NEWEST),
     ),
     publishes=("model/", "calibration.parquet", "answers.parquet", "metrics.json", "gate.json", "training_log.json"),

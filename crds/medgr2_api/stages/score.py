@@ -33,7 +33,7 @@ def _build(source: Source) -> ScoreParameters:
 
 def _needed(spec: ResolvedSpec, on: frozenset[str]) -> bool:
     """Selection goes by the scores; or there is an R anyway, because something learns from it."""
-    learning = "preferences" in on or ("grpo" in on and learns_from_reward(spec))
+    learning = "reward" in on or ("grpo" in on and learns_from_reward(spec))
     return learning or spec.curation.selection.strategy in _BY_SCORE
 
 

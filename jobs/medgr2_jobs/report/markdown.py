@@ -230,19 +230,34 @@ def _filter(rows: Sequence[FilterRow]) -> list[str]:
 def _reward(rows: Sequence[RewardRow]) -> list[str]:
     if not rows:
         return []
-    head = ["made in iteration", "rank correlation", "pairs in order, %", "sees the image, %", "AUROC", "taken over"]
+    measured = any(row.settled_precision is not None for row in rows)
+    retrained = any(row.settled is not None for row in rows)
+    head = ["made in iteration", "answers right, %", "AUROC", "against the one before, points"]
+    head += ["settled", "against the one before"] if retrained else []
+    head += ["settled rightly, %"] if measured else []
     cells = [
         [
-            str(row.iteration), _number(row.spearman), percent(row.pairwise_accuracy),
-            percent(row.image_sensitivity), _number(row.auroc), row.promoted,
+            str(row.iteration), percent(row.answer_accuracy), _number(row.answer_auroc, 3), _step(row.gain),
+            *([_number(row.settled, 0), _number(row.settled_against_reward, 0)] if retrained else []),
+            *([percent(row.settled_precision)] if measured else []),
+            _number(row.spearman), percent(row.pairwise_accuracy), percent(row.image_sensitivity),
+            row.promoted, row.reason,
         ]
         for row in rows
     ]  # fmt: skip
+    head += ["rank correlation", "pairs in order, %", "sees the image, %", "taken over", "because"]
     text = (
-        "On held-out graded answers: Spearman's rank correlation with the grades; share of pairs of one question that "
-        "are put in the right order; share of right answers that score higher beside their own image than beside "
-        "another (50 %: it does not look)."
+        "How it answers the validation questions, by its score of one text per option: share of questions whose right "
+        "option scores highest, AUROC of right against wrong options, and how much that is above the model in force "
+        "(points, with the 95 % interval of the paired difference). On held-out graded answers: Spearman's rank "
+        "correlation with the grades; share of pairs of one question that are put in the right order; share of right "
+        "answers that score higher beside their own image than beside another (50 %: it does not look)."
     )
+    if retrained:
+        text += (
+            " It is retrained on the questions that policy, reward model and generator settle together; those against "
+            "the model before are what it can learn from."
+        )
     return ["## Reward model", text, table(head, cells)]
 
 

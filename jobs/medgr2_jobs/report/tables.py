@@ -22,6 +22,7 @@ from . import funnel, quarantine, releases
 from .compare import CHECKPOINTS, Answers, answers_of, difference, label
 from .cycle_frame import CycleFrame, PredictionColumns
 from .parameters import ParameterRow, parameter_rows
+from .settled_precision import settled_precision
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -88,14 +89,38 @@ class FilterRow:
 
 @dataclass(frozen=True, slots=True)
 class RewardRow:
-    """Held-out figures of a reward model, and whether it was taken over."""
+    """A reward model: how it answers the validation questions, its figures on held-out grades, what it was retrained
+    on, and whether it was taken over."""
 
     iteration: int
+    answer_accuracy: float | None
+    """Share of validation questions whose right option scores highest."""
+    answer_auroc: float | None
+    """Right options against wrong ones."""
+    auroc_gain: float | None
+    """Over the model in force, with its 95 % interval (paired, images drawn together)."""
+    auroc_gain_low: float | None
+    auroc_gain_high: float | None
     spearman: float | None
     pairwise_accuracy: float | None
     image_sensitivity: float | None
     auroc: float | None
+    settled: float | None
+    """Questions that it was retrained on, of all iterations so far."""
+    settled_against_reward: float | None
+    """Those whose settled answer is not the reward model's own."""
+    settled_precision: float | None
+    """Share of right answers among them, where the truth is known."""
     promoted: str
+    reason: str
+    """What the gate says."""
+
+    @property
+    def gain(self) -> Interval | None:
+        """The AUROC's gain; None: there was no model before."""
+        if self.auroc_gain is None or self.auroc_gain_low is None or self.auroc_gain_high is None:
+            return None
+        return Interval(self.auroc_gain, self.auroc_gain_low, self.auroc_gain_high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +193,7 @@ def gather(frame: CycleFrame, cycle: str, settings: Mapping[str, Any]) -> CycleT
         results,
         headline(results, predictions),
         [filter_row(frame, t) for t in frame.iterations("curate")],
-        [reward_row(t, frame.artifact("reward", t).manifest) for t in frame.iterations("reward")],
+        [reward_row(frame, t) for t in frame.iterations("reward")],
         [grpo_row(t, frame.artifact("grpo", t).manifest) for t in frame.iterations("grpo") if frame.trained("grpo", t)],
         seen_rows(frame, predictions),
         funnel.rows(frame),
@@ -267,13 +292,25 @@ def filter_row(frame: CycleFrame, iteration: int) -> FilterRow:
     )
 
 
-def reward_row(iteration: int, manifest: Manifest) -> RewardRow:
-    """The figures that stage reward published."""
-    promoted = manifest.promoted
+def reward_row(frame: CycleFrame, iteration: int) -> RewardRow:
+    """The figures that stage reward published, and what is known of the questions that it was retrained on."""
+    reader = frame.artifact("reward", iteration)
+    promoted = reader.manifest.promoted
+    decision = json.loads(reader.file("gate.json").read_text()) if reader.has("gate.json") else {}
+    gain = decision.get("gains", {}).get("answer_auroc", {})
+    figures = _counters(
+        reader.manifest, "answer_accuracy", "answer_auroc", "spearman", "pairwise_accuracy", "image_sensitivity",
+        "auroc", "settled", "settled_against_reward",
+    )  # fmt: skip
     return RewardRow(
         iteration=iteration,
-        **_counters(manifest, "spearman", "pairwise_accuracy", "image_sensitivity", "auroc"),
+        **figures,
+        auroc_gain=gain.get("value"),
+        auroc_gain_low=gain.get("low"),
+        auroc_gain_high=gain.get("high"),
+        settled_precision=settled_precision(frame, iteration) if figures["settled"] is not None else None,
         promoted="first" if promoted is None else "yes" if promoted else "no, the one before stays",
+        reason=decision.get("reason", ""),
     )
 
 

@@ -19,6 +19,10 @@ LEAST = {
 }
 
 
+#: The measure of its answers in which a new model must be no worse than the one in force: the most precise of them.
+DECIDES = "answer_auroc"
+
+
 class PromotionCheckKind(StrEnum):
     """What a metric is held against."""
 
@@ -26,6 +30,8 @@ class PromotionCheckKind(StrEnum):
     """The spec's least value."""
     MOST = "most"
     """The spec's largest value."""
+    GAIN = "gain"
+    """The model in force, and `minAurocGain` above it."""
     REGRESSION = "regression"
     """The model in force, less `maxRegression`."""
     INTERVAL = "interval"
@@ -90,11 +96,10 @@ def gate(
     error, most = grades.get("mae"), promotion.max_mean_absolute_error
     checks.append(PromotionCheck(kind.MOST, "mae", error, most, error is None or error <= most))
     for metric, gain in (gains or {}).items():
-        value = (answers or {})[metric]
-        fallen = gain.value < -promotion.max_regression
-        checks.append(
-            PromotionCheck(kind.REGRESSION, metric, value, value - gain.value - promotion.max_regression, not fallen)
-        )
+        decides = metric == DECIDES
+        least = promotion.min_auroc_gain if decides else -promotion.max_regression
+        value, against = (answers or {})[metric], kind.GAIN if decides else kind.REGRESSION
+        checks.append(PromotionCheck(against, metric, value, value - gain.value + least, gain.value >= least))
         margin = -promotion.non_inferiority_margin
         checks.append(PromotionCheck(kind.INTERVAL, metric, gain.low, margin, gain.low >= margin))
     reasons = [check.failure for check in checks if not check.passed]

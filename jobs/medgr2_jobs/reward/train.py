@@ -71,7 +71,7 @@ def fit(
         Checkpointed: SIGTERM came, and a checkpoint is on the volume.
     """
     if not rows:
-        raise DataError("no rows to train the reward model on; look at the tables of stages prepare and preferences")
+        raise DataError("no rows to train the reward model on; look at table grades of stage prepare")
     options: dict[str, Any] = dict(training.trainer)
     if retrain:
         options |= training.retrain_trainer

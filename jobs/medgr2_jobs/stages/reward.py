@@ -1,22 +1,26 @@
-"""Stage `reward`: R⁽⁰⁾ from D_grade, or R⁽ᵗ⁺¹⁾ from the policy's graded answers (Algorithm 1, line 9)."""
+"""Stage `reward`: R⁽⁰⁾ from D_grade; R⁽ᵗ⁺¹⁾ from the settled questions of all iterations so far, or from the policy's
+graded answers (Algorithm 1, line 9)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from medgr2_api.stages.reward import RewardParameters
-from medgr2_api.training_spec import AnswerFormat, InitFrom
+from medgr2_api.training_spec import AnswerFormat, InitFrom, RetrainOn
 
+from ..curate.settled import asked_questions, settled_questions
+from ..data import wordnet
 from ..data.graded_dataset import rationale_for
 from ..errors import ConfigError, DataError
 from ..models import vlm
+from ..reward.lessons import Lessons, against_reward, graded
 from ..reward.metrics import reward_metrics
 from ..reward.model import INFO_FILE, RewardModel
 from ..reward.option_scores import option_scores
@@ -33,16 +37,15 @@ _HEADLINES = (
     "spearman", "pairwise_accuracy", "auroc", "image_sensitivity", "mae", "answer_auroc", "answer_accuracy",
 )  # fmt: skip
 
-G = TypeVar("G", GradedRow, Preference)
-
 
 def run(ctx: StageContext[RewardParameters]) -> StageOutcome:
     """Trains, imports or retrains R; measures it on held-out rows and validation questions; decides whether it may
     replace the one in force.
 
-    Reads `prepare` (base model or checkpoint, tables `grades` and `items`), and for a retraining `reward` and
-    `preferences`. Publishes `model/`, `metrics.json`, `gate.json`, the tables `calibration` (for curation's
-    FittedPrecision) and `answers`, and the training log. A model that is not promoted is published too, for inspection.
+    Reads `prepare` (base model or checkpoint, tables `grades` and `items`), and for a retraining `reward` and either
+    `generate-t` with `relabel-t` or `preferences`. Publishes `model/`, `metrics.json`, `gate.json`, the tables
+    `calibration` (for curation's FittedPrecision) and `answers`, and the training log. A model that is not promoted is
+    published too, for inspection; where there is nothing to learn from, that is the one in force.
 
     Raises:
         DataError: no rows to train on or to measure with.
@@ -51,25 +54,26 @@ def run(ctx: StageContext[RewardParameters]) -> StageOutcome:
     """
     parameters = ctx.parameters
     grades = ctx.input("prepare").rows(GradedRow)
-    heldout = _split(grades, Split.HELDOUT)
+    heldout = [row for row in grades if _held(row)]
     if not heldout:
         raise DataError("table grades has no held-out rows, so a reward model could not be judged; add seed images")
-    preferences = ctx.input("preferences").rows(Preference) if parameters.retrain else []
+    lessons = _lessons(ctx) if parameters.retrain else Lessons(grades)
     questions = [item for item in ctx.input("prepare").rows(Item) if item.split is Split.VALIDATION]
-    held = _Heldout(heldout, _split(preferences, Split.HELDOUT), questions)
+    held = _Heldout(heldout, [row for row in lessons.rows if isinstance(row, Preference) and _held(row)], questions)
+    examples = _examples(lessons.rows, parameters.answer_format)
 
     before = _measure_in_force(ctx, held) if parameters.retrain and ctx.process_group.main else None
-    folder, imported = _start(ctx)
+    folder, finished = _start(ctx, nothing_new=parameters.retrain and not examples)
     torch.manual_seed(parameters.seed)
-    model = _model(ctx, folder, imported=imported)
+    model = _model(ctx, folder, finished=finished)
     encoder = vlm.Encoder(vlm.load_processor(folder), ctx.images)
     log: list[dict[str, float]] = []
-    if not imported:
+    if not finished:
         log = fit(
             ctx,
             model,
             encoder,
-            _examples(preferences if parameters.retrain else grades, parameters.answer_format),
+            examples,
             replay=_examples(grades, parameters.answer_format) if parameters.retrain else (),
             replay_fraction=parameters.replay_fraction,
             training=parameters.training,
@@ -80,7 +84,9 @@ def run(ctx: StageContext[RewardParameters]) -> StageOutcome:
     after = _measure(ctx, model, encoder, held, "measure")
     gains = after.answers.gain_over(before.answers) if before else None
     decision = gate(after.metrics["grades"], parameters.promotion, after.metrics["answers"], gains)
-    _publish(ctx, folder if imported else None, model, encoder)
+    if parameters.retrain and finished:
+        decision = replace(decision, passed=False, reason="there was nothing to retrain on: no question is settled")
+    _publish(ctx, folder if finished else None, model, encoder)
     _write_json(ctx, "metrics.json", {"new": after.metrics, "old": before.metrics if before else None})
     _write_json(ctx, "gate.json", decision.dump())
     _write_json(ctx, "training_log.json", log, digested=False)
@@ -90,26 +96,60 @@ def run(ctx: StageContext[RewardParameters]) -> StageOutcome:
     ])  # fmt: skip
     ctx.writer.table(RewardAnswer, after.rows)
     return StageOutcome(
-        counters=_counters(after, before, decision), promoted=decision.passed if parameters.retrain else None
+        counters=_counters(after, before, decision) | lessons.counters,
+        promoted=decision.passed if parameters.retrain else None,
     )
 
 
-def _start(ctx: StageContext[RewardParameters]) -> tuple[Path, bool]:
-    """The folder to start from, and whether it is a finished R⁽⁰⁾ that the user brought."""
-    if ctx.parameters.retrain_from is InitFrom.PREVIOUS:
-        return ctx.input("reward").folder_of("model"), False
+def _lessons(ctx: StageContext[RewardParameters]) -> Lessons:
+    """What a retraining learns from, beside D_grade."""
+    parameters, iteration = ctx.parameters, ctx.request.iteration
+    if parameters.retrain_on is RetrainOn.POLICY_ANSWERS:
+        return Lessons(ctx.input("preferences").rows(Preference))
+    settled = settled_questions(ctx, iteration)
+    rows = graded(
+        settled,
+        grades=parameters.grades,
+        mismatches=parameters.mismatches_per_item or 0,
+        answer_format=parameters.answer_format,
+        seed=parameters.seed,
+        lexicon=_lexicon(ctx),
+    )
+    against = sum(against_reward([*asked_questions(ctx, t).values()]) for t in range(1, iteration + 1))
+    counters = {"settled": len(settled), "settled_against_reward": against, "settled_rows": len(rows)}
+    return Lessons(rows, {name: float(value) for name, value in counters.items()})
+
+
+def _lexicon(ctx: StageContext[RewardParameters]) -> wordnet.Lexicon | None:
+    """WordNet, where D_grade was made with it: the settled questions come in the same words."""
+    if not ctx.input("prepare").manifest.counters.get("wordnet"):
+        return None
+    lexicon = wordnet.find(ctx.root / "cache" / "wordnet")
+    if lexicon is None:
+        raise ConfigError(
+            "D_grade was made with WordNet (counter `wordnet` of stage prepare), which is not on this machine: put it "
+            "where prepare found it (docs/grades.md), or run prepare again (`--restart-from prepare@0`)"
+        )
+    return lexicon
+
+
+def _start(ctx: StageContext[RewardParameters], *, nothing_new: bool) -> tuple[Path, bool]:
+    """The folder to start from, and whether it is finished: the user's own R⁽⁰⁾, or the R in force where a retraining
+    has nothing to learn from."""
+    if nothing_new or ctx.parameters.retrain_from is InitFrom.PREVIOUS:
+        return ctx.input("reward").folder_of("model"), nothing_new
     prepare = ctx.input("prepare")
     if ctx.parameters.checkpoint:
         return prepare.folder_of("models/reward-checkpoint"), True
     return prepare.folder_of("models/reward"), False
 
 
-def _model(ctx: StageContext[RewardParameters], folder: Path, *, imported: bool) -> RewardModel:
-    """R as it is before its training: fresh on the base model, or a finished one."""
+def _model(ctx: StageContext[RewardParameters], folder: Path, *, finished: bool) -> RewardModel:
+    """R as it is before its training: fresh on the base model, or an earlier one."""
     parameters = ctx.parameters
-    if not imported and parameters.retrain_from is not InitFrom.PREVIOUS:
+    if not finished and parameters.retrain_from is not InitFrom.PREVIOUS:
         return RewardModel.fresh(folder, parameters.head, parameters.grades, base=ctx.input("prepare").digest)
-    model = RewardModel.load(folder, train=not imported)
+    model = RewardModel.load(folder, train=not finished)
     if model.info.head is not parameters.head:
         raise ConfigError(f"rewardModel.head is {parameters.head}, but {folder} was made with {model.info.head}")
     return model
@@ -137,8 +177,8 @@ class _Measured:
     answers: ValidationAnswers
 
 
-def _split(rows: Sequence[G], split: Split) -> list[G]:
-    return [row for row in rows if row.split is split]
+def _held(row: GradedRow | Preference) -> bool:
+    return row.split is Split.HELDOUT
 
 
 def _examples(rows: Sequence[GradedRow] | Sequence[Preference], answer_format: AnswerFormat) -> list[TrainingExample]:
@@ -182,10 +222,10 @@ def _measure_in_force(ctx: StageContext[RewardParameters], held: _Heldout) -> _M
 
 
 def _publish(
-    ctx: StageContext[RewardParameters], imported: Path | None, model: RewardModel, encoder: vlm.Encoder
+    ctx: StageContext[RewardParameters], finished: Path | None, model: RewardModel, encoder: vlm.Encoder
 ) -> None:
-    if imported is not None:
-        ctx.writer.take("model", imported)
+    if finished is not None:
+        ctx.writer.take("model", finished)
     else:
         model.save(ctx.writer.path(f"model/{INFO_FILE}").parent, encoder.processor)
 

@@ -4,7 +4,6 @@ read again."""
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -53,8 +52,6 @@ _log = logging.getLogger(__name__)
 
 #: HTTP status of an object whose fields are wrong, which will never be taken; also what some admission policies answer.
 _INVALID_OBJECT = 422
-#: Bytes of a spec: all work on a cycle grows with it. A plain one has two thousand; `kubectl apply` takes no larger.
-LARGEST_SPEC = 256 * 1024
 #: Why nothing is done for a cycle whose work took too long or ended the process.
 SET_BACK = "SetBack"
 
@@ -345,8 +342,6 @@ class Reconciler:
 
 def _read(manifest: Manifest, settings: RenderSettings) -> tuple[Cycle | None, list[str], str]:
     """The cycle, if it can be read; what keeps it from being run, and the reason for its conditions."""
-    if len(json.dumps(manifest.get("spec"))) > LARGEST_SPEC:
-        return None, [f"spec: is larger than {LARGEST_SPEC // 1024} KiB"], INVALID
     try:
         cycle = Cycle.model_validate(manifest, by_alias=True, by_name=False)
     except ValidationError as error:

@@ -88,7 +88,7 @@ def test_roles_and_parts() -> None:
     assert not grpo.declares("sft-1")
     assert grpo.missing_inputs(["prepare", "curate"], 1) == ["sft"]
     assert definition("reward").missing_inputs(["prepare"], 0) == []
-    assert definition("reward").missing_inputs(["prepare"], 1) == ["preferences", "reward"]
+    assert definition("reward").missing_inputs(["prepare"], 1) == ["reward"]
     assert grpo.missing_parts(["rollouts.parquet", "model/a.bin"]) == ["release.json"]
     assert grpo.undeclared_parts(["models/a.bin", "model/a.bin", "log.json"]) == ["models/a.bin"]
 

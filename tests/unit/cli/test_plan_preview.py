@@ -59,7 +59,7 @@ def test_the_field_that_runs_a_stage_again_is_named(finished: Path) -> None:
     found = forecasts(finished, forgotten=True, policy={**CYCLE["spec"]["policy"], "grpo": {"klCoefficient": 0.5}})
     assert found["grpo@1"].what == "runs again: policy.grpo.klCoefficient: 0 → 0.5"
     assert found["sft@1"].what.startswith("reused")
-    assert found["preferences@1"].what == "runs: its input policy (grpo@1) is not there yet"
+    assert found["relabel@1"].what == "runs: its input policy (grpo@1) is not there yet"
 
 
 def test_the_command_says_it(finished: Path, tmp_path: Path) -> None:

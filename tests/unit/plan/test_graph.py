@@ -41,10 +41,10 @@ TRAINING_SET = {
     "curate-2": "curate@2",
     "relabel-1": "relabel@1",
 }
-ITERATION = ("generate", "score", "curate", "sft", "grpo", "relabel", "preferences", "reward", "evaluate", "report")
-
-
-FOR_NEXT_ROUND = ("relabel", "preferences", "reward")
+ITERATION = ("generate", "score", "curate", "sft", "grpo", "relabel", "reward", "evaluate", "report")
+FOR_NEXT_ROUND = ("relabel", "reward")
+#: R is retrained on the policy's own answers.
+ON_ANSWERS = {"rewardModel": {"baseModel": "models/r", "retrainOn": "PolicyAnswers"}}
 
 
 def test_all_stages() -> None:
@@ -55,7 +55,8 @@ def test_all_stages() -> None:
 
 @pytest.mark.parametrize("stage", stage_names())
 def test_a_stage_is_in_the_iterations_that_its_definition_says(stage: str) -> None:
-    there = {at.iteration for at in graph_of(3).nodes if at.name == stage}
+    changes = ON_ANSWERS if stage == "preferences" else {}
+    there = {at.iteration for at in graph_of(3, **changes).nodes if at.name == stage}
     last = 2 if definition(stage).for_next_round else 3
     assert there == {iteration for iteration in range(last + 1) if definition(stage).iterations.include(iteration)}
 
@@ -66,7 +67,8 @@ def test_a_stage_is_in_the_iterations_that_its_definition_says(stage: str) -> No
         ((), {}),
         ((), {"earlyStopping": {}}),
         (("grpo",), {"policy": {"initFrom": "Previous"}}),
-        (("preferences",), {"curation": {"selection": {"strategy": "FittedPrecision"}}}),
+        ((), ON_ANSWERS),
+        (("relabel",), {"curation": {"selection": {"strategy": "FittedPrecision"}}}),
         (("evaluate",), {"earlyStopping": {}}),
     ],
 )
@@ -134,8 +136,17 @@ def test_makers_stand_before_readers() -> None:
                 "policy": "grpo@2 sft@2",
             },
         ),
-        ("preferences@2", {**TRAINING_SET, "policy": "grpo@2 sft@2"}),
-        ("reward@2", {"prepare": "prepare@0", "preferences": "preferences@2", "reward": "reward@1 reward@0"}),
+        (
+            "reward@2",
+            {
+                "prepare": "prepare@0",
+                "generate-1": "generate@1",
+                "generate-2": "generate@2",
+                "relabel-1": "relabel@1",
+                "relabel-2": "relabel@2",
+                "reward": "reward@1 reward@0",
+            },
+        ),
         ("evaluate@2", {"prepare": "prepare@0", "sft": "sft@2", "grpo": "grpo@2"}),
     ],
 )
@@ -150,7 +161,7 @@ def test_report_reads_everything_so_far() -> None:
         f"{name}-{t}": f"{name}@{t}"
         for name, first, last in (
             *(("evaluate", 0, 2), ("reward", 0, 1), ("generate", 1, 2), ("curate", 1, 2)),
-            *(("score", 1, 2), ("sft", 1, 2), ("grpo", 1, 2), ("relabel", 1, 1), ("preferences", 1, 1)),
+            *(("score", 1, 2), ("sft", 1, 2), ("grpo", 1, 2), ("relabel", 1, 1)),
         )
         for t in range(first, last + 1)
     }
@@ -185,21 +196,24 @@ def test_fitted_threshold_reads_the_reward_model() -> None:
 @pytest.mark.parametrize(
     ("off", "changes", "gone", "stays"),
     [
-        (("relabel",), {}, {"relabel"}, {"sft", "grpo", "preferences", "reward"}),
+        (("relabel",), {}, {"relabel", "preferences", "reward"}, {"sft", "grpo", "score"}),
         ((), {"preset": "Paper"}, {"relabel"}, {"sft", "grpo", "preferences", "reward"}),
-        ((), {"curation": {"correct": False}}, {"relabel"}, {"sft", "grpo", "preferences", "reward"}),
-        (("grpo",), {}, {"grpo"}, {"preferences", "reward", "evaluate", "sft"}),
-        (("preferences",), {}, {"preferences", "reward"}, {"grpo", "score"}),
-        (("reward",), {}, {"preferences", "reward"}, {"grpo", "score"}),
-        (("sft",), {}, {"sft", "grpo", "preferences", "reward", "evaluate"}, {"score", "curate", "report"}),
+        ((), {"curation": {"correct": False}}, {"preferences"}, {"sft", "grpo", "relabel", "reward"}),
+        ((), ON_ANSWERS, set(), {"relabel", "preferences", "reward"}),
+        ((), {"curation": {"correct": False}, **ON_ANSWERS}, {"relabel"}, {"preferences", "reward"}),
+        (("reward",), {"curation": {"correct": False}}, {"relabel", "reward"}, {"grpo", "score"}),
+        (("grpo",), {}, {"grpo"}, {"relabel", "reward", "evaluate", "sft"}),
+        (("preferences",), ON_ANSWERS, {"preferences", "reward"}, {"grpo", "score"}),
+        (("reward",), ON_ANSWERS, {"preferences", "reward"}, {"grpo", "score"}),
+        (("sft",), {}, {"sft", "grpo", "relabel", "reward", "evaluate"}, {"score", "curate", "report"}),
         (("score",), {}, {"score"}, {"curate", "grpo", "reward"}),
         (("generate",), {}, {"generate", "score"}, {"curate", "sft", "grpo"}),
         (("evaluate",), {}, {"evaluate"}, {"report"}),
         (("report",), {}, {"report"}, {"evaluate"}),
         (("curate",), {}, set(ITERATION) - {"generate", "score", "report"}, {"generate"}),
-        (("grpo", "preferences"), {"curation": {"selection": {"strategy": "All"}}}, {"score", "reward"}, {"sft"}),
-        (("grpo",), {"curation": {"selection": {"strategy": "All"}}}, {"grpo"}, {"score", "reward", "preferences"}),
-        (("preferences",), {"curation": {"selection": {"strategy": "RandomK"}}}, {"reward"}, {"score", "grpo"}),
+        (("grpo", "relabel"), {"curation": {"selection": {"strategy": "All"}}}, {"score", "reward"}, {"sft"}),
+        (("grpo",), {"curation": {"selection": {"strategy": "All"}}}, {"grpo"}, {"score", "reward", "relabel"}),
+        (("relabel",), {"curation": {"selection": {"strategy": "RandomK"}}}, {"reward"}, {"score", "grpo"}),
     ],
 )
 def test_disabled(off: tuple[str, ...], changes: dict[str, Any], gone: set[str], stays: set[str]) -> None:
@@ -211,19 +225,28 @@ def test_disabled(off: tuple[str, ...], changes: dict[str, Any], gone: set[str],
 def test_first_reward_model_stays_while_it_is_read() -> None:
     everything = {"curation": {"selection": {"strategy": "All"}}}
     assert "reward@0" in names(graph_of(off=("reward",)))
-    assert "reward@0" in names(graph_of(off=("score", "preferences")))
-    assert "reward@0" not in names(graph_of(off=("grpo", "preferences"), **everything))
-    assert "reward@0" not in names(graph_of(off=("score", "grpo", "preferences")))
+    assert "reward@0" in names(graph_of(off=("score", "relabel")))
+    assert "reward@0" not in names(graph_of(off=("grpo", "relabel"), **everything))
+    assert "reward@0" not in names(graph_of(off=("score", "grpo", "relabel")))
     match_only = {"policy": {"grpo": {"rewards": [{"type": "AnswerMatch", "weight": 1}]}}}
-    assert "reward@0" not in names(graph_of(off=("score", "preferences"), **match_only))
-    assert "reward" not in roles(graph_of(off=("preferences",), **match_only), "grpo@1")
+    assert "reward@0" not in names(graph_of(off=("score", "relabel"), **match_only))
+    assert "reward" not in roles(graph_of(off=("relabel",), **match_only), "grpo@1")
 
 
 def test_policy_of_an_iteration() -> None:
     assert graph_of().makers[1, "policy"] == (key("grpo@1"), key("sft@1"))
     assert graph_of(off=("grpo",)).makers[1, "policy"] == (key("sft@1"),)
     assert (1, "policy") not in graph_of(off=("sft",)).makers
-    assert roles(graph_of(off=("grpo",)), "preferences@1")["policy"] == "sft@1"
+    assert roles(graph_of(off=("grpo",)), "relabel@1")["policy"] == "sft@1"
+
+
+def test_the_papers_way_of_retraining() -> None:
+    graph = graph_of(3, preset="Paper")
+    training_set = {role: maker for role, maker in TRAINING_SET.items() if role != "relabel-1"}
+    assert roles(graph, "preferences@2") == {**training_set, "policy": "grpo@2 sft@2"}
+    assert roles(graph, "reward@2") == {
+        "prepare": "prepare@0", "preferences": "preferences@2", "reward": "reward@1 reward@0",
+    }  # fmt: skip
 
 
 def test_effective_reward_is_the_newest_promoted() -> None:
@@ -266,7 +289,7 @@ def test_reach() -> None:
     graph = graph_of()
     reached = {str(stage) for stage in graph.reach(key("grpo@1"))}
     assert reached == {
-        *("grpo@1", "relabel@1", "preferences@1", "reward@1", "evaluate@1", "report@1"),
+        *("grpo@1", "relabel@1", "reward@1", "evaluate@1", "report@1"),
         *(f"{name}@2" for name in ITERATION if name not in ("generate", *FOR_NEXT_ROUND)),
     }, "generate@2 reads nothing of grpo@1: what it paid for stays"
     assert graph.reach(key("report@2")) == {key("report@2")}

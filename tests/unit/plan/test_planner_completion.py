@@ -43,7 +43,7 @@ def test_raised_iterations_reopen_other_edits_do_not() -> None:
     assert not reconcile(sim).creates
     edit(sim, iterations=2)
     created = {str(create.key.stage) for create in reconcile(sim).creates}
-    assert created == {"generate@2", "preferences@1"}, "nothing of the first iteration runs again"
+    assert created == {"generate@2", "relabel@1"}, "nothing of the first iteration runs again"
     assert condition(sim, "Complete").status == "False"
     finish(sim)
     assert sim.status.iteration == 2
@@ -52,13 +52,13 @@ def test_raised_iterations_reopen_other_edits_do_not() -> None:
 def test_raised_iterations_make_what_the_last_one_had_no_use_for() -> None:
     sim = make_simulator()
     finish(sim)
-    assert not {"preferences@1", "reward@1"} & {f"{record.name}@{record.iteration}" for record in sim.status.stages}
+    assert not {"relabel@1", "reward@1"} & {f"{record.name}@{record.iteration}" for record in sim.status.stages}
     before = {(record.name, record.iteration, record.attempt, record.output_digest) for record in sim.status.stages}
     edit(sim, iterations=2)
     finish(sim)
     done = {f"{record.name}@{record.iteration}": record for record in sim.status.stages}
-    assert {"preferences@1", "reward@1", "score@2"} <= done.keys()
-    assert not {"preferences@2", "reward@2"} & done.keys()
+    assert {"relabel@1", "reward@1", "score@2"} <= done.keys()
+    assert not {"relabel@2", "reward@2"} & done.keys()
     after = {(record.name, record.iteration, record.attempt, record.output_digest) for record in sim.status.stages}
     assert before <= after, "nothing of the first iteration ran again"
     assert condition(sim, "SpecApplied").status == "True"
@@ -71,7 +71,7 @@ def test_early_stopping_makes_nothing_for_a_round_that_does_not_come() -> None:
         succeed(sim, created, metrics={f"validation/{'sft' if iteration else 'base'}/macroAccuracy": 0.5})
     finish(sim)
     assert condition(sim, "Complete").reason == "EarlyStopped"
-    assert {record.name for record in sim.status.stages if record.iteration == 1}.isdisjoint({"preferences", "reward"})
+    assert {record.name for record in sim.status.stages if record.iteration == 1}.isdisjoint({"relabel", "reward"})
     edit(sim, iterations=6, early_stopping=None)
     finish(sim)
     done = {f"{record.name}@{record.iteration}" for record in sim.status.stages}

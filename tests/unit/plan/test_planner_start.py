@@ -110,7 +110,7 @@ def test_a_policy_that_is_not_better_than_what_it_came_from_does_not_go_on() -> 
     assert record(sim, "grpo").message == "sft goes on: grpo is worse"
     inputs = until(sim, "evaluate", 1).request.inputs
     assert (inputs["sft"].stage, inputs["grpo"].stage) == ("sft", "grpo"), "measured all the same"
-    for stage, iteration in (("preferences", 1), ("sft", 2)):
+    for stage, iteration in (("relabel", 1), ("sft", 2)):
         policy = until(sim, stage, iteration).request.inputs["policy"]
         assert (policy.stage, policy.iteration) == ("sft", 1)
     assert sim.status.models.policy is not None

@@ -109,23 +109,6 @@ def test_what_the_platform_does_not_allow_is_told_and_may_be_allowed_later(monke
     assert len(api.jobs) == 1
 
 
-@pytest.mark.parametrize(
-    ("spec", "what"),
-    [
-        ({"template": {"labels": {f"k{number}": "v" for number in range(30_000)}}}, "spec: is larger than 256 KiB"),
-        ({f"x{number}": 1 for number in range(15_000)}, "spec.x100: is the first of 14900 further problems"),
-    ],
-    ids=["labels", "unknown fields"],
-)
-def test_the_work_on_a_spec_is_bounded(spec: dict[str, Any], what: str) -> None:
-    api = MemoryApi()
-    cycle = with_cycle(api, **spec)
-    began = time.process_time()
-    _, problems, reason = reconciler._read(cycle, SETTINGS)
-    assert time.process_time() - began < 3
-    assert (problems[-1], reason) == (what, "InvalidSpec")
-
-
 def test_an_accepted_spec_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     api, tried = MemoryApi(), []
     with_cycle(api)
