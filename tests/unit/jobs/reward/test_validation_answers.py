@@ -84,6 +84,15 @@ def test_a_model_against_itself_has_gained_nothing_for_sure():
     assert all(tuple(gain) == (0, 0, 0) for gain in one.gain_over(one).values())
 
 
+def test_ties_count_half_in_every_resample():
+    """One image only: every resample is the whole, so the interval is the difference itself."""
+    gold, images = [0, 1], ["i", "i"]
+    tied, sure = answering([[2, 2, 1], [0, 2, 2]], gold, images), answering([[3, 2, 1], [0, 3, 2]], gold, images)
+    gain = sure.gain_over(tied)["answer_auroc"]
+    assert gain.low == gain.high == pytest.approx(gain.value)
+    assert gain.value == pytest.approx(0.25)
+
+
 def test_pairing_counts():
     """Two models that err on the same questions differ for sure, however much accuracy varies between images."""
     old = drawn(1, 4.0)
