@@ -338,7 +338,7 @@ def test_report_and_cp_of_a_local_cycle_copy_as_those_of_a_cluster(
     assert (done.exit_code, done.output) == (2, f"no cycle 'loop' in {workspace}; there: none\n")
     StateFile(workspace, "loop").save(Cycle.model_validate(tiny_cycle()))
     done = runner.invoke(app, ["cp", "loop:cycles/loop/report", ".", "-w", str(workspace)])
-    assert (done.exit_code, done.output) == (0, "report: 1 files, 1 bytes\n")
+    assert (done.exit_code, done.output) == (0, "report: 1 files, 10240 bytes\n")
     assert (here / "report/report.md").read_text() == "#"
     for path in ("../here", "/etc/passwd"):
         assert runner.invoke(app, ["cp", f"loop:{path}", ".", "-w", str(workspace)]).exit_code == 2
