@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from .cel_rules import Keyed, Rule
 from .cross_examination import CrossExamination, ResolvedCrossExamination
@@ -25,7 +26,7 @@ from .scheduling import (
 from .stages import StageName
 from .status import CycleStatus
 from .training_spec import AnswerFormat, Evaluation, Policy, ResolvedPolicy, ResolvedRewardModel, RewardModelSpec
-from .types import DNSLabel
+from .types import DNSLabel, bytes_exceed
 
 
 class Preset(ApiEnum):
@@ -156,6 +157,11 @@ class Metadata(Model):
     """Labels of the object."""
 
 
+#: Bytes of a spec in JSON: all work on a cycle grows with it. A plain one has two thousand; `kubectl apply` takes no
+#: larger.
+LARGEST_SPEC = 256 * 1024
+
+
 class Cycle(Model):
     """One closed training loop: generate, score, curate, SFT, GRPO, relabel, preferences, reward retraining."""
 
@@ -176,3 +182,16 @@ class Cycle(Model):
     """What the user wants."""
     status: CycleStatus = Field(default_factory=CycleStatus)
     """What the operator has done so far; users never write it."""
+
+    @classmethod
+    def as_written(cls, document: dict[str, Any]) -> Self:
+        """The cycle in a document that a user wrote, with the names of the wire alone.
+
+        Raises:
+            ValidationError: it is no valid cycle, or its spec is too large to be looked at.
+        """
+        if bytes_exceed(document.get("spec"), LARGEST_SPEC):
+            message = f"is larger than {LARGEST_SPEC // 1024} KiB, and no cycle needs as much: shorten it"
+            error = InitErrorDetails(type=PydanticCustomError("too_large", message), loc=("spec",), input={})
+            raise ValidationError.from_exception_data(cls.__name__, [error], hide_input=True)
+        return cls.model_validate(document, by_alias=True, by_name=False)

@@ -84,15 +84,20 @@ def shape_problems(value: Any, kind: str, path: str = "") -> Iterator[str]:
 
 
 def _items(value: Any, kind: str, path: str) -> Iterator[str]:
+    inner: Iterator[tuple[Any, Any]]
     if kind[0] == "[" and isinstance(value, list):
-        items = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+        form, inner = "{}[{}]", iter(enumerate(value))
     elif kind[0] == "{" and isinstance(value, dict):
-        items = [(f"{path}.{_word(key)}", item) for key, item in value.items()]
+        form, inner = "{}.{}", iter(value.items())
     else:
         wanted = "a list ('- item' lines)" if kind[0] == "[" else "an object ('name: value' lines)"
         yield _problem(path, f"must be {wanted}, not {_shown(value)}")
         return
-    for place, item in items:
+    _, fits = _PLAIN.get(kind[1:-1], ("", lambda _: False))
+    for key, item in inner:
+        if fits(item):  # there may be tens of thousands, and no path is needed for what is right
+            continue
+        place = form.format(path, _word(key))
         if item is None:
             yield _problem(place, "must not be empty")
         else:

@@ -146,7 +146,7 @@ class PodTemplate(Model):
     termination_grace_period_seconds: Annotated[int, Field(ge=10, le=86400)] = 300
     """Time a stage has to write its checkpoint."""
     patches: Annotated[list[Operation], Field(max_length=64)] = []
-    """RFC 6902 operations on the rendered Job; the last word."""
+    """RFC 6902 operations on the rendered Job; the last word about its pods."""
 
 
 class DeepSpeed(ApiEnum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Annotated, Any
@@ -48,6 +49,30 @@ def levels_exceed(value: Any, levels: int) -> bool:
             return False
         level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
     return True
+
+
+def bytes_exceed(value: Any, most: int) -> bool:
+    """Whether a JSON document takes more than so many bytes, written compactly in UTF-8.
+
+    It stops where it knows, and looks at what stands in several places (YAML's anchors) each time: written out, a file
+    of a megabyte could hold a hundred gigabytes.
+    """
+    queue = [value]
+    while queue and most >= 0:
+        item = queue.pop()
+        if isinstance(item, dict):
+            most -= len(item) + 1 + sum(_text_bytes(str(key)) + 1 for key in item) if item else 2
+            queue.extend(item.values())
+        elif isinstance(item, list):
+            most -= len(item) + 1 if item else 2
+            queue.extend(item)
+        else:
+            most -= _text_bytes(item) if isinstance(item, str) else len(repr(item))
+    return most < 0
+
+
+def _text_bytes(text: str) -> int:
+    return len(json.dumps(text, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
 def harmless(value: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from . import trainer_options
@@ -20,7 +21,7 @@ from .server_address import is_overheard
 from .stages import GENERATE, REWARD, definition, listed, stage_parameters
 from .stages.generate import GenerateParameters
 from .trainer_options import TRAINERS
-from .validation_errors import Problem
+from .validation_errors import EXPLAINED, Problem
 
 TINY_MODEL = "builtin://tiny-qwen2.5-vl"
 
@@ -207,7 +208,9 @@ def unsupported(spec: CycleSpec, local: bool = False) -> list[Problem]:
             owned = {option: OWNED_TRAINER_OPTIONS[option] for option in options if option in OWNED_TRAINER_OPTIONS}
             wrong = [(option, f"not to be set here: {reason}") for option, reason in owned.items()]
             others = {option: value for option, value in options.items() if option not in owned}
-            wrong += trainer_options.problems(config, others)
+            found = trainer_options.problems(config, others)
+            wrong += islice(found, EXPLAINED)
+            wrong += [(option, "is the first of further problems") for option, _ in islice(found, 1)]
             problems += [Problem(f"spec.{path}.{option}", message) for option, message in wrong]
     return problems
 

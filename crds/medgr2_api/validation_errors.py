@@ -16,6 +16,8 @@ from .types import no_literal_key
 Location = tuple[int | str, ...]
 _FREE_TEXT_LIMIT = 60
 _SHOWN_FIELDS = 12
+#: Errors that are explained: near names take milliseconds each, and a document can have as many errors as it has words.
+EXPLAINED = 100
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,11 @@ def explain(
         model: the model of the whole document.
         raw: the text that stands in the file at a place, when it is a single value.
     """
-    return [(detail["loc"], _message(detail, model, raw)) for detail in error.errors(include_url=False)]
+    errors = error.errors(include_url=False)
+    found = [(detail["loc"], _message(detail, model, raw)) for detail in errors[:EXPLAINED]]
+    if more := errors[EXPLAINED:]:
+        found.append((more[0]["loc"], f"is the first of {len(more)} further problems"))
+    return found
 
 
 def _message(detail: ErrorDetails, model: type[BaseModel], raw: Callable[[Location], str | None]) -> str:

@@ -98,7 +98,7 @@ def parse_cycle(text: str, where: str) -> Cycle:
     _check_kind(document, root, where)
     document.pop("status", None)
     try:
-        return Cycle.model_validate(document, by_alias=True, by_name=False)
+        return Cycle.as_written(document)
     except ValidationError as error:
         found = explain(error, Cycle, lambda location: _raw(root, location))
         problems = [Problem(dotted(place), message, _line(root, place)) for place, message in found]

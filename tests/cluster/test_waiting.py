@@ -130,7 +130,7 @@ CASES: dict[str, Case] = {
 }
 #: Cycles that wait for nothing: what they are at the end.
 OTHERS: dict[str, tuple[Document, tuple[Document, ...], str]] = {
-    "wrong-job": ({}, (add("/spec/parallelism", -1),), "Failed"),
+    "wrong-job": ({}, (add(f"{POD}/activeDeadlineSeconds", -1),), "Failed"),
     "fails-for-good": ({"failurePolicy": {"maxRetries": 0}}, (runs("false"),), "Failed"),
     "invalid": ({"policy": {"baseModel": "builtin://no-such-model"}}, (), "Invalid"),
     "suspended": ({"suspend": True}, (), "Suspended"),

@@ -38,6 +38,9 @@ _IDENTITY: tuple[tuple[str, ...], ...] = (
     *(("metadata", "labels", label) for label in _LABELS),
     *(("spec", "template", "metadata", "labels", label) for label in (*_LABELS, egress.LABEL)),
 )
+#: Of a Job's spec what is the user's. All else says how many pods there are, what a failure ends, who starts the Job
+#: and how long it is kept: attempts, shards and GPU hours are counted by it; a failed pod is the planner's to replace.
+_USERS_OWN = "template"
 
 #: Bytes that a Job and its patches have together, what they copy or move counted each time; a plain Job has ten
 #: thousand. `copy` could double them with every operation, and each costs as much as it touches.
@@ -61,11 +64,12 @@ def patched(context: RenderContext, job: dict[str, Any]) -> dict[str, Any]:
     """A copy of the Job with the patches of the template and then of the stage.
 
     Raises:
-        RenderError: a patch does not apply, makes the Job too large or too deep or changes its identity, or what comes
-            out is no Job any more; the path names the patch.
+        RenderError: a patch does not apply, makes the Job too large or too deep, changes its identity or what its pods
+            are counted by, or what comes out is no Job any more; the path names the patch.
     """
-    document: Any = _plain(job)
-    before, path, size = _identity(document), "", len(json.dumps(document))
+    text = json.dumps(job)
+    document: Any = json.loads(text)
+    before, counted, path, size = _identity(document), _counting(document), "", len(text)
     for path, operation in _operations(context):
         try:
             size += _size(document, operation)
@@ -83,8 +87,13 @@ def patched(context: RenderContext, job: dict[str, Any]) -> dict[str, Any]:
         changed = [place for place in _IDENTITY if after[place] != before[place]]
         if changed:
             raise RenderError(path, f"must not change {'.'.join(changed[0])}: the Job is known by it")
-    if problems := list(shape_problems(document, "V1Job")):
-        raise RenderError(path or context.path, f"of the patched Job, {'; '.join(problems[:3])}")
+        counting = _counting(document)
+        if counting != counted:
+            field = next(name for name in (*counted, *counting) if counting.get(name) != counted.get(name))
+            raise RenderError(path, f"must not change spec.{field}: the operator counts pods, attempts and time by it")
+    # what no patch has touched was made of fragments that have been looked at
+    if path and (problems := list(shape_problems(document, "V1Job"))):
+        raise RenderError(path, f"of the patched Job, {'; '.join(problems[:3])}")
     assert isinstance(document, dict)
     return document
 
@@ -134,6 +143,13 @@ def _operations(context: RenderContext) -> Iterator[tuple[str, dict[str, Any]]]:
 def _identity(document: Any) -> dict[tuple[str, ...], Any]:
     """What stands at each place of `_IDENTITY`, written out: a patch works on the document in place."""
     return {place: json.dumps(_at(document, place), sort_keys=True) for place in _IDENTITY}
+
+
+def _counting(document: Any) -> dict[str, str]:
+    """The fields of the Job's spec that are not the user's, written out."""
+    spec = _at(document, ("spec",))
+    fields = spec.items() if isinstance(spec, dict) else ()
+    return {name: json.dumps(value, sort_keys=True) for name, value in fields if name != _USERS_OWN}
 
 
 def _at(document: Any, place: tuple[str, ...]) -> Any:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -89,8 +90,8 @@ class Reconciler:
         self._client, self._settings, self._recorder = client, settings, recorder
         self._poller, self._observer = poller, observer or ReconcileObserver()
         self._now, self._volume_check = now, VolumeCheck(client)
-        self._foreign_jobs: dict[str, ObservedJob] = {}
-        """Jobs under a name of a cycle's Job that the cycle does not own, by namespace/name."""
+        self._foreign_jobs: dict[CycleKey, dict[str, ObservedJob]] = {}
+        """Jobs under a name of a cycle's Job that the cycle does not own, by name."""
         self._uids: dict[CycleKey, dict[str, str]] = {}
         """Uids of created Jobs, by name, until they are in a status: no status is written for them alone."""
         self._causes = CauseReader(client)
@@ -118,6 +119,7 @@ class Reconciler:
             self._poller.watch(key, ())
             self._uids.pop(key, None)
             self._refusals.pop(key, None)
+            self._foreign_jobs.pop(key, None)
             self._first_seen.forget(key)
             return None
         cycle, problems, reason = await compute(lambda: _read(manifest, self._settings))
@@ -195,23 +197,23 @@ class Reconciler:
             replace(job, progress=progress[job.key]) if job.key in progress else job
             for job in observe.jobs(jobs, pods, cycle.metadata.uid, around)
         ]
-        foreign_jobs = await self._foreign_jobs_of(cycle)
+        foreign_jobs = await self._foreign_jobs_of(key, cycle)
         live_pods = tuple(observe.live_pods(pods))
         refusals = tuple(self._refusals.get(key, {}).values())
         return Observed((*observed, *foreign_jobs), live_pods, not workspace.problem, workspace.problem, refusals)
 
-    async def _foreign_jobs_of(self, cycle: Cycle) -> list[ObservedJob]:
-        """The cycle's foreign Jobs that still exist."""
-        existing = []
-        for name, job in list(self._foreign_jobs.items()):
-            namespace, _, job_name = name.partition("/")
-            if namespace == cycle.metadata.namespace and job_name in {s.job_name for s in cycle.status.stages}:
-                try:
-                    await self._client.get(JOBS, job_name, namespace)
-                    existing.append(job)
-                except NotFoundError:
-                    del self._foreign_jobs[name]
-        return existing
+    async def _foreign_jobs_of(self, key: CycleKey, cycle: Cycle) -> list[ObservedJob]:
+        """The cycle's foreign Jobs that still exist, and whose names it still wants."""
+        wanted, existing = {stage.job_name for stage in cycle.status.stages}, {}
+        for name, job in self._foreign_jobs.get(key, {}).items():
+            if name in wanted:
+                with suppress(NotFoundError):
+                    await self._client.get(JOBS, name, key.namespace)
+                    existing[name] = job
+        self._foreign_jobs.pop(key, None)
+        if existing:
+            self._foreign_jobs[key] = existing
+        return list(existing.values())
 
     # -- apply ---------------------------------------------------------------------------------------------------------
 
@@ -288,9 +290,8 @@ class Reconciler:
                 raise ApiError(
                     f"{rendered['kind']} {name} exists and is not owned by this cycle; delete it, or rename the cycle"
                 ) from None
-            self._foreign_jobs[f"{namespace}/{name}"] = ObservedJob(
-                create.key, name, existing["metadata"]["uid"], JobState.RUNNING, owned=False
-            )
+            foreign = ObservedJob(create.key, name, existing["metadata"]["uid"], JobState.RUNNING, owned=False)
+            self._foreign_jobs.setdefault(CycleKey(namespace, cycle.metadata.name), {})[name] = foreign
             await self._recorder.record(
                 await self._client.get(CYCLES, cycle.metadata.name, namespace),
                 Event(
@@ -343,7 +344,7 @@ class Reconciler:
 def _read(manifest: Manifest, settings: RenderSettings) -> tuple[Cycle | None, list[str], str]:
     """The cycle, if it can be read; what keeps it from being run, and the reason for its conditions."""
     try:
-        cycle = Cycle.model_validate(manifest, by_alias=True, by_name=False)
+        cycle = Cycle.as_written(manifest)
     except ValidationError as error:
         found = explain(error, Cycle, lambda location: None)
         return None, [f"{dotted(place)}: {message}" for place, message in found], INVALID

@@ -246,6 +246,20 @@ def test_a_document_of_another_kind_is_told_from_a_cycle(invoke: Command, tmp_pa
     assert invoke("plan", file)[0] == 2
 
 
+@pytest.mark.parametrize("command", ["validate", "plan", "run"])
+def test_a_spec_that_the_operator_would_not_read(invoke: Command, tmp_path: Path, command: str) -> None:
+    """It is small as a file: an anchor is counted wherever it stands."""
+    file = tmp_path / "cycle.yaml"
+    patches = [{"op": "add", "path": "/metadata/annotations", "value": {"a": "x" * 30_000}}] * 10
+    file.write_text(yaml.safe_dump(tiny_cycle(template={"patches": patches})))
+    assert file.stat().st_size < 40_000
+    code, said = invoke(command, file, *(() if command == "validate" else ("-w", tmp_path / "ws")))
+    assert code == 2
+    assert said.startswith(f"{file}: spec (line ")
+    assert said.endswith("): is larger than 256 KiB, and no cycle needs as much: shorten it\n")
+    assert not (tmp_path / "ws").exists()
+
+
 VERBS = ("list", "status", "logs", "model", "report", "lineage", "suspend", "resume", "approve", "compare", "whois")
 
 

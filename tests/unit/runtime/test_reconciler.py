@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import itertools
+import json
 import subprocess
 import sys
 import time
@@ -19,7 +21,9 @@ from tests.support.cycle_documents import tiny_cycle
 from tests.support.memory_api import MemoryApi
 from tests.unit.api.test_kubernetes_fragments import ANYTHING, DAMAGED
 
-from medgr2_operator.kube.client import CLAIMS, CYCLES, PODS, ApiError
+from medgr2_api import kubernetes_fragments, validation_errors
+from medgr2_api.cycle import LARGEST_SPEC
+from medgr2_operator.kube.client import CLAIMS, CYCLES, JOBS, PODS, ApiError
 from medgr2_operator.kube.events import EventRecorder
 from medgr2_operator.render.cycle_policy import CyclePolicy
 from medgr2_operator.render.render_context import RenderSettings
@@ -107,6 +111,107 @@ def test_what_the_platform_does_not_allow_is_told_and_may_be_allowed_later(monke
     assert "pod.hostPID: reaches the node" in condition["message"]
     run(api)
     assert len(api.jobs) == 1
+
+
+class Looked:
+    """How often a function is called, which it still is."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> None:
+        self.times, look = 0, getattr(module, name)
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.times += 1
+            return look(*arguments, **options)
+
+        monkeypatch.setattr(module, name, counted)
+
+
+def read(cycle: dict[str, Any], settings: RenderSettings = SETTINGS) -> list[str]:
+    """What is wrong with a cycle."""
+    _, problems, reason = reconciler._read(cycle, settings)
+    assert reason in ("", "InvalidSpec")
+    return problems
+
+
+def test_a_spec_that_is_too_large_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    api, looked = MemoryApi(), Looked(monkeypatch, kubernetes_fragments, "_key_problems")
+    small = with_cycle(api, template={"labels": {f"k{number}": "v" for number in range(100)}})
+    assert (read(small), looked.times > 0) == ([], True)
+    looked.times = 0
+    large = with_cycle(api, template={"labels": {f"k{number}": "v" for number in range(30_000)}})
+    assert read(large) == ["spec: is larger than 256 KiB, and no cycle needs as much: shorten it"]
+    assert looked.times == 0
+
+
+def test_the_limit_is_met_to_the_byte() -> None:
+    cycle = with_cycle(MemoryApi(), template={"annotations": {"a": ""}})
+
+    def problems(size: int) -> list[str]:
+        note = cycle["spec"]["template"]["annotations"]
+        note["a"] = ""
+        note["a"] = "\u00e4" * ((size - len(json.dumps(cycle["spec"], separators=(",", ":")))) // 2)
+        assert len(json.dumps(cycle["spec"], separators=(",", ":"), ensure_ascii=False).encode()) == size
+        return read(cycle)
+
+    size = LARGEST_SPEC - (LARGEST_SPEC - len(json.dumps(cycle["spec"], separators=(",", ":")))) % 2
+    assert problems(size) == []
+    assert [problem[:24] for problem in problems(size + 2)] == ["spec: is larger than 256"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "module", "last"),
+    [
+        (
+            {f"x{number}": 1 for number in range(15_000)},
+            (validation_errors, "_message"),
+            "spec.x100: is the first of 14900 further problems",
+        ),
+        (
+            {"policy": {"baseModel": "m", "sft": {"trainer": {f"x{number:05}": 1 for number in range(14_000)}}}},
+            (difflib, "get_close_matches"),
+            "spec.policy.sft.trainer.x00100: is the first of further problems",
+        ),
+    ],
+    ids=["fields", "trainer options"],
+)
+def test_of_all_errors_a_hundred_are_explained(
+    spec: dict[str, Any], module: tuple[Any, str], last: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = Looked(monkeypatch, *module)
+    problems = read(with_cycle(MemoryApi(), **spec))
+    assert (len(problems), problems[-1]) == (101, last)
+    assert 100 <= looked.times <= 101
+
+
+def affinity(terms: list[Any]) -> dict[str, Any]:
+    """An affinity for nodes."""
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
+
+
+@pytest.mark.parametrize(
+    ("terms", "values"),
+    [
+        ([{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["v"] * 20_000}]}], 20_000),
+        ([{}] * 20_000, 20_000),
+    ],
+    ids=["plain values", "objects"],
+)
+def test_what_is_in_all_jobs_is_not_looked_at_for_each(terms: list[Any], values: int) -> None:
+    """Eighteen Jobs are rendered; most of a spec can stand in all of them."""
+    cycle = with_cycle(MemoryApi(), template={"affinity": affinity(terms)})
+    calls = 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        problems = read(cycle)
+    finally:
+        sys.setprofile(None)
+    assert problems == []
+    assert calls < 24 * values
 
 
 def test_an_accepted_spec_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,6 +395,24 @@ def test_what_computes_too_long_is_set_back() -> None:
     with pytest.raises(TooSlowError), setbacks.working_on(KEY):
         asyncio.run(compute(lambda: time.sleep(0.5), 0.05))
     assert setbacks.left(KEY) == 30
+
+
+def test_a_foreign_job_is_forgotten_with_its_cycle() -> None:
+    """A process that lives for months sees many cycles."""
+    api = MemoryApi()
+    with_cycle(api)
+    asyncio.run(operator(api)(KEY))
+    (name,) = [job["metadata"]["name"] for job in api.jobs]
+    api.put(JOBS, {"metadata": {"name": name, "ownerReferences": []}, "spec": {"template": {}}})
+    with_cycle(api)
+    work = operator(api)
+    asyncio.run(work(KEY))
+    assert list(work._foreign_jobs[KEY]) == [name]
+    asyncio.run(work(KEY))
+    assert list(work._foreign_jobs[KEY]) == [name]
+    del api.objects["medgr2cycles", KEY.namespace, KEY.name]
+    asyncio.run(work(KEY))
+    assert work._foreign_jobs == {}
 
 
 # -- anything ----------------------------------------------------------------------------------------------------------
