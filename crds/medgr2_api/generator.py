@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from .cel_rules import Keyed, Rule
+from .distillation import Distillation, ResolvedDistillation
 from .model import ApiEnum, Model
 from .plugin import PluginRef
 from .server_address import is_external
@@ -335,6 +336,8 @@ class Generator(Model):
     """What the provider charges; needed for `budget.generatorUSD`."""
     rate_limit: RateLimit = RateLimit()
     """Largest rate of requests and tokens that the provider allows."""
+    distillation: Distillation | None = None
+    """A generator of one's own, which learns from what the loop made and takes tasks over; absent: none."""
 
     @property
     def given(self) -> list[GeneratorKind]:
@@ -363,3 +366,4 @@ class ResolvedGenerator(Generator):
     candidates: Candidates
     questions_per_image: QuestionsPerImage
     concurrency: Concurrency
+    distillation: ResolvedDistillation | None = None

@@ -37,6 +37,9 @@ _DEFAULT: dict[str, Any] = {
     "generator.scripted.blindSpots": 0.0,
     "generator.scripted.irrelevantRate": 0.08,
     "generator.scripted.incoherentRate": 0.07,
+    "generator.distillation.training.lora": {"rank": 64},
+    "generator.distillation.training.learningRate": 1e-4,
+    "generator.distillation.training.numEpochs": 2,
     "rewardModel.head": "LastToken",
     "rewardModel.mismatchesPerItem": 1,
     "rewardModel.retrainOn": "CrossExamined",
@@ -124,6 +127,9 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "generator.concurrency": 1,
         "generator.scripted.errorRate": 0.1,
         "generator.scripted.blindSpots": 0.34,
+        "generator.distillation.training.lora": {"rank": 0},
+        "generator.distillation.training.learningRate": 1.5e-3,
+        "generator.distillation.training.trainer": {"max_steps": 400, "loss_type": "nll", **_SMALL_BATCHES},
         "rewardModel.head": "LastTokenAndLikelihood",
         # Adapters leave the vision tower as its base has it. Trained on 60 pictures it learns these by heart, and R
         # then takes one answer in ten of other pictures for another (docs/measurements.md).
@@ -222,7 +228,7 @@ def _derive(document: dict[str, Any]) -> dict[str, ValueOrigin]:
         if generator is not None and "external" in kind.model_fields:
             leaves = kind.model_validate(generator).has_egress
             derived.append((f"generator.{name}", generator, "external", leaves))
-    for parent in ("rewardModel.training", "policy.sft", "policy.grpo"):
+    for parent in ("generator.distillation.training", "rewardModel.training", "policy.sft", "policy.grpo"):
         lora = (_descend(document, parent.split(".")) or {}).get("lora")
         if lora and lora["rank"]:
             derived.append((f"{parent}.lora", lora, "alpha", 2 * lora["rank"]))

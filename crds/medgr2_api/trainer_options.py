@@ -16,6 +16,7 @@ from typing import Any
 
 #: Where a block stands in the spec → the class that its options are fields of.
 TRAINERS = {
+    "generator.distillation.training.trainer": "SFTConfig",
     "rewardModel.training.trainer": "TrainingArguments",
     "rewardModel.training.retrainTrainer": "TrainingArguments",
     "policy.sft.trainer": "SFTConfig",

@@ -56,6 +56,7 @@ GAPS: tuple[Gap, ...] = (
     ),
     Gap("policy.baseModel", _unknown_builtin, _BUILTIN),
     Gap("rewardModel.baseModel", _unknown_builtin, _BUILTIN),
+    Gap("generator.distillation.baseModel", _unknown_builtin, _BUILTIN),
     Gap(
         "rewardModel.checkpoint",
         lambda v: v.startswith("builtin://"),
@@ -198,6 +199,7 @@ def unsupported(spec: CycleSpec, local: bool = False) -> list[Problem]:
         problems.append(Problem("spec.data.sources", _NOTHING_MAY_LEAVE))
     problems += _overheard(known)
     problems += _unknown_question_types(known)
+    problems += _untaught(known)
     if spec.budget.gpu_hours is not None:
         for index, stage in enumerate(spec.stages):
             for name in unknown_devices(stage.resources, spec.budget.gpus_per):
@@ -226,6 +228,29 @@ def _overheard(spec: ResolvedSpec) -> Iterator[Problem]:
         yield Problem(
             "spec.data.fetch.hubEndpoint", "the hub's token would cross networks of others unencrypted: use https"
         )
+
+
+def _untaught(spec: ResolvedSpec) -> Iterator[Problem]:
+    """Why there can be no student of this generator."""
+    generator, distillation = spec.generator, spec.generator.distillation
+    if distillation is None:
+        return
+    if generator.chosen.beside_stage:
+        yield Problem(
+            "spec.generator.distillation",
+            f"a student answers in the process of stage generate, where generator.{generator.chosen.kind} takes the "
+            "GPUs; a vLLM that serves its adapter comes with a later version: run `vllm serve` as a server of its own "
+            "and name it in generator.openAI.baseURL, or leave distillation out",
+        )
+    path = "spec.generator.distillation.termsAllowTraining"
+    if generator.external and distillation.terms_allow_training is None:
+        yield Problem(
+            path,
+            "a student learns from what an outside provider wrote: read its terms, and say true if they allow to train "
+            "a model with its output",
+        )
+    elif distillation.terms_allow_training is False:
+        yield Problem(path, "then no student may learn from this generator: leave generator.distillation out")
 
 
 def _unknown_question_types(spec: ResolvedSpec) -> Iterator[Problem]:

@@ -17,6 +17,7 @@ from medgr2_jobs.errors import NotFinite
 from medgr2_jobs.evaluate import scoring
 from medgr2_jobs.models import vlm
 from medgr2_jobs.models.vlm import Encoder, PromptResponse
+from medgr2_jobs.policy import fine_tuning
 from medgr2_jobs.reward import scorer
 from medgr2_jobs.reward.model import RewardModel
 from medgr2_jobs.stages import sft
@@ -75,7 +76,7 @@ def test_a_model_of_nan_is_blamed_where_it_comes_from(
             model.lm_head.weight[3] = math.nan
         return model
 
-    monkeypatch.setattr(sft.vlm, "load_model", broken)
+    monkeypatch.setattr(fine_tuning.vlm, "load_model", broken)
     message = ended(workspace, workspace.sft(name="broken"), result)
     assert "of step 1 is nan" in message
     assert "look at the model that it starts from" in message

@@ -16,6 +16,7 @@ from medgr2_api.hashing import meaning, sha256_of
 
 from .curate import CURATE
 from .definition import Of, Source, StageDefinition, StageParameters
+from .distill import DISTILL
 from .evaluate import EVALUATE
 from .generate import GENERATE
 from .grpo import GRPO
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CURATE",
+    "DISTILL",
     "EVALUATE",
     "GENERATE",
     "GRPO",
@@ -165,7 +167,7 @@ def input_hash(stage: str, parameters: StageParameters, inputs: dict[str, str], 
     )
 
 
-for _stage in (PREPARE, GENERATE, SCORE, CURATE, SFT, GRPO, RELABEL, PREFERENCES, REWARD, EVALUATE, REPORT):
+for _stage in (PREPARE, GENERATE, SCORE, CURATE, SFT, GRPO, RELABEL, PREFERENCES, REWARD, DISTILL, EVALUATE, REPORT):
     register(_stage)
 for _entry in entry_points(group="medgr2.stages"):  # other packages' stages
     register(_entry.load())

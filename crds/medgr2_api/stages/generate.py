@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator
 
 from medgr2_api.data import Benchmark, ResolvedSource
+from medgr2_api.distillation import Attempts, Share
 from medgr2_api.generator import (
     GENERATORS,
     GeneratorKind,
@@ -91,6 +92,15 @@ class Provider(Model):
         return self.base_url or (f"plugin {self.plugin.name}" if self.plugin else self.kind)
 
 
+class StudentUse(Model):
+    """What a student of the loop is asked, once there is one."""
+
+    share: Share
+    """Share of the tasks, by hash of the task."""
+    max_attempts: Attempts
+    """How often a task is asked at most."""
+
+
 class GenerateParameters(StageParameters):
     """What to ask, and whom."""
 
@@ -112,6 +122,8 @@ class GenerateParameters(StageParameters):
     """Sampling settings with which the generator is asked."""
     min_usable: Annotated[MinUsable, NOT_HASHED] = MinUsable()
     """When too few answers can be used to go on."""
+    student: StudentUse | None = None
+    """What a promoted student is asked; absent: nothing, there is none."""
     answer_format: AnswerFormat
     """What stands between <answer> and </answer>."""
     shards: int
@@ -135,11 +147,17 @@ def _build(source: Source) -> GenerateParameters:
         questions_per_image=source.spec.generator.questions_per_image,
         sampling=source.spec.generator.sampling,
         min_usable=source.spec.generator.min_usable,
+        student=_student(source.spec.generator),
         answer_format=source.spec.answer_format,
         shards=source.spec.stage("generate").shards,
         sources=list(source.spec.data.sources),
         benchmarks=list(source.spec.data.benchmarks),
     )
+
+
+def _student(generator: ResolvedGenerator) -> StudentUse | None:
+    taught = generator.distillation
+    return None if taught is None else StudentUse(share=taught.share, max_attempts=taught.max_attempts)
 
 
 def _custom(generator: ResolvedGenerator) -> dict[str, str]:
@@ -184,10 +202,14 @@ GENERATE = StageDefinition(
         "sampling": "generator.sampling",
         "minUsable": "generator.minUsable",
         "provider": "generator",
+        "student": "generator.distillation",
         "shards": "stages[generate].shards",
     },
     iterations=Iterations.LOOP,
-    reads=(Read("prepare", "prepare", Of.FIRST),),
+    reads=(
+        Read("prepare", "prepare", Of.FIRST),
+        Read("student", "distill", Of.NEWEST, required=False),
+    ),
     # it runs at most one iteration ahead, and not past an evaluation that may stop the loop
     waits=(Wait("curate"), Wait("evaluate", when=lambda spec: spec.early_stopping is not None)),
     publishes=("candidates.parquet",),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from medgr2_api.data import ResolvedData
 from medgr2_api.training_spec import AnswerFormat, Grades
 
 from .definition import Iterations, Source, StageDefinition, StageParameters
+
+if TYPE_CHECKING:
+    from medgr2_api.cycle import ResolvedSpec
 
 
 class PrepareParameters(StageParameters):
@@ -19,6 +24,8 @@ class PrepareParameters(StageParameters):
     """Model that R starts from."""
     reward_checkpoint: str | None = None
     """The user's own R⁽⁰⁾, if any."""
+    student_base_model: str | None = None
+    """Model that students start from, if it is another one than the policy's."""
     answer_format: AnswerFormat
     """What stands between <answer> and </answer>."""
     grades: Grades
@@ -34,10 +41,17 @@ def _build(source: Source) -> PrepareParameters:
         policy_base_model=source.spec.policy.base_model,
         reward_base_model=source.spec.reward_model.base_model,
         reward_checkpoint=source.spec.reward_model.checkpoint,
+        student_base_model=_student_base(source.spec),
         answer_format=source.spec.answer_format,
         grades=source.spec.reward_model.grades,
         mismatches_per_item=source.spec.reward_model.mismatches_per_item,
     )
+
+
+def _student_base(spec: ResolvedSpec) -> str | None:
+    distillation = spec.generator.distillation
+    base = distillation.base_model if distillation is not None else None
+    return base if base != spec.policy.base_model else None
 
 
 PREPARE = StageDefinition(
@@ -48,6 +62,7 @@ PREPARE = StageDefinition(
     spec_paths={
         "policyBaseModel": "policy.baseModel",
         "rewardBaseModel": "rewardModel.baseModel",
+        "studentBaseModel": "generator.distillation.baseModel",
         "rewardCheckpoint": "rewardModel.checkpoint",
         "grades": "rewardModel.grades",
         "mismatchesPerItem": "rewardModel.mismatchesPerItem",

@@ -41,7 +41,7 @@ def _spelling(data: Data) -> dict[str, str]:
 
 
 _TOLD = ("evaluate", "generate", "curate", "score", "sft", "grpo")
-_FOR_NEXT_ROUND = ("relabel", "reward", "preferences")
+_FOR_NEXT_ROUND = ("relabel", "reward", "preferences", "distill")
 
 REPORT = StageDefinition(
     name="report",

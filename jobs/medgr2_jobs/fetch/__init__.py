@@ -107,6 +107,7 @@ def referenced_uris(parameters: PrepareParameters) -> Iterator[tuple[str, str, K
         "policy.baseModel": parameters.policy_base_model,
         "rewardModel.baseModel": parameters.reward_base_model,
         "rewardModel.checkpoint": parameters.reward_checkpoint,
+        "generator.distillation.baseModel": parameters.student_base_model,
     }
     for field, name in models.items():
         if name is not None and not name.startswith(BUILTIN):

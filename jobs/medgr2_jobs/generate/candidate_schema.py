@@ -155,8 +155,11 @@ def parse_answer(text: str) -> tuple[CandidateOutcome, GeneratedQuestion | None]
         Its outcome, and for `ok` what it says.
     """
     document = _json_object(text)
-    if document is None:
-        return CandidateOutcome.INVALID_JSON, None
+    return (CandidateOutcome.INVALID_JSON, None) if document is None else judge(document)
+
+
+def judge(document: dict[str, Any]) -> tuple[CandidateOutcome, GeneratedQuestion | None]:
+    """As `parse_answer`, of the answer's fields."""
     try:
         triplet = GeneratedTriplet.model_validate(document)
     except ValidationError:

@@ -68,14 +68,15 @@ def special_tokens(ctx: StageContext[PrepareParameters]) -> frozenset[str]:
 
 
 def publish(ctx: StageContext[PrepareParameters]) -> dict[str, float]:
-    """Publishes `models/policy/`, `models/reward/` and, if one is given, `models/reward-checkpoint/`.
+    """Publishes `models/policy/`, `models/reward/` and, where they are given, `models/student/` and
+    `models/reward-checkpoint/`.
 
-    A model that both start from is built or read once; everything is hard-linked.
+    A model that several start from is built or read once; everything is hard-linked.
 
     Returns:
         Counters: the loss of the built-in model's pre-training, if it was built.
     """
-    by_role = dict(zip(("policy", "reward"), _bases(ctx.parameters), strict=True))
+    by_role = dict(zip(("policy", "reward", "student"), _bases(ctx.parameters), strict=False))
     tiny = {name: PretrainSettings.named(name, field) for field, name in by_role.values() if name.startswith(BUILTIN)}
     folders = {name: ctx.work / "tiny" / str(index) for index, name in enumerate(tiny)}
     losses = _build_all(ctx, tiny, folders)
@@ -93,10 +94,14 @@ def publish(ctx: StageContext[PrepareParameters]) -> dict[str, float]:
 
 
 def _bases(parameters: PrepareParameters) -> list[tuple[str, str]]:
-    return [
+    """Field and name of each model, in the order policy, reward, student; the last one only if it is another model."""
+    bases = [
         ("policy.baseModel", parameters.policy_base_model),
         ("rewardModel.baseModel", parameters.reward_base_model),
     ]
+    if parameters.student_base_model is not None:
+        bases.append(("generator.distillation.baseModel", parameters.student_base_model))
+    return bases
 
 
 def _build_all(

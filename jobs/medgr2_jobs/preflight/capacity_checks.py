@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medgr2_api.stages import GRPO, REWARD, SFT
+from medgr2_api.stages import DISTILL, GRPO, REWARD, SFT
 from medgr2_api.training_spec import Adapters, ResolvedLoRA
 
 from ..data import synthetic_images
@@ -90,11 +90,13 @@ def _fits(context: PreflightContext, where: str, config: dict[str, Any], process
 def _needed(context: PreflightContext, policy: float, reward: float) -> tuple[float, str]:
     spec = context.spec
     images = _pixels(context) * _BYTES_PER_PIXEL
-    trained = {
+    trained: dict[str, tuple[float, ResolvedLoRA]] = {
         SFT.name: (policy, spec.policy.sft.lora),
         GRPO.name: (policy, spec.policy.grpo.lora),
         REWARD.name: (reward, spec.reward_model.training.lora),
     }
+    if spec.generator.distillation is not None:  # of about the policy's size, if it is not the same model
+        trained[DISTILL.name] = (policy, spec.generator.distillation.training.lora)
     on = {name: size for name, size in trained.items() if spec.stage(name).enabled}
     published = spec.iterations * sum(size * _share(lora) for size, lora in on.values())
     checkpoint = max((size * _share(lora) * (1 + _OPTIMIZER) for size, lora in on.values()), default=0.0)

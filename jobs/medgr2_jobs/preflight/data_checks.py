@@ -31,11 +31,13 @@ def data(context: PreflightContext) -> Iterator[CheckResult]:
 
 
 def models(context: PreflightContext) -> Iterator[CheckResult]:
-    """The models that the policy and R start from."""
+    """The models that the policy, R and students start from."""
+    distillation = context.spec.generator.distillation
     model_names = {
         "policy.baseModel": context.spec.policy.base_model,
         "rewardModel.baseModel": context.spec.reward_model.base_model,
         "rewardModel.checkpoint": context.spec.reward_model.checkpoint,
+        "generator.distillation.baseModel": distillation.base_model if distillation is not None else None,
     }
     for where, name in model_names.items():
         if name is None:

@@ -67,6 +67,7 @@ class CandidateColumns(TableView):
     modality: str
     question_type: str
     paradigm: str
+    generator: str
     outcome: CandidateOutcome
 
 

@@ -25,7 +25,7 @@ from medgr2_api.training_spec import AnswerFormat
 from ..curate.training_set import Origin, becomes
 from ..errors import ConfigError, StageError
 from ..prompts import answers
-from ..store.rows import AnswerPosterior, Candidate, Decision, Score, TableRow, triplet_of
+from ..store.rows import AnswerPosterior, Candidate, Decision, Score, TableRow, TaughtRow, is_student, triplet_of
 from .cycle_artifacts import CycleArtifacts, CycleNotFound
 from .cycle_frame import CycleFrame
 
@@ -57,7 +57,8 @@ def lineage(frame: CycleFrame, iteration: int, triplet: str = "") -> Iterator[Ca
 
     `sft@t` has seen what is in D_gen of iteration t: what was kept in t, and what was kept or rescued before, with the
     answers that were settled since. `grpo@t` starts from it, and has also seen the candidates of t whose questions were
-    prompts of its rollouts (of a rejected one the question and the image, not the answer).
+    prompts of its rollouts (of a rejected one the question and the image, not the answer). A student has seen
+    the rows that its table says.
 
     Args:
         frame: the cycle.
@@ -74,7 +75,7 @@ def lineage(frame: CycleFrame, iteration: int, triplet: str = "") -> Iterator[Ca
         score, decision, found = scores.get(name), decisions.get(name), posteriors.get(name)
         later = becomes(decision, found) if decision is not None else None
         kept = decision is not None and decision.keep
-        seen_by = learners.of(candidate, kept=kept, kept_later=later is not None)
+        seen_by = learners.of(name, candidate, kept=kept, kept_later=later is not None)
         score = score if score is not None and math.isfinite(score) else None
         later = later if found is not None else None
         return CandidateLineage(name, iteration, candidate, score, scored_by, decision, found, later, seen_by)
@@ -100,6 +101,12 @@ def _reward_of(frame: CycleFrame, iteration: int) -> str:
     return frame.artifact("score", iteration).manifest.inputs.get("reward", "")
 
 
+def _taught(frame: CycleFrame, iteration: int) -> set[str]:
+    """Names of the rows that the student of an iteration has learnt from."""
+    rows = frame.artifact("distill", iteration).batches(TaughtRow)
+    return {row.row_id for batch in rows for row in batch}
+
+
 class _Learners:
     """Which checkpoints learnt from a candidate of an iteration."""
 
@@ -107,6 +114,7 @@ class _Learners:
         self._frame = frame
         self._iteration = iteration
         later = range(iteration, frame.last + 1)
+        self._taught = {t: _taught(frame, t) for t in later if frame.has("distill", t)}
         #: Those that learnt from D_gen, in the order in which the loop made them, and whether it was corrected.
         self._of_training_set = tuple(
             (f"{stage}@{t}", frame.learnt_corrected(stage, t, iteration))
@@ -115,17 +123,19 @@ class _Learners:
             if frame.trained(stage, t)
         )
 
-    def of(self, candidate: Candidate | None, *, kept: bool, kept_later: bool) -> tuple[str, ...]:
+    def of(self, name: str, candidate: Candidate | None, *, kept: bool, kept_later: bool) -> tuple[str, ...]:
         """Names such as `sft@1`.
 
         Args:
+            name: of the candidate.
             candidate: None: it is not there any more.
             kept: by curation.
             kept_later: it is in D_gen as relabel has corrected it.
         """
         names = [name for name, corrected in self._of_training_set if (kept_later if corrected else kept)]
         prompted = not kept and candidate is not None and self._was_prompt(candidate)
-        return (*[f"grpo@{self._iteration}"] * prompted, *names)
+        students = [f"distill@{t}" for t, taught in self._taught.items() if name in taught]
+        return (*[f"grpo@{self._iteration}"] * prompted, *names, *students)
 
     def _was_prompt(self, candidate: Candidate) -> bool:
         """Whether GRPO sampled from its question; False when that cannot be known."""
@@ -191,6 +201,7 @@ def _candidate(frame: CycleFrame, candidate: Candidate | None) -> dict[str, Any]
     return {
         "image": _image(frame, candidate.image_sha256),
         "generator": candidate.generator,
+        **_student(frame, candidate.generator),
         "prompt": {"paradigm": candidate.paradigm, "templateSha256": candidate.template_sha256},
         "questionType": candidate.question_type,
         "question": candidate.question,
@@ -228,6 +239,17 @@ def _settled(row: CandidateLineage) -> dict[str, Any] | None:
         "reward": list(found.reward_scores),
         "expert": named(found.review),
     }
+
+
+def _student(frame: CycleFrame, generator: str) -> dict[str, Any]:
+    """Of a student, whose pictures it learnt from: what may become of its rows follows from that."""
+    if not is_student(generator):
+        return {}
+    iteration = int(generator.partition("@")[2].partition(":")[0])
+    if not frame.has("distill", iteration):
+        return {"student": {"stage": f"distill@{iteration}", "sources": None, "mayLeave": None}}
+    told = json.loads(frame.artifact("distill", iteration).file("student.json").read_text())
+    return {"student": {"stage": f"distill@{iteration}", "sources": told["sources"], "mayLeave": told["mayLeave"]}}
 
 
 def _answer(candidate: Candidate) -> str | None:

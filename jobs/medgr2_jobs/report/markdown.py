@@ -11,7 +11,7 @@ from medgr2_api.percent import percent, percent_interval, points, points_interva
 from ..evaluate.metrics import Interval
 from ..evaluate.release import PairedDifference
 from ..store.rows import EvalCondition, Split
-from . import funnel
+from . import funnel, students
 from .markdown_table import Markup, table
 from .parameters import changed_on_the_way
 from .quarantine import QuarantineRow
@@ -77,6 +77,7 @@ def report(cycle: CycleTables, figures: Sequence[tuple[str, str]]) -> str:
         parts += ["### What the numbers say", "\n".join(f"- {note}" for note in notes)]
     parts += _funnel(cycle.funnel) + _filter(cycle.filters) + _reward(cycle.rewards) + _grpo(cycle.grpo)
     parts += _releases(cycle.releases)
+    parts += students.markdown(cycle.students)
     parts += _parameters(cycle) + _quarantine(cycle.quarantine)
     if figures:
         parts += ["## Figures", *(f"![{title}]({path})" for path, title in figures)]

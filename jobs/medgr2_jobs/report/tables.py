@@ -18,7 +18,7 @@ from ..evaluate import metrics
 from ..evaluate.metrics import Interval, Measurement, QuestionSet
 from ..store.manifest import Manifest
 from ..store.rows import EvalCondition, Scoring, Split
-from . import funnel, quarantine, releases
+from . import funnel, quarantine, releases, students
 from .compare import CHECKPOINTS, Answers, answers_of, difference, label
 from .cycle_frame import CycleFrame, PredictionColumns
 from .parameters import ParameterRow, parameter_rows
@@ -175,6 +175,8 @@ class CycleTables:
     """A row per source and reason why records were set aside."""
     releases: list[releases.ReleaseRow] = field(default_factory=list)
     """A row per iteration: which of its checkpoints went on."""
+    students: students.StudentTables = field(default_factory=students.StudentTables)
+    """Of the generators that the loop has taught."""
 
     def went_on(self, checkpoint: str) -> bool:
         """Whether a checkpoint, such as `grpo@2`, is the one of its iteration that the loop went on with, or on the way
@@ -200,6 +202,7 @@ def gather(frame: CycleFrame, cycle: str, settings: Mapping[str, Any]) -> CycleT
         parameter_rows(frame),
         quarantine.rows(frame),
         releases.rows(frame),
+        students.tables(frame),
     )
 
 

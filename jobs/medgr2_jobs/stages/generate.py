@@ -5,34 +5,66 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from medgr2_api.generator import Scripted
 from medgr2_api.stages.generate import GenerateParameters
 
+from ..data.synthetic_images import KINDS, Attributes
+from ..distill.task_split import is_students
 from ..errors import ConfigError, DataError, TemporaryError
 from ..generate import sampling_plan
 from ..generate.prepared_images import ImageUse, PreparedImages
 from ..generate.sampling_plan import Task
 from ..runner.context import StageContext, StageOutcome
 from ..store import manifest
-from ..store.rows import Candidate, CandidateOutcome, PhantomRow, Truth
+from ..store.rows import Candidate, CandidateOutcome, PhantomRow, Truth, student_name
 
+Context = StageContext[GenerateParameters]
 #: Rows between two progress notes of the scripted generator.
 _BLOCK = 256
 
 
-def run(ctx: StageContext[GenerateParameters]) -> StageOutcome:
+@dataclass
+class _Answered:
+    """What a generator made of its tasks, and what it leaves to the student."""
+
+    rows: list[Candidate]
+    left: list[Task]
+    """The student's tasks; none where there is no student."""
+    order: list[str]
+    """Ids of all tasks, in their order."""
+    withheld: int = 0
+    """Images that nobody may be asked about: they may not leave the site."""
+    truth: list[Truth] = field(default_factory=list)
+
+
+def run(ctx: Context) -> StageOutcome:
     """Writes `candidates`, and for the scripted generator `truth`."""
-    if ctx.parameters.provider.about.asked:
-        rows, withheld = asyncio.run(_from_provider(ctx))
+    scripted = not ctx.parameters.provider.about.asked
+    if _share(ctx) >= 1:
+        tasks = _tasks(ctx, sampling_plan.training_images(ctx.input("prepare").rows(ImageUse)))
+        answered = _Answered([], tasks, [task.triplet_id for task in tasks])
     else:
-        rows, withheld = _scripted(ctx), 0
-    ctx.writer.table(Candidate, rows)
-    return StageOutcome(counters={**_counters(rows), "images_withheld": withheld})
+        answered = _scripted(ctx) if scripted else asyncio.run(_from_provider(ctx))
+    rows = {row.triplet_id: row for row in answered.rows}
+    by_student = _from_student(ctx, answered.left) if answered.left else []
+    rows |= {row.triplet_id: row for row in by_student}
+    ordered = [rows[name] for name in answered.order]
+    if scripted:
+        ctx.writer.table(Truth, answered.truth + _truth(ctx, by_student))
+    ctx.writer.table(Candidate, ordered)
+    return StageOutcome(counters={**_counters(ordered, by_student), "images_withheld": answered.withheld})
 
 
-async def _from_provider(ctx: StageContext[GenerateParameters]) -> tuple[list[Candidate], int]:
-    """Candidates of a provider, and how many images it may not see."""
+def _share(ctx: Context) -> float:
+    """The student's share of the tasks; 0 where none is promoted."""
+    student = ctx.parameters.student
+    return student.share if student is not None and ctx.has_input("student") else 0.0
+
+
+async def _from_provider(ctx: Context) -> _Answered:
+    """Candidates of a provider. Images that it may not see are the student's, if there is one."""
     from ..generate import provider_session  # the scripted generator needs none of the providers' packages
     from ..generate.egress_policy import allowed_images
     from ..generate.journal import Journal
@@ -51,7 +83,10 @@ async def _from_provider(ctx: StageContext[GenerateParameters]) -> tuple[list[Ca
         ) as session:
             training_images = sampling_plan.training_images(images.rows)
             allowed = allowed_images(session.egress, training_images)
-            tasks = _tasks(ctx, allowed, ctx.parameters.question_types)
+            planned = _tasks(ctx, training_images if _share(ctx) else allowed)
+            left = [task for task in planned if task.image_sha256 not in allowed or is_students(task, _share(ctx))]
+            others = {task.triplet_id for task in left}
+            tasks = [task for task in planned if task.triplet_id not in others]
 
             def report(done: int, figures: dict[str, float]) -> None:
                 ctx.progress("generate", done, len(tasks), **figures)
@@ -64,19 +99,19 @@ async def _from_provider(ctx: StageContext[GenerateParameters]) -> tuple[list[Ca
                     ctx.usage["generatorUSD"] = session.ledger.spent
     finally:
         await journal.close()
-    return rows, len(training_images) - len(allowed)
+    withheld = 0 if _share(ctx) else len(training_images) - len(allowed)
+    return _Answered(rows, left, [task.triplet_id for task in planned], withheld)
 
 
-def _tasks(
-    ctx: StageContext[GenerateParameters],
-    images: Mapping[str, str],
-    question_types: Sequence[str],
-    max_per_image: int | None = None,
-) -> list[Task]:
+def _tasks(ctx: Context, images: Mapping[str, str]) -> list[Task]:
     """This shard's tasks about these images (sha256 → modality)."""
     parameters = ctx.parameters
     if parameters.candidates and not images:
         raise DataError("the training split has no image to ask about; see the quarantine table of stage prepare")
+    question_types, per_image = parameters.question_types, parameters.questions_per_image
+    if not parameters.provider.about.asked:
+        # a phantom has one question of each kind: asking for more asks more phantoms
+        question_types, per_image = [*KINDS], min(per_image, len(KINDS))
     if not question_types:
         raise ConfigError("generator.questionTypes: must name at least one")
     return sampling_plan.tasks(
@@ -84,44 +119,38 @@ def _tasks(
         ctx.input("prepare").digest,
         iteration=parameters.iteration,
         candidates=parameters.candidates,
-        per_image=min(parameters.questions_per_image, max_per_image or parameters.questions_per_image),
+        per_image=per_image,
         question_types=question_types,
         shard=ctx.request.shard,
     )
 
 
-def _scripted(ctx: StageContext[GenerateParameters]) -> list[Candidate]:
+def _scripted(ctx: Context) -> _Answered:
     """Candidates made by code, which knows what each phantom shows."""
-    from ..data.synthetic_images import KINDS, Attributes
     from ..generate import scripted_generator
 
     parameters = ctx.parameters
     script = parameters.provider.scripted
     if script is None:
         raise ConfigError("generator.scripted: its settings are missing")
-    prepare = ctx.input("prepare")
-    phantoms = prepare.rows(PhantomRow) if prepare.has("phantoms.parquet") else []
-    attributes = {
-        phantom.image_sha256: Attributes(phantom.modality, phantom.finding, phantom.location, phantom.count)
-        for phantom in phantoms
-    }
-    # a phantom has one question of each kind: asking for more asks more phantoms
-    images = sampling_plan.training_images(prepare.rows(ImageUse))
-    tasks = _tasks(ctx, images, KINDS, max_per_image=len(KINDS))
-    rows: list[Candidate] = []
-    truth: list[Truth] = []
+    attributes = _phantoms(ctx)
+    tasks = _tasks(ctx, sampling_plan.training_images(ctx.input("prepare").rows(ImageUse)))
+    answered = _Answered([], [], [task.triplet_id for task in tasks])
     for number, task in enumerate(tasks):
         if task.image_sha256 not in attributes:
             raise ConfigError(
                 f"generator.scripted: image {task.image_sha256[:12]} is no phantom; the script knows phantoms only. "
                 "Use another generator for real images"
             )
+        if is_students(task, _share(ctx)):
+            answered.left.append(task)
+            continue
         rng = scripted_generator.rng_for(parameters.seed, task.image_sha256, task.question_type)
         proposal = scripted_generator.propose(
             attributes[task.image_sha256], task.question_type, rng, script, parameters.answer_format
         )
-        truth.append(Truth(task.triplet_id, proposal.kind, proposal.correct))
-        rows.append(
+        answered.truth.append(Truth(task.triplet_id, proposal.kind, proposal.correct))
+        answered.rows.append(
             Candidate(
                 triplet_id=task.triplet_id,
                 iteration=parameters.iteration,
@@ -148,12 +177,57 @@ def _scripted(ctx: StageContext[GenerateParameters]) -> list[Candidate]:
         if number % _BLOCK == 0:
             ctx.progress("generate", number, len(tasks))
             ctx.check_stop()
-    ctx.writer.table(Truth, truth)
-    return rows
+    return answered
 
 
-def _counters(rows: Sequence[Candidate]) -> dict[str, float]:
-    """How many rows came out how."""
+def _from_student(ctx: Context, tasks: Sequence[Task]) -> list[Candidate]:
+    """Candidates of the student in force, in this process: its images stay where they are."""
+    from ..distill import student_format  # which needs torch, as the other generators do not
+    from ..distill.lessons import info
+    from ..distill.sampler import Asking, Student, ask
+    from ..models.generation import Decoding
+
+    parameters, taught = ctx.parameters, ctx.input("student")
+    if parameters.student is None:
+        raise ConfigError("generator.distillation: absent, and yet there is a student")
+    name = student_name(ctx.request.inputs["student"].iteration, taught.digest)
+    student = Student.load(ctx, taught.folder_of("model"), int(info(taught)["maxNewTokens"]))
+    sampling = parameters.sampling
+    how = Asking(
+        Decoding(sampling.temperature, sampling.top_p),
+        parameters.student.max_attempts,
+        parameters.seed,
+        parameters.answer_format,
+    )
+    answers = ask(ctx, student, tasks, how, f"student-{ctx.request.shard.index}")
+    return [
+        student_format.candidate(answer, task, name, parameters.iteration, parameters.answer_format, parameters.seed)
+        for answer, task in zip(answers, tasks, strict=True)
+    ]
+
+
+def _phantoms(ctx: Context) -> dict[str, Attributes]:
+    """What each phantom shows, by its sha256."""
+    prepare = ctx.input("prepare")
+    phantoms = prepare.rows(PhantomRow) if prepare.has("phantoms.parquet") else []
+    return {
+        phantom.image_sha256: Attributes(phantom.modality, phantom.finding, phantom.location, phantom.count)
+        for phantom in phantoms
+    }
+
+
+def _truth(ctx: Context, rows: Sequence[Candidate]) -> list[Truth]:
+    """Whether a student's triplets about phantoms are right."""
+    attributes = _phantoms(ctx) if rows else {}
+    return [
+        Truth(row.triplet_id, "student", answer == attributes[row.image_sha256].value(row.question_type))
+        for row in rows
+        if row.options and row.answer_index is not None and (answer := row.options[row.answer_index])
+    ]
+
+
+def _counters(rows: Sequence[Candidate], by_student: Sequence[Candidate]) -> dict[str, float]:
+    """How many rows came out how, and how many of them are the student's."""
     outcomes = Counter(row.outcome for row in rows)
     counters: dict[str, float] = {
         "candidates": len(rows),
@@ -163,4 +237,7 @@ def _counters(rows: Sequence[Candidate]) -> dict[str, float]:
         "output_tokens": sum(row.output_tokens or 0 for row in rows),
         "thinking_tokens": sum(row.thinking_tokens or 0 for row in rows),
     }
+    if by_student:
+        counters["student_candidates"] = len(by_student)
+        counters["student_ok"] = sum(row.outcome is CandidateOutcome.OK for row in by_student)
     return counters | {str(outcome): count for outcome, count in sorted(outcomes.items())}

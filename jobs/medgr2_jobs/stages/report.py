@@ -41,6 +41,9 @@ def run(ctx: StageContext[ReportParameters]) -> StageOutcome:
         "funnel": cycle.funnel,
         "parameters": cycle.parameters,
         "quarantine": cycle.quarantine,
+        "students": cycle.students.probe,
+        "generators": cycle.students.generators,
+        "taught": cycle.students.taught,
     }
     for name, rows in tables.items():
         if rows:

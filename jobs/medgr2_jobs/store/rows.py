@@ -499,6 +499,58 @@ class Preference(TableRow):
     """The answer is the seed's; false: it is the filter's opinion."""
 
 
+# distill
+
+
+@dataclass(frozen=True, slots=True)
+class TaughtRow(TableRow):
+    """A row of D_gen that a student has learnt."""
+
+    TABLE = "rows"
+    VERSION = 1
+
+    row_id: str
+    """The item's or the triplet's id."""
+    origin: str
+    """As `Origin`."""
+    iteration: int
+    """Which iteration generated it; 0: the seed."""
+    image_sha256: str
+    generator: str
+    """As `Candidate.generator`; empty: the seed."""
+    depth: int
+    """How many students stand behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRow(TableRow):
+    """What a student and the first generator made of a task of the probe. Question and what follows it, up to
+    `agreed`, are the student's, and say something only where the outcome is ok."""
+
+    TABLE = "probe"
+    VERSION = 1
+
+    triplet_id: str
+    image_sha256: str
+    modality: str
+    question_type: str
+    outcome: CandidateOutcome
+    attempts: int
+    question: str
+    options: tuple[str, ...]
+    answer_index: int | None
+    rationale: str
+    response: str
+    score: float | None
+    """R's."""
+    agreed: bool | None
+    """Whether the policy answers the question as it does; null: it was not asked."""
+    first_outcome: CandidateOutcome
+    """The first generator's, as are the columns that follow; its triplet is its candidate."""
+    first_score: float | None
+    first_agreed: bool | None
+
+
 # evaluate
 
 

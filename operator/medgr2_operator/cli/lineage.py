@@ -47,7 +47,7 @@ def _lines(lineage: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [
         ("image", ", ".join(filter(None, [image.get("modality"), source, image["path"]]))),
         *([("prompt", asked)] if (asked := _prompt(prompt)) else []),
-        ("generator", lineage["generator"]),
+        ("generator", lineage["generator"] + _learnt_from(lineage.get("student") or {})),
         *([("cost", cost)] if (cost := _cost(lineage.get("cost") or {})) else []),
     ]
     if lineage["outcome"] not in (None, "ok"):
@@ -74,6 +74,14 @@ def _prompt(prompt: dict[str, Any]) -> str:
     """What the generator was asked by; empty for the scripted one, which is not asked."""
     template = prompt["templateSha256"][:_SHOWN_DIGEST]
     return ", ".join(filter(None, [prompt["paradigm"], template and f"template {template}"]))
+
+
+def _learnt_from(student: dict[str, Any]) -> str:
+    """Whose pictures a student has seen; empty for every other generator, or where that is not known any more."""
+    if not student.get("sources"):
+        return ""
+    held = "" if student["mayLeave"] else ", of which some may not leave the site"
+    return f", which learnt from pictures of {', '.join(student['sources'])}{held}"
 
 
 def _cost(cost: dict[str, Any]) -> str:

@@ -127,8 +127,12 @@ class RenderContext:
 
     @cached_property
     def provider(self) -> Provider | None:
-        """The provider in the stage's request; None for a stage that calls none."""
-        document = self.create.request.parameters.get("provider")
+        """The provider in the stage's request; None for a stage that calls none, also because a student of the loop
+        answers everything."""
+        request = self.create.request
+        document, student = request.parameters.get("provider"), request.parameters.get("student")
+        if student and "student" in request.inputs and student["share"] >= 1:
+            return None
         return Provider.model_validate(document) if document and not self.collects else None
 
     @property

@@ -23,7 +23,8 @@ def _at(spec: CycleSpec, path: str) -> Any:
 
 @pytest.mark.parametrize("preset", Preset)
 def test_everything_gets_a_value(preset: Preset) -> None:
-    spec = spec_with({"preset": preset, "generator": {"openAI": {"model": "m", "baseURL": "http://x"}}})
+    server = {"openAI": {"model": "m", "baseURL": "http://x"}, "distillation": {}}
+    spec = spec_with({"preset": preset, "generator": server})
     resolved, origins = resolve_with_origins(spec)
     for path in _DEFAULT.keys() | PRESETS[preset].keys():
         if path not in UNUSED and not path.startswith("generator.scripted."):

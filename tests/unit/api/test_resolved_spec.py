@@ -19,13 +19,14 @@ from medgr2_api.presets import resolve, resolve_with_origins
 from medgr2_api.yaml_loader import load_cycle
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
-SERVER = {"openAI": {"model": "m", "baseURL": "http://x"}}
+SERVER = {"openAI": {"model": "m", "baseURL": "http://x"}, "distillation": {}}
 SCRIPTED = {"data.sources": [{"name": "p", "format": "Phantom", "phantom": {}}], "generator": {"scripted": {}}}
 #: What follows from other values instead of a table.
 DERIVED = {
     "data.sources.role",
     "data.sources.allowExternal",
     "generator.openAI.external",
+    "generator.distillation.training.lora.alpha",
     "rewardModel.training.lora.alpha",
     "policy.sft.lora.alpha",
     "policy.grpo.lora.alpha",

@@ -39,12 +39,12 @@ def test_parameters_stand_in_the_spec_where_the_definition_says(name: str) -> No
 
 
 #: Parameters that follow from the request, or from several parts of the spec.
-MADE = {"seed", "iteration", "cycle", "retrain", "settings", "provider", "shards", "review"}
+MADE = {"seed", "iteration", "cycle", "retrain", "settings", "provider", "shards", "review", "student"}
 
 
 def check_places(name: str) -> None:
     """A parameter has the value that stands at its place in the spec; one without a place has a default."""
-    stage, spec = definition(name), resolve(spec_with())
+    stage, spec = definition(name), resolve(spec_with({"generator.distillation": {}}))
     parameters = stage_parameters(spec, "c", name, 1).dump()
     written = spec.dump()
     defaults = {field.alias for field in stage.parameters.model_fields.values() if not field.is_required()}

@@ -39,6 +39,28 @@ def test_gaps(values: dict[str, Any], path: str) -> None:
     assert _paths(values) == [path]
 
 
+INSIDE, OUTSIDE = SUPPORTED["generator"], {"openAI": {"model": "m", "baseURL": "https://api.example.org"}}
+
+
+@pytest.mark.parametrize(
+    ("generator", "distillation", "path"),
+    [
+        (INSIDE, {}, None),
+        (INSIDE, {"termsAllowTraining": True}, None),
+        (OUTSIDE, {"termsAllowTraining": True}, None),
+        (OUTSIDE, {}, "spec.generator.distillation.termsAllowTraining"),
+        (OUTSIDE, {"termsAllowTraining": False}, "spec.generator.distillation.termsAllowTraining"),
+        (INSIDE, {"termsAllowTraining": False}, "spec.generator.distillation.termsAllowTraining"),
+        (INSIDE, {"baseModel": "builtin://another"}, "spec.generator.distillation.baseModel"),
+        ({"vllm": {"model": "g"}}, {}, "spec.generator.distillation"),
+    ],
+)
+def test_who_may_be_learnt_from(generator: dict[str, Any], distillation: dict[str, Any], path: str | None) -> None:
+    """An outside provider's terms have to be read; and what cannot be served yet is refused."""
+    found = _paths({"generator": {**generator, "distillation": distillation}})
+    assert found == ([path] if path else [])
+
+
 @pytest.mark.parametrize(
     ("values", "path"),
     [

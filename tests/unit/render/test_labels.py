@@ -12,6 +12,7 @@ from tests.support import kubernetes_rules as rules
 from tests.support.render_cases import CASES, SETTINGS, UID, Case
 
 from medgr2_api.cycle import Cycle, Metadata
+from medgr2_api.stage_contract import ArtifactRef
 from medgr2_api.stages import stage_names
 from medgr2_operator.plan.types import AttemptKey
 from medgr2_operator.render import egress, labels
@@ -116,6 +117,22 @@ def test_services_differ_by_stage_and_by_cycle() -> None:
 
 def _is_dns_label(text: str) -> bool:
     return len(text) <= 63 and rules.DNS_LABEL.fullmatch(text) is not None
+
+
+@pytest.mark.parametrize(
+    ("inputs", "share", "need"), [(["student"], 1.0, "none"), (["student"], 0.9, "external"), ([], 1.0, "external")]
+)
+def test_a_student_that_answers_everything_needs_no_provider(inputs: list[str], share: float, need: str) -> None:
+    """Label, secret and all that goes with a provider follow from what the stage was given, not from the spec alone."""
+    key = {"name": "gemini-key", "key": "k"}
+    case = Case("generate", {"generator": {"gemini": {"model": "m", "apiKeySecretRef": key}}})
+    create = case.create()
+    student = ArtifactRef(stage="distill", iteration=1, path="artifacts/distill/x", output_digest="4e" * 32)
+    create.request.parameters["student"] = {"share": share, "maxAttempts": 4}
+    create.request.inputs.update(dict.fromkeys(inputs, student))
+    *_, made = job(case.cycle(), create, SETTINGS)
+    assert made["spec"]["template"]["metadata"]["labels"][egress.LABEL] == need
+    assert ("gemini-key" in str(made["spec"]["template"]["spec"]["volumes"])) is (need == "external")
 
 
 def _cycle(name: str = "omnimed", uid: str = UID) -> Cycle:

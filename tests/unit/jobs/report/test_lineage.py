@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from medgr2_jobs.store.rows import (
     Image,
     Rollout,
     Score,
+    TaughtRow,
+    student_name,
     triplet_of,
 )
 
@@ -133,6 +136,23 @@ def test_a_kept_candidate(loop: Loop) -> None:
         "settled": None,
         "seenBy": ["sft@1", "grpo@1"],
     }
+
+
+def test_a_students_candidate_says_whose_pictures_it_has_seen(loop: Loop) -> None:
+    """And who has learnt from what: a student's table says it row by row."""
+    loop.whole()
+    told = {"sources": ["ward"], "mayLeave": False}
+    taught = [TaughtRow(KEPT, "generated", 1, "0f" * 32, "gemini-3-flash", 0)]
+    student = publish(
+        loop.root, "distill", 1, tables={TaughtRow: taught}, files={"student.json": told}, cycle="loop"
+    ).output_digest
+    second = replace(candidate("t002-000000-00"), iteration=2, generator=student_name(1, student))
+    publish(loop.root, "generate", 2, tables={Candidate: [second]}, cycle="loop")
+    found = loop.lineage("t002-000000-00")
+    assert found["generator"] == f"distill@1:{student[:12]}"
+    assert found["student"] == {"stage": "distill@1", **told}
+    assert loop.lineage(KEPT)["seenBy"] == ["sft@1", "grpo@1", "distill@1"]
+    assert "distill@1" not in loop.lineage(REJECTED)["seenBy"]
 
 
 @pytest.mark.parametrize(
