@@ -1,13 +1,14 @@
-"""What each step of the loop is worth: five seeds, seven arms, paired bootstrap over the benchmark's items.
+"""What each step of the loop is worth, and each of its last arrows: paired bootstrap over the benchmark's items.
 
-    make bench NAME=effect                         # five fresh seeds, 25 to 40 minutes on two cores
-    python -m bench.effect --seeds 1 --first 900   # one seed
+    make bench NAME=effect                                    # both tables, five fresh seeds
+    python -m bench.effect --table arrows --first 900 --seeds 1
+    python -m bench.effect --table arrows --errors Uniform    # the generator whose errors are tied to no value
 
 Every arm is an ordinary cycle made from `examples/quickstart.yaml`; the arms of a seed share a workspace, so they share
 what is equal. Seeds run two at a time. Settings of the quickstart were chosen on the validation split of other seeds
-(docs/measurements.md); nothing is chosen here.
+(docs/measurements.md); nothing is chosen here. A round's policy is the one that it releases.
 
-| arm | cycle |
+| arm of table steps | cycle |
 |---|---|
 | a seed | SFT on the reward model's own gold items alone |
 | b raw | SFT on the seed and all candidates of round 1 |
@@ -16,6 +17,16 @@ what is equal. Seeds run two at a time. Settings of the quickstart were chosen o
 | e round 2 | after the second round |
 | f matched | SFT steps of both rounds spent on round 1's kept data, no GRPO |
 | g SFT time | c plus SFT on the same data for the time of GRPO |
+
+| arm of table arrows (policy after round 2) | cycle |
+|---|---|
+| frozen | R⁽⁰⁾ to the end, D_gen as R kept it |
+| +R | R retrained on the cross-examined questions |
+| +D | D_gen corrected by them |
+| both | +R and +D: the quickstart |
+| longer R | frozen, R⁽⁰⁾ trained for as many steps as the retrained one |
+| more SFT | frozen, the time of both arrows spent on SFT steps |
+| literal | the quickstart with every choice of `preset: Paper` |
 """
 
 from __future__ import annotations
@@ -26,124 +37,233 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench._cycles import Cycle
+from bench._cycles import Cycle, merge, nested
 
 FIRST_SEED, SEEDS = 710, 5
-#: (first arm, second arm, what the difference answers)
-CONTRASTS = (
-    ("c", "b", "filtering by R against raw candidates"),
-    ("d", "c", "GRPO against what it started from"),
-    ("d", "g", "GRPO against SFT of the same time"),
-    ("e", "a", "two rounds of the loop against the seed alone"),
-    ("e", "d", "the second round"),
-    ("e", "f", "two rounds against the same SFT steps in round 1"),
-)
-_OFF = [{"name": name, "enabled": False} for name in ("grpo", "preferences", "report")]
+
+#: Right or wrong on each item, and the item's image.
+Right = tuple[np.ndarray, np.ndarray]
 
 
-def arms(workspace: Path, seed: int) -> dict[str, Any]:
-    """Runs the cycles of one seed; returns what each arm got right, and figures of the loop."""
-    full = Cycle(workspace, seed, "full").run()
-    steps = [full.manifest("sft", t)["counters"]["steps"] for t in (1, 2)]
+@dataclass
+class Arms:
+    """What the arms of one seed got right, and figures of the loop, one line each."""
+
+    right: dict[str, Right]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Arms that are compared."""
+
+    names: tuple[str, ...]
+    contrasts: tuple[tuple[str, str, str], ...]
+    """(first arm, second arm, what the difference answers)."""
+    run: Callable[[Path, int, Mapping[str, Any]], Arms]
+    """(workspace, seed, changes of every cycle) → what the arms got right."""
+    note: str
+
+
+def steps(workspace: Path, seed: int, common: Mapping[str, Any]) -> Arms:
+    """Runs the arms of table steps."""
+
+    def cycle(arm: str, **changes: Any) -> Cycle:
+        return Cycle(workspace, seed, arm, **_with(common, changes))
+
+    full = cycle("full").run()
+    counts = [full.manifest("sft", t)["counters"]["steps"] for t in (1, 2)]
     seconds = {name: full.seconds(name, 1) for name in ("sft", "grpo")}  # both run on one thread
-    more = round(steps[0] * seconds["grpo"] / seconds["sft"])
-    once = {"iterations": 1, "stages": _OFF}
-
-    def sft(count: float) -> dict[str, Any]:
-        return {**once, "policy": {"sft": {"trainer": {"max_steps": int(count)}}}}
+    more = round(counts[0] * seconds["grpo"] / seconds["sft"])
+    once = {"iterations": 1, "stages": [{"name": name, "enabled": False} for name in ("grpo", "report")]}
 
     keep_none = {"curation": {"selection": {"strategy": "TopK", "k": 0}}}
     keep_all = {"curation": {"selection": {"strategy": "All"}}}
     others = {
-        "a": Cycle(workspace, seed, "seed", **once, **keep_none),
-        "b": Cycle(workspace, seed, "raw", **once, **keep_all),
-        "f": Cycle(workspace, seed, "matched", **sft(sum(steps))),
-        "g": Cycle(workspace, seed, "sfttime", **sft(steps[0] + more)),
+        "a": cycle("seed", **once, **keep_none),
+        "b": cycle("raw", **once, **keep_all),
+        "f": cycle("matched", **once, **_sft(sum(counts))),
+        "g": cycle("sfttime", **once, **_sft(counts[0] + more)),
     }
-    right = {arm: cycle.run().correct(1, "sft") for arm, cycle in others.items()}
+    right = {arm: each.run().correct(1, "sft") for arm, each in others.items()}
     right |= {
         "base": full.correct(0, "base"),
         "c": full.correct(1, "sft"),
-        "d": full.correct(1, "grpo"),
-        "e": full.correct(2, "grpo"),
+        "d": full.correct(1),
+        "e": full.correct(2),
     }
-    grpo = [full.manifest("grpo", t)["counters"] for t in (1, 2)]
-    return {
-        "right": right,
-        "reward": [(c["reward_first"], c["reward_last"]) for c in grpo],
-        "steps": {"c": steps[0], "e": steps[1], "f": sum(steps), "g": steps[0] + more},
-        "seconds": seconds,
+    used = {"c": counts[0], "e": counts[1], "f": sum(counts), "g": counts[0] + more}
+    return Arms(right, [f"SFT steps {used}; CPU seconds of round 1 {seconds}", *_grpo(full)])
+
+
+def arrows(workspace: Path, seed: int, common: Mapping[str, Any]) -> Arms:
+    """Runs the arms of table arrows."""
+    from medgr2_api.cycle import Preset
+    from medgr2_api.presets import PRESETS
+
+    def cycle(arm: str, **changes: Any) -> Cycle:
+        return Cycle(workspace, seed, arm, **_with(common, changes))
+
+    frozen_r = {"stages": [{"name": "reward", "enabled": False}]}
+    retrained = {"rewardModel": {"retrainOn": "CrossExamined", "retrainFrom": "Base"}}
+    as_kept, corrected = ({"curation": {"correct": correct}} for correct in (False, True))
+    both = cycle("both", **retrained, **corrected).run()
+    spent = both.seconds("relabel", 1) + both.seconds("reward", 1)
+    count = both.manifest("sft", 1)["counters"]["steps"]
+    more = round(count * spent / both.seconds("sft", 1) / 2)  # in each of the two rounds
+    training = both.manifest("reward", 1)["parameters"]["training"]
+    length = {**training["trainer"], **training["retrainTrainer"]}["max_steps"]
+    longer = {"rewardModel": {"training": {"trainer": {"max_steps": length}}}}
+    runs = {
+        "frozen": cycle("frozen", **frozen_r, **as_kept),
+        "+R": cycle("retrained", **retrained, **as_kept),
+        "+D": cycle("corrected", **frozen_r, **corrected),
+        "both": both,
+        "longer R": cycle("longer", **frozen_r, **as_kept, **longer),
+        "more SFT": cycle("moresft", **frozen_r, **as_kept, **_sft(count + more)),
+        "literal": cycle("literal", **nested(PRESETS[Preset.PAPER])),
     }
+    right = {arm: each.run().correct(2) for arm, each in runs.items()}
+    notes = [
+        f"SFT steps {count}, with more SFT {count + more}; CPU seconds of the arrows {spent:.0f}",
+        f"the retrained R ({length} steps) was {'' if both.manifest('reward', 1)['promoted'] else 'not '}taken over",
+        "released after round 2: " + ", ".join(f"{arm} {each.released(2)}" for arm, each in runs.items()),
+        *_grpo(both),
+    ]
+    return Arms(right, notes)
+
+
+STEPS = Table(
+    ("base", "a", "b", "c", "d", "e", "f", "g"),
+    (
+        ("c", "b", "filtering by R against raw candidates"),
+        ("d", "c", "GRPO against what it started from"),
+        ("d", "g", "GRPO against SFT of the same time"),
+        ("e", "a", "two rounds of the loop against the seed alone"),
+        ("e", "d", "the second round"),
+        ("e", "f", "two rounds against the same SFT steps in round 1"),
+    ),
+    steps,
+    "The effects of GRPO depend on two choices of the quickstart: the scripted generator has blind spots, and R "
+    "starts from a model that already knows the words of the answers, which the policy's base does not.",
+)
+ARROWS = Table(
+    ("frozen", "+R", "+D", "both", "longer R", "more SFT", "literal"),
+    (
+        ("+R", "frozen", "the retrained R"),
+        ("+D", "frozen", "the corrected D_gen"),
+        ("both", "frozen", "both arrows"),
+        ("both", "+D", "the retrained R where D_gen is corrected"),
+        ("both", "+R", "the corrected D_gen where R is retrained"),
+        ("both", "longer R", "both arrows against R⁽⁰⁾ trained as long"),
+        ("both", "more SFT", "both arrows against SFT of the same time"),
+        ("both", "literal", "both arrows against the paper's own loop"),
+    ),
+    arrows,
+    "What the arrows are worth depends on the generator: its claims tell of errors by value, not of uniform ones.",
+)
+TABLES = {"steps": STEPS, "arrows": ARROWS}
 
 
 def main() -> int:
     """Runs the benchmark and prints its tables and its line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", choices=TABLES, action="append", help="default: all")
+    parser.add_argument("--errors", choices=("ByValue", "Uniform"), default="ByValue", help="of the generator")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--first", type=int, default=FIRST_SEED)
     parser.add_argument("--workspace", type=Path, default=None, help="kept; default: a temporary folder")
     options = parser.parse_args()
+    common = {"generator": {"scripted": {"errors": options.errors}}}
+    figures: dict[str, Any] = {"errors": options.errors}
     started = time.monotonic()
+    n = 0
     with tempfile.TemporaryDirectory() as temporary:
         root = options.workspace or Path(temporary)
         seeds = range(options.first, options.first + options.seeds)
-        with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-            results = dict(zip(seeds, pool.map(lambda seed: arms(root / str(seed), seed), seeds), strict=True))
-
-    return _tell(results, (time.monotonic() - started) / 60)
-
-
-def _tell(results: dict[int, dict[str, Any]], minutes: float) -> int:
-    """Prints accuracy by arm, the paired differences, and the line of JSON."""
-    from medgr2_api.percent import percent
-    from medgr2_jobs.report.compare import paired_difference
-
-    names = ("base", "a", "b", "c", "d", "e", "f", "g")
-    print("| seed | n | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 2))
-    for seed, result in results.items():
-        cells = [percent(result["right"][name][0].mean()) for name in names]
-        print(f"| {seed} | {len(result['right']['a'][0])} | " + " | ".join(cells) + " |")
-    mean = {name: float(np.mean([result["right"][name][0].mean() for result in results.values()])) for name in names}
-    figures: dict[str, Any] = {"accuracy": {name: round(value, 4) for name, value in mean.items()}}
-
-    columns = ["contrast", *map(str, results), "all seeds", "seeds as the sample", "reading", "question"]
-    print("\n| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
-    for first, second, question in CONTRASTS:
-        each = [_pair(seed, result["right"], first, second) for seed, result in results.items()]
-        cells = [paired_difference(*pair, 0) for pair in each]
-        pooled = paired_difference(*(np.concatenate(parts) for parts in zip(*each, strict=True)), 0)
-        reading = "within noise" if pooled[1] <= 0 <= pooled[2] else "positive" if pooled[0] > 0 else "negative"
-        of_seeds = _over_seeds([cell[0] for cell in cells])
-        told = [f"{first} − {second}", *map(_interval, [*cells, pooled, of_seeds]), reading, question]
-        print("| " + " | ".join(told) + " |")
-        figures[f"{first}-{second}"] = [round(float(value), 4) for value in pooled]
-        figures[f"{first}-{second} seeds as the sample"] = [round(value, 4) for value in of_seeds]
-        figures[f"{first}-{second} seeds above 0"] = sum(cell[1] > 0 for cell in cells)
-
-    print(
-        "\nmean reward under GRPO, first → last fifth of the steps, rounds 1 and 2; SFT steps; CPU seconds of round 1:"
-    )
-    for seed, result in results.items():
-        rewards = ", ".join(f"{first:.3f} → {last:.3f}" for first, last in result["reward"])
-        print(f"- {seed}: {rewards}; {result['steps']}; {result['seconds']}")
-    print(
-        "\nThe effects of GRPO depend on two choices of the quickstart: the scripted generator has blind spots, and R "
-        "starts from a model that already knows the words of the answers, which the policy's base does not."
-    )
-    figures["rounds in which the reward rose"] = sum(b > a for result in results.values() for a, b in result["reward"])
-    figures["minutes"] = round(minutes, 1)
-    n = sum(len(result["right"]["a"][0]) for result in results.values())
+        for name in options.table or TABLES:
+            table = TABLES[name]
+            with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+                made = pool.map(lambda seed, run=table.run: run(root / str(seed), seed, common), seeds)
+                results = dict(zip(seeds, made, strict=True))
+            minutes = (time.monotonic() - started) / 60
+            figures[name] = {**_tell(table, results), "minutes so far": round(minutes, 1)}
+            print(f"\n{minutes:.0f} minutes so far")
+            n = sum(len(result.right[table.names[0]][0]) for result in results.values())
     print(json.dumps({"name": "effect", "figures": figures, "n": n, "cores": os.cpu_count()}))
     return 0
 
 
-def _pair(seed: int, right: dict[str, Any], first: str, second: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _tell(table: Table, results: dict[int, Arms]) -> dict[str, Any]:
+    """Prints accuracy by arm, the paired differences, and what is known of the loop; returns the figures."""
+    from medgr2_api.percent import percent
+    from medgr2_jobs.report.compare import paired_difference
+
+    names = table.names
+    print("\n| seed | n | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 2))
+    for seed, result in results.items():
+        cells = [percent(result.right[name][0].mean()) for name in names]
+        print(f"| {seed} | {len(result.right[names[0]][0])} | " + " | ".join(cells) + " |")
+    mean = {name: float(np.mean([result.right[name][0].mean() for result in results.values()])) for name in names}
+    figures: dict[str, Any] = {"accuracy": {name: round(value, 4) for name, value in mean.items()}}
+
+    columns = ["contrast", *map(str, results), "all seeds", "seeds as the sample", "reading", "question"]
+    print("\n| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    for first, second, question in table.contrasts:
+        each = [_pair(seed, result.right, first, second) for seed, result in results.items()]
+        differences = [paired_difference(*pair, 0) for pair in each]
+        pooled = paired_difference(*(np.concatenate(parts) for parts in zip(*each, strict=True)), 0)
+        reading = "within noise" if pooled[1] <= 0 <= pooled[2] else "positive" if pooled[0] > 0 else "negative"
+        of_seeds = _over_seeds([difference[0] for difference in differences])
+        told = [f"{first} − {second}", *map(_interval, [*differences, pooled, of_seeds]), reading, question]
+        print("| " + " | ".join(told) + " |")
+        figures[f"{first}-{second}"] = [round(float(value), 4) for value in pooled]
+        figures[f"{first}-{second} seeds as the sample"] = [round(value, 4) for value in of_seeds]
+        figures[f"{first}-{second} seeds above 0"] = sum(difference[1] > 0 for difference in differences)
+
+    print()
+    for seed, result in results.items():
+        for note in result.notes:
+            print(f"- {seed}: {note}")
+    print("\n" + table.note)
+    return figures
+
+
+def _grpo(cycle: Cycle) -> list[str]:
+    """Whether the reward rose in each round's GRPO, where it ran."""
+    told = []
+    for t in (1, 2):
+        counters = cycle.manifest("grpo", t)["counters"]
+        if "reward_first" in counters:
+            told.append(
+                f"mean reward of GRPO, first → last fifth of the steps of round {t}: "
+                f"{counters['reward_first']:.3f} → {counters['reward_last']:.3f}"
+            )
+        else:
+            told.append(f"GRPO did not run in round {t}")
+    return told
+
+
+def _sft(steps: float) -> dict[str, Any]:
+    return {"policy": {"sft": {"trainer": {"max_steps": int(steps)}}}}
+
+
+def _with(common: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    merge(document, dict(common))
+    merge(document, dict(changes))
+    return document
+
+
+def _pair(seed: int, right: Mapping[str, Right], first: str, second: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Both arms item by item, the one to subtract first, and each item's cluster: its image within its seed."""
     images = np.char.add(f"{seed}/", right[first][1].astype(str))
     return right[second][0], right[first][0], images
