@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def _reconciled(_: Path) -> Case:
         client: Any = api
         api.put(CLAIMS, {"metadata": {"name": "x"}, "spec": {"accessModes": ["ReadWriteMany"]}})
         cycle = tiny_cycle("loop")
-        whole = _with_fragments(rng, cycle) if rng.random() < 0.5 else cycle
+        whole = _of_api_server(_with_fragments(rng, cycle)) if rng.random() < 0.5 else cycle
         api.put(CYCLES, {**whole, "metadata": {**cycle["metadata"], "generation": 1}})
         queue: WorkQueue[CycleKey] = WorkQueue()
         settings = RenderSettings(image="x")
@@ -142,6 +143,12 @@ def _reconciled(_: Path) -> Case:
         return str(api.condition("loop")["reason"])
 
     return case
+
+
+def _of_api_server(document: Document) -> Document:
+    """The document as an API server has it, whose strings are UTF-8."""
+    stored: Document = json.loads(json.dumps(document, ensure_ascii=False).encode("utf-8", "replace"))
+    return stored
 
 
 #: Of the API server's strings, which are UTF-8.

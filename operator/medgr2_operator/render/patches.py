@@ -92,7 +92,7 @@ def patched(context: RenderContext, job: dict[str, Any]) -> dict[str, Any]:
             field = next(name for name in (*counted, *counting) if counting.get(name) != counted.get(name))
             raise RenderError(path, f"must not change spec.{field}: the operator counts pods, attempts and time by it")
     # what no patch has touched was made of fragments that have been looked at
-    if path and (problems := list(shape_problems(document, "V1Job"))):
+    if path and (problems := list(_problems(document))):
         raise RenderError(path, f"of the patched Job, {'; '.join(problems[:3])}")
     assert isinstance(document, dict)
     return document
@@ -125,6 +125,13 @@ def _size(document: Any, operation: dict[str, Any]) -> int:
             raise _TooDeepError
         size += len(json.dumps(taken))
     return size
+
+
+def _problems(job: Any) -> Iterator[str]:
+    """What makes the document no Job."""
+    yield from shape_problems(job, "V1Job")
+    if _at(job, ("spec", "template", "spec")) is None:  # Kubernetes' shapes leave it open
+        yield "spec.template.spec: missing"
 
 
 def _plain(value: dict[str, Any]) -> Any:

@@ -321,6 +321,8 @@ def test_a_patch_cannot_reach_deeper_than_a_job_is() -> None:
         ({"op": "add", "path": f"{POD}/volumes/-", "value": "data"}, "must be an object"),
         ({"op": "add", "path": f"{POD}/volumes/-", "value": {"name": "x", "hostpath": {}}}, "hostpath: unknown field"),
         ({"op": "remove", "path": f"{POD}/containers"}, "containers: missing"),
+        ({"op": "remove", "path": POD}, r"spec\.template\.spec: missing"),
+        ({"op": "replace", "path": POD, "value": None}, r"spec\.template\.spec: missing"),
         ({"op": "replace", "path": f"{POD}/securityContext", "value": "none"}, "must be an object"),
         ({"op": "add", "path": f"{POD}/containers/0/resources/limits", "value": {"cpu": "x"}}, "is not a quantity"),
     ],
