@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from .cel_rules import Keyed, Rule
-from .hashing import NOT_HASHED
+from .hashing import NOT_HASHED, Since
 from .model import ApiEnum, Model
 from .plugin import PluginRef
 from .types import Fraction
@@ -153,4 +153,4 @@ class ResolvedCuration(Curation):
     """With everything that the presets own."""
 
     selection: ResolvedSelection
-    correct: Annotated[bool, NOT_HASHED] = False  # as in manifests of versions before it
+    correct: Annotated[bool, NOT_HASHED, Since(False)]

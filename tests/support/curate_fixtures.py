@@ -140,7 +140,12 @@ class CurateWorkspace:
             )
         if calibration is not None:
             inputs["reward"] = jobs_fixtures.publish(self.root, "reward", {CalibrationRow: calibration})
-        parameters = {"seed": seed, "curation": curation, "review": review, "answerFormat": answer_format}
+        parameters = {
+            "seed": seed,
+            "curation": {"correct": False, **curation},
+            "review": review,
+            "answerFormat": answer_format,
+        }
         asked = jobs_fixtures.request("curate", iteration, parameters, inputs)
         code = main.execute(asked, self.root)
         self.asked = asked

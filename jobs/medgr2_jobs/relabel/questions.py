@@ -12,7 +12,7 @@ from ..store.rows import Candidate, Decision, Triplet, triplet_of
 
 
 @dataclass(frozen=True)
-class Question:
+class OpenQuestion:
     """A candidate's question that is put to the witnesses."""
 
     triplet: Triplet
@@ -28,7 +28,7 @@ def questions(
     confirmed: AbstractSet[str],
     most: int,
     seed: int,
-) -> list[Question]:
+) -> list[OpenQuestion]:
     """The questions to ask, in the order of the candidates.
 
     What is kept, and what is rejected by its score alone: of what is contaminated, twice there, guessable, too many or
@@ -49,7 +49,7 @@ def questions(
             continue
         if decision.keep or (decision.reasons and BY_SCORE.issuperset(decision.reasons)):
             review = triplet.answer_index if row.triplet_id in confirmed else None
-            asked.append(Question(triplet, decision.keep, review))
+            asked.append(OpenQuestion(triplet, decision.keep, review))
     if len(asked) <= most:
         return asked
     first = sorted(asked, key=lambda row: (row.review is None, row.kept, _lot(seed, row.triplet.triplet_id)))[:most]
@@ -57,10 +57,10 @@ def questions(
     return [row for row in asked if row.triplet.triplet_id in chosen]
 
 
-def parts(rows: Sequence[Question], size: int) -> list[list[Question]]:
+def parts(rows: Sequence[OpenQuestion], size: int) -> list[list[OpenQuestion]]:
     """Consecutive questions, whole images, at least `size` in each part but the last."""
-    found: list[list[Question]] = []
-    groups: dict[str, list[Question]] = {}
+    found: list[list[OpenQuestion]] = []
+    groups: dict[str, list[OpenQuestion]] = {}
     for row in rows:
         groups.setdefault(row.triplet.image_sha256, []).append(row)
     for group in groups.values():

@@ -27,7 +27,7 @@ from ..models.vlm import Encoder, PromptResponse
 from ..prompts import answers
 from ..relabel import label_model
 from ..relabel.label_model import TEMPERED, Evidence, Witness
-from ..relabel.questions import Question, parts, questions
+from ..relabel.questions import OpenQuestion, parts, questions
 from ..relabel.votes import Votes, rationale_for, spoken, votes
 from ..review import import_review
 from ..reward.model import RewardModel
@@ -68,7 +68,7 @@ def run(ctx: Context) -> StageOutcome:
     return StageOutcome(counters=_counters(asked, rows, scale))
 
 
-def _asked(ctx: Context) -> list[Question]:
+def _asked(ctx: Context) -> list[OpenQuestion]:
     candidates = ctx.input("candidates").rows(Candidate)
     decisions = {row.triplet_id: row for row in ctx.input("decisions").rows(Decision)}
     sha256 = ctx.parameters.review
@@ -80,7 +80,7 @@ def _asked(ctx: Context) -> list[Question]:
     return questions(candidates, left, confirmed, most, ctx.parameters.seed)
 
 
-def _ask_policy(ctx: Context, asked: Sequence[Question]) -> list[Votes]:
+def _ask_policy(ctx: Context, asked: Sequence[OpenQuestion]) -> list[Votes]:
     """What the policy says to each question."""
     settings, answer_format = ctx.parameters.cross_examination, ctx.parameters.answer_format
     pieces = parts(asked, max(1, _SAMPLES // settings.samples_per_question))
@@ -108,7 +108,7 @@ class _Policy:
         self._ctx = ctx
         self._loaded: tuple[Any, Encoder, int] | None = None
 
-    def answers(self, rows: Sequence[Question]) -> list[str]:
+    def answers(self, rows: Sequence[OpenQuestion]) -> list[str]:
         """A sampled answer to each."""
         ctx = self._ctx
         if self._loaded is None:
@@ -135,7 +135,7 @@ def _longest(encoder: Encoder, texts: Iterator[str]) -> int:
     return min(_LONGEST, math.ceil(1.5 * max(map(len, ids))) + 8)
 
 
-def _ask_reward(ctx: Context, asked: Sequence[Question], heard: Sequence[Votes]) -> list[tuple[float, ...]]:
+def _ask_reward(ctx: Context, asked: Sequence[OpenQuestion], heard: Sequence[Votes]) -> list[tuple[float, ...]]:
     """R's score of each option, in a text of the policy's in which the option alone is exchanged."""
     said = {row.triplet.triplet_id: votes for row, votes in zip(asked, heard, strict=True)}
     loaded: tuple[RewardModel, Encoder] | None = None
@@ -171,7 +171,7 @@ def _scale(ctx: Context) -> float:
     )
 
 
-def _evidence(asked: Sequence[Question], heard: Sequence[Votes], scores: Sequence[tuple[float, ...]]) -> Evidence:
+def _evidence(asked: Sequence[OpenQuestion], heard: Sequence[Votes], scores: Sequence[tuple[float, ...]]) -> Evidence:
     claims = [[float(at == row.triplet.answer_index) for at in range(len(row.triplet.options))] for row in asked]
     return Evidence(
         question_types=[row.triplet.question_type for row in asked],
@@ -203,7 +203,7 @@ def _held_texts(ctx: Context) -> frozenset[NormalisedText]:
 
 
 def _row(
-    question: Question,
+    question: OpenQuestion,
     said: Votes,
     scores: tuple[float, ...],
     posterior: Sequence[float],
@@ -230,7 +230,7 @@ def _row(
     )
 
 
-def _counters(asked: Sequence[Question], rows: Sequence[AnswerPosterior], scale: float) -> dict[str, float]:
+def _counters(asked: Sequence[OpenQuestion], rows: Sequence[AnswerPosterior], scale: float) -> dict[str, float]:
     settled = [row for row in rows if row.answer_index is not None]
     kept = [row for question, row in zip(asked, rows, strict=True) if question.kept]
     return {

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from pydantic import ValidationError
 
 from medgr2_api import paths
+from medgr2_api.model import EARLIER
 from medgr2_api.stage_contract import ArtifactRef, StageRequest
 from medgr2_api.stages.definition import StageParameters
 from medgr2_api.types import relative_path
@@ -88,7 +89,7 @@ class ArtifactReader:
             CorruptArtifact: they are not those of that stage in this version.
         """
         try:
-            return kind.model_validate(self.manifest.parameters)
+            return kind.model_validate(self.manifest.parameters, context=EARLIER)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))

@@ -43,7 +43,7 @@ def batch(count: int, biased: float, seed: int = 1) -> Rows:
 
 def chosen(rows: Rows, selection: dict[str, Any], **curation: Any) -> SelectionResult:
     scores = {name: float(number % 97) for number, name in enumerate(rows)}
-    asked = ResolvedCuration.model_validate({"selection": selection, **curation})
+    asked = ResolvedCuration.model_validate({"correct": False, "selection": selection, **curation})
     return choose(asked, CandidateBatch(list(rows), scores, None, 1), set(rows), rows)
 
 
@@ -137,12 +137,12 @@ def test_only_what_is_eligible_counts_for_k() -> None:
     rows = batch(10, biased=0)
     scores = {name: float(-number) for number, name in enumerate(rows)}
     names = list(rows)
-    asked = ResolvedCuration.model_validate({"selection": {"strategy": "TopK", "k": 3}})
+    asked = ResolvedCuration.model_validate({"correct": False, "selection": {"strategy": "TopK", "k": 3}})
     found = choose(asked, CandidateBatch(names, scores, None, 1), set(names[2:]), rows)
     assert found.kept == names[2:5]
     assert found.counters == {"lowest_kept_score": -4.0}
     assert [name for name in names if found.reasons[name] == ["not_in_top_k"]] == names[5:]
-    nothing = choose(ResolvedCuration.model_validate({"selection": {"strategy": "TopK", "k": 0}}),
+    nothing = choose(ResolvedCuration.model_validate({"correct": False, "selection": {"strategy": "TopK", "k": 0}}),
                      CandidateBatch(names, scores, None, 1), set(names), rows)  # fmt: skip
     assert (nothing.kept, set(map(tuple, nothing.reasons.values()))) == ([], {("not_in_top_k",)})
 
