@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from medgr2_api import paths
 from medgr2_api.hashing import sha256_of
@@ -108,7 +109,7 @@ def load(folder: Path, uri: str, kind: Kind) -> PinFile | None:
     """
     path = folder / FETCHED
     try:
-        document = json.loads(path.read_bytes())
+        document = from_json(path.read_bytes())  # refuses lone surrogates and endless nesting
     except FileNotFoundError:
         return None
     except ValueError as error:

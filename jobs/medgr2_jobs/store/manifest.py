@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
+from pydantic_core import from_json
 
 from medgr2_api import paths
 from medgr2_api.hashing import combined_digest, sha256_of
@@ -77,7 +78,7 @@ def load(folder: Path) -> Manifest | None:
     """
     path = folder / paths.MANIFEST
     try:
-        document = json.loads(path.read_bytes())
+        document = from_json(path.read_bytes())  # refuses lone surrogates and endless nesting
     except FileNotFoundError:
         return None
     except ValueError as error:  # not JSON, not UTF-8

@@ -79,10 +79,10 @@ def test_what_did_not_go_on_is_shown_and_not_taken(capsys: pytest.CaptureFixture
         for record in cycle.status.stages
     ]
     cycle = cycle.model_copy(update={"status": cycle.status.model_copy(update={"stages": stages})})
-    print_models(cycle, lambda record: f"place of {record.name}@{record.iteration}", lambda record: "folder")
+    print_models(cycle, lambda record: f"place of {record.name}@{record.iteration}", lambda record: "folder", str)
     output = capsys.readouterr().out
-    assert "  grpo@1 (did not go on), validation 0.600: place of grpo@1\n" in output
-    assert "* sft@2, validation 0.800: place of sft@2\n" in output
+    assert "  grpo@1 (did not go on), validation macro accuracy 60.0 %: place of grpo@1\n" in output
+    assert "* sft@2, validation macro accuracy 80.0 %: place of sft@2\n" in output
     assert "  grpo@2 (did not go on): skipped: sft beats the reward model\n" in output
     assert "take sft@2 (*): the best on validation" in output
 

@@ -130,6 +130,14 @@ def test_manifest_of_another_version_is_told_apart_from_a_damaged_one(tmp_path: 
         manifest.load(folder)
 
 
+@pytest.mark.parametrize("text", ['{"parts": "\\udc9a"}', "[" * 5000, '"\\ud800"'])
+def test_what_no_manifest_can_hold_is_told_as_damage(tmp_path: Path, text: str) -> None:
+    folder = tmp_path / publish(tmp_path, request(), {"a": b"a"}).path
+    (folder / paths.MANIFEST).write_text(text)
+    with pytest.raises(CorruptArtifact, match="not a manifest"):
+        manifest.load(folder)
+
+
 def test_unlisted_file_in_a_model_folder(tmp_path: Path) -> None:
     reader = ArtifactReader(tmp_path, publish(tmp_path, request(), {"model/a.bin": b"a"}))
     stranger = reader.folder_of("model") / "adapter_config.json"
