@@ -82,9 +82,12 @@ async def _from_provider(ctx: Context) -> _Answered:
             ctx.root, account, ctx.parameters, images, journal, request.grace_seconds
         ) as session:
             training_images = sampling_plan.training_images(images.rows)
-            allowed = allowed_images(session.egress, training_images)
-            planned = _tasks(ctx, training_images if _share(ctx) else allowed)
-            left = [task for task in planned if task.image_sha256 not in allowed or is_students(task, _share(ctx))]
+            allowed, share = allowed_images(session.egress, training_images), _share(ctx)
+            planned = _tasks(ctx, training_images if share else allowed)
+            # where there is no student nothing is left to it: what may not leave is for the gate to refuse
+            left = [
+                task for task in planned if share and (task.image_sha256 not in allowed or is_students(task, share))
+            ]
             others = {task.triplet_id for task in left}
             tasks = [task for task in planned if task.triplet_id not in others]
 
@@ -99,7 +102,7 @@ async def _from_provider(ctx: Context) -> _Answered:
                     ctx.usage["generatorUSD"] = session.ledger.spent
     finally:
         await journal.close()
-    withheld = 0 if _share(ctx) else len(training_images) - len(allowed)
+    withheld = 0 if share else len(training_images) - len(allowed)
     return _Answered(rows, left, [task.triplet_id for task in planned], withheld)
 
 

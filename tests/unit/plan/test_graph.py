@@ -45,6 +45,12 @@ ITERATION = ("generate", "score", "curate", "sft", "grpo", "relabel", "reward", 
 FOR_NEXT_ROUND = ("relabel", "reward")
 #: R is retrained on the policy's own answers.
 ON_ANSWERS = {"rewardModel": {"baseModel": "models/r", "retrainOn": "PolicyAnswers"}}
+WITH_A_STUDENT = {
+    "generator": {
+        "openAI": {"model": "m", "baseURL": "http://localhost:8000/v1"},
+        "distillation": {"baseModel": "models/student", "termsAllowTraining": True},
+    }
+}
 
 
 def test_all_stages() -> None:
@@ -55,7 +61,7 @@ def test_all_stages() -> None:
 
 @pytest.mark.parametrize("stage", stage_names())
 def test_a_stage_is_in_the_iterations_that_its_definition_says(stage: str) -> None:
-    changes = ON_ANSWERS if stage == "preferences" else {}
+    changes = {"preferences": ON_ANSWERS, "distill": WITH_A_STUDENT}.get(stage, {})
     there = {at.iteration for at in graph_of(3, **changes).nodes if at.name == stage}
     last = 2 if definition(stage).for_next_round else 3
     assert there == {iteration for iteration in range(last + 1) if definition(stage).iterations.include(iteration)}

@@ -126,10 +126,10 @@ def test_what_is_json_is_read_as_json(value: dict[str, Any], ascii_only: bool) -
 @pytest.mark.parametrize(
     "piece", ["{", '{"a":', "{'", "{/*", "{//", "{ ", '{"a":[', "{'a' ", "}", "<think>{", '{"\\', "[{", '{"a":"b"}']
 )
-def test_no_text_takes_long(piece: str) -> None:
-    began = time.monotonic()
+def test_no_text_takes_more_than_linear_time(piece: str) -> None:
+    began = time.process_time()
     lenient_json.objects(piece * (400_000 // len(piece)))
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 60  # of what a square would take for hours
 
 
 @given(st.text("{}[]\"'\\,:ab/*#\n <>think", max_size=60))

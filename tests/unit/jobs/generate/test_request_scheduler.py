@@ -32,6 +32,7 @@ def request(root: Path, candidates: int = 40, **fields: Any) -> StageRequest:
         "candidates": candidates,
         "questionsPerImage": 2,
         "sampling": {},
+        "minUsable": {"fraction": 0},  # what is refused is an answer here
         "answerFormat": "Letter",
         "shards": 1,
     }
