@@ -153,9 +153,16 @@ def test_a_request_that_was_in_flight_at_a_kill_stays_charged_at_its_worst_case(
     settled = round(paid / QUESTION_USD)
     assert settled in (7, 8), "two are in flight at a time"
     assert QUESTION_USD < hanging <= 2 * ROOM
+    (log,) = root.rglob(journal.NAME)
+    written = log.read_text().count("\n")
+    assert written in (settled, settled + 1), "the kill may come between the journal and the ledger"
     rows = jobs_fixtures.run(root, made.model_copy(update={"attempt": 2})).rows(Candidate)
     assert outcomes(rows) == {"ok": 12}
-    assert result(root).usage["generatorUSD"] == pytest.approx(12 * QUESTION_USD + hanging)
+    unknown = result(root).usage["generatorUSD"] - 12 * QUESTION_USD
+    if written == settled:
+        assert unknown == pytest.approx(hanging)
+    else:  # of one of the two the journal knows what it came to
+        assert 0.4 * hanging < unknown < 0.6 * hanging
     assert server.ledger.asked.total() <= 12 + 2
 
 
