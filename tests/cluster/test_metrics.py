@@ -283,7 +283,8 @@ def test_creations_that_are_refused_count_once_when_they_succeed(env: KwokEnv) -
     env.apply()
     posts = "rest_client_requests_total"
     eventually(lambda: _sum(env, posts, method="POST", code="403") >= 3, "the second Job is refused, again and again")
-    assert "JobRefused" in {stage.get("reason") for stage in env.cycle()["status"]["stages"]}
+    reasons = lambda: {stage.get("reason") for stage in env.cycle()["status"]["stages"]}  # noqa: E731
+    eventually(lambda: "JobRefused" in reasons(), "its stage says so")
     refused = env.stage("prepare", 0)["completionTime"]
     assert _sum(env, "medgr2_stage_attempts_total", stage="prepare") == 1
     assert _sum(env, "medgr2_transition_latency_seconds_count") == 0
