@@ -34,10 +34,11 @@ from bench._cycles import Cycle
 from bench.reward import ARMS, fresh
 from medgr2_api import paths
 from medgr2_api.presets import resolve
+from medgr2_api.reward_model import ResolvedPromotion
 from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageRequest
 from medgr2_api.stages import input_hash, stage_seed
 from medgr2_api.stages.reward import RewardParameters
-from medgr2_api.training_spec import AnswerFormat, ResolvedPromotion
+from medgr2_api.training_spec import AnswerFormat
 from medgr2_api.yaml_loader import load_cycle
 from medgr2_jobs.evaluate.metrics import Interval
 from medgr2_jobs.models import vlm

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from bench import _models as models
-from medgr2_api.training_spec import Grades, RewardHead
+from medgr2_api.reward_model import Grades, RewardHead
 from medgr2_jobs.models import vlm
 from medgr2_jobs.models.vlm import PromptResponse
 from medgr2_jobs.reward import scorer

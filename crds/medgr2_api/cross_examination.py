@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from .model import Model
-from .training_spec import Samples, Temperature
+from .policy import Samples, Temperature
 
 Posterior = Annotated[float, Field(gt=0.5, lt=1)]
 Questions = Annotated[int, Field(ge=1)]

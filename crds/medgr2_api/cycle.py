@@ -11,8 +11,11 @@ from .cel_rules import Keyed, Rule
 from .cross_examination import CrossExamination, ResolvedCrossExamination
 from .curation import Curation, ResolvedCuration, Review
 from .data import Data, DataFormat, ResolvedData, Workspace
+from .evaluation import Evaluation
 from .generator import GENERATORS, Generator, ResolvedGenerator
 from .model import ApiEnum, Model
+from .policy import Policy, ResolvedPolicy
+from .reward_model import ResolvedRewardModel, RewardModelSpec
 from .scheduling import (
     Budget,
     EarlyStopping,
@@ -25,7 +28,7 @@ from .scheduling import (
 )
 from .stages import StageName
 from .status import CycleStatus
-from .training_spec import AnswerFormat, Evaluation, Policy, ResolvedPolicy, ResolvedRewardModel, RewardModelSpec
+from .training_spec import AnswerFormat
 from .types import DNSLabel, bytes_exceed
 
 

@@ -26,7 +26,7 @@ QUESTIONS = 24
 #: Fields of a newer version: (module, the class, what it gets). One is read by generate, one by finished stages.
 NEWER = (
     ("generator.py", "class Sampling(Model):", '    min_p: float = 0.0\n    """Least probability."""\n'),
-    ("training_spec.py", "class Grades(Model):", '    neutral: float = 1.0\n    """Neither nor."""\n'),
+    ("reward_model.py", "class Grades(Model):", '    neutral: float = 1.0\n    """Neither nor."""\n'),
     ("data.py", "class Data(Model):", '    max_pages: int | None = None\n    """Of a document."""\n'),
 )
 

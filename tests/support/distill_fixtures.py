@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from medgr2_api.reward_model import Grades, RewardHead
 from medgr2_api.stage_contract import REQUEST_ENV, WORKSPACE_ENV, ArtifactRef, CycleRef, StageRequest
-from medgr2_api.training_spec import AnswerFormat, Grades, RewardHead
+from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.distill import sampler
 from medgr2_jobs.distill.task_split import in_probe

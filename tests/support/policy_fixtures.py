@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import torch
 
 from medgr2_api import paths, stages
+from medgr2_api.reward_model import Grades, RewardHead
 from medgr2_api.stage_contract import REQUEST_ENV, WORKSPACE_ENV, ArtifactRef, CycleRef, StageRequest
-from medgr2_api.training_spec import AnswerFormat, Grades, RewardHead
+from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.curate.training_set import TrainingRow, training_set
 from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.models.tiny import model as tiny_model

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from medgr2_api.training_spec import AnswerFormat, Control
+from medgr2_api.evaluation import Control
+from medgr2_api.training_spec import AnswerFormat
 
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from medgr2_api.hashing import Since
-from medgr2_api.training_spec import AnswerFormat, PolicyRelease, ResolvedGRPO, RewardTerm, RewardTermType
+from medgr2_api.policy import PolicyRelease, ResolvedGRPO, RewardTerm, RewardTermType
+from medgr2_api.training_spec import AnswerFormat
 
 from .curate import TRAINING_SET
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters

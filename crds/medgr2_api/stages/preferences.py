@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from medgr2_api.training_spec import AnswerFormat, Grades, ResolvedPreferences, RetrainOn
+from medgr2_api.policy import ResolvedPreferences
+from medgr2_api.reward_model import Grades, RetrainOn
+from medgr2_api.training_spec import AnswerFormat
 
 from .curate import TRAINING_SET
 from .definition import Iterations, Read, Source, StageDefinition, StageParameters

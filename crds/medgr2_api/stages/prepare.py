@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from medgr2_api.data import ResolvedData
-from medgr2_api.training_spec import AnswerFormat, Grades
+from medgr2_api.reward_model import Grades
+from medgr2_api.training_spec import AnswerFormat
 
 from .definition import Iterations, Source, StageDefinition, StageParameters
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from medgr2_api.cross_examination import ResolvedCrossExamination
-from medgr2_api.training_spec import AnswerFormat, RetrainOn
+from medgr2_api.reward_model import RetrainOn
+from medgr2_api.training_spec import AnswerFormat
 
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
 from .grpo import learns_from_reward

@@ -6,16 +6,8 @@ from dataclasses import replace
 from typing import Annotated
 
 from medgr2_api.hashing import Since
-from medgr2_api.training_spec import (
-    AnswerFormat,
-    Grades,
-    InitFrom,
-    Mismatches,
-    ResolvedPromotion,
-    ResolvedRewardTraining,
-    RetrainOn,
-    RewardHead,
-)
+from medgr2_api.reward_model import Grades, Mismatches, ResolvedPromotion, ResolvedRewardTraining, RetrainOn, RewardHead
+from medgr2_api.training_spec import AnswerFormat, InitFrom
 
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
 from .preferences import on_policy_answers

@@ -21,7 +21,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from medgr2_api.training_spec import AnswerFormat, Grades
+from medgr2_api.reward_model import Grades
+from medgr2_api.training_spec import AnswerFormat
 
 from ..prompts import answers
 from ..store.rows import Grade, GradedRow, Item, Split

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image
 
-from medgr2_api.training_spec import AnswerFormat, Control
+from medgr2_api.evaluation import Control
+from medgr2_api.training_spec import AnswerFormat
 
 from ..models.vlm import Encoder, PromptResponse
 from ..prompts import answers

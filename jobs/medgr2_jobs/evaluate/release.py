@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medgr2_api.percent import percent, points
-from medgr2_api.training_spec import PolicyRelease, WhenPolicyBeatsReward
+from medgr2_api.policy import PolicyRelease, WhenPolicyBeatsReward
 
 from ..store.rows import Item, RewardAnswer
 from .metrics import Interval, cluster_mean

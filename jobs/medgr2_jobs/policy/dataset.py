@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from medgr2_api.training_spec import AnswerFormat, PromptSource
+from medgr2_api.policy import PromptSource
+from medgr2_api.training_spec import AnswerFormat
 
 from ..curate.training_set import Origin, TrainingRow
 from ..errors import DataError

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from medgr2_api.policy import PolicyRelease, WhenPolicyBeatsReward
 from medgr2_api.stages.grpo import GRPOParameters, learns_from
-from medgr2_api.training_spec import PolicyRelease, WhenPolicyBeatsReward
 
 from ..evaluate import release
 from ..evaluate.checkpoint_answers import answer

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from medgr2_api.plugin import PluginGroup, PluginRef
-from medgr2_api.training_spec import RewardTerm, RewardTermType
+from medgr2_api.policy import RewardTerm, RewardTermType
 
 from .. import plugins
 from ..errors import ConfigError

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from medgr2_api.training_spec import AnswerFormat, Normalization, RewardTerm, RewardTermType
+from medgr2_api.policy import Normalization, RewardTerm, RewardTermType
+from medgr2_api.training_spec import AnswerFormat
 
 from ..errors import ConfigError
 from ..prompts import answers

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medgr2_api.kubernetes_fragments import quantity
+from medgr2_api.policy import RewardTermType
 from medgr2_api.scheduling import DeepSpeed, StageSettings
 from medgr2_api.stages import GRPO, PREFERENCES, RELABEL, REWARD, SCORE, SFT
-from medgr2_api.training_spec import Adapters, ResolvedLoRA, RewardTermType
+from medgr2_api.training_spec import Adapters, ResolvedLoRA
 
 from ..fetch import BUILTIN
 from .check_result import CheckResult, PreflightContext, failed, ok, skipped, warning

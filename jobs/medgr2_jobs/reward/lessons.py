@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from medgr2_api.training_spec import AnswerFormat, Grades
+from medgr2_api.reward_model import Grades
+from medgr2_api.training_spec import AnswerFormat
 
 from ..curate.settled import SettledQuestion
 from ..data import graded_dataset

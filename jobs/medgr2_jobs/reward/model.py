@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from medgr2_api.training_spec import Grades, RewardHead
+from medgr2_api.reward_model import Grades, RewardHead
 
 from ..errors import ConfigError
 from ..models import vlm

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from medgr2_api.training_spec import ResolvedPromotion
+from medgr2_api.reward_model import ResolvedPromotion
 
 from ..evaluate.metrics import Interval
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
-from medgr2_api.training_spec import ResolvedRewardTraining
+from medgr2_api.reward_model import ResolvedRewardTraining
 
 from ..errors import DataError
 from ..models.vlm import Encoder, PromptResponse

@@ -22,8 +22,8 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from medgr2_api.policy import RewardTermType
 from medgr2_api.stages.grpo import GRPOParameters
-from medgr2_api.training_spec import RewardTermType
 
 from ..curate.training_set import training_set
 from ..errors import ConfigError, DataError

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from medgr2_api.reward_model import RetrainOn
 from medgr2_api.stages.reward import RewardParameters
-from medgr2_api.training_spec import AnswerFormat, InitFrom, RetrainOn
+from medgr2_api.training_spec import AnswerFormat, InitFrom
 
 from ..curate.settled import asked_questions, settled_questions
 from ..data import wordnet

@@ -14,10 +14,10 @@ from tests.support.cycle_documents import changed, spec_with
 
 from medgr2_api.cycle import Cycle, CycleSpec
 from medgr2_api.hashing import Since, canonical_json, meaning, normalise, sha256_of
+from medgr2_api.policy import ResolvedGRPO
 from medgr2_api.presets import resolve
 from medgr2_api.stages import StageParameters, input_hash, stage_names, stage_parameters
 from medgr2_api.stages.grpo import GRPOParameters
-from medgr2_api.training_spec import ResolvedGRPO
 from medgr2_api.yaml_loader import parse_cycle
 
 STAGES = stage_names()

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from medgr2_api import paths
 from medgr2_api.cycle import Cycle
 from medgr2_api.hashing import Since
+from medgr2_api.policy import ResolvedGRPO
 from medgr2_api.presets import resolve
 from medgr2_api.stages import definition, stage_parameters
 from medgr2_api.stages.grpo import GRPOParameters
 from medgr2_api.status import CycleStatus
-from medgr2_api.training_spec import ResolvedGRPO
 from medgr2_operator.cli.app import app
 from medgr2_operator.cli.plan_preview import Forecast, _differences, forecast
 from medgr2_operator.local.state import StateFile

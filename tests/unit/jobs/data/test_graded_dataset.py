@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from tests.support.rows import row_of
 
-from medgr2_api.training_spec import AnswerFormat, Grades
+from medgr2_api.reward_model import Grades
+from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.data import graded_dataset, synthetic_images
 from medgr2_jobs.prompts import answers
 from medgr2_jobs.store.rows import GradedRow, Item, Split

@@ -8,10 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.rows import row_of
 
-from medgr2_api.training_spec import (
-    PolicyRelease,
-    WhenPolicyBeatsReward,
-)
+from medgr2_api.policy import PolicyRelease, WhenPolicyBeatsReward
 from medgr2_jobs.evaluate.metrics import ItemSet
 from medgr2_jobs.evaluate.release import (
     Release,

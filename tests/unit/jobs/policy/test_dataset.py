@@ -9,7 +9,7 @@ import torch
 from tests.support.policy_fixtures import FORMAT, PolicyWorkspace
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from medgr2_api.training_spec import PromptSource
+from medgr2_api.policy import PromptSource
 from medgr2_jobs.curate.training_set import Origin, TrainingRow
 from medgr2_jobs.errors import DataError
 from medgr2_jobs.models import vlm

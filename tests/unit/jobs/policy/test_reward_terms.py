@@ -10,7 +10,7 @@ import pytest
 from tests.support.plugin_fixtures import install, plugin
 from tests.unit.jobs.policy.test_rewards import FORMAT, RIGHT, WRONG, call, scores
 
-from medgr2_api.training_spec import RewardTerm
+from medgr2_api.policy import RewardTerm
 from medgr2_jobs import plugins
 from medgr2_jobs.errors import ConfigError
 from medgr2_jobs.policy.rewards import PolicyReward, Rollouts, check_terms, summary

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medgr2_api.training_spec import AnswerFormat, RewardTerm, RewardTermType
+from medgr2_api.policy import RewardTerm, RewardTermType
+from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.errors import ConfigError
 from medgr2_jobs.policy.reward_terms import trusted_terms
 from medgr2_jobs.policy.rewards import PolicyReward, Rollouts, check_terms, summary

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from medgr2_api.training_spec import Grades, RewardHead
+from medgr2_api.reward_model import Grades, RewardHead
 from medgr2_jobs.models import vlm
 from medgr2_jobs.models.tiny import model as tiny_model
 from medgr2_jobs.models.tiny import tokenizer as tiny_tokenizer

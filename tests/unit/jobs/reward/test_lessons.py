@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 from tests.support.rows import row_of
 
-from medgr2_api.training_spec import AnswerFormat, Grades
+from medgr2_api.reward_model import Grades
+from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.curate.settled import SettledQuestion
 from medgr2_jobs.reward.lessons import against_reward, graded
 from medgr2_jobs.store.rows import AnswerPosterior, Grade, GradedRow, Split, Triplet

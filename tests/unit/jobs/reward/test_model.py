@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from medgr2_api.training_spec import Adapters, FullFineTuning, Grades, RewardHead
+from medgr2_api.reward_model import Grades, RewardHead
+from medgr2_api.training_spec import Adapters, FullFineTuning
 from medgr2_jobs.errors import ConfigError
 from medgr2_jobs.reward.model import LM_WEIGHT, RewardModel
 from medgr2_jobs.reward.scorer import score

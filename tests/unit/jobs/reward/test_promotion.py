@@ -6,7 +6,7 @@ import pytest
 from tests.support.cycle_documents import spec_with
 
 from medgr2_api.presets import resolve
-from medgr2_api.training_spec import ResolvedPromotion
+from medgr2_api.reward_model import ResolvedPromotion
 from medgr2_jobs.evaluate.metrics import Interval
 from medgr2_jobs.reward.promotion import gate
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from medgr2_api.training_spec import RewardHead
+from medgr2_api.reward_model import RewardHead
 from medgr2_jobs.models.vlm import PromptResponse
 from medgr2_jobs.reward import scorer
 from medgr2_jobs.reward.model import RewardModel
