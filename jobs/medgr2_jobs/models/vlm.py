@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -54,12 +56,17 @@ class Batch:
         return Batch({key: value.to(device) for key, value in self.inputs.items()}, self.labels.to(device))
 
 
-def load_model(path: Path, *, train: bool = False) -> Any:
+def load_model(path: Path, *, adapter: Path | None = None, train: bool = False) -> Any:
     """Loads a model from a folder: safetensors only, no code from the folder, float32 on CPU and bfloat16 on GPU; it
     writes by our own configuration (`generation`), whatever the folder's says.
 
+    Args:
+        path: the folder of a whole model.
+        adapter: the folder of adapters to merge into it.
+        train: to be trained: float32 on a GPU, too.
+
     Raises:
-        ConfigError: the folder holds no model of a supported family.
+        ConfigError: the folder holds no model of a supported family, or the adapters do not fit it.
     """
     if not (path / "config.json").is_file():
         raise ConfigError(f"{path}: no config.json; a model folder in Hugging Face format is needed")
@@ -83,7 +90,28 @@ def load_model(path: Path, *, train: bool = False) -> Any:
         raise ConfigError(f"{path}: model type {model.config.model_type!r}; supported: {', '.join(SUPPORTED)}")
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     model.generation_config = generation.configuration(tokenizer, model.generation_config)
-    return qwen_vl.apply(model.to(device()).train(train))
+    model = model.to(device())
+    if adapter is not None:
+        model = with_adapter(model, adapter).merge_and_unload()
+        model.requires_grad_(True)
+    return qwen_vl.apply(model.train(train))
+
+
+def with_adapter(model: Any, folder: Path, *, train: bool = False) -> Any:
+    """A model with published adapters on it, in float32 whatever the model's precision is.
+
+    Args:
+        model: what they stand on; changed.
+        folder: with peft's two files.
+        train: they go on learning.
+
+    Raises:
+        ConfigError: they are not there, or do not fit the model.
+    """
+    try:
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=train, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(f"{folder}: its adapters cannot be put on the model ({error})") from error
 
 
 def load_processor(path: Path, padding_side: str = "right") -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import gc
 import json
-from pathlib import Path
 
 import torch
 
@@ -15,7 +14,8 @@ from medgr2_api.stages.grpo import GRPOParameters, learns_from
 from ..evaluate import release
 from ..evaluate.checkpoint_answers import answer
 from ..evaluate.release import Floats, Release, Validation
-from ..models import vlm
+from ..models import checkpoint, vlm
+from ..models.checkpoint import Checkpoint
 from ..models.vlm import PromptResponse
 from ..prompts import answers
 from ..runner.context import StageContext
@@ -57,7 +57,8 @@ class ReleaseJudge:
         """
         if not self._compares:
             return before
-        after = self._right(self._ctx.writer.path("model/config.json").parent, "measure grpo", step)
+        published = checkpoint.at(self._ctx, self._ctx.writer.path("model"))
+        after = self._right(published, "measure grpo", step)
         return release.after_training(before, self._validation, self._sft(), after, self._ctx.parameters.release)
 
     def _reward(self) -> Floats | None:
@@ -74,13 +75,12 @@ class ReleaseJudge:
         """How right the policy is before its training: asked once, whatever interrupts the training."""
         path = self._ctx.work / _BEFORE
         if not path.is_file():
-            folder = self._ctx.input("sft").folder_of("model")
-            right = self._right(folder, "measure sft", -1)
+            right = self._right(checkpoint.published(self._ctx, "sft"), "measure sft", -1)
             atomic.write_text(path, json.dumps(right.tolist()))
         return release.as_floats(json.loads(path.read_text()))
 
-    def _right(self, folder: Path, phase: str, step: int) -> Floats:
-        """(N,) whether the checkpoint in a folder answers each validation question rightly."""
+    def _right(self, asked: Checkpoint, phase: str, step: int) -> Floats:
+        """(N,) whether a checkpoint answers each validation question rightly."""
         items, answer_format = self._validation.items, self._ctx.parameters.answer_format
 
         def within(_: str, share: float) -> None:
@@ -91,10 +91,8 @@ class ReleaseJudge:
         rows = [PromptResponse(prompt.image_sha256, prompt.text) for prompt in prompts]
         _free()
         self._ctx.check_stop(step)
-        encoder = vlm.Encoder(vlm.load_processor(folder), self._ctx.images)
-        answered = answer(
-            vlm.load_model(folder), encoder, rows, [item.options for item in items], answer_format, within
-        )
+        encoder = vlm.Encoder(asked.processor(), self._ctx.images)
+        answered = answer(asked.load(), encoder, rows, [item.options for item in items], answer_format, within)
         _free()
         return self._validation.right_of_policy(answered.logprobs)
 

@@ -18,7 +18,7 @@ from ..distill.lessons import INFO_FILE, Lesson, earlier_students, lessons, orig
 from ..distill.probe import AskedPolicy, Probe
 from ..distill.sampler import Asking, Student, ask
 from ..generate.prepared_images import PreparedImages
-from ..models import vlm
+from ..models import checkpoint, vlm
 from ..models.generation import Decoding
 from ..models.vlm import Encoder
 from ..policy.fine_tuning import fine_tune
@@ -120,9 +120,8 @@ def _judged(
         for task in measured.tasks
     }
     by_first = {task.triplet_id: probe.first_triplet(measured.first[task.triplet_id], task) for task in measured.tasks}
-    folder = ctx.input("policy").folder_of("model")
-    encoder = Encoder(vlm.load_processor(folder), ctx.images)
-    policy = AskedPolicy(vlm.load_model(folder), encoder, parameters.answer_format)
+    asked = checkpoint.published(ctx, "policy")
+    policy = AskedPolicy(asked.load(), Encoder(asked.processor(), ctx.images), parameters.answer_format)
     known = probe.gold(ctx, student, policy)
     mine, theirs = probe.judged(ctx, by_student, by_first, policy)
     accepts_above = probe.threshold(ctx)

@@ -18,7 +18,6 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,8 @@ from ..errors import ConfigError, DataError
 from ..evaluate.checkpoint_answers import answer
 from ..evaluate.controls import CONDITION_OF, BlankEncoder, OptionPrior, rows
 from ..evaluate.metrics import ItemSet, Measurement, QuestionSet, measurements
-from ..models import vlm
+from ..models import checkpoint, vlm
+from ..models.checkpoint import Checkpoint
 from ..prompts import answers
 from ..runner.context import StageContext, StageOutcome
 from ..store import tables
@@ -57,11 +57,11 @@ def run(ctx: StageContext[EvaluateParameters]) -> StageOutcome:
     progress = _Progress(ctx, total)
 
     predictions: dict[QuestionSet, list[Prediction]] = defaultdict(list)
-    for checkpoint, folder in checkpoints.items():
-        model = _Lazy(folder)
+    for name, found in checkpoints.items():
+        model = _Lazy(found)
         for questions, in_set in sets.items():
             for condition in model_conditions:
-                part = _Part(checkpoint, questions, condition, in_set)
+                part = _Part(name, questions, condition, in_set)
                 path = ctx.work / part.file_name
                 if not path.exists():
                     tables.write(path, Prediction, _measure(ctx, model, part, progress))
@@ -147,29 +147,29 @@ class _Part:
         )
 
 
-def _checkpoints(ctx: StageContext[EvaluateParameters]) -> dict[str, Path]:
-    """Folder of each checkpoint of this iteration."""
+def _checkpoints(ctx: StageContext[EvaluateParameters]) -> dict[str, Checkpoint]:
+    """Each checkpoint of this iteration."""
     if ctx.parameters.iteration == 0:
-        return {_BASE: ctx.input("prepare").folder_of("models/policy")}
-    made = {name: ctx.input(name) for name in ("sft", "grpo") if ctx.has_input(name)}
+        return {_BASE: checkpoint.base(ctx)}
+    made = [name for name in ("sft", "grpo") if ctx.has_input(name)]
     # GRPO may have been skipped; a checkpoint that does not go on is measured all the same
-    checkpoints = {name: reader.folder_of("model") for name, reader in made.items() if reader.has("model/config.json")}
+    checkpoints = {name: checkpoint.published(ctx, name) for name in made if checkpoint.is_published(ctx.input(name))}
     if not checkpoints:
         raise ConfigError(f"evaluate@{ctx.parameters.iteration}: neither sft nor grpo among the inputs")
     return checkpoints
 
 
 class _Lazy:
-    """A model folder, loaded when something has to be measured: after a kill all parts may be there."""
+    """A checkpoint, loaded when something has to be measured: after a kill all parts may be there."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, found: Checkpoint) -> None:
+        self._found = found
         self._loaded: tuple[Any, Any] | None = None
 
     def load(self) -> tuple[Any, Any]:
         """Model and processor."""
         if self._loaded is None:
-            self._loaded = vlm.load_model(self.folder), vlm.load_processor(self.folder)
+            self._loaded = self._found.load(), self._found.processor()
         return self._loaded
 
 

@@ -24,7 +24,7 @@ from medgr2_api.training_spec import AnswerFormat
 
 from ..curate.training_set import Origin, TrainingRow, training_set
 from ..errors import DataError
-from ..models import vlm
+from ..models import checkpoint, vlm
 from ..models.generation import Decoding
 from ..models.vlm import Encoder, PromptResponse
 from ..prompts import answers
@@ -52,9 +52,9 @@ def run(ctx: StageContext[PreferencesParameters]) -> StageOutcome:
     prompts = choose_prompts(
         training, ctx.input("prepare").rows(Item), settings.prompts, settings.seed_fraction, parameters.seed
     )
-    folder = ctx.input("policy").folder_of("model")
-    encoder = Encoder(vlm.load_processor(folder), ctx.images)
-    model = vlm.load_model(folder)
+    policy = checkpoint.published(ctx, "policy")
+    encoder = Encoder(policy.processor(), ctx.images)
+    model = policy.load()
     limit = longest_answer(encoder, training)
 
     rows: list[Preference] = []

@@ -21,7 +21,7 @@ from medgr2_api.stages.relabel import RelabelParameters
 from ..curate import contamination
 from ..duplicates.text_fingerprint import NormalisedText, text_of
 from ..errors import DataError
-from ..models import vlm
+from ..models import checkpoint, vlm
 from ..models.generation import Decoding
 from ..models.vlm import Encoder, PromptResponse
 from ..prompts import answers
@@ -112,9 +112,9 @@ class _Policy:
         """A sampled answer to each."""
         ctx = self._ctx
         if self._loaded is None:
-            folder = ctx.input("policy").folder_of("model")
-            encoder = Encoder(vlm.load_processor(folder), ctx.images)
-            self._loaded = vlm.load_model(folder), encoder, _longest(encoder, _taught(ctx))
+            policy = checkpoint.published(ctx, "policy")
+            encoder = Encoder(policy.processor(), ctx.images)
+            self._loaded = policy.load(), encoder, _longest(encoder, _taught(ctx))
         model, encoder, limit = self._loaded
         prompts = [answers.prompt_of(row.triplet, ctx.parameters.answer_format) for row in rows]
         turns = [PromptResponse(prompt.image_sha256, prompt.text) for prompt in prompts]

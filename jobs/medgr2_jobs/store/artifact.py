@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from pydantic import ValidationError
 
 from medgr2_api import paths
+from medgr2_api.hashing import sha256_of
 from medgr2_api.model import EARLIER
 from medgr2_api.stage_contract import ArtifactRef, StageRequest
 from medgr2_api.stages.definition import StageParameters
@@ -130,6 +131,16 @@ class ArtifactReader:
         if unlisted:
             raise CorruptArtifact(f"{unlisted[0]}: is not in the artifact's manifest; remove it")
         return path
+
+    def digest_of(self, prefix: str) -> str:
+        """Digest of a folder, such as `models/policy`, by the names and contents of its files: the same in every
+        artifact that holds it."""
+        listed = {
+            part.name.removeprefix(prefix + "/"): part.sha256
+            for part in self.manifest.parts
+            if part.name.startswith(prefix + "/")
+        }
+        return sha256_of(listed)
 
     def rows(self, kind: type[S]) -> list[S]:
         """The rows of a table, all shards in order. Read once: do not change the list.
