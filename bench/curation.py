@@ -43,16 +43,9 @@ from medgr2_jobs.duplicates.near import NearIndex
 from medgr2_jobs.prompts.answers import normalise
 from medgr2_jobs.store import manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
-from medgr2_jobs.store.rows import (
-    Candidate,
-    CandidateOutcome,
-    Decision,
-    Image,
-    Item,
-    Score,
-    Split,
-    TableRow,
-)
+from medgr2_jobs.store.rows import Split, TableRow
+from medgr2_jobs.store.rows.candidates import Candidate, CandidateOutcome, Decision, Score
+from medgr2_jobs.store.rows.prepared import Image, Item
 
 Asked = dict[str, Any]
 """What a question says: question, options, answer_index, and its image."""

@@ -43,7 +43,9 @@ from medgr2_jobs.runner import main as runner
 from medgr2_jobs.runner.context import StageContext, StageOutcome
 from medgr2_jobs.stages import distill
 from medgr2_jobs.store.artifact import ArtifactReader
-from medgr2_jobs.store.rows import Candidate, PhantomRow, ProbeRow
+from medgr2_jobs.store.rows.candidates import Candidate
+from medgr2_jobs.store.rows.prepared import PhantomRow
+from medgr2_jobs.store.rows.training import ProbeRow
 
 FIRST_SEED, SEEDS = 620, 2
 ARMS = ("kept", "D_gen", "corrected")

@@ -35,8 +35,9 @@ from tests.support.light_forkserver import light_forkserver
 
 from medgr2_api.stage_contract import REQUEST_ENV, SECRETS_ENV, WORKSPACE_ENV
 from medgr2_jobs.store.images import ImageStore
-from medgr2_jobs.store.rows import Candidate, Split
-from medgr2_jobs.store.rows import Image as ImageRow
+from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows.candidates import Candidate
+from medgr2_jobs.store.rows.prepared import Image as ImageRow
 
 CONCURRENCY, SECONDS, ROUNDS, PICTURES = 64, 2.0, 30, 24
 ROWS, KILLS, SHARDS = 5000, 50, 4

@@ -50,7 +50,9 @@ from medgr2_jobs.runner.main import execute
 from medgr2_jobs.store import manifest
 from medgr2_jobs.store.artifact import ArtifactReader
 from medgr2_jobs.store.images import ImageStore
-from medgr2_jobs.store.rows import CalibrationRow, GradedRow, RewardAnswer, Split
+from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows.prepared import GradedRow
+from medgr2_jobs.store.rows.training import CalibrationRow, RewardAnswer
 
 _ONLY_R = [{"name": name, "enabled": False} for name in ("curate", "sft", "grpo", "evaluate", "report")]
 _STEPS = 720

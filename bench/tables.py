@@ -30,7 +30,8 @@ from bench.curation import MODALITIES, Maker
 from medgr2_api.stage_contract import CycleRef, StageRequest
 from medgr2_api.stages import definition
 from medgr2_jobs.store.artifact import ArtifactWriter
-from medgr2_jobs.store.rows import Decision, TableRow
+from medgr2_jobs.store.rows import TableRow
+from medgr2_jobs.store.rows.candidates import Decision
 
 _KEPT = 0.4
 _QUESTIONS_PER_IMAGE = 5

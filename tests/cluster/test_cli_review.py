@@ -12,7 +12,7 @@ from PIL import Image
 
 from medgr2_api.cycle import Cycle
 from medgr2_jobs.store.images import ImageStore
-from medgr2_jobs.store.rows import Candidate, Decision, Score
+from medgr2_jobs.store.rows.candidates import Candidate, Decision, Score
 from medgr2_operator.render.render_context import RenderSettings
 from medgr2_operator.render.volume_reader_pod import reader_pod
 from tests.cluster.commands import Medgr2

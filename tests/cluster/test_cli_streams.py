@@ -20,7 +20,7 @@ import kubernetes.client
 import pytest
 import yaml
 
-from medgr2_jobs.store.rows import Candidate
+from medgr2_jobs.store.rows.candidates import Candidate
 from tests.cluster import tools
 from tests.cluster.commands import LiveOutput, Medgr2
 from tests.cluster.control_plane import ControlPlane

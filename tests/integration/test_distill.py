@@ -14,17 +14,9 @@ from medgr2_jobs.distill import sampler
 from medgr2_jobs.distill.task_split import in_probe
 from medgr2_jobs.errors import CorruptArtifact
 from medgr2_jobs.models import vlm
-from medgr2_jobs.store.rows import (
-    Candidate,
-    CandidateOutcome,
-    Decision,
-    ProbeRow,
-    Split,
-    TaughtRow,
-    Truth,
-    is_student,
-    student_name,
-)
+from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows.candidates import Candidate, CandidateOutcome, Decision, Truth, is_student, student_name
+from medgr2_jobs.store.rows.training import ProbeRow, TaughtRow
 from tests.support import distill_fixtures, jobs_fixtures
 from tests.support.distill_fixtures import StudentWorkspace, in_child
 

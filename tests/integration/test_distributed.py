@@ -34,7 +34,7 @@ from medgr2_api.stage_contract import (
 from medgr2_jobs.models import vlm
 from medgr2_jobs.reward.model import RewardModel
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
-from medgr2_jobs.store.rows import Rollout
+from medgr2_jobs.store.rows.training import Rollout
 from medgr2_jobs.training import trainer
 from tests.support import policy_fixtures
 from tests.support.fixtures import artifact_ref, prepared_workspace, stage_request

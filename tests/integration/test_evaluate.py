@@ -16,7 +16,8 @@ from medgr2_jobs.runner.context import StageContext
 from medgr2_jobs.runner.main import execute
 from medgr2_jobs.stages import evaluate
 from medgr2_jobs.store.artifact import ArtifactReader
-from medgr2_jobs.store.rows import Item, Prediction
+from medgr2_jobs.store.rows.evaluation import Prediction
+from medgr2_jobs.store.rows.prepared import Item
 from tests.support.fake_artifacts import publish
 from tests.support.fixtures import prepared_workspace, run_stage, stage_request
 

@@ -26,7 +26,7 @@ from medgr2_jobs.errors import StageError
 from medgr2_jobs.fetch import pin_file
 from medgr2_jobs.runner.main import execute
 from medgr2_jobs.store.artifact import ArtifactReader
-from medgr2_jobs.store.rows import Item
+from medgr2_jobs.store.rows.prepared import Item
 from medgr2_operator.local.executor import Executor, RunObserver
 from medgr2_operator.local.runner import Runner
 from tests.support.fixtures import prepare_parameters, run_stage, stage_request

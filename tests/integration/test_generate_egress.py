@@ -17,7 +17,7 @@ from medgr2_jobs.runner import main
 from medgr2_jobs.runner.attempt import build_context
 from medgr2_jobs.runner.process_group import ProcessGroup
 from medgr2_jobs.store.images import ImageStore
-from medgr2_jobs.store.rows import Candidate
+from medgr2_jobs.store.rows.candidates import Candidate
 from tests.support import jobs_fixtures
 from tests.support.chat_server import ChatServer, DescribeServer, GeminiServer, serving
 from tests.support.generate_fixtures import asked, outcomes, prepare_root, prepared_images

@@ -16,7 +16,7 @@ import pytest
 from medgr2_api.stage_contract import VLLM_BASE_URL_ENV
 from medgr2_jobs.generate import request_retry, request_scheduler, sampling_plan
 from medgr2_jobs.generate.providers import http
-from medgr2_jobs.store.rows import Candidate
+from medgr2_jobs.store.rows.candidates import Candidate
 from tests.support import jobs_fixtures
 from tests.support.chat_server import TRIPLET
 from tests.support.fault_proxy import Fault, FaultProxy, proxying

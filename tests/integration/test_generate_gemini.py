@@ -16,7 +16,7 @@ from medgr2_api.stage_contract import StageRequest
 from medgr2_jobs.generate import candidate_schema, request_retry
 from medgr2_jobs.runner import main
 from medgr2_jobs.store.images import ImageStore
-from medgr2_jobs.store.rows import Candidate
+from medgr2_jobs.store.rows.candidates import Candidate
 from tests.support import jobs_fixtures
 from tests.support.chat_server import TRIPLET, Answer, ChatServer, GeminiServer, retry, serving
 from tests.support.generate_fixtures import KEY, PRICES, QUESTION_USD, asked, ledgers, outcomes, prepare_root

@@ -14,7 +14,7 @@ import pytest
 
 from medgr2_api.stage_contract import RESULT_PATH_ENV, StageResult
 from medgr2_jobs.generate.append_only_log import AppendOnlyLog
-from medgr2_jobs.store.rows import Candidate
+from medgr2_jobs.store.rows.candidates import Candidate
 from tests.support import jobs_fixtures, kill_run
 from tests.support.chat_server import Answer, ChatServer, retry, serving
 from tests.support.generate_fixtures import PRICES, QUESTION_USD, asked, ledgers, outcomes, prepare_root

@@ -15,7 +15,7 @@ from medgr2_jobs.runner import main
 from medgr2_jobs.runner.attempt import build_context
 from medgr2_jobs.runner.metrics_server import FIGURES
 from medgr2_jobs.runner.process_group import ProcessGroup
-from medgr2_jobs.store.rows import Candidate
+from medgr2_jobs.store.rows.candidates import Candidate
 from tests.support import jobs_fixtures
 from tests.support.chat_server import Answer, ChatServer, serving
 from tests.support.fixtures import last_said

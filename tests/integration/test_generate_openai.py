@@ -21,7 +21,7 @@ from medgr2_api.stage_contract import VLLM_BASE_URL_ENV, Shard
 from medgr2_jobs.generate import request_retry
 from medgr2_jobs.runner import main
 from medgr2_jobs.store.images import ImageStore
-from medgr2_jobs.store.rows import Candidate
+from medgr2_jobs.store.rows.candidates import Candidate
 from tests.support import jobs_fixtures
 from tests.support.chat_server import TRIPLET, Answer, ChatServer, retry, serving
 from tests.support.generate_fixtures import KEY, TYPES, asked, outcomes, prepare_root, start

@@ -25,8 +25,9 @@ from medgr2_jobs.preflight.__main__ import main as preflight
 from medgr2_jobs.runner.main import execute
 from medgr2_jobs.store.artifact import ArtifactReader
 from medgr2_jobs.store.images import ImageStore
-from medgr2_jobs.store.rows import Candidate, Item
-from medgr2_jobs.store.rows import Image as ImageRow
+from medgr2_jobs.store.rows.candidates import Candidate
+from medgr2_jobs.store.rows.prepared import Image as ImageRow
+from medgr2_jobs.store.rows.prepared import Item
 from tests.support.chat_server import TRIPLET, Answer, DescribeServer, retry, serving
 from tests.support.curate_fixtures import reasons_of
 from tests.support.cycle_documents import tiny_cycle

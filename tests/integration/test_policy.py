@@ -18,7 +18,7 @@ from medgr2_jobs.models import vlm
 from medgr2_jobs.models.vlm import PromptResponse
 from medgr2_jobs.prompts import answers
 from medgr2_jobs.stages import grpo, preferences
-from medgr2_jobs.store.rows import Preference, Rollout
+from medgr2_jobs.store.rows.training import Preference, Rollout
 from tests.support import policy_fixtures
 from tests.support.plugin_fixtures import install, plugin
 from tests.support.policy_fixtures import FORMAT, PolicyWorkspace, in_child

@@ -17,7 +17,10 @@ from medgr2_jobs.policy.release_judge import ReleaseJudge
 from medgr2_jobs.runner import publishing
 from medgr2_jobs.stages import grpo
 from medgr2_jobs.store.artifact import ArtifactReader
-from medgr2_jobs.store.rows import Item, Prediction, RewardAnswer, Rollout, Scoring, Split
+from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows.evaluation import Prediction, Scoring
+from medgr2_jobs.store.rows.prepared import Item
+from medgr2_jobs.store.rows.training import RewardAnswer, Rollout
 from tests.support import policy_fixtures
 from tests.support.policy_fixtures import PolicyWorkspace, publish_rows
 

@@ -15,8 +15,8 @@ from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.runner.main import execute
 from medgr2_jobs.store.artifact import ArtifactReader
 from medgr2_jobs.store.images import ImageStore
-from medgr2_jobs.store.rows import GradedRow, Item, PhantomRow, QuarantinedRecord
-from medgr2_jobs.store.rows import Image as ImageRow
+from medgr2_jobs.store.rows.prepared import GradedRow, Item, PhantomRow, QuarantinedRecord
+from medgr2_jobs.store.rows.prepared import Image as ImageRow
 from tests.support.fixtures import prepare_parameters, prepared_workspace, run_stage, stage_request
 from tests.support.prepare_workspace import PrepareWorkspace
 

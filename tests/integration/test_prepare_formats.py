@@ -13,8 +13,8 @@ from PIL import Image
 
 from medgr2_jobs.stages import prepare
 from medgr2_jobs.store.artifact import ArtifactReader
-from medgr2_jobs.store.rows import GradedRow, Item, QuarantinedRecord, SetAside
-from medgr2_jobs.store.rows import Image as ImageRow
+from medgr2_jobs.store.rows.prepared import GradedRow, Item, QuarantinedRecord, SetAside
+from medgr2_jobs.store.rows.prepared import Image as ImageRow
 from tests.support.fixtures import prepared_workspace
 from tests.support.prepare_workspace import PrepareWorkspace
 from tests.unit.jobs.data.test_dicom import made

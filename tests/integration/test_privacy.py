@@ -18,8 +18,8 @@ from pydicom.data import get_testdata_file
 
 from medgr2_api import paths
 from medgr2_jobs.data import whois
-from medgr2_jobs.store.rows import Image as ImageRow
-from medgr2_jobs.store.rows import Item, QuarantinedRecord
+from medgr2_jobs.store.rows.prepared import Image as ImageRow
+from medgr2_jobs.store.rows.prepared import Item, QuarantinedRecord
 from tests.support.plugin_fixtures import install, plugin
 from tests.support.prepare_workspace import PrepareWorkspace
 

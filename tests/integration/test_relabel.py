@@ -14,7 +14,7 @@ from medgr2_jobs.relabel import label_model
 from medgr2_jobs.review import import_review
 from medgr2_jobs.review.import_review import ReviewDecision
 from medgr2_jobs.stages import relabel
-from medgr2_jobs.store.rows import AnswerPosterior, Decision, triplet_of
+from medgr2_jobs.store.rows.candidates import AnswerPosterior, Decision, triplet_of
 from tests.support.policy_fixtures import PolicyWorkspace, build, publish_rows
 
 

@@ -29,18 +29,10 @@ from medgr2_jobs.stages import reward as reward_stage
 from medgr2_jobs.stages import score as score_stage
 from medgr2_jobs.store import manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
-from medgr2_jobs.store.rows import (
-    AnswerPosterior,
-    CalibrationRow,
-    Candidate,
-    CandidateOutcome,
-    GradedRow,
-    Item,
-    Preference,
-    RewardAnswer,
-    Score,
-    TableRow,
-)
+from medgr2_jobs.store.rows import TableRow
+from medgr2_jobs.store.rows.candidates import AnswerPosterior, Candidate, CandidateOutcome, Score
+from medgr2_jobs.store.rows.prepared import GradedRow, Item
+from medgr2_jobs.store.rows.training import CalibrationRow, Preference, RewardAnswer
 from medgr2_jobs.training import trainer
 from tests.support.fixtures import artifact_ref, prepare_parameters, prepared_workspace, run_stage, stage_request
 from tests.support.rows import row_of

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from medgr2_api.stage_contract import RESULT_PATH_ENV
-from medgr2_jobs.store.rows import Candidate
+from medgr2_jobs.store.rows.candidates import Candidate
 from tests.support import jobs_fixtures
 from tests.support.chat_server import Answer, ChatServer, serving
 from tests.support.generate_fixtures import asked, prepare_root, start

@@ -18,7 +18,7 @@ from medgr2_api import paths
 from medgr2_api.stage_contract import CycleRef, Shard, StageResult
 from medgr2_jobs.store import manifest
 from medgr2_jobs.store.artifact import ArtifactReader
-from medgr2_jobs.store.rows import Score
+from medgr2_jobs.store.rows.candidates import Score
 from tests.support.contract_fixtures import PARAMETERS, artifact, finish, names, ref, request, run, start, until
 
 

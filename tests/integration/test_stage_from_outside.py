@@ -15,7 +15,8 @@ from medgr2_api.stages import StageDefinition, StageParameters, input_hash, stag
 from medgr2_api.stages.definition import Iterations, Of, Read, Source
 from medgr2_jobs.runner import attempt, main
 from medgr2_jobs.runner.context import StageContext, StageOutcome
-from medgr2_jobs.store.rows import Candidate, TableRow
+from medgr2_jobs.store.rows import TableRow
+from medgr2_jobs.store.rows.candidates import Candidate
 from medgr2_operator.plan.spec_cache import cached_spec
 from medgr2_operator.plan.types import StageKey
 from tests.support import jobs_fixtures

@@ -12,17 +12,10 @@ from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.curate.training_set import TrainingRow, training_set
 from medgr2_jobs.runner import main
 from medgr2_jobs.store.artifact import ArtifactReader
-from medgr2_jobs.store.rows import (
-    CalibrationRow,
-    Candidate,
-    CandidateOutcome,
-    Decision,
-    Item,
-    Score,
-    Split,
-    Triplet,
-    triplet_of,
-)
+from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows.candidates import Candidate, CandidateOutcome, Decision, Score, Triplet, triplet_of
+from medgr2_jobs.store.rows.prepared import Item
+from medgr2_jobs.store.rows.training import CalibrationRow
 from tests.support import jobs_fixtures
 
 #: A perceptual hash.

@@ -26,7 +26,9 @@ from medgr2_jobs.runner.main import main
 from medgr2_jobs.store import manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
 from medgr2_jobs.store.images import ImageStore
-from medgr2_jobs.store.rows import Candidate, Decision, Image, ImageOrigin, Item, PhantomRow, Split
+from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows.candidates import Candidate, Decision
+from medgr2_jobs.store.rows.prepared import Image, ImageOrigin, Item, PhantomRow
 from medgr2_jobs.training import trainer
 from tests.support import fork_runner, jobs_fixtures
 from tests.support.rows import row_of

@@ -16,7 +16,7 @@ from medgr2_jobs.runner import publishing
 from medgr2_jobs.runner.context import StageContext, StageOutcome
 from medgr2_jobs.store import atomic, manifest
 from medgr2_jobs.store.artifact import ArtifactWriter
-from medgr2_jobs.store.rows import Score
+from medgr2_jobs.store.rows.candidates import Score
 from tests.support.stage_registry import run_instead
 
 PARTS = 8

@@ -17,7 +17,7 @@ from medgr2_api.stage_contract import REQUEST_ENV, SECRETS_ENV, WORKSPACE_ENV, S
 from medgr2_jobs.generate import append_only_log, rate_control
 from medgr2_jobs.generate.egress_policy import ClearedImage, EgressPolicy
 from medgr2_jobs.generate.prepared_images import ImageUse, PreparedImages
-from medgr2_jobs.store.rows import Candidate
+from medgr2_jobs.store.rows.candidates import Candidate
 from tests.support import jobs_fixtures
 from tests.support.chat_server import TOKENS_IN, TOKENS_OUT
 

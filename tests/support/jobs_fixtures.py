@@ -15,9 +15,11 @@ from medgr2_api.stage_contract import ArtifactRef, CycleRef, StageRequest
 from medgr2_jobs.data import synthetic_images
 from medgr2_jobs.errors import ConfigError
 from medgr2_jobs.runner import main
-from medgr2_jobs.store import manifest, rows
+from medgr2_jobs.store import manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
 from medgr2_jobs.store.images import ImageStore
+from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows.prepared import Image, ImageOrigin, Item, PhantomRow
 
 Tables = Mapping[type[Any], Sequence[Any]]
 """Rows by their class."""
@@ -103,21 +105,21 @@ class Artifacts:
 class Prepared:
     """Tables of stage prepare, to be changed and published."""
 
-    images: list[rows.Image]
-    items: list[rows.Item]
-    phantoms: list[rows.PhantomRow]
+    images: list[Image]
+    items: list[Item]
+    phantoms: list[PhantomRow]
 
     @property
-    def origins(self) -> list[rows.ImageOrigin]:
-        return [rows.ImageOrigin(row.image_sha256, row.source) for row in self.images]
+    def origins(self) -> list[ImageOrigin]:
+        return [ImageOrigin(row.image_sha256, row.source) for row in self.images]
 
     @property
     def tables(self) -> Tables:
         return {
-            rows.Image: self.images,
-            rows.ImageOrigin: self.origins,
-            rows.Item: self.items,
-            rows.PhantomRow: self.phantoms,
+            Image: self.images,
+            ImageOrigin: self.origins,
+            Item: self.items,
+            PhantomRow: self.phantoms,
         }
 
 
@@ -133,14 +135,12 @@ def phantoms(root: Path, splits: Mapping[str, int], *, real: int = 0) -> Prepare
             sha256 = store.add(synthetic_images.draw(shown, 1, index), 10_000).sha256
             (asked,) = synthetic_images.questions(1, index, 1)
             prepared.images.append(_image(sha256, shown.modality, split))
-            prepared.phantoms.append(
-                rows.PhantomRow(sha256, shown.modality, shown.finding, shown.location, shown.count)
-            )
+            prepared.phantoms.append(PhantomRow(sha256, shown.modality, shown.finding, shown.location, shown.count))
             prepared.items.append(
-                rows.Item(
+                Item(
                     item_id=f"item-{index}",
                     source="seed",
-                    split=rows.Split(split),
+                    split=Split(split),
                     benchmark="bench" if split == "test" else "",
                     image_sha256=sha256,
                     modality=shown.modality,
@@ -158,15 +158,15 @@ def phantoms(root: Path, splits: Mapping[str, int], *, real: int = 0) -> Prepare
     return prepared
 
 
-def _image(sha256: str, modality: str, split: str) -> rows.Image:
-    return rows.Image(
+def _image(sha256: str, modality: str, split: str) -> Image:
+    return Image(
         image_sha256=sha256,
         width=56,
         height=56,
         modality=modality,
         source="seed",
         source_path="",
-        split=rows.Split(split),
+        split=Split(split),
         allow_external=True,
         dataset="",
         patient="",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from medgr2_jobs.store.rows import Triplet
+from medgr2_jobs.store.rows.candidates import Triplet
 from tests.support.curate_fixtures import triplet
 
 WORDS = ("left", "right", "lung", "kidney", "mass", "cyst")

@@ -27,7 +27,10 @@ from medgr2_jobs.runner.main import execute, main
 from medgr2_jobs.store import manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
 from medgr2_jobs.store.images import ImageStore
-from medgr2_jobs.store.rows import Candidate, CandidateOutcome, Decision, Image, Item, RewardAnswer, Split, TableRow
+from medgr2_jobs.store.rows import Split, TableRow
+from medgr2_jobs.store.rows.candidates import Candidate, CandidateOutcome, Decision
+from medgr2_jobs.store.rows.prepared import Image, Item
+from medgr2_jobs.store.rows.training import RewardAnswer
 from medgr2_jobs.training import trainer
 from tests.support import fork_runner
 from tests.support.rows import row_of

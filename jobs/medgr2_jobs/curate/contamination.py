@@ -9,7 +9,8 @@ import numpy as np
 
 from ..duplicates import phash_index
 from ..duplicates.text_fingerprint import NormalisedText, text_of
-from ..store.rows import Image, Item, Split
+from ..store.rows import Split
+from ..store.rows.prepared import Image, Item
 
 BENCHMARK, HELD_BACK = "benchmark", "validation"
 #: The least that counts as a near-duplicate image here, whatever curation.nearDuplicates says.

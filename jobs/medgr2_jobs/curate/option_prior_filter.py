@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..prompts.option_counts import OptionCounts, View, points, views
-from ..store.rows import Triplet
+from ..store.rows.candidates import Triplet
 
 FOLDS = 5
 #: Pseudo-questions that each option text starts with, right as often as chance: it takes four agreeing questions.

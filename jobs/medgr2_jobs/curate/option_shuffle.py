@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from medgr2_api.training_spec import AnswerFormat
 
 from ..prompts import answers
-from ..store.rows import Triplet
+from ..store.rows.candidates import Triplet
 
 _OPTION = r"(?i:options?|choices?|answers?|alternatives?|letters?)"
 #: What a text says that depends on the options' order. Rather too much than too little: such a row stays as it is.

@@ -23,7 +23,8 @@ from .. import plugins
 from ..duplicates.near import NearIndex, exact_duplicates, triplet_key
 from ..duplicates.text_fingerprint import text_of
 from ..errors import ConfigError
-from ..store.rows import Candidate, CandidateOutcome, Image, Item, Triplet, triplet_of
+from ..store.rows.candidates import Candidate, CandidateOutcome, Triplet, triplet_of
+from ..store.rows.prepared import Image, Item
 from . import contamination
 from .training_set import TrainingRow
 

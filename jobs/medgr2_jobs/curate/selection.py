@@ -24,7 +24,8 @@ from medgr2_api.curation import (
 )
 
 from ..errors import ConfigError, DataError
-from ..store.rows import CalibrationRow, Triplet
+from ..store.rows.candidates import Triplet
+from ..store.rows.training import CalibrationRow
 from . import balance
 from .option_prior_filter import CrossFittedPrior, thin
 

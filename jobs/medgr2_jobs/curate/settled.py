@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..errors import CorruptArtifact
 from ..store.artifact import ArtifactInputs
-from ..store.rows import AnswerPosterior, Candidate, Triplet, triplet_of
+from ..store.rows.candidates import AnswerPosterior, Candidate, Triplet, triplet_of
 
 
 @dataclass(frozen=True, slots=True)

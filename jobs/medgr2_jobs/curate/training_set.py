@@ -19,7 +19,9 @@ from ..data import graded_dataset
 from ..errors import CorruptArtifact
 from ..prompts import answers
 from ..store.artifact import ArtifactInputs
-from ..store.rows import AnswerPosterior, Candidate, Decision, Item, Split, Triplet, is_student, triplet_of
+from ..store.rows import Split
+from ..store.rows.candidates import AnswerPosterior, Candidate, Decision, Triplet, is_student, triplet_of
+from ..store.rows.prepared import Item
 from .option_shuffle import option_order
 from .selection import BY_SCORE
 from .settled import asked_questions

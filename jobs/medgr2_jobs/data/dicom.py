@@ -14,7 +14,7 @@ from pathlib import Path
 from medgr2_api.data import DICOM, BurnedInText, DataSource
 
 from ..errors import DataError
-from ..store.rows import SetAside
+from ..store.rows.prepared import SetAside
 from . import file_walk
 from .decoder import client as decoder
 from .decoder.protocol import Header

@@ -25,7 +25,8 @@ from medgr2_api.reward_model import Grades
 from medgr2_api.training_spec import AnswerFormat
 
 from ..prompts import answers
-from ..store.rows import Grade, GradedRow, Item, Split
+from ..store.rows import Split
+from ..store.rows.prepared import Grade, GradedRow, Item
 from . import finding_negation, paraphrase, synthetic_images
 from .wordnet import Lexicon
 

@@ -32,7 +32,8 @@ from ..errors import DataError, TemporaryError
 from ..prompts import option_counts
 from ..runner.context import StageContext
 from ..store import atomic, tables
-from ..store.rows import Image, Item, PhantomRow, QuarantinedRecord, Split, TableRow
+from ..store.rows import Split, TableRow
+from ..store.rows.prepared import Image, Item, PhantomRow, QuarantinedRecord
 from . import format_registry, synthetic_images
 from .pseudonyms import Names
 from .record import BadRecord, Place, Record

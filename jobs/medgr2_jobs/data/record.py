@@ -18,7 +18,7 @@ from medgr2_api.data import AnswerKey, Benchmark, DataSource
 from ..errors import DataError, DiskFull
 from ..prompts import answers
 from ..store.images import EncodedImage, ImageStore, StoredImage
-from ..store.rows import SetAside
+from ..store.rows.prepared import SetAside
 from . import file_walk
 from .decoder import client as decoder
 from .decoder.protocol import BadField as BadField  # readers have it from here

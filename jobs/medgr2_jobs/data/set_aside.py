@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..errors import DataError
-from ..store.rows import QuarantinedRecord, SetAside
+from ..store.rows.prepared import QuarantinedRecord, SetAside
 from .record import BadRecord
 
 _SHOWN = 8  # reasons in a message

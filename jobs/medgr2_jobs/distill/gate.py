@@ -20,7 +20,7 @@ from medgr2_api.distillation import StudentPromotion
 from ..curate.option_prior_filter import CrossFittedPrior
 from ..evaluate.metrics import Interval, cluster_mean
 from ..prompts.answers import normalise
-from ..store.rows import Triplet
+from ..store.rows.candidates import Triplet
 
 #: Questions of a kind that its share of right answers needs to count.
 _MIN_KIND = 10

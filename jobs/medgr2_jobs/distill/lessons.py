@@ -19,7 +19,7 @@ from ..generate.prepared_images import ImageUse, PreparedImages
 from ..models.vlm import PromptResponse
 from ..runner.context import StageContext
 from ..store.artifact import ArtifactReader
-from ..store.rows import is_student, student_name
+from ..store.rows.candidates import is_student, student_name
 from . import student_format
 from .task_split import in_probe
 

@@ -20,16 +20,10 @@ from ..prompts import answers
 from ..reward.model import RewardModel
 from ..reward.scorer import answer_row, score
 from ..runner.context import StageContext
-from ..store.rows import (
-    Candidate,
-    CandidateOutcome,
-    Item,
-    ProbeRow,
-    Split,
-    Triplet,
-    is_student,
-    triplet_of,
-)
+from ..store.rows import Split
+from ..store.rows.candidates import Candidate, CandidateOutcome, Triplet, is_student, triplet_of
+from ..store.rows.prepared import Item
+from ..store.rows.training import ProbeRow
 from . import gate, student_format
 from .gate import Gold, ProbeAnswer
 from .sampler import Student

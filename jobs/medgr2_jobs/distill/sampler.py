@@ -19,7 +19,7 @@ from ..models.generation import Decoding
 from ..models.vlm import Encoder, PromptResponse
 from ..runner.context import StageContext
 from ..store import atomic
-from ..store.rows import CandidateOutcome
+from ..store.rows.candidates import CandidateOutcome
 from . import student_format
 from .student_format import Answer
 

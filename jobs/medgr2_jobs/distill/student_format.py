@@ -20,7 +20,7 @@ from ..generate.candidate_schema import OPTION_COUNT
 from ..generate.sampling_plan import Task
 from ..prompts import answers
 from ..prompts.answers import Askable
-from ..store.rows import Candidate, CandidateOutcome, Triplet
+from ..store.rows.candidates import Candidate, CandidateOutcome, Triplet
 
 #: `Candidate.paradigm` of what a student writes.
 PARADIGM = "Student"
@@ -136,7 +136,7 @@ def candidate(
     Args:
         answer: what came of it.
         task: the task.
-        generator: the student's name (`store.rows.student_name`).
+        generator: the student's name (`store.rows.candidates.student_name`).
         iteration: of the task.
         answer_format: how responses are written.
         seed: by which letters are dealt.

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from medgr2_api.curation import NearDuplicates
 
 from ..prompts.answers import normalise
-from ..store.rows import AnsweredQuestion, Question, Triplet
+from ..store.rows import AnsweredQuestion, Question
+from ..store.rows.candidates import Triplet
 from . import phash_index
 from .phash_index import CloseImages, ImageCodes, Index
 from .text_fingerprint import NormalisedText, TextIndex, text_of

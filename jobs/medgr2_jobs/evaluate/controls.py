@@ -20,7 +20,8 @@ from medgr2_api.training_spec import AnswerFormat
 from ..models.vlm import Encoder, PromptResponse
 from ..prompts import answers
 from ..prompts.option_counts import OptionCounts, View, points, views
-from ..store.rows import EvalCondition, Item
+from ..store.rows.evaluation import EvalCondition
+from ..store.rows.prepared import Item
 
 _GREY = (128, 128, 128)
 _SMOOTHING = 1.0  # pseudo-questions that each option text starts with, right as often as chance

@@ -14,7 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from medgr2_api.metrics import is_headline
 
 from ..prompts import answers
-from ..store.rows import EvalCondition, Item, Prediction, Scoring, Split
+from ..store.rows import Split
+from ..store.rows.evaluation import EvalCondition, Prediction, Scoring
+from ..store.rows.prepared import Item
 from .rank_statistics import auroc
 
 RESAMPLES = 2000

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from medgr2_api.percent import percent, points
 from medgr2_api.policy import PolicyRelease, WhenPolicyBeatsReward
 
-from ..store.rows import Item, RewardAnswer
+from ..store.rows.prepared import Item
+from ..store.rows.training import RewardAnswer
 from .metrics import Interval, cluster_mean
 
 _SEED = 0  # of the bootstrap: the same answers give the same interval, in whatever cycle

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ..prompts.answers import CHAT_MARKS, LETTERS, TAG, normalise
-from ..store.rows import CandidateOutcome
+from ..store.rows.candidates import CandidateOutcome
 from . import lenient_json
 
 #: Options of a generated question: as in OmniMedVQA.

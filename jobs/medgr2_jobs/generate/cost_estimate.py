@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..store.rows import Candidate, CandidateOutcome
+from ..store.rows.candidates import Candidate, CandidateOutcome
 
 #: Questions that an estimate is made from, at least.
 MIN_QUESTIONS = 100

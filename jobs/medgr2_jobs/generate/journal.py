@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CorruptArtifact
-from ..store.rows import Candidate, CandidateOutcome
+from ..store.rows.candidates import Candidate, CandidateOutcome
 from .append_only_log import AppendOnlyLog
 from .spend_ledger import Charge
 

@@ -11,7 +11,8 @@ from medgr2_api.data import Benchmark, ResolvedSource
 from medgr2_api.stages.prepare import PrepareParameters
 
 from ..store.artifact import ArtifactReader
-from ..store.rows import Image, ImageOrigin, Split, TableView
+from ..store.rows import Split, TableView
+from ..store.rows.prepared import Image, ImageOrigin
 
 
 @dataclass(frozen=True, slots=True)

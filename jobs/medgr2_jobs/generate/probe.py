@@ -10,7 +10,7 @@ from medgr2_api.stage_contract import CycleRef, Shard
 from medgr2_api.stages.generate import GenerateParameters
 
 from ..errors import DataError
-from ..store.rows import Candidate
+from ..store.rows.candidates import Candidate
 from . import sampling_plan
 from .egress_policy import allowed_images
 from .prepared_images import PreparedImages

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC
 from enum import StrEnum
 
-from ..store.rows import CandidateOutcome
+from ..store.rows.candidates import CandidateOutcome
 
 
 class FailureAction(StrEnum):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from medgr2_api.generator import Prices
 
 from ..errors import ConfigError, StageError
-from ..store.rows import CandidateOutcome
+from ..store.rows.candidates import CandidateOutcome
 from . import candidate_schema, pricing
 from .candidate_schema import GeneratedQuestion
 from .journal import PaidAnswer

@@ -15,7 +15,7 @@ from medgr2_api import redaction
 
 from ..errors import BudgetSpent, Checkpointed, ConfigError, StageError, TemporaryError, TooFewUsable
 from ..prompts import answers
-from ..store.rows import Candidate, CandidateOutcome
+from ..store.rows.candidates import Candidate, CandidateOutcome
 from . import candidate_schema, cost_estimate, pricing, prompt_templates, sampling_plan
 from .journal import PaidAnswer
 from .provider_session import ProviderSession

@@ -20,7 +20,8 @@ from ..models.vlm import Encoder, PromptResponse
 from ..prompts import answers
 from ..prompts.answers import Prompt
 from ..store.images import ImageStore
-from ..store.rows import AnsweredQuestion, Triplet
+from ..store.rows import AnsweredQuestion
+from ..store.rows.candidates import Triplet
 
 _IMAGES_IN_MEMORY = 1024  # pictures; TRL asks for each one G times in a row
 

@@ -20,7 +20,9 @@ from ..models.vlm import PromptResponse
 from ..prompts import answers
 from ..runner.context import StageContext
 from ..store import atomic
-from ..store.rows import Item, RewardAnswer, Split
+from ..store.rows import Split
+from ..store.rows.prepared import Item
+from ..store.rows.training import RewardAnswer
 
 _BEFORE = "medgr2-sft-answers.json"
 

@@ -22,7 +22,7 @@ from ..errors import ConfigError
 from ..prompts import answers
 from ..reward.model import SCORE_MAX, SCORE_MIN
 from ..store import atomic
-from ..store.rows import Rollout
+from ..store.rows.training import Rollout
 from .reward_terms import MATCH, OTHERS, REWARD_MODEL, Completion, Scorer, answer_match, make_term
 
 _ROLLOUTS = "medgr2-rollouts.json"

@@ -11,7 +11,7 @@ from medgr2_api.stages import PREPARE
 from ..errors import StageError
 from ..generate.prepared_images import PreparedImages
 from ..report.cycle_artifacts import CycleArtifacts
-from ..store.rows import CandidateOutcome
+from ..store.rows.candidates import CandidateOutcome
 from . import source_survey
 from .check_result import CheckResult, PreflightContext, failed, ok, skipped, warning
 

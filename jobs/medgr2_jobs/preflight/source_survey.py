@@ -24,7 +24,8 @@ from ..errors import DataError, StageError
 from ..fetch import pin_file
 from ..generate.prepared_images import ImageUse, PreparedImages
 from ..store.images import EncodedImage, ImageStore, StoredImage
-from ..store.rows import ImageOrigin, Split
+from ..store.rows import Split
+from ..store.rows.prepared import ImageOrigin
 from ..store.safe_path import inside
 
 #: Pictures of a source that are decoded to see whether they can be.

@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from ..curate.selection import BY_SCORE
-from ..store.rows import Candidate, Decision, Triplet, triplet_of
+from ..store.rows.candidates import Candidate, Decision, Triplet, triplet_of
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from medgr2_api.training_spec import AnswerFormat
 from ..data import graded_dataset, paraphrase
 from ..prompts import answers
 from ..prompts.answer_forms import named
-from ..store.rows import Triplet
+from ..store.rows.candidates import Triplet
 
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL | re.IGNORECASE)
 

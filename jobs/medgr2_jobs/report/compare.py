@@ -23,7 +23,8 @@ from medgr2_api.stage_contract import ExitCode
 from ..errors import StageError
 from ..evaluate import metrics
 from ..evaluate.metrics import Measurement, cluster_mean
-from ..store.rows import EvalCondition, Scoring, Split
+from ..store.rows import Split
+from ..store.rows.evaluation import EvalCondition, Scoring
 from . import comparison_formats
 from .cycle_artifacts import CycleArtifacts
 from .cycle_frame import PredictionColumns

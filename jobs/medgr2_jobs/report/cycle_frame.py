@@ -9,24 +9,11 @@ from functools import cached_property
 from typing import TypeVar
 
 from ..store.artifact import ArtifactInputs, ArtifactReader
-from ..store.rows import (
-    AnswerPosterior,
-    Candidate,
-    CandidateOutcome,
-    Decision,
-    EvalCondition,
-    Image,
-    Item,
-    Prediction,
-    QuarantinedRecord,
-    Rollout,
-    Score,
-    Scoring,
-    Split,
-    StoredRow,
-    TableView,
-    Truth,
-)
+from ..store.rows import Split, StoredRow, TableView
+from ..store.rows.candidates import AnswerPosterior, Candidate, CandidateOutcome, Decision, Score, Truth
+from ..store.rows.evaluation import EvalCondition, Prediction, Scoring
+from ..store.rows.prepared import Image, Item, QuarantinedRecord
+from ..store.rows.training import Rollout
 
 S = TypeVar("S", bound=StoredRow)
 

@@ -22,7 +22,8 @@ from medgr2_api.metrics import HEADLINE
 from medgr2_api.percent import percent
 
 from ..evaluate.metrics import Measurement
-from ..store.rows import EvalCondition, Scoring, Split
+from ..store.rows import Split
+from ..store.rows.evaluation import EvalCondition, Scoring
 from .compare import label
 from .funnel import DIMENSIONS
 from .tables import HeadlineRow, checkpoints, pick

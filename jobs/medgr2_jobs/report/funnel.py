@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..store.rows import CandidateOutcome
+from ..store.rows.candidates import CandidateOutcome
 from .cycle_frame import CycleFrame
 
 #: The steps, in order; each candidate of one is also in those before it.

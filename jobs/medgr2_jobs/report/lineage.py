@@ -25,7 +25,9 @@ from medgr2_api.training_spec import AnswerFormat
 from ..curate.training_set import Origin, becomes
 from ..errors import ConfigError, StageError
 from ..prompts import answers
-from ..store.rows import AnswerPosterior, Candidate, Decision, Score, TableRow, TaughtRow, is_student, triplet_of
+from ..store.rows import TableRow
+from ..store.rows.candidates import AnswerPosterior, Candidate, Decision, Score, is_student, triplet_of
+from ..store.rows.training import TaughtRow
 from .cycle_artifacts import CycleArtifacts, CycleNotFound
 from .cycle_frame import CycleFrame
 

@@ -10,7 +10,8 @@ from medgr2_api.percent import percent, percent_interval, points, points_interva
 
 from ..evaluate.metrics import Interval
 from ..evaluate.release import PairedDifference
-from ..store.rows import EvalCondition, Split
+from ..store.rows import Split
+from ..store.rows.evaluation import EvalCondition
 from . import funnel, students
 from .markdown_table import Markup, table
 from .parameters import changed_on_the_way

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from ..store.rows import SetAside
+from ..store.rows.prepared import SetAside
 from .cycle_frame import CycleFrame
 
 

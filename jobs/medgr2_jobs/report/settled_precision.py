@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from ..data.synthetic_images import KINDS
 from ..prompts.answers import normalise
-from ..store.rows import AnswerPosterior, Candidate, PhantomRow, TableView
+from ..store.rows import TableView
+from ..store.rows.candidates import AnswerPosterior, Candidate
+from ..store.rows.prepared import PhantomRow
 from .cycle_frame import CycleFrame
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from medgr2_api.percent import percent, points_interval
 
-from ..store.rows import CandidateOutcome, TaughtRow, is_student
+from ..store.rows.candidates import CandidateOutcome, is_student
+from ..store.rows.training import TaughtRow
 from .cycle_frame import CycleFrame
 from .markdown_table import Markup, table
 

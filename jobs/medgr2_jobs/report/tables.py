@@ -17,7 +17,8 @@ from ..curate.training_set import becomes
 from ..evaluate import metrics
 from ..evaluate.metrics import Interval, Measurement, QuestionSet
 from ..store.manifest import Manifest
-from ..store.rows import EvalCondition, Scoring, Split
+from ..store.rows import Split
+from ..store.rows.evaluation import EvalCondition, Scoring
 from . import funnel, quarantine, releases, students
 from .compare import CHECKPOINTS, Answers, answers_of, difference, label
 from .cycle_frame import CycleFrame, PredictionColumns

@@ -22,7 +22,7 @@ from medgr2_api.stage_contract import WORKSPACE_ENV, ExitCode
 
 from ..errors import ConfigError, DataError, StageError
 from ..report.cycle_artifacts import CycleArtifacts
-from ..store.rows import Candidate
+from ..store.rows.candidates import Candidate
 from . import export_review, import_review
 
 

@@ -25,7 +25,7 @@ from ..generate.egress_policy import EgressPolicy
 from ..generate.prepared_images import PreparedImages
 from ..report.cycle_artifacts import CycleArtifacts
 from ..report.cycle_frame import CycleFrame
-from ..store.rows import AnswerPosterior, Candidate, Decision, Triplet, triplet_of
+from ..store.rows.candidates import AnswerPosterior, Candidate, Decision, Triplet, triplet_of
 from ..store.tar import ROOT, CountingWriter, ExportSummary
 from . import import_review
 from .import_review import ReviewDecision

@@ -23,7 +23,7 @@ from medgr2_api.printable import from_csv_cell
 
 from ..errors import ConfigError, CorruptArtifact, DataError
 from ..store import atomic
-from ..store.rows import Candidate
+from ..store.rows.candidates import Candidate
 from ..store.safe_path import inside
 
 _YES = frozenset({"true", "yes", "y", "1", "x", "veto"})

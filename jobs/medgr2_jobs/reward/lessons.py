@@ -11,7 +11,10 @@ from medgr2_api.training_spec import AnswerFormat
 from ..curate.settled import SettledQuestion
 from ..data import graded_dataset
 from ..data.wordnet import Lexicon
-from ..store.rows import AnswerPosterior, GradedRow, Item, Preference, Split
+from ..store.rows import Split
+from ..store.rows.candidates import AnswerPosterior
+from ..store.rows.prepared import GradedRow, Item
+from ..store.rows.training import Preference
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from ..evaluate.rank_statistics import auroc, spearman
-from ..store.rows import Grade
+from ..store.rows.prepared import Grade
 
 
 class GradedResponse(Protocol):

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ..evaluate.metrics import Interval, cluster_mean
 from ..evaluate.rank_statistics import auroc
-from ..store.rows import GradedRow, RewardAnswer
+from ..store.rows.prepared import GradedRow
+from ..store.rows.training import RewardAnswer
 from .metrics import higher_first, image_pairs
 
 _RESAMPLES = 2000

@@ -15,7 +15,9 @@ from ..curate.training_set import training_set
 from ..errors import ConfigError
 from ..review import import_review
 from ..runner.context import StageContext, StageOutcome
-from ..store.rows import CalibrationRow, Candidate, Decision, Image, Item, Score, Triplet
+from ..store.rows.candidates import Candidate, Decision, Score, Triplet
+from ..store.rows.prepared import Image, Item
+from ..store.rows.training import CalibrationRow
 
 VETOED = "vetoed"
 

@@ -25,7 +25,7 @@ from ..policy.fine_tuning import fine_tune
 from ..policy.model import save
 from ..runner.context import StageContext, StageOutcome
 from ..store import atomic
-from ..store.rows import ProbeRow, TaughtRow
+from ..store.rows.training import ProbeRow, TaughtRow
 
 Context = StageContext[DistillParameters]
 #: In the work folder: the student, once it is trained.

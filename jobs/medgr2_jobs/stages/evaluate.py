@@ -34,7 +34,9 @@ from ..models.checkpoint import Checkpoint
 from ..prompts import answers
 from ..runner.context import StageContext, StageOutcome
 from ..store import tables
-from ..store.rows import EvalCondition, Item, Prediction, Scoring, Split
+from ..store.rows import Split
+from ..store.rows.evaluation import EvalCondition, Prediction, Scoring
+from ..store.rows.prepared import Item
 
 _BASE = "base"
 

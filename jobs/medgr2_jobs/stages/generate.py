@@ -18,7 +18,8 @@ from ..generate.prepared_images import ImageUse, PreparedImages
 from ..generate.sampling_plan import Task
 from ..runner.context import StageContext, StageOutcome
 from ..store import manifest
-from ..store.rows import Candidate, CandidateOutcome, PhantomRow, Truth, student_name
+from ..store.rows.candidates import Candidate, CandidateOutcome, Truth, student_name
+from ..store.rows.prepared import PhantomRow
 
 Context = StageContext[GenerateParameters]
 #: Rows between two progress notes of the scripted generator.

@@ -39,7 +39,8 @@ from ..reward.model import RewardModel
 from ..reward.scorer import score
 from ..runner.context import StageContext, StageOutcome
 from ..runner.distributed import deepspeed
-from ..store.rows import Candidate, Rollout, Triplet, triplet_of
+from ..store.rows.candidates import Candidate, Triplet, triplet_of
+from ..store.rows.training import Rollout
 from ..training.trainer import (
     StageCallback,
     latest_checkpoint,

@@ -31,7 +31,9 @@ from ..prompts import answers
 from ..prompts.answer_forms import named
 from ..runner.context import StageContext, StageOutcome
 from ..store import atomic
-from ..store.rows import AnsweredQuestion, Grade, Item, Preference, Split
+from ..store.rows import AnsweredQuestion, Split
+from ..store.rows.prepared import Grade, Item
+from ..store.rows.training import Preference
 
 _BATCH = 128  # samples per batch and part
 _HELD_OUT = 8  # every n-th prompt comes from the validation split, for R's promotion gates

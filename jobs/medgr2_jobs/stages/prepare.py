@@ -25,7 +25,8 @@ from ..duplicates import phash_index
 from ..errors import DataError
 from ..models import base_models
 from ..runner.context import StageContext, StageOutcome
-from ..store.rows import GradedRow, Image, ImageOrigin, Item, PhantomRow, QuarantinedRecord, Split
+from ..store.rows import Split
+from ..store.rows.prepared import GradedRow, Image, ImageOrigin, Item, PhantomRow, QuarantinedRecord
 from ..store.tables import TableWriter
 
 _log = logging.getLogger(__name__)

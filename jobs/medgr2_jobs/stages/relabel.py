@@ -34,7 +34,9 @@ from ..reward.model import RewardModel
 from ..reward.option_scores import option_scores
 from ..runner.context import StageContext, StageOutcome
 from ..store import atomic
-from ..store.rows import AnswerPosterior, Candidate, Decision, Image, Item, RewardAnswer, triplet_of
+from ..store.rows.candidates import AnswerPosterior, Candidate, Decision, triplet_of
+from ..store.rows.prepared import Image, Item
+from ..store.rows.training import RewardAnswer
 
 _SAMPLES = 256  # of the policy, per part
 _TEXTS = 512  # of R, per part

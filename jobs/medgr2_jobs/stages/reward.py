@@ -31,7 +31,9 @@ from ..reward.train import TrainingExample, fit
 from ..reward.validation_answers import ValidationAnswers
 from ..runner.context import StageContext, StageOutcome
 from ..store import atomic
-from ..store.rows import CalibrationRow, GradedRow, Item, Preference, RewardAnswer, Split
+from ..store.rows import Split
+from ..store.rows.prepared import GradedRow, Item
+from ..store.rows.training import CalibrationRow, Preference, RewardAnswer
 
 #: Figures that become counters.
 _HEADLINES = (

@@ -16,7 +16,7 @@ from ..reward.model import RewardModel
 from ..reward.scorer import answer_row, score
 from ..runner.context import StageContext, StageOutcome
 from ..store import tables
-from ..store.rows import Candidate, Score, Triplet, triplet_of
+from ..store.rows.candidates import Candidate, Score, Triplet, triplet_of
 
 #: Rows of one part: what a `kill -9` may cost. A part ends with the image that fills it.
 PART_ROWS = 512

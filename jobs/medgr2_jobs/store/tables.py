@@ -1,4 +1,4 @@
-"""The parquet tables: their schemas follow from the row classes (`rows.py`); reading and writing them, typed.
+"""The parquet tables: their schemas follow from the row classes (`rows/`); reading and writing them, typed.
 
 The same rows give the same bytes. A reader refuses another table, another version, other columns, a null where none may
 be, and a value that an enum does not have.

@@ -19,7 +19,7 @@ from tests.support.rows import row_of
 from typer.testing import CliRunner
 
 from medgr2_api.cycle import Cycle, Metadata
-from medgr2_jobs.store.rows import Candidate
+from medgr2_jobs.store.rows.candidates import Candidate
 from medgr2_operator.cli import lineage
 from medgr2_operator.cli.app import app
 from medgr2_operator.cli.attempts import choose_attempts

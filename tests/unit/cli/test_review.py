@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 from medgr2_api.cycle import Cycle, CycleSpec, Metadata
 from medgr2_api.presets import resolve
 from medgr2_api.stages import stage_parameters
-from medgr2_jobs.store import rows
-from medgr2_jobs.store.rows import Candidate, Decision
+from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows.candidates import Candidate, Decision
+from medgr2_jobs.store.rows.prepared import Image, ImageOrigin
 from medgr2_operator.cli.app import app
 from medgr2_operator.cli.cluster import cluster
 from medgr2_operator.local.state import StateFile
@@ -48,11 +49,10 @@ def stored_image(root: Path, colour: str) -> str:
 def reviewed(root: Path, shown: dict[str, str], origins: dict[str, list[str]]) -> None:
     """Kept triplets about these images, and which sources have each; prepare read that all may leave."""
     images = [
-        rows.Image(name, 32, 32, "CT", sources[0], "", rows.Split.TRAIN, True, "", "", "")
-        for name, sources in origins.items()
+        Image(name, 32, 32, "CT", sources[0], "", Split.TRAIN, True, "", "", "") for name, sources in origins.items()
     ]
-    held = [rows.ImageOrigin(name, source) for name, sources in origins.items() for source in sources]
-    tables: dict[type[Any], list[Any]] = {rows.Image: images, rows.ImageOrigin: held}
+    held = [ImageOrigin(name, source) for name, sources in origins.items() for source in sources]
+    tables: dict[type[Any], list[Any]] = {Image: images, ImageOrigin: held}
     publish(root, "prepare", 0, tables=tables, parameters=prepare_parameters(data={"benchmarks": []}), cycle="loop")
     candidates = [candidate(name, image, "What?", options=("a", "b"), answer_index=1) for name, image in shown.items()]
     publish(root, "generate", 1, tables={Candidate: candidates}, cycle="loop")

@@ -26,7 +26,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_file_meta_info, read_preamble
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from ...store.rows import SetAside
+from ...store.rows.prepared import SetAside
 from .. import burned_in_text, phi_in_paths
 from . import codestream, dicom_pixels, limits, pictures
 from .protocol import BadField, Header, Message, unusable

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from ...store.rows import SetAside
+from ...store.rows.prepared import SetAside
 
 _LENGTHS = struct.Struct(">IQ")
 Header = Mapping[str, Any]

@@ -10,7 +10,7 @@ from medgr2_api import redaction
 from medgr2_api.generator import Sampling
 from medgr2_api.stages.generate import Provider
 
-from ...store.rows import CandidateOutcome
+from ...store.rows.candidates import CandidateOutcome
 from .. import candidate_schema
 from ..egress_policy import ClearedImage
 from ..pricing import TokenUsage

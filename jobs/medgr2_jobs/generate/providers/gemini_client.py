@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx2
 from pydantic import Field
 
-from ...store.rows import CandidateOutcome
+from ...store.rows.candidates import CandidateOutcome
 from .. import candidate_schema, provider_errors
 from ..pricing import TokenUsage
 from . import http

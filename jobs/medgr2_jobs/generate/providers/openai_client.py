@@ -13,7 +13,7 @@ from pydantic import Field
 
 from medgr2_api.stages.generate import Provider
 
-from ...store.rows import CandidateOutcome
+from ...store.rows.candidates import CandidateOutcome
 from .. import candidate_schema, provider_errors
 from ..pricing import TokenUsage
 from . import http

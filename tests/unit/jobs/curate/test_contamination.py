@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from tests.support.curate_fixtures import FAR, CurateWorkspace, candidate, phash
 
-from medgr2_jobs.store.rows import Candidate, CandidateOutcome, Item, Split
+from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows.candidates import Candidate, CandidateOutcome
+from medgr2_jobs.store.rows.prepared import Item
 
 ALL: dict[str, Any] = {"selection": {"strategy": "All"}}
 

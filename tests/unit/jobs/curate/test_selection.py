@@ -22,7 +22,8 @@ from medgr2_api.curation import (
 )
 from medgr2_jobs.curate.selection import CandidateBatch, fit_threshold, select
 from medgr2_jobs.errors import ConfigError, DataError
-from medgr2_jobs.store.rows import CalibrationRow, Grade
+from medgr2_jobs.store.rows.prepared import Grade
+from medgr2_jobs.store.rows.training import CalibrationRow
 
 SCORES = {"a": 9.0, "b": 5.0, "c": 3.0, "d": -6.0}
 

@@ -19,7 +19,7 @@ from medgr2_jobs.curate import balance, option_prior_filter, option_shuffle
 from medgr2_jobs.curate.selection import CandidateBatch, SelectionResult, choose
 from medgr2_jobs.curate.training_set import Origin, TrainingRow, dealt_row
 from medgr2_jobs.prompts import answers
-from medgr2_jobs.store.rows import Decision, Triplet
+from medgr2_jobs.store.rows.candidates import Decision, Triplet
 
 Rows = dict[str, Triplet]
 FINDINGS = [f"finding {number}" for number in range(12)]

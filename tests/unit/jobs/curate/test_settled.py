@@ -12,7 +12,7 @@ from tests.support.rows import row_of
 
 from medgr2_jobs.curate.settled import asked_questions, settled_questions
 from medgr2_jobs.errors import CorruptArtifact
-from medgr2_jobs.store.rows import AnswerPosterior, Candidate
+from medgr2_jobs.store.rows.candidates import AnswerPosterior, Candidate
 
 
 def found(name: str, answer_index: int | None, *posterior: float, agreed: bool = False) -> AnswerPosterior:

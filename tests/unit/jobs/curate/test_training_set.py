@@ -16,7 +16,9 @@ from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.curate.option_shuffle import option_order
 from medgr2_jobs.curate.training_set import Origin, TrainingRow, training_set
 from medgr2_jobs.errors import ConfigError, CorruptArtifact
-from medgr2_jobs.store.rows import AnswerPosterior, Candidate, Decision, Item, Split, Triplet
+from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows.candidates import AnswerPosterior, Candidate, Decision, Triplet
+from medgr2_jobs.store.rows.prepared import Item
 
 LETTER = AnswerFormat.LETTER
 

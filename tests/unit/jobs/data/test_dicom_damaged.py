@@ -31,7 +31,7 @@ from tests.unit.jobs.data.test_dicom import RAMP, SHIPPED, grey, item, made, rea
 from medgr2_jobs.data.decoder import client, limits
 from medgr2_jobs.data.record import BadRecord, Record
 from medgr2_jobs.store.images import ImageStore
-from medgr2_jobs.store.rows import SetAside
+from medgr2_jobs.store.rows.prepared import SetAside
 
 
 def colours(root: Path) -> list[tuple[int, ...]]:

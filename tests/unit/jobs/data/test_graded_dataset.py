@@ -14,7 +14,8 @@ from medgr2_api.reward_model import Grades
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.data import graded_dataset, synthetic_images
 from medgr2_jobs.prompts import answers
-from medgr2_jobs.store.rows import GradedRow, Item, Split
+from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows.prepared import GradedRow, Item
 
 FORMAT = AnswerFormat.OPTION_TEXT
 

@@ -8,7 +8,7 @@ from medgr2_jobs.data import set_aside
 from medgr2_jobs.data.record import BadRecord
 from medgr2_jobs.data.set_aside import Tally
 from medgr2_jobs.errors import DataError
-from medgr2_jobs.store.rows import QuarantinedRecord, SetAside
+from medgr2_jobs.store.rows.prepared import QuarantinedRecord, SetAside
 
 
 def mixed() -> Tally:

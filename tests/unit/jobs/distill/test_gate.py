@@ -11,7 +11,7 @@ import pytest
 from medgr2_api.distillation import StudentPromotion
 from medgr2_jobs.distill import gate
 from medgr2_jobs.distill.gate import Gold, ProbeAnswer, StudentGate
-from medgr2_jobs.store.rows import Triplet
+from medgr2_jobs.store.rows.candidates import Triplet
 
 VALUES = ("cyst", "mass", "plaque", "nodule", "fissure", "deposit")
 TASKS, PER_IMAGE = 1200, 4

@@ -10,7 +10,7 @@ from medgr2_jobs.distill import student_format
 from medgr2_jobs.distill.student_format import Answer
 from medgr2_jobs.generate.sampling_plan import Task
 from medgr2_jobs.prompts import answers
-from medgr2_jobs.store.rows import CandidateOutcome
+from medgr2_jobs.store.rows.candidates import CandidateOutcome
 
 TASK = Task("t001-000000-00", "f" * 64, "CT", "finding")
 OPTIONS = ("a cyst", "a mass,  or two", "a plaque", "none of these")

@@ -17,7 +17,7 @@ from tests.support.near_clusters import SHAPES, cluster
 from medgr2_api.curation import NearDuplicates
 from medgr2_jobs.duplicates import phash_index, text_fingerprint
 from medgr2_jobs.duplicates.near import NearIndex
-from medgr2_jobs.store.rows import Triplet
+from medgr2_jobs.store.rows.candidates import Triplet
 
 ALL: dict[str, Any] = {"selection": {"strategy": "All"}}
 QUESTION = "Which abnormality is most clearly visible in the left lung of this patient?"

@@ -13,7 +13,8 @@ from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.evaluate import controls
 from medgr2_jobs.models import vlm
 from medgr2_jobs.store.images import ImageStore
-from medgr2_jobs.store.rows import EvalCondition, Item
+from medgr2_jobs.store.rows.evaluation import EvalCondition
+from medgr2_jobs.store.rows.prepared import Item
 
 Loaded = tuple[Any, Any]
 

@@ -9,7 +9,9 @@ from tests.support.rows import row_of
 
 from medgr2_jobs.evaluate import metrics
 from medgr2_jobs.evaluate.metrics import Measurement, QuestionSet
-from medgr2_jobs.store.rows import Item, Prediction, Scoring, Split
+from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows.evaluation import Prediction, Scoring
+from medgr2_jobs.store.rows.prepared import Item
 
 OPTIONS = ["cyst", "mass", "nodule", "plaque"]
 

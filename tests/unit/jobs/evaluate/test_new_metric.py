@@ -16,7 +16,9 @@ from medgr2_api.status import CycleStatus, MetricScore
 from medgr2_jobs.evaluate.metrics import WHOLE, ItemSet, Measurement, QuestionSet, measurements
 from medgr2_jobs.report import markdown, tables
 from medgr2_jobs.stages import evaluate
-from medgr2_jobs.store.rows import Item, Prediction, Scoring, Split
+from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows.evaluation import Prediction, Scoring
+from medgr2_jobs.store.rows.prepared import Item
 from medgr2_operator.plan.scores import by_iteration, scores_in, stopped_at
 from medgr2_operator.runtime.metrics import _samples
 

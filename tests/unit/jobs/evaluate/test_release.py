@@ -18,7 +18,9 @@ from medgr2_jobs.evaluate.release import (
     as_floats,
     before_training,
 )
-from medgr2_jobs.store.rows import Item, RewardAnswer, Split
+from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows.prepared import Item
+from medgr2_jobs.store.rows.training import RewardAnswer
 
 MODALITIES = ("CT", "CT", "CT", "MR", "MR", "US")
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from medgr2_api.generator import Paradigm
 from medgr2_jobs.generate import candidate_schema, prompt_templates
-from medgr2_jobs.store.rows import CandidateOutcome
+from medgr2_jobs.store.rows.candidates import CandidateOutcome
 
 GOOD: dict[str, Any] = {
     "question": "Which finding is shown?",

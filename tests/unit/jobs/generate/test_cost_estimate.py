@@ -10,7 +10,7 @@ import pytest
 from tests.support.curate_fixtures import candidate
 
 from medgr2_jobs.generate.cost_estimate import estimate
-from medgr2_jobs.store.rows import Candidate
+from medgr2_jobs.store.rows.candidates import Candidate
 
 
 def rows(count: int, rng: random.Random) -> list[Candidate]:

@@ -20,7 +20,8 @@ from medgr2_jobs.generate.egress_policy import ClearedImage, EgressPolicy, allow
 from medgr2_jobs.generate.prepared_images import ImageUse, PreparedImages
 from medgr2_jobs.generate.providers.base import ImageQuestion, Repair
 from medgr2_jobs.store.artifact import ArtifactReader
-from medgr2_jobs.store.rows import Image, ImageOrigin, Split
+from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows.prepared import Image, ImageOrigin
 
 ROOT = Path(__file__).parents[4]
 

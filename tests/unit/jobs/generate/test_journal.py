@@ -16,7 +16,7 @@ from medgr2_jobs.errors import CorruptArtifact, DiskFull, TemporaryError
 from medgr2_jobs.generate.append_only_log import AppendOnlyLog
 from medgr2_jobs.generate.journal import Journal, PaidAnswer
 from medgr2_jobs.generate.spend_ledger import Charge
-from medgr2_jobs.store.rows import Candidate
+from medgr2_jobs.store.rows.candidates import Candidate
 
 ROWS = [candidate(name, "i", "größer?\nkleiner?") for name in ("t1", "t2", "t3")]
 

@@ -31,7 +31,7 @@ from medgr2_jobs.generate.providers.base import ImageQuestion, ProviderAccess, R
 from medgr2_jobs.generate.rate_control import RateController
 from medgr2_jobs.generate.request_retry import QuestionResult, RetryingClient
 from medgr2_jobs.store import tables
-from medgr2_jobs.store.rows import Candidate, CandidateOutcome
+from medgr2_jobs.store.rows.candidates import Candidate, CandidateOutcome
 
 QUESTION = ImageQuestion("what is it?", drawn_image(), 7)
 TEXT = json.dumps(TRIPLET)

@@ -9,7 +9,7 @@ import pytest
 
 from medgr2_jobs.generate import provider_errors
 from medgr2_jobs.generate.provider_errors import FailureAction
-from medgr2_jobs.store.rows import CandidateOutcome
+from medgr2_jobs.store.rows.candidates import CandidateOutcome
 
 
 @pytest.mark.parametrize(

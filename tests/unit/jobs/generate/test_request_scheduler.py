@@ -19,7 +19,7 @@ from medgr2_jobs.generate import providers, rate_control, request_retry
 from medgr2_jobs.generate.provider_errors import Failure, FailureAction
 from medgr2_jobs.generate.providers.base import ImageQuestion, Reply
 from medgr2_jobs.runner import main
-from medgr2_jobs.store.rows import Candidate, CandidateOutcome
+from medgr2_jobs.store.rows.candidates import Candidate, CandidateOutcome
 
 
 def request(root: Path, candidates: int = 40, **fields: Any) -> StageRequest:

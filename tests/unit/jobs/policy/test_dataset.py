@@ -15,7 +15,7 @@ from medgr2_jobs.errors import DataError
 from medgr2_jobs.models import vlm
 from medgr2_jobs.models.vlm import Encoder, PromptResponse
 from medgr2_jobs.policy.dataset import CompletionCollator, grpo_dataset, grpo_prompts, sft_dataset, sft_rows
-from medgr2_jobs.store.rows import Triplet, student_name, triplet_of
+from medgr2_jobs.store.rows.candidates import Triplet, student_name, triplet_of
 
 
 @pytest.fixture(scope="module")

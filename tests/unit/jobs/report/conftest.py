@@ -23,23 +23,11 @@ from medgr2_jobs.evaluate.metrics import ItemSet, QuestionSet, measurements
 from medgr2_jobs.evaluate.release import PairedDifference, Release, TrainedOn
 from medgr2_jobs.prompts import answers
 from medgr2_jobs.runner.context import StageContext
-from medgr2_jobs.store.rows import (
-    Candidate,
-    CandidateOutcome,
-    Decision,
-    EvalCondition,
-    Image,
-    Item,
-    Prediction,
-    QuarantinedRecord,
-    Rollout,
-    Score,
-    Scoring,
-    SetAside,
-    Split,
-    Truth,
-    triplet_of,
-)
+from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows.candidates import Candidate, CandidateOutcome, Decision, Score, Truth, triplet_of
+from medgr2_jobs.store.rows.evaluation import EvalCondition, Prediction, Scoring
+from medgr2_jobs.store.rows.prepared import Image, Item, QuarantinedRecord, SetAside
+from medgr2_jobs.store.rows.training import Rollout
 
 OPTIONS = ("cyst", "mass", "nodule", "plaque")
 #: share of right answers under the real image, by iteration and checkpoint

@@ -17,7 +17,8 @@ from medgr2_api.stage_contract import ArtifactRef
 from medgr2_jobs.report import figures, funnel, markdown
 from medgr2_jobs.report.cycle_frame import CycleFrame
 from medgr2_jobs.stages import report
-from medgr2_jobs.store.rows import Candidate, CandidateOutcome, Decision, Score, TableRow
+from medgr2_jobs.store.rows import TableRow
+from medgr2_jobs.store.rows.candidates import Candidate, CandidateOutcome, Decision, Score
 
 from .conftest import publish_cycle
 

@@ -21,18 +21,17 @@ from medgr2_jobs.prompts import answers
 from medgr2_jobs.report.cycle_artifacts import CycleArtifacts, CycleNotFound
 from medgr2_jobs.report.lineage import lineage_json
 from medgr2_jobs.store import manifest
-from medgr2_jobs.store.rows import (
+from medgr2_jobs.store.rows.candidates import (
     AnswerPosterior,
     Candidate,
     CandidateOutcome,
     Decision,
-    Image,
-    Rollout,
     Score,
-    TaughtRow,
     student_name,
     triplet_of,
 )
+from medgr2_jobs.store.rows.prepared import Image
+from medgr2_jobs.store.rows.training import Rollout, TaughtRow
 
 from .conftest import grpo_parameters
 

@@ -14,7 +14,8 @@ from medgr2_jobs.report.cycle_frame import CycleFrame
 from medgr2_jobs.report.markdown import _reward
 from medgr2_jobs.report.settled_precision import settled_precision
 from medgr2_jobs.report.tables import reward_row
-from medgr2_jobs.store.rows import AnswerPosterior, Candidate, CandidateOutcome, PhantomRow
+from medgr2_jobs.store.rows.candidates import AnswerPosterior, Candidate, CandidateOutcome
+from medgr2_jobs.store.rows.prepared import PhantomRow
 
 OPTIONS = ("cyst", "Nodule", "mass", "plaque")
 

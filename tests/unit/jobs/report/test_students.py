@@ -12,7 +12,8 @@ from tests.support.rows import row_of
 from medgr2_jobs.report import students
 from medgr2_jobs.report.cycle_artifacts import CycleArtifacts
 from medgr2_jobs.report.cycle_frame import CycleFrame
-from medgr2_jobs.store.rows import Candidate, CandidateOutcome, Decision, Score, TaughtRow, Truth
+from medgr2_jobs.store.rows.candidates import Candidate, CandidateOutcome, Decision, Score, Truth
+from medgr2_jobs.store.rows.training import TaughtRow
 
 FIGURES = {"tasks": 280, "parsed": 1.0, "accepted": 0.43, "entropy": 0.89, "option_prior": 0.415, "distinct": 0.9}
 GATE: dict[str, Any] = {

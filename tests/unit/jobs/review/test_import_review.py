@@ -19,7 +19,7 @@ from medgr2_jobs.curate.training_set import Origin
 from medgr2_jobs.errors import DataError
 from medgr2_jobs.review import __main__ as command
 from medgr2_jobs.review import export_review, import_review
-from medgr2_jobs.store.rows import AnswerPosterior
+from medgr2_jobs.store.rows.candidates import AnswerPosterior
 
 ALL: dict[str, Any] = {"selection": {"strategy": "All"}}
 

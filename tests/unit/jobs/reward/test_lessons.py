@@ -11,7 +11,9 @@ from medgr2_api.reward_model import Grades
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.curate.settled import SettledQuestion
 from medgr2_jobs.reward.lessons import against_reward, graded
-from medgr2_jobs.store.rows import AnswerPosterior, Grade, GradedRow, Split, Triplet
+from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows.candidates import AnswerPosterior, Triplet
+from medgr2_jobs.store.rows.prepared import Grade, GradedRow
 
 OPTIONS = ("cyst", "mass", "plaque", "nodule")
 

@@ -9,7 +9,7 @@ from tests.support.rows import row_of
 
 from medgr2_jobs.evaluate.rank_statistics import auroc
 from medgr2_jobs.reward.metrics import reward_metrics
-from medgr2_jobs.store.rows import Grade, GradedRow
+from medgr2_jobs.store.rows.prepared import Grade, GradedRow
 
 
 def row(item, grade, target, response="r"):

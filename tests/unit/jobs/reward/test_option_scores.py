@@ -10,7 +10,7 @@ from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.models.vlm import PromptResponse
 from medgr2_jobs.reward.option_scores import option_rationales, option_rows, option_scores
 from medgr2_jobs.reward.scorer import score
-from medgr2_jobs.store.rows import Item
+from medgr2_jobs.store.rows.prepared import Item
 
 OPTIONS = ("cyst", "mass", "plaque")
 

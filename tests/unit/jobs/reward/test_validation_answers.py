@@ -8,7 +8,8 @@ from sklearn.metrics import roc_auc_score
 from tests.support.rows import row_of
 
 from medgr2_jobs.reward.validation_answers import ValidationAnswers
-from medgr2_jobs.store.rows import Grade, GradedRow, RewardAnswer
+from medgr2_jobs.store.rows.prepared import Grade, GradedRow
+from medgr2_jobs.store.rows.training import RewardAnswer
 
 
 def answering(scores: list[list[float]], gold: list[int], images: list[str] | None = None) -> ValidationAnswers:

@@ -23,7 +23,7 @@ from medgr2_api.stage_contract import RESULT_PATH_ENV, ArtifactRef, CycleRef, St
 from medgr2_jobs.runner import main, process_tuning, publishing
 from medgr2_jobs.runner.context import StageContext, StageOutcome
 from medgr2_jobs.store.artifact import ArtifactWriter
-from medgr2_jobs.store.rows import Candidate
+from medgr2_jobs.store.rows.candidates import Candidate
 
 Code = Callable[[StageContext[Any]], StageOutcome]
 

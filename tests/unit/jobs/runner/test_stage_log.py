@@ -16,7 +16,7 @@ from medgr2_api import redaction, stages
 from medgr2_api.stage_contract import ArtifactRef, StageRequest
 from medgr2_jobs.runner import main, stage_log
 from medgr2_jobs.runner.context import StageContext, StageOutcome
-from medgr2_jobs.store import rows
+from medgr2_jobs.store.rows.candidates import Candidate
 
 SECRET = "sk-7fQx9PzL2mVw8RtY4nBk"
 
@@ -88,7 +88,7 @@ def test_each_input_is_told_with_its_rows(
 
     root = tmp_path / "w"
     monkeypatch.setenv(stage_log.IN_CLUSTER_ENV, "10.0.0.1")
-    made = jobs_fixtures.publish(root, "generate", {rows.Candidate: []}, iteration=3)
+    made = jobs_fixtures.publish(root, "generate", {Candidate: []}, iteration=3)
     capfd.readouterr()
     assert ran(root, monkeypatch, reads, {"candidates": made}) == 0
     entries = [json.loads(line) for line in capfd.readouterr().err.splitlines()]

@@ -14,7 +14,10 @@ from tests.support.curate_fixtures import CurateWorkspace, candidate, reasons_of
 
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.curate import contamination
-from medgr2_jobs.store.rows import CalibrationRow, Decision, Grade, Split
+from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows.candidates import Decision
+from medgr2_jobs.store.rows.prepared import Grade
+from medgr2_jobs.store.rows.training import CalibrationRow
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from tests.support import jobs_fixtures
 
 from medgr2_api.stage_contract import Shard, StageRequest
 from medgr2_jobs.runner import main
-from medgr2_jobs.store.rows import Candidate, PhantomRow, Truth
+from medgr2_jobs.store.rows.candidates import Candidate, Truth
+from medgr2_jobs.store.rows.prepared import PhantomRow
 
 PARAMETERS: dict[str, Any] = {
     "seed": 5,

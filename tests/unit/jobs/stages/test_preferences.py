@@ -7,7 +7,8 @@ from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.curate.training_set import Origin, TrainingRow
 from medgr2_jobs.errors import DataError
 from medgr2_jobs.stages.preferences import Asked, choose_prompts, contradicts, grade
-from medgr2_jobs.store.rows import Item, Split
+from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows.prepared import Item
 
 OPTIONS = ["upper left", "lower left", "cyst", "mass"]
 

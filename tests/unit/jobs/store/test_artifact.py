@@ -16,7 +16,7 @@ from medgr2_jobs.errors import ConfigError, CorruptArtifact, DiskFull, Fenced
 from medgr2_jobs.runner.context import StageContext
 from medgr2_jobs.store import atomic, fencing, manifest
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
-from medgr2_jobs.store.rows import Score
+from medgr2_jobs.store.rows.candidates import Score
 from medgr2_jobs.store.safe_path import inside
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,16 @@ from hypothesis import strategies as st
 from medgr2_jobs.errors import CorruptArtifact
 from medgr2_jobs.store import rows as row_classes
 from medgr2_jobs.store import tables
-from medgr2_jobs.store.rows import Candidate, CandidateOutcome, Decision, Score, TableRow, TableView, Truth
+from medgr2_jobs.store.rows import TableRow, TableView
+from medgr2_jobs.store.rows.candidates import Candidate, CandidateOutcome, Decision, Score, Truth
 
 COLUMNS = Path(__file__).with_name("pinned_columns.json")
 ROWS = [Score(f"t{number}", number / 3) for number in range(500)]
 KINDS = [
     kind
-    for kind in vars(row_classes).values()
-    if isinstance(kind, type) and issubclass(kind, TableRow) and kind is not TableRow
+    for module in pkgutil.iter_modules(row_classes.__path__, f"{row_classes.__name__}.")
+    for kind in vars(importlib.import_module(module.name)).values()
+    if isinstance(kind, type) and issubclass(kind, TableRow) and kind.__module__ == module.name
 ]
 
 
