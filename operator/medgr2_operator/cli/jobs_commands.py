@@ -1,4 +1,4 @@
-"""`medgr2 doctor`, `prompt`, `fetch` and `compare`: what they look at is the jobs' business, and so is their work."""
+"""`medgr2 doctor`, `prompt`, `fetch`, `compare` and `vllm`: what they look at is the jobs' business, and so is their work."""
 
 from __future__ import annotations
 
@@ -49,6 +49,12 @@ def fetch(file: Path, workspace: Path, secrets: Path | None) -> NoReturn:
     jobs_process.require("fetch")
     environment = {SECRETS_ENV: str(secrets.resolve()) if secrets else ""}
     jobs_process.become("fetch", str(file), "--workspace", str(workspace), environment=environment)
+
+
+def install_vllm(build: str) -> int:
+    """Makes vLLM's environment and prints its folder."""
+    jobs_process.require("vllm install")
+    return jobs_process.run("engine", "install", *(["--build", build] if build else []))
 
 
 def compare(cycles: list[str], workspace: Path, file_format: str, final: bool) -> int:
