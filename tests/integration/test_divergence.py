@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from medgr2_api.stage_contract import RESULT_PATH_ENV, ExitCode, StageRequest, StageResult
+from medgr2_jobs.engine.in_process import InProcessSampler
 from medgr2_jobs.errors import NotFinite
 from medgr2_jobs.evaluate import scoring
 from medgr2_jobs.models import vlm
@@ -153,4 +154,4 @@ def test_scores_and_log_probabilities_that_are_no_numbers_stop_it(workspace: Pol
     with pytest.raises(NotFinite, match="scores of the reward model"):
         scorer.score(reward, encoder, rows)
     with pytest.raises(NotFinite, match="log-probabilities of the options"):
-        scoring.option_logprobs(reward.core, encoder, rows, contexts, offered, FORMAT)
+        scoring.option_logprobs(InProcessSampler(model=reward.core), encoder, rows, contexts, offered, FORMAT)

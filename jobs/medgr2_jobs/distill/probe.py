@@ -11,6 +11,7 @@ from typing import Any
 
 from medgr2_api.training_spec import AnswerFormat
 
+from ..engine.sampler import Sampler
 from ..evaluate import scoring
 from ..generate.candidate_schema import OPTION_COUNT
 from ..generate.sampling_plan import Task
@@ -69,7 +70,7 @@ class Probe:
 class AskedPolicy:
     """The policy, to be asked."""
 
-    model: Any
+    sampler: Sampler
     encoder: Encoder
     answer_format: AnswerFormat
 
@@ -77,7 +78,7 @@ class AskedPolicy:
         """The option that it names for each question, greedily; None: none."""
         prompts = [answers.prompt_of(question, self.answer_format) for question in questions]
         rows = [PromptResponse(prompt.image_sha256, prompt.text) for prompt in prompts]
-        texts = scoring.greedy(self.model, self.encoder, rows, self.answer_format, _between(ctx, phase, len(rows)))
+        texts = scoring.greedy(self.sampler, self.encoder, rows, self.answer_format, _between(ctx, phase, len(rows)))
         return [
             answers.extract(text, question.options, self.answer_format)
             for text, question in zip(texts, questions, strict=True)

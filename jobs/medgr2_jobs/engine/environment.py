@@ -1,8 +1,8 @@
 """vLLM's own Python environment: made by one command from pins of its own, kept in the cache folder.
 
-vLLM is a program that we start, never a library that we import: its pins of torch and transformers are not ours. What is
-installed is a whole list of pins without resolving anything, so that the same list gives the same environment with uv and
-with pip. It is made anew by `uv pip compile` (docs/engine.md); the list's digest is part of the folder's name.
+vLLM is a program that we start, never a library that we import: its pins of torch and transformers are not ours. What
+is installed is a whole list of pins without resolving anything, so that the same list gives the same environment with
+uv and with pip. The list is made by `uv pip compile` (docs/engine.md); its digest is part of the folder's name.
 """
 
 from __future__ import annotations
@@ -147,22 +147,24 @@ def _locked(environment: Environment) -> Iterator[None]:
 
 def _make(environment: Environment) -> None:
     log = environment.cache / f"{environment.folder.name}.log"
-    python, requirements = str(environment.python), ("--no-deps", "--requirement", str(environment.pins))
-    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
-    with log.open("w") as stream:
-        if uv:
-            _run(environment, stream.name, [uv, "venv", "--quiet", "--python", sys.executable, str(environment.folder)])
-            install = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", python, *requirements]
-        else:
-            _run(environment, stream.name, [sys.executable, "-m", "venv", str(environment.folder)])
-            install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
-        _run(environment, stream.name, install)
+    log.unlink(missing_ok=True)
+    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv") or ""
+    venv = [uv, "venv", "--quiet", "--python", sys.executable] if uv else [sys.executable, "-m", "venv"]
+    _run(environment, log, [*venv, str(environment.folder)])
+    _run(environment, log, _install(uv, environment))
     if environment.build is Build.CPU:
         _name_platform(environment)
     atomic.write_text(environment.folder / _COMPLETE, f"{environment.version}\n")
 
 
-def _run(environment: Environment, log: str, command: list[str]) -> None:
+def _install(uv: str, environment: Environment) -> list[str]:
+    python, pins = str(environment.python), ["--no-deps", "--requirement", str(environment.pins)]
+    if uv:  # it takes what the project's own environment has from its cache, and compiles as pip does
+        return [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", python, *pins]
+    return [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *pins]
+
+
+def _run(environment: Environment, log: Path, command: list[str]) -> None:
     """One command, all that it says in the log.
 
     Raises:
@@ -171,12 +173,12 @@ def _run(environment: Environment, log: str, command: list[str]) -> None:
     kept = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
     # Nothing is written to the sources when they run: thousands of files would be compiled at every start.
     kept.pop("PYTHONDONTWRITEBYTECODE", None)
-    with Path(log).open("a") as stream:
+    with log.open("a") as stream:
         stream.write(f"$ {' '.join(command)}\n")
         stream.flush()
         done = subprocess.run(command, env=kept, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, check=False)
     if done.returncode:
-        text = Path(log).read_text(errors="replace")
+        text = log.read_text(errors="replace")
         with atomic.disk_errors(environment.folder):
             if "No space left on device" in text:
                 raise OSError(28, "No space left on device")

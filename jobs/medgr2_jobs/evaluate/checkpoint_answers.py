@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from medgr2_api.training_spec import AnswerFormat
 
+from ..engine.sampler import Sampler
 from ..models.vlm import Encoder, PromptResponse
 from .scoring import answer_context, greedy, option_logprobs
 
@@ -23,7 +23,7 @@ class CheckpointAnswers:
 
 
 def answer(
-    model: Any,
+    sampler: Sampler,
     encoder: Encoder,
     rows: Sequence[PromptResponse],
     options: Sequence[Sequence[str]],
@@ -33,7 +33,7 @@ def answer(
     """Asks a checkpoint.
 
     Args:
-        model: the checkpoint.
+        sampler: the checkpoint.
         encoder: of its processor.
         rows: N questions as they are put to it.
         options: (N) what each offers.
@@ -44,9 +44,9 @@ def answer(
     Raises:
         NotFinite: a log-probability is no number.
     """
-    texts = greedy(model, encoder, rows, answer_format, lambda done: within("answering", done / 2))
+    texts = greedy(sampler, encoder, rows, answer_format, lambda done: within("answering", done / 2))
     contexts = [answer_context(text) for text in texts]
     logprobs = option_logprobs(
-        model, encoder, rows, contexts, options, answer_format, lambda done: within("scoring", (len(rows) + done) / 2)
+        sampler, encoder, rows, contexts, options, answer_format, lambda done: within("scoring", (len(rows) + done) / 2)
     )
     return CheckpointAnswers(texts, logprobs)

@@ -11,6 +11,7 @@ import torch
 from medgr2_api.policy import PolicyRelease, WhenPolicyBeatsReward
 from medgr2_api.stages.grpo import GRPOParameters, learns_from
 
+from ..engine.in_process import InProcessSampler
 from ..evaluate import release
 from ..evaluate.checkpoint_answers import answer
 from ..evaluate.release import Floats, Release, Validation
@@ -94,7 +95,9 @@ class ReleaseJudge:
         _free()
         self._ctx.check_stop(step)
         encoder = vlm.Encoder(asked.processor(), self._ctx.images)
-        answered = answer(asked.load(), encoder, rows, [item.options for item in items], answer_format, within)
+        sampler = InProcessSampler(asked)
+        answered = answer(sampler, encoder, rows, [item.options for item in items], answer_format, within)
+        del sampler  # and its model, or nothing would be freed
         _free()
         return self._validation.right_of_policy(answered.logprobs)
 

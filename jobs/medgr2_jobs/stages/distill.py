@@ -17,6 +17,7 @@ from ..distill.gate import StudentGate
 from ..distill.lessons import INFO_FILE, Lesson, earlier_students, lessons, origins
 from ..distill.probe import AskedPolicy, Probe
 from ..distill.sampler import Asking, Student, ask
+from ..engine.in_process import InProcessSampler
 from ..generate.prepared_images import PreparedImages
 from ..models import checkpoint, vlm
 from ..models.generation import Decoding
@@ -121,7 +122,7 @@ def _judged(
     }
     by_first = {task.triplet_id: probe.first_triplet(measured.first[task.triplet_id], task) for task in measured.tasks}
     asked = checkpoint.published(ctx, "policy")
-    policy = AskedPolicy(asked.load(), Encoder(asked.processor(), ctx.images), parameters.answer_format)
+    policy = AskedPolicy(InProcessSampler(asked), Encoder(asked.processor(), ctx.images), parameters.answer_format)
     known = probe.gold(ctx, student, policy)
     mine, theirs = probe.judged(ctx, by_student, by_first, policy)
     accepts_above = probe.threshold(ctx)

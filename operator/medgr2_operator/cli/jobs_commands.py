@@ -1,4 +1,4 @@
-"""`medgr2 doctor`, `prompt`, `fetch`, `compare` and `vllm`: what they look at is the jobs' business, and so is their work."""
+"""`medgr2 doctor`, `prompt`, `fetch`, `compare`, `vllm`: what they look at is the jobs' business, as is their work."""
 
 from __future__ import annotations
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from medgr2_api.training_spec import AnswerFormat
+from medgr2_jobs.engine import in_process
+from medgr2_jobs.engine.in_process import InProcessSampler
 from medgr2_jobs.evaluate import scoring
 from medgr2_jobs.models import vlm
 from medgr2_jobs.models.vlm import PromptResponse
@@ -51,11 +53,13 @@ def one_by_one(
 def test_option_texts_equal_a_forward_pass_of_each_option(
     tiny_model: Loaded, store: ImageStore, colours: dict[str, str], budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "SCORING_TOKENS", budget)
+    monkeypatch.setattr(in_process, "SCORING_TOKENS", budget)
     model, encoder = tiny_model[0], vlm.Encoder(tiny_model[1], store)
     asked = rows(colours)
     offered = [OFFERED, OFFERED[:2], OFFERED[::-1], OFFERED]
-    found = scoring.option_logprobs(model, encoder, asked, CONTEXTS, offered, AnswerFormat.OPTION_TEXT)
+    found = scoring.option_logprobs(
+        InProcessSampler(model=model), encoder, asked, CONTEXTS, offered, AnswerFormat.OPTION_TEXT
+    )
     for row, context, choices, values in zip(asked, CONTEXTS, offered, found, strict=True):
         expected = [one_by_one(model, encoder, row, context, f"{option}</answer>")[0] for option in choices]
         assert values == pytest.approx(expected, abs=1e-4)
@@ -67,7 +71,9 @@ def test_letters_equal_a_forward_pass_of_each_letter(
 ) -> None:
     model, encoder = tiny_model[0], vlm.Encoder(tiny_model[1], store)
     asked = rows(colours)
-    found = scoring.option_logprobs(model, encoder, asked, CONTEXTS, [OFFERED] * 4, AnswerFormat.LETTER)
+    found = scoring.option_logprobs(
+        InProcessSampler(model=model), encoder, asked, CONTEXTS, [OFFERED] * 4, AnswerFormat.LETTER
+    )
     for row, context, values in zip(asked, CONTEXTS, found, strict=True):
         expected = [one_by_one(model, encoder, row, context, letter)[0] for letter in "ABCD"]
         assert values == pytest.approx(expected, abs=1e-4)
@@ -82,7 +88,9 @@ def test_a_letter_that_the_tokenizer_melts_into_the_tag_is_scored_as_that_token(
     start = len(encoder.response_ids(context)) - 2
     expected = [one_by_one(model, encoder, row, context, letter, start) for letter in "ABCD"]
     assert all(len(tokens) == 1 for _, tokens in expected)
-    found = scoring.option_logprobs(model, encoder, [row], [context], [OFFERED], AnswerFormat.LETTER)
+    found = scoring.option_logprobs(
+        InProcessSampler(model=model), encoder, [row], [context], [OFFERED], AnswerFormat.LETTER
+    )
     assert found[0] == pytest.approx([value for value, _ in expected], abs=1e-4)
 
 
@@ -108,20 +116,22 @@ def test_greedy_answers_do_not_depend_on_the_batch(
     asked = rows(colours)
     monkeypatch.setitem(scoring.MAX_NEW_TOKENS, AnswerFormat.OPTION_TEXT, 8)
     expected = [vlm.generate(model, encoder, [row], max_new_tokens=8)[0] for row in asked]
-    assert scoring.greedy(model, encoder, asked, AnswerFormat.OPTION_TEXT) == expected
-    monkeypatch.setattr(scoring, "SAMPLING_TOKENS", 1)
+    assert scoring.greedy(InProcessSampler(model=model), encoder, asked, AnswerFormat.OPTION_TEXT) == expected
+    monkeypatch.setattr(in_process, "SAMPLING_TOKENS", 1)
     done: list[int] = []
-    assert scoring.greedy(model, encoder, asked, AnswerFormat.OPTION_TEXT, done.append) == expected
+    assert (
+        scoring.greedy(InProcessSampler(model=model), encoder, asked, AnswerFormat.OPTION_TEXT, done.append) == expected
+    )
     assert done == [1, 2, 3, 4]
 
 
 def test_pieces_cover_everything_within_the_budget() -> None:
     lengths = [5, 1, 1, 9, 30, 2, 2]
-    pieces = list(scoring._pieces(lengths, 10, 3))
+    pieces = list(in_process._pieces(lengths, 10, 3))
     assert [index for piece in pieces for index in piece] == list(range(7))
     assert all(len(piece) == 1 or max(lengths[i] for i in piece) * len(piece) <= 10 for piece in pieces)
-    assert list(scoring._pieces([], 10)) == []
-    assert [len(piece) for piece in scoring._pieces([1] * 7, 100, 3)] == [3, 3, 1]
+    assert list(in_process._pieces([], 10)) == []
+    assert [len(piece) for piece in in_process._pieces([1] * 7, 100, 3)] == [3, 3, 1]
 
 
 def test_text_only_answers_do_not_depend_on_images_shown_before(
@@ -133,9 +143,13 @@ def test_text_only_answers_do_not_depend_on_images_shown_before(
     text_only = [PromptResponse(None, "cyst, nodule"), PromptResponse(None, "What ? cyst")]
     model.model.rope_deltas = None
     expected = vlm.generate(model, encoder, text_only, max_new_tokens=12)
-    scores = scoring.option_logprobs(model, encoder, text_only, CONTEXTS[:2], [OFFERED] * 2, AnswerFormat.OPTION_TEXT)
+    scores = scoring.option_logprobs(
+        InProcessSampler(model=model), encoder, text_only, CONTEXTS[:2], [OFFERED] * 2, AnswerFormat.OPTION_TEXT
+    )
     pictures = [PromptResponse(colours[name], "Which finding ?") for name in ("red", "green", "blue")]
     vlm.generate(model, encoder, pictures, max_new_tokens=4)
     assert vlm.generate(model, encoder, text_only, max_new_tokens=12) == expected
-    again = scoring.option_logprobs(model, encoder, text_only, CONTEXTS[:2], [OFFERED] * 2, AnswerFormat.OPTION_TEXT)
+    again = scoring.option_logprobs(
+        InProcessSampler(model=model), encoder, text_only, CONTEXTS[:2], [OFFERED] * 2, AnswerFormat.OPTION_TEXT
+    )
     assert again == scores
