@@ -245,7 +245,15 @@ def cycle() -> str:
             graph("Token accuracy", "On the answers' tokens", "percentunit",
                   {f"medgr2_stage_token_accuracy_ratio{of}": _STAGE}),
             graph("Tokens per second", "Of all processes", "none", {f"medgr2_stage_tokens_per_second{of}": _STAGE}),
-            graph("Step", "Duration of an optimizer step", "s", {f"medgr2_stage_step_duration_seconds{of}": _STAGE}),
+            graph(
+                "Step, checkpoint",
+                "Duration of an optimizer step, and of the last checkpoint's writing",
+                "s",
+                {
+                    f"medgr2_stage_step_duration_seconds{of}": _STAGE,
+                    f"medgr2_stage_checkpoint_duration_seconds{of}": f"{_STAGE} checkpoint",
+                },
+            ),
             graph(
                 "Steps", "Done and planned", "none",
                 {f"medgr2_stage_steps{of}": _STAGE + " done", f"medgr2_stage_steps_planned{of}": _STAGE + " planned"},

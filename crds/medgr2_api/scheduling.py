@@ -116,6 +116,11 @@ class FailurePolicy(Model):
     """Wait before the first retry; doubles each time."""
     max_backoff_seconds: Annotated[float, Field(ge=0)] = 600
     """Longest wait between two attempts, in seconds."""
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 900
+    """A training writes a checkpoint when the last one is this old, beside those at each fifth of it; nothing that it
+    publishes depends on it."""
+    stall_seconds: Annotated[float, Field(gt=0)] = 1800
+    """A training in which no step ends for this long prints what each thread is doing, and is tried again."""
 
 
 class PodTemplate(Model):

@@ -151,6 +151,10 @@ class StageRequest(Model):
     volume (`workspace.spend`), which survive what a status does not learn of; a shard keeps to its share."""
     grace_seconds: float = 300
     """Seconds between SIGTERM and SIGKILL."""
+    checkpoint_seconds: float = 900
+    """A training writes a checkpoint when the last one is this old."""
+    stall_seconds: float = 1800
+    """A training in which no step ends for so long is given up (exit code 75)."""
     collect: bool = False
     """Only read the manifest of an earlier success and report it: its pod was gone before its result was read."""
     threads: int = 1

@@ -61,6 +61,10 @@ class BudgetSpent(TemporaryError):
         return BUDGET_SPENT
 
 
+class Stalled(TemporaryError):
+    """A training makes no steps any more (exit 75): the log has what each of its threads was doing."""
+
+
 class Fenced(StageError):
     """A newer attempt of this stage has started; this one publishes nothing (exit 75)."""
 

@@ -35,7 +35,7 @@ from medgr2_jobs.models import vlm
 from medgr2_jobs.reward.model import RewardModel
 from medgr2_jobs.store.artifact import ArtifactReader, ArtifactWriter
 from medgr2_jobs.store.rows.training import Rollout
-from medgr2_jobs.training import trainer
+from medgr2_jobs.training import checkpoints
 from tests.support import policy_fixtures
 from tests.support.fixtures import artifact_ref, prepared_workspace, stage_request
 from tests.support.policy_fixtures import PolicyWorkspace
@@ -154,7 +154,7 @@ def losses(workspace: PolicyWorkspace, request: StageRequest) -> list[float]:
 
 def checkpoint(workspace: PolicyWorkspace, request: StageRequest, layout: str = "2 DDP") -> int:
     """Step of the newest complete checkpoint of two processes; -1: none."""
-    found = trainer.latest_checkpoint(ArtifactWriter(workspace.root, request).work, layout)
+    found = checkpoints.latest_checkpoint(ArtifactWriter(workspace.root, request).work, layout)
     return int(found.name.rsplit("-", 1)[1]) if found else -1
 
 

@@ -33,7 +33,7 @@ from medgr2_jobs.store.rows import TableRow
 from medgr2_jobs.store.rows.candidates import AnswerPosterior, Candidate, CandidateOutcome, Score
 from medgr2_jobs.store.rows.prepared import GradedRow, Item
 from medgr2_jobs.store.rows.training import CalibrationRow, Preference, RewardAnswer
-from medgr2_jobs.training import trainer
+from medgr2_jobs.training import checkpoints
 from tests.support.fixtures import artifact_ref, prepare_parameters, prepared_workspace, run_stage, stage_request
 from tests.support.rows import row_of
 
@@ -237,7 +237,7 @@ def test_sigterm_leaves_a_checkpoint_and_exit_85(workspace, tmp_path):
     progress = workspace.root / "cycles/test/progress"
     status = in_child(request, workspace.root, lambda: any(progress.glob("*reward*.json")), signal.SIGTERM)
     assert os.waitstatus_to_exitcode(status) == ExitCode.CHECKPOINTED
-    assert trainer.latest_checkpoint(work_of(workspace.root, request)) is not None
+    assert checkpoints.latest_checkpoint(work_of(workspace.root, request)) is not None
     resumed = run_stage(workspace.root, request.model_copy(update={"attempt": 2}))
     straight = run_stage(prepared(tmp_path / "straight").root, request)
     assert resumed.output_digest == straight.output_digest

@@ -14,7 +14,7 @@ from prometheus_client import generate_latest
 from medgr2_jobs.reward import train as reward_train
 from medgr2_jobs.runner.main import execute
 from medgr2_jobs.runner.metrics_server import FIGURES, StageMetrics
-from medgr2_jobs.training import trainer
+from medgr2_jobs.training import stage_callback
 from tests.support import policy_fixtures
 from tests.support.fixtures import last_said, prepared_workspace, stage_request
 
@@ -67,14 +67,14 @@ def test_the_reward_stage_counts_the_tokens_it_learns_from(tmp_path: Path, monke
         },
     }  # fmt: skip
     said: list[dict[str, float]] = []
-    progress = trainer.StageContext.progress
+    progress = stage_callback.StageContext.progress
 
     def listening(self: Any, phase: str, step: int, total: int, **metrics: float) -> None:
         if phase == "train":
             said.append(metrics)
         progress(self, phase, step, total, **metrics)
 
-    monkeypatch.setattr(trainer.StageContext, "progress", listening)
+    monkeypatch.setattr(stage_callback.StageContext, "progress", listening)
     assert execute(stage_request("reward", 0, parameters, {"prepare": prepare}), tmp_path) == 0
     assert {"loss"} | SPEED <= set(said[-1])
     assert [round(each["tokens"]) for each in said[:4]] == [sum(batches[: n + 1]) for n in range(4)]
@@ -82,10 +82,10 @@ def test_the_reward_stage_counts_the_tokens_it_learns_from(tmp_path: Path, monke
 
 def test_speed_is_what_passed_between_two_logs(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter((100.0, 102.0, 110.0, 110.5))
-    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(stage_callback, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     said: list[dict[str, float]] = []
     context = SimpleNamespace(progress=lambda phase, step, total, **metrics: said.append(metrics))
-    callback = trainer.StageCallback(context, "sft", settings="policy.sft.trainer")  # type: ignore[arg-type]
+    callback = stage_callback.StageCallback(context, "sft", settings="policy.sft.trainer")  # type: ignore[arg-type]
     logs: list[tuple[int, dict[str, Any]]] = [
         (1, {"loss": 3.0, "num_tokens": 1000}),
         (2, {"loss": 2.0, "num_tokens": 1600}),

@@ -29,7 +29,7 @@ from medgr2_jobs.store.images import ImageStore
 from medgr2_jobs.store.rows import Split
 from medgr2_jobs.store.rows.candidates import Candidate, Decision
 from medgr2_jobs.store.rows.prepared import Image, ImageOrigin, Item, PhantomRow
-from medgr2_jobs.training import trainer
+from medgr2_jobs.training import stage_callback
 from tests.support import fork_runner, jobs_fixtures
 from tests.support.rows import row_of
 
@@ -237,7 +237,7 @@ def disturbed(request: StageRequest, root: Path, moment: str, number: int, sign:
     torch.set_num_threads(1)
     sampler.PART_TASKS = 4
     seen = 0
-    step, part = trainer.StageCallback.on_log, sampler._asked
+    step, part = stage_callback.StageCallback.on_log, sampler._asked
 
     def strike() -> None:
         nonlocal seen
@@ -255,7 +255,7 @@ def disturbed(request: StageRequest, root: Path, moment: str, number: int, sign:
             strike()
         return part(*args)
 
-    trainer.StageCallback.on_log = on_log  # type: ignore[method-assign]
+    stage_callback.StageCallback.on_log = on_log  # type: ignore[method-assign]
     sampler._asked = asked
     os.environ[REQUEST_ENV] = request.model_dump_json(by_alias=True)
     os.environ[WORKSPACE_ENV] = str(root)

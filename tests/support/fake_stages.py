@@ -99,7 +99,7 @@ def crash_at(point: str) -> None:
         "link": (atomic, "create_text"),
         "clean": (ArtifactWriter, "clean"),
         "iteration-link": (publishing, "link"),
-        "result": (runner, "_write_result"),
+        "result": (runner, "write_result"),
     }[name]
     original = getattr(owner, attribute)
 

@@ -31,7 +31,7 @@ from medgr2_jobs.store.rows import Split, TableRow
 from medgr2_jobs.store.rows.candidates import Candidate, CandidateOutcome, Decision
 from medgr2_jobs.store.rows.prepared import Image, Item
 from medgr2_jobs.store.rows.training import RewardAnswer
-from medgr2_jobs.training import trainer
+from medgr2_jobs.training import stage_callback
 from tests.support import fork_runner
 from tests.support.rows import row_of
 
@@ -263,7 +263,7 @@ def disturbed(request: StageRequest, root: Path, step: int, sign: int, moment: s
     """
     torch.set_num_threads(1)
     name = f"on_{moment}"
-    original = getattr(trainer.StageCallback, name)
+    original = getattr(stage_callback.StageCallback, name)
 
     def strike(self: Any, args: Any, state: Any, control: Any, **more: Any) -> Any:
         nonlocal step
@@ -272,7 +272,7 @@ def disturbed(request: StageRequest, root: Path, step: int, sign: int, moment: s
             os.kill(os.getpid(), sign)
         return original(self, args, state, control, **more)
 
-    setattr(trainer.StageCallback, name, strike)
+    setattr(stage_callback.StageCallback, name, strike)
     os.environ[REQUEST_ENV] = request.model_dump_json(by_alias=True)
     os.environ[WORKSPACE_ENV] = str(root)
     os._exit(main())

@@ -20,15 +20,9 @@ from ..models import vlm
 from ..models.patches import trl_head
 from ..models.vlm import PromptResponse
 from ..runner.context import StageContext
-from ..training.trainer import (
-    StageCallback,
-    lora_config,
-    place_checkpoints,
-    refusals,
-    train,
-    trainer_arguments,
-    trainer_options,
-)
+from ..training.checkpoints import place_checkpoints
+from ..training.stage_callback import StageCallback
+from ..training.trainer import lora_config, refusals, train, trainer_arguments, trainer_options
 from .dataset import CompletionCollator, sft_dataset
 from .model import ExactResume, trained
 

@@ -22,7 +22,9 @@ from medgr2_api.reward_model import ResolvedRewardTraining
 from ..errors import DataError
 from ..models.vlm import Encoder, PromptResponse
 from ..runner.context import StageContext
-from ..training.trainer import StageCallback, lora_config, place_checkpoints, refusals, trainer_arguments
+from ..training.checkpoints import place_checkpoints
+from ..training.stage_callback import StageCallback
+from ..training.trainer import lora_config, refusals, trainer_arguments
 from ..training.trainer import train as run_trainer
 from .model import RewardModel
 

@@ -22,7 +22,6 @@ from medgr2_api.guarded_streams import guarded
 from medgr2_api.stage_contract import (
     INDEX_ENV,
     REQUEST_ENV,
-    RESULT_PATH_ENV,
     WORKSPACE_ENV,
     ExitCode,
     Shard,
@@ -31,13 +30,14 @@ from medgr2_api.stage_contract import (
 )
 from medgr2_api.stages import stage_names
 
-from ..errors import ConfigError, CorruptArtifact, StageError, TemporaryError
-from ..store import atomic, manifest
+from ..errors import ConfigError, CorruptArtifact, TemporaryError
+from ..store import manifest
 from ..store.artifact import ArtifactWriter
 from . import publishing, stage_log
 from .attempt import run_guarded, work
 from .distributed.launch import launch
 from .distributed.rendezvous import Rendezvous
+from .ending import write_result
 from .metrics_server import serve_metrics
 from .process_group import ProcessGroup
 
@@ -93,7 +93,7 @@ def execute(request: StageRequest, root: Path, stop: threading.Event | None = No
             extra={"fields": {"inputHash": request.input_hash, "token": request.token}},
         )
         result = run_guarded(request, root, lambda: _run(request, root, stop_event, usage), usage)
-        _write_result(result)
+        write_result(result)
         _log_end(result)
     return result.exit_code
 
@@ -112,23 +112,8 @@ def _log_end(result: StageResult) -> None:
 def _refuse(message: str) -> int:
     """What was asked cannot be understood."""
     _log.error("%s", message)
-    _write_result(StageResult(exit_code=ExitCode.USAGE, reason="BadRequest", message=message))
+    write_result(StageResult(exit_code=ExitCode.USAGE, reason="BadRequest", message=message))
     return ExitCode.USAGE
-
-
-def _write_result(result: StageResult) -> None:
-    """Writes the result to where it was asked for."""
-    path = os.environ.get(RESULT_PATH_ENV)
-    if not path:
-        return
-    text = result.to_termination_message()
-    try:
-        try:
-            atomic.write_text(Path(path), text)
-        except OSError:  # a pod's termination log is a mount: it can be written, not replaced
-            Path(path).write_text(text)
-    except (OSError, StageError) as error:  # the exit code still says what happened
-        _log.error("could not leave the result at %s: %s", path, error)
 
 
 def _run(request: StageRequest, root: Path, stop: threading.Event, usage: dict[str, float]) -> StageResult:

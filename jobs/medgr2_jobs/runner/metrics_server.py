@@ -35,6 +35,7 @@ FIGURES = {
     "tokens": ("medgr2_stage_tokens_total", "Tokens of all processes since training began or, in stage sft, resumed"),
     "tokens_per_second": ("medgr2_stage_tokens_per_second", "Tokens of all processes per second, last logged steps"),
     "step_seconds": ("medgr2_stage_step_duration_seconds", "Duration of an optimizer step, last logged steps"),
+    "checkpoint_seconds": ("medgr2_stage_checkpoint_duration_seconds", "Duration of the last checkpoint's writing"),
     "failed": ("medgr2_stage_failed_requests_total", "Requests to the generator that got no usable answer"),
     "concurrency": ("medgr2_stage_generator_concurrency", "Requests to the generator that may be in flight"),
     "generatorUSD": ("medgr2_stage_generator_usd_total", "US dollars paid for this part of the work by all attempts"),

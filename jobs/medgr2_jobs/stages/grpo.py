@@ -41,11 +41,10 @@ from ..runner.context import StageContext, StageOutcome
 from ..runner.distributed import deepspeed
 from ..store.rows.candidates import Candidate, Triplet, triplet_of
 from ..store.rows.training import Rollout
+from ..training.checkpoints import latest_checkpoint, place_checkpoints
+from ..training.stage_callback import StageCallback
 from ..training.trainer import (
-    StageCallback,
-    latest_checkpoint,
     lora_config,
-    place_checkpoints,
     refusals,
     train,
     trainer_arguments,

@@ -143,10 +143,11 @@ def _ask_reward(ctx: Context, asked: Sequence[OpenQuestion], heard: Sequence[Vot
     loaded: tuple[RewardModel, Encoder] | None = None
     scores: list[tuple[float, ...]] = []
     pieces = parts(asked, _TEXTS // 4)
+    before = len(list(ctx.work.glob("votes-*.json")))  # finished parts, too: a step must not fall back
     for index, piece in enumerate(pieces):
         path = ctx.work / f"scores-{index:05d}.json"
         ctx.progress("ask R", len(scores), len(asked))
-        ctx.check_stop(index)
+        ctx.check_stop(before + index)
         if not path.is_file():
             if loaded is None:
                 folder = ctx.input("reward").folder_of("model")

@@ -126,6 +126,8 @@ def _attempt(
         inputs=inputs,
         generator_budget_usd=budget,
         grace_seconds=cycle.spec.template.termination_grace_period_seconds,
+        checkpoint_seconds=cycle.spec.failure_policy.checkpoint_seconds,
+        stall_seconds=cycle.spec.failure_policy.stall_seconds,
         collect=record.collect,
     )
     resumes = same and not record.collect and (record.run_seconds > 0 or record.checkpoint_step >= 0)
