@@ -79,7 +79,9 @@ def build(folder: Path, shape: dict[str, Any], *, seed: int = 0) -> None:
     )
     Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
     Qwen2_5_VLProcessor(
-        Qwen2VLImageProcessor(min_pixels=pixels, max_pixels=pixels * shape["image_tokens"]),
+        Qwen2VLImageProcessor(
+            min_pixels=pixels * shape.get("least_image_tokens", 1), max_pixels=pixels * shape["image_tokens"]
+        ),
         tokenizer,
         Qwen2VLVideoProcessor(),
         chat_template=TEMPLATE,

@@ -183,7 +183,8 @@ class StageResult(Model):
     metrics: Figures = Field(default_factory=dict)
     """A few headline figures."""
     usage: Figures = Field(default_factory=dict)
-    """Money and time: `wallSeconds`, `cpuSeconds`, `gpuSeconds` of this attempt; `generatorUSD` of all attempts at this
+    """Money, time and memory: `wallSeconds`, `cpuSeconds`, `gpuSeconds`, `peakMemoryBytes` and `peakGPUMemoryBytes` of
+    this attempt (of the process that published; of shards the largest peak); `generatorUSD` of all attempts at this
     artifact so far."""
 
     def to_termination_message(self) -> str:

@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import random
+import resource
 import sys
 import threading
 import time
@@ -97,7 +98,7 @@ def work(
         process_group.barrier()
         outcome = run(context)
         spent = {"wallSeconds": time.monotonic() - wall, "cpuSeconds": _cpu_seconds() - cpu}
-        spent = {name: round(seconds, 3) for name, seconds in spent.items()}
+        spent = {name: round(seconds, 3) for name, seconds in spent.items()} | peak_memory()
         return process_group.broadcast(publishing.publish(context, outcome, spent) if process_group.main else None)
     except BaseException:
         if process_group.main and not publishing.is_published(context.writer):
@@ -137,6 +138,27 @@ def build_context(
 def _cpu_seconds() -> float:
     """Processor time of this process and its ended children: unlike wall time, the same on a busy machine."""
     return sum(os.times()[:4])
+
+
+def peak_memory() -> dict[str, float]:
+    """The most memory that this process has held so far, in bytes, and its GPU's, where it has one."""
+    peaks = {"peakMemoryBytes": float(_peak_resident())}
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            peaks["peakGPUMemoryBytes"] = float(torch.cuda.max_memory_reserved())
+    return peaks
+
+
+def _peak_resident() -> int:
+    """Of this process alone: what `getrusage` says counts the forkserver, from which it was forked."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), "VmHWM: 0 kB")
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _set_up(seed: int, threads: int) -> None:

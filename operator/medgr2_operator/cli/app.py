@@ -113,8 +113,33 @@ def plan(
     file: File,
     workspace: Workspace = Path(".medgr2"),
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    fit: Annotated[
+        bool,
+        typer.Option("--fit", help="Instead: memory, disk, GPU-hours and time; ends with 78 where it does not fit."),
+    ] = False,
+    gpu: Annotated[str, typer.Option(help="With --fit: kind of GPU, such as 'H100 80GB'.")] = "",
+    gpus: Annotated[int, typer.Option(min=0, help="With --fit: GPUs of this computer, for `medgr2 run`.")] = 0,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE=PATH", help="With --fit: a model's config.json, as policy=PATH or reward=PATH."),
+    ] = None,
+    seed_questions: Annotated[int | None, typer.Option(min=0, help="With --fit: how many the sources have.")] = None,
+    images: Annotated[int | None, typer.Option(min=0, help="With --fit: how many there are in all.")] = None,
+    benchmark_questions: Annotated[
+        int | None, typer.Option(min=0, help="With --fit: how many the benchmarks have.")
+    ] = None,
 ) -> None:
-    """Show the resolved parameters and where each came from, the graph, what would run and why, and what is reused."""
+    """Show the resolved parameters and where each came from, the graph, what would run and why, and what is reused.
+
+    With --fit: what the cycle needs, and whether it has it.
+    """
+    if fit:
+        from .fit import FitOptions, show_fit
+
+        options = FitOptions(gpu, gpus, tuple(config or ()), seed_questions, images, benchmark_questions)
+        raise typer.Exit(show_fit(file, workspace, options, json))
+    if gpu or gpus or config or (seed_questions, images, benchmark_questions) != (None, None, None):
+        raise typer.BadParameter("--gpu, --gpus, --config and the numbers of rows go with --fit")
     from .plan import show_plan
 
     raise typer.Exit(show_plan(file, workspace, json))

@@ -27,7 +27,10 @@ def combine(results: Sequence[StageResult | None]) -> StageResult | None:
     first = read[0]
     if len(read) == 1:
         return first
-    usage = {key: sum(result.usage.get(key, 0.0) for result in read) for key in first.usage}
+    usage = {
+        key: (max if key.startswith("peak") else sum)(result.usage.get(key, 0.0) for result in read)
+        for key in first.usage
+    }
     return first.model_copy(
         update={
             "output_digest": combined_digest([result.output_digest for result in read]),
