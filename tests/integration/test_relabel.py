@@ -95,14 +95,34 @@ def test_an_expert_counts_as_gold_and_a_vetoed_question_is_not_asked(shared: Pol
     doubted = min(before, key=lambda row: row.posterior[row.claim])
     assert doubted.posterior[doubted.claim] < 0.5
     vetoed = next(row.triplet_id for row in before if row is not doubted)
-    sha256 = import_review.save(shared.root, [ReviewDecision(doubted.triplet_id, False), ReviewDecision(vetoed, True)])
+    answered = next(row for row in before if row.triplet_id not in (doubted.triplet_id, vetoed))
+    unlikeliest = min(range(4), key=lambda at: (at == answered.claim, answered.posterior[at]))
+    says = {row.triplet_id: row for row in shared.candidates}[answered.triplet_id].options
+    assert says is not None
+    reviews = [
+        ReviewDecision(doubted.triplet_id, False), ReviewDecision(vetoed, True),
+        ReviewDecision(answered.triplet_id, False, says[unlikeliest]),
+    ]  # fmt: skip
     request = shared.relabel(name="reviewed")
-    request = request.model_copy(update={"parameters": {**request.parameters, "review": sha256}})
+    parameters = {**request.parameters, "review": import_review.save(shared.root, reviews)}
+    curated = [
+        replace(row, keep=False, reasons=(*row.reasons, "wrong_answer"))
+        if row.triplet_id == answered.triplet_id
+        else row
+        for row in shared.decisions
+    ]
+    inputs = {**request.inputs, "decisions": publish_rows(shared, "curate", curated)}
+    request = request.model_copy(update={"parameters": parameters, "inputs": inputs})
     after = {row.triplet_id: row for row in posteriors(shared, request)}
     assert vetoed not in after
     found = after[doubted.triplet_id]
     assert (found.review, found.answer_index, found.agreed) == (doubted.claim, doubted.claim, True)
     assert found.posterior[doubted.claim] == 1
+    found = after[answered.triplet_id]
+    assert (found.review, found.answer_index, found.agreed) == (unlikeliest, unlikeliest, True)
+    assert found.claim != unlikeliest
+    assert found.posterior[unlikeliest] == 1
+    assert found.rationale
 
 
 def test_only_what_is_kept_or_rejected_by_its_score_is_asked(shared: PolicyWorkspace) -> None:

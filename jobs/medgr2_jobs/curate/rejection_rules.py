@@ -5,7 +5,8 @@ The whole way of a candidate, and the reason it ends with where it ends:
 1. `RULES`, below: it cannot be used, would contaminate a test, or is there already.
 2. The strategy (`selection.py`): `not_scored`, `below_threshold`, `not_in_top_k`, `not_in_random_k`.
 3. Of those that are left (`selection.py`): `guessable` (`option_prior_filter.py`), `balance` (`balance.py`).
-4. The expert: `vetoed`. Last of all, so that a review takes away and never brings in what nobody has looked at.
+4. The expert: `vetoed`, `wrong_answer`. Last of all, so that a review takes away and never brings in what nobody has
+   looked at.
 """
 
 from __future__ import annotations

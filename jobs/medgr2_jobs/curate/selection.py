@@ -33,6 +33,10 @@ NOT_SCORED = "not_scored"
 GUESSABLE, BALANCE = "guessable", "balance"
 #: Reasons that say no more than that R's score is not high enough.
 BY_SCORE = frozenset({"below_threshold", "not_in_top_k"})
+#: What an expert says: the triplet is of no use; its answer is wrong, and another one right.
+VETOED, WRONG_ANSWER = "vetoed", "wrong_answer"
+#: Reasons that are about the answer alone: the question may be asked again.
+ABOUT_THE_ANSWER = BY_SCORE | {WRONG_ANSWER}
 #: Target from which on a graded row counts as good: original (10) and lightly perturbed (6).
 GOOD_TARGET = 6.0
 #: Strategies that work without scores.

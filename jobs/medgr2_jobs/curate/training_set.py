@@ -23,7 +23,7 @@ from ..store.rows import Split
 from ..store.rows.candidates import AnswerPosterior, Candidate, Decision, Triplet, is_student, triplet_of
 from ..store.rows.prepared import Item
 from .option_shuffle import option_order
-from .selection import BY_SCORE
+from .selection import BY_SCORE, WRONG_ANSWER
 from .settled import asked_questions
 
 
@@ -35,7 +35,8 @@ class Origin(StrEnum):
     GENERATED = "generated"
     """A candidate that curation kept: its answer is believed."""
     CORRECTED = "corrected"
-    """One that curation kept, with another answer that was settled since."""
+    """One that curation kept, or would have but for an expert who named another answer, with the answer that was
+    settled since."""
     RESCUED = "rescued"
     """One that was rejected by its score alone, with the answer that was settled since."""
 
@@ -140,9 +141,10 @@ def becomes(decision: Decision, found: AnswerPosterior | None) -> Origin | None:
         return Origin.GENERATED if decision.keep else None
     if found.answer_index is None:
         return None
-    if decision.keep:
+    against = set(decision.reasons) - {WRONG_ANSWER}
+    if decision.keep or (decision.reasons and not against):
         return Origin.GENERATED if found.answer_index == found.claim else Origin.CORRECTED
-    return Origin.RESCUED if decision.reasons and BY_SCORE.issuperset(decision.reasons) else None
+    return Origin.RESCUED if against and BY_SCORE.issuperset(against) else None
 
 
 def _generated(inputs: ArtifactInputs, iteration: int, answer_format: AnswerFormat) -> Iterator[TrainingRow]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from ..curate.selection import BY_SCORE
+from ..curate.selection import ABOUT_THE_ANSWER
 from ..store.rows.candidates import Candidate, Decision, Triplet, triplet_of
 
 
@@ -17,27 +16,27 @@ class OpenQuestion:
 
     triplet: Triplet
     kept: bool
-    """Curation keeps the candidate; false: it is rejected by its score alone."""
+    """Curation keeps the candidate; false: it is rejected by its score alone, or for its answer by an expert."""
     review: int | None = None
-    """Index of the answer that an expert confirms."""
+    """Index of the answer that is right by an expert."""
 
 
 def questions(
     candidates: Iterable[Candidate],
     decisions: Mapping[str, Decision],
-    confirmed: AbstractSet[str],
+    reviewed: Mapping[str, int],
     most: int,
     seed: int,
 ) -> list[OpenQuestion]:
     """The questions to ask, in the order of the candidates.
 
-    What is kept, and what is rejected by its score alone: of what is contaminated, twice there, guessable, too many or
-    vetoed nothing may be learnt, whatever its answer is.
+    What is kept, and what is rejected by its score or for its answer alone: of what is contaminated, twice there,
+    guessable, too many or vetoed nothing may be learnt, whatever its answer is.
 
     Args:
         candidates: of the iteration.
         decisions: curation's, by triplet id.
-        confirmed: triplet ids whose answer an expert has looked at and let stand.
+        reviewed: index of the right answer by an expert, by triplet id: the generator's, confirmed, or another one.
         most: how many at most. An expert's come first, for they say how reliable the witnesses are; then the rejected
             ones, where R and the generator disagree; each drawn by lot.
         seed: of the lot.
@@ -47,9 +46,8 @@ def questions(
         decision, triplet = decisions.get(row.triplet_id), triplet_of(row)
         if decision is None or triplet is None:
             continue
-        if decision.keep or (decision.reasons and BY_SCORE.issuperset(decision.reasons)):
-            review = triplet.answer_index if row.triplet_id in confirmed else None
-            asked.append(OpenQuestion(triplet, decision.keep, review))
+        if decision.keep or (decision.reasons and ABOUT_THE_ANSWER.issuperset(decision.reasons)):
+            asked.append(OpenQuestion(triplet, decision.keep, reviewed.get(row.triplet_id)))
     if len(asked) <= most:
         return asked
     first = sorted(asked, key=lambda row: (row.review is None, row.kept, _lot(seed, row.triplet.triplet_id)))[:most]

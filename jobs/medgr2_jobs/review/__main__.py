@@ -40,8 +40,8 @@ def receive(
         replace: what was imported before does not count any more.
 
     Returns:
-        sha256, and how many triplets were decided, vetoed and generated; `earlier`: how many decisions of imports
-        before count as well.
+        sha256, and how many triplets were decided, vetoed, given another answer, and generated; `earlier`: how many
+        decisions of imports before count as well.
 
     Raises:
         ConfigError: nothing was generated in this iteration.
@@ -54,7 +54,10 @@ def receive(
     candidates = artifacts.input(role).rows(Candidate)
     decisions = import_review.check(import_review.parse(data, name), candidates, name)
     if not decisions:
-        raise DataError(f"{name}: no triplet is decided: fill in veto (true or false) for those that you looked at")
+        raise DataError(
+            f"{name}: no triplet is decided: fill in veto (true or false), or right (the right option), for those that "
+            "you looked at"
+        )
     before = [] if replace else import_review.earlier(root, cycle, iteration, candidates)
     everything = import_review.merged(before, decisions)
     sha256 = import_review.save(root, everything)
@@ -64,6 +67,7 @@ def receive(
         "sha256": sha256,
         "decided": len(counts),
         "vetoed": sum(decision.veto for decision in counts.values()),
+        "corrected": sum(decision.corrects for decision in counts.values()),
         "candidates": len(candidates),
         "earlier": len(everything) - len(decisions),
     }

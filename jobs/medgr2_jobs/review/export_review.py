@@ -20,6 +20,7 @@ from medgr2_api.printable import csv_cell
 from medgr2_api.stages import PREPARE
 from medgr2_api.stages.curate import CurateParameters
 
+from ..curate.selection import VETOED, WRONG_ANSWER
 from ..errors import ConfigError
 from ..generate.egress_policy import EgressPolicy
 from ..generate.prepared_images import PreparedImages
@@ -33,7 +34,8 @@ from .import_review import ReviewDecision
 FORMATS = ("jsonl", "csv")
 #: Posteriors of the likeliest answer between which an expert's word says most.
 DOUBT = (0.4, 0.8)
-VETOED = "vetoed"
+#: What an earlier review said: it is no reason not to look again.
+_REVIEWED = frozenset({VETOED, WRONG_ANSWER})
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,11 @@ class ReviewRow:
     rationale: str
     score: float | None
     reasons: tuple[str, ...]
-    """Why it was dropped, a veto apart."""
+    """Why it was dropped, an earlier review apart."""
     veto: bool | None
     """None: not decided."""
+    right: str
+    """The right option, where an expert has named one; empty: not decided, vetoed, or `answer` was confirmed."""
     reason: str
     by: str
     content: str
@@ -63,7 +67,7 @@ class ReviewRow:
 def triplets(root: Path, cycle: str, iteration: int, everything: bool, *, doubtful: bool = False) -> list[ReviewRow]:
     """A row per triplet to look at, in the order of their ids.
 
-    Those that were kept, and those that only an earlier review took out (with its veto).
+    Those that were kept, and those that only an earlier review took out (with what it says).
 
     Args:
         root: the workspace.
@@ -91,7 +95,7 @@ def triplets(root: Path, cycle: str, iteration: int, everything: bool, *, doubtf
         triplet, decision = triplet_of(candidate), decisions.get(candidate.triplet_id)
         if triplet is None or decision is None:
             continue
-        if everything or candidate.triplet_id in doubts or set(decision.reasons) <= {VETOED}:
+        if everything or candidate.triplet_id in doubts or _REVIEWED.issuperset(decision.reasons):
             name = triplet.triplet_id
             rows.append(
                 _row(triplet, decision, scores.get(name), reviews.get(name), import_review.content_of(candidate))
@@ -138,8 +142,9 @@ def _row(
         answer=triplet.options[triplet.answer_index],
         rationale=triplet.rationale,
         score=score,
-        reasons=tuple(reason for reason in decision.reasons if reason != VETOED),
+        reasons=tuple(reason for reason in decision.reasons if reason not in _REVIEWED),
         veto=review.veto if review else None,
+        right=review.right if review else "",
         reason=review.reason if review else "",
         by=review.by if review else "",
         content=content,

@@ -1,9 +1,12 @@
 """An expert's decisions: read from JSONL or CSV, checked line by line, and kept in the workspace by their sha256.
 
 The file in the workspace is JSONL, a line per decided triplet and reviewer, in the order of their ids:
-{"triplet_id", "veto": true|false, "reason"?: text, "by"?: text, "content"?: digest of what was looked at}.
+{"triplet_id", "veto": true|false, "right"?: the right option's text, "reason"?: text, "by"?: text, "content"?: digest
+of what was looked at}.
 
-An import adds to the one before it: of each reviewer the newest decision on a triplet counts, and one veto is enough.
+Who does not veto confirms the generator's answer, or names another option as right. An import adds to the one before
+it: of each reviewer the newest decision on a triplet counts, one veto is enough, and where reviewers name different
+answers the triplet counts as vetoed.
 The files before stay, and `reviews/<cycle>-i<iteration>.history` names them, a sha256 a line, the newest last.
 """
 
@@ -22,14 +25,17 @@ from medgr2_api import paths
 from medgr2_api.printable import from_csv_cell
 
 from ..errors import ConfigError, CorruptArtifact, DataError
+from ..prompts import answers
 from ..store import atomic
-from ..store.rows.candidates import Candidate
+from ..store.rows.candidates import Candidate, triplet_of
 from ..store.safe_path import inside
 
 _YES = frozenset({"true", "yes", "y", "1", "x", "veto"})
 _NO = frozenset({"false", "no", "n", "0", "keep"})
 _LONGEST = 2000  # characters of a reason or a name
 _SHOWN = 3
+#: Reason of a veto that no reviewer gave.
+DISAGREE = "reviewers name different answers"
 
 Row = Mapping[str, Any]
 """A line of a review's file."""
@@ -41,12 +47,18 @@ class ReviewDecision:
 
     triplet_id: str
     veto: bool
+    right: str = ""
+    """The option that is right: its text or, as it was read, its letter; empty: the generator's."""
     reason: str = ""
     by: str = ""
     content: str = ""
     """`content_of` the triplet that was looked at; empty: not known."""
     line: int = 0
     """Where it stands, for messages."""
+    answer_index: int | None = None
+    """Of the right option, once `check` has found it; None: vetoed, or there is no triplet."""
+    corrects: bool = False
+    """That is not the generator's answer."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -61,7 +73,8 @@ def content_of(row: Candidate) -> str:
 
 
 def parse(data: bytes, name: str) -> list[ReviewDecision]:
-    """Reads a file of decisions: CSV by its name, else JSONL. What has no veto is not decided and left out.
+    """Reads a file of decisions: CSV by its name, else JSONL. What has neither veto nor right answer is not decided and
+    left out.
 
     Args:
         data: the file.
@@ -124,21 +137,29 @@ def _decision(row: Row, line: int, where: str) -> ReviewDecision | None:
     if isinstance(veto, str):
         word = veto.strip().casefold()
         veto = True if word in _YES else False if word in _NO else veto if word else None
-    if veto is None:
-        return None
-    if not isinstance(veto, bool):
+    if veto is not None and not isinstance(veto, bool):
         raise DataError(f"{where}: veto: expected true, false, or nothing for not decided, not {veto!r}")
     texts = {}
-    for field in ("reason", "by", "content"):
+    for field in ("right", "reason", "by", "content"):
         value = row.get(field) or ""
         if not isinstance(value, str) or len(value) > _LONGEST:
             raise DataError(f"{where}: {field}: expected text of at most {_LONGEST} characters")
         texts[field] = value.strip()
-    return ReviewDecision(name.strip(), veto, **texts, line=line)
+    if veto is None and not texts["right"]:
+        return None
+    if veto and texts["right"]:
+        raise DataError(
+            f"{where}: right: {texts['right']!r} beside a veto; what is vetoed is not used at all. Leave veto empty to "
+            "have the question used with that answer, or right empty to have it dropped"
+        )
+    return ReviewDecision(
+        name.strip(), bool(veto), texts["right"], texts["reason"], texts["by"], texts["content"], line
+    )
 
 
 def check(decisions: Iterable[ReviewDecision], candidates: Sequence[Candidate], name: str) -> list[ReviewDecision]:
-    """The decisions, each with its content, once all of them are known to be about these candidates.
+    """The decisions, each with its content and its right answer, once all of them are known to be about these
+    candidates.
 
     Args:
         decisions: as they were read.
@@ -146,7 +167,8 @@ def check(decisions: Iterable[ReviewDecision], candidates: Sequence[Candidate], 
         name: of the file, for messages.
 
     Raises:
-        DataError: a triplet is not among the candidates, or is no longer what was looked at.
+        DataError: a triplet is not among the candidates, or is no longer what was looked at; the right answer is none
+            of its options.
     """
     by_id = {row.triplet_id: row for row in candidates}
     checked = []
@@ -164,17 +186,50 @@ def check(decisions: Iterable[ReviewDecision], candidates: Sequence[Candidate], 
                 f"{name}:{decision.line}: triplet {decision.triplet_id!r} is not what was reviewed: it was generated "
                 "again since. Export and review it anew, or take the review out of spec.reviews"
             )
-        checked.append(replace(decision, content=content))
+        checked.append(_answered(replace(decision, content=content), candidate, f"{name}:{decision.line}"))
     return checked
 
 
+def _answered(decision: ReviewDecision, candidate: Candidate, where: str) -> ReviewDecision:
+    """With the option that is right by it."""
+    triplet = triplet_of(candidate)
+    if decision.veto or (triplet is None and not decision.right):
+        return decision
+    if triplet is None:
+        raise DataError(f"{where}: right: triplet {decision.triplet_id!r} has no options; leave right empty")
+    if not decision.right:
+        return replace(decision, answer_index=triplet.answer_index)
+    texts = [answers.normalise(option) for option in triplet.options]
+    letters = list(answers.LETTERS[: len(texts)])
+    if (said := answers.normalise(decision.right)) in texts:
+        index = texts.index(said)
+    elif (letter := decision.right.upper()) in letters:
+        index = letters.index(letter)
+    else:
+        listed = ", ".join(f"{letter}: {option!r}" for letter, option in zip(letters, triplet.options, strict=False))
+        raise DataError(
+            f"{where}: right: {decision.right!r} is no option of triplet {decision.triplet_id!r}; give the text or the "
+            f"letter of one of {listed}"
+        )
+    return replace(decision, right=triplet.options[index], answer_index=index, corrects=index != triplet.answer_index)
+
+
 def by_triplet(decisions: Iterable[ReviewDecision]) -> dict[str, ReviewDecision]:
-    """What counts of each triplet: of several reviewers a veto, where there is one."""
+    """What counts of each triplet: of several reviewers a veto, where there is one; so it does where they disagree
+    about the right answer, for then nobody knows it.
+
+    Args:
+        decisions: as `check` returns them.
+    """
     counts: dict[str, ReviewDecision] = {}
     for decision in decisions:
         before = counts.get(decision.triplet_id)
         if before is None or (decision.veto and not before.veto):
             counts[decision.triplet_id] = decision
+        elif not before.veto and decision.answer_index != before.answer_index:
+            counts[decision.triplet_id] = replace(
+                before, veto=True, right="", reason=DISAGREE, answer_index=None, corrects=False
+            )
     return counts
 
 
@@ -189,7 +244,9 @@ def earlier(root: Path, cycle: str, iteration: int, candidates: Sequence[Candida
     if not lines:
         return []
     now = {row.triplet_id: content_of(row) for row in candidates}
-    return [row for row in _read(root, lines[-1]) if row.content in ("", now.get(row.triplet_id, " "))]
+    known = [row for row in _read(root, lines[-1]) if row.triplet_id in now]
+    still = [row for row in known if row.content in ("", now[row.triplet_id])]
+    return check(still, candidates, str(paths.review(lines[-1])))
 
 
 def remember(root: Path, cycle: str, iteration: int, sha256: str) -> None:
@@ -214,7 +271,9 @@ def dump(decisions: Iterable[ReviewDecision]) -> bytes:
     """The file for the workspace: the same bytes for the same decisions."""
     lines = []
     for decision in sorted(decisions, key=lambda decision: decision.key):
-        texts = {"reason": decision.reason, "by": decision.by, "content": decision.content}
+        texts = {
+            "right": decision.right, "reason": decision.reason, "by": decision.by, "content": decision.content,
+        }  # fmt: skip
         document = {"triplet_id": decision.triplet_id, "veto": decision.veto, **{k: v for k, v in texts.items() if v}}
         lines.append(json.dumps(document, ensure_ascii=False) + "\n")
     return "".join(lines).encode()

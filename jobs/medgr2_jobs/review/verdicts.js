@@ -33,9 +33,10 @@ class Verdicts {
     return given && row && given.content === row.content ? given : undefined;
   }
 
-  give(id, veto, reason) {
+  // right: text of the option that is right; empty: the generator's, unless there is a veto.
+  give(id, veto, reason, right = "") {
     const content = this.rows.get(id).content;
-    this.write(kept => { kept.verdicts[id] = { veto, reason, content, by: kept.by }; });
+    this.write(kept => { kept.verdicts[id] = { veto, right, reason, content, by: kept.by }; });
   }
 
   // Ids whose verdicts are of something that is not there any more; they are forgotten.
@@ -50,8 +51,8 @@ class Verdicts {
   // What is to be imported: a line for each verdict that was given, and none for what nobody decided.
   lines() {
     return [...this.rows.keys()].filter(id => this.of(id)).map(id => {
-      const { veto, reason, content, by } = this.of(id);
-      return JSON.stringify({ triplet_id: id, veto, reason, by: by || this.by, content }) + "\n";
+      const { veto, right = "", reason, content, by } = this.of(id);
+      return JSON.stringify({ triplet_id: id, veto, right, reason, by: by || this.by, content }) + "\n";
     });
   }
 }

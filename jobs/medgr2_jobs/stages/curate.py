@@ -10,7 +10,7 @@ from medgr2_api.stages.curate import CurateParameters
 
 from ..curate import option_shuffle, rejection_rules
 from ..curate.rejection_rules import Facts, Reasons
-from ..curate.selection import WITHOUT_SCORES, CandidateBatch, SelectionResult, choose
+from ..curate.selection import VETOED, WITHOUT_SCORES, WRONG_ANSWER, CandidateBatch, SelectionResult, choose
 from ..curate.training_set import training_set
 from ..errors import ConfigError
 from ..review import import_review
@@ -18,8 +18,6 @@ from ..runner.context import StageContext, StageOutcome
 from ..store.rows.candidates import Candidate, Decision, Score, Triplet
 from ..store.rows.prepared import Image, Item
 from ..store.rows.training import CalibrationRow
-
-VETOED = "vetoed"
 
 
 def run(ctx: StageContext[CurateParameters]) -> StageOutcome:
@@ -33,7 +31,7 @@ def run(ctx: StageContext[CurateParameters]) -> StageOutcome:
         reasons[name] += against
     counts = import_review.by_triplet(reviews)
     for name, review in counts.items():
-        reasons[name] += [VETOED] * review.veto
+        reasons[name] += [VETOED] * review.veto + [WRONG_ANSWER] * review.corrects
     kept = [row for row in facts.usable if not reasons[row.triplet_id]]
     counters = _counters(facts, reasons, chosen, len(kept))
     orders: dict[str, tuple[int, ...] | None] = {}

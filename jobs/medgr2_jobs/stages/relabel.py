@@ -75,11 +75,10 @@ def _asked(ctx: Context) -> list[OpenQuestion]:
     decisions = {row.triplet_id: row for row in ctx.input("decisions").rows(Decision)}
     sha256 = ctx.parameters.review
     reviews = import_review.by_triplet(import_review.load(ctx.root, sha256, candidates)) if sha256 else {}
-    confirmed = {name for name, review in reviews.items() if not review.veto}
-    vetoed = reviews.keys() - confirmed
-    left = {name: row for name, row in decisions.items() if name not in vetoed}
+    reviewed = {name: review.answer_index for name, review in reviews.items() if review.answer_index is not None}
+    left = {name: row for name, row in decisions.items() if name in reviewed or name not in reviews}
     most = ctx.parameters.cross_examination.max_questions
-    return questions(candidates, left, confirmed, most, ctx.parameters.seed)
+    return questions(candidates, left, reviewed, most, ctx.parameters.seed)
 
 
 def _ask_policy(ctx: Context, asked: Sequence[OpenQuestion]) -> list[Votes]:

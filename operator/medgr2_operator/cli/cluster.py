@@ -31,7 +31,7 @@ cluster = typer.Typer(
 )
 review = typer.Typer(
     name="review",
-    help="Let an expert review kept triplets; what is vetoed is not learnt.",
+    help="Let an expert review triplets: what is vetoed is not learnt, what is answered is learnt so.",
     no_args_is_help=True,
     cls=CommandGroup,
 )
@@ -242,7 +242,7 @@ def import_review(
     pod: ReaderPodOptions,
     on: WhereOptions,
 ) -> None:
-    """Check an expert's review and let it count: curate drops what was vetoed."""
+    """Check an expert's review and let it count: curate drops what was vetoed, relabel takes right answers as gold."""
     place = on.at(cycle, pod)
     raise typer.Exit(
         place.import_review(cycle, iteration, file, replace=replace, restart=not no_restart, wait=wait * timeout)

@@ -77,7 +77,7 @@ class ExportRequest:
             print(
                 f"left out: {summary['withheld']} triplets about images that may not leave the site; --on-site has them"
             )
-        print("fill in veto (true or false) where you have decided, or use the page; then")
+        print("where you have decided fill in veto (true or false) or right (the right option), or use the page; then")
         print(f"  {typed('review', 'import', self.cycle, file, '--iteration', self.iteration, *where)}")
 
 
@@ -88,6 +88,7 @@ class ImportedReview:
     sha256: str
     decided: int
     vetoed: int
+    corrected: int
     candidates: int
     earlier: int
 
@@ -97,7 +98,9 @@ class ImportedReview:
         return cls(**json.loads(document))
 
     def __str__(self) -> str:
-        counts = f"{self.vetoed} vetoed, {self.decided - self.vetoed} confirmed, of {self.candidates} candidates"
+        confirmed = self.decided - self.vetoed - self.corrected
+        answered = f", {self.corrected} answered otherwise" if self.corrected else ""
+        counts = f"{self.vetoed} vetoed, {confirmed} confirmed{answered}, of {self.candidates} candidates"
         added = f"; {self.earlier} decisions of earlier imports count as well (--replace forgets them)"
         return f"{paths.review(self.sha256)}: {counts}{added if self.earlier else ''}"
 

@@ -178,6 +178,6 @@ class AnswerPosterior(TableRow):
     policy_shares: tuple[float, ...]
     """Share of the policy's readable answers that pick each option; zeros: none could be read."""
     review: int | None
-    """What an expert says; null: nobody has looked at it."""
+    """What is right by an expert, who confirms the generator or names another option; null: nobody has looked."""
     agreed: bool
     """At least two of R, policy and generator pick the settled answer, or an expert does."""

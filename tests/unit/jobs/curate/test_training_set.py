@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +107,28 @@ def found(name: str, answer_index: int | None, *, claim: int = 0, agreed: bool =
 def corrected(made: CurateWorkspace, *, deals: bool = False) -> dict[str, TrainingRow]:
     """D_gen by row id, without the seed: of kept and rejected candidates each way."""
     kept = ["right", "wrong", "unsettled", "not-asked"]
-    rejected = ["rescued", "rescued-as-claimed", "lost", "not-asked-either", "contaminated", "vetoed"]
-    reasons = {"contaminated": ("benchmark_text", "below_threshold"), "vetoed": ("below_threshold", "vetoed")}
+    rejected = [
+        "rescued",
+        "rescued-as-claimed",
+        "lost",
+        "not-asked-either",
+        "contaminated",
+        "vetoed",
+        "answered",
+        "both",
+    ]
+    reasons = {
+        "contaminated": ("benchmark_text", "below_threshold"), "vetoed": ("below_threshold", "vetoed"),
+        "answered": ("wrong_answer",), "both": ("below_threshold", "wrong_answer"),
+    }  # fmt: skip
     decisions = [Decision(name, True, (), (2, 0, 1, 3) if deals else None) for name in kept]
     decisions += [Decision(name, False, reasons.get(name, ("below_threshold",)), None) for name in rejected]
     posteriors = [
         found("right", 0), found("wrong", 2), found("unsettled", None), found("rescued", 1, agreed=False),
         found("rescued-as-claimed", 0), found("lost", None), found("contaminated", 1), found("vetoed", 0),
+        found("answered", 3), found("both", 3),
     ]  # fmt: skip
-    candidates = [candidate(name, image) for name, image in zip([*kept, *rejected], made.free, strict=True)]
+    candidates = [candidate(name, image) for name, image in zip([*kept, *rejected], cycle(made.free), strict=False)]
     parameters = {"seed": 5, "curation": {**CURATION, "rejectGuessable": deals}, "answerFormat": LETTER}
     refs = {
         "prepare": made.prepare,
@@ -134,6 +148,8 @@ def test_what_is_settled_corrects_the_kept_and_rescues_what_the_score_alone_reje
         "not-asked": Origin.GENERATED,
         "rescued": Origin.RESCUED,
         "rescued-as-claimed": Origin.RESCUED,
+        "answered": Origin.CORRECTED,
+        "both": Origin.RESCUED,
     }, "never what is contaminated or vetoed, and not what nobody is sure of"
     assert rows["right"].response == "<think>It looks like it.</think><answer>A</answer>"
     assert rows["wrong"].response == "<think>Now I see.</think><answer>C</answer>"

@@ -118,9 +118,9 @@ def test_the_csv_opens_in_a_spreadsheet_and_holds_no_formula(made: Reviewed) -> 
     assert data.startswith(b"\xef\xbb\xbf")
     rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
     assert [row["question"] for row in rows] == ["What is it?", "'=cmd() <b>?</b>", "Größe?"]
-    assert {row["veto"] for row in rows} == {""}
+    assert {row["veto"] + row["right"] for row in rows} == {""}
     assert rows[0]["options"] == "CT | MRI | OCT | Fundus"
-    back = data.replace(b",,,,,,", b",,,yes,too small,Jane,", 1)
+    back = data.replace(b",,,,,,,", b",,,yes,,too small,Jane,", 1)
     (found,) = import_review.parse(back, "x.csv")
     assert (found.triplet_id, found.veto, found.reason, found.by) == ("t0", True, "too small", "Jane")
 
@@ -128,6 +128,8 @@ def test_the_csv_opens_in_a_spreadsheet_and_holds_no_formula(made: Reviewed) -> 
 def test_the_page_shows_everything_and_no_text_becomes_markup(made: Reviewed) -> None:
     page = exported(made)["index.html"].decode()
     assert page.count("<article ") == 3
+    assert page.count('type="radio"') == 12
+    assert " checked" not in page
     assert "=cmd() &lt;b&gt;?&lt;/b&gt;" in page
     assert "<b>" not in page
     assert all(f'src="images/{row.image_sha256}.png"' in page for row in made.candidates[:3])
@@ -155,6 +157,37 @@ def test_a_veto_takes_out_and_nothing_else_changes(made: Reviewed) -> None:
     assert {row.row_id for row in made.training() if row.origin is Origin.GENERATED} == {"t0", "t2"}
     counters = made.found.manifest.counters
     assert (counters["dropped_vetoed"], counters["reviewed"], counters["kept"]) == (2, 3, 2)
+
+
+def test_the_right_answer_of_an_expert_takes_the_generators_out(made: Reviewed) -> None:
+    """Of the iteration's own training; relabel brings the question back with the right one."""
+    before = made.kept()
+    told = made.put(
+        {"triplet_id": "t0", "right": " mri "},
+        {"triplet_id": "t1", "veto": False, "right": "C"},
+        {"triplet_id": "t2", "veto": "", "right": "A"},
+        {"triplet_id": "bench", "right": "Fundus"},
+    )
+    assert (told["decided"], told["vetoed"], told["corrected"]) == (4, 0, 3), "A is what the generator says of t2"
+    kept = [json.loads(line) for line in (made.root / paths.review(told["sha256"])).read_text().splitlines()]
+    assert {row["triplet_id"]: row["right"] for row in kept} == {
+        "t0": "MRI",
+        "t1": "OCT",
+        "t2": "CT",
+        "bench": "Fundus",
+    }
+    assert made.again(told["sha256"]) == 0
+    assert made.kept() == {
+        **before, "t0": ["wrong_answer"], "t1": ["wrong_answer"], "bench": ["benchmark_image", "wrong_answer"],
+    }  # fmt: skip
+    assert {row.row_id for row in made.training() if row.origin is Origin.GENERATED} == {"t2"}
+    rows = {row["triplet_id"]: row for row in map(json.loads, exported(made)["triplets.jsonl"].splitlines())}
+    assert {name: (row["veto"], row["right"], row["answer"], row["reasons"]) for name, row in rows.items()} == {
+        "t0": (False, "MRI", "CT", []), "t1": (False, "OCT", "CT", []), "t2": (False, "CT", "CT", []),
+    }  # fmt: skip
+    for file_format in ("csv", "jsonl"):
+        data = exported(made, file_format=file_format, everything=True)[f"triplets.{file_format}"]
+        assert command.receive(made.root, "test", 1, data, f"b.{file_format}")["sha256"] == told["sha256"]
 
 
 def test_nobody_takes_the_place_of_what_was_vetoed(made: Reviewed) -> None:
@@ -201,6 +234,12 @@ def test_the_same_decisions_are_the_same_file(made: Reviewed) -> None:
         (b'{"triplet_id": "t0", "veto": true, "reason": 3}\n', "b.jsonl", "b.jsonl:1: reason"),
         (b'{"triplet_id": "t0", "veto": true}\n' * 2, "b.jsonl", "b.jsonl:2: triplet 't0' is decided twice"),
         (b'{"triplet_id": "t0", "veto": null}\n', "b.jsonl", "no triplet is decided"),
+        (b'\n{"triplet_id": "t0", "right": "X-ray"}\n', "b.jsonl", "b.jsonl:2: right: 'X-ray' is no option of"),
+        (b'{"triplet_id": "t0", "right": "E"}\n', "b.jsonl", "A: 'CT', B: 'MRI', C: 'OCT', D: 'Fundus'"),
+        (b'{"triplet_id": "t0", "veto": true, "right": "CT"}\n', "b.jsonl", "b.jsonl:1: right: 'CT' beside a veto"),
+        (b'{"triplet_id": "t0", "right": 2}\n', "b.jsonl", "b.jsonl:1: right: expected text"),
+        (b'{"triplet_id": "broken", "right": "CT"}\n', "b.jsonl", "b.jsonl:1: right: triplet 'broken' has no options"),
+        (b"triplet_id,veto,right\nt0,,MRI\nt1,,X-ray\n", "b.csv", "b.csv:3: right: 'X-ray' is no option"),
         (b"\xff\xfe", "b.jsonl", "not UTF-8"),
         (b"triplet_id,vetto\nt0,yes\n", "b.csv", "b.csv:1: no column veto"),
         (b"triplet_id,veto\nt0,yes\nt1,perhaps\n", "b.csv", "b.csv:3: veto"),
@@ -291,6 +330,21 @@ def test_reviewers_are_told_apart_and_one_veto_is_enough(made: Reviewed) -> None
     assert made.kept()["t0"] == ["vetoed"]
     (row,) = [row for row in export_review.triplets(made.root, "test", 1, False) if row.triplet_id == "t0"]
     assert (row.veto, row.reason, row.by) == (True, "blurred", "Jane")
+
+
+def test_where_reviewers_name_different_answers_nobody_knows(made: Reviewed) -> None:
+    """Whoever came first; who agrees, by confirming or by naming the same, changes nothing."""
+    made.put({"triplet_id": "t0", "right": "MRI", "by": "Jane"}, {"triplet_id": "t1", "right": "OCT", "by": "Jane"},
+             {"triplet_id": "t2", "veto": False, "by": "Jane"})  # fmt: skip
+    both = made.put({"triplet_id": "t0", "veto": False, "by": "Omar"}, {"triplet_id": "t1", "right": "C", "by": "Omar"},
+                    {"triplet_id": "t2", "right": "CT", "by": "Omar"})  # fmt: skip
+    assert (both["decided"], both["vetoed"], both["corrected"]) == (3, 1, 1)
+    assert made.again(str(both["sha256"])) == 0
+    assert {name: made.kept()[name] for name in ("t0", "t1", "t2")} == {
+        "t0": ["vetoed"], "t1": ["wrong_answer"], "t2": [],
+    }  # fmt: skip
+    (row,) = [row for row in export_review.triplets(made.root, "test", 1, False) if row.triplet_id == "t0"]
+    assert (row.veto, row.reason, row.right) == (True, "reviewers name different answers", "")
 
 
 def test_decisions_on_what_is_not_there_any_more_do_not_come_along(made: Reviewed) -> None:

@@ -43,9 +43,21 @@ def test_a_verdict_is_of_what_was_looked_at() -> None:
     const after = page(row("t1", "new"), row("t2", "same"));
     """
     assert lines(f"{saved} return after.lines();") == [
-        {"triplet_id": "t2", "veto": True, "reason": "wrong side", "by": "Jane", "content": "same"}
+        {"triplet_id": "t2", "veto": True, "right": "", "reason": "wrong side", "by": "Jane", "content": "same"}
     ], "nobody has looked at what t1 is now"
     assert run(f"{saved} return [after.dropChanged(), after.dropChanged()];") == [["t1"], []]
+
+
+def test_the_right_option_is_saved_and_kept() -> None:
+    body = """
+    const first = page(row("t1", "a"), row("t2", "b"));
+    first.give("t1", false, "", "a cyst"); first.give("t2", false, "");
+    const again = page(row("t1", "a"), row("t2", "b"));
+    return [again.of("t1").right, ...again.lines()];
+    """
+    shown, *said = run(body)
+    assert shown == "a cyst"
+    assert [json.loads(line)["right"] for line in said] == ["a cyst", ""]
 
 
 def test_what_nobody_decided_is_not_saved() -> None:
