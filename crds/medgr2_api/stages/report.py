@@ -55,6 +55,6 @@ REPORT = StageDefinition(
         *(Read(name, name, Of.EARLIER, required=False) for name in _FOR_NEXT_ROUND),
     ),
     publishes=("results.json", "report.md", "figures/"),
-    may_publish=("tables/", "funnel.json", "releases.json"),
-    code_version=7,  # says how each reward model answers, and why it was taken over or not
+    may_publish=("tables/", "funnel.json", "releases.json", "corrections.json", "students.json"),
+    code_version=8,  # says what became of the training data when its questions were asked again
 )

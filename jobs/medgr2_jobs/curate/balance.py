@@ -6,12 +6,22 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from medgr2_api.curation import Balance
 
-from ..store.rows import Question
 
-_COLUMNS: dict[str, Callable[[Question], str]] = {
+class Grouped(Protocol):
+    """What is balanced: a triplet, or a row of candidates."""
+
+    @property
+    def modality(self) -> str: ...
+
+    @property
+    def question_type(self) -> str: ...
+
+
+_COLUMNS: dict[str, Callable[[Grouped], str]] = {
     "modality": lambda row: row.modality,
     "questionType": lambda row: row.question_type,
 }
@@ -27,7 +37,7 @@ class BalancedSelection:
     """Largest share that a group might have: maxShare, or where there are too few groups for that, one over them."""
 
 
-def group_of(row: Question, balance: Balance | None) -> tuple[str, ...]:
+def group_of(row: Grouped, balance: Balance | None) -> tuple[str, ...]:
     """The group that counts against a cap; without `balance` all are one group."""
     return tuple(_COLUMNS[name](row) for name in balance.by) if balance else ()
 

@@ -3,7 +3,8 @@
 A join of prepare's items with every iteration's candidates, decisions and posteriors (roles `prepare`, `generate-t`,
 `curate-t`, `relabel-t`): nothing is copied from one iteration to the next. Where an iteration has posteriors, the
 settled answers count in the place of the generator's: what was kept is corrected, or goes where nothing is settled any
-more, and what was rejected by its score alone comes in. What was not asked stays as curation left it.
+more, and what was rejected by its score alone comes in, as far as `curation.balance` lets it. What was not asked stays
+as curation left it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from ..data import graded_dataset
 from ..errors import CorruptArtifact
 from ..prompts import answers
 from ..store.artifact import ArtifactInputs
-from ..store.rows import Split
+from ..store.rows import Split, TableView
 from ..store.rows.candidates import AnswerPosterior, Candidate, Decision, Triplet, is_student, triplet_of
 from ..store.rows.prepared import Item
+from . import balance
 from .option_shuffle import option_order
 from .selection import BY_SCORE, WRONG_ANSWER
 from .settled import asked_questions
@@ -131,7 +133,7 @@ def _seed_row(item: Item, answer_format: AnswerFormat) -> TrainingRow:
 
 
 def becomes(decision: Decision, found: AnswerPosterior | None) -> Origin | None:
-    """What a candidate is in the D_gen of later iterations; None: it is not in it.
+    """What a candidate is in the D_gen of later iterations, if `capped` has room for it; None: it is not in it.
 
     Args:
         decision: curation's.
@@ -147,13 +149,57 @@ def becomes(decision: Decision, found: AnswerPosterior | None) -> Origin | None:
     return Origin.RESCUED if against and BY_SCORE.issuperset(against) else None
 
 
+@dataclass(frozen=True, slots=True)
+class GroupColumns(TableView):
+    """What candidates are balanced by."""
+
+    TABLE = Candidate.TABLE
+    VERSION = Candidate.VERSION
+
+    triplet_id: str
+    modality: str
+    question_type: str
+
+
+def capped(inputs: ArtifactInputs, iteration: int) -> frozenset[str]:
+    """Triplet ids that `curation.balance` keeps out of what relabel has made of an iteration; empty where there is no
+    relabel or no balance.
+
+    The shares are those of the iteration's part of D_gen, as in curation. Of a group that is too large what was kept
+    stays before what is rescued, and of each of the two what is most likely right; ties by id.
+
+    Args:
+        inputs: as of `training_set`.
+        iteration: which one.
+    """
+    found = asked_questions(inputs, iteration)
+    if not found:
+        return frozenset()
+    curate = inputs.input(f"curate-{iteration}")
+    limits = curate.parameters(CurateParameters).curation.balance
+    if limits is None:
+        return frozenset()
+    there: dict[str, tuple[bool, float, str]] = {}
+    for row in curate.rows(Decision):
+        name, known = row.triplet_id, found.get(row.triplet_id)
+        if origin := becomes(row, known):
+            likely = 1.0 if known is None else max(known.posterior)
+            there[name] = origin is Origin.RESCUED, -likely, name
+    groups: dict[str, tuple[str, ...]] = {}
+    for batch in inputs.input(f"generate-{iteration}").batches(GroupColumns, where=("triplet_id", there)):
+        groups |= {candidate.triplet_id: balance.group_of(candidate, limits) for candidate in batch}
+    names = sorted(groups, key=there.__getitem__)
+    return frozenset(balance.take(names, None, groups.__getitem__, limits.max_share).capped)
+
+
 def _generated(inputs: ArtifactInputs, iteration: int, answer_format: AnswerFormat) -> Iterator[TrainingRow]:
     """An iteration's share, in the order of its candidates."""
     curate = inputs.input(f"curate-{iteration}")
     found = asked_questions(inputs, iteration)
+    left_out = capped(inputs, iteration)
     wanted: dict[str, tuple[Decision, Origin]] = {}
     for row in curate.rows(Decision):
-        if origin := becomes(row, found.get(row.triplet_id)):
+        if row.triplet_id not in left_out and (origin := becomes(row, found.get(row.triplet_id))):
             wanted[row.triplet_id] = row, origin
     if not wanted:  # also where generate is disabled: then there are no candidates to read
         return

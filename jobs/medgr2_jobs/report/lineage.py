@@ -22,7 +22,7 @@ from medgr2_api.stage_contract import WORKSPACE_ENV, ExitCode
 from medgr2_api.stages.grpo import GRPOParameters
 from medgr2_api.training_spec import AnswerFormat
 
-from ..curate.training_set import Origin, becomes
+from ..curate.training_set import Origin, becomes, capped
 from ..errors import ConfigError, StageError
 from ..prompts import answers
 from ..store.rows import TableRow
@@ -72,10 +72,11 @@ def lineage(frame: CycleFrame, iteration: int, triplet: str = "") -> Iterator[Ca
     posteriors = {row.triplet_id: row for row in _rows(frame, "relabel", iteration, AnswerPosterior, triplet)}
     scored_by = _reward_of(frame, iteration)
     learners = _Learners(frame, iteration)
+    left_out = capped(frame.artifacts, iteration) if posteriors else frozenset()
 
     def told(name: str, candidate: Candidate | None) -> CandidateLineage:
         score, decision, found = scores.get(name), decisions.get(name), posteriors.get(name)
-        later = becomes(decision, found) if decision is not None else None
+        later = becomes(decision, found) if decision is not None and name not in left_out else None
         kept = decision is not None and decision.keep
         seen_by = learners.of(name, candidate, kept=kept, kept_later=later is not None)
         score = score if score is not None and math.isfinite(score) else None

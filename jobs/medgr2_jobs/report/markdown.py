@@ -12,7 +12,7 @@ from ..evaluate.metrics import Interval
 from ..evaluate.release import PairedDifference
 from ..store.rows import Split
 from ..store.rows.evaluation import EvalCondition
-from . import funnel, students
+from . import corrections, funnel, students
 from .markdown_table import Markup, table
 from .parameters import changed_on_the_way
 from .quarantine import QuarantineRow
@@ -76,7 +76,8 @@ def report(cycle: CycleTables, figures: Sequence[tuple[str, str]]) -> str:
     notes = reading_notes(cycle)
     if notes:
         parts += ["### What the numbers say", "\n".join(f"- {note}" for note in notes)]
-    parts += _funnel(cycle.funnel) + _filter(cycle.filters) + _reward(cycle.rewards) + _grpo(cycle.grpo)
+    parts += _funnel(cycle.funnel) + _filter(cycle.filters) + corrections.markdown(cycle.corrections)
+    parts += _reward(cycle.rewards) + _grpo(cycle.grpo)
     parts += _releases(cycle.releases)
     parts += students.markdown(cycle.students)
     parts += _parameters(cycle) + _quarantine(cycle.quarantine)

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 from medgr2_api.metrics import HEADLINE, METRICS
 from medgr2_api.printable import csv_cell
 
-from ..curate.training_set import becomes
+from ..curate.training_set import becomes, capped
 from ..evaluate import metrics
 from ..evaluate.metrics import Interval, Measurement, QuestionSet
 from ..store.manifest import Manifest
 from ..store.rows import Split
 from ..store.rows.evaluation import EvalCondition, Scoring
-from . import funnel, quarantine, releases, students
+from . import corrections, funnel, quarantine, releases, students
 from .compare import CHECKPOINTS, Answers, answers_of, difference, label
 from .cycle_frame import CycleFrame, PredictionColumns
+from .known_truth import settled_precision
 from .parameters import ParameterRow, parameter_rows
-from .settled_precision import settled_precision
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -176,6 +176,8 @@ class CycleTables:
     """A row per source and reason why records were set aside."""
     releases: list[releases.ReleaseRow] = field(default_factory=list)
     """A row per iteration: which of its checkpoints went on."""
+    corrections: list[corrections.CorrectionRow] = field(default_factory=list)
+    """A row per iteration whose questions were asked again."""
     students: students.StudentTables = field(default_factory=students.StudentTables)
     """Of the generators that the loop has taught."""
 
@@ -203,6 +205,7 @@ def gather(frame: CycleFrame, cycle: str, settings: Mapping[str, Any]) -> CycleT
         parameter_rows(frame),
         quarantine.rows(frame),
         releases.rows(frame),
+        corrections.rows(frame),
         students.tables(frame),
     )
 
@@ -331,7 +334,8 @@ def seen_rows(frame: CycleFrame, predictions: Mapping[int, Sequence[PredictionCo
         kept = {row.triplet_id for row in frame.decisions(t) if row.keep}
         if any(frame.learnt_corrected("sft", later, t) for later in frame.iterations("sft")):
             found = frame.posteriors(t)
-            kept |= {row.triplet_id for row in frame.decisions(t) if becomes(row, found.get(row.triplet_id))}
+            later = {row.triplet_id for row in frame.decisions(t) if becomes(row, found.get(row.triplet_id))}
+            kept |= later - capped(frame.artifacts, t)
         trained |= {row.image_sha256 for row in frame.candidates(t) if row.triplet_id in kept}
     if not trained or not predictions:
         return []

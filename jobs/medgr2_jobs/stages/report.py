@@ -37,6 +37,7 @@ def run(ctx: StageContext[ReportParameters]) -> StageOutcome:
         "reward": cycle.rewards,
         "grpo": cycle.grpo,
         "releases": cycle.releases,
+        "corrections": cycle.corrections,
         "seen_images": cycle.seen,
         "funnel": cycle.funnel,
         "parameters": cycle.parameters,
@@ -52,8 +53,12 @@ def run(ctx: StageContext[ReportParameters]) -> StageOutcome:
     if cycle.funnel:
         ctx.writer.path("funnel.json").write_text(to_json(cycle.funnel))
         counters |= funnel.totals(cycle.funnel)
-    if cycle.releases:
-        ctx.writer.path("releases.json").write_text(to_json(cycle.releases))
+    told: dict[str, Sequence[DataclassInstance]] = {
+        "releases": cycle.releases, "corrections": cycle.corrections, "students": cycle.students.probe,
+    }  # fmt: skip
+    for name, rows in told.items():
+        if rows:
+            ctx.writer.path(f"{name}.json").write_text(to_json(rows))
     figures = _draw(ctx, frame, cycle)
     ctx.writer.path("report.md").write_text(markdown.report(cycle, figures))
     return StageOutcome(counters={**counters, "figures": float(len(figures))})

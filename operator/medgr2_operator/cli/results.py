@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from medgr2_api.metrics import is_headline
-from medgr2_api.percent import percent, percent_interval
+from medgr2_api.percent import percent, percent_interval, points
 from medgr2_api.printable import one_line
 
 from ..local.console import Console
@@ -31,15 +31,55 @@ def print_results(report: Path) -> None:
         shown = [row for row in rows if (row["split"], row["benchmark"]) == (split, benchmark)]
         console.print(_title(shown), style="bold", highlight=False, soft_wrap=True)  # a table's own is as narrow as it
         console.print(_table(shown))
-    for line in _releases(report / "releases.json"):
+    for line in [*_releases(report), *_corrections(report), *_students(report)]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {report / 'report.md'}", highlight=False, soft_wrap=True)
 
 
-def _releases(path: Path) -> list[str]:
+def _rows(report: Path, name: str) -> list[dict[str, Any]]:
+    """One of the report's tables; empty where it has none."""
+    path = report / name
+    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+    return rows
+
+
+def _releases(report: Path) -> list[str]:
     """Which checkpoint of each iteration went on, and why, where that had to be decided."""
-    rows = json.loads(path.read_text()) if path.is_file() else []
+    rows = _rows(report, "releases.json")
     return [f"iteration {row['iteration']}: {one_line(row['why'])}" for row in rows if row["why"]]
+
+
+def _corrections(report: Path) -> list[str]:
+    """How many questions of each iteration were settled, and what that made of its training data."""
+    lines = []
+    for row in _rows(report, "corrections.json"):
+        line = f"iteration {row['iteration']}: {row['settled']:,} of {row['asked']:,} questions settled"
+        if row["settled_precision"] is not None:
+            line += f", {percent(row['settled_precision'])} % rightly"
+        line += (
+            f"; {row['against_generator']:,} against the generator, {row['against_reward']:,} against the reward model"
+        )
+        if row["in_use"]:
+            line += (
+                f"; of {row['kept']:,} kept rows {row['corrected']:,} corrected and {row['withdrawn']:,} withdrawn, "
+                f"{row['rescued']:,} rescued"
+            )
+        lines.append(line)
+    return lines
+
+
+def _students(report: Path) -> list[str]:
+    """What each student did on the probe, and whether it takes tasks over."""
+    lines = []
+    for row in _rows(report, "students.json"):
+        if row["gain"] is None:  # the first generator's, beside it
+            continue
+        gain = f"{points(row['gain'])} [{points(row['gain_low'])}, {points(row['gain_high'])}]"
+        lines.append(
+            f"iteration {row['iteration']}: of the student's triplets the reward model accepts "
+            f"{percent(row['accepted'])} %, {gain} points against the generator's; {one_line(row['decision'])}"
+        )
+    return lines
 
 
 def _title(rows: list[dict[str, Any]]) -> str:

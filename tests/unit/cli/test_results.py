@@ -57,6 +57,38 @@ def test_it_says_which_checkpoint_went_on_and_why(tmp_path: Path, capsys: pytest
     assert "iteration 1" not in output, "nothing had to be decided"
 
 
+def test_it_says_what_became_of_the_training_data_and_what_the_student_did(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json").write_text(json.dumps([row("sft", 1, 0.6)]))
+    asked = {
+        "iteration": 1, "asked": 2737, "settled": 2483, "settled_precision": 0.959, "against_generator": 1395,
+        "against_reward": 45, "in_use": True, "kept": 1201, "corrected": 14, "withdrawn": 99, "rescued": 1381,
+    }  # fmt: skip
+    more = {**asked, "iteration": 2, "settled_precision": None, "in_use": False}
+    (tmp_path / "corrections.json").write_text(json.dumps([asked, more]))
+    first = {"iteration": 1, "accepted": 0.375, "gain": None, "gain_low": None, "gain_high": None, "decision": ""}
+    student = {
+        "iteration": 1, "accepted": 0.625, "gain": 0.25, "gain_low": 0.194, "gain_high": 0.31,
+        "decision": "refused: entropy of its answers: 0.803, bound 0.812",
+    }  # fmt: skip
+    (tmp_path / "students.json").write_text(json.dumps([first, student]))
+    print_results(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        "iteration 1: 2,483 of 2,737 questions settled, 95.9 % rightly; 1,395 against the generator, 45 against the "
+        "reward model; of 1,201 kept rows 14 corrected and 99 withdrawn, 1,381 rescued"
+    ) in lines
+    assert (
+        "iteration 2: 2,483 of 2,737 questions settled; 1,395 against the generator, 45 against the reward model"
+    ) in lines
+    assert (
+        "iteration 1: of the student's triplets the reward model accepts 62.5 %, +25.0 [+19.4, +31.0] points against "
+        "the generator's; refused: entropy of its answers: 0.803, bound 0.812"
+    ) in lines
+    assert len(lines) < 15, "the first generator has no line of its own"
+
+
 def test_a_cycle_without_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     print_results(tmp_path)
     assert "makes no report" in capsys.readouterr().out

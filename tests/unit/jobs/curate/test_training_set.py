@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tests.support.rows import row_of
 from medgr2_api.stage_contract import ArtifactRef
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.curate.option_shuffle import option_order
-from medgr2_jobs.curate.training_set import Origin, TrainingRow, training_set
+from medgr2_jobs.curate.training_set import Origin, TrainingRow, capped, training_set
 from medgr2_jobs.errors import ConfigError, CorruptArtifact
 from medgr2_jobs.store.rows import Split
 from medgr2_jobs.store.rows.candidates import AnswerPosterior, Candidate, Decision, Triplet
@@ -157,6 +158,39 @@ def test_what_is_settled_corrects_the_kept_and_rescues_what_the_score_alone_reje
     assert rows["rescued-as-claimed"].response == "<think>Now I see.</think><answer>A</answer>"
     assert rows["not-asked"].posterior is None
     assert {name for name, row in rows.items() if not row.trusted} == {"rescued"}, "no second source"
+
+
+def test_what_is_rescued_fills_no_group_beyond_its_share(made: CurateWorkspace) -> None:
+    """Of six findings and two counts three findings make 0.6: what was kept first, then the likelier."""
+    names = {"kept": 0.81, "kept-too": 0.82, "rescued": 0.95, "likelier": 0.99, "likely": 0.96, "tied": 0.95}
+    kinds = dict.fromkeys(names, "finding") | {"one": "count", "two": "count"}
+    candidates = [
+        replace(candidate(name, image), question_type=kinds[name])
+        for name, image in zip(kinds, made.free, strict=False)
+    ]
+    keep = ("kept", "kept-too")
+    decisions = [Decision(name, name in keep, () if name in keep else ("below_threshold",), None) for name in kinds]
+    posteriors = [
+        replace(found(name, 1), posterior=(0.0, names.get(name, 0.9), 0.0, 1 - names.get(name, 0.9))) for name in kinds
+    ]
+
+    def rows(balance: dict[str, Any] | None) -> list[str]:
+        parameters = {"seed": 5, "curation": {**CURATION, "balance": balance}, "answerFormat": LETTER}
+        refs = {
+            "prepare": made.prepare,
+            "generate-1": publish(made, "generate", 1, {Candidate: candidates}),
+            "curate-1": publish(made, "curate", 1, {Decision: decisions}, parameters=parameters),
+            "relabel-1": publish(made, "relabel", 1, {AnswerPosterior: posteriors}),
+        }
+        inputs = Artifacts(made.root, refs)
+        there = [row.row_id for row in training_set(inputs, 1, LETTER) if row.origin is not Origin.SEED]
+        assert sorted({*kinds} - {*there}) == sorted(capped(inputs, 1)), "lineage and report say the same"
+        return there
+
+    assert rows(None) == [*kinds]
+    assert rows({"by": ["questionType"], "maxShare": 0.6}) == ["kept", "kept-too", "likelier", "one", "two"]
+    assert rows({"by": ["questionType"], "maxShare": 0.8}) == [*kinds]
+    assert rows({"by": ["modality"], "maxShare": 0.1}) == [*kinds], "one group is no group too large"
 
 
 def test_options_of_what_is_settled_are_dealt_where_curation_deals_them(made: CurateWorkspace) -> None:

@@ -30,6 +30,10 @@ from medgr2_jobs.store.rows.prepared import Image, Item, QuarantinedRecord, SetA
 from medgr2_jobs.store.rows.training import Rollout
 
 OPTIONS = ("cyst", "mass", "nodule", "plaque")
+#: Parameters of stage curate.
+CURATION: dict[str, Any] = {
+    "seed": 5, "answerFormat": "Letter", "curation": {"selection": {"strategy": "Threshold", "threshold": 2}},
+}  # fmt: skip
 #: share of right answers under the real image, by iteration and checkpoint
 TRUE_ACCURACY = {(0, "base"): 0.25, (1, "sft"): 0.65, (1, "grpo"): 0.66, (2, "sft"): 0.84, (2, "grpo"): 0.88}
 CONTROL_ACCURACY = {EvalCondition.BLANK: 0.25, EvalCondition.SHUFFLED: 0.4, EvalCondition.OPTIONS_ONLY: 0.2}

@@ -33,7 +33,7 @@ from medgr2_jobs.store.rows.candidates import (
 from medgr2_jobs.store.rows.prepared import Image
 from medgr2_jobs.store.rows.training import Rollout, TaughtRow
 
-from .conftest import grpo_parameters
+from .conftest import CURATION, grpo_parameters
 
 OPTIONS = ("cyst", "mass")
 KEPT, REJECTED, BROKEN, PROMPTED = "t001-000000-00", "t001-000001-00", "t001-000002-00", "t001-000003-00"
@@ -80,7 +80,7 @@ class Loop:
         publish(self.root, "score", 1, tables={Score: rows}, inputs={"reward": self.reward}, cycle="loop")
 
     def curated(self) -> ArtifactRef:
-        return publish(self.root, "curate", 1, tables={Decision: DECISIONS}, cycle="loop")
+        return publish(self.root, "curate", 1, tables={Decision: DECISIONS}, cycle="loop", parameters=CURATION)
 
     def trained(self) -> None:
         publish(self.root, "sft", 1, files={"log.json": []}, cycle="loop")

@@ -11,8 +11,8 @@ from tests.support.jobs_fixtures import Artifacts
 from tests.support.rows import row_of
 
 from medgr2_jobs.report.cycle_frame import CycleFrame
+from medgr2_jobs.report.known_truth import settled_precision
 from medgr2_jobs.report.markdown import _reward
-from medgr2_jobs.report.settled_precision import settled_precision
 from medgr2_jobs.report.tables import reward_row
 from medgr2_jobs.store.rows.candidates import AnswerPosterior, Candidate, CandidateOutcome
 from medgr2_jobs.store.rows.prepared import PhantomRow
