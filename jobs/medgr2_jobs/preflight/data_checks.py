@@ -12,7 +12,7 @@ from ..errors import StageError
 from ..fetch import BUILTIN, remote_uri
 from ..store import atomic
 from ..store.safe_path import inside
-from .check_result import CheckResult, PreflightContext, failed, ok, skipped, warning
+from .check_result import CheckResult, CheckStatus, PreflightContext, failed, ok, skipped, warning
 from .source_survey import SourceSurvey, inputs
 
 _HIDDEN = " (names are private; `names: Clear` of the source shows them)"
@@ -51,11 +51,13 @@ def models(context: PreflightContext) -> Iterator[CheckResult]:
 
 
 def records(context: PreflightContext) -> Iterator[CheckResult]:
-    """Whether the readers can use what is there, and whether anything teaches answers."""
-    for survey in context.surveys:
+    """Whether the readers can use what is there, and whether anything teaches answers. What is not there is told by `data`,
+    and by nobody else."""
+    missing = {check.where.rpartition(".")[0] for check in data(context) if check.status is CheckStatus.FAILED}
+    read = {survey.where: survey for survey in context.surveys if survey.where not in missing}
+    for survey in read.values():
         yield _usable(survey, context.spec.data.max_bad_fraction)
     seeds = [source for source in context.spec.data.sources if source.role is SourceRole.SEED]
-    read = {survey.where: survey for survey in context.surveys}
     questions = [
         source.phantom.questions_per_image if source.phantom else read[where].questions
         for where, source in inputs(context.spec)

@@ -58,6 +58,23 @@ def test_what_is_there_and_what_is_not(root: Path) -> None:
     assert "data/tset does not exist; copy it" in told[-1].message
 
 
+def test_what_is_not_there_is_told_once(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Not by the readers again, nor as a seed without questions; so a folder of images, and a link that leads out."""
+    (root / "data/out").symlink_to(tmp_path_factory.mktemp("elsewhere"))
+    found = case(
+        root,
+        data__sources=[{"name": "train", "format": "OmniMedVQA", "uri": "data/trian"}],
+        data__benchmarks=[
+            {"name": "test", "format": "OmniMedVQA", "uri": "data/test", "images": "data/imgaes"},
+            {"name": "linked", "format": "OmniMedVQA", "uri": "data/out"},
+        ],
+    )
+    told = [*data_checks.data(found), *data_checks.records(found)]
+    assert [check.where for check in told if check.status is CheckStatus.FAILED] == [
+        "data.sources[train].uri", "data.benchmarks[test].images", "data.benchmarks[linked].uri",
+    ]  # fmt: skip
+
+
 def test_a_link_that_leads_out_is_refused(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (root / "data/train").rmdir()
