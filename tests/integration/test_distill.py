@@ -6,14 +6,18 @@ from __future__ import annotations
 import json
 import signal
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from medgr2_api.stage_contract import ArtifactRef, ExitCode
 from medgr2_jobs.distill import sampler
 from medgr2_jobs.distill.task_split import in_probe
 from medgr2_jobs.errors import CorruptArtifact
 from medgr2_jobs.models import vlm
+from medgr2_jobs.stages import distill
 from medgr2_jobs.store.rows import Split
 from medgr2_jobs.store.rows.candidates import Candidate, CandidateOutcome, Decision, Truth, is_student, student_name
 from medgr2_jobs.store.rows.training import ProbeRow, TaughtRow
@@ -120,9 +124,21 @@ def test_asked_alone_nobody_else_is(
 
 
 def test_what_a_student_wrote_counts_as_its_own(
-    workspace: StudentWorkspace, student: ArtifactRef, capfd: pytest.CaptureFixture[str]
+    workspace: StudentWorkspace,
+    student: ArtifactRef,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Rows of a student are one deeper than what it learnt from, and make at most 0.7 of what the next one learns."""
+    """Rows of a student are one deeper than what it learnt from, and make at most 0.7 of what the next one learns. That
+    one begins at the base model, too, not at the student before."""
+    started_from: list[Path] = []
+    fine_tune = distill.fine_tune
+
+    def observed(ctx: Any, examples: Any, source: Path, *args: Any, **more: Any) -> Any:
+        started_from.append(source)
+        return fine_tune(ctx, examples, source, *args, **more)
+
+    monkeypatch.setattr(distill, "fine_tune", observed)
     name = student_name(1, student.output_digest)
     second = [
         replace(row, triplet_id=f"second-{copy}-{row.triplet_id}", iteration=2, generator=name)
@@ -135,6 +151,7 @@ def test_what_a_student_wrote_counts_as_its_own(
     inputs = {role: workspace.refs[role] for role in ("generate-2", "curate-2")}
     request = workspace.distill(iteration=2, inputs={**inputs, "students-1": student}, name="second")
     found = jobs_fixtures.run(workspace.root, request)
+    assert started_from == [workspace.root / workspace.refs["prepare"].path / "models/policy"]
     rows = found.rows(TaughtRow)
     own = [row for row in rows if row.generator == name]
     assert {row.depth for row in own} == {1}
@@ -147,6 +164,25 @@ def test_what_a_student_wrote_counts_as_its_own(
     unknown = workspace.distill(iteration=2, inputs=inputs, name="unknown")
     assert jobs_fixtures.main.execute(unknown, workspace.root) == CorruptArtifact.exit_code
     assert "not among the students of this cycle" in capfd.readouterr().err
+
+
+def test_what_fails_is_asked_again_with_another_seed(
+    workspace: StudentWorkspace, student: ArtifactRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same one a model that is asked the same would say the same."""
+    asked: list[tuple[int, int]] = []
+    generate = vlm.generate
+
+    def observed(model: Any, encoder: Any, rows: Any, **more: Any) -> Any:
+        asked.append((torch.initial_seed(), len(rows)))
+        return generate(model, encoder, rows, **more)
+
+    monkeypatch.setattr(sampler.vlm, "generate", observed)
+    request = workspace.generate(student, 1.0, name="reseeded", student={"share": 1.0, "maxAttempts": 3})
+    rows = jobs_fixtures.run(workspace.root, request).rows(Candidate)
+    assert {row.attempts for row in rows} == {3}, "a model of six steps writes no triplet"
+    assert [count for _, count in asked] == [len(rows)] * 3
+    assert len({seed for seed, _ in asked}) == 3
 
 
 def test_parts_do_not_depend_on_each_other(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 
 from medgr2_jobs.curate.training_set import Origin, TrainingRow
-from medgr2_jobs.distill.lessons import FIRST_SHARE, Lesson, with_first_share
+from medgr2_jobs.distill.lessons import FIRST_SHARE, Lesson, Origins, origins, with_first_share
 from medgr2_jobs.distill.task_split import in_probe, is_students
+from medgr2_jobs.generate.prepared_images import ImageUse, PreparedImages
 from medgr2_jobs.generate.sampling_plan import Task
+from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows.prepared import ImageOrigin
 
 
 def lesson(name: str, depth: int) -> Lesson:
@@ -28,6 +31,17 @@ def test_the_first_generator_keeps_its_share() -> None:
     assert with_first_share(found, 8) != kept
     assert with_first_share(found[:3], 7) == [], "nothing of the first generator: nothing at all"
     assert with_first_share(found[40:], 7) == found[40:]
+
+
+def test_a_student_may_leave_only_if_all_that_it_saw_may() -> None:
+    """What it writes may tell of the pictures that it learnt from; what nobody has allowed may not leave."""
+    asked = {"open": True, "joint": True, "private": False, "unsaid": None}
+    rows = [ImageUse(name, "CT", "pool", Split.TRAIN, allowed) for name, allowed in asked.items()]
+    prepared = PreparedImages.of(rows, [ImageOrigin("joint", "seed"), ImageOrigin("private", "clinic")])
+    assert origins(prepared, [lesson("open", 0)]) == Origins(["pool"], may_leave=True)
+    assert origins(prepared, [lesson("open", 0), lesson("joint", 0)]) == Origins(["pool", "seed"], may_leave=True)
+    assert origins(prepared, [lesson("open", 0), lesson("private", 0)]) == Origins(["clinic", "pool"], may_leave=False)
+    assert not origins(prepared, [lesson("open", 0), lesson("unsaid", 0)]).may_leave
 
 
 def images(count: int) -> list[str]:

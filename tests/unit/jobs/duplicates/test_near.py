@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,20 +170,6 @@ def test_clusters_are_those_of_an_exhaustive_comparison(shape: str, monkeypatch:
     assert index.near_others().tolist() == [any(near(n, other) for other in range(50)) for n in range(len(mine))]
     assert len(kept) > 0
     assert (len(kept) < len(mine)) == ("beyond" not in shape)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_cluster_ten_times_as_large_takes_no_hundred_times_as_long(shape: str) -> None:
-    def seconds(count: int) -> float:
-        mine, phashes = cluster(shape, count)
-        began = time.process_time()
-        index = NearIndex(mine, mine, phashes, NearDuplicates())
-        index.near_others()
-        index.near_kept(range(count), np.ones(count, np.bool_))
-        return time.process_time() - began
-
-    seconds(100)
-    assert seconds(4000) < 12  # a pair at a time would take minutes
 
 
 def test_rows_of_the_same_hash_and_the_same_text_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
