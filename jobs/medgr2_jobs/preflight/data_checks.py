@@ -51,8 +51,8 @@ def models(context: PreflightContext) -> Iterator[CheckResult]:
 
 
 def records(context: PreflightContext) -> Iterator[CheckResult]:
-    """Whether the readers can use what is there, and whether anything teaches answers. What is not there is told by `data`,
-    and by nobody else."""
+    """Whether the readers can use what is there, and whether anything teaches answers. What is not there is told by
+    `data`, and by nobody else."""
     missing = {check.where.rpartition(".")[0] for check in data(context) if check.status is CheckStatus.FAILED}
     read = {survey.where: survey for survey in context.surveys if survey.where not in missing}
     for survey in read.values():
