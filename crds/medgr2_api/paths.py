@@ -30,6 +30,8 @@ APPROVED = "approved.json"
 SUSPEND = "suspend"
 #: For the owner alone: no command hands it out.
 PRIVATE = PurePosixPath("private")
+#: Part of a trained model's artifact: which model its adapters stand on. Not there: the model is whole.
+ADAPTER_BASE = "model/base.json"
 #: The secret that makes the workspace's pseudonyms.
 PSEUDONYM_KEY = PRIVATE / "pseudonyms.key"
 #: What pseudonyms stand for, a file per artifact of prepare.

@@ -7,13 +7,19 @@ of its files. No path is in it: an artifact is the same wherever the workspace l
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from peft import get_peft_model_state_dict
 from pydantic import ValidationError
+from safetensors.torch import save_file
 
+from medgr2_api import paths
 from medgr2_api.model import Model
 
 from ..errors import CorruptArtifact
@@ -22,7 +28,8 @@ from ..store.artifact import ArtifactInputs, ArtifactReader
 from . import vlm
 
 ADAPTER_FILE = "adapter_model.safetensors"
-BASE_FILE = "base.json"
+CONFIG_FILE = "adapter_config.json"
+BASE_FILE = Path(paths.ADAPTER_BASE).name
 #: Of the base model that stage prepare publishes for the policy.
 BASE_ROLE, BASE_PART = "prepare", "models/policy"
 
@@ -101,12 +108,46 @@ def at(inputs: ArtifactInputs, folder: Path) -> Checkpoint:
 
 def is_published(reader: ArtifactReader) -> bool:
     """Whether an artifact has a checkpoint: a stage may have skipped its training."""
-    return reader.has("model/config.json") or reader.has(f"model/{ADAPTER_FILE}")
+    return reader.has("model/config.json") or reader.has(paths.ADAPTER_BASE)
 
 
-def point(folder: Path, stands_on: Base) -> None:
-    """Says beside adapters which model they stand on."""
+def save_adapter(model: Any, folder: Path, stands_on: Base) -> None:
+    """Writes a PeftModel's adapters in float32, in peft's layout, and which model they stand on.
+
+    Not `save_pretrained`: it names the base by its path on this computer, writes a model card, and saves every adapter
+    that is on the model, a reference's too.
+
+    Args:
+        model: whose adapters "default" are written.
+        folder: where.
+        stands_on: the published model under them.
+    """
+    weights = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in weights.items()},
+        folder / ADAPTER_FILE,
+        metadata={"format": "pt"},
+    )
+    config = copy.copy(model.peft_config["default"])
+    config.base_model_name_or_path, config.inference_mode = None, True
+    config.save_pretrained(str(folder))
     atomic.write_text(folder / BASE_FILE, json.dumps(stands_on.dump(), indent=1, sort_keys=True) + "\n")
+
+
+def copy_adapter(source: Path, target: Path, base_model: str | None) -> None:
+    """Copies adapters out of the workspace, where what they stand on has another name.
+
+    Args:
+        source: folder of the adapters.
+        target: the folder to make.
+        base_model: what they stand on, as a hub calls it; None: it has no name.
+    """
+    target.mkdir()
+    shutil.copyfile(source / ADAPTER_FILE, target / ADAPTER_FILE)
+    config = json.loads((source / CONFIG_FILE).read_text())
+    written = json.dumps({**config, "base_model_name_or_path": base_model}, indent=2, sort_keys=True)
+    atomic.write_text(target / CONFIG_FILE, written + "\n")
 
 
 def _base(reader: ArtifactReader) -> Base:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -56,7 +56,7 @@ class Batch:
         return Batch({key: value.to(device) for key, value in self.inputs.items()}, self.labels.to(device))
 
 
-def load_model(path: Path, *, adapter: Path | None = None, train: bool = False) -> Any:
+def load_model(path: Path, *, adapter: Path | None = None, train: bool = False, dtype: Any = None) -> Any:
     """Loads a model from a folder: safetensors only, no code from the folder, float32 on CPU and bfloat16 on GPU; it
     writes by our own configuration (`generation`), whatever the folder's says.
 
@@ -64,6 +64,7 @@ def load_model(path: Path, *, adapter: Path | None = None, train: bool = False) 
         path: the folder of a whole model.
         adapter: the folder of adapters to merge into it.
         train: to be trained: float32 on a GPU, too.
+        dtype: precision of the weights, if another one; "auto": as they are in the folder.
 
     Raises:
         ConfigError: the folder holds no model of a supported family, or the adapters do not fit it.
@@ -77,7 +78,7 @@ def load_model(path: Path, *, adapter: Path | None = None, train: bool = False) 
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
-            dtype=torch.bfloat16 if torch.cuda.is_available() and not train else torch.float32,
+            dtype=dtype or (torch.bfloat16 if torch.cuda.is_available() and not train else torch.float32),
             attn_implementation="sdpa",
         )
     except (OSError, ValueError, KeyError) as error:
@@ -97,19 +98,23 @@ def load_model(path: Path, *, adapter: Path | None = None, train: bool = False) 
     return qwen_vl.apply(model.train(train))
 
 
-def with_adapter(model: Any, folder: Path, *, train: bool = False) -> Any:
+def with_adapter(model: Any, folder: Path, *, dropout: float | None = None) -> Any:
     """A model with published adapters on it, in float32 whatever the model's precision is.
 
     Args:
         model: what they stand on; changed.
         folder: with peft's two files.
-        train: they go on learning.
+        dropout: on the adapters' input, where they go on learning; None: they only answer.
 
     Raises:
         ConfigError: they are not there, or do not fit the model.
     """
     try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=train, local_files_only=True)
+        config = LoraConfig.from_pretrained(str(folder), local_files_only=True)
+        config.lora_dropout = dropout or 0.0
+        return PeftModel.from_pretrained(
+            model, str(folder), config=config, is_trainable=dropout is not None, local_files_only=True
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"{folder}: its adapters cannot be put on the model ({error})") from error
 

@@ -70,6 +70,56 @@ def model(cycle: Name, *, on: WhereOptions) -> None:
     raise typer.Exit(on.at(cycle).model(cycle))
 
 
+Checkpoint = Annotated[
+    str,
+    typer.Option(
+        "--checkpoint",
+        metavar="STAGE@N",
+        help="Checkpoint to take: sft@N, grpo@N, or base; default: the best on validation.",
+        show_default=False,
+    ),
+]
+
+
+@cluster.command()
+@with_options
+def export(
+    cycle: Name,
+    target: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder to make on this computer; it may be there, but empty.")
+    ],
+    checkpoint: Checkpoint = "",
+    *,
+    pod: ReaderPodOptions,
+    on: WhereOptions,
+) -> None:
+    """Write a trained model into a folder that any loader reads: bfloat16 safetensors, adapters, processor, model
+    card."""
+    raise typer.Exit(on.at(cycle, pod).export(cycle, target, checkpoint))
+
+
+@cluster.command()
+@with_options
+def ask(
+    cycle: Name,
+    picture: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture file, also DICOM, on this computer.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.", show_default=False)],
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", help="An answer to offer; once for each. The model was trained on such questions."),
+    ] = None,
+    checkpoint: Checkpoint = "",
+    *,
+    pod: ReaderPodOptions,
+    on: WhereOptions,
+) -> None:
+    """Ask a trained model about a picture, and say which checkpoint answered. Not a medical device."""
+    from .models import Question
+
+    asked = Question(picture, question, tuple(option or ()), checkpoint)
+    raise typer.Exit(on.at(cycle, pod).ask(cycle, asked))
+
+
 @cluster.command()
 @with_options
 def logs(

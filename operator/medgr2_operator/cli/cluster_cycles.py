@@ -13,6 +13,7 @@ from .cluster_options import ReaderPodOptions, WhereOptions
 
 if TYPE_CHECKING:
     from .connection import Cluster
+    from .models import Question
     from .review import ExportRequest
 
 
@@ -108,10 +109,39 @@ class ClusterCycles:
             print_models(
                 parsed(await cluster.cycle(cycle)),
                 lambda record: cluster.typed("cp", f"{cycle}:{paths.artifact(record.name, record.input_hash)}", "."),
-                lambda record: f"{record.input_hash}/<attempt>/model",
+                lambda record: "",
                 lambda key: typed("restart", cycle, key, *self.where.cluster_words()),
+                lambda *words: typed(*words, *self.where.cluster_words()),
             )
             return ExitCode.OK
+
+        return self._run(command)
+
+    def export(self, cycle: str, target: Path, checkpoint: str) -> int:
+        async def command(cluster: Cluster) -> int:
+            from .connection import parsed
+            from .models import check_target, export_model
+            from .volume import with_checkpoint
+
+            check_target(target)
+            stored = parsed(await cluster.cycle(cycle))
+            return await with_checkpoint(
+                cluster, stored, checkpoint, self._pod, lambda folder: export_model(folder, stored, target, checkpoint)
+            )
+
+        return self._run(command)
+
+    def ask(self, cycle: str, question: Question) -> int:
+        async def command(cluster: Cluster) -> int:
+            from .connection import parsed
+            from .models import ask_model, check_question
+            from .volume import with_checkpoint
+
+            check_question(question)
+            stored = parsed(await cluster.cycle(cycle))
+            return await with_checkpoint(
+                cluster, stored, question.checkpoint, self._pod, lambda folder: ask_model(folder, stored, question)
+            )
 
         return self._run(command)
 

@@ -17,6 +17,7 @@ from .errors import CommandError
 
 if TYPE_CHECKING:
     from .cluster_options import ReaderPodOptions, WhereOptions
+    from .models import Question
     from .review import ExportRequest
 
 DEFAULT_WORKSPACE = Path(".medgr2")
@@ -51,6 +52,12 @@ class Cycles(Protocol):
 
     def model(self, cycle: str) -> int:
         """Where the trained models are, which one to take, and how to use it."""
+
+    def export(self, cycle: str, target: Path, checkpoint: str) -> int:
+        """Writes a trained model into the folder TARGET; without a name of a checkpoint the best one."""
+
+    def ask(self, cycle: str, question: Question) -> int:
+        """What a trained model answers about a picture."""
 
     def report(self, cycle: str, target: Path | None, force: bool) -> int:
         """Says where the newest report is; copies it to TARGET, from elsewhere in any case."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from medgr2_api.status import AttemptState, StageStatus
 
 from ..plan.spec_edits import edits_of
 from ..plan.types import StageKey
+from . import jobs_process
 from .errors import CommandError
 from .hints import print_edits
 
@@ -36,6 +38,11 @@ inputs = processor(text=[text], images=[Image.open("picture.png").convert("RGB")
 tokens = model.generate(**inputs, max_new_tokens=256)
 print(processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])
 """
+
+
+#: Where `medgr2 export` is told to write, and what `medgr2 ask` is told to ask, in what is printed.
+_FOLDER = "exported"
+_PICTURE = ("picture.png", "What does the image show?", "--option", "a mass", "--option", "a cyst")
 
 
 @dataclass(frozen=True)
@@ -71,14 +78,16 @@ def print_models(
     place: Callable[[StageStatus], str],
     load: Callable[[StageStatus], str],
     restart: Callable[[StageKey], str],
+    command: Callable[..., str],
 ) -> None:
     """All checkpoints with their scores, which one to take, and how to use it.
 
     Args:
         cycle: with its status.
         place: where a stage's model is, or the command that brings it here.
-        load: the folder's name once it is here.
+        load: the folder of a whole model that is here; empty: adapters, or it is elsewhere.
         restart: the command that runs a stage again.
+        command: a command line of ours by its words, with where the cycle is.
     """
     chosen = choose(cycle)
     for record in cycle.status.stages:
@@ -97,9 +106,93 @@ def print_models(
         print(f"take the base model, {cycle.spec.policy.base_model}: {chosen.why}")
         return
     print(f"take {chosen.record.name}@{chosen.record.iteration} (*): {chosen.why}")
-    print("It is a folder in Hugging Face format, with adapters merged. To ask it about a picture:\n")
+    name = cycle.metadata.name
+    print(f"  {command('export', name, _FOLDER)}  # a folder that any loader reads, with a model card")
+    print(f"  {command('ask', name, *_PICTURE)}  # its answer")
+    folder = load(chosen.record) or _FOLDER
+    print(f"To ask it about a picture from Python{f', once it is in {_FOLDER}' if folder == _FOLDER else ''}:\n")
     answers = str(resolve(cycle.spec).answer_format)
-    print(_SNIPPET.format(folder=load(chosen.record), answers=answers), end="")
+    print(_SNIPPET.format(folder=folder, answers=answers), end="")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to ask a trained model."""
+
+    image: Path
+    text: str
+    options: tuple[str, ...]
+    """Answers to offer."""
+    checkpoint: str
+    """Empty: the best."""
+
+
+def named(cycle: Cycle, checkpoint: str) -> tuple[str, str]:
+    """The checkpoint's name, as `medgr2_jobs.export` knows it, and why this one.
+
+    Args:
+        cycle: with its status.
+        checkpoint: as the user names it; empty: the best.
+
+    Raises:
+        CommandError: the cycle has trained nothing so far.
+    """
+    if checkpoint:
+        return checkpoint, "as asked for"
+    chosen = choose(cycle)
+    record = chosen.record
+    return ("base" if record is None else f"{record.name}@{record.iteration}"), chosen.why
+
+
+def check_target(target: Path) -> None:
+    """Before anything is read or copied.
+
+    Raises:
+        CommandError: DIR is not empty, or cannot be made; the jobs' packages are missing.
+    """
+    if os.path.lexists(target) and (not target.is_dir() or any(target.iterdir())):
+        raise CommandError(f"{target} is there already and not empty; name a folder that is not")
+    if not target.absolute().parent.is_dir():
+        raise CommandError(f"{target.absolute().parent}: no such folder")
+    jobs_process.require("export")
+
+
+def check_question(question: Question) -> None:
+    """Before anything is read or copied.
+
+    Raises:
+        CommandError: there is no such picture; the jobs' packages are missing.
+    """
+    if not question.image.is_file():
+        raise CommandError(f"{question.image}: no such file")
+    jobs_process.require("ask")
+
+
+def export_model(workspace: Path, cycle: Cycle, target: Path, checkpoint: str) -> int:
+    """`medgr2 export`, from a workspace on this computer.
+
+    Raises:
+        CommandError: as `check_target`; nothing has been trained.
+    """
+    check_target(target)
+    name, why = named(cycle, checkpoint)
+    print(f"{name}: {why}")
+    where = ["--workspace", str(workspace)]
+    return jobs_process.run("export", cycle.metadata.name, name, str(target.absolute()), *where)
+
+
+def ask_model(workspace: Path, cycle: Cycle, question: Question) -> int:
+    """`medgr2 ask`, from a workspace on this computer.
+
+    Raises:
+        CommandError: as `check_question`; nothing has been trained.
+    """
+    check_question(question)
+    name, why = named(cycle, question.checkpoint)
+    options = [f"--option={option}" for option in question.options]
+    where = ["--why", why, "--workspace", str(workspace), "--"]
+    words = [cycle.metadata.name, name, str(question.image), question.text]
+    return jobs_process.run("export.ask", *options, *where, *words)
 
 
 def folder_of(root: Path, record: StageStatus) -> Path:
@@ -111,10 +204,16 @@ def folder_of(root: Path, record: StageStatus) -> Path:
     artifact = root / paths.artifact(record.name, record.input_hash)
     try:
         parts = json.loads((artifact / paths.MANIFEST).read_bytes())["parts"]
-        config = next(part["path"] for part in parts if part["name"] == "model/config.json")
+        config = next(part["path"] for part in parts if part["name"] in ("model/config.json", paths.ADAPTER_BASE))
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
         raise CommandError(f"{artifact}: the model of {record.name}@{record.iteration} is not there any more") from None
     return Path(artifact, str(config)).parent
+
+
+def whole_folder(root: Path, record: StageStatus) -> str:
+    """The folder of a stage's model, where it is a whole model; empty: it is adapters."""
+    folder = folder_of(root, record)
+    return "" if (folder / Path(paths.ADAPTER_BASE).name).is_file() else str(folder.resolve())
 
 
 def _record(cycle: Cycle, iteration: int, stage: str) -> StageStatus | None:

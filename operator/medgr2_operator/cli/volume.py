@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medgr2_api import paths
+from medgr2_api.cycle import Cycle
 from medgr2_api.stage_contract import ExitCode
 
 from ..kube.client import JOBS, ApiError, Client, Manifest
@@ -25,6 +26,7 @@ from .cluster_options import ReaderPodOptions
 from .connection import Cluster, parsed
 from .errors import CommandError
 from .lineage import print_lineage
+from .models import named
 from .unpack import UNPACKING, Unpacker, final_place, print_copied, refusal, workspace_path
 
 #: Longest life of the pod, in seconds: the end of a copy that takes longer, or of one whose command was killed.
@@ -153,6 +155,30 @@ async def copy(cluster: Cluster, name: str, path: str, target: Path, pod: Reader
         summary = await volume.fetch(path, final, replace=force)
     print_copied(final, summary)
     return ExitCode.OK
+
+
+async def with_checkpoint(
+    cluster: Cluster, cycle: Cycle, checkpoint: str, pod: ReaderPodOptions, use: Callable[[Path], int]
+) -> int:
+    """`medgr2 export` and `ask`: fetches what they need of the workspace, to use it here: the pod has no memory for a
+    model.
+
+    Args:
+        cluster: where.
+        cycle: with its status.
+        checkpoint: its name; empty: the best.
+        pod: that reads the volume.
+        use: given the folder that stands for the workspace; returns the exit code. The folder goes afterwards.
+
+    Raises:
+        CommandError: no such checkpoint; the pod does not start.
+    """
+    name, _ = named(cycle, checkpoint)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "workspace")
+        async with opened(cluster, cycle.metadata.name, pod) as volume:
+            await volume.unpack("export.bundle", cycle.metadata.name, name, target=folder, what=name, replace=False)
+        return use(folder)
 
 
 async def report(cluster: Cluster, name: str, target: Path, pod: ReaderPodOptions, force: bool) -> int:

@@ -42,7 +42,8 @@ runner = CliRunner(env={"COLUMNS": "200", "KUBECONFIG": "/nowhere"})
 
 
 def test_both_programs_have_the_commands() -> None:
-    names = {"list", "status", "logs", "suspend", "resume", "restart", "approve", "cp", "report", "lineage", "model"}
+    names = {"list", "status", "logs", "suspend", "resume", "restart", "approve", "cp", "report", "lineage"}
+    names |= {"model", "export", "ask"}
     commands = [command for command in cluster.registered_commands if command.callback]
     assert {command.name or command.callback.__name__ for command in commands if command.callback} == names
     for program in (app, cluster):

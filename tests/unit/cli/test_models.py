@@ -20,6 +20,7 @@ from medgr2_jobs.models.tiny import model as tiny_model
 from medgr2_jobs.models.tiny import tokenizer as tiny_tokenizer
 from medgr2_operator.cli.app import app
 from medgr2_operator.cli.errors import CommandError
+from medgr2_operator.cli.hints import typed
 from medgr2_operator.cli.models import choose, print_models
 from medgr2_operator.local.state import StateFile
 from medgr2_operator.plan.spec_edits import SpecEdits
@@ -79,12 +80,16 @@ def test_what_did_not_go_on_is_shown_and_not_taken(capsys: pytest.CaptureFixture
         for record in cycle.status.stages
     ]
     cycle = cycle.model_copy(update={"status": cycle.status.model_copy(update={"stages": stages})})
-    print_models(cycle, lambda record: f"place of {record.name}@{record.iteration}", lambda record: "folder", str)
+    print_models(
+        cycle, lambda record: f"place of {record.name}@{record.iteration}", lambda record: "folder", str, typed
+    )
     output = capsys.readouterr().out
     assert "  grpo@1 (did not go on), validation macro accuracy 60.0 %: place of grpo@1\n" in output
     assert "* sft@2, validation macro accuracy 80.0 %: place of sft@2\n" in output
     assert "  grpo@2 (did not go on): skipped: sft beats the reward model\n" in output
     assert "take sft@2 (*): the best on validation" in output
+    assert "  medgr2 export loop exported  # a folder that any loader reads" in output
+    assert "  medgr2 ask loop picture.png 'What does the image show?' --option 'a mass'" in output
 
 
 def test_the_printed_program_asks_the_model(tmp_path: Path) -> None:
@@ -122,7 +127,7 @@ def test_an_edited_cycle_does_not_pass_its_models_off_as_those_of_the_spec(
 ) -> None:
     edits = SpecEdits({StageKey(1, "sft"): "done with other parameters: seed: 17 → 18"}, (StageKey(1, "sft"),))
     monkeypatch.setattr("medgr2_operator.cli.models.edits_of", lambda cycle: edits)
-    print_models(cycle_of(*SCORES), lambda record: "here", lambda record: "here", lambda key: f"medgr2 restart {key}")
+    print_models(cycle_of(*SCORES), lambda _: "here", lambda _: "here", lambda key: f"medgr2 restart {key}", typed)
     said = capsys.readouterr().out
     assert "its results are not of the spec as it is now" in said
     assert said.index("medgr2 restart sft@1  # applies it") < said.index("take grpo@1 (*)")
