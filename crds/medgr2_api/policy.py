@@ -107,11 +107,12 @@ class GRPO(Model):
     kl_coefficient: NonNegative | None = None
     """Weight of the KL term (TRL's beta)."""
     learning_rate: Positive | None = None
-    """Peak learning rate of the schedule."""
+    """Peak learning rate of the schedule; default: 1e-5 with adapters, 1e-6 without."""
     num_epochs: Positive | None = None
     """Number of passes over the prompts."""
     lora: LoRA | None = None
-    """LoRA adapters to train; absent: all weights are fine-tuned."""
+    """LoRA adapters to train, which are what is published, beside the base model; rank 0: all weights are fine-tuned.
+    Absent: as the preset says."""
     trainer: FreeForm = {}
     """Further trl.GRPOConfig fields, less those the contract owns."""
 

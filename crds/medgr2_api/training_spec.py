@@ -59,7 +59,7 @@ class Training(Model):
     """Supervised fine-tuning on D_gen."""
 
     lora: LoRA | None = None
-    """LoRA adapters to train; absent: all weights are fine-tuned."""
+    """LoRA adapters to train; rank 0: all weights are fine-tuned. Absent: as the preset says."""
     learning_rate: Positive | None = None
     """Peak learning rate of the schedule."""
     num_epochs: Positive | None = None

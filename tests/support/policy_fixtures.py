@@ -189,7 +189,7 @@ def build(root: Path, images: int = 24) -> PolicyWorkspace:
     refs: dict[str, ArtifactRef] = {}
 
     def publish(role: str, stage: str, write: Callable[[ArtifactWriter], Any]) -> None:
-        refs[role] = _publish(root, role, stage, write)
+        refs[role] = published(root, role, stage, write)
 
     processor = tiny_tokenizer.processor()
 
@@ -230,10 +230,10 @@ def build(root: Path, images: int = 24) -> PolicyWorkspace:
 
 def publish_rows(workspace: PolicyWorkspace, stage: str, rows: list[R]) -> ArtifactRef:
     """Another artifact of a stage, with this table."""
-    return _publish(workspace.root, f"more/{rows}", stage, lambda writer: writer.table(type(rows[0]), rows))
+    return published(workspace.root, f"more/{rows}", stage, lambda writer: writer.table(type(rows[0]), rows))
 
 
-def _publish(root: Path, name: str, stage: str, write: Callable[[ArtifactWriter], Any]) -> ArtifactRef:
+def published(root: Path, name: str, stage: str, write: Callable[[ArtifactWriter], Any]) -> ArtifactRef:
     input_hash = hashlib.sha256(name.encode()).hexdigest()
     request = StageRequest(cycle=CYCLE, iteration=1, stage=stage, parameters={}, input_hash=input_hash)
     writer = ArtifactWriter(root, request)

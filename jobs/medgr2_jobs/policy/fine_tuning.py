@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from trl.trainer.sft_config import SFTConfig
@@ -17,6 +16,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from medgr2_api.training_spec import ResolvedTraining
 
 from ..models import vlm
+from ..models.checkpoint import Checkpoint
 from ..models.patches import trl_head
 from ..models.vlm import PromptResponse
 from ..runner.context import StageContext
@@ -24,7 +24,7 @@ from ..training.checkpoints import place_checkpoints
 from ..training.stage_callback import StageCallback
 from ..training.trainer import lora_config, refusals, train, trainer_arguments, trainer_options
 from .dataset import CompletionCollator, sft_dataset
-from .model import ExactResume, trained
+from .model import ExactResume, Start, trained
 
 
 class SFTPolicyTrainer(ExactResume, SFTTrainer):
@@ -37,6 +37,8 @@ class FineTuned:
 
     model: Any
     """With whole weights, unwrapped; None in processes that do not get them (`policy.model.trained`)."""
+    start: Start
+    """What it started from."""
     steps: int
     """Optimizer steps."""
     log: list[dict[str, Any]]
@@ -51,17 +53,17 @@ class FineTuned:
 def fine_tune(
     ctx: StageContext[Any],
     rows: Sequence[tuple[str, PromptResponse]],
-    source: Path,
+    source: Checkpoint,
     training: ResolvedTraining,
     *,
     settings: str,
 ) -> FineTuned:
-    """Trains the model of a folder on rows, from the newest checkpoint of this stage if there is one.
+    """Trains a checkpoint on rows, from the newest checkpoint of this stage if there is one.
 
     Args:
         ctx: the stage's.
         rows: (name of the row, row); not empty.
-        source: folder of the model to start from.
+        source: what to start from.
         training: how it learns.
         settings: where that stands in the spec, for messages.
 
@@ -88,24 +90,24 @@ def fine_tune(
     place_checkpoints(args, steps, spread="save_steps" not in options)
 
     ctx.progress("load", 0, steps)
-    processor = vlm.load_processor(source)
+    processor = source.processor()
     collator = CompletionCollator(vlm.Encoder(processor, ctx.images))
     collator.check(rows)
 
-    lora = lora_config(training.lora)
+    start = Start(source, lora_config(training.lora))
     trl_head.apply(vlm.device())
     callback = StageCallback(ctx, ctx.request.stage, ("loss", "mean_token_accuracy"), settings=settings)
     with refusals(field, "SFTTrainer"):
         trainer = SFTPolicyTrainer(
-            model=vlm.load_model(source, train=True),
+            model=start.model(),
             args=args,
             data_collator=collator,
             train_dataset=sft_dataset(rows),
             processing_class=processor,
-            peft_config=lora,
+            peft_config=start.wrap,
             callbacks=[callback],
         )
     if ctx.process_group.count > 1:  # the mean over all tokens of a step, not over the processes' means
         trainer.model_accepts_loss_kwargs = True
     train(trainer, callback)
-    return FineTuned(trained(trainer, source, lora), trainer.state.global_step, trainer.state.log_history)
+    return FineTuned(trained(trainer, start), start, trainer.state.global_step, trainer.state.log_history)

@@ -1,16 +1,77 @@
-"""Model folders of the policy: resuming a training from one, and publishing one."""
+"""What a training of the policy starts from, how it is resumed, and what is published of it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from ..models import checkpoint as checkpoints
 from ..models import generation, vlm
+from ..models.checkpoint import Base, Checkpoint
 from ..runner.distributed import deepspeed
+from ..runner.distributed.rendezvous import Rendezvous
+
+#: TRL's name for the frozen copy of the adapters that a GRPO goes on training: its reference policy.
+_REFERENCE = ".ref."
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training starts from, and with it what can be published of it.
+
+    Adapters on the model that prepare publishes go on: the same adapters are trained further, and published on the same
+    base. Where adapters are asked for on anything else (a model that was fine-tuned as a whole, adapters of another
+    rank or scale), they are trained on the merged weights, and since nobody has published those, what comes of it is
+    published whole.
+    """
+
+    checkpoint: Checkpoint
+    lora: LoraConfig | None
+    """The adapters to train; None: all weights."""
+
+    @cached_property
+    def continues(self) -> bool:
+        """Whether the adapters of the checkpoint are trained further."""
+        if self.lora is None or self.checkpoint.adapter is None:
+            return False
+        there: Any = LoraConfig.from_pretrained(str(self.checkpoint.adapter))
+        asked: Any = self.lora
+        return all(getattr(there, name) == getattr(asked, name) for name in ("r", "lora_alpha", "target_modules"))
+
+    @property
+    def stands_on(self) -> Base | None:
+        """What the adapters are published with; None: the model is published whole."""
+        on_base = self.continues or (self.lora is not None and self.checkpoint.adapter is None)
+        return self.checkpoint.stands_on if on_base else None
+
+    @property
+    def wrap(self) -> LoraConfig | None:
+        """Adapters that the trainer has to put on the model; None: none, or they are on it."""
+        return None if self.continues else self.lora
+
+    def model(self) -> Any:
+        """The model to train.
+
+        Where only adapters learn on a GPU, the base is bfloat16, as it is where it answers: autocast would cast float32
+        weights anew for every forward pass. DeepSpeed has its own precision, and weights that learn, or are merged and
+        published whole, need float32.
+        """
+        alone = Rendezvous.from_environment().deepspeed is None
+        frozen = self.stands_on is not None and torch.cuda.is_available() and alone
+        dtype = torch.bfloat16 if frozen else torch.float32
+        if not self.continues:
+            return vlm.load_model(self.checkpoint.base, adapter=self.checkpoint.adapter, train=True, dtype=dtype)
+        assert self.lora is not None
+        assert self.checkpoint.adapter is not None
+        base = vlm.load_model(self.checkpoint.base, train=True, dtype=dtype)
+        return vlm.with_adapter(base, self.checkpoint.adapter, dropout=self.lora.lora_dropout)
 
 
 class ExactResume(Trainer):
@@ -30,13 +91,12 @@ class ExactResume(Trainer):
         model.load_state_dict(saved.state_dict(), strict=True)
 
 
-def trained(trainer: Trainer, source: Path, lora: LoraConfig | None) -> Any:
+def trained(trainer: Trainer, start: Start) -> Any:
     """The model that was trained, with whole weights. All processes of a training must call this.
 
     Args:
         trainer: after training.
-        source: the folder that its model was loaded from.
-        lora: the adapters that were trained.
+        start: what it started from.
 
     Returns:
         The model, unwrapped; where the processes share the weights out (Zero3), only the main one gets it.
@@ -47,27 +107,29 @@ def trained(trainer: Trainer, source: Path, lora: LoraConfig | None) -> Any:
     if not trainer.is_world_process_zero():
         return None
     with deepspeed.whole(trainer.args):
-        model = vlm.load_model(source, train=True)
-        model = get_peft_model(model, lora) if lora else model
-    model.load_state_dict(weights, strict=True)
+        model = start.model()
+        model = get_peft_model(model, start.wrap) if start.wrap else model
+    model.load_state_dict({name: value for name, value in weights.items() if _REFERENCE not in name}, strict=True)
     return model
 
 
-def save(model: Any, source: Path, folder: Path) -> None:
-    """Writes a folder in Hugging Face format that every later stage loads in the same way.
+def save(model: Any, start: Start, folder: Path) -> None:
+    """Writes what is published: adapters and which model they stand on, or a whole model in Hugging Face format.
 
-    Adapters are merged; weights stay in the precision they were trained in, for bfloat16 would round most of a small
-    learning rate's updates away. The processor comes from `source`, and the generation settings are ours: trainers
-    change both.
+    Weights stay in the precision they were trained in, for bfloat16 would round most of a small learning rate's updates
+    away. The processor and the generation settings are those it was started from: trainers change both.
 
     Args:
-        model: the trained model, unwrapped; a merged PeftModel is used up.
-        source: the folder it was started from.
+        model: the trained model, unwrapped; a PeftModel that is merged is used up.
+        start: what it was started from.
         folder: where to write.
     """
+    if start.stands_on is not None:
+        checkpoints.save_adapter(model, folder, start.stands_on)
+        return
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
-    processor = vlm.load_processor(source)
+    processor = start.checkpoint.processor()
     model.generation_config = generation.configuration(processor.tokenizer, model.generation_config)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

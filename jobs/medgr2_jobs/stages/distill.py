@@ -20,6 +20,7 @@ from ..distill.sampler import Asking, Student, ask
 from ..engine.in_process import InProcessSampler
 from ..generate.prepared_images import PreparedImages
 from ..models import checkpoint, vlm
+from ..models.checkpoint import Checkpoint
 from ..models.generation import Decoding
 from ..models.vlm import Encoder
 from ..policy.fine_tuning import fine_tune
@@ -85,16 +86,17 @@ def _trained(ctx: Context, taught: Sequence[Lesson]) -> Path:
     folder, log = ctx.work / _TRAINED, ctx.work / _LOG
     if not log.is_file():  # it is written last
         prepare = ctx.input("prepare")
-        source = prepare.folder_of("models/student" if prepare.has("models/student/config.json") else "models/policy")
+        base = prepare.folder_of("models/student" if prepare.has("models/student/config.json") else "models/policy")
         examples = [
             lesson.example(
                 student_format.prompt(lesson.row.question_type, lesson.row.modality, ctx.parameters.answer_format)
             )
             for lesson in taught
         ]
-        tuned = fine_tune(ctx, examples, source, ctx.parameters.training, settings="generator.distillation.training")
+        training = ctx.parameters.training
+        tuned = fine_tune(ctx, examples, Checkpoint(base), training, settings="generator.distillation.training")
         atomic.remove_tree(folder)
-        save(tuned.model, source, folder)
+        save(tuned.model, tuned.start, folder)
         atomic.fsync_tree(folder)
         atomic.write_text(log, json.dumps(tuned.log, indent=1))
     return folder

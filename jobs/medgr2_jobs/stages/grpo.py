@@ -28,10 +28,10 @@ from medgr2_api.stages.grpo import GRPOParameters
 from ..curate.training_set import training_set
 from ..errors import ConfigError, DataError
 from ..evaluate.release import Release, TrainedOn
-from ..models import generation, vlm
+from ..models import checkpoint, generation, vlm
 from ..models.patches import pixel_cache, repeated_prompts, trl_head
 from ..policy.dataset import grpo_dataset, grpo_prompts, with_seed_share
-from ..policy.model import ExactResume, save, trained
+from ..policy.model import ExactResume, Start, save, trained
 from ..policy.release_judge import ReleaseJudge
 from ..policy.reward_terms import Scorer, trusted_terms
 from ..policy.rewards import PolicyReward, Rollouts, check_terms, summary
@@ -132,17 +132,17 @@ def run(ctx: StageContext[GRPOParameters]) -> StageOutcome:
     place_checkpoints(args, steps, spread="save_steps" not in options, every=every)
 
     ctx.progress("load", 0, steps)
-    source = ctx.input("sft").folder_of("model")
-    processor = vlm.load_processor(source, padding_side="left")
+    start = Start(checkpoint.published(ctx, "sft"), lora_config(grpo.lora))
+    processor = start.checkpoint.processor("left")
     processor = repeated_prompts.apply(pixel_cache.apply(processor, vlm.device()), vlm.device())
-    model = vlm.load_model(source, train=True)
+    model = start.model()
     args.generation_kwargs = _generation_options(
         args, generation.never_sampled(processor, model.generation_config.eos_token_id)
     )
     trl_head.apply(vlm.device())
-    lora, rollouts = lora_config(grpo.lora), Rollouts()
-    if ctx.process_group.main and (checkpoint := latest_checkpoint(ctx.work, ctx.process_group.layout)):
-        rollouts.load(checkpoint)
+    rollouts = Rollouts()
+    if ctx.process_group.main and (saved := latest_checkpoint(ctx.work, ctx.process_group.layout)):
+        rollouts.load(saved)
     wants_r = any(term.type is RewardTermType.REWARD_MODEL for term in grpo.rewards)
     with deepspeed.whole(args):
         scorer = _scorer(ctx) if wants_r else None
@@ -164,15 +164,15 @@ def run(ctx: StageContext[GRPOParameters]) -> StageOutcome:
             args=args,
             train_dataset=grpo_dataset(prompts, ctx.images),
             processing_class=processor,
-            peft_config=lora,
+            peft_config=start.wrap,
             callbacks=[callback],
         )
     train(trainer, callback)
 
-    model = trained(trainer, source, lora)
+    model = trained(trainer, start)
     if not ctx.process_group.main:
         return StageOutcome()
-    save(model, source, ctx.writer.path("model"))
+    save(model, start, ctx.writer.path("model"))
     ctx.writer.table(Rollout, rollouts.rows)
     history, global_step = trainer.state.log_history, trainer.state.global_step
     del trainer, model, reward, scorer, callback  # what is measured is what was published, and it needs their memory

@@ -8,6 +8,7 @@ from medgr2_api.stages.sft import SFTParameters
 from medgr2_api.training_spec import InitFrom
 
 from ..curate.training_set import training_set
+from ..models import checkpoint
 from ..policy.dataset import sft_rows
 from ..policy.fine_tuning import fine_tune
 from ..policy.model import save
@@ -25,11 +26,11 @@ def run(ctx: StageContext[SFTParameters]) -> StageOutcome:
     parameters = ctx.parameters
     rows = sft_rows(training_set(ctx, ctx.request.iteration, parameters.answer_format), parameters.answer_format)
     previous = parameters.init_from is InitFrom.PREVIOUS and ctx.has_input("policy")  # iteration 1 has no previous one
-    source = ctx.input("policy").folder_of("model") if previous else ctx.input("prepare").folder_of("models/policy")
+    source = checkpoint.published(ctx, "policy") if previous else checkpoint.base(ctx)
     tuned = fine_tune(ctx, rows, source, parameters.training, settings="policy.sft")
     if not ctx.process_group.main:
         return StageOutcome()
-    save(tuned.model, source, ctx.writer.path("model"))
+    save(tuned.model, tuned.start, ctx.writer.path("model"))
     ctx.writer.path("log.json", digested=False).write_text(json.dumps(tuned.log, indent=1))
     return StageOutcome(
         counters={

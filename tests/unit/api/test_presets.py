@@ -65,7 +65,7 @@ def test_origins_name_who_spoke() -> None:
     resolved, origins = resolve_with_origins(spec)
     assert origins["policy.grpo.numGenerations"] == ValueOrigin(6, "spec")
     assert origins["policy.grpo.klCoefficient"] == ValueOrigin(0.04, "MedR1")
-    assert origins["policy.grpo.learningRate"] == ValueOrigin(1e-6, "Default")
+    assert origins["policy.grpo.learningRate"] == ValueOrigin(1e-5, "derived")
     assert origins["policy.sft.lora"].source == "spec"
     assert origins["policy.sft.lora.alpha"] == ValueOrigin(16, "derived")
     assert resolved.policy.grpo.num_generations == 6
@@ -127,6 +127,7 @@ def test_resolving_changes_neither_the_spec_nor_the_tables() -> None:
 
 
 def test_full_fine_tuning_gets_no_alpha() -> None:
-    lora = resolve(spec_with()).policy.grpo.lora
-    assert lora is not None
-    assert (lora.rank, lora.alpha) == (0, None)
+    grpo = resolve(spec_with({"policy.grpo.lora": {"rank": 0}})).policy.grpo
+    assert (grpo.lora.rank, grpo.lora.alpha, grpo.learning_rate) == (0, None, 1e-6)
+    adapters = resolve(spec_with()).policy.grpo
+    assert (adapters.lora.rank, adapters.lora.alpha, adapters.learning_rate) == (64, 128, 1e-5)

@@ -30,6 +30,7 @@ DERIVED = {
     "rewardModel.training.lora.alpha",
     "policy.sft.lora.alpha",
     "policy.grpo.lora.alpha",
+    "policy.grpo.learningRate",
 }
 
 
