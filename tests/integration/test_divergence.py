@@ -71,8 +71,8 @@ def test_a_model_of_nan_is_blamed_where_it_comes_from(
 ) -> None:
     honest = vlm.load_model
 
-    def broken(path: Path, *, train: bool = False) -> Any:
-        model = honest(path, train=train)
+    def broken(path: Path, **options: Any) -> Any:
+        model = honest(path, **options)
         with torch.no_grad():
             model.lm_head.weight[3] = math.nan
         return model
@@ -98,10 +98,10 @@ def test_no_weight_that_is_no_number_is_published(
 ) -> None:
     honest = sft.save
 
-    def spoilt(model: Any, source: Path, folder: Path) -> None:
+    def spoilt(model: Any, start: Any, folder: Path) -> None:
         with torch.no_grad():
             model.model.language_model.norm.weight[5] = math.inf
-        honest(model, source, folder)
+        honest(model, start, folder)
 
     monkeypatch.setattr(sft, "save", spoilt)
     message = ended(workspace, workspace.sft(name="spoilt"), result)

@@ -22,7 +22,8 @@ from medgr2_jobs.export.published_policy import PublishedPolicy, find
 from medgr2_jobs.models import vlm
 from medgr2_jobs.models.vlm import Encoder, PromptResponse
 from medgr2_jobs.prompts import answers
-from medgr2_jobs.store.rows import Item, Split
+from medgr2_jobs.store.rows import Split
+from medgr2_jobs.store.rows.prepared import Item
 from medgr2_operator.cli.unpack import Unpacker
 from tests.support import export_fixtures, policy_fixtures
 from tests.support.export_fixtures import CYCLE

@@ -14,6 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from medgr2_api.stage_contract import ArtifactRef, ExitCode, StageRequest
+from medgr2_api.training_spec import Adapters
 from medgr2_jobs.errors import CorruptArtifact
 from medgr2_jobs.export import __main__ as exporting
 from medgr2_jobs.export.published_policy import find
@@ -21,7 +22,7 @@ from medgr2_jobs.models import checkpoint, vlm
 from medgr2_jobs.policy.model import Start
 from medgr2_jobs.stages import grpo as grpo_stage
 from medgr2_jobs.store.artifact import ArtifactReader
-from medgr2_jobs.store.rows import Prediction
+from medgr2_jobs.store.rows.evaluation import Prediction
 from medgr2_jobs.training.trainer import lora_config
 from tests.support import export_fixtures, policy_fixtures
 from tests.support.export_fixtures import CYCLE
@@ -273,6 +274,4 @@ def test_adapters_are_float32_on_a_base_of_bfloat16_and_learn(workspace: PolicyW
 
 
 def lora_config_of(rank: int) -> Any:
-    from medgr2_api.training_spec import Adapters
-
     return lora_config(Adapters(rank=rank, alpha=2 * rank))

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from medgr2_api.stage_contract import DEEPSPEED_ENV, ExitCode
+from medgr2_jobs.models import checkpoint as checkpoints
 from medgr2_jobs.models import vlm
 from medgr2_jobs.reward.model import RewardModel
 from medgr2_jobs.store.artifact import ArtifactReader
@@ -34,8 +35,9 @@ def test_sft_learns_as_without(workspace: PolicyWorkspace, cluster: type[Cluster
     assert pod.ended() == [0], pod.logs()
     alone = workspace.sft({**STEPS, "per_device_train_batch_size": 4}, rank=rank, name="plain")
     assert losses(workspace, request) == pytest.approx(losses(workspace, alone), rel=1e-2)
-    expected = vlm.load_model(plain.folder_of("model")).state_dict()
-    weights = vlm.load_model(workspace.reader(request).folder_of("model")).state_dict()
+    context = workspace.context(request)
+    expected = checkpoints.at(context, plain.folder_of("model")).load().state_dict()
+    weights = checkpoints.at(context, workspace.reader(request).folder_of("model")).load().state_dict()
     assert weights.keys() == expected.keys()
     assert all(torch.allclose(weights[name], expected[name], atol=2e-2) for name in expected)
 

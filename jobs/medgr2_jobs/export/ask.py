@@ -18,6 +18,7 @@ from medgr2_api.stage_contract import WORKSPACE_ENV, ExitCode
 
 from ..data.decoder import client as decoder
 from ..data.decoder.protocol import BadField
+from ..engine.in_process import InProcessSampler
 from ..errors import DataError, StageError
 from ..evaluate.scoring import greedy
 from ..models.vlm import Encoder, PromptResponse
@@ -72,7 +73,7 @@ def ask(found: PublishedPolicy, image: Path, question: str, options: Sequence[st
         store = ImageStore(Path(folder))
         name = store.put(picture).sha256
         encoder = Encoder(found.checkpoint.processor(), store)
-        [text] = greedy(found.checkpoint.load(), encoder, [PromptResponse(name, prompt)], answer_format)
+        [text] = greedy(InProcessSampler(found.checkpoint), encoder, [PromptResponse(name, prompt)], answer_format)
     return text
 
 
