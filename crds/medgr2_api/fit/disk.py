@@ -92,12 +92,14 @@ def _trainings(spec: ResolvedSpec, models: ModelShapes) -> Iterator[tuple[str, f
         kinds.append((DISTILL.name, student, spec.generator.distillation.training.lora))
     for name, model, lora in kinds:
         if spec.stage(name).enabled:
-            yield name, spec.iterations * published(model, lora), checkpoint(model, lora)
+            # the reward model and the student are published with their adapters merged
+            own = model.text.adapters(lora.rank) * _FLOAT if isinstance(lora, Adapters) else published(model)
+            size = own if name in (SFT.name, GRPO.name) else published(model)
+            yield name, spec.iterations * size, checkpoint(model, lora)
 
 
-def published(model: ModelShape, lora: ResolvedLoRA) -> float:
-    """Bytes of a published model: float32, adapters merged."""
-    del lora
+def published(model: ModelShape) -> float:
+    """Bytes of a model that is published whole, in float32."""
     return model.parameters * _FLOAT + model.text.vocabulary * _TOKEN
 
 
