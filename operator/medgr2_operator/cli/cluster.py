@@ -114,9 +114,9 @@ def ask(
     on: WhereOptions,
 ) -> None:
     """Ask a trained model about a picture, and say which checkpoint answered. Not a medical device."""
-    from .models import Question
+    from .models import PictureQuestion
 
-    asked = Question(picture, question, tuple(option or ()), checkpoint)
+    asked = PictureQuestion(picture, question, tuple(option or ()), checkpoint)
     raise typer.Exit(on.at(cycle, pod).ask(cycle, asked))
 
 

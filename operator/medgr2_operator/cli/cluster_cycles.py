@@ -13,7 +13,7 @@ from .cluster_options import ReaderPodOptions, WhereOptions
 
 if TYPE_CHECKING:
     from .connection import Cluster
-    from .models import Question
+    from .models import PictureQuestion
     from .review import ExportRequest
 
 
@@ -131,7 +131,7 @@ class ClusterCycles:
 
         return self._run(command)
 
-    def ask(self, cycle: str, question: Question) -> int:
+    def ask(self, cycle: str, question: PictureQuestion) -> int:
         async def command(cluster: Cluster) -> int:
             from .connection import parsed
             from .models import ask_model, check_question

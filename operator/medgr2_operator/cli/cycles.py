@@ -17,7 +17,7 @@ from .errors import CommandError
 
 if TYPE_CHECKING:
     from .cluster_options import ReaderPodOptions, WhereOptions
-    from .models import Question
+    from .models import PictureQuestion
     from .review import ExportRequest
 
 DEFAULT_WORKSPACE = Path(".medgr2")
@@ -56,7 +56,7 @@ class Cycles(Protocol):
     def export(self, cycle: str, target: Path, checkpoint: str) -> int:
         """Writes a trained model into the folder TARGET; without a name of a checkpoint the best one."""
 
-    def ask(self, cycle: str, question: Question) -> int:
+    def ask(self, cycle: str, question: PictureQuestion) -> int:
         """What a trained model answers about a picture."""
 
     def report(self, cycle: str, target: Path | None, force: bool) -> int:

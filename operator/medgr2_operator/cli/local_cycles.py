@@ -25,7 +25,7 @@ from .attempts import choose_attempts
 from .errors import CommandError, did_you_mean
 from .hints import print_edits, typed
 from .lineage import local_lineage
-from .models import Question, ask_model, export_model, folder_of, print_models, whole_folder
+from .models import PictureQuestion, ask_model, export_model, folder_of, print_models, whole_folder
 from .review import ExportRequest, export_local, import_local
 from .status_view import print_list, print_status
 from .unpack import final_place, print_copied, workspace_path
@@ -116,7 +116,7 @@ class LocalCycles:
     def export(self, cycle: str, target: Path, checkpoint: str) -> int:
         return export_model(self.workspace, self._stored(cycle), target, checkpoint)
 
-    def ask(self, cycle: str, question: Question) -> int:
+    def ask(self, cycle: str, question: PictureQuestion) -> int:
         return ask_model(self.workspace, self._stored(cycle), question)
 
     def report(self, cycle: str, target: Path | None, force: bool) -> int:

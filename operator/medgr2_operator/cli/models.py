@@ -116,7 +116,7 @@ def print_models(
 
 
 @dataclass(frozen=True)
-class Question:
+class PictureQuestion:
     """What to ask a trained model."""
 
     image: Path
@@ -157,7 +157,7 @@ def check_target(target: Path) -> None:
     jobs_process.require("export")
 
 
-def check_question(question: Question) -> None:
+def check_question(question: PictureQuestion) -> None:
     """Before anything is read or copied.
 
     Raises:
@@ -181,7 +181,7 @@ def export_model(workspace: Path, cycle: Cycle, target: Path, checkpoint: str) -
     return jobs_process.run("export", cycle.metadata.name, name, str(target.absolute()), *where)
 
 
-def ask_model(workspace: Path, cycle: Cycle, question: Question) -> int:
+def ask_model(workspace: Path, cycle: Cycle, question: PictureQuestion) -> int:
     """`medgr2 ask`, from a workspace on this computer.
 
     Raises:
