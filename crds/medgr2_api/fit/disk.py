@@ -3,7 +3,7 @@
 base models    2 bytes a parameter as they are fetched (bfloat16), or what their files have; each once: prepare links
 images         pixels · 1.5: a PNG of a photograph takes about half of its three bytes
 models         what trainings publish: the whole model in float32 (4 bytes), or adapters (4 bytes each of theirs)
-               where the policy is trained by them; a reward model is published whole, adapters merged
+               where they stand on the base (`publishing`); a reward model is published whole, adapters merged
 checkpoints    of the training that has the largest, three of them: two are kept, and a third is being written
 tables         bytes a row, compressed
 """
@@ -19,6 +19,7 @@ from medgr2_api.training_spec import Adapters, ResolvedLoRA
 
 from .counts import DRAWN_PIXELS, Counts, DataSize
 from .memory import MemoryPart, Need
+from .publishing import adapters_of
 from .result import ModelShapes
 from .shapes import ModelShape
 
@@ -92,14 +93,15 @@ def _trainings(spec: ResolvedSpec, models: ModelShapes) -> Iterator[tuple[str, f
         kinds.append((DISTILL.name, student, spec.generator.distillation.training.lora))
     for name, model, lora in kinds:
         if spec.stage(name).enabled:
-            # the reward model and the student are published with their adapters merged
-            own = model.text.adapters(lora.rank) * _FLOAT if isinstance(lora, Adapters) else published(model)
-            size = own if name in (SFT.name, GRPO.name) else published(model)
-            yield name, spec.iterations * size, checkpoint(model, lora)
+            rank = lora.rank if adapters_of(spec, name) else 0
+            yield name, spec.iterations * published(model, rank), checkpoint(model, lora)
 
 
-def published(model: ModelShape) -> float:
-    """Bytes of a model that is published whole, in float32."""
+def published(model: ModelShape, rank: int = 0) -> float:
+    """Bytes of what a training publishes: adapters of a rank in float32, or, with 0, the whole model with its
+    tokenizer."""
+    if rank:
+        return model.text.adapters(rank) * _FLOAT
     return model.parameters * _FLOAT + model.text.vocabulary * _TOKEN
 
 

@@ -3,7 +3,7 @@
 Bytes a parameter P of the model, N of what is trained, w processes of one training. On a GPU a frozen base is in
 bfloat16 and what is trained in float32 under autocast; on a CPU all is float32.
 
-    weights        P · 4 where all of it is trained, P · 2 frozen on a GPU, P · 4 frozen on a CPU
+    weights        P · 4 where all of it is trained; frozen P · 2 on a GPU where adapters stand on the base, else P · 4
     gradients      N · 4; with data parallelism as much again for the buckets that are averaged
     optimizer      N · 8: Adam's two moments in float32
     Zero2          optimizer / w, gradients / w and two buckets; weights in bfloat16 and their float32 masters / w
@@ -96,7 +96,7 @@ class TrainingSetup:
     """Only the layers' inputs are kept, and a layer is run again on the way back."""
     on_gpu: bool = True
     base_bytes: float = 0.0
-    """Of one frozen parameter: 0 for the default (2 on a GPU, 4 on a CPU), 0.56 for 4-bit quantization."""
+    """Of one frozen parameter; 0 for the default: 2 on a GPU, 4 on a CPU."""
     loss_positions: int = 0
     """Positions of the batch whose logits are kept in float32 (the reward model's likelihood head)."""
 

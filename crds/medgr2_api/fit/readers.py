@@ -129,7 +129,7 @@ def scoring_seconds(setting: Setting, gpu: GPU, groups: float, group: int, *, sa
 def sampling_seconds(
     setting: Setting, place: StagePlace, model: ModelShape, answers: float, limit: int, rows: int, again: float = 0.0
 ) -> float:
-    """On the clock, for answers by transformers' generate, in as many processes as there are shards.
+    """On the clock, for answers by transformers' generate or by vLLM, on as many GPUs as there are shards.
 
     Args:
         setting: the cycle's.
@@ -144,9 +144,14 @@ def sampling_seconds(
         return math.nan
     prompt = setting.prompt(model)
     flops = work.text_flops(model, prompt) + work.vision_flops(model, setting.image_tokens(model))
-    seconds = answers * (1 + again) * work.reading_seconds(flops, place.gpu, setting.known)
+    if setting.server:  # what was read once is in its prefix cache
+        flops += again * work.text_flops(model, setting.answer(), after=prompt)
+        seconds = answers * work.reading_seconds(flops, place.gpu, setting.known)
+        seconds += work.server_seconds(model, answers * min(limit, setting.answer()), place.gpu, setting.known)
+        return seconds / place.settings.shards
     longest = min(limit, setting.longest())
     batches = math.ceil(answers / rows)
+    seconds = answers * (1 + again) * work.reading_seconds(flops, place.gpu, setting.known)
     seconds += batches * work.generate_seconds(model, longest, place.gpu, setting.known, trained_whole=False)
     return seconds / place.settings.shards
 

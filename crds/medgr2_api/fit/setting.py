@@ -55,6 +55,8 @@ class Setting:
     data: DataSize
     hardware: Hardware
     known: Assumptions
+    server: bool = False
+    """Whether vLLM samples the policy's answers; else transformers does, in the process."""
 
     @property
     def counts(self) -> Counts:

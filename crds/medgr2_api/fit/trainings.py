@@ -14,7 +14,9 @@ from medgr2_api.stages import DISTILL, GRPO, REWARD, SFT
 from medgr2_api.training_spec import Adapters, ResolvedLoRA, ResolvedTraining
 
 from . import memory, work
+from .gpus import GPU
 from .memory import GIB, BatchSize, MemoryPart, Need, TrainingSetup
+from .publishing import adapters_of
 from .readers import scoring_seconds
 from .result import StageFit
 from .setting import Setting, StagePlace
@@ -44,7 +46,8 @@ def distill(setting: Setting) -> StageFit | None:
 
 def _supervised(setting: Setting, name: str, model: ModelShape, taught: ResolvedTraining, field: str) -> StageFit:
     place = setting.place(name)
-    training = _training(setting, place, taught.lora, taught.trainer, model, setting.prompt(model) + setting.longest())
+    tokens, on_base = setting.prompt(model) + setting.longest(), adapters_of(setting.spec, name)
+    training = _training(setting, place, taught.lora, taught.trainer, model, tokens, stands_on_base=on_base)
     rows = _bounded(taught.trainer, place) or setting.counts.taught * taught.num_epochs
     return _fit(setting, _Case(name, field, model, place, training), _seconds(setting, place, model, training, rows))
 
@@ -69,8 +72,9 @@ def grpo(setting: Setting) -> StageFit:
     settings, model = setting.spec.policy.grpo, setting.models.policy
     place, group = setting.place(GRPO.name), settings.num_generations
     longest = whole(settings.trainer.get("max_completion_length"), _COMPLETION)
+    tokens, on_base = setting.prompt(model) + longest, adapters_of(setting.spec, GRPO.name)
     training = _training(
-        setting, place, settings.lora, settings.trainer, model, setting.prompt(model) + longest, rows=group
+        setting, place, settings.lora, settings.trainer, model, tokens, rows=group, stands_on_base=on_base
     )
     beside = []
     if settings.kl_coefficient > 0 and training.rank == 0:  # DeepSpeed has the copy in bfloat16
@@ -94,15 +98,28 @@ def _grpo_seconds(
     tower = work.vision_flops(model, setting.image_tokens(model))
     row = work.text_flops(model, prompt + answer, logits=answer) + tower
     seconds = _seconds(setting, place, model, training, completions) * place.processes
+    if setting.server:  # the importance ratios need the policy's own log-probabilities before the step
+        seconds += completions * work.reading_seconds(row, gpu, known)
+        seconds += rollout_seconds(setting, gpu, prompts)
     if settings.kl_coefficient > 0:
         seconds += completions * work.reading_seconds(row, gpu, known)
+    if judged:
+        seconds += scoring_seconds(setting, gpu, prompts, settings.num_generations)
+    if setting.server:
+        return seconds / place.processes
     seconds += completions * work.reading_seconds(work.text_flops(model, prompt) + tower, gpu, known)
     longest = min(setting.longest(), whole(settings.trainer.get("max_completion_length"), _COMPLETION))
     batches = completions / training.batch.rows
-    seconds += batches * work.generate_seconds(model, longest, gpu, known, trained_whole=training.rank == 0)
-    if judged:
-        seconds += scoring_seconds(setting, gpu, prompts, settings.num_generations)
+    seconds += batches * work.generate_seconds(model, longest, gpu, known, trained_whole=training.base_bytes == 4)
     return seconds / place.processes
+
+
+def rollout_seconds(setting: Setting, gpu: GPU, prompts: float) -> float:
+    """Of one GPU: vLLM reads every prompt once, its prefix cache has it for the rest of the group, and samples."""
+    model, known = setting.models.policy, setting.known
+    flops = work.text_flops(model, setting.prompt(model)) + work.vision_flops(model, setting.image_tokens(model))
+    tokens = prompts * setting.spec.policy.grpo.num_generations * setting.answer()
+    return prompts * work.reading_seconds(flops, gpu, known) + work.server_seconds(model, tokens, gpu, known)
 
 
 def _seconds(setting: Setting, place: StagePlace, model: ModelShape, training: TrainingSetup, rows: float) -> float:
@@ -124,7 +141,10 @@ def _training(
     model: ModelShape,
     tokens: int,
     rows: int = _ROWS,
+    *,
+    stands_on_base: bool = False,
 ) -> TrainingSetup:
+    """How a stage trains; a base that adapters stand on is bfloat16 on a GPU, any other weights are float32."""
     rows = whole(options.get("per_device_train_batch_size"), rows)
     again = options.get("activation_checkpointing", options.get("gradient_checkpointing", place.on_gpu))
     return TrainingSetup(
@@ -135,6 +155,7 @@ def _training(
         accumulation=whole(options.get("gradient_accumulation_steps"), 1),
         checkpointing=bool(again),
         on_gpu=place.on_gpu,
+        base_bytes=0.0 if stands_on_base and not place.settings.deepspeed else 4.0,
     )
 
 
@@ -163,7 +184,7 @@ def _fit(setting: Setting, case: _Case, seconds: float) -> StageFit:
     if place.on_gpu:
         beside = sum(part.bytes for part in case.beside if part.name == "R")
         host = memory.host_need(
-            case.model, place.per_node, trained_whole=training.rank == 0, zero=training.zero, others=beside
+            case.model, place.per_node, trained_whole=training.base_bytes == 4, zero=training.zero, others=beside
         )
     advice = tuple(_changes(case)) if 0 < place.limit < need.total else ()
     return setting.stage(case.name, place, need, seconds, model=case.model, host=host, advice=advice)
@@ -175,7 +196,8 @@ def _changes(case: _Case) -> Iterator[str]:
     eight, field = max(8, now.processes), case.field
     fewer = {"batch": replace(now.batch, rows=rows, pictures=rows)}
     smaller = f"{field}.trainer.per_device_train_batch_size: {rows}"
-    adapters, rank = f"{field}.lora: {{rank: {_RANK}}}", {"rank": now.rank or _RANK}
+    adapters = f"{field}.lora: {{rank: {_RANK}}}"
+    rank = {"rank": now.rank or _RANK, "base_bytes": 0.0 if not now.zero and case.name != REWARD.name else 4.0}
     again, kept = f"{field}.trainer.activation_checkpointing: true", {"checkpointing": True}
 
     def zero(stage: int) -> str:

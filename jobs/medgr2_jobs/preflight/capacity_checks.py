@@ -9,35 +9,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medgr2_api.stages import DISTILL, GRPO, REWARD, SFT
-from medgr2_api.training_spec import Adapters, ResolvedLoRA
+from medgr2_api.fit.assumptions import of_data
+from medgr2_api.fit.disk import disk_need
+from medgr2_api.fit.result import Hardware
+from medgr2_api.fit.setting import Setting
 
 from ..data import synthetic_images
 from ..fetch import BUILTIN
 from .check_result import CheckResult, PreflightContext, failed, ok, skipped
+from .model_shapes import data_size, shapes
 from .source_survey import SourceSurvey, inputs
 
-#: A PNG of a photograph takes about half of its raw bytes.
-_BYTES_PER_PIXEL = 1.5
-#: A checkpoint of a full fine-tune beside the weights: Adam's two moments in float32 for weights in bfloat16.
-_OPTIMIZER = 4.0
-#: Adapters and their optimizer, as a share of the weights.
-_ADAPTER = 0.05
 #: Text of a question with its options, in tokens.
 _QUESTION_TOKENS = 512
 _GIB = 2**30
 
 
 def disk(context: PreflightContext) -> Iterator[CheckResult]:
-    """Room for images, checkpoints and published models: an estimate on the safe side."""
-    sizes = {name: _size(context, name) for name in ("policy", "reward")}
-    unknown = [name for name, size in sizes.items() if size is None]
-    if unknown:
-        yield skipped(
-            "workspace", f"the size of the {' and the '.join(unknown)} model is not known before it is fetched"
-        )
+    """Room for images, models, checkpoints and tables over the whole cycle, as `medgr2 plan --fit` reckons it."""
+    found = shapes(context)
+    if isinstance(found, str):
+        yield skipped("workspace", found)
         return
-    required, parts = _needed(context, sizes["policy"] or 0.0, sizes["reward"] or 0.0)
+    setting = Setting(context.spec, found.models, data_size(context), Hardware(), of_data(context.spec))
+    need = disk_need(context.spec, found.models, setting.data, setting.counts, found.files, _pixels(context))
+    required, parts = need.total, ", ".join(f"{part.name} {part.bytes / _GIB:.1f}" for part in need.parts)
     free = shutil.disk_usage(_existing(context.root)).free
     message = f"about {required / _GIB:.1f} GiB are needed ({parts}), {free / _GIB:.1f} GiB are free"
     yield (
@@ -87,27 +83,6 @@ def _fits(context: PreflightContext, where: str, config: dict[str, Any], process
     return failed(where, f"{message}: more than its context of {max_tokens:,}; lower data.maxPixels")
 
 
-def _needed(context: PreflightContext, policy: float, reward: float) -> tuple[float, str]:
-    spec = context.spec
-    images = _pixels(context) * _BYTES_PER_PIXEL
-    trained: dict[str, tuple[float, ResolvedLoRA]] = {
-        SFT.name: (policy, spec.policy.sft.lora),
-        GRPO.name: (policy, spec.policy.grpo.lora),
-        REWARD.name: (reward, spec.reward_model.training.lora),
-    }
-    if spec.generator.distillation is not None:  # of about the policy's size, if it is not the same model
-        trained[DISTILL.name] = (policy, spec.generator.distillation.training.lora)
-    on = {name: size for name, size in trained.items() if spec.stage(name).enabled}
-    published = spec.iterations * sum(size * _share(lora) for size, lora in on.values())
-    checkpoint = max((size * _share(lora) * (1 + _OPTIMIZER) for size, lora in on.values()), default=0.0)
-    parts = {"images": images, "models": published, "one checkpoint": checkpoint}
-    return sum(parts.values()), ", ".join(f"{name} {size / _GIB:.1f}" for name, size in parts.items())
-
-
-def _share(lora: ResolvedLoRA) -> float:
-    return _ADAPTER if isinstance(lora, Adapters) else 1.0
-
-
 def _pixels(context: PreflightContext) -> int:
     """How many pixels all images have at most, as far as records and files tell."""
     phantoms = sum(source.phantom.images for _, source in inputs(context.spec) if source.phantom is not None)
@@ -120,15 +95,6 @@ def _pictures(survey: SourceSurvey) -> int:
     if survey.files or survey.whole:
         return len(survey.files) or survey.good
     return max(survey.good, sum(1 for path in survey.path.rglob("*") if path.is_file()))
-
-
-def _size(context: PreflightContext, which: str) -> float | None:
-    """Bytes of a model's weights; None: not known."""
-    name = context.spec.policy.base_model if which == "policy" else context.spec.reward_model.base_model
-    if name.startswith(BUILTIN):
-        return 2e6
-    weights = list((context.root / name).glob("*.safetensors"))
-    return float(sum(path.stat().st_size for path in weights)) if weights else None
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,35 +1,30 @@
-"""Whether memory suffices for the models, and about how long they compute: rough, from parameters times bytes.
+"""Whether memory suffices for each stage, and about how long a cycle takes: the figures of `medgr2 plan --fit`, against
+what is here.
 
-Memory counts what must be there: weights, gradients, the optimizer's state. Activations come on top, and depend on
-images, batch and attention: a quarter of the weights is taken for them. Time counts multiplications, at a third of the
-rate that this computer reaches in a matrix product. Both say whether a cycle is out of the question, not more.
+Time on a CPU counts multiplications, at a third of the rate that this computer reaches in a matrix product.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medgr2_api.kubernetes_fragments import quantity
-from medgr2_api.policy import RewardTermType
-from medgr2_api.scheduling import DeepSpeed, StageSettings
-from medgr2_api.stages import GRPO, PREFERENCES, RELABEL, REWARD, SCORE, SFT
-from medgr2_api.training_spec import Adapters, ResolvedLoRA
+from medgr2_api.fit.assumptions import of_data
+from medgr2_api.fit.cycle import fit
+from medgr2_api.fit.gpus import ASSUMED, named
+from medgr2_api.fit.memory import Need
+from medgr2_api.fit.result import Hardware, StageFit
+from medgr2_api.fit.setting import Setting
+from medgr2_api.fit.stages import stages
+from medgr2_api.stages import GENERATE, GRPO, REWARD, SCORE, SFT
 
-from ..fetch import BUILTIN
 from .check_result import CheckResult, PreflightContext, failed, ok, skipped, warning
+from .model_shapes import Shapes, data_size, shapes
 
 _GIB = 2**30
-#: Bytes of a parameter: trained in float32; read in bfloat16 on a GPU (`models/vlm.py`).
-_TRAINED, _READ_ON_GPU, _READ_ON_CPU = 4, 2, 4
-#: Gradient and Adam's two moments, in float32.
-_LEARNING = 12
-_ADAPTER = 0.05
-_ACTIVATIONS = 0.25
 #: Tokens of an example: image, question, options, rationale and answer.
 _EXAMPLE_TOKENS = 1024
 #: Multiplications of a parameter and a token: forward 2, backward 4.
@@ -46,6 +41,8 @@ class Computer:
     """Memory of each, in bytes."""
     memory: int
     """Main memory, in bytes; of a container its limit."""
+    kind: str = ""
+    """What its GPUs are called."""
 
     @property
     def name(self) -> str:
@@ -53,6 +50,16 @@ class Computer:
         if self.gpus:
             return f"{len(self.gpus)} GPU(s) with {min(self.gpus) / _GIB:.0f} GiB each"
         return f"no GPU and {self.memory / _GIB:.0f} GiB of memory"
+
+    @property
+    def hardware(self) -> Hardware:
+        """For the formulas; a kind that nobody knows computes like the one that is assumed elsewhere."""
+        if not self.gpus:
+            return Hardware(host_memory=self.memory)
+        gpu = named(self.kind) or named(ASSUMED)
+        assert gpu is not None
+        gpu = replace(gpu, name=self.kind or gpu.name, memory=float(min(self.gpus)))
+        return Hardware(gpu, len(self.gpus), float(self.memory))
 
 
 def this_computer() -> Computer:
@@ -64,7 +71,8 @@ def this_computer() -> Computer:
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.exists() and (text := limit.read_text().strip()).isdecimal():
         memory = min(memory, int(text))
-    return Computer(tuple(torch.cuda.get_device_properties(number).total_memory for number in range(count)), memory)
+    devices = [torch.cuda.get_device_properties(number) for number in range(count)]
+    return Computer(tuple(device.total_memory for device in devices), memory, devices[0].name if devices else "")
 
 
 def products_per_second() -> float:
@@ -84,34 +92,30 @@ def products_per_second() -> float:
 
 def memory(context: PreflightContext) -> Iterator[CheckResult]:
     """What each stage that holds a model needs, against what its `resources` ask for, or what is here."""
-    counts = {which: parameters(context, which) for which in ("policy", "reward")}
-    needs = _needs(context)
-    if not needs:
-        return
-    unknown = sorted({which for need in needs for which in need.models if counts[which] is None})
-    if unknown:
-        yield skipped("stages", f"memory: the size of the {' and the '.join(unknown)} model is not known yet")
+    found = shapes(context)
+    if isinstance(found, str):
+        yield skipped("stages", f"memory: {found}")
         return
     here = this_computer()
-    for need in needs:
-        yield _judge(context, need, here, {which: count or 0.0 for which, count in counts.items()})
+    spec = context.spec
+    for stage in stages(Setting(spec, found.models, data_size(context), here.hardware, of_data(spec))):
+        if stage.name != GENERATE.name:
+            yield _judge(context, stage, here)
 
 
 def duration(context: PreflightContext) -> Iterator[CheckResult]:
     """About how long the models compute on this computer, generation apart."""
-    policy, reward = parameters(context, "policy"), parameters(context, "reward")
-    asked = [name for name in (SFT.name, GRPO.name, REWARD.name) if context.spec.stage(name).gpus(context.spec.budget)]
-    if policy is None or reward is None:
-        yield skipped("stages", "time: the models' sizes are not known yet")
+    found = shapes(context)
+    if isinstance(found, str):
+        yield skipped("stages", f"time: {found}")
         return
-    if asked:
-        yield skipped("stages", f"time: {', '.join(asked)} ask for a cluster's GPUs, whose speed is not known here")
+    here = this_computer().hardware
+    if here.gpu is not None or any(context.spec.stage(name).gpus(context.spec.budget) for name in _TRAINED):
+        yield _gpu_time(context, found, here)
         return
+    policy, reward = found.models.policy.parameters, found.models.reward.parameters
     spec, tokens = context.spec, _EXAMPLE_TOKENS
-    seeds = sum(survey.questions for survey in context.surveys if survey.where.startswith("data.sources"))
-    seeds += sum(
-        source.phantom.images * source.phantom.questions_per_image for source in spec.data.sources if source.phantom
-    )
+    seeds = data_size(context).seed_questions
     rows = seeds + context.parameters.candidates * spec.iterations / 2  # on average over the iterations
     work = {
         SFT.name: _TRAINING * policy * tokens * rows * spec.policy.sft.num_epochs,
@@ -132,88 +136,46 @@ def duration(context: PreflightContext) -> Iterator[CheckResult]:
     )
 
 
-@dataclass(frozen=True)
-class _Need:
-    stage: str
-    models: tuple[str, ...]
-    """Those that it holds: policy, reward."""
-    trained: str = ""
-    """The one that it trains."""
-    lora: ResolvedLoRA | None = None
-    copies: int = 0
-    """Further copies of the trained one: GRPO's reference."""
+_TRAINED = (SFT.name, GRPO.name, REWARD.name)
 
 
-def _needs(context: PreflightContext) -> list[_Need]:
-    spec = context.spec
-    judged = any(term.type is RewardTermType.REWARD_MODEL for term in spec.policy.grpo.rewards)
-    reference = spec.policy.grpo.kl_coefficient > 0 and not isinstance(spec.policy.grpo.lora, Adapters)
-    both = ("policy", "reward") if judged else ("policy",)
-    needs = [
-        _Need(SFT.name, ("policy",), "policy", spec.policy.sft.lora),
-        _Need(GRPO.name, both, "policy", spec.policy.grpo.lora, int(reference)),
-        _Need(REWARD.name, ("reward",), "reward", spec.reward_model.training.lora),
-        _Need(SCORE.name, ("reward",)),
-        _Need(PREFERENCES.name, ("policy",)),
-        *([_Need(RELABEL.name, ("policy", "reward"))] if spec.curation.correct else []),
-    ]
-    return [need for need in needs if spec.stage(need.stage).enabled]
-
-
-def _judge(context: PreflightContext, need: _Need, here: Computer, counts: dict[str, float]) -> CheckResult:
-    settings = context.spec.stage(need.stage)
-    where, gpus = f"stages[{need.stage}]", settings.gpus(context.spec.budget)
-    on_gpu = bool(gpus or here.gpus)
-    least, likely = _bytes(need, counts, settings, on_gpu=on_gpu)
-    message = f"memory: about {likely / _GIB:.1f} GiB, {least / _GIB:.1f} of them without activations (estimated)"
-    if gpus:
-        return ok(where, f"{message}; it asks for {gpus:g} GPU(s): each has to have that")
-    limit = quantity((settings.resources.get("limits") or {}).get("memory", ""))
-    there = float(limit) if limit is not None else float(min(here.gpus) if here.gpus else here.memory)
-    what = (
-        f"resources.limits.memory is {there / _GIB:.1f} GiB" if limit is not None else f"this computer has {here.name}"
+def _gpu_time(context: PreflightContext, found: Shapes, here: Hardware) -> CheckResult:
+    result = fit(context.spec, found.models, data_size(context), here, files=found.files)
+    kinds = sorted({stage.gpu.name for stage in result.stages if stage.gpu is not None})
+    rest = f", without {', '.join(result.untimed)}" if result.untimed else ""
+    return ok(
+        "stages",
+        f"time: of the order of {result.gpu_hours:,.0f} GPU-hours and {_hours(result.seconds)} on the clock on "
+        f"{', '.join(kinds)}{rest}; medgr2 plan --fit says it by stage, and what it rests on",
     )
-    if least > there:
-        return failed(where, f"{message}; {what}: take a smaller model, adapters (lora), or resources with GPUs")
-    if likely > there:
-        return warning(where, f"{message}; {what}: it may not suffice")
-    return ok(where, f"{message}; {what}")
 
 
-def _bytes(need: _Need, counts: dict[str, float], settings: StageSettings, *, on_gpu: bool) -> tuple[float, float]:
-    """What one process needs: at least, and probably."""
-    read = _READ_ON_GPU if on_gpu else _READ_ON_CPU
-    weights = sum(counts[which] * read for which in need.models if which != need.trained)
-    learning = 0.0
-    if need.trained:
-        processes = settings.num_nodes * settings.num_proc_per_node
-        share = processes if settings.deepspeed else 1
-        trained = _ADAPTER if isinstance(need.lora, Adapters) else 1.0
-        weights += (
-            counts[need.trained]
-            * _TRAINED
-            * (1 + need.copies)
-            / (share if settings.deepspeed is DeepSpeed.ZERO3 else 1)
-        )
-        learning = counts[need.trained] * trained * _LEARNING / share
-    return weights + learning, weights * (1 + _ACTIVATIONS) + learning
+def _judge(context: PreflightContext, stage: StageFit, here: Computer) -> CheckResult:
+    where, need = f"stages[{stage.name}]", stage.need
+    asked = context.spec.stage(stage.name).gpus(context.spec.budget)
+    message = f"memory: about {need.total / _GIB:.1f} GiB ({_parts(need)}; estimated)"
+    if asked and stage.gpu is not None:
+        message = f"{message}; it asks for {asked:g} GPU(s), {stage.gpu.name}"
+    elif not asked and stage.limit and stage.limit == stage.host_limit and stage.limit != here.memory:
+        message = f"{message}; resources.limits.memory is {stage.limit / _GIB:.1f} GiB"
+    else:
+        message = f"{message}; this computer has {here.name}"
+    change = f": {'; or '.join(stage.advice)}" if stage.advice else ""
+    if stage.problem:
+        return failed(where, f"{message}: {stage.problem}{change}")
+    if stage.host is not None and 0 < stage.host_limit < stage.host.total:
+        needed, there = stage.host.total / _GIB, stage.host_limit / _GIB
+        return failed(where, f"{message}; of main memory {needed:.0f} GiB, where {there:.0f} are there{change}")
+    if 0 < stage.limit < need.least:
+        return failed(where, f"{message}{change}")
+    if 0 < stage.limit < need.total:
+        return warning(where, f"{message}: it may not suffice{change}")
+    return ok(where, message)
 
 
-def parameters(context: PreflightContext, which: str) -> float | None:
-    """Parameters of the policy or of R, from the weights' files; None: they are not on the volume yet."""
-    name = context.spec.policy.base_model if which == "policy" else context.spec.reward_model.base_model
-    if name.startswith(BUILTIN):
-        return 2e5
-    from safetensors import SafetensorError, safe_open
-
-    total = 0.0
-    for path in (context.root / name).glob("*.safetensors"):
-        try:
-            with safe_open(path, framework="numpy") as file:
-                total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
-        except (SafetensorError, OSError):
-            return None
-    return total or None
+def _parts(need: Need) -> str:
+    largest = sorted(need.parts, key=lambda part: -part.bytes)[:3]
+    return ", ".join(f"{part.name} {part.bytes / _GIB:.1f}" for part in largest)
 
 
 def _hours(seconds: float) -> str:

@@ -31,16 +31,6 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def whole(tmp_path: Path) -> Path:
-    """A cycle whose GRPO trains all weights of a 7B model."""
-    document: dict[str, Any] = yaml.safe_load((EXAMPLES / "omnimedvqa.yaml").read_text())
-    document["spec"]["policy"]["grpo"] = {"lora": {"rank": 0}}
-    path = tmp_path / "whole.yaml"
-    path.write_text(yaml.safe_dump(document))
-    return path
-
-
 def test_the_quickstart_fits() -> None:
     result = run(str(EXAMPLES / "quickstart.yaml"), "--workspace", "/nonexistent")
     assert result.exit_code == 0, result.output
@@ -48,8 +38,19 @@ def test_the_quickstart_fits() -> None:
     assert "does not fit" not in result.output
 
 
-def test_a_node_of_eight_and_what_it_lacks(whole: Path) -> None:
-    result = run(str(whole), "--gpu", "H100 80GB", "--gpus", "8", "-w", "/nonexistent")
+@pytest.fixture
+def whole(tmp_path: Path) -> str:
+    """A cycle whose GRPO trains all weights of a 7B policy."""
+    document: dict[str, Any] = yaml.safe_load((EXAMPLES / "omnimedvqa.yaml").read_text())
+    document["spec"]["policy"]["grpo"] = {"lora": {"rank": 0}}
+    document["spec"].pop("stages", None)
+    path = tmp_path / "whole.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return str(path)
+
+
+def test_a_node_of_eight_and_what_it_lacks(whole: str) -> None:
+    result = run(whole, "--gpu", "H100 80GB", "--gpus", "8", "-w", "/nonexistent")
     assert result.exit_code == 78
     assert "does not fit: grpo" in result.output
     assert "change: policy.grpo.lora: {rank: 64}: " in result.output
@@ -57,8 +58,8 @@ def test_a_node_of_eight_and_what_it_lacks(whole: Path) -> None:
     assert "assumed" in result.output
 
 
-def test_as_json(whole: Path) -> None:
-    result = run(str(whole), "--gpus", "1", "--json", "-w", "/nonexistent")
+def test_as_json(whole: str) -> None:
+    result = run(whole, "--gpus", "1", "--json", "-w", "/nonexistent")
     document = json.loads(result.stdout)
     grpo = next(stage for stage in document["stages"] if stage["stage"] == "grpo")
     assert result.exit_code == 78

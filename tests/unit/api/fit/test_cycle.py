@@ -14,7 +14,7 @@ from medgr2_api.fit import gpus
 from medgr2_api.fit.assumptions import Assumptions, Basis
 from medgr2_api.fit.counts import DRAWN_PIXELS, data_of
 from medgr2_api.fit.cycle import CycleFit, fit
-from medgr2_api.fit.disk import BaseFiles
+from medgr2_api.fit.disk import BaseFiles, published
 from medgr2_api.fit.known_models import known
 from medgr2_api.fit.memory import GIB
 from medgr2_api.fit.result import Hardware, ModelShapes, StageFit
@@ -24,18 +24,20 @@ from medgr2_api.yaml_loader import load_cycle
 EXAMPLES = Path(__file__).parents[4] / "examples"
 EIGHT = {"numProcPerNode": 8, "resources": {"limits": {"nvidia.com/gpu": 8}}}
 ONE = {"resources": {"limits": {"nvidia.com/gpu": 1}}}
+#: SFT by adapters, GRPO of all weights.
+WHOLE = {"baseModel": "Qwen/Qwen2.5-VL-7B-Instruct", "grpo": {"lora": {"rank": 0}}}
 READERS = [{"name": name, **ONE} for name in ("score", "relabel", "reward", "evaluate")]
 
 
 def spec(*stages: dict[str, Any], **changes: Any) -> ResolvedSpec:
-    """A 7B policy, of which GRPO trains all weights, and a 3B reward model."""
+    """A 7B policy and a 3B reward model."""
     document: dict[str, Any] = {
         "iterations": 2,
         "workspace": {"persistentVolumeClaim": {"claimName": "x"}},
         "data": {"sources": [{"name": "seed", "format": "VQAJsonl", "uri": "data/seed.jsonl"}]},
         "generator": {"openAI": {"model": "m", "baseURL": "http://localhost:8000/v1"}},
         "rewardModel": {"baseModel": "Qwen/Qwen2.5-VL-3B-Instruct"},
-        "policy": {"baseModel": "Qwen/Qwen2.5-VL-7B-Instruct", "grpo": {"lora": {"rank": 0}}},
+        "policy": WHOLE,
         "stages": [*READERS, *stages],
     }
     return resolve(CycleSpec.model_validate({**document, **changes}))
@@ -121,9 +123,9 @@ def test_shards_share_the_work_of_stages_that_can_be_divided() -> None:
 
 
 def test_time_follows_steps_that_are_bounded_and_hardware() -> None:
-    bounded = {"baseModel": "Qwen/Qwen2.5-VL-7B-Instruct", "sft": {"trainer": {"max_steps": 10}}}
+    bounded = {**WHOLE, "sft": {"trainer": {"max_steps": 10}}}
     sft = stage(reckon(spec({"name": "sft", **ONE}, policy=bounded)), "sft")
-    longer = {"baseModel": "Qwen/Qwen2.5-VL-7B-Instruct", "sft": {"trainer": {"max_steps": 20}}}
+    longer = {**WHOLE, "sft": {"trainer": {"max_steps": 20}}}
     assert stage(reckon(spec({"name": "sft", **ONE}, policy=longer)), "sft").seconds == pytest.approx(2 * sft.seconds)
     slow = stage(reckon(spec({"name": "sft", **ONE}, policy=bounded), Hardware(gpus.named("A100 80GB"))), "sft")
     assert slow.seconds > 3 * sft.seconds
@@ -146,6 +148,31 @@ def test_disk_counts_whole_models_of_every_iteration_and_three_checkpoints() -> 
     assert small.disk_limit == 100 * GIB
     assert not small.disk_fits
     assert not small.fits
+
+
+def test_adapters_that_stand_on_the_base_are_published_alone() -> None:
+    def models(**policy: Any) -> float:
+        disk = reckon(spec(policy={"baseModel": "Qwen/Qwen2.5-VL-7B-Instruct", **policy})).disk
+        return {part.name: part.bytes for part in disk.parts}["models"]
+
+    rank = {"lora": {"rank": 64}}
+    policy, reward = known("Qwen2.5-VL-7B"), known("Qwen2.5-VL-3B")
+    assert policy is not None
+    assert reward is not None
+    r, whole, adapters = 2 * published(reward), published(policy), published(policy, 64)
+    assert models(sft=rank, grpo=rank) == pytest.approx(r + 4 * adapters)
+    assert models(sft=rank, grpo={"lora": {"rank": 32}}) == pytest.approx(r + 2 * adapters + 2 * whole)
+    assert models(sft=rank, grpo={"lora": {"rank": 0}}, initFrom="Previous") == pytest.approx(r + 4 * whole)
+
+
+def test_the_base_of_adapters_is_in_bfloat16_unless_they_are_merged() -> None:
+    def weights(rank: int) -> float:
+        policy = {**WHOLE, "sft": {"lora": {"rank": 64}}, "grpo": {"lora": {"rank": rank}}}
+        need = stage(reckon(spec({"name": "grpo", **ONE}, policy=policy)), "grpo").need
+        return {part.name: part.bytes for part in need.parts}["weights"]
+
+    assert weights(64) == pytest.approx(2 * 8_292_166_656, rel=0.05)
+    assert weights(32) == pytest.approx(4 * 8_292_166_656, rel=0.05)
 
 
 def test_data_that_is_drawn_is_counted_and_other_data_is_guessed_and_told() -> None:

@@ -21,7 +21,7 @@ from medgr2_api.fit import disk, memory, model_files
 from medgr2_api.fit.known_models import CONFIGS, known
 from medgr2_api.fit.memory import BatchSize, TrainingSetup
 from medgr2_api.fit.shapes import from_config
-from medgr2_api.training_spec import Adapters, FullFineTuning
+from medgr2_api.training_spec import Adapters
 from medgr2_jobs.models import vlm
 from medgr2_jobs.models.tiny import model as tiny_model
 from medgr2_jobs.models.tiny import tokenizer as tiny_tokenizer
@@ -112,8 +112,7 @@ def test_files_are_as_large_as_is_reckoned(folder: Path, tmp_path: Path) -> None
     model = vlm.load_model(folder, train=True)
     model.save_pretrained(tmp_path / "whole")
     whole = sum(path.stat().st_size for path in (tmp_path / "whole").iterdir())
-    full = FullFineTuning(rank=0)
-    assert disk.published(shape, full) == pytest.approx(whole, rel=0.1)
+    assert disk.published(shape) == pytest.approx(whole, rel=0.1)
     adapted = get_peft_model(model, lora_config(Adapters(rank=RANK, alpha=RANK)))
     trained = {name: weight for name, weight in adapted.named_parameters() if weight.requires_grad}
     assert sum(weight.numel() for weight in trained.values()) == shape.text.adapters(RANK)

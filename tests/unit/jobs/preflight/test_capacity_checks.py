@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 from tests.unit.jobs.preflight.test_data_checks import TINY, case
 
+from medgr2_api.fit.known_models import CONFIGS
 from medgr2_jobs.preflight import capacity_checks
 from medgr2_jobs.preflight.check_result import CheckStatus
 
@@ -31,6 +32,14 @@ def _model(root: Path, context: int = 32768, size: int = 1000) -> str:
     return "models/m"
 
 
+def _shaped(root: Path) -> str:
+    """A model of 3B's shape with two layers, without weights."""
+    folder = root / "models/shaped"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({**CONFIGS["Qwen2.5-VL-3B-Instruct"], "num_hidden_layers": 2}))
+    return "models/shaped"
+
+
 def _models(name: str) -> dict[str, Any]:
     return {"policy__baseModel": name, "rewardModel__baseModel": TINY}
 
@@ -38,8 +47,8 @@ def _models(name: str) -> dict[str, Any]:
 def test_a_full_fine_tune_needs_room_for_its_optimizer_and_adapters_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = _model(tmp_path, size=10_000_000)
-    free = _Usage(0, 0, 60_000_000)
+    name = _shaped(tmp_path)
+    free = _Usage(0, 0, 40 * 2**30)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
     adapters = case(tmp_path, **_models(name), policy__sft={"lora": {"rank": 8}}, policy__grpo={"lora": {"rank": 8}})
     full = case(tmp_path, **_models(name), policy__sft={"lora": {"rank": 0}}, policy__grpo={"lora": {"rank": 0}})
@@ -51,18 +60,18 @@ def test_a_full_fine_tune_needs_room_for_its_optimizer_and_adapters_do_not(
 
 
 def test_more_images_need_more_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(0, 0, 10**8))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(0, 0, 2 * 10**9))
     phantoms = {"name": "p", "format": "Phantom", "phantom": {"images": 10}}
     few = case(tmp_path, **_models(TINY), data__sources=[phantoms], data__benchmarks=[])
     many = case(
-        tmp_path, **_models(TINY), data__sources=[{**phantoms, "phantom": {"images": 100_000}}], data__benchmarks=[]
+        tmp_path, **_models(TINY), data__sources=[{**phantoms, "phantom": {"images": 1_000_000}}], data__benchmarks=[]
     )
     assert [finding.status for finding in capacity_checks.disk(few)] == [CheckStatus.OK]
     assert [finding.status for finding in capacity_checks.disk(many)] == [CheckStatus.FAILED]
 
 
 def test_the_size_of_a_model_that_is_not_there_is_not_guessed(tmp_path: Path) -> None:
-    (found,) = capacity_checks.disk(case(tmp_path, **_models("Qwen/Qwen2.5-VL-7B-Instruct")))
+    (found,) = capacity_checks.disk(case(tmp_path, **_models("org/nobody-knows-it")))
     assert found.status is CheckStatus.SKIPPED
     assert "policy model is not known" in found.message
 
