@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from .cel_rules import Rule
+from .engine import IN_PROCESS, Engine
 from .hashing import Since
 from .model import ApiEnum, Model
 from .plugin import PluginRef
@@ -189,6 +190,8 @@ class Policy(Model):
     it is worse than that of SFT (macro accuracy). Last: that of GRPO, whatever validation says (the paper)."""
     preferences: Preferences = Preferences()
     """Sampling for the next reward model."""
+    engine: Engine = IN_PROCESS
+    """Who answers where the stages relabel, preferences and evaluate ask it."""
 
 
 class ResolvedPolicy(Policy):

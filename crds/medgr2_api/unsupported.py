@@ -17,7 +17,7 @@ from .cycle import CycleSpec, ResolvedSpec
 from .generator import GENERATORS, KNOWN_QUESTION_TYPES
 from .presets import resolve
 from .scheduling import DeepSpeed
-from .server_address import is_overheard
+from .server_address import is_external, is_overheard
 from .stages import GENERATE, REWARD, definition, listed, stage_parameters
 from .stages.generate import GenerateParameters
 from .trainer_options import TRAINERS
@@ -198,6 +198,7 @@ def unsupported(spec: CycleSpec, local: bool = False) -> list[Problem]:
     if known.generator.external and not any(source.allow_external for source in known.data.sources):
         problems.append(Problem("spec.data.sources", _NOTHING_MAY_LEAVE))
     problems += _overheard(known)
+    problems += _engine(known)
     problems += _unknown_question_types(known)
     problems += _untaught(known)
     if spec.budget.gpu_hours is not None:
@@ -228,6 +229,31 @@ def _overheard(spec: ResolvedSpec) -> Iterator[Problem]:
         yield Problem(
             "spec.data.fetch.hubEndpoint", "the hub's token would cross networks of others unencrypted: use https"
         )
+
+
+def _engine(spec: ResolvedSpec) -> Iterator[Problem]:
+    """Why the policy cannot be asked as the spec says."""
+    engine = spec.policy.engine
+    if engine.transformers is None and spec.policy.base_model.startswith("builtin://"):
+        yield Problem(
+            "spec.policy.engine",
+            "vLLM has no kernels for the built-in model's attention heads of 24 dimensions: leave engine out",
+        )
+    if engine.server is None:
+        return
+    if is_external(engine.server.base_url):
+        yield Problem(
+            "spec.policy.engine.server.baseURL",
+            "it is shown every image, also those that may not leave the site: it must be on site, with an address that "
+            "says so (loopback, private, a single name, or one that ends in .svc, .local, .internal or .lan)",
+        )
+    for stage, lora in (("sft", spec.policy.sft.lora), ("grpo", spec.policy.grpo.lora)):
+        if lora.rank == 0:
+            yield Problem(
+                f"spec.policy.{stage}.lora",
+                "a server that runs already can only be given adapters, no whole model: set a rank above 0, or use "
+                "policy.engine.vllm",
+            )
 
 
 def _untaught(spec: ResolvedSpec) -> Iterator[Problem]:

@@ -43,9 +43,9 @@ class Case:
         """What the planner asks for."""
         cycle = self.cycle()
         key = AttemptKey(self.iteration, self.stage, self.token, self.attempt)
-        # of the parameters only the provider matters here: changed presets must not change every golden manifest
+        # of the parameters only who is asked matters here: changed presets must not change every golden manifest
         known = cached_spec(cycle.metadata.name, cycle.spec).parameters(self.stage, self.iteration).dump()
-        parameters = {"seed": 7, **{name: known[name] for name in ("provider",) if name in known}}
+        parameters = {"seed": 7, **{name: known[name] for name in ("provider", "engine") if name in known}}
         request = StageRequest(
             cycle=CycleRef(name=self.name, namespace="ml", uid=UID),
             iteration=self.iteration,
@@ -158,6 +158,27 @@ CASES: dict[str, Case] = {
             "generator": {"vllm": {"model": "Qwen/Qwen2.5-VL-32B-Instruct", "args": ["--max-model-len", "8192"]}},
             "template": {"env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}}]},
             "stages": [{"name": "generate", "resources": {"limits": {"nvidia.com/gpu": 2, "memory": "96Gi"}}}],
+        },
+    ),
+    "policy-server": Case(
+        "evaluate",
+        {
+            "policy": {"engine": {"vllm": {"image": "registry.lan/vllm:1", "args": ["--max-num-seqs=128"]}}},
+            "stages": [{"name": "evaluate", "resources": {"limits": {"nvidia.com/gpu": 2, "memory": "96Gi"}}}],
+        },
+    ),
+    "policy-on-site": Case(
+        "preferences",
+        {
+            "rewardModel": {"baseModel": "models/r", "retrainOn": "PolicyAnswers"},
+            "policy": {
+                "engine": {
+                    "server": {
+                        "baseURL": "http://vllm.models.svc:8000",
+                        "apiKeySecretRef": {"name": "vllm", "key": "api-key"},
+                    }
+                }
+            },
         },
     ),
     "collect": Case(

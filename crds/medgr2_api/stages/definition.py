@@ -133,6 +133,8 @@ class StageDefinition:
     """In iteration 0 it exists exactly where a stage requires it, also where it is switched off for the loop."""
     pays: bool = False
     """It spends `budget.generatorUSD`; two of them never run at the same time."""
+    only_asks: bool = False
+    """It computes nothing itself but what the policy is asked: on a cluster a server beside it may have its GPUs."""
     fetches: bool = False
     """It may use the network to fetch data and models."""
     measures: bool = False

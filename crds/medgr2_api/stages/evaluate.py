@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from medgr2_api.engine import IN_PROCESS, Engine
 from medgr2_api.evaluation import Control
 from medgr2_api.training_spec import AnswerFormat
 
@@ -22,6 +23,8 @@ class EvaluateParameters(StageParameters):
     """Controls beside the real measurement."""
     answer_format: AnswerFormat
     """What stands between <answer> and </answer>."""
+    engine: Engine = IN_PROCESS
+    """Who answers for the checkpoints that are asked."""
 
 
 def _build(source: Source) -> EvaluateParameters:
@@ -30,6 +33,7 @@ def _build(source: Source) -> EvaluateParameters:
         iteration=source.iteration,
         controls=source.spec.evaluation.controls,
         answer_format=source.spec.answer_format,
+        engine=source.spec.policy.engine,
     )
 
 
@@ -39,6 +43,7 @@ EVALUATE = StageDefinition(
     parameters=EvaluateParameters,
     build=_build,
     spec_paths={
+        "engine": "policy.engine",
         "controls": "evaluation.controls",
     },
     iterations=Iterations.BOTH,
@@ -49,5 +54,6 @@ EVALUATE = StageDefinition(
     ),
     publishes=("predictions.parquet", "results.json"),
     measures=True,
+    only_asks=True,
     code_version=2,  # more forms of an answer are read; a generation configuration of ours; the stronger option prior
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from medgr2_api.engine import IN_PROCESS, Engine
 from medgr2_api.policy import ResolvedPreferences
 from medgr2_api.reward_model import Grades, RetrainOn
 from medgr2_api.training_spec import AnswerFormat
@@ -24,6 +25,8 @@ class PreferencesParameters(StageParameters):
     """Target scores of right and wrong answers."""
     answer_format: AnswerFormat
     """What stands between <answer> and </answer>."""
+    engine: Engine = IN_PROCESS
+    """Who answers for the checkpoints that are asked."""
 
 
 def _build(source: Source) -> PreferencesParameters:
@@ -32,6 +35,7 @@ def _build(source: Source) -> PreferencesParameters:
         preferences=source.spec.policy.preferences,
         grades=source.spec.reward_model.grades,
         answer_format=source.spec.answer_format,
+        engine=source.spec.policy.engine,
     )
 
 
@@ -46,6 +50,7 @@ PREFERENCES = StageDefinition(
     parameters=PreferencesParameters,
     build=_build,
     spec_paths={
+        "engine": "policy.engine",
         "preferences": "policy.preferences",
         "grades": "rewardModel.grades",
     },
@@ -57,6 +62,7 @@ PREFERENCES = StageDefinition(
     publishes=("preferences.parquet",),
     for_next_round=True,
     serves=("reward",),
+    only_asks=True,
     needed=lambda spec, _: on_policy_answers(spec),
     code_version=2,  # more forms of an answer are read; a generation configuration of ours
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from medgr2_api.cross_examination import ResolvedCrossExamination
+from medgr2_api.engine import IN_PROCESS, Engine
 from medgr2_api.reward_model import RetrainOn
 from medgr2_api.training_spec import AnswerFormat
 
@@ -24,6 +25,8 @@ class RelabelParameters(StageParameters):
     """sha256 of an expert's decisions on this iteration's triplets; empty: none."""
     answer_format: AnswerFormat
     """What stands between <answer> and </answer>."""
+    engine: Engine = IN_PROCESS
+    """Who answers for the checkpoints that are asked."""
 
 
 def _build(source: Source) -> RelabelParameters:
@@ -32,6 +35,7 @@ def _build(source: Source) -> RelabelParameters:
         cross_examination=source.spec.cross_examination,
         review=next((review.sha256 for review in source.spec.reviews if review.iteration == source.iteration), ""),
         answer_format=source.spec.answer_format,
+        engine=source.spec.policy.engine,
     )
 
 
@@ -60,6 +64,7 @@ RELABEL = StageDefinition(
     parameters=RelabelParameters,
     build=_build,
     spec_paths={
+        "engine": "policy.engine",
         "crossExamination": "crossExamination",
         "review": "reviews",
     },

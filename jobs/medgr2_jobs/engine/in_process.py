@@ -81,7 +81,8 @@ class InProcessSampler:
                 decoding=decoding,
                 batch_size=min(len(batch), _MAX_BATCH),
             )
-            between(len(texts))
+            if not decoding.temperature:  # what is drawn is whole, and not to be lost for a stop
+                between(len(texts))
         return texts
 
     @torch.no_grad()

@@ -67,7 +67,7 @@ class Sampler(Protocol):
         ...
 
 
-class Engine(Protocol):
+class SamplerEngine(Protocol):
     """Makes samplers of checkpoints; a context, at whose end nothing runs any more."""
 
     def sampler(self, checkpoint: Checkpoint) -> Sampler:

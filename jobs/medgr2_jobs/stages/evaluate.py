@@ -18,6 +18,7 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ import numpy as np
 from medgr2_api.metrics import MICRO_ACCURACY, counter, deciding
 from medgr2_api.stages.evaluate import EvaluateParameters
 
+from ..engine.opening import opened
+from ..engine.sampler import Sampler
 from ..errors import ConfigError, DataError
 from ..evaluate.checkpoint_answers import answer
 from ..evaluate.controls import CONDITION_OF, BlankEncoder, OptionPrior, rows
@@ -59,16 +62,17 @@ def run(ctx: StageContext[EvaluateParameters]) -> StageOutcome:
     progress = _Progress(ctx, total)
 
     predictions: dict[QuestionSet, list[Prediction]] = defaultdict(list)
-    for name, found in checkpoints.items():
-        model = _Lazy(found)
-        for questions, in_set in sets.items():
-            for condition in model_conditions:
-                part = _Part(name, questions, condition, in_set)
-                path = ctx.work / part.file_name
-                if not path.exists():
-                    tables.write(path, Prediction, _measure(ctx, model, part, progress))
-                predictions[questions] += tables.read(path, Prediction)
-                progress.next(len(in_set))
+    with opened(ctx, parameters.engine) as engine:
+        for name, found in checkpoints.items():
+            asked = _Asked(engine.sampler(found), found)
+            for questions, in_set in sets.items():
+                for condition in model_conditions:
+                    part = _Part(name, questions, condition, in_set)
+                    path = ctx.work / part.file_name
+                    if not path.exists():
+                        tables.write(path, Prediction, _measure(ctx, asked, part, progress))
+                    predictions[questions] += tables.read(path, Prediction)
+                    progress.next(len(in_set))
     if parameters.iteration == 0 and EvalCondition.OPTION_PRIOR in conditions:
         prior = OptionPrior(item for item in items if item.split is Split.TRAIN)
         for questions, in_set in sets.items():
@@ -161,18 +165,17 @@ def _checkpoints(ctx: StageContext[EvaluateParameters]) -> dict[str, Checkpoint]
     return checkpoints
 
 
-class _Lazy:
-    """A checkpoint, loaded when something has to be measured: after a kill all parts may be there."""
+class _Asked:
+    """A checkpoint that is measured; nothing of it is loaded where all parts are there already, after a kill."""
 
-    def __init__(self, found: Checkpoint) -> None:
+    def __init__(self, sampler: Sampler, found: Checkpoint) -> None:
+        self.sampler = sampler
         self._found = found
-        self._loaded: tuple[Any, Any] | None = None
 
-    def load(self) -> tuple[Any, Any]:
-        """Model and processor."""
-        if self._loaded is None:
-            self._loaded = self._found.load(), self._found.processor()
-        return self._loaded
+    @cached_property
+    def processor(self) -> Any:
+        """Its processor."""
+        return self._found.processor()
 
 
 class _Progress:
@@ -192,17 +195,18 @@ class _Progress:
         self._ctx.progress(phase, self._before + int(share), self._total)
 
 
-def _measure(ctx: StageContext[EvaluateParameters], lazy: _Lazy, part: _Part, progress: _Progress) -> list[Prediction]:
+def _measure(
+    ctx: StageContext[EvaluateParameters], asked: _Asked, part: _Part, progress: _Progress
+) -> list[Prediction]:
     """Both scorings; empty when the condition cannot be made here."""
     answer_format = ctx.parameters.answer_format
     prompt_rows = rows(part.condition, part.items, answer_format)
     if prompt_rows is None:
         return []
     ctx.check_stop()
-    model, processor = lazy.load()
-    encoder = (BlankEncoder if part.condition is EvalCondition.BLANK else vlm.Encoder)(processor, ctx.images)
+    encoder = (BlankEncoder if part.condition is EvalCondition.BLANK else vlm.Encoder)(asked.processor, ctx.images)
     answered = answer(
-        model, encoder, prompt_rows, [item.options for item in part.items], answer_format, progress.within
+        asked.sampler, encoder, prompt_rows, [item.options for item in part.items], answer_format, progress.within
     )
     written = [
         part.prediction(item, Scoring.GREEDY, answers.extract(text, item.options, answer_format), text=text)

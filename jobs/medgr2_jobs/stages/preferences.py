@@ -17,12 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from medgr2_api.stages.preferences import PreferencesParameters
 from medgr2_api.training_spec import AnswerFormat
 
 from ..curate.training_set import Origin, TrainingRow, training_set
+from ..engine.opening import opened
+from ..engine.sampler import Sampler
 from ..errors import DataError
 from ..models import checkpoint, vlm
 from ..models.generation import Decoding
@@ -56,23 +56,22 @@ def run(ctx: StageContext[PreferencesParameters]) -> StageOutcome:
     )
     policy = checkpoint.published(ctx, "policy")
     encoder = Encoder(policy.processor(), ctx.images)
-    model = policy.load()
     limit = longest_answer(encoder, training)
 
     rows: list[Preference] = []
     drawn_grades: Counter[Grade] = Counter()
     parts = list(vlm.chunks(prompts, max(1, _BATCH // settings.samples_per_prompt)))
-    for index, part in enumerate(parts):
-        ctx.progress("sample", index, len(parts))
-        ctx.check_stop(index)
-        path = ctx.work / f"part-{index:05d}.json"
-        if not path.is_file():
-            # its own seed: a part is the same whether or not the ones before it were drawn in this process
-            torch.manual_seed((parameters.seed + index) % 2**31)
-            _sample_part(path, part, model, encoder, parameters, limit)
-        part_rows, grades = json.loads(path.read_text())
-        rows += [_loaded(row) for row in part_rows]
-        drawn_grades.update({Grade(name): count for name, count in grades.items()})
+    with opened(ctx, parameters.engine) as engine:
+        sampler = engine.sampler(policy)
+        for index, part in enumerate(parts):
+            ctx.progress("sample", index, len(parts))
+            ctx.check_stop(index)
+            path = ctx.work / f"part-{index:05d}.json"
+            if not path.is_file():
+                _sample_part(ctx, path, part, sampler, encoder, limit, index)
+            part_rows, grades = json.loads(path.read_text())
+            rows += [_loaded(row) for row in part_rows]
+            drawn_grades.update({Grade(name): count for name, count in grades.items()})
     ctx.progress("sample", len(parts), len(parts))
 
     ctx.writer.table(Preference, rows)
@@ -156,15 +155,16 @@ def contradicts(text: str, options: Sequence[str], picked: int) -> bool:
 
 
 def _sample_part(
+    ctx: StageContext[PreferencesParameters],
     path: Path,
     chosen: Sequence[Asked],
-    model: Any,
+    sampler: Sampler,
     encoder: Encoder,
-    parameters: PreferencesParameters,
     limit: int,
+    index: int,
 ) -> None:
     """Draws and grades the samples of some prompts; writes the distinct ones, and how many were drawn of each grade."""
-    settings = parameters.preferences
+    parameters, settings = ctx.parameters, ctx.parameters.preferences
     prompts = [answers.prompt_of(asked.question, parameters.answer_format) for asked in chosen]
     turns = [
         PromptResponse(prompt.image_sha256, prompt.text)
@@ -172,11 +172,20 @@ def _sample_part(
         for _ in range(settings.samples_per_prompt)
     ]
     decoding = Decoding(settings.temperature, settings.top_p)
-    completions = vlm.generate(model, encoder, turns, max_new_tokens=limit, decoding=decoding, batch_size=len(turns))
+    completions = sampler.answers(
+        encoder,
+        turns,
+        max_new_tokens=limit,
+        decoding=decoding,
+        # its own: a part is the same whether or not the ones before it were drawn in this process
+        seed=(parameters.seed + index) % 2**31,
+        between=lambda _: ctx.check_stop(index),
+    )
     rows: list[Preference] = []
     drawn_grades: Counter[Grade] = Counter()
-    for index, (asked, prompt) in enumerate(zip(chosen, prompts, strict=True)):
-        samples = Counter(completions[index * settings.samples_per_prompt : (index + 1) * settings.samples_per_prompt])
+    each = vlm.chunks(completions, settings.samples_per_prompt)
+    for asked, prompt, drawn in zip(chosen, prompts, each, strict=True):
+        samples = Counter(drawn)
         for sample, times in samples.items():  # in the order of their first appearance
             rows.append(_row(asked, prompt.prompt_id, sample, parameters))
             drawn_grades[rows[-1].grade] += times

@@ -11,15 +11,15 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 import numpy as np
-import torch
 
 from medgr2_api.stages.relabel import RelabelParameters
 
 from ..curate import contamination
 from ..duplicates.text_fingerprint import NormalisedText, text_of
+from ..engine.opening import opened
+from ..engine.sampler import Sampler, SamplerEngine
 from ..errors import DataError
 from ..models import checkpoint, vlm
 from ..models.generation import Decoding
@@ -82,45 +82,56 @@ def _asked(ctx: Context) -> list[OpenQuestion]:
 
 
 def _ask_policy(ctx: Context, asked: Sequence[OpenQuestion]) -> list[Votes]:
-    """What the policy says to each question."""
+    """What the policy says to each question. Nothing of it runs any more when R is asked: both may need the GPU."""
     settings, answer_format = ctx.parameters.cross_examination, ctx.parameters.answer_format
     pieces = parts(asked, max(1, _SAMPLES // settings.samples_per_question))
-    policy = _Policy(ctx)
     found: list[Votes] = []
-    for index, piece in enumerate(pieces):
-        path = ctx.work / f"votes-{index:05d}.json"
-        ctx.progress("ask the policy", len(found), len(asked))
-        ctx.check_stop(index)
-        if not path.is_file():
-            torch.manual_seed((ctx.parameters.seed + index) % 2**31)
-            samples = policy.answers([row for row in piece for _ in range(settings.samples_per_question)])
-            each = list(vlm.chunks(samples, settings.samples_per_question))
-            said = [votes(some, row.triplet.options, answer_format) for row, some in zip(piece, each, strict=True)]
-            atomic.write_text(path, json.dumps([asdict(row) for row in said]))
-        found += [Votes(tuple(row["shares"]), tuple(row["rationales"])) for row in json.loads(path.read_text())]
+    with opened(ctx, ctx.parameters.engine) as engine:
+        policy = _Policy(ctx, engine)
+        for index, piece in enumerate(pieces):
+            path = ctx.work / f"votes-{index:05d}.json"
+            ctx.progress("ask the policy", len(found), len(asked))
+            ctx.check_stop(index)
+            if not path.is_file():
+                samples = policy.answers(piece, index)
+                each = list(vlm.chunks(samples, settings.samples_per_question))
+                said = [votes(some, row.triplet.options, answer_format) for row, some in zip(piece, each, strict=True)]
+                atomic.write_text(path, json.dumps([asdict(row) for row in said]))
+            found += [Votes(tuple(row["shares"]), tuple(row["rationales"])) for row in json.loads(path.read_text())]
     ctx.progress("ask the policy", len(asked), len(asked))
     return found
 
 
 class _Policy:
-    """The policy, loaded when it is first asked."""
+    """The policy, looked up when it is first asked."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, engine: SamplerEngine) -> None:
         self._ctx = ctx
-        self._loaded: tuple[Any, Encoder, int] | None = None
+        self._engine = engine
+        self._found: tuple[Sampler, Encoder, int] | None = None
 
-    def answers(self, rows: Sequence[OpenQuestion]) -> list[str]:
-        """A sampled answer to each."""
-        ctx = self._ctx
-        if self._loaded is None:
+    def answers(self, piece: Sequence[OpenQuestion], index: int) -> list[str]:
+        """So many sampled answers to each question of a part; the part's number is part of its seed."""
+        ctx, settings = self._ctx, self._ctx.parameters.cross_examination
+        if self._found is None:
             policy = checkpoint.published(ctx, "policy")
             encoder = Encoder(policy.processor(), ctx.images)
-            self._loaded = policy.load(), encoder, _longest(encoder, _taught(ctx))
-        model, encoder, limit = self._loaded
-        prompts = [answers.prompt_of(row.triplet, ctx.parameters.answer_format) for row in rows]
-        turns = [PromptResponse(prompt.image_sha256, prompt.text) for prompt in prompts]
-        decoding = Decoding(ctx.parameters.cross_examination.temperature)
-        return vlm.generate(model, encoder, turns, max_new_tokens=limit, decoding=decoding, batch_size=_SAMPLES)
+            self._found = self._engine.sampler(policy), encoder, _longest(encoder, _taught(ctx))
+        sampler, encoder, limit = self._found
+        prompts = [answers.prompt_of(row.triplet, ctx.parameters.answer_format) for row in piece]
+        turns = [
+            PromptResponse(prompt.image_sha256, prompt.text)
+            for prompt in prompts
+            for _ in range(settings.samples_per_question)
+        ]
+        return sampler.answers(
+            encoder,
+            turns,
+            max_new_tokens=limit,
+            decoding=Decoding(settings.temperature),
+            seed=(ctx.parameters.seed + index) % 2**31,
+            between=lambda _: ctx.check_stop(index),
+        )
 
 
 def _taught(ctx: Context) -> Iterator[str]:

@@ -31,5 +31,7 @@ def of(context: RenderContext) -> Egress:
         if provider.has_egress:
             return Egress.EXTERNAL
         return Egress.FETCH if provider.about.beside_stage else Egress.SITE  # vLLM may fetch its model
+    if context.engine is not None and context.engine.server is not None:
+        return Egress.SITE  # it is shown every image: `unsupported` refuses one outside
     fetches = definition(context.create.key.name).fetches and not context.collects
     return Egress.FETCH if fetches else Egress.NONE

@@ -13,6 +13,7 @@ from medgr2_api.stage_contract import (
     SECRETS_ENV,
     VLLM_API_KEY_FILE_ENV,
     VLLM_BASE_URL_ENV,
+    VLLM_CONTROL_ENV,
     WORKSPACE_ENV,
     Shard,
 )
@@ -30,7 +31,13 @@ def escape(text: str) -> str:
 
 
 def of_stage(
-    context: RenderContext, threads: int, *, gpus: bool, base_url: str = "", api_key_file: str = ""
+    context: RenderContext,
+    threads: int,
+    *,
+    gpus: bool,
+    base_url: str = "",
+    api_key_file: str = "",
+    control_folder: str = "",
 ) -> list[dict[str, Any]]:
     """Variables of container main: the contract's, defaults, and the user's.
 
@@ -40,6 +47,7 @@ def of_stage(
         gpus: whether the container has any.
         base_url: where a model server beside the stage answers.
         api_key_file: where it leaves the key that it asks for.
+        control_folder: where it is told what to serve.
     """
     request = context.create.request.model_copy(
         update={
@@ -56,6 +64,7 @@ def of_stage(
         SECRETS_ENV: SECRETS_DIR,
         PROGRESS_PORT_ENV: str(context.settings.progress_port),
         **({VLLM_BASE_URL_ENV: base_url, VLLM_API_KEY_FILE_ENV: api_key_file} if base_url else {}),
+        **({VLLM_CONTROL_ENV: control_folder} if control_folder else {}),
         **rendezvous.environment(context),
         **({DEEPSPEED_ENV: str(context.stage.deepspeed)} if context.stage.deepspeed and not context.collects else {}),
     }

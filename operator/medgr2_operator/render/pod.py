@@ -55,6 +55,7 @@ def _main(context: RenderContext) -> dict[str, Any]:
             gpus=containers.has_accelerators(resources),
             base_url=vllm_sidecar.BASE_URL if context.has_sidecar else "",
             api_key_file=vllm_sidecar.API_KEY_FILE if context.has_sidecar else "",
+            control_folder=volumes.MODEL_SERVER_DIR if context.policy_server else "",
         ),
         **({"envFrom": context.template.env_from} if context.template.env_from else {}),
         "ports": [{"name": "progress", "containerPort": context.settings.progress_port}],

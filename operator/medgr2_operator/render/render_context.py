@@ -7,7 +7,9 @@ from functools import cached_property
 from typing import Any
 
 from medgr2_api.cycle import Cycle
+from medgr2_api.engine import Engine, VLLMEngine
 from medgr2_api.scheduling import PodTemplate, StageSettings
+from medgr2_api.stages import definition
 from medgr2_api.stages.generate import Provider
 
 from ..plan.types import JobCreate
@@ -20,7 +22,7 @@ class RenderSettings:
 
     image: str
     """Image of the stages, where the cycle names none."""
-    vllm_image: str = "vllm/vllm-openai:v0.31.0"
+    vllm_image: str = "vllm/vllm-openai:v0.32.0"
     """Image of the vLLM sidecar, where the cycle names none."""
     image_pull_policy: str = "IfNotPresent"
     """As in a container."""
@@ -135,10 +137,23 @@ class RenderContext:
             return None
         return Provider.model_validate(document) if document and not self.collects else None
 
+    @cached_property
+    def engine(self) -> Engine | None:
+        """Who answers for the policy in this stage; None: nobody is asked."""
+        document = self.create.request.parameters.get("engine")
+        return Engine.model_validate(document) if document and not self.collects else None
+
+    @property
+    def policy_server(self) -> VLLMEngine | None:
+        """The vLLM that serves the policy beside the stage; None: there is none."""
+        beside = self.engine is not None and definition(self.create.key.name).only_asks
+        return self.engine.vllm if self.engine is not None and beside else None
+
     @property
     def has_sidecar(self) -> bool:
         """Whether a model server runs beside the stage."""
-        return self.provider is not None and self.provider.about.beside_stage
+        generates = self.provider is not None and self.provider.about.beside_stage
+        return generates or self.policy_server is not None
 
     @property
     def image(self) -> str:

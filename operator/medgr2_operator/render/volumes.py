@@ -45,9 +45,10 @@ def volumes(context: RenderContext) -> list[dict[str, Any]]:
 
 def stage_mounts(context: RenderContext) -> list[dict[str, Any]]:
     """Mounts of container main; `StageContext.secret` reads `<secrets>/<name>/<key>`."""
+    read_only = {} if context.policy_server else {"readOnly": True}  # it says there what is to be served
     return [
         *_mounts(context, "scratch"),
-        *([{"name": _MODEL_SERVER, "mountPath": MODEL_SERVER_DIR, "readOnly": True}] if context.has_sidecar else []),
+        *([{"name": _MODEL_SERVER, "mountPath": MODEL_SERVER_DIR, **read_only}] if context.has_sidecar else []),
         *(
             {"name": _volume_name(index), "mountPath": f"{SECRETS_DIR}/{name}", "readOnly": True}
             for index, name in enumerate(_secrets(context))
@@ -71,7 +72,11 @@ def _mounts(context: RenderContext, scratch: str) -> list[dict[str, Any]]:
 
 def _secrets(context: RenderContext) -> dict[str, list[str]]:
     """The Secrets that the stage reads, each with the keys it needs: the provider's, or those of prepare."""
-    references = [context.provider.api_key_secret_ref if context.provider else None]
+    server = context.engine.server if context.engine else None
+    references = [
+        context.provider.api_key_secret_ref if context.provider else None,
+        server.api_key_secret_ref if server else None,
+    ]
     if definition(context.create.key.name).fetches and not context.collects:
         data = context.create.request.parameters.get("data", {})
         fetch, pseudonyms = Fetch.model_validate(data.get("fetch", {})), data.get("pseudonymSecretRef")

@@ -61,6 +61,29 @@ def test_who_may_be_learnt_from(generator: dict[str, Any], distillation: dict[st
     assert found == ([path] if path else [])
 
 
+ADAPTERS = {"sft": {"lora": {"rank": 8}}, "grpo": {"lora": {"rank": 8}}}
+ON_SITE = {"server": {"baseURL": "http://vllm.models.svc:8000"}}
+
+
+@pytest.mark.parametrize(
+    ("policy", "paths"),
+    [
+        ({"engine": {"vllm": {}}}, []),
+        ({"engine": ON_SITE, **ADAPTERS}, []),
+        ({"engine": {"vllm": {}}, "baseModel": TINY}, ["spec.policy.engine"]),
+        (
+            {"engine": {"server": {"baseURL": "https://api.example.org"}}, **ADAPTERS},
+            ["spec.policy.engine.server.baseURL"],
+        ),
+        ({"engine": ON_SITE, **ADAPTERS, "sft": {"lora": {"rank": 0}}}, ["spec.policy.sft.lora"]),
+        ({"engine": ON_SITE, **ADAPTERS, "grpo": {"lora": {"rank": 0}}}, ["spec.policy.grpo.lora"]),
+    ],
+)
+def test_who_may_answer_for_the_policy(policy: dict[str, Any], paths: list[str]) -> None:
+    """A server outside would be shown every image, and none that runs already can be given a whole model."""
+    assert _paths({"policy": {"baseModel": "models/qwen", **policy}}) == paths
+
+
 @pytest.mark.parametrize(
     ("values", "path"),
     [

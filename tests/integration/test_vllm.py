@@ -1,0 +1,356 @@
+"""A real vLLM beside transformers: the same prompts, the same words, the same log-probabilities; and what ends it.
+
+One server for all tests here, and a second one where the first has been killed: each start costs a minute of CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from transformers import AutoProcessor
+
+from medgr2_api import paths
+from medgr2_api.stage_contract import REQUEST_ENV, SECRETS_ENV, VLLM_ENDED, WORKSPACE_ENV, ExitCode, StageRequest
+from medgr2_api.training_spec import AnswerFormat
+from medgr2_jobs.engine import environment
+from medgr2_jobs.engine.in_process import InProcessSampler
+from medgr2_jobs.engine.token_client import Address, TokenClient
+from medgr2_jobs.engine.vllm_engine import ServedEngine, UsersServer
+from medgr2_jobs.engine.vllm_sampler import VLLMSampler
+from medgr2_jobs.engine.vllm_sidecar import SidecarServers
+from medgr2_jobs.errors import Checkpointed, ConfigError
+from medgr2_jobs.evaluate import scoring
+from medgr2_jobs.evaluate.controls import BlankEncoder
+from medgr2_jobs.models.checkpoint import Checkpoint
+from medgr2_jobs.models.generation import Decoding
+from medgr2_jobs.models.vlm import Encoder, PromptResponse
+from medgr2_jobs.prompts import answers
+from medgr2_jobs.runner.main import execute, main
+from medgr2_jobs.store.rows.evaluation import Prediction
+from medgr2_jobs.store.rows.prepared import Item
+from medgr2_jobs.store.rows.training import Preference
+from medgr2_operator.render import vllm_sidecar, volumes
+from tests.support import fork_runner, servable
+from tests.support.policy_fixtures import DATA, PolicyWorkspace
+from tests.support.ports import free_port
+
+FORMAT = AnswerFormat.OPTION_TEXT
+#: One thread: two test processes share two cores. Short answers, so a short cache.
+ARGUMENTS = ("--max-num-seqs=64", "--max-model-len=1024", "--max-num-batched-tokens=2048")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not environment.here(environment.Build.CPU).complete,
+        reason="vLLM's environment is not there: run `medgr2 vllm install`",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> PolicyWorkspace:
+    return servable.build(tmp_path_factory.mktemp("vllm"))
+
+
+@dataclass(frozen=True)
+class Server:
+    """The operator's sidecar, as its container runs it."""
+
+    client: TokenClient
+    process: psutil.Process
+    folder: Path
+    """What it shares with the stage."""
+
+    def kill(self) -> None:
+        """The server, not the sidecar: what the kernel does to a process that takes too much memory."""
+        for one in self.process.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+
+
+@pytest.fixture(scope="module")
+def server(workspace: PolicyWorkspace) -> Iterator[Server]:
+    made, folder, port = environment.here(environment.Build.CPU), workspace.root / "model-server", free_port()
+    folder.mkdir()
+    script = vllm_sidecar.POLICY.replace(volumes.MODEL_SERVER_DIR, str(folder))
+    options = ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager", *ARGUMENTS]
+    options += ["--enable-scale-out", "--generation-config", "vllm", "--limit-mm-per-prompt", '{"image":1,"video":0}']
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+    offline = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TORCHDYNAMO_DISABLE": "1"}
+    settings["VLLM_CACHE_ROOT"] = str(made.folder / "cache")  # as a child's: it looks at each model class once
+    path = {"PATH": f"{made.python.parent}:{os.environ['PATH']}"}
+    with (workspace.root / "sidecar.log").open("w") as log:
+        sidecar = subprocess.Popen(
+            ["sh", "-c", script, "vllm", *options], stdout=log, stderr=log, env={**kept, **settings, **offline, **path}
+        )
+    servers = SidecarServers(f"http://127.0.0.1:{port}", folder)
+    try:
+        served = servers.serving(servable.base(workspace), servable.RANK, lambda: None)
+        yield Server(served.client, psutil.Process(sidecar.pid), folder)
+    finally:
+        children = psutil.Process(sidecar.pid).children(recursive=True)
+        sidecar.terminate()
+        assert sidecar.wait(60) == 0
+        assert not psutil.wait_procs(children, timeout=60)[1], "the sidecar leaves its server behind"
+
+
+@pytest.fixture(scope="module")
+def items(workspace: PolicyWorkspace) -> list[Item]:
+    prepare = workspace.context(workspace.preferences()).input("prepare")
+    return prepare.rows(Item)[:16]
+
+
+@pytest.fixture(params=["base", "adapters"])
+def asked(request: pytest.FixtureRequest, workspace: PolicyWorkspace) -> Checkpoint:
+    return servable.base(workspace) if request.param == "base" else servable.policy(workspace)
+
+
+def sampler(server: Server, checkpoint: Checkpoint) -> VLLMSampler:
+    return ServedEngine(UsersServer(server.client.address)).sampler(checkpoint)
+
+
+def turns(items: list[Item]) -> list[PromptResponse]:
+    prompts = [answers.prompt_of(item, FORMAT) for item in items]
+    return [
+        *(PromptResponse(prompt.image_sha256, prompt.text) for prompt in prompts),
+        PromptResponse(None, prompts[0].text),
+        PromptResponse(prompts[0].image_sha256, prompts[0].text, "<think>The"),
+    ]
+
+
+def test_it_writes_what_transformers_writes(
+    server: Server, workspace: PolicyWorkspace, items: list[Item], asked: Checkpoint
+) -> None:
+    encoder = Encoder(asked.processor(), workspace.images)
+    there = sampler(server, asked).answers(encoder, turns(items), max_new_tokens=24)
+    assert there == InProcessSampler(asked).answers(encoder, turns(items), max_new_tokens=24)
+    assert len(set(there)) > 3, "random models say different things to different pictures"
+
+
+@pytest.mark.parametrize("answer_format", [AnswerFormat.OPTION_TEXT, AnswerFormat.LETTER])
+def test_it_finds_each_option_as_likely(
+    server: Server, workspace: PolicyWorkspace, items: list[Item], asked: Checkpoint, answer_format: AnswerFormat
+) -> None:
+    encoder = Encoder(asked.processor(), workspace.images)
+    rows = turns(items)[: len(items)]
+    contexts = ["<answer>", "<think>it is</think><answer>"] * (len(items) // 2)
+    questions = [
+        scoring.question(encoder, row, context, item.options, answer_format)
+        for row, context, item in zip(rows, contexts, items, strict=True)
+    ]
+    there = sampler(server, asked).option_logprobs(encoder, questions)
+    here = InProcessSampler(asked).option_logprobs(encoder, questions)
+    for ours, theirs in zip(here, there, strict=True):
+        assert theirs == pytest.approx(ours, abs=1e-3)
+        assert sorted(range(len(ours)), key=ours.__getitem__) == sorted(range(len(ours)), key=theirs.__getitem__)
+
+
+def test_it_samples_what_transformers_finds_as_likely_and_never_a_special_token(
+    server: Server, workspace: PolicyWorkspace, items: list[Item], asked: Checkpoint
+) -> None:
+    """A sampled text, scored as an option by transformers, has the log-probability that the server told."""
+    encoder = Encoder(asked.processor(), workspace.images)
+    rows, there = turns(items)[:6], sampler(server, asked)
+    groups = [(row, 4) for row in rows]
+    drawn = there.samples(encoder, groups, 16, Decoding(1.0, 1.0), seed=7)
+    assert drawn == there.samples(encoder, groups, 16, Decoding(1.0, 1.0), seed=7)
+    assert drawn != there.samples(encoder, groups, 16, Decoding(1.0, 1.0), seed=8)
+    assert all(len({sample.token_ids for sample in some}) > 1 for some in drawn)
+    questions = [
+        scoring.OptionQuestion(row, (), tuple(sample.token_ids for sample in some))
+        for row, some in zip(rows, drawn, strict=True)
+    ]
+    here = InProcessSampler(asked).option_logprobs(encoder, questions)
+    for values, some in zip(here, drawn, strict=True):
+        assert [sum(sample.logprobs) for sample in some] == pytest.approx(values, abs=1e-3)
+    special = {index for index, token in encoder.tokenizer.added_tokens_decoder.items() if token.special}
+    ends = {encoder.tokenizer.eos_token_id}
+    assert not (special - ends) & {token for some in drawn for sample in some for token in sample.token_ids}
+
+
+def test_adapters_loaded_while_it_runs_change_what_it_says(
+    server: Server, workspace: PolicyWorkspace, items: list[Item]
+) -> None:
+    said = []
+    for checkpoint in (servable.base(workspace), servable.policy(workspace)):
+        encoder = Encoder(checkpoint.processor(), workspace.images)
+        said.append(sampler(server, checkpoint).answers(encoder, turns(items), max_new_tokens=12))
+    assert said[0] != said[1]
+    served = {model["id"] for model in server.client.models()}
+    assert len(served) >= 2, "the base model and an adapter"
+
+
+def test_it_is_shown_the_control_s_picture(server: Server, workspace: PolicyWorkspace, items: list[Item]) -> None:
+    base = servable.base(workspace)
+    processor, rows = base.processor(), turns(items)[: len(items)]
+    blank = BlankEncoder(processor, workspace.images)
+    there = sampler(server, base).answers(blank, rows, max_new_tokens=24)
+    assert there == InProcessSampler(base).answers(blank, rows, max_new_tokens=24)
+    assert there != sampler(server, base).answers(Encoder(processor, workspace.images), rows, max_new_tokens=24)
+
+
+def test_another_processor_is_noticed_at_the_first_answer(
+    server: Server, workspace: PolicyWorkspace, items: list[Item]
+) -> None:
+    base = servable.base(workspace)
+    processor = AutoProcessor.from_pretrained(base.base, local_files_only=True)
+    size = processor.image_processor.size
+    size["longest_edge"] = size["shortest_edge"] = 28 * 28
+    with pytest.raises(ConfigError, match="another prompt than training does"):
+        sampler(server, base).answers(Encoder(processor, workspace.images), turns(items)[:2], max_new_tokens=4)
+
+
+def test_a_refusal_ends_for_good_in_the_server_s_words(
+    server: Server, workspace: PolicyWorkspace, items: list[Item]
+) -> None:
+    base = servable.base(workspace)
+    encoder = Encoder(base.processor(), workspace.images)
+    with pytest.raises(ConfigError, match=r"refuses /inference/v1/generate \(400\).*maximum"):
+        sampler(server, base).answers(encoder, [PromptResponse(None, "cyst " * 2000)], max_new_tokens=4)
+    wrong = ServedEngine(UsersServer(Address(server.client.address.root, "another")))
+    with pytest.raises(ConfigError, match="does not take the API key"):
+        wrong.sampler(base).answers(encoder, turns(items), max_new_tokens=4)
+
+
+def test_a_stop_ends_the_asking_at_once(server: Server, workspace: PolicyWorkspace, items: list[Item]) -> None:
+    base = servable.base(workspace)
+    encoder = Encoder(base.processor(), workspace.images)
+
+    def stop(done: int) -> None:
+        raise Checkpointed(done)
+
+    with pytest.raises(Checkpointed):
+        sampler(server, base).answers(encoder, turns(items) * 50, max_new_tokens=200, between=stop)
+
+
+def secret(server: Server, folder: Path) -> dict[str, Any]:
+    """`policy.engine` of a stage that asks this server; its key lies below the folder."""
+    (folder / "vllm").mkdir(parents=True, exist_ok=True)
+    (folder / "vllm" / "key").write_text(server.client.address.api_key)
+    return {
+        "server": {
+            "baseURL": server.client.address.root + "/v1",
+            "apiKeySecretRef": {"name": "vllm", "key": "key"},
+        }
+    }
+
+
+def test_evaluate_measures_the_same_with_either_engine(
+    server: Server, workspace: PolicyWorkspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SECRETS_ENV, str(tmp_path))
+    rows: list[list[Prediction]] = []
+    for engine in ({"transformers": {}}, secret(server, tmp_path)):
+        parameters = {"iteration": 1, "controls": ["BlankImage"], "engine": engine}
+        reader = workspace.run(workspace.request("evaluate", parameters, ["prepare", "sft"]))
+        assert reader is not None
+        rows.append(reader.rows(Prediction))
+    assert rows[0]
+    for ours, theirs in zip(*rows, strict=True):
+        assert (theirs.item_id, theirs.condition, theirs.scoring, theirs.text, theirs.predicted) == (
+            ours.item_id, ours.condition, ours.scoring, ours.text, ours.predicted,
+        )  # fmt: skip
+        assert theirs.option_logprobs == pytest.approx(ours.option_logprobs, abs=1e-3)
+
+
+def test_relabel_asks_the_server(
+    server: Server, workspace: PolicyWorkspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SECRETS_ENV, str(tmp_path))
+    own = workspace.relabel(name="engine", maxQuestions=8)
+    parameters = {**own.parameters, "engine": secret(server, tmp_path)}
+    reader = workspace.run(own.model_copy(update={"parameters": parameters}))
+    assert reader is not None
+    assert reader.manifest.counters["asked"] == 8
+
+
+def preferences(workspace: PolicyWorkspace, engine: dict[str, Any], attempt: int = 1) -> StageRequest:
+    """Ten parts; the engine is no part of the request's hash here, so that attempts go on from each other's parts."""
+    sampling = {"prompts": 40, "samplesPerPrompt": 32, "temperature": 1.0, "topP": 1.0, "seedFraction": 0.5}
+    asked = workspace.request(
+        "preferences", {"preferences": sampling, "grades": {}}, [*DATA, "policy"], attempt=attempt, name="killed"
+    )
+    return asked.model_copy(update={"parameters": {**asked.parameters, "engine": engine}})
+
+
+def parts(workspace: PolicyWorkspace, request: StageRequest) -> list[Path]:
+    """Finished ones."""
+    return sorted((workspace.root / paths.artifact(request.stage, request.input_hash)).glob("work/*/part-*.json"))
+
+
+def wait_for(condition: Any, seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.05)
+
+
+def stage_process(request: StageRequest, root: Path) -> None:
+    """Runs a stage in this (child) process; never returns."""
+    os.environ[REQUEST_ENV] = request.model_dump_json(by_alias=True)
+    os.environ[WORKSPACE_ENV] = str(root)
+    os._exit(main())
+
+
+def test_a_killed_server_and_a_killed_stage_cost_the_part_they_were_at(
+    server: Server, workspace: PolicyWorkspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last test here: it kills the server. First that one, in the middle: the stage may be tried again. The next
+    attempt has a vLLM of its own, goes on, and is killed: its vLLM ends with it. A third one finishes."""
+    monkeypatch.setenv(SECRETS_ENV, str(tmp_path))
+    first = preferences(workspace, secret(server, tmp_path))
+
+    def kill() -> None:
+        wait_for(lambda: parts(workspace, first))
+        server.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert execute(first, workspace.root) == ExitCode.TEMPORARY
+    killer.join()
+    wait_for(lambda: (server.folder / VLLM_ENDED).is_file())
+    kept = parts(workspace, first)
+    before = {path: path.read_bytes() for path in kept}
+    assert 0 < len(kept) < 10
+
+    second = preferences(workspace, {"vllm": {"args": list(ARGUMENTS)}}, attempt=2)
+    started = fork_runner.context(["tests.integration.test_vllm"])
+    child = started.Process(target=stage_process, args=(second, workspace.root))
+    child.start()
+    wait_for(lambda: len(parts(workspace, second)) > len(kept) or not child.is_alive(), 900)
+    assert child.is_alive(), f"exit code {child.exitcode}"
+    assert child.pid is not None
+    descendants = psutil.Process(child.pid).children(recursive=True)
+    theirs = [process for process in descendants if "vllm" in " ".join(process.cmdline()).lower()]
+    assert theirs
+    child.kill()
+    child.join()
+    assert not psutil.wait_procs(theirs, timeout=60)[1], "vLLM outlives its stage"
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+    third = preferences(workspace, {"transformers": {}}, attempt=3)
+    reader = workspace.run(third)
+    assert reader is not None
+    rows = reader.rows(Preference)
+    assert reader.manifest.counters["samples_drawn"] == 40 * 32
+    assert {row.prompt_id for row in rows}
+
+
+def test_nobody_there_is_told_as_such(workspace: PolicyWorkspace, items: list[Item]) -> None:
+    base = servable.base(workspace)
+    engine = ServedEngine(UsersServer(Address("http://127.0.0.1:9", "")))
+    with pytest.raises(Exception, match="does not answer") as raised:
+        engine.sampler(base).answers(Encoder(base.processor(), workspace.images), turns(items), max_new_tokens=4)
+    assert getattr(raised.value, "exit_code", 0) == ExitCode.TEMPORARY
+    assert not TokenClient(Address("http://127.0.0.1:9")).healthy()

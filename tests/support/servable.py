@@ -1,0 +1,75 @@
+"""A policy that vLLM can serve: the tiny model with heads of 32 dimensions, as its CPU kernels want, and adapters.
+
+Random weights, so that what transformers and vLLM say agrees because they compute the same, not because a trained model
+is sure of itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from medgr2_api.stage_contract import ArtifactRef
+from medgr2_jobs.models import checkpoint
+from medgr2_jobs.models.checkpoint import Checkpoint
+from medgr2_jobs.models.tiny import model as tiny_model
+from medgr2_jobs.models.tiny import tokenizer as tiny_tokenizer
+from tests.support import policy_fixtures
+from tests.support.jobs_fixtures import Artifacts
+from tests.support.policy_fixtures import PolicyWorkspace
+
+#: 96 / 3 = 32 dimensions each.
+HEADS = 3
+RANK = 4
+_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+def model(seed: int = 1) -> Any:
+    """A random one."""
+    with mock.patch.object(tiny_model, "HEADS", HEADS):
+        return tiny_model.build(tiny_tokenizer.processor().tokenizer, seed)
+
+
+def write_adapters(folder: Path, of: Any, seed: int) -> None:
+    """Random adapters of a model, strong enough to change what it says."""
+    torch.manual_seed(seed)
+    adapted = get_peft_model(of, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=_TARGETS))
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    adapted.save_pretrained(folder)
+
+
+def build(root: Path) -> PolicyWorkspace:
+    """A workspace whose policy, of `sft` and of `policy`, is adapters on prepare's base model."""
+    with mock.patch.object(tiny_model, "HEADS", HEADS):
+        workspace = policy_fixtures.build(root)
+    for role, stage, seed in (("sft", "sft", 5), ("policy", "grpo", 6)):
+        workspace.refs[role] = _adapters(workspace, role, stage, seed)
+    return workspace
+
+
+def base(workspace: PolicyWorkspace) -> Checkpoint:
+    """The model that the policy starts from."""
+    return checkpoint.base(Artifacts(workspace.root, workspace.refs))
+
+
+def policy(workspace: PolicyWorkspace) -> Checkpoint:
+    """The newest checkpoint."""
+    return checkpoint.published(Artifacts(workspace.root, workspace.refs), "policy")
+
+
+def _adapters(workspace: PolicyWorkspace, role: str, stage: str, seed: int) -> ArtifactRef:
+    stands_on = base(workspace).stands_on
+    assert stands_on is not None
+
+    def write(writer: Any) -> None:
+        folder = writer.path("model")
+        write_adapters(folder, model(), seed)
+        checkpoint.point(folder, stands_on)
+
+    return policy_fixtures.published(workspace.root, f"adapters/{role}", stage, write)
