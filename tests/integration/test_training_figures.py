@@ -81,11 +81,15 @@ def test_the_reward_stage_counts_the_tokens_it_learns_from(tmp_path: Path, monke
 
 
 def test_speed_is_what_passed_between_two_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[dict[str, float]] = []
+    context = SimpleNamespace(
+        progress=lambda phase, step, total, **metrics: said.append(metrics),
+        request=SimpleNamespace(stall_seconds=1800.0),
+        usage={},
+    )
+    callback = stage_callback.StageCallback(context, "sft", settings="policy.sft.trainer")  # type: ignore[arg-type]
     clock = iter((100.0, 102.0, 110.0, 110.5))
     monkeypatch.setattr(stage_callback, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    said: list[dict[str, float]] = []
-    context = SimpleNamespace(progress=lambda phase, step, total, **metrics: said.append(metrics))
-    callback = stage_callback.StageCallback(context, "sft", settings="policy.sft.trainer")  # type: ignore[arg-type]
     logs: list[tuple[int, dict[str, Any]]] = [
         (1, {"loss": 3.0, "num_tokens": 1000}),
         (2, {"loss": 2.0, "num_tokens": 1600}),
