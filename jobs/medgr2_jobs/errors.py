@@ -36,6 +36,22 @@ class NotFinite(ConfigError):
     """Numbers of a model became infinite or none at all (exit 78): the same settings would come to the same."""
 
 
+class ImageTokensMismatch(ConfigError):
+    """A model makes another number of features of a picture than its processor leaves tokens for (exit 78)."""
+
+
+class ImageIgnored(ConfigError):
+    """A blank picture in the place of the right one changes nothing of what a model says (exit 78)."""
+
+
+class ConstantReward(ConfigError):
+    """All completions of many steps got the same reward (exit 78): there is nothing to learn from."""
+
+
+class KLOutOfBounds(ConfigError):
+    """The policy has run away from where it started (exit 78)."""
+
+
 class CorruptArtifact(StageError):
     """An artifact does not match its manifest (exit 65): a retry would read the same bytes."""
 

@@ -101,6 +101,25 @@ def test_of_a_model_only_what_may_be_loaded(hub: HubServer, tmp_path: Path) -> N
     assert not [request for request in hub.requests if request.endswith((".bin", ".py"))]
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (b'{"model_type": "llava"}', "model type 'llava' is not supported; supported: .*gemma3"),
+        (b'{"model_type": "internvl_chat"}', "take the repository that ends in -hf"),
+        (b"[]", "model type None is not supported"),
+        (b"{", "config.json is not JSON"),
+    ],
+)
+def test_a_model_of_an_unknown_family_is_refused_before_its_weights_are_fetched(
+    hub: HubServer, tmp_path: Path, config: bytes, message: str
+) -> None:
+    hub.repository("org/model", {**model_files(), "config.json": config})
+    with pytest.raises(ConfigError, match=message):
+        fetch.local_path(context(tmp_path, {"hubEndpoint": hub.url}), "org/model", "policy.baseModel", "model")
+    asked = {request.rpartition("/")[2] for request in hub.requests if "/resolve/" in request}
+    assert asked == {"config.json"}
+
+
 def test_a_folder_of_the_workspace_comes_before_the_hub(hub: HubServer, tmp_path: Path) -> None:
     (tmp_path / "org/model").mkdir(parents=True)
     ctx = context(tmp_path, {"hubEndpoint": hub.url})

@@ -50,6 +50,20 @@ def reach(url: str, **changes: Any) -> dict[str, Any]:
     return {"s3": {name: value for name, value in given.items() if value is not None}}
 
 
+def test_a_model_of_an_unknown_family_is_refused_before_its_weights_are_fetched(
+    store: S3Server, tmp_path: Path
+) -> None:
+    weights = b"w" * 1000
+    store.put("models", {"good/config.json": b'{"model_type": "gemma3"}', "good/model.safetensors": weights,
+                         "bad/config.json": b'{"model_type": "blip-2"}', "bad/model.safetensors": weights})  # fmt: skip
+    ctx = context(tmp_path, reach(store.url))
+    folder = fetch.local_path(ctx, "s3://models/good", "policy.baseModel", "model")
+    assert content(folder)["model.safetensors"] == weights
+    with pytest.raises(ConfigError, match="model type 'blip-2' is not supported"):
+        fetch.local_path(ctx, "s3://models/bad", "policy.baseModel", "model")
+    assert len(list((tmp_path / "inputs").rglob("model.safetensors"))) == 1
+
+
 def get(url: str, root: Path, uri: str, **changes: Any) -> Path:
     return fetch.local_path(context(root, reach(url, **changes)), uri, WHAT)
 

@@ -18,6 +18,7 @@ from medgr2_api.stage_contract import REQUEST_ENV, WORKSPACE_ENV, ArtifactRef, C
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.curate.training_set import TrainingRow, training_set
 from medgr2_jobs.data import synthetic_images
+from medgr2_jobs.models import vlm
 from medgr2_jobs.models.tiny import model as tiny_model
 from medgr2_jobs.models.tiny import tokenizer as tiny_tokenizer
 from medgr2_jobs.prompts import answers
@@ -150,7 +151,14 @@ class PolicyWorkspace:
         return ArtifactReader(self.root, ArtifactRef(stage=request.stage, iteration=1, path=path, output_digest=""))
 
 
-def build(root: Path, images: int = 24) -> PolicyWorkspace:
+def _write_tiny(folder: Path, seed: int) -> None:
+    """The built-in model, random."""
+    processor = tiny_tokenizer.processor()
+    tiny_model.build(processor.tokenizer, seed).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def build(root: Path, images: int = 24, write_model: Callable[[Path, int], None] = _write_tiny) -> PolicyWorkspace:
     """Makes the workspace: two questions per phantom; a third of the images seed, the rest candidates, of which about
     half are kept; and some for validation."""
     torch.set_num_threads(1)
@@ -191,12 +199,6 @@ def build(root: Path, images: int = 24) -> PolicyWorkspace:
     def publish(role: str, stage: str, write: Callable[[ArtifactWriter], Any]) -> None:
         refs[role] = published(root, role, stage, write)
 
-    processor = tiny_tokenizer.processor()
-
-    def write_model(folder: Path, seed: int) -> None:
-        tiny_model.build(processor.tokenizer, seed).save_pretrained(folder)
-        processor.save_pretrained(folder)
-
     def prepare(writer: ArtifactWriter) -> None:
         write_model(writer.path("models/policy"), 1)
         writer.table(Item, items)
@@ -209,7 +211,7 @@ def build(root: Path, images: int = 24) -> PolicyWorkspace:
         torch.manual_seed(3)
         base = ArtifactReader(root, refs["prepare"]).folder_of("models/policy")
         model = RewardModel.fresh(base, RewardHead.LAST_TOKEN_AND_LIKELIHOOD, Grades(), base="", train=False)
-        model.save(writer.path("model"), processor)
+        model.save(writer.path("model"), vlm.load_processor(base))
         writer.table(RewardAnswer, [
             RewardAnswer(item.item_id, item.image_sha256, item.answer_index,
                          tuple(float(at == item.answer_index) for at in range(len(item.options))))

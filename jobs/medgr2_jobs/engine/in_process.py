@@ -92,6 +92,8 @@ class InProcessSampler:
         """As the protocol says. One forward pass per question: the options stand one after another behind what they
         share, each at the positions that follow it and blind to the others (tests compare with a pass of its own for
         each option)."""
+        if not encoder.counts_grid:
+            return self._each_option(encoder, questions, between)
         first_score = [0, *accumulate(len(question.options) for question in questions)]
         packed = [
             _Packed(question.turn.image_sha256, [*encoder.prompt_ids(question.turn), *question.answer],
@@ -113,6 +115,31 @@ class InProcessSampler:
             between(done)
         values = scores.tolist()
         return [values[start:end] for start, end in pairwise(first_score)]
+
+    def _each_option(
+        self, encoder: Encoder, questions: Sequence[OptionQuestion], between: Between
+    ) -> list[list[float]]:
+        """The plain way, for families whose positions we cannot lay out: a row for each option."""
+        rows = [
+            (at, number, [*encoder.prompt_ids(question.turn), *question.answer], option)
+            for at, question in enumerate(questions)
+            for number, option in enumerate(question.options)
+        ]
+        values = [[0.0] * len(question.options) for question in questions]
+        done = 0
+        for piece in _pieces([len(prompt) + len(option) for _, _, prompt, option in rows], SCORING_TOKENS):
+            some = rows[piece.start : piece.stop]
+            images = [questions[at].turn.image_sha256 for at, *_ in some]
+            batch = encoder.assemble(images, [prompt for _, _, prompt, _ in some], [option for *_, option in some])
+            logprobs, _, _ = vlm.response_logprobs(self.model, batch.to(self.model.device))
+            sums = logprobs.double().sum(1).cpu()
+            vlm.check_finite(sums.numpy(), "log-probabilities of the options")
+            for (at, number, *_), value in zip(some, sums.tolist(), strict=True):
+                values[at][number] = value
+            if some[-1][0] + 1 > done:
+                done = some[-1][0] + 1
+                between(done)
+        return values
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from PIL import Image
 
 from medgr2_api.evaluation import Control
 from medgr2_api.training_spec import AnswerFormat
 
-from ..models.vlm import Encoder, PromptResponse
+from ..models.image_check import BlankEncoder as BlankEncoder
+from ..models.vlm import PromptResponse
 from ..prompts import answers
 from ..prompts.option_counts import OptionCounts, View, points, views
 from ..store.rows.evaluation import EvalCondition
 from ..store.rows.prepared import Item
 
-_GREY = (128, 128, 128)
 _SMOOTHING = 1.0  # pseudo-questions that each option text starts with, right as often as chance
 _ENOUGH = 50  # training questions of a source and modality, or of a modality, to tell what answers them best
 _SAMPLE = 2000  # of them that are asked
@@ -37,13 +36,6 @@ CONDITION_OF: dict[Control, EvalCondition] = {
     Control.OPTIONS_ONLY: EvalCondition.OPTIONS_ONLY,
     Control.OPTION_PRIOR: EvalCondition.OPTION_PRIOR,
 }
-
-
-class BlankEncoder(Encoder):
-    """Shows mid grey of the same size in place of every image."""
-
-    def image(self, sha256: str) -> Image.Image:
-        return Image.new("RGB", super().image(sha256).size, _GREY)
 
 
 def derangement(items: Iterable[Item]) -> dict[str, str] | None:

@@ -19,7 +19,7 @@ from medgr2_api.uris import hub_parts
 from ..errors import ConfigError, StageError, TemporaryError
 from ..store import atomic
 from . import pin_file
-from .request import FetchedSource, FetchRequest, Tick, relative_to
+from .request import MODEL_CONFIG, FetchedSource, FetchRequest, Tick, check_family, relative_to
 
 if TYPE_CHECKING:
     from huggingface_hub import RepoFile
@@ -58,6 +58,8 @@ def fetch(request: FetchRequest, partial: Path, tick: Tick) -> FetchedSource:
         atomic.remove_tree(partial / pin_file.FILES)
         for broken in (partial / _CACHE).rglob("*.incomplete"):  # a killed client's: nobody else writes here
             broken.unlink()
+        if request.kind == "model" and (config := selected.get(MODEL_CONFIG)) is not None:
+            check_family(request, _cached(request, repo, commit, config, partial).read_bytes())
         _download(request, repo, commit, selected, partial, tick)
     single = len(selected) == 1 and next(iter(selected.values())).path == requested_path
     etags = {name: entry.lfs.sha256 if entry.lfs else entry.blob_id for name, entry in selected.items()}
@@ -90,25 +92,11 @@ def _download(
     request: FetchRequest, repo: str, commit: str, selected: dict[str, RepoFile], partial: Path, tick: Tick
 ) -> None:
     """All files, several at once; the first error ends it."""
-    from huggingface_hub import hf_hub_download
-
     files = partial / pin_file.FILES
     bar = _progress(tick, sum(entry.size for entry in selected.values()))
 
     def one(name: str, entry: RepoFile) -> None:
-        cached = Path(
-            hf_hub_download(
-                repo,
-                entry.path,
-                repo_type=request.kind,
-                revision=commit,
-                endpoint=request.hub_endpoint,
-                token=request.hub_token or False,
-                cache_dir=partial / _CACHE,
-                tqdm_class=bar,
-            )
-        ).resolve()
-        _check(request, entry, cached)
+        cached = _cached(request, repo, commit, entry, partial, bar)
         with atomic.disk_errors(files / name):
             _link(cached, files / name)
 
@@ -120,6 +108,28 @@ def _download(
         finally:
             for waiting in running:
                 waiting.cancel()
+
+
+def _cached(
+    request: FetchRequest, repo: str, commit: str, entry: RepoFile, partial: Path, bar: type[Any] | None = None
+) -> Path:
+    """A file in this fetch's cache, downloaded if it is not there yet."""
+    from huggingface_hub import hf_hub_download
+
+    cached = Path(
+        hf_hub_download(
+            repo,
+            entry.path,
+            repo_type=request.kind,
+            revision=commit,
+            endpoint=request.hub_endpoint,
+            token=request.hub_token or False,
+            cache_dir=partial / _CACHE,
+            tqdm_class=bar,
+        )
+    ).resolve()
+    _check(request, entry, cached)
+    return cached
 
 
 def _check(request: FetchRequest, entry: RepoFile, cached: Path) -> None:

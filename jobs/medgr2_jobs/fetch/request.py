@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from medgr2_api import model_families
 from medgr2_api.model import Model
 
+from ..errors import ConfigError
 from .pin_file import Kind
+
+#: The file of a model's folder that says of which family it is.
+MODEL_CONFIG = "config.json"
 
 #: Bytes that are there, and bytes in all.
 Tick = Callable[[int, int], None]
@@ -65,3 +71,18 @@ def relative_to(name: str, requested_path: str) -> str | None:
     if name == requested_path:
         return name.rpartition("/")[2]
     return name.removeprefix(f"{requested_path}/") if name.startswith(f"{requested_path}/") else None
+
+
+def check_family(request: FetchRequest, config: bytes) -> None:
+    """Looks at a model's `config.json`, before its weights are fetched.
+
+    Raises:
+        ConfigError: the model is of a family that is not supported, or the file is none.
+    """
+    try:
+        document = json.loads(config)
+    except ValueError as error:
+        raise ConfigError(f"{request.label}: its {MODEL_CONFIG} is not JSON ({error})") from error
+    refused = model_families.refusal(document if isinstance(document, dict) else {})
+    if refused is not None:
+        raise ConfigError(f"{request.label}: {refused}. Nothing else of it was fetched")

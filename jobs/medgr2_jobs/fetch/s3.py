@@ -19,7 +19,7 @@ from medgr2_api.types import relative_path
 from ..errors import ConfigError, StageError, TemporaryError
 from ..store import atomic
 from . import pin_file
-from .request import FetchedSource, FetchRequest, Tick, relative_to
+from .request import MODEL_CONFIG, FetchedSource, FetchRequest, Tick, check_family, relative_to
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, S3FileSystem
@@ -51,6 +51,9 @@ def fetch(request: FetchRequest, partial: Path, tick: Tick) -> FetchedSource:
     with _errors(request, bucket):
         store = _connect(request, bucket)
         selected = _objects_to_fetch(request, store, bucket, requested_path)
+        if request.kind == "model" and (config := selected.get(MODEL_CONFIG)) is not None:
+            with store.open_input_file(config.path) as stream:
+                check_family(request, stream.read())
         copy = _Copy(request, store, partial, sum(info.size for info in selected.values()), tick)
         copy.run(selected)
     single = len(selected) == 1 and next(iter(selected.values())).path == f"{bucket}/{requested_path}"

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from medgr2_api import model_families
 from medgr2_api.stages.prepare import PrepareParameters
 
 from .. import fetch
@@ -19,9 +20,6 @@ from ..fetch.pin_file import MODEL_SUFFIXES
 from ..runner.context import StageContext
 from ..store.safe_path import inside
 from .tiny.settings import PretrainSettings
-
-#: Same as `vlm.SUPPORTED`, which cannot be had without importing torch.
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 _HEAD = "head.safetensors"
 #: Where a tokenizer's added tokens stand, by its age.
@@ -145,9 +143,8 @@ def _folder(ctx: StageContext[PrepareParameters], name: str, field: str) -> Path
 
 def _check_model(folder: Path, field: str) -> None:
     config = _json(folder / "config.json", field)
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise ConfigError(f"{field}: {folder}: model type {family!r}; supported: {', '.join(FAMILIES)}")
+    if (refused := model_families.refusal(config)) is not None:
+        raise ConfigError(f"{field}: {folder}: {refused}")
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise ConfigError(f"{field}: {folder}: no *.safetensors; pickled weights (.bin, .pt) are never loaded")

@@ -1,11 +1,12 @@
 """A vision-language model with its processor: loading, batching, sampling and log-likelihoods.
 
 The one place that turns (image, prompt, response) into tensors for our own forward passes; TRL's trainers use the same
-processor and chat template. Supports the Qwen2-VL family, whose image tokens can be counted from the image grid.
+processor and chat template. How a family's pictures stand in a prompt is told by its processor (`pictures`).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -19,20 +20,21 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from medgr2_api import model_families
+
 from ..errors import ConfigError, NotFinite
 from ..store.images import ImageStore
 from . import generation
 from .generation import GREEDY, Decoding
 from .patches import qwen_vl
-from .patches.pixel_cache import PixelCache, Pixels
+from .patches.pixel_cache import Pixels
+from .pictures import GridPictures, of_processor
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
 #: What opens the answer of a model that was taught our format, and what some chat templates write in its place.
 _THINK = "<think>"
-
-SUPPORTED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def load_model(path: Path, *, adapter: Path | None = None, train: bool = False, 
     """
     if not (path / "config.json").is_file():
         raise ConfigError(f"{path}: no config.json; a model folder in Hugging Face format is needed")
+    _check_family(path)
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(  # a pair, with the loading info
             path,
@@ -87,8 +90,6 @@ def load_model(path: Path, *, adapter: Path | None = None, train: bool = False, 
     if report["missing_keys"]:  # transformers would leave them random and only log it
         lacking = ", ".join(sorted(report["missing_keys"])[:3])
         raise ConfigError(f"{path}: its weights lack {lacking} …; the folder is incomplete")
-    if model.config.model_type not in SUPPORTED:
-        raise ConfigError(f"{path}: model type {model.config.model_type!r}; supported: {', '.join(SUPPORTED)}")
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     model.generation_config = generation.configuration(tokenizer, model.generation_config)
     model = model.to(device())
@@ -127,12 +128,22 @@ def load_processor(path: Path, padding_side: str = "right") -> Any:
     """
     try:
         processor = AutoProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"{path}: its processor cannot be loaded ({error})") from error
     if not hasattr(processor, "image_processor"):
         raise ConfigError(f"{path}: has a tokenizer but no image processor (preprocessor_config.json is missing)")
     processor.tokenizer.padding_side = padding_side
     return processor
+
+
+def _check_family(path: Path) -> None:
+    """Raises ConfigError where a model folder is of a family that is not supported."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path / 'config.json'}: is not JSON ({error})") from error
+    if (refused := model_families.refusal(config if isinstance(config, dict) else {})) is not None:
+        raise ConfigError(f"{path}: {refused}")
 
 
 def device() -> torch.device:
@@ -147,33 +158,43 @@ class Encoder:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.images = images
-        self.image_token_id: int = self.tokenizer.convert_tokens_to_ids(processor.image_token)
-        self.merge: int = processor.image_processor.merge_size**2
-        self._pixels = PixelCache()
         self._ids = lru_cache(maxsize=65536)(self._tokenise)
+        self.pictures = of_processor(processor, self.image, self._ids)
+
+    @property
+    def counts_grid(self) -> bool:
+        """Whether the pictures stand in a prompt in the way that `models.patches` and packed questions are made for."""
+        return isinstance(self.pictures, GridPictures)
+
+    @property
+    def image_token_id(self) -> int:
+        """The token that stands in a prompt for each feature of a picture."""
+        return self.pictures.token_id
+
+    @cached_property
+    def own_image_tokens(self) -> frozenset[int]:
+        """Tokens that a text must not have: they stand for pictures."""
+        return frozenset((self.image_token_id, self.tokenizer.convert_tokens_to_ids(self.processor.image_token)))
 
     def pixels(self, sha256: str) -> Pixels:
-        """Patches float32 (N, D) and grid int64 (3,) of an image."""
-        if kept := self._pixels.get(sha256):
-            return kept
-        features = self.processor.image_processor(images=[self.image(sha256)], return_tensors="pt")
-        return self._pixels.put(sha256, (features["pixel_values"], features["image_grid_thw"][0]))
+        """Patches float32 (N, D) and grid int64 (3,) of an image, where `counts_grid`."""
+        assert isinstance(self.pictures, GridPictures)
+        return self.pictures.pixels(sha256)
 
     def image(self, sha256: str) -> Any:
         """The picture behind a name; subclasses replace it for controls (blank, shuffled)."""
         return self.images.load(sha256)
 
     def image_tokens(self, sha256: str) -> int:
-        """How many tokens the image takes."""
-        return int(self.pixels(sha256)[1].prod()) // self.merge
+        """How many features of the image there are, each with a token."""
+        return self.pictures.count(sha256)
 
     def prompt_ids(self, row: PromptResponse) -> list[int]:
         """Token ids of the user turn up to where the assistant begins, image tokens expanded."""
-        ids = self._ids(self.chat(row.prompt, with_image=row.image_sha256 is not None))
+        text = self.chat(row.prompt, with_image=row.image_sha256 is not None)
         if row.image_sha256 is None:
-            return list(ids)
-        at = ids.index(self.image_token_id)
-        return [*ids[:at], *[self.image_token_id] * self.image_tokens(row.image_sha256), *ids[at + 1 :]]
+            return list(self._ids(text))
+        return self.pictures.prompt_ids(text, row.image_sha256)
 
     @cached_property
     def opens_thinking(self) -> bool:
@@ -193,7 +214,27 @@ class Encoder:
 
     def response_ids(self, response: str) -> list[int]:
         """Token ids of an answer and the end of its turn."""
-        return [*self._ids(self.written(response)), self.tokenizer.eos_token_id]
+        return [*self._ids(self.written(response)), self._end]
+
+    @cached_property
+    def _end(self) -> int:
+        """The token that ends an assistant's turn: what the chat template puts behind an answer, if that is special."""
+        end: int = self.tokenizer.eos_token_id
+        if self.counts_grid:
+            return end
+        behind = self.tokenizer(self.turn_end, add_special_tokens=False)["input_ids"]
+        return int(behind[0]) if behind and behind[0] in self.tokenizer.added_tokens_decoder else end
+
+    @cached_property
+    def turn_end(self) -> str:
+        """What the chat template puts behind an assistant's answer."""
+        mark = "medgr2-answer"
+        turns = [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": mark}]},
+        ]
+        text: str = self.processor.apply_chat_template([turns], tokenize=False)[0]
+        return text.split(mark, 1)[1]
 
     @lru_cache(maxsize=65536)  # noqa: B019 - an encoder lives as long as its process
     def chat(self, prompt: str, *, with_image: bool) -> str:
@@ -218,26 +259,39 @@ class Encoder:
             else []
             for row in rows
         ]
-        length = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
-        ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
-        attention = torch.zeros((len(rows), length), dtype=torch.long)
-        labels = torch.full((len(rows), length), -100)
-        for index, (prompt, answer) in enumerate(zip(prompts, responses, strict=True)):
+        return self.assemble([row.image_sha256 for row in rows], prompts, responses, padding_side=padding_side)
+
+    def assemble(
+        self,
+        images: Sequence[str | None],
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        *,
+        padding_side: str = "right",
+    ) -> Batch:
+        """Pads B rows of token ids into one batch.
+
+        Args:
+            images: the picture of each, if it has one.
+            prompts: with image tokens, as `prompt_ids` makes them.
+            answers: what follows, and is labelled.
+            padding_side: see `batch`.
+        """
+        length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+        ids = torch.full((len(prompts), length), self.tokenizer.pad_token_id)
+        attention = torch.zeros((len(prompts), length), dtype=torch.long)
+        labels = torch.full((len(prompts), length), -100)
+        for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             count = len(prompt) + len(answer)
             start = length - count if padding_side == "left" else 0
-            ids[index, start : start + count] = torch.tensor(prompt + answer)
+            ids[index, start : start + count] = torch.tensor([*prompt, *answer])
             attention[index, start : start + count] = 1
             labels[index, start + len(prompt) : start + count] = torch.tensor(answer, dtype=torch.long)
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": attention,
-            "mm_token_type_ids": (ids == self.image_token_id).long(),
-        }
-        pictures = [self.pixels(row.image_sha256) for row in rows if row.image_sha256 is not None]
-        if pictures:
-            inputs["pixel_values"] = torch.cat([patches for patches, _ in pictures])
-            inputs["image_grid_thw"] = torch.stack([grid for _, grid in pictures])
-        return Batch(inputs, labels)
+        inputs = {"input_ids": ids, "attention_mask": attention}
+        if (kinds := self.pictures.kinds) is not None:
+            inputs[kinds] = (ids == self.image_token_id).long()
+        shown = [sha256 for sha256 in images if sha256 is not None]
+        return Batch({**inputs, **(self.pictures.inputs(shown) if shown else {})}, labels)
 
     def _tokenise(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])

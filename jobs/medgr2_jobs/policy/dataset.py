@@ -71,7 +71,7 @@ class CompletionCollator:
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
-        self.turn_end = _turn_end(encoder)
+        self.turn_end = encoder.turn_end
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """A right-padded batch of B rows and T tokens: model inputs and `labels` int64 (B, T), -100 off the answer."""
@@ -88,13 +88,14 @@ class CompletionCollator:
             DataError: an answer without a token, or a text that itself contains an image token; names the row.
         """
         rows = list(rows)
-        image = self.encoder.image_token_id
+        placeholder = self.encoder.tokenizer.convert_tokens_to_ids(self.encoder.processor.image_token)
+        own = self.encoder.own_image_tokens
         prompts = self._tokenise([self.encoder.chat(row.prompt, with_image=True) for _, row in rows])
         responses = self._tokenise([row.response for _, row in rows])
         for (row_id, row), prompt, response in zip(rows, prompts, responses, strict=True):
             if not row.response.strip() or not response:
                 raise DataError(f"training row {row_id}: its response is empty, there is nothing to learn from it")
-            if prompt.count(image) != 1 or image in response:
+            if prompt.count(placeholder) != 1 or not own.isdisjoint(response) or len(own.intersection(prompt)) != 1:
                 raise DataError(
                     f"training row {row_id}: its text contains the model's own image token "
                     f"({self.encoder.processor.image_token}); remove it from the question or the response"
@@ -103,17 +104,6 @@ class CompletionCollator:
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
         ids: list[list[int]] = self.encoder.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return ids
-
-
-def _turn_end(encoder: Encoder) -> str:
-    """What the chat template puts behind an assistant's answer."""
-    mark = "medgr2-answer"
-    turns = [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]},
-        {"role": "assistant", "content": [{"type": "text", "text": mark}]},
-    ]
-    text: str = encoder.processor.apply_chat_template([turns], tokenize=False)[0]
-    return text.split(mark, 1)[1]
 
 
 def grpo_prompts(

@@ -15,7 +15,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from medgr2_api.training_spec import ResolvedTraining
 
-from ..models import vlm
+from ..models import image_check, vlm
 from ..models.checkpoint import Checkpoint
 from ..models.patches import trl_head
 from ..models.vlm import PromptResponse
@@ -107,6 +107,7 @@ def fine_tune(
             peft_config=start.wrap,
             callbacks=[callback],
         )
+    image_check.check(trainer.model, collator.encoder, (row for _, row in rows))
     if ctx.process_group.count > 1:  # the mean over all tokens of a step, not over the processes' means
         trainer.model_accepts_loss_kwargs = True
     train(trainer, callback)

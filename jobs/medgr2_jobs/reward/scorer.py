@@ -105,7 +105,7 @@ def _item(encoder: Encoder, row: PromptResponse) -> _Item:
 def _passes(model: RewardModel, encoder: Encoder, items: list[_Item]) -> Iterator[dict[PromptResponse, float]]:
     """Every forward pass that scores rows, with what it found."""
     limit = _BATCH_TOKENS.get(model.core.device.type, _BATCH_TOKENS["cpu"])
-    singles, groups = _plan(items, encoder.image_token_id)
+    singles, groups = _plan(items, encoder.image_token_id) if encoder.counts_grid else (items, [])
     singles.sort(key=lambda item: len(item.ids))  # stable: rows of equal length keep their order
     for batch in _fill(singles, lambda item: len(item.ids), limit):
         yield _plain(model, encoder, batch)

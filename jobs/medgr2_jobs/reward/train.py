@@ -20,6 +20,7 @@ from transformers import Trainer, TrainingArguments
 from medgr2_api.reward_model import ResolvedRewardTraining
 
 from ..errors import DataError
+from ..models import image_check
 from ..models.vlm import Encoder, PromptResponse
 from ..runner.context import StageContext
 from ..training.checkpoints import place_checkpoints
@@ -95,6 +96,7 @@ def fit(
     length = arguments.max_steps * batch if arguments.max_steps > 0 else rows_drawn
     place_checkpoints(arguments, math.ceil(length / batch), spread="save_steps" not in options)
     model.add_adapters(lora_config(training.lora, task_type=None))
+    image_check.check(model.core, encoder, (example.row for example in rows))
     callback = StageCallback(ctx, "retrain" if retrain else "train", settings="rewardModel.training")
     with refusals(field, "Trainer"):
         trainer = _RewardTrainer(

@@ -42,6 +42,7 @@ from ..runner.distributed import deepspeed
 from ..store.rows.candidates import Candidate, Triplet, triplet_of
 from ..store.rows.training import Rollout
 from ..training.checkpoints import latest_checkpoint, place_checkpoints
+from ..training.guards import constant_reward, kl_out_of_bounds
 from ..training.stage_callback import StageCallback
 from ..training.trainer import (
     lora_config,
@@ -76,6 +77,12 @@ class GRPOPolicyTrainer(ExactResume, GRPOTrainer):
     """GRPOTrainer that resumes exactly, with the sampler above."""
 
     args: GRPOConfig
+
+    def _get_per_token_logps_and_entropies(self, *given: Any, **named: Any) -> Any:
+        """Without what LLaVA-OneVision's processor says beside the pictures and TRL 1.16 does not know: how many each
+        prompt has. That is one, which is what the model takes for granted."""
+        named.pop("batch_num_images", None)
+        return super()._get_per_token_logps_and_entropies(*given, **named)
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
         rows: Any = self.train_dataset if dataset is None else dataset
@@ -155,7 +162,13 @@ def run(ctx: StageContext[GRPOParameters]) -> StageOutcome:
         vlm.Encoder(processor, ctx.images).answered,
     )
     callback = StageCallback(
-        ctx, "grpo", ("reward", "loss", "kl"), settings="policy.grpo", every=every, extra=rollouts.save
+        ctx,
+        "grpo",
+        ("reward", "loss", "kl"),
+        settings="policy.grpo",
+        every=every,
+        extra=rollouts.save,
+        guards=(constant_reward, kl_out_of_bounds),
     )
     with refusals(FIELD, "GRPOTrainer"):
         trainer = GRPOPolicyTrainer(

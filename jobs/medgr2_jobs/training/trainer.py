@@ -178,8 +178,8 @@ def lora_config(lora: ResolvedLoRA, *, task_type: str | None = "CAUSAL_LM") -> L
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type] # peft divides it by the rank: any number
         lora_dropout=lora.dropout,
-        # the language model only: vLLM serves no adapters on the vision tower
-        target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+        # the language model only (Idefics3 calls it text_model): vLLM serves no adapters on the vision tower
+        target_modules=r".*(language_model|text_model)\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
         task_type=task_type,
     )
 

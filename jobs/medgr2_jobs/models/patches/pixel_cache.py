@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,27 +18,34 @@ _KEPT_BYTES = 512 * 2**20
 
 #: Patches float32 (N, D) of a picture and its grid int64 (3,): times, rows and columns of patches.
 Pixels = tuple[torch.Tensor, torch.Tensor]
+T = TypeVar("T")
 
 
-class PixelCache:
-    """Pixels by key; those unused for longest go when there is no room."""
+class PixelCache(Generic[T]):
+    """What was made of pictures, by key; those unused for longest go when there is no room."""
 
     def __init__(self, room: int = _KEPT_BYTES) -> None:
-        self._kept: OrderedDict[Hashable, Pixels] = OrderedDict()
+        self._kept: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
         self._room = room
 
-    def get(self, key: Hashable) -> Pixels | None:
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
+    def get(self, key: Hashable) -> T | None:
+        if key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return self._kept[key][0]
 
-    def put(self, key: Hashable, pixels: Pixels) -> Pixels:
-        """Keeps the pixels of a key that has none, and gives them back."""
-        self._kept[key] = pixels
-        self._room -= pixels[0].nbytes
+    def put(self, key: Hashable, made: T, size: int) -> T:
+        """Keeps what was made for a key that has nothing, of `size` bytes, and gives it back."""
+        self._kept[key] = (made, size)
+        self._room -= size
         while self._room < 0 and len(self._kept) > 1:
-            self._room += self._kept.popitem(last=False)[1][0].nbytes
-        return pixels
+            self._room += self._kept.popitem(last=False)[1][1]
+        return made
+
+
+def counts_grid(processor: Any) -> bool:
+    """Whether the processor is of a family that counts a picture's tokens from its grid of patches."""
+    return hasattr(processor.image_processor, "merge_size")
 
 
 def apply(processor: Any, device: torch.device) -> Any:
@@ -47,19 +54,19 @@ def apply(processor: Any, device: torch.device) -> Any:
     TRL hands a GRPO prompt's picture over twice for every completion, and all of them again in every epoch.
 
     Args:
-        processor: of a family in `vlm.SUPPORTED`.
+        processor: changed if its family counts the grid, else left as it is.
         device: where the model is.
 
     Returns:
         The processor.
     """
-    if registry.PIXEL_CACHE.applies(device):
+    if counts_grid(processor) and registry.PIXEL_CACHE.applies(device):
         _caches[processor.image_processor] = PixelCache()
         registry.replace(type(processor.image_processor), "preprocess", _preprocess)
     return processor
 
 
-_caches: WeakKeyDictionary[Any, PixelCache] = WeakKeyDictionary()
+_caches: WeakKeyDictionary[Any, PixelCache[Pixels]] = WeakKeyDictionary()
 
 
 def _preprocess(original: Callable[..., BatchFeature], processor: Any, images: Any, **options: Any) -> BatchFeature:
@@ -77,7 +84,8 @@ def _preprocess(original: Callable[..., BatchFeature], processor: Any, images: A
         for key, patches, grid in zip(
             missing, computed["pixel_values"].split(grids.prod(-1).tolist()), grids, strict=True
         ):
-            cached[key] = cache.put(key, (patches.clone(), grid))  # a view would keep the whole batch in memory
+            own = patches.clone()  # a view would keep the whole batch in memory
+            cached[key] = cache.put(key, (own, grid), own.nbytes)
     return BatchFeature(
         {
             "pixel_values": torch.cat([cached[key][0] for key in keys]),

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from medgr2_api.model_families import FAMILIES
+
 from . import registry
 
 _IMAGE = 1  # in mm_token_type_ids
@@ -27,12 +29,12 @@ def apply(model: Any) -> Any:
     """Changes the classes that a model is made of, so that every model of its family takes the shortcuts.
 
     Args:
-        model: of a family in `vlm.SUPPORTED`, as it was loaded, on its device.
+        model: as it was loaded, on its device; one of another family is left as it is.
 
     Returns:
         The model.
     """
-    if registry.QWEN_VL.applies(model.device):
+    if FAMILIES[model.config.model_type].counts_grid and registry.QWEN_VL.applies(model.device):
         for owner, name, shortcut in places(model):
             registry.replace(owner, name, shortcut)
     return model

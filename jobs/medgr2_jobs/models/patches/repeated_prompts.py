@@ -11,6 +11,7 @@ import torch
 from transformers import BatchFeature
 
 from . import registry
+from .pixel_cache import counts_grid
 
 _OF_ROWS = {"input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw"}
 _PATCHES = "pixel_values"
@@ -22,13 +23,13 @@ def apply(processor: Any, device: torch.device) -> Any:
     TRL hands every prompt over twice in a step, each time once for every completion.
 
     Args:
-        processor: of a family in `vlm.SUPPORTED`.
+        processor: changed if its family counts the grid, else left as it is.
         device: where the model is.
 
     Returns:
         The processor.
     """
-    if registry.REPEATED_PROMPTS.applies(device):
+    if counts_grid(processor) and registry.REPEATED_PROMPTS.applies(device):
         _sharing.add(processor)
         registry.replace(type(processor), "__call__", _process)
     return processor

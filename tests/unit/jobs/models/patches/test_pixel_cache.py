@@ -101,12 +101,12 @@ def test_the_same_kinds_where_no_tensors_are_asked_for(processor: Any) -> None:
 
 def test_those_unused_for_longest_go_when_there_is_no_room() -> None:
     size = torch.zeros(10).nbytes
-    cache = pixel_cache.PixelCache(room=2 * size)
+    cache: pixel_cache.PixelCache[pixel_cache.Pixels] = pixel_cache.PixelCache(room=2 * size)
     for key in "ab":
-        cache.put(key, (torch.zeros(10), torch.zeros(3)))
+        cache.put(key, (torch.zeros(10), torch.zeros(3)), size)
     assert cache.get("a")
-    cache.put("c", (torch.zeros(10), torch.zeros(3)))
+    cache.put("c", (torch.zeros(10), torch.zeros(3)), size)
     assert [key for key in "abc" if cache.get(key)] == ["a", "c"]
     large = (torch.zeros(100), torch.zeros(3))
-    assert cache.put("d", large) is large
+    assert cache.put("d", large, 10 * size) is large
     assert [key for key in "abcd" if cache.get(key)] == ["d"]
