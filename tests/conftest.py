@@ -18,6 +18,7 @@ FIRST = (
     "test_loop_on_node.py",
     "test_distributed.py",
     "test_policy.py",
+    "test_vllm.py",
     "test_rbac.py",
     "test_kueue.py",
     "test_cli_node.py",

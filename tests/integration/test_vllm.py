@@ -300,6 +300,7 @@ def stage_process(request: StageRequest, root: Path) -> None:
     """Runs a stage in this (child) process; never returns."""
     os.environ[REQUEST_ENV] = request.model_dump_json(by_alias=True)
     os.environ[WORKSPACE_ENV] = str(root)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the environment that the tests have is that of the CPU build
     os._exit(main())
 
 

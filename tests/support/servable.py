@@ -34,14 +34,14 @@ def model(seed: int = 1) -> Any:
         return tiny_model.build(tiny_tokenizer.processor().tokenizer, seed)
 
 
-def write_adapters(folder: Path, of: Any, seed: int) -> None:
-    """Random adapters of a model, strong enough to change what it says."""
+def adapted(seed: int) -> Any:
+    """The model with random adapters, strong enough to change what it says."""
     torch.manual_seed(seed)
-    adapted = get_peft_model(of, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=_TARGETS))
-    for name, weight in adapted.named_parameters():
+    found = get_peft_model(model(), LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=_TARGETS))
+    for name, weight in found.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3)
-    adapted.save_pretrained(folder)
+    return found
 
 
 def build(root: Path) -> PolicyWorkspace:
@@ -68,8 +68,6 @@ def _adapters(workspace: PolicyWorkspace, role: str, stage: str, seed: int) -> A
     assert stands_on is not None
 
     def write(writer: Any) -> None:
-        folder = writer.path("model")
-        write_adapters(folder, model(), seed)
-        checkpoint.point(folder, stands_on)
+        checkpoint.save_adapter(adapted(seed), writer.path("model"), stands_on)
 
     return policy_fixtures.published(workspace.root, f"adapters/{role}", stage, write)
