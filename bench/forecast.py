@@ -42,7 +42,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "klCoefficient 0 and 10,000 questions": {"policy__grpo__klCoefficient": 0.0, "questions": 10_000},
 }
 #: What the arm with a server rests on that cycles cannot ask for yet.
-NOT_BUILT = "GRPO and evaluation by a vLLM server (policy.engine) are not in the spec of this version"
+NOT_BUILT = "rollouts of GRPO by vLLM; relabel and evaluate by vLLM are (policy.engine)"
 
 
 def setting(*, server: bool, questions: int = 50_000, **changes: Any) -> Setting:
@@ -56,7 +56,8 @@ def setting(*, server: bool, questions: int = 50_000, **changes: Any) -> Setting
     asked = {"resources": {"limits": {"nvidia.com/gpu": GPUS}}}
     one = {"resources": {"limits": {"nvidia.com/gpu": 1}}}
     trained = [{"name": name, **asked, "numProcPerNode": GPUS} for name in ("sft", "grpo", "reward")]
-    read = [{"name": "score", **one, "shards": GPUS}, {"name": "relabel", **one}, {"name": "evaluate", **one}]
+    asks = asked if server else one
+    read = [{"name": "score", **one, "shards": GPUS}, {"name": "relabel", **asks}, {"name": "evaluate", **asks}]
     adapters: dict[str, Any] = {"lora": {"rank": 64}, "trainer": {"activation_checkpointing": False}}
     spec: dict[str, Any] = {
         "iterations": 1,
@@ -94,7 +95,8 @@ def arm(known_setting: Setting) -> dict[str, float]:
     found = {}
     for stage in stages(known_setting):
         if stage.gpu is not None:
-            busy = stage.gpus if stage.processes > 1 else known_setting.spec.stage(stage.name).shards
+            divided = stage.processes > 1 or (known_setting.server and stage.name in ("relabel", "evaluate"))
+            busy = stage.gpus if divided else known_setting.spec.stage(stage.name).shards
             found[stage.name] = stage.seconds * busy / 3600
     return found
 

@@ -104,6 +104,8 @@ def evaluate(setting: Setting) -> StageFit:
     rows = max(1, min(_SAMPLED // row, _SAMPLED_ROWS, counts.evaluated or 1))
     answers = counts.evaluated * conditions * checkpoints
     seconds = sampling_seconds(setting, place, model, answers, limit, rows, again=1.0)
+    if setting.asks_vllm or setting.asks_on_site:
+        return _asked(setting, EVALUATE.name, place, seconds)
     batch = BatchSize(rows, setting.prompt(model), setting.image_tokens(model), rows)
     return _read(setting, EVALUATE.name, place, model, batch, seconds, cached=rows * row)
 
@@ -129,7 +131,7 @@ def scoring_seconds(setting: Setting, gpu: GPU, groups: float, group: int, *, sa
 def sampling_seconds(
     setting: Setting, place: StagePlace, model: ModelShape, answers: float, limit: int, rows: int, again: float = 0.0
 ) -> float:
-    """On the clock, for answers by transformers' generate or by vLLM, on as many GPUs as there are shards.
+    """On the clock, for answers by transformers' generate in one process of each shard, or by vLLM on all GPUs.
 
     Args:
         setting: the cycle's.
@@ -140,15 +142,15 @@ def sampling_seconds(
         rows: of a batch.
         again: further forward passes over each row.
     """
-    if place.gpu is None:
+    if place.gpu is None or setting.asks_on_site:
         return math.nan
     prompt = setting.prompt(model)
     flops = work.text_flops(model, prompt) + work.vision_flops(model, setting.image_tokens(model))
-    if setting.server:  # what was read once is in its prefix cache
+    if setting.asks_vllm:  # what was read once is in its prefix cache
         flops += again * work.text_flops(model, setting.answer(), after=prompt)
         seconds = answers * work.reading_seconds(flops, place.gpu, setting.known)
         seconds += work.server_seconds(model, answers * min(limit, setting.answer()), place.gpu, setting.known)
-        return seconds / place.settings.shards
+        return seconds / max(place.settings.shards, place.gpus)
     longest = min(limit, setting.longest())
     batches = math.ceil(answers / rows)
     seconds = answers * (1 + again) * work.reading_seconds(flops, place.gpu, setting.known)
@@ -165,9 +167,33 @@ def _sampled(
     setting: Setting, name: str, place: StagePlace, rows: int, seconds: float, *beside: MemoryPart
 ) -> StageFit:
     model = setting.models.policy
+    if setting.asks_vllm or setting.asks_on_site:
+        return _asked(setting, name, place, seconds, reads_reward=bool(beside))
     batch = BatchSize(rows, setting.prompt(model), setting.image_tokens(model), rows)
     cached = rows * (batch.tokens + _limit(setting))
     return _read(setting, name, place, model, batch, seconds, cached=cached, beside=beside)
+
+
+def _asked(setting: Setting, name: str, place: StagePlace, seconds: float, *, reads_reward: bool = False) -> StageFit:
+    """A stage whose policy a vLLM serves: what the stage's own GPUs hold of it, and then of R (docs/engine.md)."""
+    policy, reward = setting.models.policy, setting.models.reward
+    own = Need((MemoryPart("process", memory.PROCESS),))
+    scored = 1 + _SCORED_GPU // (setting.prompt(reward) + setting.longest())
+    batch = BatchSize(scored, setting.prompt(reward) + setting.longest(), setting.image_tokens(reward), scored)
+    after = memory.reading_need(reward, batch, on_gpu=place.on_gpu) if reads_reward else own
+    if setting.asks_on_site:
+        return setting.stage(name, place, after, seconds, model=reward if reads_reward else None)
+    rows = memory.keys_and_values(policy, _SAMPLED, on_gpu=place.on_gpu)
+    served = Need(
+        (
+            MemoryPart("weights", policy.parameters * (2 if place.on_gpu else 4)),
+            MemoryPart("keys and values", rows),
+            MemoryPart("CUDA and fragmentation" if place.on_gpu else "process", memory.CUDA_CONTEXT),
+        )
+    )
+    need = max(served, after, key=lambda found: found.total)
+    host = memory.host_need(policy, 1, trained_whole=False, zero=0) if place.on_gpu else None
+    return setting.stage(name, place, need, seconds, model=policy, host=host)
 
 
 def _read(

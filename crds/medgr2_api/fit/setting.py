@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from medgr2_api.cycle import ResolvedSpec
 from medgr2_api.kubernetes_fragments import quantity
 from medgr2_api.scheduling import StageSettings
+from medgr2_api.stages import EVALUATE, PREFERENCES, RELABEL
 
 from . import gpus
 from .assumptions import Assumptions
@@ -18,6 +19,8 @@ from .shapes import ModelShape
 
 #: A model larger than this is no toy: without a GPU it is refused.
 REAL_SIZE = 5e8
+#: Stages that ask the policy.
+_ASKING = (RELABEL.name, PREFERENCES.name, EVALUATE.name)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,17 @@ class Setting:
     hardware: Hardware
     known: Assumptions
     server: bool = False
-    """Whether vLLM samples the policy's answers; else transformers does, in the process."""
+    """Whether vLLM samples everywhere, in GRPO too, which a cycle cannot ask for yet; else as `policy.engine` says."""
+
+    @property
+    def asks_vllm(self) -> bool:
+        """Whether stages that ask the policy start a vLLM for it, on their GPUs."""
+        return self.server or self.spec.policy.engine.vllm is not None
+
+    @property
+    def asks_on_site(self) -> bool:
+        """Whether they ask a server that runs already, on GPUs that the cycle does not hold."""
+        return self.spec.policy.engine.server is not None and not self.server
 
     @property
     def counts(self) -> Counts:
@@ -108,14 +121,16 @@ class Setting:
         advice: tuple[str, ...] = (),
     ) -> StageFit:
         """The result, with what stands out: no GPU for a large model, and GPUs that nothing uses."""
-        problem, used = "", place.processes * place.settings.shards
+        problem, used = "", float(place.processes * place.settings.shards)
+        if self.asks_vllm and name in _ASKING:  # it has them all
+            used = place.gpus
         if model is not None and model.parameters > REAL_SIZE and not place.on_gpu:
             problem = f"{model.parameters / 1e9:.1f} G parameters without a GPU: it would take weeks"
             advice = (
                 f"stages[{name}].resources: {{limits: {{nvidia.com/gpu: 1}}}}; or --gpus for those of this computer",
             )
         elif model is not None and place.gpus > used:
-            idle = f"{place.gpus - used:g} of its {place.gpus:g} GPUs stand idle: it has {used} process(es)"
+            idle = f"{place.gpus - used:g} of its {place.gpus:g} GPUs stand idle: it has {used:g} process(es)"
             advice = (*advice, idle)
         return StageFit(
             name=name,

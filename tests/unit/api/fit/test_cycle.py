@@ -122,6 +122,22 @@ def test_shards_share_the_work_of_stages_that_can_be_divided() -> None:
     assert four.gpus == 4
 
 
+def test_a_vllm_samples_faster_on_all_gpus_of_the_stage_and_one_on_site_holds_none() -> None:
+    def evaluate(engine: dict[str, Any], gpus_asked: int = 1) -> StageFit:
+        others = [each for each in READERS if each["name"] != "evaluate"]
+        own = {"name": "evaluate", "resources": {"limits": {"nvidia.com/gpu": gpus_asked}}}
+        return stage(reckon(spec(stages=[*others, own], policy={**WHOLE, "engine": engine})), "evaluate")
+
+    process, vllm = evaluate({"transformers": {}}), evaluate({"vllm": {}})
+    assert vllm.seconds < process.seconds / 2
+    assert evaluate({"vllm": {}}, 4).seconds == pytest.approx(vllm.seconds / 4)
+    assert evaluate({"vllm": {}}, 4).advice == ()
+    assert vllm.need.total > 2 * 8_292_166_656
+    site = stage(reckon(spec(policy={**WHOLE, "engine": {"server": {"baseURL": "http://vllm:8000"}}})), "evaluate")
+    assert site.need.total < GIB
+    assert math.isnan(site.seconds)
+
+
 def test_time_follows_steps_that_are_bounded_and_hardware() -> None:
     bounded = {**WHOLE, "sft": {"trainer": {"max_steps": 10}}}
     sft = stage(reckon(spec({"name": "sft", **ONE}, policy=bounded)), "sft")
