@@ -51,6 +51,14 @@ GOOD = generator(VALUES, 0.7, agreed=0.8)
 TORN = {name: made if int(name[1:]) % 5 else ProbeAnswer(None, None, None) for name, made in GOOD.items()}
 #: The first generator itself, but that R accepts 30 tasks less.
 WORSE = {name: replace(made, score=-2.0) if int(name[1:]) < 60 else made for name, made in FIRST.items()}
+_ACCEPTED = [name for name, made in FIRST.items() if made.score == 4.0]
+_REJECTED = [name for name, made in FIRST.items() if made.score != 4.0]
+#: The first generator itself, but that R accepts 4 tasks more: 44 others, and not 40 of those before.
+HARDLY = {
+    **FIRST,
+    **{name: replace(FIRST[name], score=4.0) for name in _REJECTED[:44]},
+    **{name: replace(FIRST[name], score=-2.0) for name in _ACCEPTED[:40]},
+}
 
 
 def decide(
@@ -104,6 +112,7 @@ def test_one_that_repeats_itself_is_refused() -> None:
     [
         (TORN, {}, "parsed"),
         (WORSE, {}, "lower end of the gain in accepted tasks"),
+        (HARDLY, {}, "lower end of the gain in accepted tasks"),
         (generator(VALUES, 0.7, agreed=0.4), {}, "agreement of the policy"),
         (GOOD, {"gold": replace(GOLD, student=0.55)}, "right about validation questions"),
         (GOOD, {"gold": replace(GOLD, weakest=0.4)}, "right about those of kind finding, against the mean"),
