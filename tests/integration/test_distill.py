@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import signal
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from medgr2_jobs.distill import sampler
 from medgr2_jobs.distill.task_split import in_probe
 from medgr2_jobs.errors import CorruptArtifact
 from medgr2_jobs.models import vlm
+from medgr2_jobs.models.checkpoint import Checkpoint
 from medgr2_jobs.stages import distill
 from medgr2_jobs.store.rows import Split
 from medgr2_jobs.store.rows.candidates import Candidate, CandidateOutcome, Decision, Truth, is_student, student_name
@@ -131,10 +131,10 @@ def test_what_a_student_wrote_counts_as_its_own(
 ) -> None:
     """Rows of a student are one deeper than what it learnt from, and make at most 0.7 of what the next one learns. That
     one begins at the base model, too, not at the student before."""
-    started_from: list[Path] = []
+    started_from: list[Checkpoint] = []
     fine_tune = distill.fine_tune
 
-    def observed(ctx: Any, examples: Any, source: Path, *args: Any, **more: Any) -> Any:
+    def observed(ctx: Any, examples: Any, source: Checkpoint, *args: Any, **more: Any) -> Any:
         started_from.append(source)
         return fine_tune(ctx, examples, source, *args, **more)
 
@@ -152,8 +152,9 @@ def test_what_a_student_wrote_counts_as_its_own(
     request = workspace.distill(iteration=2, inputs={**inputs, "students-1": student}, name="second")
     found = jobs_fixtures.run(workspace.root, request)
     [source] = started_from
-    assert source.is_relative_to(workspace.root / workspace.refs["prepare"].path)
-    assert source.parts[-2:] == ("models", "policy")
+    assert source.base.is_relative_to(workspace.root / workspace.refs["prepare"].path)
+    assert source.base.parts[-2:] == ("models", "policy")
+    assert source.adapter is None
     rows = found.rows(TaughtRow)
     own = [row for row in rows if row.generator == name]
     assert {row.depth for row in own} == {1}
