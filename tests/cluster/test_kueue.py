@@ -61,9 +61,10 @@ def time(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def sft_pod(env: KwokEnv, name: str = "loop") -> dict[str, Any]:
-    """The pod of sft that runs."""
-    (pod,) = env.kubectl.get("pods", "-l", f"medgr2.io/cycle={name},medgr2.io/stage=sft")["items"]
+def sft_pod(env: KwokEnv, *besides: str, name: str = "loop") -> dict[str, Any]:
+    """The pod of sft, besides those with these names."""
+    pods = env.kubectl.get("pods", "-l", f"medgr2.io/cycle={name},medgr2.io/stage=sft")["items"]
+    (pod,) = (pod for pod in pods if pod["metadata"]["name"] not in besides)
     return dict(pod)
 
 
@@ -93,7 +94,8 @@ def test_a_stage_waits_for_quota_and_says_so(env: KwokEnv, queue: Queue) -> None
 
 def test_quota_taken_back_costs_nothing_and_the_attempt_goes_on(env: KwokEnv, queue: Queue) -> None:
     env.operator.start()
-    # the Job controller sees how the pod ended before it is gone; mostly it is too late for that
+    # the Job controller sees how the pod ended before it is gone (mostly it is too late for that), and the pod is still
+    # there when the quota comes back: a kubelet takes its time to unmount a volume
     apply(env, "loop", patches=[HOLD])
     before = env.running("sft")
     first = sft_pod(env)
@@ -101,7 +103,6 @@ def test_quota_taken_back_costs_nothing_and_the_attempt_goes_on(env: KwokEnv, qu
     eventually(lambda: sft_pod(env)["status"]["phase"] == "Failed", "the pod has checkpointed")
     eventually(lambda: not env.kubectl.get("job", before["jobName"])["status"].get("terminating"), "the Job knows")
     waits = env.reaches("Pending", "sft")
-    env.release(first["metadata"]["name"])
     assert counts(waits) == (1, 0, 0)
     ran = waits["runSeconds"]
     assert ran > 0
@@ -110,7 +111,8 @@ def test_quota_taken_back_costs_nothing_and_the_attempt_goes_on(env: KwokEnv, qu
     assert env.live_pods("medgr2.io/stage=sft") == []
     queue.go_on()
     again = env.running("sft")
-    second = sft_pod(env)
+    second = sft_pod(env, first["metadata"]["name"])
+    env.release(first["metadata"]["name"])
     assert (again["jobName"], again["jobUID"]) == (before["jobName"], before["jobUID"])
     assert first["metadata"]["uid"] != second["metadata"]["uid"]
     job = env.kubectl.get("job", again["jobName"])
@@ -120,7 +122,8 @@ def test_quota_taken_back_costs_nothing_and_the_attempt_goes_on(env: KwokEnv, qu
     assert counts(done) == (1, 0, 0)
     began = time(second["status"]["containerStatuses"][0]["state"]["running"]["startedAt"])
     stretch = (time(done["completionTime"]) - began).total_seconds()
-    assert done["runSeconds"] == pytest.approx(ran + stretch, abs=0.01)
+    # the operator's clock is the API server's to a part of a second only
+    assert done["runSeconds"] == pytest.approx(ran + stretch, abs=0.1)
     assert ("Requeued", "sft@1: back in the queue") in env.events()
     created_once(env)
 

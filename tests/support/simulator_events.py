@@ -85,7 +85,7 @@ def admit(sim: PlannerSimulator, a: int, b: int) -> None:
     job = _pick(sim, a, lambda job: job.state is JobState.QUEUED and not job.deleting)
     if job is not None:
         one_writer(job.key, sim.pods.values())
-        job.state, job.started = JobState.RUNNING, sim.now
+        job.state, job.started, job.finished = JobState.RUNNING, sim.now, None
         sim.counter += 1
         pod = SimPod(f"{job.name}-{sim.counter}", job)
         sim.pods[pod.name] = pod
@@ -95,7 +95,7 @@ def requeue(sim: PlannerSimulator, a: int, b: int) -> None:
     """The queue takes the quota back; the pod may need a while to go."""
     job = _pick(sim, a, lambda job: job.state is JobState.RUNNING and not job.deleting)
     if job is not None:
-        job.state, job.started = JobState.QUEUED, None
+        job.state, job.started, job.finished = JobState.QUEUED, None, sim.now
         sim.release(job, linger=bool(b % 2))
 
 

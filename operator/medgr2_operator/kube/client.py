@@ -255,7 +255,7 @@ class Client:
         timeout: float = REQUEST_TIMEOUT,
     ) -> str:
         async with self._limit:
-            began, status = time.monotonic(), 0
+            began, asked, status = time.monotonic(), self.clock.seconds(), 0
             try:
                 _, url, header_params, payload, _ = await self.api.param_serialize(
                     method,
@@ -267,7 +267,7 @@ class Client:
                 )
                 answer = await self.api.call_api(method, url, header_params, payload, _request_timeout=timeout)
                 status = answer.status
-                self.clock.answered(answer.headers.get("Date"))
+                self.clock.answered(answer.headers.get("Date"), asked)
                 data: bytes = await answer.read()  # type: ignore[no-untyped-call]
             except (TimeoutError, aiohttp.ClientError, OSError) as error:
                 raise no_answer(method, path, error) from error

@@ -3,6 +3,10 @@
 Times that are compared come from many clocks: the API server's (deletions), another replica's (the status), ours. So
 one counts: the API server's, as it stood in its first answer, and from there the seconds that passed. Ours may be wrong
 by hours, or be set while we run, and no deadline notices.
+
+An answer says the second in which it was begun, and comes some time later: by the first one alone the clock is slow by
+up to a second and the time of the answer, and what the API server has just written lies in the future. Later answers
+make that up: the one that came soonest after a second began is the nearest.
 """
 
 from __future__ import annotations
@@ -26,24 +30,32 @@ class ServerClock:
         Args:
             seconds: from any moment on; never goes back.
         """
-        self._seconds = seconds
+        self.seconds = seconds
         self._start: datetime | None = None
-        """When `seconds` was 0."""
+        """When `seconds` was 0, at the earliest that fits all answers."""
+        self._latest = datetime.max.replace(tzinfo=UTC)
+        """And at the latest that fits the first one: an answer by another clock does not move this one."""
 
-    def answered(self, date: str | None) -> None:
-        """Notes the time of an answer.
+    def answered(self, date: str | None, asked: float) -> None:
+        """Notes the time of an answer that has come just now.
 
         Args:
             date: its header `Date`; an answer without one, or with a strange one, tells nothing.
+            asked: what `seconds` said before it was asked for.
         """
-        if self._start is None and date:
-            try:
-                self._start = parsedate_to_datetime(date).astimezone(UTC) - timedelta(seconds=self._seconds())
-            except (ValueError, OverflowError):
-                return
+        try:
+            second = parsedate_to_datetime(date or "").astimezone(UTC)
+            earliest = second - timedelta(seconds=self.seconds())
+            latest = second + timedelta(seconds=1 - asked)
+        except (ValueError, OverflowError):
+            return
+        if self._start is None:
+            self._start, self._latest = earliest, latest
+        elif self._start < earliest <= self._latest:
+            self._start = earliest
 
     def now(self) -> datetime:
         """The time, in UTC."""
         if self._start is None:
             return datetime.now(UTC)
-        return self._start + timedelta(seconds=self._seconds())
+        return self._start + timedelta(seconds=self.seconds())

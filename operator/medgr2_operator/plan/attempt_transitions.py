@@ -91,11 +91,11 @@ def _wait(ctx: AttemptContext, reason: WaitingReason, message: str) -> None:
 
 
 def _requeued(ctx: AttemptContext) -> None:
-    """A queue took its quota back: the attempt waits again, and its clock stands still."""
-    ctx.draft.end_run(ctx.key)
-    ctx.draft.change(
-        ctx.key, state=AttemptState.PENDING, **{**NOT_WAITING, "pending_since": ctx.draft.now}, progress=None
-    )
+    """A queue took its quota back: the attempt waits again, and its clock stands still since its pods ended."""
+    assert ctx.job is not None
+    ended = ctx.draft.within(ctx.record, ctx.job.finished)
+    ctx.draft.end_run(ctx.key, ended)
+    ctx.draft.change(ctx.key, state=AttemptState.PENDING, **{**NOT_WAITING, "pending_since": ended}, progress=None)
     ctx.draft.event("Requeued", f"{ctx.key}: back in the queue", ctx.key)
     _waits(_reread(ctx))
 

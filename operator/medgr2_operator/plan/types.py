@@ -66,6 +66,7 @@ class ObservedJob:
     started: datetime | None = None
     """Start of the present run (a queue resets it)."""
     finished: datetime | None = None
+    """End of what ran: of the Job, or, where a queue took its quota back, of its last pod; None: not known."""
     waiting: WaitingReason | None = None
     """What it, or one of its pods, waits for; None: for nothing that is known."""
     waiting_message: str = ""

@@ -11,7 +11,7 @@ from typing import Any
 COALESCE_SECONDS = 1.0
 _END_CONDITIONS = ("Complete", "Failed")
 #: What is true of a Job as the operator creates it: its own creation calls for nothing.
-_CREATED = frozenset({"suspended", "waiting"})
+_CREATED = frozenset({"suspended", "drained", "waiting"})
 
 
 class ChangeFilter:
@@ -41,6 +41,8 @@ class ChangeFilter:
             facts.add("ended")
         elif job["spec"].get("suspend"):
             facts.add("suspended")
+            if not status.get("active") and not status.get("terminating"):
+                facts.add("drained")  # what a queue stopped may have checkpointed for minutes
         elif status.get("ready"):
             facts.add("ready")
         elif status.get("active"):

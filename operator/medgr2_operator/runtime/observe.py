@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from pydantic import ValidationError
 
@@ -32,6 +32,8 @@ SIDECAR_RESTARTS = 3
 LOST_AFTER = 60.0
 #: Seconds that a pod may go on without its work (a sidecar that somebody injected) before its Job counts as ended.
 OUTLIVED_AFTER = 60.0
+#: Two clocks of one control plane, and the part of a second that their times leave out.
+_CLOCKS_APART = timedelta(seconds=1)
 #: Reasons of a pod's status for an end that its containers did not cause.
 _EVICTION_REASONS = ("Evicted", "Preempting", "NodeLost", "NodeShutdown", "Terminated", "Shutdown")
 #: What podFailurePolicy writes into the Job's condition.
@@ -150,13 +152,24 @@ def jobs(
 def with_pods(
     manifests: Iterable[Manifest], pods: Iterable[Manifest]
 ) -> Iterator[tuple[AttemptKey, Manifest, list[Manifest]]]:
-    """Each Job of the cycle with its attempt and its pods."""
+    """Each Job of the cycle with its attempt and the pods of its present run."""
     by_job: dict[str, list[Manifest]] = defaultdict(list)
     for pod in pods:
         by_job[owner_uid(pod)].append(pod)
     for manifest in manifests:
         if (key := key_of(manifest)) is not None:
-            yield key, manifest, by_job[manifest["metadata"]["uid"]]
+            own = by_job[manifest["metadata"]["uid"]]
+            yield key, manifest, [pod for pod in own if not _of_an_earlier_run(pod, manifest)]
+
+
+def _of_an_earlier_run(pod: Manifest, job: Manifest) -> bool:
+    """Whether it ended because a queue took the quota of its Job back, which has got it again since: a pod stays for as
+    long as its kubelet, or a finalizer, wants it to."""
+    if job["spec"].get("suspend") or "deletionTimestamp" not in pod["metadata"] or not has_ended(pod):
+        return False
+    resumed = (_since(c) for c in job.get("status", {}).get("conditions") or () if c["type"] == "Suspended")
+    created = time_of(pod["metadata"].get("creationTimestamp"))
+    return created is not None and any(moment and created + _CLOCKS_APART < moment for moment in resumed)
 
 
 def unfinished(job: Manifest) -> bool:
@@ -192,6 +205,9 @@ def _job(manifest: Manifest, key: AttemptKey, pods: Sequence[Manifest], around: 
         failed = any(_exit_code(pod) for pod in pods)
         seen = _failed(job, pods, {}) if failed else _succeeded(job, manifest, pods, {})
         return replace(seen, left_over=left_over)
+    if job.started is None:
+        ends = (time_of(_terminated(pod).get("finishedAt")) for pod in pods)
+        job = replace(job, finished=max(filter(None, ends), default=None))
     state = JobState.QUEUED if job.started is None else JobState.RUNNING
     cause = why_waiting(key, manifest, pods, around)
     if cause is None:

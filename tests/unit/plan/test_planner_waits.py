@@ -8,6 +8,7 @@ import pytest
 from tests.support import simulator_events
 from tests.support.planner_simulator import PlannerSimulator
 from tests.support.simulator_helpers import (
+    GPU,
     condition,
     edit,
     fail,
@@ -149,6 +150,23 @@ def test_a_wait_after_a_run_has_the_whole_deadline() -> None:
     wait(sim, 500)
     simulator_events.requeue(sim, 0, 0)
     assert reconcile(sim).requeue_after == 100
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["its pod is still there", "its pod is gone"])
+def test_a_run_that_a_queue_ended_lasted_until_its_pod_ended(known: bool) -> None:
+    sim = make_simulator(pendingDeadlineSeconds=1000, stages=[{"name": "sft", **GPU}])
+    sim_job = until(sim, "sft")
+    reconcile(sim)
+    run(sim, sim_job)
+    reconcile(sim)
+    wait(sim, 500)
+    simulator_events.requeue(sim, 0, 0)
+    ended, sim_job.finished = sim.now, sim_job.finished if known else None
+    wait(sim, 50)
+    reconcile(sim)
+    waits = record(sim, "sft")
+    assert (waits.run_seconds, sim.status.usage.gpu_seconds) == ((500, 2000) if known else (550, 2200))
+    assert waits.pending_since == (ended if known else sim.now)
 
 
 def test_a_person_takes_no_time_of_the_deadline() -> None:

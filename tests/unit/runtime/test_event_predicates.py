@@ -48,7 +48,12 @@ def test_a_queue_that_takes_its_quota_back() -> None:
         "what it waits for is another thing now"
     )
     assert changes.delay_for_job("MODIFIED", job(active=1, ready=1)) == COALESCE_SECONDS
-    assert changes.delay_for_job("MODIFIED", job(suspend=True)) == COALESCE_SECONDS
+    assert changes.delay_for_job("MODIFIED", job(suspend=True, active=1)) == COALESCE_SECONDS
+    assert changes.delay_for_job("MODIFIED", job(suspend=True, terminating=1)) is None
+    assert changes.delay_for_job("MODIFIED", job(suspend=True, terminating=0)) == COALESCE_SECONDS, (
+        "the last of its pods has ended: from now on it waits"
+    )
+    assert changes.delay_for_job("MODIFIED", job(suspend=True)) is None
 
 
 def test_pods_that_are_not_ready_any_more() -> None:

@@ -194,6 +194,48 @@ def test_what_a_queue_has_stopped_waits_when_its_pods_have_ended() -> None:
     assert seen(job(), pod("Failed", ended(85))).state is JobState.RUNNING, "its Job will tell"
 
 
+def test_what_a_queue_has_stopped_ran_until_its_last_pod_ended() -> None:
+    parts = [pod("Failed", ended(85, at=f"2026-01-01T00:0{minute}:00Z"), index=minute) for minute in (4, 2)]
+    assert seen(job(suspend=True), *parts).finished == datetime(2026, 1, 1, 0, 4, tzinfo=UTC)
+    assert seen(job(suspend=True)).finished is None
+
+
+def earlier_run(state: dict[str, Any], phase: str = "Failed", created: str = "2026-01-01T00:01:00Z") -> dict[str, Any]:
+    """A pod that a queue stopped and that is still there: its kubelet unmounts a volume, a finalizer holds it."""
+    left = pod(phase, state, index=7)
+    left["metadata"] |= {"creationTimestamp": created, "deletionTimestamp": "2026-01-01T00:09:00Z"}
+    return left
+
+
+RESUMED = {"type": "Suspended", "status": "False"}
+"""At END."""
+
+
+def test_a_pod_of_an_earlier_run_says_nothing_of_this_one() -> None:
+    stopped = earlier_run(ended(85, at="2026-01-01T00:08:00Z"))
+    assert seen(job(RESUMED), stopped).state is JobState.QUEUED
+    assert seen(job(RESUMED), stopped, pod("Pending")).state is JobState.QUEUED
+    second = {"running": {"startedAt": "2026-01-01T00:11:00Z"}}
+    again = seen(job(RESUMED), stopped, pod(state=second))
+    assert (again.state, again.started) == (JobState.RUNNING, datetime(2026, 1, 1, 0, 11, tzinfo=UTC))
+    killed = seen(job(RESUMED, FAILED), earlier_run(ended(78, message="then")), pod("Failed", ended(1, message="now")))
+    assert (killed.exit_code, killed.message) == (1, "now")
+    around = Surroundings(NOW, lasting={})
+    [waits] = observe.jobs([job(RESUMED)], [stopped], UID, around)
+    assert waits.waiting == seen(job(RESUMED)).waiting is not None
+
+
+@pytest.mark.parametrize(
+    ("left", "why"),
+    [
+        (earlier_run({"running": {"startedAt": END}}, "Running"), "it still writes its checkpoint"),
+        (earlier_run(ended(143), created=END), "it was made for this run, and somebody drained its node"),
+    ],
+)
+def test_what_is_of_this_run_counts(left: dict[str, Any], why: str) -> None:
+    assert seen(job(RESUMED), left).state is JobState.RUNNING, why
+
+
 def test_a_sidecar_that_does_not_stay_up_is_told() -> None:
     def sidecar(restarts: int) -> dict[str, Any]:
         last = {"terminated": {"exitCode": 1, "message": "CUDA error"}}
