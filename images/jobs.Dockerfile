@@ -1,7 +1,8 @@
 # The stages: torch, transformers, TRL. From the repository's root:
 #   docker build -f images/jobs.Dockerfile -t ghcr.io/medgr2/jobs:0.1.0 .
-# BASE: any image with Python 3.11 or newer and its venv module; torch's wheels bring CUDA along.
-# EXTRAS: `jobs`, or `jobs distributed` with DeepSpeed, which compiles its kernels at first use and wants a CUDA toolkit.
+# BASE: any image of Debian's kind with Python 3.11 or newer and its venv module; torch's wheels bring CUDA along.
+# EXTRAS: `jobs distributed`, or `jobs` without DeepSpeed (deepspeed: Zero2, Zero3). Of its kernels, which it would build
+# with a CUDA toolkit, the stages use none: the optimizer is torch's.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 
 # Our code is installed in a stage of its own: what installs it is not in the image that runs.
@@ -18,7 +19,7 @@ RUN VIRTUAL_ENV=/opt/medgr2 /opt/build/bin/uv pip install --no-cache --quiet --c
 
 # Of pyproject.toml only the names of the dependencies matter to the heavy layer.
 FROM ${BASE} AS requirements
-ARG EXTRAS=jobs
+ARG EXTRAS="jobs distributed"
 COPY pyproject.toml /
 RUN python3 -c 'import sys, tomllib; p = tomllib.load(open("/pyproject.toml", "rb"))["project"]; \
       print(*p["dependencies"], *(r for e in sys.argv[1:] for r in p["optional-dependencies"][e]), sep="\n")' \
@@ -36,6 +37,14 @@ RUN python3 -m venv /opt/build && /opt/build/bin/pip install --no-cache-dir --qu
  && VIRTUAL_ENV=/opt/medgr2 /opt/build/bin/uv pip install --no-cache --quiet --compile-bytecode \
       --requirements requirements.txt --constraint constraints.txt \
  && rm -r /opt/build
+# On a GPU, Triton compiles a stub with C and Python's headers at the first kernel (so do torch.compile and TRL's loss),
+# long after the first GPU-hours were paid for.
+RUN python3 -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+      || headers=python3-dev; \
+    apt-get update -qq && apt-get install -y -qq --no-install-recommends g++ $headers && rm -rf /var/lib/apt/lists/* \
+ && printf '#include <Python.h>\nint main(void) { return 0; }\n' > /tmp/stub.c \
+ && cc -fsyntax-only -I"$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')" /tmp/stub.c \
+ && rm /tmp/stub.c
 # The light layer: our code.
 COPY --from=code /opt/medgr2 /opt/medgr2
 WORKDIR /workspace

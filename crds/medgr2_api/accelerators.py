@@ -1,4 +1,4 @@
-"""How many GPUs a container's resources are, for `budget.gpuHours`.
+"""How many GPUs a container's resources are: for `budget.gpuHours`, and for the processes of a training.
 
 Devices have names of their vendors', and parts of a device are devices, too. What no pattern below knows is not
 guessed: with a budget the user says it (`budget.gpusPer`), without one it counts nothing.
@@ -40,6 +40,20 @@ def gpus(resources: Mapping[str, Any], gpus_per: Mapping[str, float]) -> float:
         gpus_per: the user's `budget.gpusPer`.
     """
     return sum(number * (weight(name, gpus_per) or 0.0) for name, number in _devices(resources))
+
+
+def whole_gpus(resources: Mapping[str, Any], gpus_per: Mapping[str, float]) -> int:
+    """GPUs of a container that are its own and whole: of which a training can have one for each of its processes.
+
+    A part of a GPU, and one that is shared by time, may lie on the same GPU as the next.
+    """
+    return sum(int(number) * _whole(name, gpus_per) for name, number in _devices(resources))
+
+
+def _whole(name: str, gpus_per: Mapping[str, float]) -> int:
+    if name.endswith(".shared") or _MIG.fullmatch(name):
+        return 0
+    return 1 if _WHOLE.fullmatch(name) else int(gpus_per.get(name, 0))
 
 
 def unknown_devices(resources: Mapping[str, Any], gpus_per: Mapping[str, float]) -> list[str]:

@@ -154,6 +154,10 @@ class PodTemplate(Model):
     """RFC 6902 operations on the rendered Job; the last word about its pods."""
 
 
+#: Training processes that a pod may have.
+MAX_PROCESSES = 64
+
+
 class DeepSpeed(ApiEnum):
     """DeepSpeed ZeRO stages."""
 
@@ -172,8 +176,8 @@ class StageSettings(Model):
     """Parts that run side by side, where the stage can be divided."""
     num_nodes: Annotated[int, Field(ge=1, le=1000)] = 1
     """Number of pods (nodes) that one distributed training runs on."""
-    num_proc_per_node: Annotated[int, Field(ge=1, le=64)] = 1
-    """Number of training processes in each pod, one for each GPU."""
+    num_proc_per_node: Annotated[int | None, Field(ge=1, le=MAX_PROCESSES)] = None
+    """Number of training processes in each pod; absent: one for each GPU of `resources`."""
     resources: ResourceRequirements = {}
     """CPU, memory and GPUs of the stage, as in a container."""
     deepspeed: DeepSpeed | None = None
@@ -192,6 +196,13 @@ class StageSettings(Model):
     """Taints of nodes that this stage tolerates; absent: the template's."""
     patches: Annotated[list[Operation], Field(max_length=64)] = []
     """RFC 6902 operations on this stage's Job, after the template's."""
+
+    def processes(self, budget: Budget) -> int:
+        """Training processes in each pod. A stage that cannot divide its training has one, whatever it has of GPUs."""
+        if self.num_proc_per_node is not None:
+            return self.num_proc_per_node
+        gpus = accelerators.whole_gpus(self.resources, budget.gpus_per) if definition(self.name).distributed else 0
+        return min(max(1, gpus), MAX_PROCESSES)
 
     def gpus(self, budget: Budget) -> float:
         """GPUs of one attempt, without its shards: those of a pod times the pods."""

@@ -65,7 +65,8 @@ GAPS: tuple[Gap, ...] = (
     Gap(
         "stages[]",
         lambda v: (
-            not definition(v["name"]).distributed and (v["numNodes"] * v["numProcPerNode"] > 1 or v.get("deepspeed"))
+            not definition(v["name"]).distributed
+            and (v["numNodes"] * v.get("numProcPerNode", 1) > 1 or v.get("deepspeed"))
         ),
         f"only {_DISTRIBUTED} run in several processes: set 1 for numNodes and numProcPerNode, without deepspeed"
         f" ({_SHARDED} have shards)",

@@ -38,7 +38,7 @@ def generate(setting: Setting) -> StageFit | None:
     if not generator.chosen.beside_stage:
         rounds = candidates / (generator.concurrency * place.settings.shards)
         need = Need((MemoryPart("process", memory.PROCESS),))
-        waiting = StagePlace(place.settings, 0.0, None, place.host_limit, place.host_limit)
+        waiting = StagePlace(place.settings, 0.0, None, place.host_limit, place.host_limit, place.per_node)
         return setting.stage(GENERATE.name, waiting, need, rounds * setting.known.provider_seconds.value, model=None)
     if model is None or place.gpu is None:
         return setting.stage(GENERATE.name, place, Need((MemoryPart("vLLM", 0.0),)), math.nan, model=None)

@@ -34,10 +34,8 @@ class StagePlace:
     limit: float
     """Bytes for one process: of its GPU, or its part of the pod's main memory; 0: not told."""
     host_limit: float
-
-    @property
-    def per_node(self) -> int:
-        return self.settings.num_proc_per_node
+    per_node: int
+    """Processes in each pod."""
 
     @property
     def processes(self) -> int:
@@ -83,15 +81,16 @@ class Setting:
         labels = settings.node_selector if settings.node_selector is not None else self.spec.template.node_selector
         kind = self.hardware.gpu or gpus.named(gpus.ASSUMED)
         gpu: GPU | None = None
+        per_node = settings.processes(self.spec.budget)
         if held:
             gpu = gpus.of_resources(settings.resources, labels) or kind
         elif self.hardware.local_gpus:
             gpu = kind
-            held = float(min(self.hardware.local_gpus, settings.num_nodes * settings.num_proc_per_node))
+            held = float(min(self.hardware.local_gpus, settings.num_nodes * per_node))
         told = quantity((settings.resources.get("limits") or {}).get("memory", ""))
         host = float(told) if told is not None else self.hardware.host_memory
-        limit = gpu.memory if gpu is not None else host / settings.num_proc_per_node
-        return StagePlace(settings, held, gpu, limit, host)
+        limit = gpu.memory if gpu is not None else host / per_node
+        return StagePlace(settings, held, gpu, limit, host, per_node)
 
     def image_tokens(self, model: ModelShape) -> int:
         """Of a picture of `data.maxPixels`, or of one that is drawn."""

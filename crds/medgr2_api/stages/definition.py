@@ -125,6 +125,8 @@ class StageDefinition:
     """Its work can be divided among processes that know nothing of each other (`shards`)."""
     distributed: bool = False
     """It can train in several processes (`numNodes`, `numProcPerNode`, `deepspeed`)."""
+    computes: bool = False
+    """It holds a model in its own process: it has a GPU of its own, where there are any."""
     makes: ModelKind | None = None
     """The kind of model that it makes. Of several stages of an iteration the last one's counts."""
     promoted: bool = False

@@ -80,4 +80,5 @@ DISTILL = StageDefinition(
     needed=_asked_for,
     promoted=True,
     for_next_round=True,
+    computes=True,
 )

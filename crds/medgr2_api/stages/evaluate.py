@@ -56,4 +56,5 @@ EVALUATE = StageDefinition(
     measures=True,
     only_asks=True,
     code_version=2,  # more forms of an answer are read; a generation configuration of ours; the stronger option prior
+    computes=True,
 )

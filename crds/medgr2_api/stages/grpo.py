@@ -66,4 +66,5 @@ GRPO = StageDefinition(
     distributed=True,
     makes="policy",
     promoted=True,
+    computes=True,
 )

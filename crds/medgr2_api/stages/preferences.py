@@ -65,4 +65,5 @@ PREFERENCES = StageDefinition(
     only_asks=True,
     needed=lambda spec, _: on_policy_answers(spec),
     code_version=2,  # more forms of an answer are read; a generation configuration of ours
+    computes=True,
 )

@@ -79,4 +79,5 @@ RELABEL = StageDefinition(
     publishes=("posteriors.parquet",),
     needed=_needed,
     for_next_round=True,
+    computes=True,
 )

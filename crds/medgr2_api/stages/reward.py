@@ -92,4 +92,5 @@ REWARD = StageDefinition(
     promoted=True,
     first_on_demand=True,
     code_version=2,  # judged by its answers to the validation questions
+    computes=True,
 )

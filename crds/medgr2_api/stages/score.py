@@ -50,4 +50,5 @@ SCORE = StageDefinition(
     publishes=("scores.parquet",),
     sharded=True,
     needed=_needed,
+    computes=True,
 )

@@ -55,4 +55,5 @@ SFT = StageDefinition(
     code_version=3,  # publishes a generation configuration of ours
     distributed=True,
     makes="policy",
+    computes=True,
 )

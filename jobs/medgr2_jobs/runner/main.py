@@ -33,7 +33,7 @@ from medgr2_api.stages import stage_names
 from ..errors import ConfigError, CorruptArtifact, TemporaryError
 from ..store import manifest
 from ..store.artifact import ArtifactWriter
-from . import publishing, stage_log
+from . import publishing, stage_log, visible_gpus
 from .attempt import run_guarded, work
 from .distributed.launch import launch
 from .distributed.rendezvous import Rendezvous
@@ -136,11 +136,10 @@ def _run(request: StageRequest, root: Path, stop: threading.Event, usage: dict[s
     if request.collect:
         raise TemporaryError(f"{folder}: nothing was published here; the stage has to run again")
     rendezvous = Rendezvous.from_environment()
-    return (
-        launch(request, rendezvous, stop)
-        if rendezvous.needs_torchrun
-        else work(request, root, stop, ProcessGroup(), usage)
-    )
+    if rendezvous.needs_torchrun:
+        return launch(request, rendezvous, stop)
+    visible_gpus.keep_one(os.environ)
+    return work(request, root, stop, ProcessGroup(), usage)
 
 
 def _check_names(request: StageRequest) -> None:

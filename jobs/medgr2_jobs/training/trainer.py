@@ -128,6 +128,11 @@ def configured(config: type[TrainingArguments], options: Mapping[str, Any], *, f
     with refusals(field, config.__name__):
         args = config(**values)
         _check_packages(args)
+    if args.n_gpu > 1:
+        raise ConfigError(
+            f"{args.n_gpu} GPUs in one process: torch's DataParallel would tear images apart; one process for each GPU "
+            "(numProcPerNode of the stage in spec.stages), or one visible GPU (CUDA_VISIBLE_DEVICES)"
+        )
     return args
 
 

@@ -8,13 +8,14 @@ from typing import NoReturn
 
 import typer
 
+from medgr2_api import gpu_use
 from medgr2_api.cycle import Cycle
 from medgr2_api.stage_contract import ExitCode
 from medgr2_api.unsupported import unsupported
 from medgr2_api.yaml_loader import CycleError, Problem, load_cycle, locate
 
 from ..render.render_context import RenderSettings
-from ..render.trial import unrenderable
+from ..render.trial import unrenderable, without_accelerator
 
 
 def read_cycle(file: Path, *, local: bool = False) -> Cycle:
@@ -36,6 +37,11 @@ def validate(file: Path) -> int:
     """`medgr2 validate`: says whether the cycle is valid."""
     cycle = read_cycle(file)
     print(f"{file}: {cycle.metadata.name} is valid")
+    for remark in gpu_use.remarks(cycle.spec):
+        print(f"  {remark}")
+    lacking = without_accelerator(cycle, RenderSettings(image=""))
+    for problem in locate([Problem(error.path, error.message) for error in lacking], file.read_text()):
+        print(f"{file}: a cluster refuses this: {problem}", file=sys.stderr)
     return ExitCode.OK
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from medgr2_api import gpu_use
 from medgr2_api.cycle import Cycle, CycleSpec
 from medgr2_api.presets import resolve_with_origins
 from medgr2_api.stage_contract import ExitCode
@@ -48,6 +49,8 @@ def show_plan(file: Path, workspace: Path, as_json: bool) -> int:
     print(f"\nstages ({len(stages)})")
     print_table([("stage", "artifact", "what would happen"), *_stage_rows(stages)])
     reused = sum(seen.reused for seen in stages.values())
+    if remarks := list(gpu_use.remarks(cycle.spec)):
+        print("\nGPUs", *remarks, sep="\n  ")
     print(f"\n{len(stages) - reused} stages would run, {reused} are already there in {workspace}")
     return ExitCode.OK
 
@@ -60,6 +63,7 @@ def _document(cycle: Cycle, stages: Mapping[StageKey, Forecast], workspace: Path
         "parameters": [
             {"parameter": path, "value": value, "from": source} for path, value, source in _parameters(cycle.spec)
         ],
+        "gpus": list(gpu_use.remarks(cycle.spec)),
         "stages": [
             {
                 "stage": key.name,

@@ -15,6 +15,7 @@ from medgr2_api.scheduling import RestartFrom
 from medgr2_api.stage_contract import ExitCode
 from medgr2_api.status import AttemptState, Phase
 
+from ..local import gpus
 from ..local.executor import Executor, RunObserver
 from ..local.lock import RunLock
 from ..local.runner import Runner
@@ -79,7 +80,7 @@ def _start(cycles: Sequence[tuple[Cycle, _Commands]], workspace: Path, options: 
     )
     with lock:
         executors = [_executor(workspace, cycle, view, options) for cycle, _ in cycles]
-        runner = Runner(executors, view, parallelism=options.parallelism, inherit=(lock.fileno,))
+        runner = Runner(executors, view, parallelism=options.parallelism, gpus=gpus.here(), inherit=(lock.fileno,))
         return _run(runner, view, [commands for _, commands in cycles], workspace, again)
 
 

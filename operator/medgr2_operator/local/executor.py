@@ -35,6 +35,7 @@ from ..plan.shard_results import combine, worst
 from ..plan.types import AttemptKey, Event, JobCreate, JobDelete, JobState, Observed, ObservedJob, ObservedPod, Plan
 from .approvals import Approvals
 from .forkserver_client import Exited, ForkserverClient
+from .gpus import Gpus
 from .state import StateFile
 
 _UNFINISHED = (AttemptState.PENDING, AttemptState.RUNNING, AttemptState.TERMINATING)
@@ -49,6 +50,8 @@ class LocalAttempt:
     started: datetime
     shards: list[str]
     """Names of its logs and results, one per shard."""
+    waiting: list[str] = field(default_factory=list)
+    """Those of them that no GPU was free for yet."""
     exit_codes: dict[str, int] = field(default_factory=dict)
     finished: datetime | None = None
     kill_at: float | None = None
@@ -100,6 +103,8 @@ class Executor:
         self.failure_exit_code = 0
         self.forkserver: ForkserverClient | None = None
         """Where stages are started; the run sets it, and replaces it after a crash."""
+        self.gpus = Gpus()
+        """Of this computer; the run sets them."""
         self.done = False
         """Whether the cycle has ended, or (after `leave`) all its stages have checkpointed."""
         self._leaving = False
@@ -141,8 +146,12 @@ class Executor:
             self.state.save(self.cycle)
         for delete in plan.deletes:
             self._delete(delete)
+        for attempt in self.attempts.values():
+            self._start_waiting(attempt)
         for create in plan.creates:
-            if create.key not in self.attempts and admit(create):  # known: created just before a crash of this loop
+            if create.key in self.attempts:  # created just before a crash of this loop
+                continue
+            if self._gpus_of(create) <= len(self.gpus.free) and admit(create):
                 self._create(create)
         for event in plan.events:
             self.observer.on_event(self.cycle.metadata.name, event)
@@ -167,7 +176,7 @@ class Executor:
             ObservedPod(name=name, key=key, terminating=attempt.kill_at is not None)
             for key, attempt in self.attempts.items()
             for name in attempt.shards
-            if name not in attempt.exit_codes
+            if name not in attempt.exit_codes and name not in attempt.waiting
         ]
         return Observed(jobs=tuple(jobs), pods=tuple(pods))
 
@@ -238,31 +247,53 @@ class Executor:
 
     def _create(self, create: JobCreate) -> None:
         names = [self._shard_name(create.key, index) for index in range(create.shards)]
-        attempt = LocalAttempt(create, uuid.uuid4().hex[:12], self.now(), names)
-        self.attempts[create.key] = attempt
-        for index, name in enumerate(names):
-            request = create.request.model_copy(
-                update={"shard": Shard(index=index, count=create.shards), "threads": self.threads}
-            )
+        for name in names:
             self._result_path(name).unlink(missing_ok=True)
+        attempt = LocalAttempt(create, uuid.uuid4().hex[:12], self.now(), names, [*names])
+        self.attempts[create.key] = attempt
+        self._start_waiting(attempt)
+
+    def _start_waiting(self, attempt: LocalAttempt) -> None:
+        """Starts the shards that GPUs are free for, each with its own."""
+        create, needed = attempt.create, self._gpus_of(attempt.create)
+        while attempt.waiting and attempt.kill_at is None:
+            name = attempt.waiting[0]
+            visible = self.gpus.take(self._process(name), needed)
+            if visible is None:
+                return
+            attempt.waiting.pop(0)
+            shard = Shard(index=attempt.shards.index(name), count=create.shards)
+            request = create.request.model_copy(update={"shard": shard, "threads": self.threads})
             env = {
                 REQUEST_ENV: request.model_dump_json(by_alias=True, exclude_none=True),
                 RESULT_PATH_ENV: str(self._result_path(name)),
                 WORKSPACE_ENV: str(self.root),
                 SECRETS_ENV: str(self.secrets.resolve()) if self.secrets else "",
+                **visible,
             }
             if definition(create.key.name).fetches:  # unless the user forbids it
                 env["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "0")
             if not request.collect:
-                env |= self._distributed_env(create.key.name)
+                env |= self._distributed_env(create)
             assert self.forkserver is not None
             log = self.root / paths.log(self.cycle.metadata.name, name)
             self.forkserver.start(self._process(name), env, log)
 
-    def _distributed_env(self, stage: str) -> dict[str, str]:
-        """Environment of a training in several processes."""
-        settings = self.cycle.spec.stage(stage)
-        count = {NUM_PROC_PER_NODE_ENV: str(settings.num_proc_per_node)} if settings.num_proc_per_node > 1 else {}
+    def _gpus_of(self, create: JobCreate) -> int:
+        """GPUs of this computer that each shard of an attempt gets: one for each of its processes."""
+        request = create.request
+        # a student of the loop generates in the process of its stage
+        computes = definition(create.key.name).computes or "student" in request.inputs
+        if not computes or request.collect or not self.gpus.devices:
+            return 0
+        return min(self.cycle.spec.stage(create.key.name).processes(self.cycle.spec.budget), len(self.gpus.devices))
+
+    def _distributed_env(self, create: JobCreate) -> dict[str, str]:
+        """Environment of a training in several processes. What the spec asks of a cluster's GPUs is not here for
+        certain: then there is a process for each GPU that is, unless the spec says how many it wants."""
+        settings = self.cycle.spec.stage(create.key.name)
+        processes = settings.num_proc_per_node or max(1, self._gpus_of(create))
+        count = {NUM_PROC_PER_NODE_ENV: str(processes)} if processes > 1 else {}
         return {**count, **({DEEPSPEED_ENV: str(settings.deepspeed)} if settings.deepspeed else {})}
 
     def _delete(self, delete: JobDelete) -> None:
@@ -271,6 +302,8 @@ class Executor:
             if attempt.kill_at is None:
                 attempt.kill_at = time.monotonic() + self.cycle.spec.template.termination_grace_period_seconds
                 self._signal(attempt, signal.SIGTERM)
+                while attempt.waiting:
+                    self._ended(attempt, attempt.waiting.pop(), ExitCode.SIGTERM)  # never started
             return
         self.attempts.pop(delete.key, None)
         for index in range(max(1, self.cycle.spec.stage(delete.key.name).shards)):
@@ -287,9 +320,13 @@ class Executor:
         for attempt in self.attempts.values():
             for name in attempt.shards:
                 if exited.name == self._process(name):
-                    attempt.exit_codes[name] = exited.exit_code
-                    if not attempt.alive:
-                        attempt.finished = self.now()
+                    self._ended(attempt, name, exited.exit_code)
+
+    def _ended(self, attempt: LocalAttempt, name: str, code: int) -> None:
+        self.gpus.give_back(self._process(name))
+        attempt.exit_codes[name] = code
+        if not attempt.alive:
+            attempt.finished = self.now()
 
     def handle_forkserver_crash(self) -> None:
         """After a crash of the forkserver, once its stages have ended: a result that an attempt left counts.
@@ -298,16 +335,16 @@ class Executor:
         forkserver with it would be started for ever.
         """
         for attempt in self.attempts.values():
+            attempt.waiting.clear()
             for name in attempt.shards:
                 if name not in attempt.exit_codes:
                     result = self._result(name)
-                    attempt.exit_codes[name] = result.exit_code if result is not None else ExitCode.SIGTERM
-            attempt.finished = attempt.finished or self.now()
+                    self._ended(attempt, name, result.exit_code if result is not None else ExitCode.SIGTERM)
 
     def _signal(self, attempt: LocalAttempt, number: int) -> None:
         assert self.forkserver is not None
         for name in attempt.shards:
-            if name not in attempt.exit_codes:
+            if name not in attempt.exit_codes and name not in attempt.waiting:
                 self.forkserver.signal(self._process(name), number)
 
     # -- files -----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from medgr2_api.stage_contract import ExitCode
 from ..plan.types import JobCreate
 from .executor import Executor, RunObserver
 from .forkserver_client import FORKSERVER_COMMAND, ForkserverClient, ForkserverCrashed, ForkserverUnusable
+from .gpus import Gpus
 
 _MAX_FAILED_STARTS = 3  # of a forkserver that something kills before it is ready
 _TICK = 0.5  # seconds between two reads of the progress when nothing happens
@@ -28,6 +29,7 @@ class Runner:
         observer: RunObserver,
         *,
         parallelism: int = 0,
+        gpus: Sequence[str] = (),
         inherit: Sequence[int] = (),
         command: Sequence[str] = FORKSERVER_COMMAND,
     ) -> None:
@@ -36,6 +38,7 @@ class Runner:
             executors: of the cycles, those that go first at the front; all in one workspace.
             observer: is notified of what concerns no single cycle.
             parallelism: how many stages may run at the same time; 0: as many as can.
+            gpus: of this computer, which the stages share out.
             inherit: file descriptors that every stage inherits.
             command: starts the forkserver.
         """
@@ -44,6 +47,9 @@ class Runner:
         self.parallelism = parallelism
         self._inherit, self._command = inherit, command
         self._failed_starts = 0
+        shared = Gpus(gpus)
+        for executor in self.executors:
+            executor.gpus = shared
 
     def run(self) -> None:
         """Returns when all cycles are done, each in its phase; the forkserver has ended then."""

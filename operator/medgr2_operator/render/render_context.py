@@ -125,7 +125,7 @@ class RenderContext:
     @property
     def processes(self) -> int:
         """Processes in each pod."""
-        return 1 if self.collects else self.stage.num_proc_per_node
+        return 1 if self.collects else self.stage.processes(self.cycle.spec.budget)
 
     @cached_property
     def provider(self) -> Provider | None:

@@ -7,13 +7,21 @@ from typing import Any
 from medgr2_api.accelerators import gpus, unknown_devices
 from medgr2_api.cycle import Cycle
 from medgr2_api.stage_contract import CycleRef, StageRequest
+from medgr2_api.stages import definition
 
 from ..plan.scheduling import job_name
 from ..plan.spec_cache import cached_spec
 from ..plan.types import AttemptKey, JobCreate, StageKey
 from . import pvc
+from .containers import has_accelerators
 from .job import job
 from .render_context import RenderError, RenderSettings
+
+_BUILTIN = "builtin://"
+_NO_ACCELERATOR = (
+    "this stage computes with a model and has no GPU: ask for one ({limits: {nvidia.com/gpu: 1}}), or, if the model is"
+    " so small, say what it shall have without one ({requests: {cpu: 8, memory: 32Gi}})"
+)
 
 
 def unrenderable(cycle: Cycle, settings: RenderSettings) -> list[RenderError]:
@@ -25,8 +33,7 @@ def unrenderable(cycle: Cycle, settings: RenderSettings) -> list[RenderError]:
     """
     pvc.claim(cycle)
     errors: dict[str, RenderError] = {}
-    graph = cached_spec(cycle.metadata.name, cycle.spec).graph(cycle.spec.iterations)
-    for key in {node.key.name: node.key for node in graph}.values():
+    for key in _stages(cycle):
         for collect in (False, True):
             try:
                 *_, made = job(cycle, _create(cycle, key, collect), settings)
@@ -35,6 +42,32 @@ def unrenderable(cycle: Cycle, settings: RenderSettings) -> list[RenderError]:
             except RenderError as error:
                 errors.setdefault(str(error), error)
     return list(errors.values())
+
+
+def without_accelerator(cycle: Cycle, settings: RenderSettings) -> list[RenderError]:
+    """Stages that would compute with a model of real size on a processor though nobody said so: that takes months, and
+    shows when the generator has been paid.
+
+    Args:
+        cycle: one that can be rendered.
+        settings: the operator's.
+    """
+    spec, errors = cycle.spec, []
+    if all(base.startswith(_BUILTIN) for base in (spec.policy.base_model, spec.reward_model.base_model)):
+        return []
+    for key in _stages(cycle):
+        if not definition(key.name).computes or spec.stage(key.name).resources:
+            continue
+        *_, made = job(cycle, _create(cycle, key, collect=False), settings)
+        if not any(has_accelerators(c.get("resources") or {}) for c in made["spec"]["template"]["spec"]["containers"]):
+            errors.append(RenderError(f"spec.stages[{key.name}].resources", _NO_ACCELERATOR))
+    return errors
+
+
+def _stages(cycle: Cycle) -> list[StageKey]:
+    """Each stage that the cycle has, in the last iteration that has it."""
+    graph = cached_spec(cycle.metadata.name, cycle.spec).graph(cycle.spec.iterations)
+    return list({node.key.name: node.key for node in graph}.values())
 
 
 def _check_devices(cycle: Cycle, key: StageKey, made: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ from ..plan.types import AttemptKey, Event, JobCreate, JobState, Observed, Obser
 from ..render import labels
 from ..render.job import job as render_job
 from ..render.render_context import RenderError, RenderSettings
-from ..render.trial import unrenderable
+from ..render.trial import unrenderable, without_accelerator
 from . import observe, requeue
 from .bounded_work import Setbacks, compute
 from .cause_reader import CauseReader
@@ -350,7 +350,7 @@ def _read(manifest: Manifest, settings: RenderSettings) -> tuple[Cycle | None, l
         return None, [f"{dotted(place)}: {message}" for place, message in found], INVALID
     if problems := unsupported(cycle.spec):
         return cycle, list(map(str, problems)), INVALID
-    errors = [] if _was_accepted(cycle) else unrenderable(cycle, settings)
+    errors = [] if _was_accepted(cycle) else unrenderable(cycle, settings) or without_accelerator(cycle, settings)
     return cycle, list(map(str, errors)), next((error.reason for error in errors), "")
 
 

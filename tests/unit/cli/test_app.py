@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,23 @@ def test_help_imports_neither_models_nor_the_view() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
 def test_examples_are_valid(path: Path) -> None:
     name = yaml.safe_load(path.read_text())["metadata"]["name"]
-    assert invoke("validate", path) == (0, f"{path}: {name} is valid\n")
+    code, output = invoke("validate", path)
+    first, *remarks = output.splitlines()
+    assert (code, first) == (0, f"{path}: {name} is valid")
+    assert all(re.fullmatch(r"  [a-z, ]+: 8 processes.*, one for each GPU", remark) for remark in remarks), output
+
+
+def test_a_model_without_a_gpu_is_told(tmp_path: Path) -> None:
+    """Valid for `medgr2 run`, which takes what its computer has."""
+    document = yaml.safe_load((ROOT / "examples" / "one-gpu.yaml").read_text())
+    document["spec"]["stages"] = [stage for stage in document["spec"]["stages"] if stage["name"] != "grpo"]
+    path = tmp_path / "cycle.yaml"
+    path.write_text(yaml.safe_dump(document))
+    code, output = invoke("validate", path)
+    assert code == 0
+    (refused,) = [line for line in output.splitlines() if "a cluster refuses this" in line]
+    assert "spec.stages[grpo].resources" in refused
+    assert "nvidia.com/gpu: 1" in refused
 
 
 def test_unknown_field_is_named_with_its_line_and_the_nearest_right_one(tmp_path: Path) -> None:

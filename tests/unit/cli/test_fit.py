@@ -26,6 +26,7 @@ def file(tmp_path: Path) -> Path:
     """A cycle on models that nobody knows."""
     document: dict[str, Any] = yaml.safe_load((EXAMPLES / "omnimedvqa.yaml").read_text())
     document["spec"]["policy"]["baseModel"] = "models/ours"
+    del document["spec"]["stages"]
     path = tmp_path / "cycle.yaml"
     path.write_text(yaml.safe_dump(document))
     return path
@@ -36,6 +37,17 @@ def test_the_quickstart_fits() -> None:
     assert result.exit_code == 0, result.output
     assert "491,040" in result.output
     assert "does not fit" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu"),
+    [("one-gpu", "RTX 4090"), ("one-node", "H100 80GB"), ("two-nodes", "H100 80GB"), ("gemini", "A100 80GB")],
+)
+def test_an_example_fits_on_the_gpus_that_it_is_for(name: str, gpu: str) -> None:
+    result = run(str(EXAMPLES / f"{name}.yaml"), "--gpu", gpu, "-w", "/nonexistent")
+    assert result.exit_code == 0, result.output
+    smaller = run(str(EXAMPLES / f"{name}.yaml"), "--gpu", "T4", "-w", "/nonexistent")
+    assert smaller.exit_code == 78
 
 
 @pytest.fixture
