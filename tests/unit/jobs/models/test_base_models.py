@@ -42,7 +42,7 @@ def test_a_whole_folder_is_accepted(tmp_path: Path) -> None:
         (lambda f: (f / "config.json").write_text("{"), "is not JSON"),
         (
             lambda f: (f / "config.json").write_text('{"model_type": "llava"}'),
-            "model type 'llava'; supported:",
+            "model type 'llava' is not supported; supported:",
         ),
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pickled weights"),
         (lambda f: safetensors(f / "model.safetensors", -3), "is not a whole safetensors file"),
@@ -72,7 +72,7 @@ def test_a_hub_id_is_fetched_unless_that_is_forbidden(tmp_path: Path, monkeypatc
 
 def test_a_fetched_folder_is_checked_like_any_other(tmp_path: Path) -> None:
     (model_folder(tmp_path / "elsewhere/q") / "config.json").write_text('{"model_type": "llava"}')
-    with pytest.raises(ConfigError, match=r"policy.baseModel: .*model type 'llava'; supported:"):
+    with pytest.raises(ConfigError, match=r"policy.baseModel: .*model type 'llava' is not supported; supported:"):
         check(tmp_path / "workspace", policyBaseModel=f"file://{tmp_path}/elsewhere/q")
     with pytest.raises(ConfigError, match=r"a model is a folder in Hugging Face format"):
         check(tmp_path / "workspace", policyBaseModel=f"file://{tmp_path}/elsewhere/q/config.json")
