@@ -70,6 +70,8 @@ def test_grpo_of_all_weights_of_a_7b_model_does_not_fit_one_gpu_and_what_would_i
         )
     )
     assert stage(advised, "grpo").fits
+    needed = f"{stage(advised, 'grpo').need.total / GIB:,.0f} GiB"
+    assert grpo.advice[0] == f"policy.grpo.lora: {{rank: 64}}: {needed}"  # as it then is, without a reference
 
 
 def test_what_is_advised_fits_when_it_is_done() -> None:
