@@ -2,6 +2,7 @@
 
     make bench NAME=effect                                    # both tables, five fresh seeds
     python -m bench.effect --table arrows --first 900 --seeds 1
+    python -m bench.effect --table arrows --arms frozen,+R,+D,both
     python -m bench.effect --table arrows --errors Uniform    # the generator whose errors are tied to no value
 
 Every arm is an ordinary cycle made from `examples/quickstart.yaml`; the arms of a seed share a workspace, so they share
@@ -37,9 +38,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ import numpy as np
 
 from bench._cycles import Cycle, merge, nested
 
-FIRST_SEED, SEEDS = 710, 5
+FIRST_SEED, SEEDS = 720, 5
 
 #: Right or wrong on each item, and the item's image.
 Right = tuple[np.ndarray, np.ndarray]
@@ -68,12 +70,18 @@ class Table:
     names: tuple[str, ...]
     contrasts: tuple[tuple[str, str, str], ...]
     """(first arm, second arm, what the difference answers)."""
-    run: Callable[[Path, int, Mapping[str, Any]], Arms]
-    """(workspace, seed, changes of every cycle) → what the arms got right."""
+    run: Callable[[Path, int, Mapping[str, Any], Collection[str]], Arms]
+    """(workspace, seed, changes of every cycle, arms asked for) → what the arms got right."""
     note: str
 
+    def of(self, arms: Collection[str]) -> Table:
+        """The table with these arms alone, and the contrasts between them."""
+        names = tuple(name for name in self.names if name in arms)
+        contrasts = tuple(each for each in self.contrasts if {*each[:2]} <= {*names})
+        return replace(self, names=names, contrasts=contrasts)
 
-def steps(workspace: Path, seed: int, common: Mapping[str, Any]) -> Arms:
+
+def steps(workspace: Path, seed: int, common: Mapping[str, Any], arms: Collection[str]) -> Arms:
     """Runs the arms of table steps."""
 
     def cycle(arm: str, **changes: Any) -> Cycle:
@@ -93,7 +101,7 @@ def steps(workspace: Path, seed: int, common: Mapping[str, Any]) -> Arms:
         "f": cycle("matched", **once, **_sft(sum(counts))),
         "g": cycle("sfttime", **once, **_sft(counts[0] + more)),
     }
-    right = {arm: each.run().correct(1, "sft") for arm, each in others.items()}
+    right = {arm: each.run().correct(1, "sft") for arm, each in others.items() if arm in arms}
     right |= {
         "base": full.correct(0, "base"),
         "c": full.correct(1, "sft"),
@@ -104,7 +112,7 @@ def steps(workspace: Path, seed: int, common: Mapping[str, Any]) -> Arms:
     return Arms(right, [f"SFT steps {used}; CPU seconds of round 1 {seconds}", *_grpo(full)])
 
 
-def arrows(workspace: Path, seed: int, common: Mapping[str, Any]) -> Arms:
+def arrows(workspace: Path, seed: int, common: Mapping[str, Any], arms: Collection[str]) -> Arms:
     """Runs the arms of table arrows."""
     from medgr2_api.cycle import Preset
     from medgr2_api.presets import PRESETS
@@ -131,6 +139,7 @@ def arrows(workspace: Path, seed: int, common: Mapping[str, Any]) -> Arms:
         "more SFT": cycle("moresft", **frozen_r, **as_kept, **_sft(count + more)),
         "literal": cycle("literal", **nested(PRESETS[Preset.PAPER])),
     }
+    runs = {arm: each for arm, each in runs.items() if arm in arms}
     right = {arm: each.run().correct(2) for arm, each in runs.items()}
     notes = [
         f"SFT steps {count}, with more SFT {count + more}; CPU seconds of the arrows {spent:.0f}",
@@ -178,6 +187,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", choices=TABLES, action="append", help="default: all")
     parser.add_argument("--errors", choices=("ByValue", "Uniform"), default="ByValue", help="of the generator")
+    parser.add_argument("--arms", default="", help="with commas between them; default: all of the table")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--first", type=int, default=FIRST_SEED)
     parser.add_argument("--workspace", type=Path, default=None, help="kept; default: a temporary folder")
@@ -191,8 +201,13 @@ def main() -> int:
         seeds = range(options.first, options.first + options.seeds)
         for name in options.table or TABLES:
             table = TABLES[name]
+            if options.arms:
+                arms = options.arms.split(",")
+                if unknown := {*arms} - {*table.names}:
+                    parser.error(f"table {name} has no arm {', '.join(sorted(unknown))}")
+                table = table.of(arms)
             with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-                made = pool.map(lambda seed, run=table.run: run(root / str(seed), seed, common), seeds)
+                made = pool.map(partial(_run, table, root, common), seeds)
                 results = dict(zip(seeds, made, strict=True))
             minutes = (time.monotonic() - started) / 60
             figures[name] = {**_tell(table, results), "minutes so far": round(minutes, 1)}
@@ -200,6 +215,10 @@ def main() -> int:
             n = sum(len(result.right[table.names[0]][0]) for result in results.values())
     print(json.dumps({"name": "effect", "figures": figures, "n": n, "cores": os.cpu_count()}))
     return 0
+
+
+def _run(table: Table, root: Path, common: Mapping[str, Any], seed: int) -> Arms:
+    return table.run(root / str(seed), seed, common, table.names)
 
 
 def _tell(table: Table, results: dict[int, Arms]) -> dict[str, Any]:
