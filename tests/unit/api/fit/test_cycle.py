@@ -112,7 +112,7 @@ def test_a_smaller_card_and_its_label() -> None:
 
 
 def test_gpus_that_nothing_uses_are_told() -> None:
-    idle = {"name": "sft", "resources": {"limits": {"nvidia.com/gpu": 8}}}
+    idle = {"name": "sft", "numProcPerNode": 1, "resources": {"limits": {"nvidia.com/gpu": 8}}}
     assert "7 of its 8 GPUs stand idle" in stage(reckon(spec(idle)), "sft").advice[0]
 
 
