@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -110,6 +109,8 @@ def with_adapter(model: Any, folder: Path, *, dropout: float | None = None) -> A
     Raises:
         ConfigError: they are not there, or do not fit the model.
     """
+    from peft import LoraConfig, PeftModel  # half a second, which whoever reads whole models need not wait
+
     try:
         config = LoraConfig.from_pretrained(str(folder), local_files_only=True)
         config.lora_dropout = dropout or 0.0

@@ -14,10 +14,11 @@ from transformers import GenerationConfig
 
 from medgr2_jobs.errors import NotFinite
 from medgr2_jobs.models import generation, vlm
+from medgr2_jobs.models.checkpoint import Checkpoint
 from medgr2_jobs.models.generation import Decoding
 from medgr2_jobs.models.vlm import Encoder, PromptResponse
 from medgr2_jobs.policy.dataset import CompletionCollator
-from medgr2_jobs.policy.model import save
+from medgr2_jobs.policy.model import Start, save
 from medgr2_jobs.prompts import answers
 
 #: What bases of the hub bring along, and what they could.
@@ -99,7 +100,7 @@ def test_what_is_published_is_ours(folder: Path, tmp_path: Path) -> None:
     theirs = copied(folder, tmp_path, **{name: LEAKS[name] for name in ("repetition_penalty", "top_k", "do_sample")})
     model = vlm.load_model(theirs)
     model.generation_config = GenerationConfig(repetition_penalty=1.3, eos_token_id=7)  # as a trainer may leave it
-    save(model, theirs, tmp_path / "published")
+    save(model, Start(Checkpoint(theirs), lora=None), tmp_path / "published")
     published = json.loads((tmp_path / "published" / "generation_config.json").read_text())
     tokenizer = vlm.load_processor(folder).tokenizer
     published.pop("transformers_version")

@@ -152,7 +152,7 @@ def test_a_stage_that_has_torch_keeps_the_memory_it_frees_but_not_on_a_gpu(
     torch = SimpleNamespace(
         manual_seed=lambda seed: None,
         set_num_threads=lambda threads: None,
-        cuda=SimpleNamespace(is_available=lambda: gpu),
+        cuda=SimpleNamespace(is_available=lambda: gpu, is_initialized=lambda: False),
     )
     if loaded:
         monkeypatch.setitem(sys.modules, "torch", torch)

@@ -33,12 +33,15 @@ def apply_qwen_vl(device: torch.device) -> Any:
         forward = PatchEmbed.forward
 
     Own.__name__ = "OwnPatchEmbed"
-    qwen_vl.apply(SimpleNamespace(device=device, modules=lambda: [Own()]))
+    config = SimpleNamespace(model_type="qwen2_5_vl")
+    qwen_vl.apply(SimpleNamespace(device=device, modules=lambda: [Own()], config=config))
     return Own.forward
 
 
 def apply_pixel_cache(device: torch.device) -> Any:
     class Images:
+        merge_size = 2
+
         def preprocess(self, images: Any) -> Any:
             return images
 
@@ -48,6 +51,8 @@ def apply_pixel_cache(device: torch.device) -> Any:
 
 def apply_repeated_prompts(device: torch.device) -> Any:
     class Processor:
+        image_processor = SimpleNamespace(merge_size=2)
+
         def __call__(self, images: Any, text: Any) -> Any:
             return images, text
 
