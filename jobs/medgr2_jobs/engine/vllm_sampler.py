@@ -46,8 +46,6 @@ class Sample:
     """With the token that ended it."""
     logprobs: tuple[float, ...]
     """Of each token (nats), by the model's own logits: neither temperature nor forbidden tokens change them."""
-    prompt_ids: tuple[int, ...]
-    """What the model was given, image tokens expanded; empty where it was not compared."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +228,7 @@ def _data_url(encoder: Encoder, sha256: str) -> str:
 def _sample(choice: Any) -> Sample:
     logprobs = tuple(float(token["logprob"]) for token in choice["logprobs"]["content"])
     _check_finite(logprobs)
-    return Sample(tuple(choice["token_ids"]), logprobs, ())
+    return Sample(tuple(choice["token_ids"]), logprobs)
 
 
 def _sum(positions: Sequence[Any], option: Sequence[int]) -> float:
