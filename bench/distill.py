@@ -1,9 +1,9 @@
 """What a student must learn from for its gate to let it through, on fresh worlds.
 
-    make bench NAME=distill                          # two fresh seeds, about 16 minutes of processor time
+    make bench NAME=distill                          # two fresh seeds, 11 minutes on two cores
     python -m bench.distill --seeds 1 --first 900    # one seed
 
-A world is one round of `examples/quickstart.yaml` (4 to 5 minutes of processor time). Its students (1.2 minutes each)
+A world is one round of `examples/quickstart.yaml` (4 to 5 minutes of processor time). Its students (a minute each)
 differ in the rows that they learn from alone:
 
 | arm | rows |
