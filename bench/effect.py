@@ -28,11 +28,14 @@ what is equal. Seeds run two at a time. Settings of the quickstart were chosen o
 | longer R | frozen, R⁽⁰⁾ trained for as many steps as the retrained one |
 | more SFT | frozen, the time of both arrows spent on SFT steps |
 | literal | the quickstart with every choice of `preset: Paper` |
+| student | both, and what round 1's student writes for .7 of round 2's tasks, if its gate lets it |
+| relabelled | both without new candidates: an expert vetoes all of round 2's, so SFT has round 1's, corrected |
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import sys
@@ -139,6 +142,10 @@ def arrows(workspace: Path, seed: int, common: Mapping[str, Any], arms: Collecti
         "more SFT": cycle("moresft", **frozen_r, **as_kept, **_sft(count + more)),
         "literal": cycle("literal", **nested(PRESETS[Preset.PAPER])),
     }
+    if "student" in arms:
+        runs["student"] = cycle("student", **retrained, **corrected, generator={"distillation": {}})
+    if "relabelled" in arms:
+        runs["relabelled"] = cycle("relabelled", **retrained, **corrected, reviews=[_vetoed(both, 2)])
     runs = {arm: each for arm, each in runs.items() if arm in arms}
     right = {arm: each.run().correct(2) for arm, each in runs.items()}
     notes = [
@@ -146,6 +153,7 @@ def arrows(workspace: Path, seed: int, common: Mapping[str, Any], arms: Collecti
         f"the retrained R ({length} steps) was {'' if both.manifest('reward', 1)['promoted'] else 'not '}taken over",
         "released after round 2: " + ", ".join(f"{arm} {each.released(2)}" for arm, each in runs.items()),
         *_grpo(both),
+        *(_student(runs["student"]) if "student" in runs else []),
     ]
     return Arms(right, notes)
 
@@ -165,7 +173,7 @@ STEPS = Table(
     "starts from a model that already knows the words of the answers, which the policy's base does not.",
 )
 ARROWS = Table(
-    ("frozen", "+R", "+D", "both", "longer R", "more SFT", "literal"),
+    ("frozen", "+R", "+D", "both", "longer R", "more SFT", "literal", "student", "relabelled"),
     (
         ("+R", "frozen", "the retrained R"),
         ("+D", "frozen", "the corrected D_gen"),
@@ -175,6 +183,11 @@ ARROWS = Table(
         ("both", "longer R", "both arrows against R⁽⁰⁾ trained as long"),
         ("both", "more SFT", "both arrows against SFT of the same time"),
         ("both", "literal", "both arrows against the paper's own loop"),
+        ("student", "frozen", "both arrows and a student"),
+        ("student", "both", "a student beside the first generator"),
+        ("student", "relabelled", "the student's candidates, and the first generator's, against none"),
+        ("both", "relabelled", "the first generator's candidates against none"),
+        ("relabelled", "frozen", "the corrected questions of round 1 against new ones"),
     ),
     arrows,
     "What the arrows are worth depends on the generator: its claims tell of errors by value, not of uniform ones.",
@@ -269,6 +282,31 @@ def _grpo(cycle: Cycle) -> list[str]:
         else:
             told.append(f"GRPO did not run in round {t}")
     return told
+
+
+def _student(cycle: Cycle) -> list[str]:
+    """Whether the student takes tasks over, and what each generator wrote."""
+    probe = json.loads(cycle.part("report", 2, "students.json").read_text())
+    told = [f"student of round 1: {row['decision']}" for row in probe if row["iteration"] == 1 and row["decision"]]
+    with cycle.part("report", 2, "tables/generators.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["iteration"] == "2"]
+    return told + [
+        f"round 2, {row['generator']}: {row['candidates']} candidates, of them kept {float(row['kept']):.3f}, "
+        f"of its triplets right {float(row['right']):.3f}"
+        for row in rows
+    ]
+
+
+def _vetoed(cycle: Cycle, iteration: int) -> dict[str, Any]:
+    """An expert's review that vetoes every candidate of an iteration, as `reviews` of a spec names it."""
+    from medgr2_jobs.review import import_review
+    from medgr2_jobs.store.rows.candidates import Candidate
+    from medgr2_jobs.store.tables import read
+
+    candidates = read(cycle.part("generate", iteration, "candidates.parquet"), Candidate)
+    vetoes = [import_review.ReviewDecision(row.triplet_id, veto=True) for row in candidates]
+    sha256 = import_review.save(cycle.workspace, import_review.check(vetoes, candidates, "all vetoed"))
+    return {"iteration": iteration, "sha256": sha256}
 
 
 def _sft(steps: float) -> dict[str, Any]:
