@@ -216,8 +216,8 @@ def test_grpo_in_two_processes_of_one_node(workspace: PolicyWorkspace, cluster: 
     vlm.load_model(reader.folder_of("model"))
 
 
-def first_reward(root: Path) -> StageRequest:
-    """A first training of R, in a workspace that this makes."""
+def first_reward(root: Path, **trainer: object) -> StageRequest:
+    """A first training of R with these options, in a workspace that this makes."""
     _, prepare = prepared_workspace(root)
     learning = {"lora": {"rank": 4, "alpha": 8}, "learningRate": 1e-3, "numEpochs": 1}
     parameters = {
@@ -225,7 +225,7 @@ def first_reward(root: Path) -> StageRequest:
         "retrain": False,
         "head": "LastTokenAndLikelihood",
         "grades": {},
-        "training": {**learning, "trainer": {"max_steps": 6, "per_device_train_batch_size": 4}},
+        "training": {**learning, "trainer": {"max_steps": 6, "per_device_train_batch_size": 4, **trainer}},
         "replayFraction": 0.5,
         "promotion": {
             "minSpearman": -1,

@@ -63,8 +63,9 @@ def test_grpo(workspace: PolicyWorkspace, cluster: type[Cluster], zero: str) -> 
     vlm.load_model(workspace.reader(request).folder_of("model"))
 
 
-def test_the_reward_model(tmp_path: Path, cluster: type[Cluster]) -> None:
-    request = first_reward(tmp_path)
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])  # what DeepSpeed makes of every weight
+def test_the_reward_model(tmp_path: Path, cluster: type[Cluster], bf16: bool) -> None:
+    request = first_reward(tmp_path, bf16=bf16)
     pod = cluster(request, tmp_path, nodes=1, processes=2, **{DEEPSPEED_ENV: "Zero2"})
     assert pod.ended() == [0], pod.logs()
     RewardModel.load(ArtifactReader(tmp_path, artifact_ref(tmp_path, request)).folder_of("model"))

@@ -16,6 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.func import functional_call
 
 from medgr2_api.reward_model import Grades, RewardHead
 
@@ -221,8 +222,10 @@ class RewardModel(nn.Module):
             bounded = logprobs.clamp(min=_LEAST_LOGPROB)
             mean = bounded.sum(1) / mask.sum(1).clamp(min=1)
             features = torch.stack([mean, bounded.min(1).values / _MIN_LOGPROB_SCALE], 1)
-        with torch.autocast(hidden.device.type, enabled=False):  # the head stays in float32
-            units = self.head(pooled.float(), features)
+        # in float32, whatever the backbone's precision is; DeepSpeed has made the head's own weights bfloat16
+        weights = {name: value.float() for name, value in self.head.named_parameters()}
+        with torch.autocast(hidden.device.type, enabled=False):
+            units = functional_call(self.head, weights, (pooled.float(), features))
         return units * self.info.scale + self.info.centre, logprobs, mask
 
     def save(self, folder: Path, processor: Any) -> None:

@@ -119,12 +119,10 @@ def configured(config: type[TrainingArguments], options: Mapping[str, Any], *, f
         "use_cpu": cpu,
         "bf16": not cpu,
         "dataloader_pin_memory": not cpu,
+        "activation_checkpointing": not cpu,
         **ours,
-        **trainer_options(config, options, field),
+        **_by_new_names(trainer_options(config, options, field), field),
     }
-    field_names = {item.name for item in dataclasses.fields(config)}
-    if "activation_checkpointing" in field_names:
-        values.setdefault("activation_checkpointing", not cpu)
     with refusals(field, config.__name__):
         args = config(**values)
         _check_packages(args)
@@ -134,6 +132,25 @@ def configured(config: type[TrainingArguments], options: Mapping[str, Any], *, f
             "(numProcPerNode of the stage in spec.stages), or one visible GPU (CUDA_VISIBLE_DEVICES)"
         )
     return args
+
+
+#: Options that transformers has renamed; it reads the old name only where the new one is not set, and ours sets it.
+_RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+
+
+def _by_new_names(options: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """Options under the names that the library goes by.
+
+    Raises:
+        ConfigError: an option is given under both names.
+    """
+    for old, new in _RENAMED.items():
+        if old in options and new in options:
+            raise ConfigError(f"{field}.{old}: {new} is its new name: give one of the two")
+    return {_RENAMED.get(name, name): value for name, value in options.items()}
 
 
 @contextmanager

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.support.policy_fixtures import DATA, PolicyWorkspace
-from trl import GRPOConfig
+from transformers import TrainingArguments
+from trl import GRPOConfig, SFTConfig
 
 from medgr2_jobs.errors import ConfigError, DataError
 from medgr2_jobs.models import vlm
 from medgr2_jobs.stages import grpo, sft
 from medgr2_jobs.stages.grpo import EpochSampler, checkpoint_unit, total_steps
-from medgr2_jobs.training.trainer import trainer_options
+from medgr2_jobs.training.trainer import configured, trainer_options
 
 
 @pytest.fixture(autouse=True)
@@ -122,3 +125,23 @@ def test_an_epochs_order_depends_on_its_number_only() -> None:
     resumed.set_epoch(2)
     assert list(resumed) == epochs[2]
     assert list(sampler()) == epochs[0]
+
+
+@pytest.mark.parametrize("config", [TrainingArguments, SFTConfig, GRPOConfig])
+@pytest.mark.parametrize("gpu", [False, True], ids=["cpu", "gpu"])
+def test_checkpointing_of_activations_is_as_asked_for_by_either_name(
+    config: type[TrainingArguments], gpu: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    # there is no GPU: no option that would look for one
+    here: dict[str, Any] = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False}
+
+    def asked(**options: Any) -> bool:
+        return bool(configured(config, options, field="x", **here).activation_checkpointing)
+
+    assert asked() is gpu
+    for wanted in (True, False):
+        assert asked(gradient_checkpointing=wanted) is wanted
+        assert asked(activation_checkpointing=wanted) is wanted
+    with pytest.raises(ConfigError, match=r"x\.gradient_checkpointing: activation_checkpointing is its new name"):
+        asked(gradient_checkpointing=True, activation_checkpointing=True)

@@ -134,3 +134,23 @@ def test_activation_checkpointing_changes_no_gradient(bench, lora):
     assert any("backbone" in name for name in found[0])
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("head", list(RewardHead))
+@pytest.mark.parametrize("way", ["DeepSpeed", "autocast"])
+def test_in_bfloat16_the_head_reads_in_float32(bench, head, way):
+    model = bench.model(head, train=True)
+    batch, targets = bench.encoder.batch(bench.rows([2, 3])), torch.tensor([10.0, 6, 0, -6, 10])
+    exact = model(**batch.inputs, labels=batch.labels, targets=targets)
+    inputs = dict(batch.inputs)
+    if way == "DeepSpeed":  # it makes bfloat16 of every weight, the head's too, and of what goes in
+        model.to(torch.bfloat16)
+        inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+        rounded = model(**inputs, labels=batch.labels, targets=targets)
+    else:
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(**inputs, labels=batch.labels, targets=targets)
+    assert rounded["scores"].dtype == rounded["loss"].dtype == torch.float32
+    torch.testing.assert_close(rounded["scores"], exact["scores"], atol=0.3, rtol=0)
+    rounded["loss"].backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.head.parameters())
