@@ -10,7 +10,7 @@ import pytest
 
 from medgr2_api import redaction
 
-pytest_plugins = ["tests.support.skip_report"]
+pytest_plugins = ["tests.support.skip_report", "tests.support.cpu_report"]
 
 #: Files that take longest, in this order: they begin first, or one would be left when all else is done. Those that need
 #: the real node run beside each other, so that it can end with them.
@@ -26,7 +26,7 @@ FIRST = (
     "test_waiting.py",
 )
 #: Files whose tests share nothing and so go one by one, last, to whoever is free. All others' stay together.
-SPREAD = ("test_failures.py", "test_seeded_schedules.py")
+SPREAD = ("test_failures.py",)
 #: Folders whose files share what takes long to make, and so stay together too.
 TOGETHER = ("tests/cluster/chart/",)
 

@@ -16,6 +16,8 @@ from tests.support.planner_simulator import PlannerSimulator
 from tests.support.simulator_events import ACTIONS, BY_NAME
 
 MAX_ROUNDS = 400
+#: Schedules of the seeds below this are run by `make test`.
+SEEDS = 1000
 
 
 def run_schedule(seed: int, **options: Any) -> PlannerSimulator:

@@ -1,4 +1,5 @@
-"""Can the simulator fail at all? Each mutation breaks one rule of the planner, and the simulator has to notice."""
+"""Can the simulator fail at all? Each mutation breaks one rule of the planner, and the simulator has to notice, by
+schedules that test_schedules.py runs."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.support import planner_simulator
-from tests.support.event_schedules import run_schedule
+from tests.support.event_schedules import SEEDS, run_schedule
 from tests.support.planner_invariants import InvariantBroken
 from tests.support.planner_simulator import PlannerSimulator
 
@@ -27,7 +28,6 @@ from medgr2_operator.plan import (
 from medgr2_operator.plan.observation_index import AttemptSight
 from medgr2_operator.plan.types import Observed, ObservedPod
 
-MAX_SCHEDULES = 1500
 Mutate = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -189,5 +189,5 @@ def test_optimistic_concurrency_is_needed() -> None:
 
 
 def _explore(**options: Any) -> None:
-    for seed in range(MAX_SCHEDULES):
+    for seed in range(SEEDS):
         run_schedule(seed, **options)
