@@ -132,6 +132,10 @@ class Shard(Model):
     count: int = 1
     """Number of parts in all."""
 
+    def part_of(self, number: int) -> range:
+        """Of so many pieces of work those of this part: a contiguous run, about an equal share."""
+        return range(number * self.index // self.count, number * (self.index + 1) // self.count)
+
 
 class StageRequest(Model):
     """Everything a stage is told; JSON in the environment variable `MEDGR2_STAGE_REQUEST`."""

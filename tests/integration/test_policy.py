@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from medgr2_api.stage_contract import ExitCode, StageRequest
+from medgr2_api.stage_contract import ExitCode, Shard, StageRequest
 from medgr2_jobs.errors import Checkpointed
 from medgr2_jobs.models import vlm
 from medgr2_jobs.models.vlm import PromptResponse
@@ -322,9 +322,26 @@ def test_preferences_are_the_same_after_a_stop(workspace: PolicyWorkspace) -> No
         preferences.run(context)
     context.stop.clear()
     context.progress = lambda phase, step, *_: context.stop.set() if step == 1 else None  # type: ignore[method-assign]
-    with pytest.raises(Checkpointed):
+    with pytest.raises(Checkpointed) as stopped:
         preferences.run(context)
-    assert len(list(context.work.glob("part-*.json"))) == 1
+    assert stopped.value.step == 1
+    assert len(list(context.work.glob("samples-*.json"))) == 1
     resumed = workspace.run(again)
     assert resumed is not None
     assert resumed.digest == straight.digest
+
+
+def test_preferences_in_shards_are_those_of_one_process(workspace: PolicyWorkspace) -> None:
+    request = workspace.preferences()
+    straight = workspace.run(request)
+    assert straight is not None
+    divided = request.model_copy(update={"input_hash": "b" * 64})
+    for index in (1, 0):
+        workspace.run(divided.model_copy(update={"shard": Shard(index=index, count=2)}))
+    together = workspace.reader(divided)
+    assert len(together.shards) == 2
+    assert together.rows(Preference) == straight.rows(Preference)
+    first, second = (shard.counters for _, shard in together.shards)
+    assert first["samples"] > 0
+    assert second["samples"] > 0
+    assert first["samples_drawn"] + second["samples_drawn"] == straight.manifest.counters["samples_drawn"]

@@ -13,6 +13,7 @@ from medgr2_jobs.errors import Checkpointed
 from medgr2_jobs.relabel import label_model
 from medgr2_jobs.review import import_review
 from medgr2_jobs.review.import_review import ReviewDecision
+from medgr2_jobs.runner import parts
 from medgr2_jobs.stages import relabel
 from medgr2_jobs.store.rows.candidates import AnswerPosterior, Decision, triplet_of
 from tests.support.policy_fixtures import PolicyWorkspace, build, publish_rows
@@ -69,6 +70,7 @@ def test_a_kill_between_parts_changes_nothing(
     """Parts that are finished are not made again, and the ones after them are what they would have been."""
     for name in ("_SAMPLES", "_TEXTS"):
         monkeypatch.setattr(relabel, name, 24)
+    monkeypatch.setattr(parts, "SECONDS", 0.0)
     undisturbed = shared.run(shared.relabel(name="undisturbed"))
     assert undisturbed is not None
     original, asked = relabel.option_scores, list[int]()
@@ -84,7 +86,7 @@ def test_a_kill_between_parts_changes_nothing(
     drawn = sorted(path.name for path in workspace.root.rglob("votes-*.json"))
     assert len(drawn) > 2
     assert len(list(workspace.root.rglob("scores-*.json"))) == 1
-    monkeypatch.setattr(relabel._Policy, "answers", lambda self, rows: pytest.fail("the policy was asked again"))
+    monkeypatch.setattr(relabel._Policy, "answers", lambda *_: pytest.fail("the policy was asked again"))
     again = workspace.run(workspace.relabel(name="torn", attempt=2))
     assert again is not None
     assert again.digest == undisturbed.digest

@@ -15,7 +15,7 @@ import torch
 
 from medgr2_api.stage_contract import REQUEST_ENV, RESULT_PATH_ENV, WORKSPACE_ENV, ExitCode, StageRequest, StageResult
 from medgr2_jobs.errors import Checkpointed, Stalled
-from medgr2_jobs.runner import ending, main
+from medgr2_jobs.runner import ending, main, parts
 from medgr2_jobs.runner.distributed.rank_results import RANK_RESULTS_ENV, RankResults
 from medgr2_jobs.stages import relabel
 from medgr2_jobs.training import checkpoints, stage_callback
@@ -145,6 +145,7 @@ def test_the_second_half_of_relabel_goes_on_counting(
     """A step that fell back would pass for no progress, and cost a restart."""
     for name in ("_SAMPLES", "_TEXTS"):
         monkeypatch.setattr(relabel, name, 24)
+    monkeypatch.setattr(parts, "SECONDS", 0.0)
     context = workspace.context(workspace.relabel(name="counting"))
     ask = relabel._ask_reward
 

@@ -286,7 +286,7 @@ def preferences(workspace: PolicyWorkspace, engine: dict[str, Any], attempt: int
 
 def parts(workspace: PolicyWorkspace, request: StageRequest) -> list[Path]:
     """Finished ones."""
-    return sorted((workspace.root / paths.artifact(request.stage, request.input_hash)).glob("work/*/part-*.json"))
+    return sorted((workspace.root / paths.artifact(request.stage, request.input_hash)).glob("work/*/samples-*.json"))
 
 
 def wait_for(condition: Any, seconds: float = 300) -> None:

@@ -17,9 +17,9 @@ from .setting import Setting, StagePlace
 from .shapes import ModelShape
 
 #: Tokens of a batch that R scores (`medgr2_jobs.reward.scorer`), and that the policy samples on, with most rows
-#: (`medgr2_jobs.evaluate.scoring`).
+#: (`medgr2_jobs.engine.in_process`).
 _SCORED_GPU, _SCORED_CPU, _SAMPLED, _SAMPLED_ROWS = 32_768, 8_192, 65_536, 256
-#: Samples of a batch of stages preferences and relabel.
+#: Samples that stages preferences and relabel draw together: of these the model holds what `_SAMPLED` allows.
 _PREFERENCES, _RELABEL = 128, 256
 #: Longest answer of an evaluation (`medgr2_jobs.evaluate.scoring`).
 _EVALUATED = {AnswerFormat.LETTER: 512, AnswerFormat.OPTION_TEXT: 32}
@@ -77,11 +77,12 @@ def relabel(setting: Setting) -> StageFit | None:
         return None
     place, asked = setting.place(RELABEL.name), setting.counts.asked
     answers = asked * spec.cross_examination.samples_per_question
-    seconds = sampling_seconds(setting, place, model, answers, _limit(setting), _RELABEL)
+    rows = _rows(setting, _limit(setting), _RELABEL, round(answers))
+    seconds = sampling_seconds(setting, place, model, answers, _limit(setting), rows)
     if place.gpu is not None:
         seconds += scoring_seconds(setting, place.gpu, asked, _OPTIONS)
     beside = MemoryPart("R", setting.models.reward.parameters * (2 if place.on_gpu else 4))
-    return _sampled(setting, RELABEL.name, place, min(_RELABEL, max(1, round(answers))), seconds, beside)
+    return _sampled(setting, RELABEL.name, place, rows, seconds, beside)
 
 
 def preferences(setting: Setting) -> StageFit | None:
@@ -90,8 +91,9 @@ def preferences(setting: Setting) -> StageFit | None:
         return None
     settings, place = setting.spec.policy.preferences, setting.place(PREFERENCES.name)
     answers = settings.prompts * settings.samples_per_prompt
-    seconds = sampling_seconds(setting, place, setting.models.policy, answers, _limit(setting), _PREFERENCES)
-    return _sampled(setting, PREFERENCES.name, place, min(_PREFERENCES, answers), seconds)
+    rows = _rows(setting, _limit(setting), _PREFERENCES, answers)
+    seconds = sampling_seconds(setting, place, setting.models.policy, answers, _limit(setting), rows)
+    return _sampled(setting, PREFERENCES.name, place, rows, seconds)
 
 
 def evaluate(setting: Setting) -> StageFit:
@@ -101,7 +103,7 @@ def evaluate(setting: Setting) -> StageFit:
     conditions = 1 + sum(control is not Control.OPTION_PRIOR for control in spec.evaluation.controls)
     checkpoints = sum(spec.stage(name).enabled for name in (SFT.name, GRPO.name)) or 1
     row = setting.prompt(model) + limit
-    rows = max(1, min(_SAMPLED // row, _SAMPLED_ROWS, counts.evaluated or 1))
+    rows = _rows(setting, limit, _SAMPLED_ROWS, counts.evaluated)
     answers = counts.evaluated * conditions * checkpoints
     seconds = sampling_seconds(setting, place, model, answers, limit, rows, again=1.0)
     if setting.asks_vllm or setting.asks_on_site:
@@ -156,6 +158,11 @@ def sampling_seconds(
     seconds = answers * (1 + again) * work.reading_seconds(flops, place.gpu, setting.known)
     seconds += batches * work.generate_seconds(model, longest, place.gpu, setting.known, trained_whole=False)
     return seconds / place.settings.shards
+
+
+def _rows(setting: Setting, limit: int, most: int, answers: int) -> int:
+    """That the policy samples on at a time (`medgr2_jobs.engine.in_process`)."""
+    return max(1, min(_SAMPLED // (setting.prompt(setting.models.policy) + limit), most, answers))
 
 
 def _limit(setting: Setting) -> int:

@@ -27,6 +27,8 @@ class PreferencesParameters(StageParameters):
     """What stands between <answer> and </answer>."""
     engine: Engine = IN_PROCESS
     """Who answers for the checkpoints that are asked."""
+    shards: int = 1
+    """Parts that the work is divided into."""
 
 
 def _build(source: Source) -> PreferencesParameters:
@@ -36,6 +38,7 @@ def _build(source: Source) -> PreferencesParameters:
         grades=source.spec.reward_model.grades,
         answer_format=source.spec.answer_format,
         engine=source.spec.policy.engine,
+        shards=source.spec.stage("preferences").shards,
     )
 
 
@@ -53,6 +56,7 @@ PREFERENCES = StageDefinition(
         "engine": "policy.engine",
         "preferences": "policy.preferences",
         "grades": "rewardModel.grades",
+        "shards": "stages[preferences].shards",
     },
     iterations=Iterations.LOOP,
     reads=(
@@ -62,6 +66,7 @@ PREFERENCES = StageDefinition(
     publishes=("preferences.parquet",),
     for_next_round=True,
     serves=("reward",),
+    sharded=True,
     only_asks=True,
     needed=lambda spec, _: on_policy_answers(spec),
     code_version=2,  # more forms of an answer are read; a generation configuration of ours

@@ -14,12 +14,14 @@ from ..models import vlm
 from ..models.checkpoint import Checkpoint
 from ..models.generation import GREEDY, Decoding
 from ..models.vlm import Encoder, PromptResponse
-from .sampler import Between, OptionQuestion
+from .sampler import Between, OptionQuestion, batches_of
 
-#: Tokens of one batch, padding included. Keys and values of a 7B model (57 kB a token) then take 4 GB.
+#: Tokens that are sampled on, or scored, at a time, padding included: all sampling in a process goes through here.
+#: Keys and values of a 7B model (57 kB a token) then take 4 GB.
 SAMPLING_TOKENS = 65_536
 SCORING_TOKENS = 16_384
 _MAX_BATCH = 256
+_SEEDS = 2**31
 
 
 class InProcessEngine:
@@ -60,40 +62,52 @@ class InProcessSampler:
         max_new_tokens: int,
         decoding: Decoding = GREEDY,
         seed: int = 0,
+        batches: Sequence[int] = (),
         between: Between = lambda done: None,
     ) -> list[str]:
-        """As the protocol says. What is sampled is one batch, and so the same whatever else this process has drawn."""
+        """As the protocol says. What the model holds at a time is bounded by `SAMPLING_TOKENS`, however large a batch
+        is."""
         texts: list[str] = []
         model = self.model  # before the seed: loading may draw, too
-        if decoding.temperature:
-            torch.manual_seed(seed)
-            pieces: Iterator[range] = iter([range(len(turns))] if turns else [])
-        else:
-            lengths = [len(encoder.prompt_ids(turn)) + max_new_tokens for turn in turns]
-            pieces = _pieces(lengths, SAMPLING_TOKENS, _MAX_BATCH)
-        for piece in pieces:
-            batch = [turns[index] for index in piece]
-            texts += vlm.generate(
-                model,
-                encoder,
-                batch,
-                max_new_tokens=max_new_tokens,
-                decoding=decoding,
-                batch_size=min(len(batch), _MAX_BATCH),
-            )
-            if not decoding.temperature:  # what is drawn is whole, and not to be lost for a stop
+        for number, batch in enumerate(batches_of(turns, batches)):
+            if decoding.temperature:
+                torch.manual_seed((seed + number) % _SEEDS)
+            lengths = [len(encoder.prompt_ids(turn)) + max_new_tokens for turn in batch]
+            for piece in _pieces(lengths, SAMPLING_TOKENS, _MAX_BATCH):
+                texts += vlm.generate(
+                    model,
+                    encoder,
+                    batch[piece.start : piece.stop],
+                    max_new_tokens=max_new_tokens,
+                    decoding=decoding,
+                    batch_size=len(piece),
+                )
                 between(len(texts))
         return texts
 
-    @torch.no_grad()
     def option_logprobs(
-        self, encoder: Encoder, questions: Sequence[OptionQuestion], between: Between = lambda done: None
+        self,
+        encoder: Encoder,
+        questions: Sequence[OptionQuestion],
+        between: Between = lambda done: None,
+        *,
+        batches: Sequence[int] = (),
     ) -> list[list[float]]:
-        """As the protocol says. One forward pass per question: the options stand one after another behind what they
-        share, each at the positions that follow it and blind to the others (tests compare with a pass of its own for
-        each option)."""
-        if not encoder.counts_grid:
-            return self._each_option(encoder, questions, between)
+        """As the protocol says."""
+        found: list[list[float]] = []
+        score = self._packed if encoder.counts_grid else self._each_option
+
+        def of_all(done: int) -> None:
+            between(len(found) + done)
+
+        for batch in batches_of(questions, batches):
+            found += score(encoder, batch, of_all)
+        return found
+
+    @torch.no_grad()
+    def _packed(self, encoder: Encoder, questions: Sequence[OptionQuestion], between: Between) -> list[list[float]]:
+        """One forward pass per question: the options stand one after another behind what they share, each at the
+        positions that follow it and blind to the others (tests compare with a pass of its own for each option)."""
         first_score = [0, *accumulate(len(question.options) for question in questions)]
         packed = [
             _Packed(question.turn.image_sha256, [*encoder.prompt_ids(question.turn), *question.answer],
@@ -116,6 +130,7 @@ class InProcessSampler:
         values = scores.tolist()
         return [values[start:end] for start, end in pairwise(first_score)]
 
+    @torch.no_grad()
     def _each_option(
         self, encoder: Encoder, questions: Sequence[OptionQuestion], between: Between
     ) -> list[list[float]]:

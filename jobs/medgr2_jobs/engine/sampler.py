@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 from ..models.checkpoint import Checkpoint
 from ..models.generation import GREEDY, Decoding
@@ -13,6 +14,15 @@ from ..models.vlm import Encoder, PromptResponse
 
 Between = Callable[[int], None]
 """Called with how many are done; may raise to stop."""
+
+T = TypeVar("T")
+
+
+def batches_of(rows: Sequence[T], sizes: Sequence[int]) -> list[Sequence[T]]:
+    """Consecutive rows, so many in each; without sizes all together."""
+    ends = list(accumulate(sizes or [len(rows)]))
+    assert ends[-1] == len(rows), "sizes of batches that are not the rows'"
+    return [rows[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 @dataclass(frozen=True)
@@ -38,9 +48,10 @@ class Sampler(Protocol):
         max_new_tokens: int,
         decoding: Decoding = GREEDY,
         seed: int = 0,
+        batches: Sequence[int] = (),
         between: Between = lambda done: None,
     ) -> list[str]:
-        """Whole answers, in the order of the turns.
+        """Whole answers, in the order of the turns. A batch's do not depend on what is asked beside it.
 
         Args:
             encoder: of the checkpoint's processor; says which pictures are shown.
@@ -48,7 +59,8 @@ class Sampler(Protocol):
                 is not repeated in the result).
             max_new_tokens: longest answer.
             decoding: how tokens are drawn.
-            seed: of all that is drawn in this call.
+            seed: of the first batch; the next one's is one more.
+            batches: how many turns belong to each, one after another; empty: all are one.
             between: called now and then with the turns done.
 
         Raises:
@@ -57,9 +69,20 @@ class Sampler(Protocol):
         ...
 
     def option_logprobs(
-        self, encoder: Encoder, questions: Sequence[OptionQuestion], between: Between = lambda done: None
+        self,
+        encoder: Encoder,
+        questions: Sequence[OptionQuestion],
+        between: Between = lambda done: None,
+        *,
+        batches: Sequence[int] = (),
     ) -> list[list[float]]:
         """For each question the log-probability (nats) of each option's tokens behind prompt and shared answer.
+
+        Args:
+            encoder: of the checkpoint's processor.
+            questions: what is asked.
+            between: called now and then with the questions done.
+            batches: as in `answers`.
 
         Raises:
             NotFinite: one of them is no number.

@@ -24,7 +24,7 @@ from ..models import generation
 from ..models.checkpoint import Checkpoint
 from ..models.generation import GREEDY, WEIGHTS, Decoding
 from ..models.vlm import Encoder, PromptResponse
-from .sampler import Between, OptionQuestion
+from .sampler import Between, OptionQuestion, batches_of
 from .token_client import JSON, TokenClient
 
 #: Answers of a sampler whose prompt is compared with ours.
@@ -79,12 +79,19 @@ class VLLMSampler:
         max_new_tokens: int,
         decoding: Decoding = GREEDY,
         seed: int = 0,
+        batches: Sequence[int] = (),
         between: Between = lambda done: None,
     ) -> list[str]:
-        """As the protocol says. Equal turns that follow one another are one request."""
-        groups = [(turn, len(list(same))) for turn, same in itertools.groupby(turns)]
+        """As the protocol says. Equal turns of a batch that follow one another are one request."""
+        grouped = [
+            [(turn, len(list(same))) for turn, same in itertools.groupby(batch)] for batch in batches_of(turns, batches)
+        ]
+        groups = [group for batch in grouped for group in batch]
         share = len(turns) / max(1, len(groups))
-        found = self.samples(encoder, groups, max_new_tokens, decoding, seed, lambda done: between(int(done * share)))
+        found = self.samples(
+            encoder, groups, max_new_tokens, decoding, seed, lambda done: between(int(done * share)),
+            batches=[len(batch) for batch in grouped],
+        )  # fmt: skip
         texts: list[str] = []
         for (turn, _), samples in zip(groups, found, strict=True):
             ids = [list(sample.token_ids) for sample in samples]
@@ -100,8 +107,12 @@ class VLLMSampler:
         decoding: Decoding,
         seed: int,
         between: Between = lambda done: None,
+        *,
+        batches: Sequence[int] = (),
     ) -> list[list[Sample]]:
         """Of each turn so many answers, with the log-probabilities of their tokens.
+
+        A request's seed follows from its batch's and from its place there.
 
         Raises:
             NotFinite: one of them is no number.
@@ -118,16 +129,25 @@ class VLLMSampler:
             "detokenize": False,
         }
         prompts = [_prompt(encoder, turn) for turn, _ in groups]
+        seeds = [
+            _seed((seed + number) % _SEEDS, index)
+            for number, batch in enumerate(batches_of(groups, batches))
+            for index in range(len(batch))
+        ]
 
         def parameters(index: int) -> JSON:
-            own = int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "big") % _SEEDS
-            return {**common, "n": groups[index][1], "seed": own}
+            return {**common, "n": groups[index][1], "seed": seeds[index]}
 
         found = self._ask(encoder, [turn for turn, _ in groups], prompts, parameters, between)
         return [[_sample(choice) for choice in answer["choices"]] for answer in found]
 
     def option_logprobs(
-        self, encoder: Encoder, questions: Sequence[OptionQuestion], between: Between = lambda done: None
+        self,
+        encoder: Encoder,
+        questions: Sequence[OptionQuestion],
+        between: Between = lambda done: None,
+        *,
+        batches: Sequence[int] = (),  # noqa: ARG002 - each request is one of its own
     ) -> list[list[float]]:
         """As the protocol says: a request for each option, whose tokens are the end of the prompt."""
         each = [(question, option) for question in questions for option in question.options]
@@ -205,6 +225,10 @@ class VLLMSampler:
         if not (folder / "generation_config.json").is_file():
             return None
         return GenerationConfig.from_pretrained(folder, local_files_only=True)
+
+
+def _seed(seed: int, index: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "big") % _SEEDS
 
 
 def _prompt(encoder: Encoder, turn: PromptResponse) -> list[int]:

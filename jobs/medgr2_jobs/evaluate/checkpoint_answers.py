@@ -29,6 +29,7 @@ def answer(
     options: Sequence[Sequence[str]],
     answer_format: AnswerFormat,
     within: Callable[[str, float], None] = lambda phase, share: None,
+    batches: Sequence[int] = (),
 ) -> CheckpointAnswers:
     """Asks a checkpoint.
 
@@ -40,13 +41,15 @@ def answer(
         answer_format: how options are answered.
         within: called after each batch with the phase and how many of the questions are done, 0 to N; may raise to
             stop.
+        batches: as in `Sampler.answers`.
 
     Raises:
         NotFinite: a log-probability is no number.
     """
-    texts = greedy(sampler, encoder, rows, answer_format, lambda done: within("answering", done / 2))
+    texts = greedy(sampler, encoder, rows, answer_format, lambda done: within("answering", done / 2), batches=batches)
     contexts = [answer_context(text) for text in texts]
     logprobs = option_logprobs(
-        sampler, encoder, rows, contexts, options, answer_format, lambda done: within("scoring", (len(rows) + done) / 2)
-    )
+        sampler, encoder, rows, contexts, options, answer_format,
+        lambda done: within("scoring", (len(rows) + done) / 2), batches=batches,
+    )  # fmt: skip
     return CheckpointAnswers(texts, logprobs)

@@ -21,12 +21,17 @@ def greedy(
     rows: Sequence[PromptResponse],
     answer_format: AnswerFormat,
     between: Callable[[int], None] = lambda done: None,
+    *,
+    batches: Sequence[int] = (),
 ) -> list[str]:
     """What the model writes, greedily, in the order of `rows`; `between` is called now and then with the rows done.
+    `batches` as in `Sampler.answers`.
 
     The text is read by `answers.extract`; it also holds the rationale that `option_logprobs` needs.
     """
-    return sampler.answers(encoder, rows, max_new_tokens=MAX_NEW_TOKENS[answer_format], between=between)
+    return sampler.answers(
+        encoder, rows, max_new_tokens=MAX_NEW_TOKENS[answer_format], batches=batches, between=between
+    )
 
 
 def answer_context(text: str) -> str:
@@ -47,6 +52,8 @@ def option_logprobs(
     options: Sequence[Sequence[str]],
     answer_format: AnswerFormat,
     between: Callable[[int], None] = lambda done: None,
+    *,
+    batches: Sequence[int] = (),
 ) -> list[list[float]]:
     """Log-probability of each offered option as the answer, given image, prompt and the model's own rationale.
 
@@ -61,6 +68,7 @@ def option_logprobs(
         options: for each its options (N lists).
         answer_format: whether an option is answered by its letter or its text.
         between: called now and then with the questions done.
+        batches: as in `Sampler.answers`.
 
     Returns:
         N lists of nats, in the order of the options.
@@ -72,7 +80,7 @@ def option_logprobs(
         question(encoder, row, context, offered, answer_format)
         for row, context, offered in zip(rows, contexts, options, strict=True)
     ]
-    return sampler.option_logprobs(encoder, questions, between)
+    return sampler.option_logprobs(encoder, questions, between, batches=batches)
 
 
 def question(

@@ -67,7 +67,7 @@ def tasks(
     random.Random(f"order/{order_seed}").shuffle(order)
     count = math.ceil(candidates / per_image)
     planned = []
-    for place in range(count * shard.index // shard.count, count * (shard.index + 1) // shard.count):
+    for place in shard.part_of(count):
         round_number, at = divmod((iteration - 1) * count + place, len(order))
         sha256 = order[at]
         shuffled = random.Random(f"kinds/{order_seed}/{sha256}").sample(question_types, len(question_types))

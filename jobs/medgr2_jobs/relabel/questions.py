@@ -55,8 +55,8 @@ def questions(
     return [row for row in asked if row.triplet.triplet_id in chosen]
 
 
-def parts(rows: Sequence[OpenQuestion], size: int) -> list[list[OpenQuestion]]:
-    """Consecutive questions, whole images, at least `size` in each part but the last."""
+def batches(rows: Sequence[OpenQuestion], size: int) -> list[list[OpenQuestion]]:
+    """Consecutive questions, whole images, at least `size` in each batch but the last."""
     found: list[list[OpenQuestion]] = []
     groups: dict[str, list[OpenQuestion]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""Stage preferences: the policy's own answers, graded, for the next reward model (docs/decisions.md, 6).
+"""Stage preferences: the policy's own answers, graded, for the next reward model (docs/decisions.md, 6), in shards.
 
 Each answer gets a target by rule, not by R: on seed questions the right answer is known, on kept candidates it is the
 filter's opinion (`gold` is false there, and at most 1 - seedFraction of the prompts are such).
@@ -7,14 +7,12 @@ filter's opinion (`gold` is false there, and at most 1 - seedFraction of the pro
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from medgr2_api.stages.preferences import PreferencesParameters
@@ -22,27 +20,28 @@ from medgr2_api.training_spec import AnswerFormat
 
 from ..curate.training_set import Origin, TrainingRow, training_set
 from ..engine.opening import opened
-from ..engine.sampler import Sampler
+from ..engine.sampler import Between, Sampler
 from ..errors import DataError
 from ..models import checkpoint, vlm
 from ..models.generation import Decoding
 from ..models.vlm import Encoder, PromptResponse
 from ..prompts import answers
 from ..prompts.answer_forms import named
+from ..prompts.answers import Prompt
 from ..runner.context import StageContext, StageOutcome
-from ..store import atomic
+from ..runner.parts import Parts
 from ..store.rows import AnsweredQuestion, Split
 from ..store.rows.prepared import Grade, Item
 from ..store.rows.training import Preference
 
-_BATCH = 128  # samples per batch and part
+_BATCH = 128  # samples that are drawn together, with a seed of their own
 _HELD_OUT = 8  # every n-th prompt comes from the validation split, for R's promotion gates
 _LONGEST = 512  # tokens
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL | re.IGNORECASE)
 
 
 def run(ctx: StageContext[PreferencesParameters]) -> StageOutcome:
-    """Samples the policy and publishes table `preferences`.
+    """Samples the policy about this shard's prompts and publishes table `preferences`.
 
     Raises:
         DataError: there is no question to ask.
@@ -51,31 +50,34 @@ def run(ctx: StageContext[PreferencesParameters]) -> StageOutcome:
     parameters = ctx.parameters
     settings = parameters.preferences
     training = training_set(ctx, ctx.request.iteration, parameters.answer_format)
-    prompts = choose_prompts(
+    chosen = choose_prompts(
         training, ctx.input("prepare").rows(Item), settings.prompts, settings.seed_fraction, parameters.seed
     )
+    batches = list(vlm.chunks(chosen, max(1, _BATCH // settings.samples_per_prompt)))
+    mine = ctx.request.shard.part_of(len(batches))
+    units = batches[mine.start : mine.stop]
     policy = checkpoint.published(ctx, "policy")
     encoder = Encoder(policy.processor(), ctx.images)
     limit = longest_answer(encoder, training)
 
-    rows: list[Preference] = []
-    drawn_grades: Counter[Grade] = Counter()
-    parts = list(vlm.chunks(prompts, max(1, _BATCH // settings.samples_per_prompt)))
+    parts = Parts(ctx)
     with opened(ctx, parameters.engine) as engine:
         sampler = engine.sampler(policy)
-        for index, part in enumerate(parts):
-            ctx.progress("sample", index, len(parts))
-            ctx.check_stop(index)
-            path = ctx.work / f"part-{index:05d}.json"
-            if not path.is_file():
-                _sample_part(ctx, path, part, sampler, encoder, limit, index)
-            part_rows, grades = json.loads(path.read_text())
-            rows += [_loaded(row) for row in part_rows]
-            drawn_grades.update({Grade(name): count for name, count in grades.items()})
-    ctx.progress("sample", len(parts), len(parts))
+        made = parts.make(
+            "samples",
+            units,
+            lambda some, first: _sample(
+                parameters, some, sampler, encoder, limit, mine.start + first, parts.check_stop
+            ),
+            lambda done: ctx.progress("sample", done, len(units)),
+        )
 
+    rows = [_loaded(row) for batch_rows, _ in made for row in batch_rows]
+    drawn_grades: Counter[Grade] = Counter()
+    for _, grades in made:
+        drawn_grades.update({Grade(name): count for name, count in grades.items()})
     ctx.writer.table(Preference, rows)
-    return StageOutcome(counters=_counters(prompts, rows, drawn_grades))
+    return StageOutcome(counters=_counters([asked for unit in units for asked in unit], rows, drawn_grades))
 
 
 @dataclass(frozen=True)
@@ -154,42 +156,50 @@ def contradicts(text: str, options: Sequence[str], picked: int) -> bool:
     return bool(findings_named) and picked not in findings_named
 
 
-def _sample_part(
-    ctx: StageContext[PreferencesParameters],
-    path: Path,
-    chosen: Sequence[Asked],
+def _sample(
+    parameters: PreferencesParameters,
+    batches: Sequence[Sequence[Asked]],
     sampler: Sampler,
     encoder: Encoder,
     limit: int,
-    index: int,
-) -> None:
-    """Draws and grades the samples of some prompts; writes the distinct ones, and how many were drawn of each grade."""
-    parameters, settings = ctx.parameters, ctx.parameters.preferences
-    prompts = [answers.prompt_of(asked.question, parameters.answer_format) for asked in chosen]
+    first: int,
+    between: Between,
+) -> list[Any]:
+    """Draws and grades the samples of consecutive batches, of which the first has this number among all.
+
+    Returns:
+        Of each batch the distinct samples, and how many were drawn of each grade.
+    """
+    settings = parameters.preferences
+    prompts = [answers.prompt_of(asked.question, parameters.answer_format) for batch in batches for asked in batch]
     turns = [
         PromptResponse(prompt.image_sha256, prompt.text)
         for prompt in prompts
         for _ in range(settings.samples_per_prompt)
     ]
-    decoding = Decoding(settings.temperature, settings.top_p)
     completions = sampler.answers(
         encoder,
         turns,
         max_new_tokens=limit,
-        decoding=decoding,
-        # its own: a part is the same whether or not the ones before it were drawn in this process
-        seed=(parameters.seed + index) % 2**31,
-        between=lambda _: ctx.check_stop(index),
+        decoding=Decoding(settings.temperature, settings.top_p),
+        seed=(parameters.seed + first) % 2**31,
+        batches=[len(batch) * settings.samples_per_prompt for batch in batches],
+        between=between,
     )
+    each = zip(prompts, vlm.chunks(completions, settings.samples_per_prompt), strict=True)
+    return [_graded(batch, each, parameters) for batch in batches]
+
+
+def _graded(
+    batch: Sequence[Asked], drawn: Iterator[tuple[Prompt, Sequence[str]]], parameters: PreferencesParameters
+) -> list[Any]:
     rows: list[Preference] = []
-    drawn_grades: Counter[Grade] = Counter()
-    each = vlm.chunks(completions, settings.samples_per_prompt)
-    for asked, prompt, drawn in zip(chosen, prompts, each, strict=True):
-        samples = Counter(drawn)
-        for sample, times in samples.items():  # in the order of their first appearance
+    grades: Counter[Grade] = Counter()
+    for asked, (prompt, samples) in zip(batch, drawn, strict=False):
+        for sample, times in Counter(samples).items():  # in the order of their first appearance
             rows.append(_row(asked, prompt.prompt_id, sample, parameters))
-            drawn_grades[rows[-1].grade] += times
-    atomic.write_text(path, json.dumps([[asdict(row) for row in rows], drawn_grades]))
+            grades[rows[-1].grade] += times
+    return [[asdict(row) for row in rows], grades]
 
 
 def _row(asked: Asked, prompt_id: str, text: str, parameters: PreferencesParameters) -> Preference:
@@ -219,13 +229,13 @@ def _loaded(row: dict[str, Any]) -> Preference:
 
 
 def _counters(prompts: Sequence[Asked], rows: Sequence[Preference], drawn: Counter[Grade]) -> dict[str, float]:
-    """Shares are of all samples drawn, `samples` counts the distinct ones that are published."""
-    total = drawn.total()
+    """Of this shard. Shares are of all samples drawn, `samples` counts the distinct ones that are published."""
+    total = drawn.total() or 1
     return {
         "prompts": len(prompts),
         "prompts_gold": sum(prompt.gold for prompt in prompts),
         "prompts_heldout": sum(prompt.split is Split.HELDOUT for prompt in prompts),
-        "samples_drawn": total,
+        "samples_drawn": drawn.total(),
         "samples": len(rows),
         "share_right": round((drawn[Grade.ORIGINAL] + drawn[Grade.PERTURBED]) / total, 6),
         "share_right_and_in_format": round(drawn[Grade.ORIGINAL] / total, 6),

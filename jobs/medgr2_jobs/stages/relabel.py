@@ -7,10 +7,11 @@ scale of R's scores, which its answers to the validation questions give, and for
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from medgr2_api.stages.relabel import RelabelParameters
 from ..curate import contamination
 from ..duplicates.text_fingerprint import NormalisedText, text_of
 from ..engine.opening import opened
-from ..engine.sampler import Sampler, SamplerEngine
+from ..engine.sampler import Between, Sampler, SamplerEngine
 from ..errors import DataError
 from ..models import checkpoint, vlm
 from ..models.generation import Decoding
@@ -27,19 +28,19 @@ from ..models.vlm import Encoder, PromptResponse
 from ..prompts import answers
 from ..relabel import label_model
 from ..relabel.label_model import TEMPERED, Evidence, Witness
-from ..relabel.questions import OpenQuestion, parts, questions
+from ..relabel.questions import OpenQuestion, batches, questions
 from ..relabel.votes import Votes, rationale_for, spoken, votes
 from ..review import import_review
 from ..reward.model import RewardModel
 from ..reward.option_scores import option_scores
 from ..runner.context import StageContext, StageOutcome
-from ..store import atomic
+from ..runner.parts import Parts
 from ..store.rows.candidates import AnswerPosterior, Candidate, Decision, triplet_of
 from ..store.rows.prepared import Image, Item
 from ..store.rows.training import RewardAnswer
 
-_SAMPLES = 256  # of the policy, per part
-_TEXTS = 512  # of R, per part
+_SAMPLES = 256  # of the policy that are drawn together, with a seed of their own
+_TEXTS = 512  # of R that are scored together
 _LONGEST = 512  # tokens
 
 Context = StageContext[RelabelParameters]
@@ -56,8 +57,9 @@ def run(ctx: Context) -> StageOutcome:
         Checkpointed: asked to stop; finished parts stay.
     """
     asked = _asked(ctx)
-    heard = _ask_policy(ctx, asked)
-    scores = _ask_reward(ctx, asked, heard)
+    finished = Parts(ctx)
+    heard = _ask_policy(ctx, asked, finished)
+    scores = _ask_reward(ctx, asked, heard, finished)
     scale = _scale(ctx)
     believed = label_model.posteriors(_evidence(asked, heard, scores), scale)
     held = _held_texts(ctx)
@@ -81,44 +83,40 @@ def _asked(ctx: Context) -> list[OpenQuestion]:
     return questions(candidates, left, reviewed, most, ctx.parameters.seed)
 
 
-def _ask_policy(ctx: Context, asked: Sequence[OpenQuestion]) -> list[Votes]:
+def _ask_policy(ctx: Context, asked: Sequence[OpenQuestion], finished: Parts) -> list[Votes]:
     """What the policy says to each question. Nothing of it runs any more when R is asked: both may need the GPU."""
     settings, answer_format = ctx.parameters.cross_examination, ctx.parameters.answer_format
-    pieces = parts(asked, max(1, _SAMPLES // settings.samples_per_question))
-    found: list[Votes] = []
+    units = batches(asked, max(1, _SAMPLES // settings.samples_per_question))
+
     with opened(ctx, ctx.parameters.engine) as engine:
-        policy = _Policy(ctx, engine)
-        for index, piece in enumerate(pieces):
-            path = ctx.work / f"votes-{index:05d}.json"
-            ctx.progress("ask the policy", len(found), len(asked))
-            ctx.check_stop(index)
-            if not path.is_file():
-                samples = policy.answers(piece, index)
-                each = list(vlm.chunks(samples, settings.samples_per_question))
-                said = [votes(some, row.triplet.options, answer_format) for row, some in zip(piece, each, strict=True)]
-                atomic.write_text(path, json.dumps([asdict(row) for row in said]))
-            found += [Votes(tuple(row["shares"]), tuple(row["rationales"])) for row in json.loads(path.read_text())]
-    ctx.progress("ask the policy", len(asked), len(asked))
-    return found
+        policy = _Policy(ctx, engine, finished.check_stop)
+
+        def ask(some: Sequence[Sequence[OpenQuestion]], first: int) -> list[Any]:
+            drawn = vlm.chunks(policy.answers(some, first), settings.samples_per_question)
+            return [[asdict(votes(next(drawn), row.triplet.options, answer_format)) for row in batch] for batch in some]
+
+        made = finished.make("votes", units, ask, lambda done: ctx.progress("ask the policy", done, len(units)))
+    return [Votes(tuple(row["shares"]), tuple(row["rationales"])) for batch in made for row in batch]
 
 
 class _Policy:
     """The policy, looked up when it is first asked."""
 
-    def __init__(self, ctx: Context, engine: SamplerEngine) -> None:
+    def __init__(self, ctx: Context, engine: SamplerEngine, between: Between) -> None:
         self._ctx = ctx
         self._engine = engine
+        self._between = between
         self._found: tuple[Sampler, Encoder, int] | None = None
 
-    def answers(self, piece: Sequence[OpenQuestion], index: int) -> list[str]:
-        """So many sampled answers to each question of a part; the part's number is part of its seed."""
+    def answers(self, asked: Sequence[Sequence[OpenQuestion]], first: int) -> list[str]:
+        """So many sampled answers to each question of consecutive batches; a batch's number is part of its seed."""
         ctx, settings = self._ctx, self._ctx.parameters.cross_examination
         if self._found is None:
             policy = checkpoint.published(ctx, "policy")
             encoder = Encoder(policy.processor(), ctx.images)
             self._found = self._engine.sampler(policy), encoder, _longest(encoder, _taught(ctx))
         sampler, encoder, limit = self._found
-        prompts = [answers.prompt_of(row.triplet, ctx.parameters.answer_format) for row in piece]
+        prompts = [answers.prompt_of(row.triplet, ctx.parameters.answer_format) for batch in asked for row in batch]
         turns = [
             PromptResponse(prompt.image_sha256, prompt.text)
             for prompt in prompts
@@ -129,8 +127,9 @@ class _Policy:
             turns,
             max_new_tokens=limit,
             decoding=Decoding(settings.temperature),
-            seed=(ctx.parameters.seed + index) % 2**31,
-            between=lambda _: ctx.check_stop(index),
+            seed=(ctx.parameters.seed + first) % 2**31,
+            batches=[len(batch) * settings.samples_per_question for batch in asked],
+            between=self._between,
         )
 
 
@@ -147,28 +146,31 @@ def _longest(encoder: Encoder, texts: Iterator[str]) -> int:
     return min(_LONGEST, math.ceil(1.5 * max(map(len, ids))) + 8)
 
 
-def _ask_reward(ctx: Context, asked: Sequence[OpenQuestion], heard: Sequence[Votes]) -> list[tuple[float, ...]]:
+def _ask_reward(
+    ctx: Context, asked: Sequence[OpenQuestion], heard: Sequence[Votes], finished: Parts
+) -> list[tuple[float, ...]]:
     """R's score of each option, in a text of the policy's in which the option alone is exchanged."""
     said = {row.triplet.triplet_id: votes for row, votes in zip(asked, heard, strict=True)}
-    loaded: tuple[RewardModel, Encoder] | None = None
-    scores: list[tuple[float, ...]] = []
-    pieces = parts(asked, _TEXTS // 4)
-    before = len(list(ctx.work.glob("votes-*.json")))  # finished parts, too: a step must not fall back
-    for index, piece in enumerate(pieces):
-        path = ctx.work / f"scores-{index:05d}.json"
-        ctx.progress("ask R", len(scores), len(asked))
-        ctx.check_stop(before + index)
-        if not path.is_file():
-            if loaded is None:
-                folder = ctx.input("reward").folder_of("model")
-                loaded = RewardModel.load(folder), Encoder(vlm.load_processor(folder), ctx.images)
-            texts = [spoken(row.triplet, said[row.triplet.triplet_id]) for row in piece]
-            rows = [replace(row.triplet, answer_index=at) for row, (at, _) in zip(piece, texts, strict=True)]
-            found = option_scores(*loaded, rows, [text for _, text in texts], ctx.parameters.answer_format)
-            atomic.write_text(path, json.dumps(found))
-        scores += [tuple(row) for row in json.loads(path.read_text())]
-    ctx.progress("ask R", len(asked), len(asked))
-    return scores
+
+    @cache
+    def loaded() -> tuple[RewardModel, Encoder]:
+        folder = ctx.input("reward").folder_of("model")
+        return RewardModel.load(folder), Encoder(vlm.load_processor(folder), ctx.images)
+
+    def score(batch: Sequence[OpenQuestion]) -> list[tuple[float, ...]]:
+        finished.check_stop()
+        texts = [spoken(row.triplet, said[row.triplet.triplet_id]) for row in batch]
+        rows = [replace(row.triplet, answer_index=at) for row, (at, _) in zip(batch, texts, strict=True)]
+        return option_scores(*loaded(), rows, [text for _, text in texts], ctx.parameters.answer_format)
+
+    units = batches(asked, _TEXTS // 4)
+    made = finished.make(
+        "scores",
+        units,
+        lambda some, _: [score(batch) for batch in some],
+        lambda done: ctx.progress("ask R", done, len(units)),
+    )
+    return [tuple(row) for batch in made for row in batch]
 
 
 def _scale(ctx: Context) -> float:

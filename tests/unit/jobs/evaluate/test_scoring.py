@@ -13,6 +13,7 @@ from medgr2_jobs.engine import in_process
 from medgr2_jobs.engine.in_process import InProcessSampler
 from medgr2_jobs.evaluate import scoring
 from medgr2_jobs.models import vlm
+from medgr2_jobs.models.generation import GREEDY, Decoding
 from medgr2_jobs.models.vlm import PromptResponse
 from medgr2_jobs.store.images import ImageStore
 
@@ -123,6 +124,46 @@ def test_greedy_answers_do_not_depend_on_the_batch(
         scoring.greedy(InProcessSampler(model=model), encoder, asked, AnswerFormat.OPTION_TEXT, done.append) == expected
     )
     assert done == [1, 2, 3, 4]
+
+
+def test_a_batch_is_drawn_as_if_nothing_stood_beside_it(
+    tiny_model: Loaded, store: ImageStore, colours: dict[str, str]
+) -> None:
+    """By its own seed: so parts and shards may be cut between any two batches."""
+    encoder, sampler = vlm.Encoder(tiny_model[1], store), InProcessSampler(model=tiny_model[0])
+    asked = [row for row in rows(colours) for _ in range(4)]
+
+    def drawn(turns: list[PromptResponse], seed: int, batches: list[int]) -> list[str]:
+        return sampler.answers(
+            encoder, turns, max_new_tokens=12, decoding=Decoding(1.0, 1.0), seed=seed, batches=batches
+        )
+
+    together = drawn(asked, 5, [8, 4, 4])
+    assert together == [*drawn(asked[:8], 5, []), *drawn(asked[8:12], 6, []), *drawn(asked[12:], 7, [])]
+    assert together != drawn(asked, 6, [8, 4, 4])
+    with pytest.raises(AssertionError, match="sizes"):
+        drawn(asked, 5, [8, 4])
+
+
+def test_what_the_model_holds_at_a_time_is_bounded_in_tokens_however_large_a_batch_is(
+    tiny_model: Loaded, store: ImageStore, colours: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, sampler = vlm.Encoder(tiny_model[1], store), InProcessSampler(model=tiny_model[0])
+    asked = [rows(colours)[0]] * 7
+    each = len(encoder.prompt_ids(asked[0])) + 5
+    monkeypatch.setattr(in_process, "SAMPLING_TOKENS", 3 * each)
+    held: list[int] = []
+    generate = vlm.generate
+
+    def spy(model: Any, encoder: Any, turns: list[PromptResponse], **more: Any) -> list[str]:
+        held.append(len(turns) * each)
+        assert more["batch_size"] == len(turns)
+        return generate(model, encoder, turns, **more)
+
+    monkeypatch.setattr(in_process.vlm, "generate", spy)
+    for decoding in (GREEDY, Decoding(1.0, 1.0)):
+        assert len(sampler.answers(encoder, asked, max_new_tokens=5, decoding=decoding)) == 7
+    assert held == [3 * each, 3 * each, each] * 2
 
 
 def test_pieces_cover_everything_within_the_budget() -> None:
