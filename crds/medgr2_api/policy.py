@@ -78,6 +78,9 @@ class PromptSource(ApiEnum):
 GroupSize = Annotated[int, Field(ge=2, le=256)]
 
 
+PromptsPerStep = Annotated[int, Field(ge=0, le=65_536)]
+
+
 class WhenPolicyBeatsReward(ApiEnum):
     """What GRPO does where the policy answers the validation questions better than the reward model that would judge
     it (docs/decisions.md, 23)."""
@@ -105,6 +108,9 @@ class GRPO(Model):
     validation questions (macro accuracy). A policy learns from a worse judge to be like it."""
     num_generations: GroupSize | None = None
     """Samples per prompt: the group size G."""
+    prompts_per_step: PromptsPerStep | None = None
+    """Prompts of an optimizer step, over all processes; each has a group of samples. 0: what the trainer's options come
+    to, one prompt in each process where they say nothing."""
     kl_coefficient: NonNegative | None = None
     """Weight of the KL term (TRL's beta)."""
     learning_rate: Positive | None = None
@@ -126,6 +132,7 @@ class ResolvedGRPO(GRPO):
     seed_fraction: ProperFraction
     when_policy_beats_reward: Annotated[WhenPolicyBeatsReward, Since("Train")]
     num_generations: GroupSize
+    prompts_per_step: Annotated[PromptsPerStep, Since(0)]
     kl_coefficient: NonNegative
     learning_rate: Positive
     num_epochs: Positive

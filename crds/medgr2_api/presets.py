@@ -75,6 +75,7 @@ _DEFAULT: dict[str, Any] = {
     "policy.grpo.seedFraction": 0.0,
     "policy.grpo.whenPolicyBeatsReward": "Skip",
     "policy.grpo.numGenerations": 8,
+    "policy.grpo.promptsPerStep": 64,
     "policy.grpo.klCoefficient": 0.001,
     "policy.grpo.numEpochs": 1,
     "policy.grpo.lora": {"rank": 64},
@@ -152,6 +153,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
             {"type": "AnswerMatch", "weight": 0.5},
         ],
         "policy.grpo.klCoefficient": 0.0,
+        "policy.grpo.promptsPerStep": 0,  # 32 by the options below
         "policy.grpo.seedFraction": 0.33,
         "policy.grpo.lora": {"rank": 0},
         "policy.grpo.learningRate": 5e-4,

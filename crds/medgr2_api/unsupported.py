@@ -15,10 +15,11 @@ from . import trainer_options
 from .accelerators import unknown_devices
 from .cycle import CycleSpec, ResolvedSpec
 from .generator import GENERATORS, KNOWN_QUESTION_TYPES
+from .grpo_batches import GRPOBatches, UnevenBatches
 from .presets import resolve
 from .scheduling import DeepSpeed
 from .server_address import is_external, is_overheard
-from .stages import GENERATE, REWARD, definition, listed, stage_parameters
+from .stages import GENERATE, GRPO, REWARD, definition, listed, stage_parameters
 from .stages.generate import GenerateParameters
 from .trainer_options import TRAINERS
 from .validation_errors import EXPLAINED, Problem
@@ -103,11 +104,30 @@ _MEASURING = "the stage evaluate measures checkpoints"
 _WHOLE = "examples are never cut: a cut loses image tokens or the answer"
 _BATCHES = "the stage builds its own batches of images and text"
 
+#: What TRL would tell a vLLM of its own. Its importance sampling is not among these: it corrects for ours, too.
+_VLLM_OF_TRL = (
+    "vllm_mode",
+    "vllm_model_impl",
+    "vllm_enable_sleep_mode",
+    "vllm_structured_outputs_regex",
+    "vllm_server_base_url",
+    "vllm_server_host",
+    "vllm_server_port",
+    "vllm_server_timeout",
+    "vllm_group_port",
+    "vllm_gpu_memory_utilization",
+    "vllm_max_model_length",
+    "vllm_tensor_parallel_size",
+)
+
 #: Trainer options that the contract owns → why, or which field of the spec to use.
 OWNED_TRAINER_OPTIONS: dict[str, str] = {
     "learning_rate": "use 'learningRate' beside 'trainer'",
     "num_train_epochs": "use 'numEpochs' beside 'trainer'",
     "num_generations": "use spec.policy.grpo.numGenerations",
+    "use_vllm": "vLLM lives in an environment of its own, whose torch and transformers are not TRL's: use"
+    " spec.policy.engine",
+    **dict.fromkeys(_VLLM_OF_TRL, "TRL starts no vLLM here: spec.policy.engine says what answers"),
     "beta": "use spec.policy.grpo.klCoefficient",
     "reward_weights": "use spec.policy.grpo.rewards",
     "seed": "use spec.seed",
@@ -200,6 +220,7 @@ def unsupported(spec: CycleSpec, local: bool = False) -> list[Problem]:
         problems.append(Problem("spec.data.sources", _NOTHING_MAY_LEAVE))
     problems += _overheard(known)
     problems += _engine(known)
+    problems += _uneven_batches(known)
     problems += _unknown_question_types(known)
     problems += _untaught(known)
     if spec.budget.gpu_hours is not None:
@@ -255,6 +276,15 @@ def _engine(spec: ResolvedSpec) -> Iterator[Problem]:
                 "a server that runs already can only be given adapters, no whole model: set a rank above 0, or use "
                 "policy.engine.vllm",
             )
+
+
+def _uneven_batches(spec: ResolvedSpec) -> Iterator[Problem]:
+    """Why GRPO's prompts cannot be shared out among its processes."""
+    place = spec.stage(GRPO.name)
+    try:
+        GRPOBatches.of(spec.policy.grpo, place.num_nodes * place.processes(spec.budget))
+    except UnevenBatches as error:
+        yield Problem("spec.policy.grpo.promptsPerStep", str(error))
 
 
 def _untaught(spec: ResolvedSpec) -> Iterator[Problem]:

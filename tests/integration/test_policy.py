@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from medgr2_api.stage_contract import ExitCode, Shard, StageRequest
-from medgr2_jobs.errors import Checkpointed
+from medgr2_jobs.errors import Checkpointed, ConfigError
 from medgr2_jobs.models import vlm
 from medgr2_jobs.models.vlm import PromptResponse
 from medgr2_jobs.prompts import answers
@@ -222,6 +222,21 @@ def test_grpo_raises_its_reward(workspace: PolicyWorkspace, monkeypatch: pytest.
     assert len(table) == 12 * 8
     assert {row.step for row in table} == set(range(12))
     assert vlm.load_processor(found.folder_of("model")).tokenizer.padding_side == "right"
+
+
+def test_a_step_takes_as_many_prompts_as_it_is_told(workspace: PolicyWorkspace) -> None:
+    """48 prompts, 12 a step: four steps of 48 completions, six of them in each forward pass."""
+    trainer = {"max_steps": -1, "per_device_train_batch_size": 6}
+    found = workspace.run(workspace.grpo(trainer, promptsPerStep=12, name="steps"))
+    assert found is not None
+    assert found.manifest.counters["steps"] == 4
+    assert found.manifest.counters["groups"] == 48
+    assert 0 <= found.manifest.counters["groups_without_variance"] < 48
+
+
+def test_prompts_that_cannot_be_shared_out_are_refused(workspace: PolicyWorkspace) -> None:
+    with pytest.raises(ConfigError, match=r"policy.grpo.promptsPerStep \(3\).*divisor of 12"):
+        grpo.run(workspace.context(workspace.grpo({"per_device_train_batch_size": 8}, promptsPerStep=3)))
 
 
 def test_grpo_without_a_reward_model_asks_trusted_prompts_only(workspace: PolicyWorkspace) -> None:

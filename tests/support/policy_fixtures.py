@@ -110,6 +110,7 @@ class PolicyWorkspace:
             "seedFraction": 0.0,
             "whenPolicyBeatsReward": "Train",
             "numGenerations": 4,
+            "promptsPerStep": 0,
             "klCoefficient": 0.0,
             "learningRate": 1e-3,
             "numEpochs": 1,

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from medgr2_api.policy import RewardTermType
+from medgr2_api.grpo_batches import GRPOBatches, UnevenBatches
+from medgr2_api.policy import ResolvedGRPO, RewardTermType
 from medgr2_api.reward_model import RewardHead
 from medgr2_api.scheduling import DeepSpeed
 from medgr2_api.stages import DISTILL, GRPO, REWARD, SFT
@@ -73,18 +74,25 @@ def grpo(setting: Setting) -> StageFit:
     place, group = setting.place(GRPO.name), settings.num_generations
     longest = whole(settings.trainer.get("max_completion_length"), _COMPLETION)
     tokens, on_base = setting.prompt(model) + longest, adapters_of(setting.spec, GRPO.name)
-    training = _training(
-        setting, place, settings.lora, settings.trainer, model, tokens, rows=group, stands_on_base=on_base
-    )
+    options = {**_grpo_batches(settings, place), **settings.trainer}
+    training = _training(setting, place, settings.lora, options, model, tokens, rows=group, stands_on_base=on_base)
     beside = []
     if settings.kl_coefficient > 0 and training.rank == 0:  # DeepSpeed has the copy in bfloat16
         beside.append(MemoryPart("reference", model.parameters * (2 if training.zero else 4)))
     judged = any(term.type is RewardTermType.REWARD_MODEL and term.weight for term in settings.rewards)
     if judged:
         beside.append(MemoryPart("R", setting.models.reward.parameters * (2 if place.on_gpu else 4)))
-    prompts = (_bounded(settings.trainer, place, group) / group) or setting.counts.prompts * settings.num_epochs
+    prompts = (_bounded(options, place, group) / group) or setting.counts.prompts * settings.num_epochs
     case = _Case(GRPO.name, "policy.grpo", model, place, training, tuple(beside), group)
     return _fit(setting, case, _grpo_seconds(setting, place, training, prompts, judged=judged))
+
+
+def _grpo_batches(settings: ResolvedGRPO, place: StagePlace) -> dict[str, int]:
+    """TRL's options for the prompts of a step; none where they cannot be shared out, which validate says."""
+    try:
+        return GRPOBatches.of(settings, place.processes).options()
+    except UnevenBatches:
+        return {}
 
 
 def _grpo_seconds(

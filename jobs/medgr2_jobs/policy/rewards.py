@@ -200,7 +200,7 @@ class PolicyReward:
         groups = total.reshape(-1, self.group_size)
         centred = groups - groups.mean(1, keepdims=True)
         variance = float((centred**2).sum())
-        figures = {"zero_variance_groups": float((groups.std(1) < 1e-6).mean())}
+        figures = {_ZERO_VARIANCE: float((groups.std(1) < 1e-6).mean())}
         if variance > 0:
             for name, part in parts.items():
                 covariance = float((centred * part.reshape(-1, self.group_size)).sum())
@@ -228,11 +228,24 @@ def summary(history: Sequence[dict[str, Any]]) -> dict[str, float]:
     return figures
 
 
+def zero_variance(history: Sequence[dict[str, Any]], prompts: float) -> dict[str, float]:
+    """Counters of a run from the trainer's log: groups that were sampled, and those that taught nothing, because all
+    completions of the group got the same reward.
+
+    Args:
+        history: the log, an entry a step.
+        prompts: of each step.
+    """
+    shares = [float(entry[_ZERO_VARIANCE]) for entry in history if entry.get(_ZERO_VARIANCE) is not None]
+    return {"groups": round(len(shares) * prompts), "groups_without_variance": round(sum(shares) * prompts)}
+
+
+_ZERO_VARIANCE = "zero_variance_groups"
 _SUMMARISED = (
     "match",
     "parse_failures",
     "well_formed",
-    "zero_variance_groups",
+    _ZERO_VARIANCE,
     "variance_share_reward_model",
     "variance_share_match",
     "unique_completions",

@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from medgr2_api.grpo_batches import GRPOBatches, UnevenBatches
+from medgr2_api.stages import GRPO
+
 from ..errors import ConfigError
 from .check_result import CheckResult, PreflightContext, failed, ok, skipped
 
@@ -18,7 +21,13 @@ def trainers(context: PreflightContext) -> Iterator[CheckResult]:
     """Every `trainer:` block that the user wrote, as the library sees it, with the packages it needs; and DeepSpeed."""
     spec = context.spec
     written, known = context.cycle.spec, spec.policy.grpo
-    grpo = {"num_generations": known.num_generations, "per_device_train_batch_size": known.num_generations}
+    place = spec.stage(GRPO.name)
+    try:
+        batches = GRPOBatches.of(known, place.num_nodes * place.processes(spec.budget))
+    except UnevenBatches as error:
+        yield failed("policy.grpo", str(error))
+        return
+    grpo = {"num_generations": known.num_generations, **batches.options()}
     first, again = spec.reward_model.training.trainer, spec.reward_model.training.retrain_trainer
     blocks = {
         "rewardModel.training.trainer": (written.reward_model.training.trainer, "TrainingArguments", first, {}),

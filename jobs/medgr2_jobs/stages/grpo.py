@@ -22,7 +22,8 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from medgr2_api.policy import RewardTermType
+from medgr2_api.grpo_batches import GRPOBatches, UnevenBatches
+from medgr2_api.policy import ResolvedGRPO, RewardTermType
 from medgr2_api.stages.grpo import GRPOParameters
 
 from ..curate.training_set import training_set
@@ -34,7 +35,7 @@ from ..policy.dataset import grpo_dataset, grpo_prompts, with_seed_share
 from ..policy.model import ExactResume, Start, save, trained
 from ..policy.release_judge import ReleaseJudge
 from ..policy.reward_terms import Scorer, trusted_terms
-from ..policy.rewards import PolicyReward, Rollouts, check_terms, summary
+from ..policy.rewards import PolicyReward, Rollouts, check_terms, summary, zero_variance
 from ..reward.model import RewardModel
 from ..reward.scorer import score
 from ..runner.context import StageContext, StageOutcome
@@ -114,7 +115,7 @@ def run(ctx: StageContext[GRPOParameters]) -> StageOutcome:
         ctx,
         options,
         field=FIELD,
-        per_device_train_batch_size=grpo.num_generations,  # one group, unless the user says more
+        **batches(grpo, ctx.process_group.count).options(),
         num_train_epochs=grpo.num_epochs,
         learning_rate=grpo.learning_rate,
         num_generations=grpo.num_generations,
@@ -164,7 +165,7 @@ def run(ctx: StageContext[GRPOParameters]) -> StageOutcome:
     callback = StageCallback(
         ctx,
         "grpo",
-        ("reward", "loss", "kl"),
+        ("reward", "loss", "kl", "zero_variance_groups"),
         settings="policy.grpo",
         every=every,
         extra=rollouts.save,
@@ -199,6 +200,7 @@ def run(ctx: StageContext[GRPOParameters]) -> StageOutcome:
         prompts_trusted=sum(prompt.answer_index is not None for prompt in prompts),
         steps=global_step,
         **summary(history),
+        **zero_variance(history, prompts_per_step(args)),
     )
 
 
@@ -214,6 +216,18 @@ def _triplets(ctx: StageContext[GRPOParameters]) -> list[Triplet]:
     role = f"generate-{ctx.request.iteration}"
     candidates = ctx.input(role).rows(Candidate) if ctx.has_input(role) else []
     return [triplet for row in candidates if (triplet := triplet_of(row))]
+
+
+def batches(grpo: ResolvedGRPO, processes: int) -> GRPOBatches:
+    """How a step's prompts are divided up.
+
+    Raises:
+        ConfigError: they cannot be.
+    """
+    try:
+        return GRPOBatches.of(grpo, processes)
+    except UnevenBatches as error:
+        raise ConfigError(f"policy.grpo.{error}") from None
 
 
 def check_batches(args: GRPOConfig) -> None:
@@ -246,12 +260,18 @@ def total_steps(args: GRPOConfig, prompts: int) -> int:
         raise DataError(
             f"GRPO has {prompts} distinct prompts, and one generation batch takes {at_once} "
             f"(generation_batch_size {args.generation_batch_size} / numGenerations {args.num_generations}); lower "
-            f"{FIELD}.per_device_train_batch_size, or let more candidates through"
+            f"policy.grpo.promptsPerStep or {FIELD}.per_device_train_batch_size, or let more candidates through"
         )
     if args.max_steps > 0:
         return int(args.max_steps)
     batches = prompts // at_once * args.num_iterations * _filled_in(args.steps_per_generation)
     return math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
+
+
+def prompts_per_step(args: GRPOConfig) -> float:
+    """Prompts that are sampled for each optimizer step, over all processes."""
+    samples = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return float(samples / (_filled_in(args.num_generations) * args.num_iterations))
 
 
 def checkpoint_unit(args: GRPOConfig) -> int:

@@ -172,7 +172,7 @@ def refusals(field: str, who: str) -> Iterator[None]:
 
 
 #: Options that are looked at when a trainer is built, hours later → the package that each needs.
-_PACKAGES = {"use_liger_kernel": "liger_kernel", "use_vllm": "vllm"}
+_PACKAGES = {"use_liger_kernel": "liger_kernel"}
 
 
 def _check_packages(args: TrainingArguments) -> None:

@@ -164,6 +164,13 @@ def test_refusals_name_the_field_to_use() -> None:
     assert problem.message == "not to be set here: use spec.policy.grpo.klCoefficient"
 
 
+@pytest.mark.parametrize("option", ["use_vllm", "vllm_mode", "vllm_server_base_url"])
+def test_trl_s_own_vllm_is_refused_and_the_engine_named(option: str) -> None:
+    (problem,) = unsupported(spec_with(SUPPORTED | {"policy.grpo.trainer": {option: True}}))
+    assert problem.path == f"spec.policy.grpo.trainer.{option}"
+    assert "spec.policy.engine" in problem.message
+
+
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_the_length_of_a_training_has_a_field_of_its_own(stage: str) -> None:
     trainer = f"policy.{stage}.trainer"

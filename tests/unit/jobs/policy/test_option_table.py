@@ -39,7 +39,6 @@ def test_choices_that_no_type_names_are_those_of_the_trainers() -> None:
         ({"optim": "grokadamw"}, "grokadamw"),
         ({"optim": "adamw_torch_4bit"}, "torchao"),
         ({"use_liger_kernel": True}, "liger_kernel"),
-        ({"use_vllm": True}, "vllm"),
     ],
 )
 def test_an_option_whose_package_is_missing_is_a_wrong_setting(options: dict[str, object], said: str) -> None:

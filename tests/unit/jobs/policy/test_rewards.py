@@ -11,7 +11,7 @@ from medgr2_api.policy import RewardTerm, RewardTermType
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.errors import ConfigError
 from medgr2_jobs.policy.reward_terms import trusted_terms
-from medgr2_jobs.policy.rewards import PolicyReward, Rollouts, check_terms, summary
+from medgr2_jobs.policy.rewards import PolicyReward, Rollouts, check_terms, summary, zero_variance
 
 FORMAT = AnswerFormat.OPTION_TEXT
 RIGHT, WRONG = "<think>x</think><answer>a</answer>", "<think>x</think><answer>b</answer>"
@@ -149,3 +149,8 @@ def test_terms_without_the_reward_model() -> None:
     assert trusted_terms([judge, match]) == [match]
     assert trusted_terms([judge]) == [match.model_copy(update={"weight": 1.0})]
     assert trusted_terms([judge, match.model_copy(update={"weight": 0.0})])[-1].weight == 1.0
+
+
+def test_groups_without_variance_are_counted_over_the_whole_run() -> None:
+    history = [{"zero_variance_groups": 0.25, "reward": 1.0}, {"zero_variance_groups": 0.5}, {"loss": 0.1}]
+    assert zero_variance(history, 64) == {"groups": 128, "groups_without_variance": 48}

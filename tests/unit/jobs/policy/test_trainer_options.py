@@ -74,15 +74,15 @@ def test_grpo_refuses_a_batch_larger_than_the_data(workspace: PolicyWorkspace) -
 
 
 def test_a_whole_number_stays_a_float_where_the_library_wants_one() -> None:
-    given = {"temperature": 4.0, "max_steps": 3.0, "top_k": 5, "max_grad_norm": "1e0", "use_vllm": False}
+    given = {"temperature": 4.0, "max_steps": 3.0, "top_k": 5, "max_grad_norm": "1e0", "log_completions": False}
     found = trainer_options(GRPOConfig, given, "policy.grpo.trainer")
-    assert found == {"temperature": 4.0, "max_steps": 3, "top_k": 5, "max_grad_norm": 1.0, "use_vllm": False}
+    assert found == {"temperature": 4.0, "max_steps": 3, "top_k": 5, "max_grad_norm": 1.0, "log_completions": False}
     assert {name: type(value) for name, value in found.items()} == {
         "temperature": float,
         "max_steps": int,
         "top_k": int,
         "max_grad_norm": float,
-        "use_vllm": bool,
+        "log_completions": bool,
     }
 
 

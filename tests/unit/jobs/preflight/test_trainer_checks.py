@@ -27,7 +27,7 @@ def test_a_cycle_without_options_of_its_own_is_not_looked_at(tmp_path: Path) -> 
         ({"optim": "adamw_8bit"}, CheckStatus.FAILED, "needs a package that is not installed here: .*bitsandbytes"),
         ({"use_liger_kernel": True}, CheckStatus.FAILED, "needs a package that is not installed here: .*liger_kernel"),
         ({"max_stpes": 3}, CheckStatus.FAILED, "did you mean 'max_steps'"),
-        ({"per_device_train_batch_size": 6}, CheckStatus.FAILED, "refuses these settings: .*divisible"),
+        ({"generation_batch_size": 6}, CheckStatus.FAILED, "refuses these settings: .*divisible"),
         ({"tf32": True}, CheckStatus.SKIPPED, "there is no GPU here: .*tf32"),
         ({"weight_decay": 0.1}, CheckStatus.OK, "GRPOConfig takes its 1 options"),
     ],
