@@ -32,6 +32,14 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+#: The linear layers of the language model (which Idefics3 calls text_model), by their full names: what adapters sit on,
+#: and what is quantized under them. Not the vision tower's: vLLM serves no adapters there, and 4 bits break it
+#: (unsloth.ai/blog/dynamic-4bit: of a train it then sees a coast).
+ADAPTED = r".*(language_model|text_model)\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+#: Parameters of the vision tower, without those that join it to the language model.
+VISION_TOWER = r"(.*\.)?(visual|vision_tower|vision_model)\.(?!merger\.|deepstack_merger_list\.).*"
+
+
 def refusal(config: Mapping[str, Any]) -> str | None:
     """Why a model with this `config.json` cannot be used; None: its family is supported."""
     found = config.get("model_type")

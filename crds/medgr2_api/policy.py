@@ -15,7 +15,7 @@ from .engine import IN_PROCESS, Engine
 from .hashing import Since
 from .model import ApiEnum, Model
 from .plugin import PluginRef
-from .training_spec import InitFrom, LoRA, ResolvedLoRA, ResolvedTraining, Training
+from .training_spec import InitFrom, LoRA, ModelLoading, ResolvedLoRA, ResolvedTraining, Training
 from .types import Fraction, FreeForm, NonNegative, Positive, ProperFraction
 from .uris import ModelURI
 
@@ -188,6 +188,8 @@ class Policy(Model):
     (hf://org/name@revision, s3://…, file:///…), or builtin://tiny-qwen2.5-vl."""
     init_from: InitFrom = InitFrom.BASE
     """Where each iteration's SFT starts: the base model, or the previous iteration's policy."""
+    loading: ModelLoading = ModelLoading()
+    """How sft and grpo hold the model that they train: precision, attention, quantization, what is frozen."""
     sft: Training = Training()
     """Supervised fine-tuning of the policy on D_gen."""
     grpo: GRPO = GRPO()

@@ -91,6 +91,10 @@ _DEFAULT: dict[str, Any] = {
 #: (Schulman et al., LoRA Without Regret, 2025).
 _GRPO_RATE = {False: 1e-6, True: 1e-5}
 
+#: Presets whose full fine-tuning trains the vision tower, too: those of works that do (Med-R1's), and the built-in
+#: model, which has to learn to see. Qwen's own fine-tuning script, LLaMA-Factory and ms-swift leave it as it is.
+_TRAINS_TOWER = (Preset.PAPER, Preset.MEDR1, Preset.TINY)
+
 #: Optimizer settings of the tiny models' supervised training.
 _SMALL_BATCHES: dict[str, Any] = {
     "per_device_train_batch_size": 32,
@@ -238,7 +242,11 @@ def _derive(document: dict[str, Any]) -> dict[str, ValueOrigin]:
         lora = (_descend(document, parent.split(".")) or {}).get("lora")
         if lora and lora["rank"]:
             derived.append((f"{parent}.lora", lora, "alpha", 2 * lora["rank"]))
-    grpo = document["policy"]["grpo"]
+    policy = document["policy"]
+    grpo = policy["grpo"]
+    if not (policy["sft"]["lora"]["rank"] and grpo["lora"]["rank"]):  # adapters never change the tower
+        frozen = document["preset"] not in _TRAINS_TOWER
+        derived.append(("policy.loading", policy["loading"], "freezeVisionTower", frozen))
     derived.append(("policy.grpo", grpo, "learningRate", _GRPO_RATE[bool(grpo["lora"]["rank"])]))
     origins = {}
     for path, target, leaf, value in derived:

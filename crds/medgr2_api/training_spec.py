@@ -1,4 +1,5 @@
-"""What reward model, policy and students share in a cycle's spec: fine-tuning, and the form of answers.
+"""What reward model, policy and students share in a cycle's spec: fine-tuning, how a model is held, and the form of
+answers.
 
 A field whose value a preset owns is optional and has no default here: `presets.py` fills it in, and the model's
 `Resolved` form, which follows it, requires it.
@@ -10,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from .hashing import Since
 from .model import ApiEnum, Model
 from .types import FreeForm, Positive, ProperFraction
 
@@ -39,6 +41,52 @@ class Adapters(LoRA):
 
 
 ResolvedLoRA = FullFineTuning | Adapters
+
+
+class Precision(ApiEnum):
+    """What a training computes in; weights that learn, and Adam's moments, are float32 in any case."""
+
+    BFLOAT16 = "BFloat16"
+    """Matrix products in bfloat16 (autocast), and in it the base under adapters."""
+    FLOAT32 = "Float32"
+
+
+class Attention(ApiEnum):
+    """How attention is computed: names of transformers' `attn_implementation`."""
+
+    SDPA = "SDPA"
+    """PyTorch's own, which takes a fused kernel where there is one."""
+    FLASH_ATTENTION_2 = "FlashAttention2"
+    """The package flash-attn, on a GPU of NVIDIA's Ampere or later."""
+    EAGER = "Eager"
+    """Products of matrices one after another: slow, and without surprises."""
+
+
+class Quantization(ApiEnum):
+    """What the linear layers under adapters are stored in while adapters learn."""
+
+    NF4 = "NF4"
+    """QLoRA: 4 bits a weight in the normal distribution's quantiles, their scales quantized again (Dettmers et al.,
+    2023, arXiv 2305.14314), by bitsandbytes."""
+
+
+class ModelLoading(Model):
+    """How the trainings of a policy hold the model."""
+
+    precision: Precision | None = None
+    """BFloat16 or Float32; absent: BFloat16 on a GPU, Float32 without one."""
+    attention: Attention = Attention.SDPA
+    """SDPA, FlashAttention2 or Eager."""
+    quantization: Quantization | None = None
+    """NF4: the language model under adapters has 4 bits a weight; the vision tower stays as it is, for it breaks.
+    What is published stands on the base as it was fetched, which is what readers merge or serve the adapters with.
+    Absent: none."""
+    freeze_vision_tower: Annotated[bool | None, Since(False)] = None
+    """Where all weights are trained (rank 0): whether the vision tower stays as it is; what joins it to the language
+    model learns. Adapters never change the tower. Absent: true, but false in the presets Paper, MedR1 and Tiny."""
+
+
+BY_DEFAULT = ModelLoading()
 
 
 class InitFrom(ApiEnum):

@@ -14,14 +14,16 @@ from typing import Any
 from . import trainer_options
 from .accelerators import unknown_devices
 from .cycle import CycleSpec, ResolvedSpec
+from .fit.publishing import adapters_of
 from .generator import GENERATORS, KNOWN_QUESTION_TYPES
 from .grpo_batches import GRPOBatches, UnevenBatches
 from .presets import resolve
 from .scheduling import DeepSpeed
 from .server_address import is_external, is_overheard
-from .stages import GENERATE, GRPO, REWARD, definition, listed, stage_parameters
+from .stages import GENERATE, GRPO, REWARD, SFT, definition, listed, stage_parameters
 from .stages.generate import GenerateParameters
 from .trainer_options import TRAINERS
+from .training_spec import Attention, Precision, ResolvedLoRA
 from .validation_errors import EXPLAINED, Problem
 
 TINY_MODEL = "builtin://tiny-qwen2.5-vl"
@@ -198,6 +200,13 @@ OWNED_TRAINER_OPTIONS: dict[str, str] = {
     "eos_token": "the model's own tokens are used",
     "pad_token": "the model's own tokens are used",
 }
+#: Further ones that it owns in the policy's blocks.
+_OWNED_OF_POLICY = {"bf16": "use spec.policy.loading.precision"}
+
+
+def owned_options(path: str) -> dict[str, str]:
+    """The options that the contract owns in the `trainer` block at this path below `spec` → why."""
+    return OWNED_TRAINER_OPTIONS | (_OWNED_OF_POLICY if path.startswith("policy.") else {})
 
 
 def unsupported(spec: CycleSpec, local: bool = False) -> list[Problem]:
@@ -221,6 +230,7 @@ def unsupported(spec: CycleSpec, local: bool = False) -> list[Problem]:
     problems += _overheard(known)
     problems += _engine(known)
     problems += _uneven_batches(known)
+    problems += _loading(known)
     problems += _unknown_question_types(known)
     problems += _untaught(known)
     if spec.budget.gpu_hours is not None:
@@ -230,9 +240,9 @@ def unsupported(spec: CycleSpec, local: bool = False) -> list[Problem]:
                 problems.append(Problem(f"spec.stages[{index}].resources", f"budget.gpuHours cannot count it: {what}"))
     for trainer, config in TRAINERS.items():
         for path, options in _values(document, trainer):
-            owned = {option: OWNED_TRAINER_OPTIONS[option] for option in options if option in OWNED_TRAINER_OPTIONS}
-            wrong = [(option, f"not to be set here: {reason}") for option, reason in owned.items()]
-            others = {option: value for option, value in options.items() if option not in owned}
+            reasons = owned_options(path)
+            wrong = [(option, f"not to be set here: {reasons[option]}") for option in options if option in reasons]
+            others = {option: value for option, value in options.items() if option not in reasons}
             found = trainer_options.problems(config, others)
             wrong += islice(found, EXPLAINED)
             wrong += [(option, "is the first of further problems") for option, _ in islice(found, 1)]
@@ -269,7 +279,7 @@ def _engine(spec: ResolvedSpec) -> Iterator[Problem]:
             "it is shown every image, also those that may not leave the site: it must be on site, with an address that "
             "says so (loopback, private, a single name, or one that ends in .svc, .local, .internal or .lan)",
         )
-    for stage, lora in (("sft", spec.policy.sft.lora), ("grpo", spec.policy.grpo.lora)):
+    for stage, lora in _policy_lora(spec):
         if lora.rank == 0:
             yield Problem(
                 f"spec.policy.{stage}.lora",
@@ -285,6 +295,38 @@ def _uneven_batches(spec: ResolvedSpec) -> Iterator[Problem]:
         GRPOBatches.of(spec.policy.grpo, place.num_nodes * place.processes(spec.budget))
     except UnevenBatches as error:
         yield Problem("spec.policy.grpo.promptsPerStep", str(error))
+
+
+def _loading(spec: ResolvedSpec) -> Iterator[Problem]:
+    """Why the policy cannot be held as the spec says while it is trained."""
+    loading, path = spec.policy.loading, "spec.policy.loading"
+    trained = {name: lora for name, lora in _policy_lora(spec) if spec.stage(name).enabled}
+    if loading.freeze_vision_tower is not None and trained and all(lora.rank for lora in trained.values()):
+        yield Problem(f"{path}.freezeVisionTower", "adapters never change the vision tower: leave it out")
+    if loading.attention is Attention.FLASH_ATTENTION_2 and loading.precision is Precision.FLOAT32:
+        yield Problem(f"{path}.attention", "FlashAttention2 has no Float32: leave precision out, or use SDPA")
+    if loading.quantization is None:
+        return
+    for name, lora in trained.items():
+        deepspeed = spec.stage(name).deepspeed
+        if lora.rank == 0:
+            why = f"{name} trains all weights, and what learns cannot be quantized: set a rank above 0"
+        elif not adapters_of(spec, name):
+            why = (
+                f"{name} would merge the adapters before and train others on that, which nobody has quantized: give"
+                " sft and grpo the same lora"
+            )
+        elif deepspeed is not None:
+            why = f"{deepspeed} shares out what learns, and adapters are small: leave stages[{name}].deepspeed out"
+        else:
+            continue
+        yield Problem(f"{path}.quantization", f"{why}; or leave quantization out")
+        return
+
+
+def _policy_lora(spec: ResolvedSpec) -> Iterator[tuple[str, ResolvedLoRA]]:
+    yield SFT.name, spec.policy.sft.lora
+    yield GRPO.name, spec.policy.grpo.lora
 
 
 def _untaught(spec: ResolvedSpec) -> Iterator[Problem]:

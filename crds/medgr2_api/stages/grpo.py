@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from medgr2_api.hashing import Since
 from medgr2_api.policy import PolicyRelease, ResolvedGRPO, RewardTerm, RewardTermType
-from medgr2_api.training_spec import AnswerFormat
+from medgr2_api.training_spec import AnswerFormat, ModelLoading
 
 from .curate import TRAINING_SET
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
@@ -21,6 +21,8 @@ class GRPOParameters(StageParameters):
 
     grpo: ResolvedGRPO
     """Rewards, prompts and how the policy learns."""
+    loading: ModelLoading = ModelLoading()
+    """How the model is held meanwhile."""
     release: Annotated[PolicyRelease, Since("Last")]
     """Whether the checkpoint has to be at least as good as that of SFT to go on."""
     answer_format: AnswerFormat
@@ -30,7 +32,11 @@ class GRPOParameters(StageParameters):
 def _build(source: Source) -> GRPOParameters:
     policy = source.spec.policy
     return GRPOParameters(
-        seed=source.seed, grpo=policy.grpo, release=policy.release, answer_format=source.spec.answer_format
+        seed=source.seed,
+        grpo=policy.grpo,
+        loading=policy.loading,
+        release=policy.release,
+        answer_format=source.spec.answer_format,
     )
 
 
@@ -52,6 +58,7 @@ GRPO = StageDefinition(
     build=_build,
     spec_paths={
         "grpo": "policy.grpo",
+        "loading": "policy.loading",
         "release": "policy.release",
     },
     iterations=Iterations.LOOP,

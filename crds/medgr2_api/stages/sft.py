@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from medgr2_api.training_spec import AnswerFormat, InitFrom, ResolvedTraining
+from medgr2_api.training_spec import AnswerFormat, InitFrom, ModelLoading, ResolvedTraining
 
 from .curate import TRAINING_SET
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters
@@ -20,6 +20,8 @@ class SFTParameters(StageParameters):
     """Where the training starts."""
     training: ResolvedTraining
     """How the policy learns."""
+    loading: ModelLoading = ModelLoading()
+    """How the model is held meanwhile."""
     answer_format: AnswerFormat
     """What stands between <answer> and </answer>."""
 
@@ -29,6 +31,7 @@ def _build(source: Source) -> SFTParameters:
         seed=source.seed,
         init_from=source.spec.policy.init_from,
         training=source.spec.policy.sft,
+        loading=source.spec.policy.loading,
         answer_format=source.spec.answer_format,
     )
 
@@ -45,6 +48,7 @@ SFT = StageDefinition(
     spec_paths={
         "initFrom": "policy.initFrom",
         "training": "policy.sft",
+        "loading": "policy.loading",
     },
     iterations=Iterations.LOOP,
     reads=(

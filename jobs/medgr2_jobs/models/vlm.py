@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.utils import logging as transformers_logging
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from medgr2_api import model_families
 
@@ -57,7 +58,15 @@ class Batch:
         return Batch({key: value.to(device) for key, value in self.inputs.items()}, self.labels.to(device))
 
 
-def load_model(path: Path, *, adapter: Path | None = None, train: bool = False, dtype: Any = None) -> Any:
+def load_model(
+    path: Path,
+    *,
+    adapter: Path | None = None,
+    train: bool = False,
+    dtype: Any = None,
+    attention: str = "sdpa",
+    quantization: QuantizationConfigMixin | None = None,
+) -> Any:
     """Loads a model from a folder: safetensors only, no code from the folder, float32 on CPU and bfloat16 on GPU; it
     writes by our own configuration (`generation`), whatever the folder's says.
 
@@ -66,6 +75,8 @@ def load_model(path: Path, *, adapter: Path | None = None, train: bool = False, 
         adapter: the folder of adapters to merge into it.
         train: to be trained: float32 on a GPU, too.
         dtype: precision of the weights, if another one; "auto": as they are in the folder.
+        attention: how it is computed, by its name in transformers.
+        quantization: how weights are stored that adapters will be trained on.
 
     Raises:
         ConfigError: the folder holds no model of a supported family, or the adapters do not fit it.
@@ -81,9 +92,10 @@ def load_model(path: Path, *, adapter: Path | None = None, train: bool = False, 
             trust_remote_code=False,
             use_safetensors=True,
             dtype=dtype or (torch.bfloat16 if torch.cuda.is_available() and not train else torch.float32),
-            attn_implementation="sdpa",
+            attn_implementation=attention,
+            **({"quantization_config": quantization} if quantization is not None else {}),
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"{path}: cannot be loaded as a vision-language model ({error})") from error
     model, report = loaded
     if report["missing_keys"]:  # transformers would leave them random and only log it

@@ -13,9 +13,9 @@ from typing import Any
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from medgr2_api.training_spec import ResolvedTraining
+from medgr2_api.training_spec import BY_DEFAULT, ModelLoading, ResolvedTraining
 
-from ..models import image_check, vlm
+from ..models import held, image_check, vlm
 from ..models.checkpoint import Checkpoint
 from ..models.patches import trl_head
 from ..models.vlm import PromptResponse
@@ -57,6 +57,7 @@ def fine_tune(
     training: ResolvedTraining,
     *,
     settings: str,
+    loading: ModelLoading = BY_DEFAULT,
 ) -> FineTuned:
     """Trains a checkpoint on rows, from the newest checkpoint of this stage if there is one.
 
@@ -66,6 +67,7 @@ def fine_tune(
         source: what to start from.
         training: how it learns.
         settings: where that stands in the spec, for messages.
+        loading: how the model is held meanwhile.
 
     Raises:
         ConfigError: a trainer option is unknown, owned or refused; no usable model.
@@ -84,6 +86,7 @@ def fine_tune(
         num_train_epochs=training.num_epochs,
         max_length=None,  # TRL's default of 1024 may cut the answer off and then trains on nothing, at loss 0
         remove_unused_columns=False,
+        bf16=held.bfloat16(loading),
     )
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps = args.max_steps if args.max_steps > 0 else math.ceil(math.ceil(len(rows) / batch) * args.num_train_epochs)
@@ -94,7 +97,7 @@ def fine_tune(
     collator = CompletionCollator(vlm.Encoder(processor, ctx.images))
     collator.check(rows)
 
-    start = Start(source, lora_config(training.lora))
+    start = Start(source, lora_config(training.lora), loading)
     trl_head.apply(vlm.device())
     callback = StageCallback(ctx, ctx.request.stage, ("loss", "mean_token_accuracy"), settings=settings)
     with refusals(field, "SFTTrainer"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from medgr2_api.training_spec import ModelLoading
+
+from ..errors import ConfigError
 from ..models import checkpoint as checkpoints
-from ..models import generation, vlm
+from ..models import generation, held, vlm
 from ..models.checkpoint import Base, Checkpoint
 from ..runner.distributed import deepspeed
 from ..runner.distributed.rendezvous import Rendezvous
@@ -35,6 +38,8 @@ class Start:
     checkpoint: Checkpoint
     lora: LoraConfig | None
     """The adapters to train; None: all weights."""
+    loading: ModelLoading = field(default_factory=ModelLoading)
+    """How the model is held meanwhile."""
 
     @cached_property
     def continues(self) -> bool:
@@ -59,28 +64,61 @@ class Start:
     def model(self) -> Any:
         """The model to train.
 
-        Where only adapters learn on a GPU, the base is bfloat16, as it is where it answers: autocast would cast float32
+        Where only adapters learn in bfloat16, the base is, too, as it is where it answers: autocast would cast float32
         weights anew for every forward pass. DeepSpeed has its own precision, and weights that learn, or are merged and
         published whole, need float32.
+
+        Raises:
+            ConfigError: it cannot be held as asked for.
         """
         alone = Rendezvous.from_environment().deepspeed is None
-        frozen = self.stands_on is not None and torch.cuda.is_available() and alone
+        frozen = self.stands_on is not None and held.bfloat16(self.loading) and alone
         dtype = torch.bfloat16 if frozen else torch.float32
+        folder, adapter = self.checkpoint.base, self.checkpoint.adapter
+        how: dict[str, Any] = {"train": True, "dtype": dtype, "attention": held.attention(self.loading.attention)}
+        if self.loading.quantization is not None:
+            how["quantization"] = self._quantization(dtype)
         if not self.continues:
-            return vlm.load_model(self.checkpoint.base, adapter=self.checkpoint.adapter, train=True, dtype=dtype)
+            model = vlm.load_model(folder, adapter=adapter, **how)
+            if self.lora is None and self.loading.freeze_vision_tower:
+                held.freeze_vision_tower(model)
+            return model
         assert self.lora is not None
-        assert self.checkpoint.adapter is not None
-        base = vlm.load_model(self.checkpoint.base, train=True, dtype=dtype)
-        return vlm.with_adapter(base, self.checkpoint.adapter, dropout=self.lora.lora_dropout)
+        assert adapter is not None
+        return vlm.with_adapter(vlm.load_model(folder, **how), adapter, dropout=self.lora.lora_dropout)
+
+    def _quantization(self, dtype: torch.dtype) -> Any:
+        if self.stands_on is None:
+            raise ConfigError(
+                f"{held.FIELD}.quantization: only the weights under adapters that stand on the base model are "
+                "quantized, and here "
+                + ("all weights learn" if self.lora is None else "others were merged into it before")
+                + ": give policy.sft and policy.grpo the same lora, of a rank above 0"
+            )
+        return held.quantization(self.checkpoint.base, dtype)
 
 
 class ExactResume(Trainer):
-    """Goes before a TRL trainer among the bases: a resume loads the checkpoint's weights, or fails.
+    """Goes before a TRL trainer among the bases: a resume loads the checkpoint's weights, or fails; adapters learn in
+    float32.
+
+    TRL makes bfloat16 of adapters on a quantized base, which rounds most of a small learning rate's updates away.
 
     transformers 5 writes weights under the names of the hub (`model.layers…`) and builds models with others
     (`model.language_model.layers…`). `from_pretrained` translates; `Trainer` does not, and its `load_state_dict` is not
     strict: without adapters a resumed run would silently start from the first weights, with the optimizer of the last.
     """
+
+    def __init__(self, model: Any, **named: Any) -> None:
+        if not getattr(model, "is_loaded_in_4bit", False):
+            super().__init__(model=model, **named)
+            return
+        before = {name: weight.data for name, weight in model.named_parameters() if weight.requires_grad}
+        super().__init__(model=model, **named)
+        assert self.model is not None
+        for name, weight in self.model.named_parameters():
+            if weight.requires_grad:
+                weight.data = before.get(name, weight.data.float())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         model = self.model if model is None else model

@@ -18,7 +18,8 @@ _ABOUT_GPUS = re.compile(r"\bGPUs?\b|CUDA|Ampere", re.IGNORECASE)
 
 
 def trainers(context: PreflightContext) -> Iterator[CheckResult]:
-    """Every `trainer:` block that the user wrote, as the library sees it, with the packages it needs; and DeepSpeed."""
+    """Every `trainer:` block that the user wrote, as the library sees it, with the packages it needs; and what else the
+    trainings need: DeepSpeed, bitsandbytes, flash attention."""
     spec = context.spec
     written, known = context.cycle.spec, spec.policy.grpo
     place = spec.stage(GRPO.name)
@@ -43,6 +44,7 @@ def trainers(context: PreflightContext) -> Iterator[CheckResult]:
     for where, (given, config, options, ours) in blocks.items():
         if given:
             yield _trainer(context, where, config, options, ours)
+    yield from _loading(context)
     for stage in spec.stages:
         if stage.deepspeed is not None:
             where = f"stages[{stage.name}].deepspeed"
@@ -50,6 +52,22 @@ def trainers(context: PreflightContext) -> Iterator[CheckResult]:
                 yield failed(where, "the package deepspeed is not installed here: install MedGR2 with `distributed`")
             else:
                 yield ok(where, "deepspeed is there")
+
+
+def _loading(context: PreflightContext) -> Iterator[CheckResult]:
+    """Whether what `policy.loading` asks for is installed here."""
+    where, asked = "policy.loading", context.cycle.spec.policy.loading
+    if not asked.model_fields_set:
+        return
+    from ..models import held
+
+    try:
+        held.check(asked)
+    except ConfigError as error:
+        lacking = "needs a GPU" in str(error)
+        yield (skipped if lacking else failed)(where, str(error).removeprefix(f"{where}."))
+        return
+    yield ok(where, "what it asks for is there")
 
 
 def _trainer(

@@ -29,7 +29,7 @@ from medgr2_api.stages.grpo import GRPOParameters
 from ..curate.training_set import training_set
 from ..errors import ConfigError, DataError
 from ..evaluate.release import Release, TrainedOn
-from ..models import checkpoint, generation, vlm
+from ..models import checkpoint, generation, held, vlm
 from ..models.patches import pixel_cache, repeated_prompts, trl_head
 from ..policy.dataset import grpo_dataset, grpo_prompts, with_seed_share
 from ..policy.model import ExactResume, Start, save, trained
@@ -120,6 +120,7 @@ def run(ctx: StageContext[GRPOParameters]) -> StageOutcome:
         learning_rate=grpo.learning_rate,
         num_generations=grpo.num_generations,
         beta=grpo.kl_coefficient,
+        bf16=held.bfloat16(ctx.parameters.loading),
     )
     check_batches(args)
     judge = ReleaseJudge(ctx)
@@ -140,7 +141,7 @@ def run(ctx: StageContext[GRPOParameters]) -> StageOutcome:
     place_checkpoints(args, steps, spread="save_steps" not in options, every=every)
 
     ctx.progress("load", 0, steps)
-    start = Start(checkpoint.published(ctx, "sft"), lora_config(grpo.lora))
+    start = Start(checkpoint.published(ctx, "sft"), lora_config(grpo.lora), ctx.parameters.loading)
     processor = start.checkpoint.processor("left")
     processor = repeated_prompts.apply(pixel_cache.apply(processor, vlm.device()), vlm.device())
     model = start.model()

@@ -27,7 +27,7 @@ def run(ctx: StageContext[SFTParameters]) -> StageOutcome:
     rows = sft_rows(training_set(ctx, ctx.request.iteration, parameters.answer_format), parameters.answer_format)
     previous = parameters.init_from is InitFrom.PREVIOUS and ctx.has_input("policy")  # iteration 1 has no previous one
     source = checkpoint.published(ctx, "policy") if previous else checkpoint.base(ctx)
-    tuned = fine_tune(ctx, rows, source, parameters.training, settings="policy.sft")
+    tuned = fine_tune(ctx, rows, source, parameters.training, settings="policy.sft", loading=parameters.loading)
     if not ctx.process_group.main:
         return StageOutcome()
     save(tuned.model, tuned.start, ctx.writer.path("model"))

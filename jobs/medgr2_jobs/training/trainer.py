@@ -15,8 +15,9 @@ from peft import LoraConfig
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from medgr2_api.hashing import normalise
+from medgr2_api.model_families import ADAPTED
 from medgr2_api.training_spec import FullFineTuning, ResolvedLoRA
-from medgr2_api.unsupported import OWNED_TRAINER_OPTIONS
+from medgr2_api.unsupported import owned_options
 
 from ..errors import ConfigError, NotFinite
 from ..runner.context import StageContext
@@ -41,9 +42,10 @@ def trainer_options(
         ConfigError: an option the library does not have (with the nearest that it has), or that the contract owns.
     """
     field_types = {item.name: str(item.type) for item in dataclasses.fields(config) if item.init}
+    reasons = owned_options(field)
     for name in options:
-        if name in OWNED_TRAINER_OPTIONS:
-            raise ConfigError(f"{field}.{name}: not to be set here: {OWNED_TRAINER_OPTIONS[name]}")
+        if name in reasons:
+            raise ConfigError(f"{field}.{name}: not to be set here: {reasons[name]}")
         if name not in field_types:
             near = difflib.get_close_matches(name, field_types, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -200,8 +202,7 @@ def lora_config(lora: ResolvedLoRA, *, task_type: str | None = "CAUSAL_LM") -> L
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type] # peft divides it by the rank: any number
         lora_dropout=lora.dropout,
-        # the language model only (Idefics3 calls it text_model): vLLM serves no adapters on the vision tower
-        target_modules=r".*(language_model|text_model)\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+        target_modules=ADAPTED,
         task_type=task_type,
     )
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from medgr2_api.accelerators import gpus, unknown_devices
-from medgr2_api.cycle import Cycle
+from medgr2_api.cycle import Cycle, CycleSpec
 from medgr2_api.stage_contract import CycleRef, StageRequest
-from medgr2_api.stages import definition
+from medgr2_api.stages import GRPO, SFT, definition
+from medgr2_api.training_spec import Attention
 
 from ..plan.scheduling import job_name
 from ..plan.spec_cache import cached_spec
@@ -21,6 +22,10 @@ _BUILTIN = "builtin://"
 _NO_ACCELERATOR = (
     "this stage computes with a model and has no GPU: ask for one ({limits: {nvidia.com/gpu: 1}}), or, if the model is"
     " so small, say what it shall have without one ({requests: {cpu: 8, memory: 32Gi}})"
+)
+_NO_FLASH = (
+    "policy.loading.attention is FlashAttention2, which needs a GPU, and this stage has none: ask for one ({limits:"
+    " {nvidia.com/gpu: 1}}), or use SDPA"
 )
 
 
@@ -52,16 +57,24 @@ def without_accelerator(cycle: Cycle, settings: RenderSettings) -> list[RenderEr
         cycle: one that can be rendered.
         settings: the operator's.
     """
-    spec, errors = cycle.spec, []
-    if all(base.startswith(_BUILTIN) for base in (spec.policy.base_model, spec.reward_model.base_model)):
-        return []
+    errors = []
     for key in _stages(cycle):
-        if not definition(key.name).computes or spec.stage(key.name).resources:
+        if not (why := _why_a_gpu(cycle.spec, key.name)):
             continue
         *_, made = job(cycle, _create(cycle, key, collect=False), settings)
         if not any(has_accelerators(c.get("resources") or {}) for c in made["spec"]["template"]["spec"]["containers"]):
-            errors.append(RenderError(f"spec.stages[{key.name}].resources", _NO_ACCELERATOR))
+            errors.append(RenderError(f"spec.stages[{key.name}].resources", why))
     return errors
+
+
+def _why_a_gpu(spec: CycleSpec, name: str) -> str:
+    """Why a stage cannot do without a GPU; empty: it can."""
+    flash = spec.policy.loading.attention is Attention.FLASH_ATTENTION_2
+    if flash and name in (SFT.name, GRPO.name):
+        return _NO_FLASH
+    builtin = all(base.startswith(_BUILTIN) for base in (spec.policy.base_model, spec.reward_model.base_model))
+    told = builtin or not definition(name).computes or spec.stage(name).resources
+    return "" if told else _NO_ACCELERATOR
 
 
 def _stages(cycle: Cycle) -> list[StageKey]:

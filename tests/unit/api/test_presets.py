@@ -131,3 +131,16 @@ def test_full_fine_tuning_gets_no_alpha() -> None:
     assert (grpo.lora.rank, grpo.lora.alpha, grpo.learning_rate) == (0, None, 1e-6)
     adapters = resolve(spec_with()).policy.grpo
     assert (adapters.lora.rank, adapters.lora.alpha, adapters.learning_rate) == (64, 128, 1e-5)
+
+
+@pytest.mark.parametrize("preset", list(Preset))
+def test_where_all_weights_are_trained_it_is_said_whether_the_vision_tower_is(preset: Preset) -> None:
+    def frozen(sft: int, grpo: int, **loading: Any) -> bool | None:
+        policy = {"sft": {"lora": {"rank": sft}}, "grpo": {"lora": {"rank": grpo}}, "loading": loading}
+        changes = {f"policy.{name}": value for name, value in policy.items()}
+        return resolve(spec_with({"preset": str(preset)} | changes)).policy.loading.freeze_vision_tower
+
+    by_default = preset is Preset.DEFAULT  # of works that train it, and of the model that has to learn to see: no
+    assert frozen(0, 0) is frozen(0, 8) is frozen(8, 0) is by_default
+    assert frozen(8, 8) is None, "adapters never change it"
+    assert frozen(0, 0, freezeVisionTower=not by_default) is not by_default

@@ -154,9 +154,48 @@ def test_images_that_may_not_leave_are_not_asked_about_outside(
 @pytest.mark.parametrize("trainer", TRAINERS)
 @pytest.mark.parametrize("option", ["output_dir", "seed", "learning_rate", "max_length", "push_to_hub", "report_to"])
 def test_options_of_the_contract_are_refused_in_every_trainer(trainer: str, option: str) -> None:
-    (problem,) = unsupported(spec_with(SUPPORTED | {trainer: {option: 1, "bf16": True, "max_steps": 5}}))
+    (problem,) = unsupported(spec_with(SUPPORTED | {trainer: {option: 1, "tf32": True, "max_steps": 5}}))
     assert problem.path == f"spec.{trainer}.{option}"
     assert OWNED_TRAINER_OPTIONS[option] in problem.message
+
+
+def test_the_precision_of_the_policy_has_a_field_of_its_own() -> None:
+    refused = {"policy.sft.trainer": {"bf16": True}, "policy.grpo.trainer": {"bf16": False}}
+    problems = unsupported(spec_with(SUPPORTED | refused | {"rewardModel.training.trainer": {"bf16": True}}))
+    assert [problem.path for problem in problems] == [f"spec.{path}.bf16" for path in refused]
+    assert {problem.message for problem in problems} == {"not to be set here: use spec.policy.loading.precision"}
+
+
+NF4, SAME = {"quantization": "NF4"}, {"rank": 16}
+
+
+@pytest.mark.parametrize(
+    ("loading", "sft", "grpo", "stages", "said"),
+    [
+        (NF4, SAME, SAME, [], ""),
+        (NF4, {"rank": 0}, SAME, [], "sft trains all weights"),
+        (NF4, SAME, {"rank": 0}, [], "grpo trains all weights"),
+        (NF4, SAME, {"rank": 32}, [], "grpo would merge the adapters before and train others"),
+        (NF4, SAME, {"rank": 32}, [{"name": "grpo", "enabled": False}], ""),
+        (NF4, SAME, SAME, [{"name": "sft", "deepspeed": "Zero3"}], "Zero3 shares out what learns"),
+        (NF4, SAME, SAME, [{"name": "grpo", "deepspeed": "Zero2"}], "Zero2 shares out what learns"),
+        ({"freezeVisionTower": True}, SAME, SAME, [], "adapters never change the vision tower"),
+        ({"freezeVisionTower": False}, SAME, SAME, [], "adapters never change the vision tower"),
+        ({"freezeVisionTower": False}, {"rank": 0}, SAME, [], ""),
+        ({"attention": "FlashAttention2", "precision": "Float32"}, SAME, SAME, [], "FlashAttention2 has no Float32"),
+        ({"attention": "FlashAttention2"}, SAME, SAME, [], ""),
+    ],
+)
+def test_how_a_policy_cannot_be_held(
+    loading: dict[str, Any], sft: dict[str, Any], grpo: dict[str, Any], stages: list[dict[str, Any]], said: str
+) -> None:
+    policy = {"baseModel": "models/qwen", "loading": loading, "sft": {"lora": sft}, "grpo": {"lora": grpo}}
+    problems = unsupported(spec_with(SUPPORTED | {"policy": policy, "stages": stages}))
+    assert len(problems) == bool(said)
+    for problem in problems:
+        assert problem.path == f"spec.policy.loading.{next(iter(loading))}"
+        assert said in problem.message
+        assert "leave" in problem.message
 
 
 def test_refusals_name_the_field_to_use() -> None:

@@ -40,6 +40,17 @@ def test_an_example_can_be_run_as_it_is(name: str) -> None:
     assert trial.unrenderable(cycle, SETTINGS) == trial.without_accelerator(cycle, SETTINGS) == []
 
 
+def test_flash_attention_without_a_gpu_is_refused_whatever_else_the_stage_has() -> None:
+    document = load_cycle(EXAMPLES["one-gpu"]).dump()
+    document["spec"]["policy"]["loading"] = {"attention": "FlashAttention2"}
+    for stage in document["spec"]["stages"]:
+        if stage["name"] == "sft":
+            stage["resources"] = {"limits": {"cpu": 8, "memory": "48Gi"}}
+    (error,) = trial.without_accelerator(Cycle.model_validate(document), SETTINGS)
+    assert "spec.stages[sft].resources" in str(error)
+    assert "FlashAttention2" in str(error)
+
+
 @pytest.mark.parametrize(
     ("name", "processes"),
     [
