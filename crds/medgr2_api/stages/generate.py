@@ -123,7 +123,7 @@ class GenerateParameters(StageParameters):
     min_usable: Annotated[MinUsable, NOT_HASHED] = MinUsable()
     """When too few answers can be used to go on."""
     student: StudentUse | None = None
-    """What a promoted student is asked; absent: nothing, there is none."""
+    """What a promoted student is asked; absent: nothing, there is none, as in the first iteration."""
     answer_format: AnswerFormat
     """What stands between <answer> and </answer>."""
     shards: int
@@ -147,7 +147,7 @@ def _build(source: Source) -> GenerateParameters:
         questions_per_image=source.spec.generator.questions_per_image,
         sampling=source.spec.generator.sampling,
         min_usable=source.spec.generator.min_usable,
-        student=_student(source.spec.generator),
+        student=_student(source),
         answer_format=source.spec.answer_format,
         shards=source.spec.stage("generate").shards,
         sources=list(source.spec.data.sources),
@@ -155,9 +155,12 @@ def _build(source: Source) -> GenerateParameters:
     )
 
 
-def _student(generator: ResolvedGenerator) -> StudentUse | None:
-    taught = generator.distillation
-    return None if taught is None else StudentUse(share=taught.share, max_attempts=taught.max_attempts)
+def _student(source: Source) -> StudentUse | None:
+    """None in the first iteration, where nobody has learnt yet: who adds a student later pays for no question again."""
+    taught = source.spec.generator.distillation
+    if taught is None or source.iteration == 1:
+        return None
+    return StudentUse(share=taught.share, max_attempts=taught.max_attempts)
 
 
 def _custom(generator: ResolvedGenerator) -> dict[str, str]:

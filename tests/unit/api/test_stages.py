@@ -12,10 +12,11 @@ from tests.support.cycle_documents import spec_with
 from tests.support.stage_registry import registered
 
 from medgr2_api import stages
+from medgr2_api.cycle import ResolvedSpec
 from medgr2_api.data import OptionSpelling
 from medgr2_api.presets import resolve
 from medgr2_api.scheduling import StageRef
-from medgr2_api.stages import StageDefinition, definition, stage_names, stage_parameters
+from medgr2_api.stages import StageDefinition, definition, input_hash, stage_names, stage_parameters
 from medgr2_api.stages.definition import Iterations, Of, Read
 
 ROOT = Path(__file__).parents[3]
@@ -165,3 +166,14 @@ def test_the_report_says_whose_options_are_spelled_uniformly() -> None:
     written, uniform = settings(OptionSpelling.AS_WRITTEN), settings(OptionSpelling.UNIFORM)
     assert isinstance(written, dict)
     assert uniform == {**written, "options spelled uniformly": "in train"}
+
+
+def test_a_student_is_no_matter_of_the_first_round() -> None:
+    """Who adds one to a cycle that has generated already pays for nothing of it again."""
+    without, taught = (resolve(spec_with(more)) for more in ({}, {"generator.distillation": {"share": 0.4}}))
+
+    def hashed(spec: ResolvedSpec, iteration: int) -> str:
+        return input_hash("generate", stage_parameters(spec, "c", "generate", iteration), {"prepare": "0" * 64})
+
+    assert hashed(taught, 1) == hashed(without, 1)
+    assert hashed(taught, 2) != hashed(without, 2)
