@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.loop_fixtures import Loop
+from tests.support.loop_fixtures import Loop, running_stages
 
 pytestmark = pytest.mark.slow
 
@@ -63,7 +63,7 @@ def test_same_seed_same_bytes_although_everything_is_killed(undisturbed: Loop, t
     deadline = time.monotonic() + 900
     while process.poll() is None:
         assert time.monotonic() < deadline, "the run hangs"
-        for pid, name, age in _stages(process.pid):
+        for pid, name, age in running_stages(process.pid):
             if name in run_kills:
                 if age >= run_kills[name]:
                     del run_kills[name]
@@ -82,30 +82,3 @@ def test_same_seed_same_bytes_although_everything_is_killed(undisturbed: Loop, t
     assert killed_runs == 3
     assert {"prepare@0", "reward@0", "sft@1", "grpo@1"} <= killed, "long enough to be caught every time"
     assert loop.digests() == undisturbed.digests()
-
-
-def _stages(run: int) -> list[tuple[int, str, float]]:
-    """(pid, stage, age in seconds) of the stages below a run: children of its forkserver, named by their log."""
-    stages = []
-    for forkserver in _children(run):
-        for pid in _children(forkserver):
-            try:
-                log = Path(os.readlink(f"/proc/{pid}/fd/1")).stem
-                started = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
-            except (OSError, IndexError):
-                continue
-            age = time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
-            iteration, name = log.split("-")[:2] if log.startswith("i0") else ("", "")
-            if name:
-                stages.append((pid, f"{name}@{int(iteration[1:])}", age))
-    return stages
-
-
-def _children(pid: int) -> list[int]:
-    children = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children += [int(word) for word in task.read_text().split()]
-        except OSError:
-            continue
-    return children

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,11 @@ class Loop:
         self.name = document["metadata"]["name"]
         self.file.write_text(yaml.safe_dump(document))
 
+    def command(self, *arguments: str) -> str:
+        """What another command says of the workspace."""
+        command = [sys.executable, "-m", "medgr2_operator.cli.app", *arguments, "--workspace", str(self.workspace)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Starts `medgr2 run`."""
         command = [sys.executable, "-m", "medgr2_operator.cli.app", "run", str(self.file), "--plain"]
@@ -86,3 +92,30 @@ class Loop:
     def digests(self) -> dict[str, str]:
         """Output digest of every stage."""
         return {f"{s['name']}@{s['iteration']}": s["outputDigest"] for s in self.status()["stages"]}
+
+
+def running_stages(run: int) -> list[tuple[int, str, float]]:
+    """(pid, stage, age in seconds) of the stages below a run: children of its forkserver, named by their log."""
+    stages = []
+    for forkserver in _children(run):
+        for pid in _children(forkserver):
+            try:
+                log = Path(os.readlink(f"/proc/{pid}/fd/1")).stem
+                started = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
+            except (OSError, IndexError):
+                continue
+            age = time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+            iteration, name = log.split("-")[:2] if log.startswith("i0") else ("", "")
+            if name:
+                stages.append((pid, f"{name}@{int(iteration[1:])}", age))
+    return stages
+
+
+def _children(pid: int) -> list[int]:
+    children = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children += [int(word) for word in task.read_text().split()]
+        except OSError:
+            continue
+    return children
