@@ -91,7 +91,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "MedGR2 needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable ".[operator,jobs,dev]"
+	$(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable ".[operator,jobs,mlflow,wandb,dev]"
 	@touch $(STAMP)
 
 clean:  ## Remove the environment and the demo's workspace.

@@ -1,8 +1,9 @@
 # The stages: torch, transformers, TRL. From the repository's root:
 #   docker build -f images/jobs.Dockerfile -t ghcr.io/medgr2/jobs:0.1.0 .
 # BASE: any image of Debian's kind with Python 3.11 or newer and its venv module; torch's wheels bring CUDA along.
-# EXTRAS: `jobs distributed quantization`, or fewer: `distributed` is DeepSpeed (deepspeed: Zero2, Zero3), of whose
-# kernels, which it would build with a CUDA toolkit, the stages use none; `quantization` is bitsandbytes (QLoRA).
+# EXTRAS: all that a cycle may ask for, or fewer: `distributed` is DeepSpeed (deepspeed: Zero2, Zero3), of whose kernels,
+# which it would build with a CUDA toolkit, the stages use none; `quantization` is bitsandbytes (QLoRA); `mlflow` and
+# `wandb` follow trainings.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 
 # Our code is installed in a stage of its own: what installs it is not in the image that runs.
@@ -19,7 +20,7 @@ RUN VIRTUAL_ENV=/opt/medgr2 /opt/build/bin/uv pip install --no-cache --quiet --c
 
 # Of pyproject.toml only the names of the dependencies matter to the heavy layer.
 FROM ${BASE} AS requirements
-ARG EXTRAS="jobs distributed quantization"
+ARG EXTRAS="jobs distributed quantization mlflow wandb"
 COPY pyproject.toml /
 RUN python3 -c 'import sys, tomllib; p = tomllib.load(open("/pyproject.toml", "rb"))["project"]; \
       print(*p["dependencies"], *(r for e in sys.argv[1:] for r in p["optional-dependencies"][e]), sep="\n")' \

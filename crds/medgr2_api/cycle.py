@@ -28,6 +28,7 @@ from .scheduling import (
 )
 from .stages import StageName
 from .status import CycleStatus
+from .tracking import Tracking
 from .training_spec import AnswerFormat
 from .types import DNSLabel, bytes_exceed
 
@@ -115,6 +116,8 @@ class CycleSpec(Model):
     """π, the policy: the vision-language model that the loop trains."""
     evaluation: Evaluation = Evaluation()
     """How checkpoints are evaluated: benchmarks, controls, scoring."""
+    tracking: Tracking | None = None
+    """Who follows the trainings, beside the TensorBoard files in the workspace; absent: nobody."""
     queueing: Queueing | None = None
     """How Kueue queues the stages; absent: Kubernetes schedules them directly."""
     failure_policy: FailurePolicy = FailurePolicy()

@@ -13,6 +13,7 @@
   private/                            for the owner alone: the secret of the pseudonyms, and what they stand for
   cycles/<cycle>/                     one cycle's view
     state.json, approved.json, suspend, report/, logs/, fences/, progress/, results/, iterations/
+    tensorboard/, mlflow/, wandb/     what follows the trainings: a run for each attempt
     spend/<cycle uid>/                what was reserved and paid at the generator's provider
 ```
 """
@@ -72,6 +73,21 @@ def fence(cycle_name: str, iteration: int, stage: str) -> PurePosixPath:
 def log(cycle_name: str, attempt: str) -> PurePosixPath:
     """A stage's stdout and stderr."""
     return cycle(cycle_name) / "logs" / f"{attempt}.log"
+
+
+def tensorboard(cycle_name: str) -> PurePosixPath:
+    """Event files of a cycle's trainings, a folder an attempt."""
+    return cycle(cycle_name) / "tensorboard"
+
+
+def mlflow(cycle_name: str) -> PurePosixPath:
+    """MLflow's file store of a cycle's trainings."""
+    return cycle(cycle_name) / "mlflow"
+
+
+def wandb(cycle_name: str) -> PurePosixPath:
+    """W&B's runs of a cycle's trainings."""
+    return cycle(cycle_name) / "wandb"
 
 
 def progress(cycle_name: str, attempt: str) -> PurePosixPath:

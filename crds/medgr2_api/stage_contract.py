@@ -9,6 +9,7 @@ from pydantic import Field
 
 from . import redaction
 from .model import Model
+from .tracking import Tracking
 from .types import Figures, FiniteOrNone
 
 #: The termination message of a pod holds 4 KiB for all containers; ours stays at half of it.
@@ -167,6 +168,8 @@ class StageRequest(Model):
     """A training writes a checkpoint when the last one is this old."""
     stall_seconds: float = 1800
     """A training in which no step ends for so long is given up (exit code 75)."""
+    tracking: Tracking | None = None
+    """Who follows the training; null: nobody."""
     collect: bool = False
     """Only read the manifest of an earlier success and report it: its pod was gone before its result was read."""
     threads: int = 1

@@ -100,7 +100,7 @@ _NOTHING_MAY_LEAVE = (
 
 _FOLDERS = "the stage decides where it writes"
 _CHECKPOINTS = "the stage writes checkpoints so that it can go on from any interruption"
-_LOGS = "progress and metrics go to the status and to /metrics"
+_LOGS = "progress and metrics go to the status and to /metrics; spec.tracking says who else follows a training"
 _HUB = "a stage publishes to the workspace only"
 _MEASURING = "the stage evaluate measures checkpoints"
 _WHOLE = "examples are never cut: a cut loses image tokens or the answer"
@@ -231,6 +231,8 @@ def unsupported(spec: CycleSpec, local: bool = False) -> list[Problem]:
     problems += _engine(known)
     problems += _uneven_batches(known)
     problems += _loading(known)
+    if known.tracking is not None:
+        problems += [Problem(f"spec.tracking.{field}", message) for field, message in known.tracking.problems()]
     problems += _unknown_question_types(known)
     problems += _untaught(known)
     if spec.budget.gpu_hours is not None:

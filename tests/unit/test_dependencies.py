@@ -21,8 +21,8 @@ BASE = "dependencies"
 INSTALLED = {
     "crds": (BASE,),
     "operator": (BASE, "operator"),
-    "jobs": (BASE, "jobs", "distributed"),
-    "tests": (BASE, "operator", "jobs", "dev"),
+    "jobs": (BASE, "jobs", "distributed", "mlflow", "wandb"),
+    "tests": (BASE, "operator", "jobs", "mlflow", "wandb", "dev"),
     "bench": (BASE, "operator", "jobs", "dev"),
     "monitoring": (BASE, "operator", "jobs", "dev"),
 }
@@ -32,6 +32,8 @@ USED_BY = {
     "operator": ("operator",),
     "jobs": ("jobs",),
     "distributed": ("jobs",),
+    "mlflow": ("jobs",),
+    "wandb": ("jobs",),
     "dev": ("tests", "bench", "monitoring"),
 }
 #: Declared, and used without an import of ours → who uses it.
@@ -46,6 +48,7 @@ NOT_IMPORTED = {
     "pylibjpeg-rle": "pydicom, to decompress",
     "python-gdcm": "pydicom, to decompress",
     "ruff": "make lint",
+    "tensorboard": "torch.utils.tensorboard",
     "torchvision": "transformers' image processors",
     "types-pyyaml": "mypy",
 }

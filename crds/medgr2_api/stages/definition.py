@@ -153,6 +153,11 @@ class StageDefinition:
         """All that it depends on."""
         return (*self.reads, *self.waits)
 
+    @property
+    def trains(self) -> bool:
+        """Whether it trains a model."""
+        return "model/" in (*self.publishes, *self.may_publish)
+
     def declares(self, role: str) -> bool:
         """Whether it says that it may read an input of this role."""
         one = {read.role for read in self.reads if read.of not in (Of.EVERY, Of.EARLIER)}

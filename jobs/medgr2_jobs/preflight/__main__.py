@@ -16,13 +16,22 @@ from medgr2_api.presets import resolve
 from medgr2_api.stage_contract import SECRETS_ENV, ExitCode
 from medgr2_api.yaml_loader import load_cycle
 
-from . import capacity_checks, compute_checks, data_checks, plugin_checks, provider_checks, trainer_checks
+from . import (
+    capacity_checks,
+    compute_checks,
+    data_checks,
+    plugin_checks,
+    provider_checks,
+    tracking_checks,
+    trainer_checks,
+)
 from .check_result import CheckResult, CheckStatus, PreflightContext
 
 #: In the order in which a person would look: what is there, whether it fits, and last what costs money.
 CHECKS: tuple[Callable[[PreflightContext], Iterator[CheckResult]], ...] = (
     plugin_checks.plugins,
     trainer_checks.trainers,
+    tracking_checks.tracking,
     data_checks.data,
     data_checks.records,
     data_checks.models,

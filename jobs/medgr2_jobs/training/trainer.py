@@ -24,6 +24,7 @@ from ..runner.context import StageContext
 from ..runner.distributed import deepspeed
 from .checkpoints import CHECKPOINTS_PER_RUN, latest_checkpoint, remove_torn_checkpoints
 from .stage_callback import StageCallback
+from .tracking.tracking_callback import tracked
 
 
 def trainer_options(
@@ -227,8 +228,9 @@ def train(trainer: Trainer, callback: StageCallback) -> None:
         checkpoint = latest_checkpoint(folder, group.layout)
     broadcast_path = group.broadcast(str(checkpoint or ""))
     try:
-        with callback.watchdog:
+        with tracked(trainer, callback.context), callback.watchdog:
             trainer.train(resume_from_checkpoint=broadcast_path or None)
+            callback.raise_if_stopped()
     except RuntimeError as error:
         if "probability tensor contains" not in str(error):  # what torch says when it cannot sample
             raise
@@ -236,4 +238,3 @@ def train(trainer: Trainer, callback: StageCallback) -> None:
             f"{callback.phase}: nothing can be sampled any more after step {trainer.state.global_step}: the model's "
             f"probabilities are no numbers. Lower {callback.settings}.learningRate"
         ) from error
-    callback.raise_if_stopped()

@@ -128,6 +128,7 @@ def _attempt(
         grace_seconds=cycle.spec.template.termination_grace_period_seconds,
         checkpoint_seconds=cycle.spec.failure_policy.checkpoint_seconds,
         stall_seconds=cycle.spec.failure_policy.stall_seconds,
+        tracking=cycle.spec.tracking if definition(key.name).trains else None,
         collect=record.collect,
     )
     resumes = same and not record.collect and (record.run_seconds > 0 or record.checkpoint_step >= 0)

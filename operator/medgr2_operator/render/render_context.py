@@ -11,6 +11,7 @@ from medgr2_api.engine import Engine, VLLMEngine
 from medgr2_api.scheduling import PodTemplate, StageSettings
 from medgr2_api.stages import definition
 from medgr2_api.stages.generate import Provider
+from medgr2_api.tracking import Tracking
 
 from ..plan.types import JobCreate
 from .cycle_policy import CyclePolicy
@@ -142,6 +143,11 @@ class RenderContext:
         """Who answers for the policy in this stage; None: nobody is asked."""
         document = self.create.request.parameters.get("engine")
         return Engine.model_validate(document) if document and not self.collects else None
+
+    @property
+    def tracking(self) -> Tracking:
+        """Who follows the stage's training."""
+        return (None if self.collects else self.create.request.tracking) or Tracking()
 
     @property
     def policy_server(self) -> VLLMEngine | None:

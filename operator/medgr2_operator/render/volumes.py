@@ -71,11 +71,12 @@ def _mounts(context: RenderContext, scratch: str) -> list[dict[str, Any]]:
 
 
 def _secrets(context: RenderContext) -> dict[str, list[str]]:
-    """The Secrets that the stage reads, each with the keys it needs: the provider's, or those of prepare."""
+    """The Secrets that the stage reads, each with the keys it needs: a server's that it asks, or those of prepare."""
     server = context.engine.server if context.engine else None
     references = [
         context.provider.api_key_secret_ref if context.provider else None,
         server.api_key_secret_ref if server else None,
+        *context.tracking.secrets,
     ]
     if definition(context.create.key.name).fetches and not context.collects:
         data = context.create.request.parameters.get("data", {})

@@ -151,6 +151,34 @@ def test_images_that_may_not_leave_are_not_asked_about_outside(
     assert found == ["spec.data.sources"] * refused
 
 
+WANDB = {"mode": "Online", "apiKeySecretRef": {"name": "s", "key": "k"}}
+
+
+@pytest.mark.parametrize(
+    ("tracking", "refused"),
+    [
+        ({"mlflow": {}, "wandb": {}}, {}),
+        ({"mlflow": {"trackingURI": "http://mlflow.tracking.svc:5000"}}, {}),
+        ({"mlflow": {"trackingURI": "https://mlflow.example.com"}}, {"mlflow.trackingURI": "outside the site"}),
+        ({"mlflow": {"trackingURI": "https://mlflow.example.com"}, "allowExternal": True}, {}),
+        (
+            {
+                "mlflow": {"trackingURI": "http://mlflow.example.com", "tokenSecretRef": {"name": "s", "key": "k"}},
+                "allowExternal": True,
+            },
+            {"mlflow.trackingURI": "use https"},
+        ),
+        ({"wandb": WANDB}, {"wandb.baseURL": "outside the site"}),
+        ({"wandb": WANDB, "allowExternal": True}, {}),
+        ({"wandb": {**WANDB, "baseURL": "http://wandb.internal"}}, {}),
+    ],
+)
+def test_figures_leave_the_site_only_where_the_spec_says_so(tracking: dict[str, Any], refused: dict[str, str]) -> None:
+    found = {problem.path: problem.message for problem in unsupported(spec_with(SUPPORTED | {"tracking": tracking}))}
+    assert found.keys() == {f"spec.tracking.{field}" for field in refused}
+    assert all(part in found[f"spec.tracking.{field}"] for field, part in refused.items())
+
+
 @pytest.mark.parametrize("trainer", TRAINERS)
 @pytest.mark.parametrize("option", ["output_dir", "seed", "learning_rate", "max_length", "push_to_hub", "report_to"])
 def test_options_of_the_contract_are_refused_in_every_trainer(trainer: str, option: str) -> None:

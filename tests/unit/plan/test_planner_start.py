@@ -95,6 +95,14 @@ def test_the_request_names_its_inputs() -> None:
     assert sft.output_digest == record(sim, "sft").output_digest
 
 
+def test_only_trainings_are_followed() -> None:
+    sim = make_simulator(tracking={"mlflow": {}})
+    assert until(sim, "curate").request.tracking is None
+    followed = until(sim, "sft").request.tracking
+    assert followed is not None
+    assert followed.mlflow is not None
+
+
 def test_a_reward_model_that_was_not_promoted_is_not_used() -> None:
     sim = make_simulator(iterations=2)
     succeed(sim, until(sim, "reward", 1), promoted=False)

@@ -135,6 +135,9 @@ def test_a_student_that_answers_everything_needs_no_provider(inputs: list[str], 
     assert ("gemini-key" in str(made["spec"]["template"]["spec"]["volumes"])) is (need == "external")
 
 
+_KEY = {"name": "tracking", "key": "token"}
+
+
 def _cycle(name: str = "omnimed", uid: str = UID) -> Cycle:
     return Cycle.model_construct(metadata=Metadata(name=name, namespace="ml", uid=uid))
 
@@ -164,6 +167,28 @@ def test_what_a_pod_needs_the_network_for(stage: str, generator: dict[str, Any],
     collecting = Case(stage, case.spec, {"collect": True}, iteration=case.iteration)
     *_, made = job(collecting.cycle(), collecting.create(), SETTINGS)
     assert made["spec"]["template"]["metadata"]["labels"][egress.LABEL] == "none"
+
+
+@pytest.mark.parametrize(
+    ("tracking", "need", "secrets"),
+    [
+        ({"mlflow": {}, "wandb": {}}, "none", []),
+        ({"mlflow": {"trackingURI": "http://mlflow.ml.svc:5000", "tokenSecretRef": _KEY}}, "site", ["tracking"]),
+        ({"mlflow": {"trackingURI": "https://mlflow.example.com"}, "allowExternal": True}, "external", []),
+        ({"wandb": {"mode": "Online", "apiKeySecretRef": _KEY}, "allowExternal": True}, "external", ["tracking"]),
+        ({"wandb": {"mode": "Offline", "apiKeySecretRef": _KEY}}, "none", []),
+    ],
+)
+def test_a_training_reaches_those_who_follow_it(tracking: dict[str, Any], need: str, secrets: list[str]) -> None:
+    case = Case("sft", request={"tracking": tracking})
+    *_, made = job(case.cycle(), case.create(), SETTINGS)
+    assert made["spec"]["template"]["metadata"]["labels"][egress.LABEL] == need
+    volumes = made["spec"]["template"]["spec"]["volumes"]
+    assert [volume["secret"]["secretName"] for volume in volumes if "secret" in volume] == secrets
+    collecting = Case("sft", request={"tracking": tracking, "collect": True})
+    *_, made = job(collecting.cycle(), collecting.create(), SETTINGS)
+    assert made["spec"]["template"]["metadata"]["labels"][egress.LABEL] == "none"
+    assert not [volume for volume in made["spec"]["template"]["spec"]["volumes"] if "secret" in volume]
 
 
 def test_the_users_labels_and_annotations_are_the_pods() -> None:
