@@ -32,8 +32,7 @@ def test_choices_that_no_type_names_are_those_of_the_trainers() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"optim": "adamw_8bit"}, "bitsandbytes"),
-        ({"optim": "paged_lion_8bit"}, "bitsandbytes"),
+        ({"optim": "lomo"}, "lomo_optim"),
         ({"optim": "galore_adamw", "optim_target_modules": ["attn"]}, "galore_torch"),
         ({"optim": "schedule_free_adamw"}, "schedulefree"),
         ({"optim": "grokadamw"}, "grokadamw"),
