@@ -16,7 +16,7 @@ NAME ?=
 THREADS ?= 1
 # More than the cores that CI has: the tests of the cluster mostly wait.
 TEST_PROCESSES ?= 5
-# A file's tests mostly stay together; tests/conftest.py says which do not, and which begin first.
+# A file's tests mostly stay together; tests/support/distribution.py says which do not, and which begin first.
 DISTRIBUTION := --dist loadfile --no-loadscope-reorder
 
 # kwok: simulated nodes. node: a real one, as root only; it installs Debian's container tools and builds images (30 GB).

@@ -7,7 +7,6 @@ import io
 import json
 import re
 import socket
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from medgr2_jobs.store.images import ImageStore
 from medgr2_jobs.store.rows.candidates import Candidate
 from tests.support import jobs_fixtures
 from tests.support.chat_server import TRIPLET, Answer, ChatServer, retry, serving
-from tests.support.generate_fixtures import KEY, TYPES, asked, outcomes, prepare_root, start
+from tests.support.generate_fixtures import KEY, TYPES, StageProcess, asked, outcomes, prepare_root, start
 from tests.support.transformers_server import transformers_serve
 
 
@@ -239,10 +238,10 @@ def test_some_failures_are_rows(root: Path, server: ChatServer) -> None:
 # -- interruptions -----------------------------------------------------------------------------------------------------
 
 
-def wait_for(server: ChatServer, answered: int, process: subprocess.Popen[str]) -> None:
+def wait_for(server: ChatServer, answered: int, process: StageProcess) -> None:
     deadline = time.monotonic() + 60
     while server.ledger.answered.total() < answered:
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.output(60)
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
@@ -253,7 +252,7 @@ def test_kill_asks_nothing_twice_but_what_was_in_flight(root: Path, server: Chat
         process = start(root, asked(root, server.url, candidates=40, attempt=attempt))
         wait_for(server, answered, process)
         process.kill()
-        process.communicate()
+        process.wait()
     rows = jobs_fixtures.run(root, asked(root, server.url, candidates=40, attempt=3)).rows(Candidate)
     assert outcomes(rows) == {"ok": 40}
     asked_count = server.ledger.asked
@@ -268,7 +267,7 @@ def test_torn_journal_line_is_asked_again(root: Path, server: ChatServer) -> Non
     process = start(root, asked(root, server.url))
     wait_for(server, 6, process)
     process.kill()
-    process.communicate()
+    process.wait()
     (journal,) = root.rglob("journal.jsonl")
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines)[:-10])
@@ -282,7 +281,7 @@ def test_sigterm_waits_for_what_is_in_flight(root: Path, server: ChatServer) -> 
     process = start(root, asked(root, server.url, candidates=40))
     wait_for(server, 5, process)
     process.terminate()
-    output, _ = process.communicate(timeout=30)
+    output = process.output(30)
     assert process.returncode == 85, output
     rows = jobs_fixtures.run(root, asked(root, server.url, candidates=40, attempt=2)).rows(Candidate)
     assert outcomes(rows) == {"ok": 40}

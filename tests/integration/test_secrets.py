@@ -44,7 +44,7 @@ def test_a_key_that_is_no_line_is_refused_by_name(root: Path, server: ChatServer
     (root.parent / "secrets/provider/key").write_bytes(value)
     result = root / "result.json"
     process = start(root, asked(root, server.url, kind=kind, candidates=2), **{RESULT_PATH_ENV: str(result)})
-    output, _ = process.communicate(timeout=120)
+    output = process.output(120)
     assert process.returncode == 78, output
     message = json.loads(result.read_text())["message"]
     assert message.startswith("secret 'provider', key 'key': ")
@@ -73,7 +73,7 @@ def test_a_server_that_repeats_the_key_gets_it_nowhere(root: Path, server: ChatS
     result = root / "result.json"
     request = asked(root, server.url, candidates=2)
     process = start(root, request, **{RESULT_PATH_ENV: str(result), "OMP_NUM_THREADS": "1"})
-    output, _ = process.communicate(timeout=120)
+    output = process.output(120)
     assert server.ledger.authorizations == {f"Bearer {KEY}"}
     written = _written(root, output)
     for form in ECHOES.values():

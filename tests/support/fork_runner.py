@@ -21,6 +21,9 @@ PRELOAD = [
     "pytest",
     "pyarrow.parquet",
     "medgr2_jobs.runner.main",
+    "medgr2_jobs.stages.generate",
+    "medgr2_jobs.generate.providers.gemini_client",
+    "medgr2_jobs.generate.providers.openai_client",
     "medgr2_operator.runtime.main",
     *(
         f"medgr2_operator.cli.{name}"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,11 @@ from medgr2_api.stage_contract import REQUEST_ENV, SECRETS_ENV, WORKSPACE_ENV, S
 from medgr2_jobs.generate import append_only_log, rate_control
 from medgr2_jobs.generate.egress_policy import ClearedImage, EgressPolicy
 from medgr2_jobs.generate.prepared_images import ImageUse, PreparedImages
+from medgr2_jobs.runner import main
 from medgr2_jobs.store.rows.candidates import Candidate
 from tests.support import jobs_fixtures
 from tests.support.chat_server import TOKENS_IN, TOKENS_OUT
+from tests.support.fork_runner import ForkedProgram
 
 KEY = "sk-secret-of-the-tests"
 #: Where prepared images come from, by the spec of now.
@@ -81,16 +81,18 @@ def asked(
     return jobs_fixtures.request("generate", 1, parameters, {"prepare": prepare}, **fields)
 
 
-def start(root: Path, request: StageRequest, **more: str) -> subprocess.Popen[str]:
+class StageProcess(ForkedProgram):
     """The stage in a process of its own."""
+
+    def output(self, timeout: float) -> str:
+        """What it said, once it has ended."""
+        return self.communicate(timeout)[0].decode()
+
+
+def start(root: Path, request: StageRequest, **more: str) -> StageProcess:
+    """Starts the stage; what it says lies beside the workspace."""
     environment = {**os.environ, REQUEST_ENV: json.dumps(request.dump()), WORKSPACE_ENV: str(root), **more}
-    return subprocess.Popen(
-        [sys.executable, "-m", "medgr2_jobs.runner.main"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return StageProcess(main.main, environment=environment, out=root.with_name(f"stage-a{request.attempt}.log"))
 
 
 def drawn_image() -> ClearedImage:
