@@ -22,7 +22,7 @@ DISTRIBUTION := --dist loadfile --no-loadscope-reorder
 # kwok: simulated nodes. node: a real one, as root only; it installs Debian's container tools and builds images (30 GB).
 LEVEL ?= kwok
 
-.PHONY: demo test lint bench crds pins chart-docs monitoring setup clean help go js vllm cluster cluster-down
+.PHONY: demo test lint bench crds pins chart-docs monitoring setup clean help go js vllm programs cluster cluster-down
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,8 +31,7 @@ demo: $(STAMP)  ## Run the quickstart loop and its raw-answers ablation, then co
 	$(BIN)/medgr2 run examples/quickstart.yaml examples/quickstart-raw.yaml --workspace $(WORKSPACE) --threads $(THREADS)
 	$(BIN)/medgr2 compare quickstart quickstart-raw --workspace $(WORKSPACE)
 
-test: $(STAMP) go js vllm  ## Run the tests; builds the test cluster's programs the first time. LEVEL=node: all of them.
-	$(BIN)/python -m tests.cluster build --level $(LEVEL)
+test: $(STAMP) go js vllm programs  ## Run the tests; builds the test cluster's programs the first time. LEVEL=node: all.
 	MEDGR2_TEST_LEVEL=$(LEVEL) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 	  $(BIN)/python -m pytest -n $(TEST_PROCESSES) $(DISTRIBUTION) $(PYTEST_ARGS)
 
@@ -46,6 +45,9 @@ js: $(STAMP)
 # A program that stages start, never a library they import: in an environment of its own, about 6 GB in ~/.cache/medgr2.
 vllm: $(STAMP)  ## Make the vLLM of the tests, unless it is there.
 	@$(BIN)/medgr2 vllm install --build cpu
+
+programs: $(STAMP) go  ## Build the test cluster's programs, and at LEVEL=node the images, unless they are there.
+	$(BIN)/python -m tests.cluster build --level $(LEVEL)
 
 cluster: go  ## Start a Kubernetes cluster (LEVEL=control-plane, kwok or node) and print its kubeconfig.
 	@$(BIN)/python -m tests.cluster up --level $(LEVEL)
