@@ -55,6 +55,7 @@ class Assumptions:
         "torchtitan, benchmarks/llama3_h100_202412: 33 % for 8B on 8 H100 without torch.compile; lower in EasyR1, "
         "assets/baselines.md: 13.6 to 26.5 % for 7B",
     )
+    unpacking: Assumption = _assumed(1.4, "time of a training step on weights of 4 bits, in steps on bfloat16 (QLoRA)")
     reading_use: Assumption = _assumed(
         0.4, "share of a GPU's arithmetic that a forward pass over whole prompts reaches"
     )

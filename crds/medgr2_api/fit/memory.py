@@ -3,7 +3,8 @@
 Bytes a parameter P of the model, N of what is trained, w processes of one training. On a GPU a frozen base is in
 bfloat16 and what is trained in float32 under autocast; on a CPU all is float32.
 
-    weights        P · 4 where all of it is trained; frozen P · 2 on a GPU where adapters stand on the base, else P · 4
+    weights        P · 4 where all of it is trained; frozen P · 2 on a GPU where adapters stand on the base, else P · 4;
+                   with QLoRA .516 bytes of each weight under adapters, and one layer's largest unpacked
     gradients      N · 4; with data parallelism as much again for the buckets that are averaged
     optimizer      N · 8: Adam's two moments in float32
     Zero2          optimizer / w, gradients / w and two buckets; weights in bfloat16 and their float32 masters / w
@@ -33,6 +34,8 @@ PROCESS = 0.55 * GIB
 CUDA_CONTEXT, FRAGMENTATION = 1.0 * GIB, 0.08
 #: On a CPU glibc keeps freed blocks that later ones do not fit into, as a share of what comes and goes in a step.
 _HEAP = 0.15
+#: A weight in NF4 by bitsandbytes: 4 bits, 8 bits of scale for 64 of them, 32 bits for the scale of 256 such scales.
+_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 #: DeepSpeed's default buckets: `reduce_bucket_size` and `allgather_bucket_size` of 5e8 elements, in bfloat16.
 _ZERO_BUCKETS = 2 * 5e8 * _BFLOAT
 #: Pixels that a process keeps preprocessed (`medgr2_jobs.models.patches.pixel_cache`).
@@ -96,27 +99,51 @@ class TrainingSetup:
     """Only the layers' inputs are kept, and a layer is run again on the way back."""
     on_gpu: bool = True
     base_bytes: float = 0.0
-    """Of one frozen parameter; 0 for the default: 2 on a GPU, 4 on a CPU."""
+    """Of one frozen parameter; 0 for the default: as matrix products."""
+    bfloat16: bool | None = None
+    """Whether matrix products are in bfloat16; None: on a GPU."""
+    quantized: bool = False
+    """Whether the weights under adapters have 4 bits."""
+    tower_frozen: bool = False
+    """Whether the vision tower stays as it is where all else is trained."""
+    eager: bool = False
+    """Whether attention keeps its matrix."""
     loss_positions: int = 0
     """Positions of the batch whose logits are kept in float32 (the reward model's likelihood head)."""
 
+    @property
+    def halved(self) -> bool:
+        """Whether matrix products take two bytes a number."""
+        return self.on_gpu if self.bfloat16 is None else self.bfloat16
 
-def text_activations(model: ModelShape, *, frozen: bool, on_gpu: bool, rank: int) -> float:
+    @property
+    def frozen_bytes(self) -> float:
+        """Of one frozen parameter that is not quantized."""
+        return self.base_bytes or (_BFLOAT if self.halved else _FLOAT)
+
+
+def text_activations(model: ModelShape, *, frozen: bool, halved: bool, rank: int) -> float:
     """Bytes that one layer of the language model keeps of one token for the way back.
 
     Of a layer with hidden size h, queries q, keys k and MLP of width i, autograd keeps: the input of each norm, and
     where the norm is trained what it has normalised (float32 each: h, h); the inputs of q/k/v, of o and of gate/up
     (h, q, h); the rotated query and keys and values (q, 2k); gate, its activation, up, and their product (4i). Adapters
-    keep what they have projected (7r). On a GPU all but the norms' is in bfloat16. Counted by saved_tensors_hooks
+    keep what they have projected (7r). In bfloat16 all but the norms' is halved. Counted by saved_tensors_hooks
     (tests/unit/jobs/models/test_fit_formulas.py).
     """
     text = model.text
     norms = (2 if frozen else 4) * text.hidden
     linear = 2 * text.hidden + 2 * text.queries + 2 * text.keys + 4 * text.intermediate + 7 * rank
-    return norms * _FLOAT + linear * (_BFLOAT if on_gpu else _FLOAT)
+    return norms * _FLOAT + linear * (_BFLOAT if halved else _FLOAT)
 
 
-def vision_activations(vision: VisionShape, *, on_gpu: bool) -> float:
+def attention_matrix(model: ModelShape, batch: BatchSize, *, halved: bool) -> float:
+    """Bytes that one layer keeps of eager attention: what each token gives to each, of every head, in float32 as the
+    softmax makes it, and in bfloat16 as the product takes it."""
+    return batch.rows * model.text.heads * batch.tokens**2 * (_FLOAT + (_BFLOAT if halved else 0))
+
+
+def vision_activations(vision: VisionShape, *, halved: bool) -> float:
     """Bytes that one block of the tower keeps of one patch where the tower is trained.
 
     With width d and MLP of width i: the norms' inputs, and normalised where it is RMSNorm (4d or 2d); the inputs of
@@ -125,7 +152,7 @@ def vision_activations(vision: VisionShape, *, on_gpu: bool) -> float:
     """
     norms = (4 if vision.gated else 2) * vision.hidden
     linear = 8 * vision.hidden + (4 if vision.gated else 2) * vision.intermediate
-    return norms * _FLOAT + linear * (_BFLOAT if on_gpu else _FLOAT)
+    return norms * _FLOAT + linear * (_BFLOAT if halved else _FLOAT)
 
 
 def activations(model: ModelShape, training: TrainingSetup) -> float:
@@ -136,15 +163,17 @@ def activations(model: ModelShape, training: TrainingSetup) -> float:
     largest block comes and goes before.
     """
     batch, frozen = training.batch, training.rank > 0
-    layer = text_activations(model, frozen=frozen, on_gpu=training.on_gpu, rank=training.rank)
-    width = _BFLOAT if training.on_gpu and frozen else _FLOAT
+    layer = batch.all_tokens * text_activations(model, frozen=frozen, halved=training.halved, rank=training.rank)
+    if training.eager:
+        layer += attention_matrix(model, batch, halved=training.halved)
+    width = _BFLOAT if training.halved and frozen else _FLOAT
     if training.checkpointing:
-        text = batch.all_tokens * (model.text.layers * model.text.hidden * width + 1.5 * layer)
+        text = batch.all_tokens * model.text.layers * model.text.hidden * width + 1.5 * layer
     else:
-        text = batch.all_tokens * (model.text.layers + 0.5) * layer
+        text = (model.text.layers + 0.5) * layer
     patches = batch.pictures * batch.image_tokens * model.vision.merge**2
-    block = vision_activations(model.vision, on_gpu=training.on_gpu)
-    if frozen:
+    block = vision_activations(model.vision, halved=training.halved)
+    if frozen or training.tower_frozen:
         vision = patches * block
         return max(text, vision) + training.loss_positions * model.text.vocabulary * 3 * _FLOAT
     if training.checkpointing:
@@ -165,8 +194,9 @@ def training_need(model: ModelShape, training: TrainingSetup, *beside: MemoryPar
         beside: what else lies in the same memory, such as R and GRPO's reference.
     """
     full = training.rank == 0
-    trained = model.parameters if full else model.text.adapters(training.rank)
-    frozen = training.base_bytes or (_BFLOAT if training.on_gpu else _FLOAT)
+    tower = model.vision.parameters - model.vision.joins if training.tower_frozen else 0
+    trained = model.parameters - tower if full else model.text.adapters(training.rank)
+    frozen = training.frozen_bytes
     zero, share = training.zero, training.processes
     weights = float(model.parameters * (_FLOAT if full else frozen))
     gradients, optimizer, buckets = float(trained * _FLOAT), float(trained * 2 * _FLOAT), 0.0
@@ -179,9 +209,13 @@ def training_need(model: ModelShape, training: TrainingSetup, *beside: MemoryPar
             buckets += 2 * model.text.layer * _BFLOAT
     elif share > 1:
         buckets = trained * _FLOAT
+    moving = activations(model, training)
+    if training.quantized:
+        packed = model.text.layers * model.text.linear
+        weights -= packed * (frozen - _NF4)
+        moving += model.text.hidden * model.text.intermediate * frozen  # the largest, unpacked
     if not full:
         weights += trained * _FLOAT * (0 if zero else 1)
-    moving = activations(model, training)
     stays = training.accumulation > 1 or buckets > 0
     passing = moving + gradients if stays else max(moving, gradients)
     parts = [MemoryPart("weights", weights), MemoryPart("optimizer", optimizer)]
@@ -222,9 +256,9 @@ def reading_need(
     """
     width = _BFLOAT if on_gpu else _FLOAT
     weights = model.parameters * (read_bytes or width)
-    layer = text_activations(model, frozen=True, on_gpu=on_gpu, rank=0)
+    layer = text_activations(model, frozen=True, halved=on_gpu, rank=0)
     patches = batch.pictures * batch.image_tokens * model.vision.merge**2
-    passing = max(batch.all_tokens * layer, patches * vision_activations(model.vision, on_gpu=on_gpu))
+    passing = max(batch.all_tokens * layer, patches * vision_activations(model.vision, halved=on_gpu))
     parts = [MemoryPart("weights", weights), *beside, MemoryPart("activations", passing)]
     if cached_tokens:
         parts.append(MemoryPart("keys and values", keys_and_values(model, cached_tokens, on_gpu=on_gpu)))

@@ -156,7 +156,7 @@ def sampling_seconds(
     longest = min(limit, setting.longest())
     batches = math.ceil(answers / rows)
     seconds = answers * (1 + again) * work.reading_seconds(flops, place.gpu, setting.known)
-    seconds += batches * work.generate_seconds(model, longest, place.gpu, setting.known, trained_whole=False)
+    seconds += batches * work.generate_seconds(model, longest, place.gpu, setting.known)
     return seconds / place.settings.shards
 
 

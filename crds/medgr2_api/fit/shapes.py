@@ -92,6 +92,8 @@ class VisionShape:
     gated: bool
     """Its MLP has a gate: three matrices."""
     parameters: int
+    joins: int = 0
+    """Of them those that join it to the language model: they learn where the tower is frozen."""
 
     @property
     def pixels_per_token(self) -> int:
@@ -209,8 +211,8 @@ def _vision(config: Mapping[str, Any], family: str, text_hidden: int, source: st
         positions = config.get("num_position_embeddings") or (int(config.get("image_size") or 0) // patch) ** 2
         count += width + int(positions) * width
     # DeepStack's mergers normalise after merging, the last one before
-    count += len(config.get("deepstack_visual_indexes") or ()) * (2 * merged + merger)
-    return VisionShape(depth, width, inner, heads, patch, merge, gated, count)
+    stacked = len(config.get("deepstack_visual_indexes") or ()) * (2 * merged + merger)
+    return VisionShape(depth, width, inner, heads, patch, merge, gated, count + stacked, norm + merger + stacked)
 
 
 def _number(config: Mapping[str, Any], field: str, source: str, default: Any = None) -> int:

@@ -12,7 +12,7 @@ from medgr2_api.policy import ResolvedGRPO, RewardTermType
 from medgr2_api.reward_model import RewardHead
 from medgr2_api.scheduling import DeepSpeed
 from medgr2_api.stages import DISTILL, GRPO, REWARD, SFT
-from medgr2_api.training_spec import Adapters, ResolvedLoRA, ResolvedTraining
+from medgr2_api.training_spec import Adapters, Attention, Precision, ResolvedLoRA, ResolvedTraining
 
 from . import memory, work
 from .gpus import GPU
@@ -49,6 +49,8 @@ def _supervised(setting: Setting, name: str, model: ModelShape, taught: Resolved
     place = setting.place(name)
     tokens, on_base = setting.prompt(model) + setting.longest(), adapters_of(setting.spec, name)
     training = _training(setting, place, taught.lora, taught.trainer, model, tokens, stands_on_base=on_base)
+    if name == SFT.name:
+        training = _held(setting, training)
     rows = _bounded(taught.trainer, place) or setting.counts.taught * taught.num_epochs
     return _fit(setting, _Case(name, field, model, place, training), _seconds(setting, place, model, training, rows))
 
@@ -76,6 +78,7 @@ def grpo(setting: Setting) -> StageFit:
     tokens, on_base = setting.prompt(model) + longest, adapters_of(setting.spec, GRPO.name)
     options = {**_grpo_batches(settings, place), **settings.trainer}
     training = _training(setting, place, settings.lora, options, model, tokens, rows=group, stands_on_base=on_base)
+    training = _held(setting, training)
     beside = []
     if settings.kl_coefficient > 0 and training.rank == 0:  # DeepSpeed has the copy in bfloat16
         beside.append(MemoryPart("reference", model.parameters * (2 if training.zero else 4)))
@@ -118,7 +121,9 @@ def _grpo_seconds(
     seconds += completions * work.reading_seconds(work.text_flops(model, prompt) + tower, gpu, known)
     longest = min(setting.longest(), whole(settings.trainer.get("max_completion_length"), _COMPLETION))
     batches = completions / training.batch.rows
-    seconds += batches * work.generate_seconds(model, longest, gpu, known, trained_whole=training.base_bytes == 4)
+    cast = training.halved and training.frozen_bytes == 4  # anew for each token
+    moved = 4.5 if training.quantized else 8.0 if cast else training.frozen_bytes
+    seconds += batches * work.generate_seconds(model, longest, gpu, known, moved=moved)
     return seconds / place.processes
 
 
@@ -134,11 +139,14 @@ def _seconds(setting: Setting, place: StagePlace, model: ModelShape, training: T
     """On the clock, for training so many rows; NaN without a GPU."""
     if place.gpu is None:
         return math.nan
-    text, tower = work.training_factor(training.rank, checkpointing=training.checkpointing)
+    text, tower = work.training_factor(
+        training.rank, checkpointing=training.checkpointing, tower_frozen=training.tower_frozen
+    )
     tokens = setting.prompt(model) + setting.answer()
     flops = text * work.text_flops(model, tokens, logits=setting.answer())
     flops += tower * work.vision_flops(model, setting.image_tokens(model))
-    return work.training_seconds(rows * flops, place.gpu, setting.known) / place.processes
+    slower = setting.known.unpacking.value if training.quantized else 1.0
+    return slower * work.training_seconds(rows * flops, place.gpu, setting.known) / place.processes
 
 
 def _training(
@@ -152,7 +160,7 @@ def _training(
     *,
     stands_on_base: bool = False,
 ) -> TrainingSetup:
-    """How a stage trains; a base that adapters stand on is bfloat16 on a GPU, any other weights are float32."""
+    """How a stage trains; a base that adapters stand on is bfloat16 on a GPU, other weights are float32."""
     rows = whole(options.get("per_device_train_batch_size"), rows)
     again = options.get("activation_checkpointing", options.get("gradient_checkpointing", place.on_gpu))
     return TrainingSetup(
@@ -164,6 +172,19 @@ def _training(
         checkpointing=bool(again),
         on_gpu=place.on_gpu,
         base_bytes=0.0 if stands_on_base and not place.settings.deepspeed else 4.0,
+    )
+
+
+def _held(setting: Setting, training: TrainingSetup) -> TrainingSetup:
+    """A training of the policy, held as `policy.loading` says."""
+    loading = setting.spec.policy.loading
+    told = None if loading.precision is None else loading.precision is Precision.BFLOAT16
+    return replace(
+        training,
+        bfloat16=told,
+        quantized=loading.quantization is not None and training.rank > 0,
+        tower_frozen=bool(loading.freeze_vision_tower) and training.rank == 0,
+        eager=loading.attention is Attention.EAGER,
     )
 
 
@@ -192,7 +213,7 @@ def _fit(setting: Setting, case: _Case, seconds: float) -> StageFit:
     if place.on_gpu:
         beside = sum(part.bytes for part in case.beside if part.name == "R")
         host = memory.host_need(
-            case.model, place.per_node, trained_whole=training.base_bytes == 4, zero=training.zero, others=beside
+            case.model, place.per_node, trained_whole=training.frozen_bytes == 4, zero=training.zero, others=beside
         )
     advice = tuple(_changes(case)) if 0 < place.limit < need.total else ()
     return setting.stage(case.name, place, need, seconds, model=case.model, host=host, advice=advice)
@@ -207,6 +228,9 @@ def _changes(case: _Case) -> Iterator[str]:
     adapters = f"{field}.lora: {{rank: {_RANK}}}"
     rank = {"rank": now.rank or _RANK, "base_bytes": 0.0 if not now.zero and case.name != REWARD.name else 4.0}
     again, kept = f"{field}.trainer.activation_checkpointing: true", {"checkpointing": True}
+    # a base of 4 bits, under adapters of the policy
+    four, packed = "policy.loading: {quantization: NF4}", {"quantized": True}
+    packs = case.name in (SFT.name, GRPO.name) and not now.zero
 
     def zero(stage: int) -> str:
         return f"stages[{case.name}]: {{deepspeed: Zero{stage}, numProcPerNode: {eight}}} on {eight} GPUs"
@@ -217,14 +241,19 @@ def _changes(case: _Case) -> Iterator[str]:
         ((smaller, again), fewer | kept),
         ((adapters,), rank),
         ((adapters, smaller), rank | fewer),
+        ((four,), packed),
+        ((four, smaller, again), packed | fewer | kept),
         ((zero(2),), {"zero": 2, "processes": eight}),
         ((zero(3),), {"zero": 3, "processes": eight}),
         ((adapters, smaller, again), rank | fewer | kept),
+        ((adapters, four, smaller, again), rank | packed | fewer | kept),
         ((zero(3), smaller, again), {"zero": 3, "processes": eight} | fewer | kept),
     ]
     told: list[TrainingSetup] = []
     for changes, values in options:
         changed = replace(now, **values)
+        if changed.quantized and (changed.zero or not (packs and changed.rank)):
+            continue
         idle = any(replace(now, **{name: value}) == now for name, value in values.items())  # says what is so already
         if idle or len(told) == 2 or (changed.zero and told):
             continue

@@ -37,14 +37,14 @@ def vision_flops(model: ModelShape, image_tokens: float) -> float:
     return 2 * patches * vision.depth * block + 2 * image_tokens * merged * (merged + model.text.hidden)
 
 
-def training_factor(rank: int, *, checkpointing: bool) -> tuple[float, float]:
+def training_factor(rank: int, *, checkpointing: bool, tower_frozen: bool = False) -> tuple[float, float]:
     """Forward passes that training one row costs, of the language model and of the tower.
 
     Forward 1; backward 1 for what passes through and 1 for the weights that are trained, which adapters save; 1 more
     where layers are run again. A frozen tower runs forward only.
     """
     again = 1.0 if checkpointing else 0.0
-    return (2.0 + again, 1.0) if rank else (3.0 + again, 3.0 + again)
+    return (2.0 if rank else 3.0) + again, 1.0 if rank or tower_frozen else 3.0 + again
 
 
 def reading_seconds(flops: float, gpu: GPU, known: Assumptions) -> float:
@@ -57,13 +57,21 @@ def training_seconds(flops: float, gpu: GPU, known: Assumptions) -> float:
     return flops / (gpu.flops * known.training_use.value)
 
 
-def generate_seconds(model: ModelShape, tokens: float, gpu: GPU, known: Assumptions, *, trained_whole: bool) -> float:
+def generate_seconds(model: ModelShape, tokens: float, gpu: GPU, known: Assumptions, *, moved: float = 2.0) -> float:
     """Of one GPU, for one batch through transformers' `generate`, however many rows it has (up to memory).
 
-    Every token reads all weights: 2 bytes each in bfloat16; 8 where they are float32 and cast anew for each token
-    (read 4, write 2, read 2). Beside it each layer costs a fixed time: a dozen small kernels, started one by one.
+    Every token moves all weights: 2 bytes each in bfloat16; 8 where they are float32 and cast anew for each token
+    (read 4, write 2, read 2); 4.5 where they have 4 bits and are unpacked for each (read .5, write 2, read 2). Beside
+    it each layer costs a fixed time: a dozen small kernels, started one by one.
+
+    Args:
+        model: that writes.
+        tokens: of the batch's longest answer.
+        gpu: where.
+        known: what is assumed.
+        moved: bytes a weight and token.
     """
-    read = model.parameters * (8 if trained_whole else 2) / (gpu.bandwidth * known.memory_use.value)
+    read = model.parameters * moved / (gpu.bandwidth * known.memory_use.value)
     return tokens * (read + model.text.layers * known.layer_seconds.value)
 
 

@@ -225,3 +225,28 @@ def test_every_assumption_says_what_it_is_and_where_it_is_from() -> None:
     slower = replace(Assumptions(), training_use=replace(Assumptions().training_use, value=0.165))
     sft = spec({"name": "sft", **ONE})
     assert stage(reckon(sft, known=slower), "sft").seconds == pytest.approx(2 * stage(reckon(sft), "sft").seconds)
+
+
+def test_a_policy_is_reckoned_as_it_is_held() -> None:
+    """A 7B policy on 24 GB."""
+    card, sft = {"resources": {"limits": {"nvidia.com/gpu": 1}}}, {"lora": {"rank": 16}}
+    small = {"per_device_train_batch_size": 1, "activation_checkpointing": True}
+
+    def fitted(**policy: Any) -> StageFit:
+        held = {"baseModel": "Qwen/Qwen2.5-VL-7B-Instruct", "sft": {**sft, "trainer": small}, "grpo": sft, **policy}
+        return stage(reckon(spec({"name": "sft", **card}, policy=held), Hardware(gpus.named("RTX 4090"))), "sft")
+
+    seven, packed = fitted(), fitted(loading={"quantization": "NF4"})
+    assert packed.fits
+    assert packed.need.total < 0.6 * seven.need.total
+    assert packed.seconds == pytest.approx(seven.seconds * Assumptions().unpacking.value)
+    exact = fitted(loading={"precision": "Float32"})
+    assert not exact.fits
+    assert any("policy.loading: {quantization: NF4}" in advice for advice in exact.advice)
+    assert exact.host is not None
+    assert seven.host is not None
+    assert exact.host.total > seven.host.total
+    whole = {"sft": {"lora": {"rank": 0}}}
+    trained, frozen = (fitted(**whole, loading={"freezeVisionTower": one}) for one in (False, True))
+    assert frozen.need.total < trained.need.total
+    assert frozen.seconds < trained.seconds

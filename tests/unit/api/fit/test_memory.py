@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from medgr2_api.fit import memory
 from medgr2_api.fit.known_models import known
 from medgr2_api.fit.memory import GIB, BatchSize, MemoryPart, TrainingSetup
@@ -74,3 +76,38 @@ def test_main_memory_while_eight_processes_load() -> None:
     loading = {part.name: part.bytes for part in whole.parts}["weights while they are loaded"]
     assert loading == 8 * POLICY.parameters * 4
     assert shared.total < whole.total / 3
+
+
+def test_four_bits_under_adapters_are_a_quarter_of_their_weights_in_bfloat16() -> None:
+    plain = {part.name: part.bytes for part in memory.training_need(POLICY, LORA).parts}
+    packed = {part.name: part.bytes for part in memory.training_need(POLICY, replace(LORA, quantized=True)).parts}
+    linear = POLICY.text.layers * POLICY.text.linear
+    assert plain["weights"] - packed["weights"] == pytest.approx(linear * (2 - 0.516), rel=1e-3)
+    assert packed["weights"] < 0.45 * plain["weights"]  # embeddings, LM head and tower stay as they are
+    largest = POLICY.text.hidden * POLICY.text.intermediate * 2  # unpacked
+    assert packed["activations"] - plain["activations"] == pytest.approx(largest)
+    assert packed["optimizer"] == plain["optimizer"]
+
+
+def test_a_frozen_tower_has_no_gradients_and_keeps_no_activations() -> None:
+    all_of_it, language = FULL, replace(FULL, tower_frozen=True)
+    before, after = memory.training_need(POLICY, all_of_it), memory.training_need(POLICY, language)
+    tower = POLICY.vision.parameters - POLICY.vision.joins
+    assert 0.9 * POLICY.vision.parameters < tower < POLICY.vision.parameters
+    optimizer = [{part.name: part.bytes for part in need.parts}["optimizer"] for need in (before, after)]
+    assert optimizer[0] - optimizer[1] == 8 * tower
+    assert memory.activations(POLICY, language) < memory.activations(POLICY, all_of_it)
+
+
+def test_precision_says_how_large_a_frozen_base_and_activations_are() -> None:
+    exact = replace(LORA, bfloat16=False)
+    weights = [memory.training_need(POLICY, one).parts[0].bytes for one in (LORA, exact)]
+    adapters = POLICY.text.adapters(64) * 4
+    assert weights[1] - adapters == 2 * (weights[0] - adapters)
+    assert memory.activations(POLICY, LORA) < memory.activations(POLICY, exact)
+
+
+def test_eager_attention_keeps_its_matrix() -> None:
+    kept = replace(LORA, checkpointing=False)
+    matrix = memory.activations(POLICY, replace(kept, eager=True)) - memory.activations(POLICY, kept)
+    assert matrix == pytest.approx(28.5 * 8 * 28 * 852**2 * 6)  # layers, rows, heads, pairs of tokens, bytes

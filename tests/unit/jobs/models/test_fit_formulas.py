@@ -98,12 +98,12 @@ def test_activations_are_what_autograd_keeps(folder: Path, tmp_path: Path, rank:
 
     shape, length = model_files.read(folder).shape, batch.inputs["input_ids"].shape[1]
     training = TrainingSetup(rank=rank, batch=BatchSize(ROWS, length, 64, ROWS), on_gpu=False)
-    layer = memory.text_activations(shape, frozen=rank > 0, on_gpu=False, rank=rank)
+    layer = memory.text_activations(shape, frozen=rank > 0, halved=False, rank=rank)
     half = 0.5 * ROWS * length * layer  # of the layer at work, which has not been counted as kept
     predicted = memory.activations(shape, training) - half
     if not rank:
         patches = ROWS * 64 * shape.vision.merge**2
-        predicted -= 0.5 * patches * memory.vision_activations(shape.vision, on_gpu=False)
+        predicted -= 0.5 * patches * memory.vision_activations(shape.vision, halved=False)
     assert measured == pytest.approx(predicted, rel=0.05)
 
 
