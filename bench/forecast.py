@@ -41,8 +41,8 @@ LEVERS: dict[str, dict[str, Any]] = {
     "groups of 4": {"policy__grpo__numGenerations": 4},
     "klCoefficient 0 and 10,000 questions": {"policy__grpo__klCoefficient": 0.0, "questions": 10_000},
 }
-#: What the arm with a server rests on that cycles cannot ask for yet.
-NOT_BUILT = "rollouts of GRPO by vLLM; relabel and evaluate by vLLM are (policy.engine)"
+#: What the arm with a server takes for granted.
+SHARED_OUT = "GRPO's GPUs are shared out so that sampling and training end soonest (policy.engine.vllm.rolloutGPUs)"
 
 
 def setting(*, server: bool, questions: int = 50_000, **changes: Any) -> Setting:
@@ -135,7 +135,7 @@ def main() -> None:
         figures[f"vLLM, {what}, busy GPU-hours"] = round(total, 1)
     print(
         f"\ngoal: {GOAL_GPU_HOURS:g} GPU-hours and {GOAL_HOURS:g} h: {'' if met else 'not '}reached with vLLM, "
-        f"by these numbers\nnot built: {NOT_BUILT}\n\nby what, in the arm with vLLM"
+        f"by these numbers\n{SHARED_OUT}\n\nby what, in the arm with vLLM"
     )
     for name in ("training_use", "reading_use", "server_tokens", "answer_tokens"):
         one = getattr(Assumptions(), name)

@@ -26,6 +26,9 @@ class VLLMEngine(Model):
     install`)."""
     args: Annotated[list[Annotated[Argument, ALLOWED_OPTION]], Field(max_length=100), NOT_HASHED] = []
     """Further arguments of `vllm serve`: options about speed and memory."""
+    rollout_gpus: Annotated[int | None, NOT_HASHED, Field(ge=0, le=64, alias="rolloutGPUs")] = None
+    """Of the GPUs of stage grpo, those that its vLLM has, which samples for it; the others train. 0: the policy samples
+    in the processes that train it; default: half of them, or what numProcPerNode leaves."""
 
 
 class ServerEngine(Model):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from .accelerators import whole_gpus
 from .cycle import CycleSpec
+from .rollout_gpus import share
 from .scheduling import StageSettings
 from .stages import definition
 
@@ -23,11 +24,14 @@ def remarks(spec: CycleSpec) -> Iterator[str]:
 
 def _remark(spec: CycleSpec, stage: StageSettings) -> str:
     about, budget = definition(stage.name), spec.budget
-    gpus, processes = whole_gpus(stage.resources, budget.gpus_per), stage.processes(budget)
+    gpus, shared = whole_gpus(stage.resources, budget.gpus_per), share(spec, stage.name)
+    processes = shared.processes
     if not about.computes or gpus < 2:
         return ""
     if not about.distributed:
         return f"one process, which uses one of the {gpus} GPUs of its pod"
+    if shared.server and processes + shared.server == gpus:
+        return f"{processes} processes, one for each GPU that trains; a vLLM has the other {shared.server} and samples"
     if processes > gpus:
         return f"numProcPerNode is {processes}, and the pod has {gpus} GPUs: each process needs one of its own"
     if processes < gpus:

@@ -78,6 +78,9 @@ class PromptSource(ApiEnum):
 GroupSize = Annotated[int, Field(ge=2, le=256)]
 
 
+ResampleGroups = Annotated[int, Field(ge=0, le=10)]
+
+
 PromptsPerStep = Annotated[int, Field(ge=0, le=65_536)]
 
 
@@ -111,6 +114,9 @@ class GRPO(Model):
     prompts_per_step: PromptsPerStep | None = None
     """Prompts of an optimizer step, over all processes; each has a group of samples. 0: what the trainer's options come
     to, one prompt in each process where they say nothing."""
+    resample_groups: ResampleGroups | None = None
+    """How often a group whose completions all got the same reward is sampled anew before the step: it would teach
+    nothing. Only where a vLLM samples."""
     kl_coefficient: NonNegative | None = None
     """Weight of the KL term (TRL's beta)."""
     learning_rate: Positive | None = None
@@ -133,6 +139,7 @@ class ResolvedGRPO(GRPO):
     when_policy_beats_reward: Annotated[WhenPolicyBeatsReward, Since("Train")]
     num_generations: GroupSize
     prompts_per_step: Annotated[PromptsPerStep, Since(0)]
+    resample_groups: Annotated[ResampleGroups, Since(0)]
     kl_coefficient: NonNegative
     learning_rate: Positive
     num_epochs: Positive
@@ -200,7 +207,7 @@ class Policy(Model):
     preferences: Preferences = Preferences()
     """Sampling for the next reward model."""
     engine: Engine = IN_PROCESS
-    """Who answers where the stages relabel, preferences and evaluate ask it."""
+    """Who answers where the stages relabel, preferences and evaluate ask it, and who samples for grpo."""
 
 
 class ResolvedPolicy(Policy):

@@ -76,6 +76,7 @@ _DEFAULT: dict[str, Any] = {
     "policy.grpo.whenPolicyBeatsReward": "Skip",
     "policy.grpo.numGenerations": 8,
     "policy.grpo.promptsPerStep": 64,
+    "policy.grpo.resampleGroups": 0,
     "policy.grpo.klCoefficient": 0.001,
     "policy.grpo.numEpochs": 1,
     "policy.grpo.lora": {"rank": 64},

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from . import trainer_options
+from . import rollout_rules, trainer_options
 from .accelerators import unknown_devices
 from .cycle import CycleSpec, ResolvedSpec
 from .fit.publishing import adapters_of
 from .generator import GENERATORS, KNOWN_QUESTION_TYPES
-from .grpo_batches import GRPOBatches, UnevenBatches
 from .presets import resolve
 from .scheduling import DeepSpeed
 from .server_address import is_external, is_overheard
@@ -229,7 +228,7 @@ def unsupported(spec: CycleSpec, local: bool = False) -> list[Problem]:
         problems.append(Problem("spec.data.sources", _NOTHING_MAY_LEAVE))
     problems += _overheard(known)
     problems += _engine(known)
-    problems += _uneven_batches(known)
+    problems += rollout_rules.problems(known)
     problems += _loading(known)
     if known.tracking is not None:
         problems += [Problem(f"spec.tracking.{field}", message) for field, message in known.tracking.problems()]
@@ -288,15 +287,6 @@ def _engine(spec: ResolvedSpec) -> Iterator[Problem]:
                 "a server that runs already can only be given adapters, no whole model: set a rank above 0, or use "
                 "policy.engine.vllm",
             )
-
-
-def _uneven_batches(spec: ResolvedSpec) -> Iterator[Problem]:
-    """Why GRPO's prompts cannot be shared out among its processes."""
-    place = spec.stage(GRPO.name)
-    try:
-        GRPOBatches.of(spec.policy.grpo, place.num_nodes * place.processes(spec.budget))
-    except UnevenBatches as error:
-        yield Problem("spec.policy.grpo.promptsPerStep", str(error))
 
 
 def _loading(spec: ResolvedSpec) -> Iterator[Problem]:

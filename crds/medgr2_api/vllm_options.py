@@ -44,6 +44,8 @@ NAMES = (
     "tensor-parallel-size",
     "tokenizer-revision",
 )
+#: Options by which the user says how the GPUs are shared out; the first one divides a model.
+PARALLELISM = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
 SHORT = ("-tp", "-pp", "-dp", "-q")
 _LONG = "|".join(NAMES).replace("-", "[-_]")
 #: An option of the list, with or without its value; a number; or what does not begin with a dash: a value. RE2 syntax.

@@ -52,6 +52,10 @@ class KLOutOfBounds(ConfigError):
     """The policy has run away from where it started (exit 78)."""
 
 
+class LogprobsDisagree(ConfigError):
+    """Who samples and who trains find the same tokens unlike likely (exit 78): not the same model or weights."""
+
+
 class CorruptArtifact(StageError):
     """An artifact does not match its manifest (exit 65): a retry would read the same bytes."""
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from medgr2_api.stage_contract import RESULT_PATH_ENV, ExitCode, StageRequest, StageResult
-from medgr2_jobs.errors import ConstantReward, ImageIgnored, ImageTokensMismatch, KLOutOfBounds
+from medgr2_jobs.errors import ConstantReward, ImageIgnored, ImageTokensMismatch, KLOutOfBounds, LogprobsDisagree
 from medgr2_jobs.models import image_check, vlm
 from medgr2_jobs.models.vlm import Encoder, PromptResponse
 from medgr2_jobs.policy import fine_tuning, rewards
 from medgr2_jobs.training import guards
-from medgr2_jobs.training.guards import constant_reward, kl_out_of_bounds
+from medgr2_jobs.training.guards import constant_reward, kl_out_of_bounds, logprobs_disagree
 from tests.support import policy_fixtures
 from tests.support.policy_fixtures import PolicyWorkspace
 
@@ -139,3 +139,13 @@ def test_grpo_looks_at_both(workspace: PolicyWorkspace, result: Path, monkeypatc
 
 def _nothing(self: Any, prompts: Any, completions: Any, **_: Any) -> list[float]:
     return [0.0] * len(completions)
+
+
+def test_a_server_of_other_weights_ends_it_but_a_single_step_does_not() -> None:
+    name = "sampling/sampling_logp_difference/mean"
+    logprobs_disagree(log(20, **{name: 0.1}))
+    logprobs_disagree([*log(20, **{name: 0.1}), {name: 9.0}, {name: 9.0}])
+    logprobs_disagree(log(20, kl=1.0))
+    for value in (0.5, float("nan")):
+        with pytest.raises(LogprobsDisagree, match="another model"):
+            logprobs_disagree(log(3, **{name: value}))

@@ -6,7 +6,9 @@ One server for all tests here, and a second one where the first has been killed:
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -24,24 +26,27 @@ from medgr2_api.stage_contract import REQUEST_ENV, SECRETS_ENV, VLLM_ENDED, WORK
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.engine import environment
 from medgr2_jobs.engine.in_process import InProcessSampler
+from medgr2_jobs.engine.served_adapters import check_logprobs
 from medgr2_jobs.engine.token_client import Address, TokenClient
 from medgr2_jobs.engine.vllm_engine import ServedEngine, UsersServer
 from medgr2_jobs.engine.vllm_sampler import VLLMSampler
 from medgr2_jobs.engine.vllm_sidecar import SidecarServers
-from medgr2_jobs.errors import Checkpointed, ConfigError
+from medgr2_jobs.errors import Checkpointed, ConfigError, LogprobsDisagree
 from medgr2_jobs.evaluate import scoring
 from medgr2_jobs.evaluate.controls import BlankEncoder
+from medgr2_jobs.models import checkpoint as checkpoints
 from medgr2_jobs.models.checkpoint import Checkpoint
 from medgr2_jobs.models.generation import Decoding
 from medgr2_jobs.models.vlm import Encoder, PromptResponse
 from medgr2_jobs.prompts import answers
 from medgr2_jobs.runner.main import execute, main
+from medgr2_jobs.stages import grpo
 from medgr2_jobs.store.rows.evaluation import Prediction
 from medgr2_jobs.store.rows.prepared import Item
 from medgr2_jobs.store.rows.training import Preference
 from medgr2_operator.render import vllm_sidecar, volumes
 from tests.support import fork_runner, servable
-from tests.support.policy_fixtures import DATA, PolicyWorkspace
+from tests.support.policy_fixtures import DATA, PolicyWorkspace, in_child
 from tests.support.ports import free_port
 
 FORMAT = AnswerFormat.OPTION_TEXT
@@ -296,6 +301,64 @@ def wait_for(condition: Any, seconds: float = 300) -> None:
         time.sleep(0.05)
 
 
+def rollouts(workspace: PolicyWorkspace, engine: dict[str, Any], **changes: Any) -> StageRequest:
+    """GRPO by adapters that go on from those of SFT."""
+    trainer = {"max_steps": 3, "per_device_train_batch_size": 8, "max_completion_length": 12, **changes}
+    more = {name: trainer.pop(name) for name in ("attempt", "name", "resampleGroups") if name in trainer}
+    return workspace.grpo(trainer, lora=servable.LORA, engine=engine, learningRate=0.02, promptsPerStep=8, **more)
+
+
+def log_of(workspace: PolicyWorkspace, request: StageRequest) -> list[dict[str, Any]]:
+    (path,) = (workspace.root / paths.artifact(request.stage, request.input_hash)).rglob("log.json")
+    steps: list[dict[str, Any]] = [entry for entry in json.loads(path.read_text()) if "reward" in entry]
+    return steps
+
+
+DIFFERENCE = "sampling/sampling_logp_difference/max"
+
+
+def test_grpo_samples_from_the_newest_adapters(
+    server: Server, workspace: PolicyWorkspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Server and trainer find every token equally likely at each step: the weights arrive. Nothing is left of them."""
+    monkeypatch.setenv(SECRETS_ENV, str(tmp_path))
+    request = rollouts(workspace, secret(server, tmp_path), name="served", resampleGroups=1)
+    reader = workspace.run(request)
+    assert reader is not None
+    steps = log_of(workspace, request)
+    assert [entry["step"] for entry in steps] == [1, 2, 3]
+    assert all(entry[DIFFERENCE] < 1e-3 for entry in steps), [entry[DIFFERENCE] for entry in steps]
+    assert all(entry["weights_seconds"] > 0 and entry["rollout_seconds"] > 0 for entry in steps)
+    assert all(entry["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-2) for entry in steps)
+    assert all(0 <= entry["resampled_groups"] <= 1 for entry in steps)
+    assert reader.manifest.counters["groups"] == 24
+    assert not any("grpo-" in str(model["id"]) for model in server.client.models())
+
+
+def test_a_server_that_never_gets_the_weights_ends_the_training(
+    server: Server, workspace: PolicyWorkspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SECRETS_ENV, str(tmp_path))
+    write = checkpoints.write_adapter
+    first = [True]
+
+    def stale(model: Any, folder: Path, precision: Any) -> None:
+        """From the second exchange on the adapters are those of a model that nobody trains."""
+        write(model if first.pop() else servable.adapted(9), folder, precision)
+        first.append(False)
+
+    monkeypatch.setattr(checkpoints, "write_adapter", stale)
+    request = rollouts(workspace, secret(server, tmp_path), name="stale", max_steps=12)
+    with pytest.raises(LogprobsDisagree, match="nats a token or more in each of the last 3 steps"):
+        grpo.run(workspace.context(request))
+
+
+def test_another_temperature_needs_the_log_probabilities_that_are_drawn_by(server: Server) -> None:
+    served = UsersServer(server.client.address).base()
+    with pytest.raises(ConfigError, match="--logprobs-mode processed_logprobs"):
+        check_logprobs(served)
+
+
 def stage_process(request: StageRequest, root: Path) -> None:
     """Runs a stage in this (child) process; never returns."""
     os.environ[REQUEST_ENV] = request.model_dump_json(by_alias=True)
@@ -310,6 +373,18 @@ def test_a_killed_server_and_a_killed_stage_cost_the_part_they_were_at(
     """The last test here: it kills the server. First that one, in the middle: the stage may be tried again. The next
     attempt has a vLLM of its own, goes on, and is killed: its vLLM ends with it. A third one finishes."""
     monkeypatch.setenv(SECRETS_ENV, str(tmp_path))
+    engine = secret(server, tmp_path)
+    trained = [rollouts(workspace, engine, name="killed", max_steps=30, save_steps=1, attempt=n) for n in (1, 2)]
+    saved = workspace.root / paths.artifact("grpo", trained[0].input_hash) / "work"
+    assert in_child(workspace, trained[0], 2, signal.SIGKILL) == -signal.SIGKILL
+    left = [model["id"] for model in server.client.models() if "grpo-" in str(model["id"])]
+    assert left, "what a killed attempt has on a server that goes on"
+    going_on = fork_runner.context(["tests.integration.test_vllm"]).Process(
+        target=stage_process, args=(trained[1], workspace.root)
+    )
+    going_on.start()
+    wait_for(lambda: (saved / "checkpoint-5").is_dir() or not going_on.is_alive())
+    assert not {model["id"] for model in server.client.models()} & set(left), "the next attempt takes it away"
     first = preferences(workspace, secret(server, tmp_path))
 
     def kill() -> None:
@@ -321,6 +396,14 @@ def test_a_killed_server_and_a_killed_stage_cost_the_part_they_were_at(
     assert execute(first, workspace.root) == ExitCode.TEMPORARY
     killer.join()
     wait_for(lambda: (server.folder / VLLM_ENDED).is_file())
+    going_on.join(120)
+    assert going_on.exitcode == ExitCode.TEMPORARY
+    last = rollouts(workspace, {"transformers": {}}, name="killed", max_steps=30, save_steps=1, attempt=3)
+    assert workspace.run(last) is not None
+    sampled = [DIFFERENCE in entry for entry in log_of(workspace, last)]
+    assert len(sampled) == 30
+    assert sampled == sorted(sampled, reverse=True), "first the server's steps, then the process's own"
+    assert 5 <= sum(sampled) < 30
     kept = parts(workspace, first)
     before = {path: path.read_bytes() for path in kept}
     assert 0 < len(kept) < 9

@@ -99,8 +99,10 @@ class PolicyWorkspace:
         attempt: int = 1,
         name: str = "",
         release: str = "Last",
+        engine: dict[str, Any] | None = None,
         **changes: Any,
     ) -> StageRequest:
+        """`engine` is no part of the request's hash, so that attempts go on from each other's checkpoints."""
         grpo = {
             "rewards": [
                 {"type": "RewardModel", "weight": 0.8},
@@ -111,6 +113,7 @@ class PolicyWorkspace:
             "whenPolicyBeatsReward": "Train",
             "numGenerations": 4,
             "promptsPerStep": 0,
+            "resampleGroups": 0,
             "klCoefficient": 0.0,
             "learningRate": 1e-3,
             "numEpochs": 1,
@@ -118,7 +121,8 @@ class PolicyWorkspace:
             "trainer": {**GRPO_TRAINER, **(trainer or {})},
             **changes,
         }
-        return self.request("grpo", {"grpo": grpo, "release": release}, list(roles), attempt=attempt, name=name)
+        asked = self.request("grpo", {"grpo": grpo, "release": release}, list(roles), attempt=attempt, name=name)
+        return asked.model_copy(update={"parameters": {**asked.parameters, "engine": engine}}) if engine else asked
 
     def preferences(self, **changes: Any) -> StageRequest:
         sampling = {"samplesPerPrompt": 4, "temperature": 1.0, "topP": 1.0}

@@ -167,6 +167,13 @@ CASES: dict[str, Case] = {
             "stages": [{"name": "evaluate", "resources": {"limits": {"nvidia.com/gpu": 2, "memory": "96Gi"}}}],
         },
     ),
+    "rollouts": Case(
+        "grpo",
+        {
+            "policy": {"engine": {"vllm": {"args": ["--max-num-seqs=128"]}}},
+            "stages": [{"name": "grpo", "resources": {"limits": {"nvidia.com/gpu": 8, "cpu": 94, "memory": "1000Gi"}}}],
+        },
+    ),
     "policy-on-site": Case(
         "preferences",
         {

@@ -11,13 +11,15 @@ from typing import Any
 from unittest import mock
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 
 from medgr2_api.stage_contract import ArtifactRef
+from medgr2_api.training_spec import Adapters
 from medgr2_jobs.models import checkpoint
 from medgr2_jobs.models.checkpoint import Checkpoint
 from medgr2_jobs.models.tiny import model as tiny_model
 from medgr2_jobs.models.tiny import tokenizer as tiny_tokenizer
+from medgr2_jobs.training.trainer import lora_config
 from tests.support import policy_fixtures
 from tests.support.jobs_fixtures import Artifacts
 from tests.support.policy_fixtures import PolicyWorkspace
@@ -25,7 +27,8 @@ from tests.support.policy_fixtures import PolicyWorkspace
 #: 96 / 3 = 32 dimensions each.
 HEADS = 3
 RANK = 4
-_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+#: As trainings make them, so that GRPO goes on with those of SFT.
+LORA = {"rank": RANK, "alpha": 2 * RANK}
 
 
 def model(seed: int = 1) -> Any:
@@ -37,7 +40,9 @@ def model(seed: int = 1) -> Any:
 def adapted(seed: int) -> Any:
     """The model with random adapters, strong enough to change what it says."""
     torch.manual_seed(seed)
-    found = get_peft_model(model(), LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=_TARGETS))
+    config = lora_config(Adapters.model_validate(LORA))
+    assert config is not None
+    found = get_peft_model(model(), config)
     for name, weight in found.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from medgr2_api.cycle import ResolvedSpec
 from medgr2_api.kubernetes_fragments import quantity
+from medgr2_api.rollout_gpus import share
 from medgr2_api.scheduling import StageSettings
 from medgr2_api.stages import EVALUATE, PREFERENCES, RELABEL
 
@@ -57,7 +58,7 @@ class Setting:
     hardware: Hardware
     known: Assumptions
     server: bool = False
-    """Whether vLLM samples everywhere, in GRPO too, which a cycle cannot ask for yet; else as `policy.engine` says."""
+    """Whether vLLM samples everywhere, on all GPUs of a stage; else as `policy.engine` says."""
 
     @property
     def asks_vllm(self) -> bool:
@@ -81,7 +82,7 @@ class Setting:
         labels = settings.node_selector if settings.node_selector is not None else self.spec.template.node_selector
         kind = self.hardware.gpu or gpus.named(gpus.ASSUMED)
         gpu: GPU | None = None
-        per_node = settings.processes(self.spec.budget)
+        per_node = share(self.spec, name).processes
         if held:
             gpu = gpus.of_resources(settings.resources, labels) or kind
         elif self.hardware.local_gpus:

@@ -10,6 +10,7 @@ from typing import Any
 from medgr2_api.grpo_batches import GRPOBatches, UnevenBatches
 from medgr2_api.policy import ResolvedGRPO, RewardTermType
 from medgr2_api.reward_model import RewardHead
+from medgr2_api.rollout_gpus import share
 from medgr2_api.scheduling import DeepSpeed
 from medgr2_api.stages import DISTILL, GRPO, REWARD, SFT
 from medgr2_api.training_spec import Adapters, Attention, Precision, ResolvedLoRA, ResolvedTraining
@@ -109,15 +110,18 @@ def _grpo_seconds(
     tower = work.vision_flops(model, setting.image_tokens(model))
     row = work.text_flops(model, prompt + answer, logits=answer) + tower
     seconds = _seconds(setting, place, model, training, completions) * place.processes
-    if setting.server:  # the importance ratios need the policy's own log-probabilities before the step
+    shared = share(setting.spec, GRPO.name)
+    served = setting.server or shared.served or setting.asks_on_site
+    if served:  # the importance ratios need the policy's own log-probabilities before the step
         seconds += completions * work.reading_seconds(row, gpu, known)
-        seconds += rollout_seconds(setting, gpu, prompts)
     if settings.kl_coefficient > 0:
         seconds += completions * work.reading_seconds(row, gpu, known)
     if judged:
         seconds += scoring_seconds(setting, gpu, prompts, settings.num_generations)
-    if setting.server:
-        return seconds / place.processes
+    if setting.asks_on_site:
+        return math.nan
+    if served:  # one after the other
+        return seconds / place.processes + rollout_seconds(setting, gpu, prompts) / (shared.server or place.processes)
     seconds += completions * work.reading_seconds(work.text_flops(model, prompt) + tower, gpu, known)
     longest = min(setting.longest(), whole(settings.trainer.get("max_completion_length"), _COMPLETION))
     batches = completions / training.batch.rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
+from medgr2_api.engine import IN_PROCESS, Engine
 from medgr2_api.hashing import Since
 from medgr2_api.policy import PolicyRelease, ResolvedGRPO, RewardTerm, RewardTermType
 from medgr2_api.training_spec import AnswerFormat, ModelLoading
@@ -27,6 +28,8 @@ class GRPOParameters(StageParameters):
     """Whether the checkpoint has to be at least as good as that of SFT to go on."""
     answer_format: AnswerFormat
     """What stands between <answer> and </answer>."""
+    engine: Engine = IN_PROCESS
+    """Who samples."""
 
 
 def _build(source: Source) -> GRPOParameters:
@@ -37,6 +40,7 @@ def _build(source: Source) -> GRPOParameters:
         loading=policy.loading,
         release=policy.release,
         answer_format=source.spec.answer_format,
+        engine=policy.engine,
     )
 
 
@@ -57,6 +61,7 @@ GRPO = StageDefinition(
     parameters=GRPOParameters,
     build=_build,
     spec_paths={
+        "engine": "policy.engine",
         "grpo": "policy.grpo",
         "loading": "policy.loading",
         "release": "policy.release",

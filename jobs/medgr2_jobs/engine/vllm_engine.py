@@ -63,9 +63,15 @@ class ChildServers:
     """`vllm serve` as a child, one at a time: two would not fit on the GPUs of a stage."""
 
     def __init__(
-        self, log: Path, arguments: Sequence[str] = (), threads: int = 1, made: Environment | None = None
+        self,
+        log: Path,
+        arguments: Sequence[str] = (),
+        threads: int = 1,
+        made: Environment | None = None,
+        gpus: str | None = None,
     ) -> None:
         self._log, self._arguments, self._threads, self._made = log, tuple(arguments), threads, made
+        self._gpus = gpus
         self._running: VLLMProcess | None = None
 
     @property
@@ -86,6 +92,7 @@ class ChildServers:
                 lora_rank=lora_rank,
                 threads=self._threads,
                 made=self._made,
+                gpus=self._gpus,
             )
             self._running.wait(meanwhile)
         return Served(self._running.client, MODEL)
@@ -113,6 +120,14 @@ class UsersServer:
                 f"{checkpoint.base}: a whole model, which a running server cannot be given: train adapters "
                 "(policy.sft.lora, policy.grpo.lora), or use policy.engine.vllm"
             )
+        return self.base()
+
+    def base(self) -> Served:
+        """The model that it serves under no adapters.
+
+        Raises:
+            ConfigError: it serves none, or several.
+        """
         bases = [str(model["id"]) for model in self._client.models() if not model.get("parent")]
         if len(bases) != 1:
             raise ConfigError(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from medgr2_api import redaction
+from medgr2_api.vllm_options import PARALLELISM
 
 from ..errors import TemporaryError
 from ..runner.background_process import die_with_parent
@@ -49,6 +50,7 @@ class VLLMProcess:
         lora_rank: int = 0,
         threads: int = 1,
         made: Environment | None = None,
+        gpus: str | None = None,
     ) -> None:
         """Starts it; `wait` says when it answers.
 
@@ -59,6 +61,7 @@ class VLLMProcess:
             lora_rank: highest rank of adapters that it will be given; 0: none will be.
             threads: CPU threads, where there is no GPU.
             made: the environment; None: that of this computer.
+            gpus: those that it has, as CUDA_VISIBLE_DEVICES names them; None: those of this process.
 
         Raises:
             ConfigError: there is no vLLM for this computer.
@@ -67,6 +70,7 @@ class VLLMProcess:
         self.model, self.lora_rank, self._log = model, lora_rank, log
         chosen = made or environment.here()
         environment.ensure(chosen)
+        self._gpus = gpus
         port, key = _free_port(), secrets.token_urlsafe(32)
         self.client = TokenClient(Address(f"http://127.0.0.1:{port}", key), self._ended)
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -142,8 +146,14 @@ class VLLMProcess:
             *([] if _LENGTH in given or chosen.build is Build.CPU else [_LENGTH, "auto"]),
             *([] if chosen.build is Build.CUDA else ["--enforce-eager"]),
             *(["--enable-lora", "--max-lora-rank", str(served_rank(self.lora_rank))] if self.lora_rank else []),
+            *self._parallelism(given),
             *arguments,
         ]
+
+    def _parallelism(self, given: set[str]) -> list[str]:
+        """One model over all GPUs that are its own, unless the user shares them out."""
+        number = len(self._gpus.split(",")) if self._gpus else 1
+        return [] if number == 1 or given & set(PARALLELISM) else [PARALLELISM[0], str(number)]
 
     def _environment(self, chosen: Environment, key: str, threads: int) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if name not in _NOT_ITS}
@@ -157,6 +167,7 @@ class VLLMProcess:
         }
         return {
             **kept,
+            **({} if self._gpus is None else {"CUDA_VISIBLE_DEVICES": self._gpus}),
             **{name: str(folder) for name, folder in own.items()},
             **(cpu if chosen.build is Build.CPU else {}),
             "VLLM_API_KEY": key,  # not on the command line, which everybody on the computer can read

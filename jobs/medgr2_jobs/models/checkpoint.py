@@ -114,25 +114,36 @@ def is_published(reader: ArtifactReader) -> bool:
 def save_adapter(model: Any, folder: Path, stands_on: Base) -> None:
     """Writes a PeftModel's adapters in float32, in peft's layout, and which model they stand on.
 
+    Args:
+        model: whose adapters "default" are written.
+        folder: where.
+        stands_on: the published model under them.
+    """
+    write_adapter(model, folder, torch.float32)
+    atomic.write_text(folder / BASE_FILE, json.dumps(stands_on.dump(), indent=1, sort_keys=True) + "\n")
+
+
+def write_adapter(model: Any, folder: Path, precision: torch.dtype) -> None:
+    """Writes a PeftModel's adapters in peft's layout.
+
     Not `save_pretrained`: it names the base by its path on this computer, writes a model card, and saves every adapter
     that is on the model, a reference's too.
 
     Args:
         model: whose adapters "default" are written.
         folder: where.
-        stands_on: the published model under them.
+        precision: of the weights.
     """
     weights = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
-        {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in weights.items()},
+        {name: value.detach().to("cpu", precision).contiguous() for name, value in weights.items()},
         folder / ADAPTER_FILE,
         metadata={"format": "pt"},
     )
     config = copy.copy(model.peft_config["default"])
     config.base_model_name_or_path, config.inference_mode = None, True
     config.save_pretrained(str(folder))
-    atomic.write_text(folder / BASE_FILE, json.dumps(stands_on.dump(), indent=1, sort_keys=True) + "\n")
 
 
 def copy_adapter(source: Path, target: Path, base_model: str | None) -> None:

@@ -68,6 +68,21 @@ def answer_match(completions: Sequence[Completion]) -> np.ndarray:
     return np.array([c.picked is not None and c.picked == c.answer_index for c in completions], dtype=float)
 
 
+class RememberedScores:
+    """R, which scores nothing twice in a row: what is asked anew stands among what is not."""
+
+    def __init__(self, score: Scorer) -> None:
+        self._score = score
+        self._known: dict[PromptResponse, float] = {}
+
+    def __call__(self, rows: Sequence[PromptResponse]) -> np.ndarray:
+        """As `Scorer`; remembers these rows, and forgets the others."""
+        new = [row for row in dict.fromkeys(rows) if row not in self._known]
+        known = self._known | dict(zip(new, self._score(new).tolist() if new else [], strict=True))
+        self._known = {row: known[row] for row in rows}
+        return np.array([known[row] for row in rows], dtype=float)
+
+
 def make_term(spec: RewardTerm, score: Scorer | None = None) -> RewardTermFunction:
     """A term by its description.
 

@@ -26,6 +26,8 @@ from ..store.rows.training import Rollout
 from .reward_terms import MATCH, OTHERS, REWARD_MODEL, Completion, Scorer, answer_match, make_term
 
 _ROLLOUTS = "medgr2-rollouts.json"
+_NO_VARIANCE = 1e-6  # standard deviation of the rewards of a group that are one and the same
+_ASKED = ("image_sha256", "text", "options", "answer_index")  # columns of the data set by which answers are judged
 _SAMPLED_STEPS = 32  # steps of a run whose rollouts are kept: one group each
 
 
@@ -69,7 +71,8 @@ class Rollouts:
 
     def should_sample(self, step: int, total: int) -> bool:
         """Whether a step's rollouts are kept: `_SAMPLED_STEPS` of them, evenly spread."""
-        return step % max(1, total // _SAMPLED_STEPS) == 0
+        sampled = bool(self.rows) and self.rows[-1].step == step  # a step may be sampled for in several parts
+        return step % max(1, total // _SAMPLED_STEPS) == 0 and not sampled
 
     def save(self, checkpoint: Path) -> None:
         """Puts the rows so far into a checkpoint."""
@@ -78,6 +81,19 @@ class Rollouts:
     def load(self, checkpoint: Path) -> None:
         """Goes on from a checkpoint."""
         self.rows = [Rollout(**row) for row in json.loads((checkpoint / _ROLLOUTS).read_text())]
+
+
+@dataclass(frozen=True)
+class _Graded:
+    """B completions and what they earn."""
+
+    completed: list[Completion]
+    values: dict[str, np.ndarray]
+    """Of each term, float (B,)."""
+    parts: dict[str, np.ndarray]
+    """Each term's weighted share of the reward, float (B,)."""
+    total: np.ndarray
+    """float (B,)."""
 
 
 class PolicyReward:
@@ -131,20 +147,12 @@ class PolicyReward:
             trainer_state: tells the step.
             log_metric: takes a figure into the trainer's log.
         """
-        texts = [self.answered(message[0]["content"]) for message in completions]
-        picked = [
-            answers.extract(answer, offered, self.answer_format) for answer, offered in zip(texts, options, strict=True)
-        ]
+        graded = self._graded(
+            [message[0]["content"] for message in completions], image_sha256, text, options, answer_index
+        )
+        completed, values, parts, total = graded.completed, graded.values, graded.parts, graded.total
+        texts, picked = [one.text for one in completed], [one.picked for one in completed]
         trusted = np.array([index is not None for index in answer_index])
-        completed = [
-            Completion(image, asked, tuple(offered), answer, choice, right)
-            for image, asked, offered, answer, choice, right in zip(
-                image_sha256, text, options, texts, picked, answer_index, strict=True
-            )
-        ]
-        values = {one.name: np.asarray(one.values(completed)) for one in self.terms}
-        parts = self._parts(values, trusted)
-        total = np.sum(list(parts.values()), axis=0)
 
         figures = self._figures(parts, total)
         figures |= {name: float(values_of_term.mean()) for name, values_of_term in values.items() if name != MATCH}
@@ -175,6 +183,40 @@ class PolicyReward:
             ]
         return [float(value) for value in total]
 
+    def same_reward(self, groups: Sequence[Sequence[str]], rows: Sequence[dict[str, Any]]) -> list[bool]:
+        """Whether all completions of a group earn one reward; TRL is told nothing of it.
+
+        Args:
+            groups: what the policy wrote, G texts for each of N prompts.
+            rows: the prompts' rows of the data set.
+        """
+        size = self.group_size
+        columns = [[row[name] for row in rows for _ in range(size)] for name in _ASKED]
+        graded = self._graded([text for group in groups for text in group], *columns)
+        found: list[bool] = (graded.total.reshape(-1, size).std(1) < _NO_VARIANCE).tolist()
+        return found
+
+    def _graded(
+        self,
+        written: Sequence[str],
+        image_sha256: Sequence[str],
+        text: Sequence[str],
+        options: Sequence[list[str]],
+        answer_index: Sequence[int | None],
+    ) -> _Graded:
+        texts = [self.answered(one) for one in written]
+        completed = [
+            Completion(
+                image, asked, tuple(offered), answer, answers.extract(answer, offered, self.answer_format), right
+            )
+            for image, asked, offered, answer, right in zip(
+                image_sha256, text, options, texts, answer_index, strict=True
+            )
+        ]
+        values = {one.name: np.asarray(one.values(completed)) for one in self.terms}
+        parts = self._parts(values, np.array([index is not None for index in answer_index]))
+        return _Graded(completed, values, parts, np.sum(list(parts.values()), axis=0))
+
     def _parts(self, values: dict[str, np.ndarray], trusted: np.ndarray) -> dict[str, np.ndarray]:
         """Each term's weighted share of the reward, float (B,).
 
@@ -200,7 +242,7 @@ class PolicyReward:
         groups = total.reshape(-1, self.group_size)
         centred = groups - groups.mean(1, keepdims=True)
         variance = float((centred**2).sum())
-        figures = {_ZERO_VARIANCE: float((groups.std(1) < 1e-6).mean())}
+        figures = {_ZERO_VARIANCE: float((groups.std(1) < _NO_VARIANCE).mean())}
         if variance > 0:
             for name, part in parts.items():
                 covariance = float((centred * part.reshape(-1, self.group_size)).sum())

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from medgr2_api.grpo_batches import GRPOBatches, UnevenBatches
+from medgr2_api.rollout_gpus import share
 from medgr2_api.stages import GRPO
 
 from ..errors import ConfigError
@@ -22,9 +23,8 @@ def trainers(context: PreflightContext) -> Iterator[CheckResult]:
     trainings need: DeepSpeed, bitsandbytes, flash attention."""
     spec = context.spec
     written, known = context.cycle.spec, spec.policy.grpo
-    place = spec.stage(GRPO.name)
     try:
-        batches = GRPOBatches.of(known, place.num_nodes * place.processes(spec.budget))
+        batches = GRPOBatches.of(known, spec.stage(GRPO.name).num_nodes * share(spec, GRPO.name).processes)
     except UnevenBatches as error:
         yield failed("policy.grpo", str(error))
         return

@@ -19,23 +19,24 @@ from functools import partial
 from typing import Any
 
 from trl.trainer.grpo_config import GRPOConfig
-from trl.trainer.grpo_trainer import GRPOTrainer
-from trl.trainer.utils import RepeatSampler
 
 from medgr2_api.grpo_batches import GRPOBatches, UnevenBatches
 from medgr2_api.policy import ResolvedGRPO, RewardTermType
 from medgr2_api.stages.grpo import GRPOParameters
 
 from ..curate.training_set import training_set
+from ..engine.opening import samples_rollouts
 from ..errors import ConfigError, DataError
 from ..evaluate.release import Release, TrainedOn
 from ..models import checkpoint, generation, held, vlm
 from ..models.patches import pixel_cache, repeated_prompts, trl_head
 from ..policy.dataset import grpo_dataset, grpo_prompts, with_seed_share
-from ..policy.model import ExactResume, Start, save, trained
+from ..policy.grpo_trainer import GRPOPolicyTrainer, filled_in
+from ..policy.model import Start, save, trained
 from ..policy.release_judge import ReleaseJudge
-from ..policy.reward_terms import Scorer, trusted_terms
+from ..policy.reward_terms import RememberedScores, Scorer, trusted_terms
 from ..policy.rewards import PolicyReward, Rollouts, check_terms, summary, zero_variance
+from ..policy.server_rollouts import Resampling, ServerRollouts, policy_server
 from ..reward.model import RewardModel
 from ..reward.scorer import score
 from ..runner.context import StageContext, StageOutcome
@@ -43,7 +44,7 @@ from ..runner.distributed import deepspeed
 from ..store.rows.candidates import Candidate, Triplet, triplet_of
 from ..store.rows.training import Rollout
 from ..training.checkpoints import latest_checkpoint, place_checkpoints
-from ..training.guards import constant_reward, kl_out_of_bounds
+from ..training.guards import constant_reward, kl_out_of_bounds, logprobs_disagree
 from ..training.stage_callback import StageCallback
 from ..training.trainer import (
     lora_config,
@@ -54,48 +55,6 @@ from ..training.trainer import (
 )
 
 FIELD = "policy.grpo.trainer"
-
-
-def _filled_in(value: int | None) -> int:
-    """TRL works out what was not given, and its types do not say so."""
-    assert value is not None
-    return value
-
-
-class EpochSampler(RepeatSampler):
-    """TRL's sampler, but an epoch's order depends on its number only: a resumed run meets the same prompts.
-
-    (TRL's draws one permutation after another from one generator, which a resume starts anew.)
-    """
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch."""
-        if self.shuffle:
-            self.generator.manual_seed(_filled_in(self.seed) + epoch)
-
-
-class GRPOPolicyTrainer(ExactResume, GRPOTrainer):
-    """GRPOTrainer that resumes exactly, with the sampler above."""
-
-    args: GRPOConfig
-
-    def _get_per_token_logps_and_entropies(self, *given: Any, **named: Any) -> Any:
-        """Without what LLaVA-OneVision's processor says beside the pictures and TRL 1.16 does not know: how many each
-        prompt has. That is one, which is what the model takes for granted."""
-        named.pop("batch_num_images", None)
-        return super()._get_per_token_logps_and_entropies(*given, **named)
-
-    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
-        rows: Any = self.train_dataset if dataset is None else dataset
-        group = _filled_in(self.num_generations)
-        return EpochSampler(
-            data_source=rows,
-            mini_repeat_count=group,
-            batch_size=_filled_in(self.args.generation_batch_size) // group,
-            repeat_count=self.num_iterations * _filled_in(self.args.steps_per_generation),
-            shuffle=bool(self.shuffle_dataset),
-            seed=self.args.seed,
-        )
 
 
 def run(ctx: StageContext[GRPOParameters]) -> StageOutcome:
@@ -115,7 +74,7 @@ def run(ctx: StageContext[GRPOParameters]) -> StageOutcome:
         ctx,
         options,
         field=FIELD,
-        **batches(grpo, ctx.process_group.count).options(),
+        **batches(grpo, ctx.process_group.count, served=samples_rollouts(ctx.parameters.engine)).options(),
         num_train_epochs=grpo.num_epochs,
         learning_rate=grpo.learning_rate,
         num_generations=grpo.num_generations,
@@ -155,34 +114,46 @@ def run(ctx: StageContext[GRPOParameters]) -> StageOutcome:
     wants_r = any(term.type is RewardTermType.REWARD_MODEL for term in grpo.rewards)
     with deepspeed.whole(args):
         scorer = _scorer(ctx) if wants_r else None
+    if scorer is not None and grpo.resample_groups:
+        scorer = RememberedScores(scorer)
+    encoder = vlm.Encoder(processor, ctx.images)
     reward = PolicyReward(
         grpo.rewards,
         grpo.num_generations,
         scorer,
         rollouts,
         answer_format,
-        vlm.Encoder(processor, ctx.images).answered,
+        encoder.answered,
     )
     callback = StageCallback(
         ctx,
         "grpo",
-        ("reward", "loss", "kl", "zero_variance_groups"),
+        ("reward", "loss", "kl", "zero_variance_groups", "rollout_seconds", "weights_seconds"),
         settings="policy.grpo",
         every=every,
         extra=rollouts.save,
-        guards=(constant_reward, kl_out_of_bounds),
+        guards=(constant_reward, kl_out_of_bounds, logprobs_disagree),
     )
-    with refusals(FIELD, "GRPOTrainer"):
-        trainer = GRPOPolicyTrainer(
-            model=model,
-            reward_funcs=[reward.reward],
-            args=args,
-            train_dataset=grpo_dataset(prompts, ctx.images),
-            processing_class=processor,
-            peft_config=start.wrap,
-            callbacks=[callback],
-        )
-    train(trainer, callback)
+    with policy_server(ctx, start) as server:
+        sampling = None
+        if server is not None:
+            resampling = Resampling(grpo.resample_groups, reward.same_reward)
+            beat = callback.watchdog.beat
+            sampling = ServerRollouts(start, encoder, server, ctx.process_group, resampling, beat)
+        with refusals(FIELD, "GRPOTrainer"):
+            trainer = GRPOPolicyTrainer(
+                model=model,
+                reward_funcs=[reward.reward],
+                args=args,
+                train_dataset=grpo_dataset(prompts, ctx.images),
+                processing_class=processor,
+                peft_config=start.wrap,
+                callbacks=[callback],
+                rollout_func=sampling,
+            )
+        if sampling is not None:
+            sampling.attach(trainer)
+        train(trainer, callback)
 
     model = trained(trainer, start)
     if not ctx.process_group.main:
@@ -190,7 +161,8 @@ def run(ctx: StageContext[GRPOParameters]) -> StageOutcome:
     save(model, start, ctx.writer.path("model"))
     ctx.writer.table(Rollout, rollouts.rows)
     history, global_step = trainer.state.log_history, trainer.state.global_step
-    del trainer, model, reward, scorer, callback  # what is measured is what was published, and it needs their memory
+    # what is measured is what was published, and it needs their memory
+    del trainer, model, reward, scorer, sampling, callback
     with deepspeed.whole(args):
         release = judge.after(release, global_step)
     ctx.writer.path("log.json", digested=False).write_text(json.dumps(history, indent=1))
@@ -219,14 +191,14 @@ def _triplets(ctx: StageContext[GRPOParameters]) -> list[Triplet]:
     return [triplet for row in candidates if (triplet := triplet_of(row))]
 
 
-def batches(grpo: ResolvedGRPO, processes: int) -> GRPOBatches:
+def batches(grpo: ResolvedGRPO, processes: int, *, served: bool) -> GRPOBatches:
     """How a step's prompts are divided up.
 
     Raises:
         ConfigError: they cannot be.
     """
     try:
-        return GRPOBatches.of(grpo, processes)
+        return GRPOBatches.of(grpo, processes, served=served)
     except UnevenBatches as error:
         raise ConfigError(f"policy.grpo.{error}") from None
 
@@ -240,7 +212,7 @@ def check_batches(args: GRPOConfig) -> None:
     Raises:
         ConfigError: the samples one process draws at a time are no multiple of the group size.
     """
-    steps, group = _filled_in(args.steps_per_generation), _filled_in(args.num_generations)
+    steps, group = filled_in(args.steps_per_generation), filled_in(args.num_generations)
     samples = args.per_device_train_batch_size * steps
     if samples % group:
         raise ConfigError(
@@ -256,7 +228,7 @@ def total_steps(args: GRPOConfig, prompts: int) -> int:
     Raises:
         DataError: there are fewer prompts than one generation batch takes: TRL would silently train on nothing.
     """
-    at_once = _filled_in(args.generation_batch_size) // _filled_in(args.num_generations)
+    at_once = filled_in(args.generation_batch_size) // filled_in(args.num_generations)
     if prompts < at_once:
         raise DataError(
             f"GRPO has {prompts} distinct prompts, and one generation batch takes {at_once} "
@@ -265,19 +237,19 @@ def total_steps(args: GRPOConfig, prompts: int) -> int:
         )
     if args.max_steps > 0:
         return int(args.max_steps)
-    batches = prompts // at_once * args.num_iterations * _filled_in(args.steps_per_generation)
+    batches = prompts // at_once * args.num_iterations * filled_in(args.steps_per_generation)
     return math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
 
 
 def prompts_per_step(args: GRPOConfig) -> float:
     """Prompts that are sampled for each optimizer step, over all processes."""
     samples = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return float(samples / (_filled_in(args.num_generations) * args.num_iterations))
+    return float(samples / (filled_in(args.num_generations) * args.num_iterations))
 
 
 def checkpoint_unit(args: GRPOConfig) -> int:
     """Optimizer steps after which a generation batch is used up (see the module's docstring)."""
-    passes = _filled_in(args.steps_per_generation) * args.num_iterations
+    passes = filled_in(args.steps_per_generation) * args.num_iterations
     return math.lcm(passes, args.gradient_accumulation_steps) // args.gradient_accumulation_steps
 
 

@@ -7,13 +7,17 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from ..errors import ConstantReward, KLOutOfBounds
+from ..errors import ConstantReward, KLOutOfBounds, LogprobsDisagree
 
 #: Steps in a row in which all completions got one and the same reward. A policy that is right once in a hundred times
 #: fails eight samples of a prompt with 92 %, those of a hundred prompts with 0.02 %.
 _CONSTANT_STEPS = 100
 #: Nats for each token, as the median of so many steps. Runs that go well stay below 1; single tokens go far beyond.
 _MOST_KL, _KL_STEPS = 10.0, 20
+#: Nats a token between server and trainer, in each of so many steps. Both in bfloat16 they differ by some hundredths.
+_MOST_DIFFERENCE, _DISAGREEING_STEPS = 0.3, 3
+#: Where TRL logs that: the mean over the tokens of a step.
+_DIFFERENCE = "sampling/sampling_logp_difference/mean"
 
 
 def constant_reward(history: Sequence[Mapping[str, Any]]) -> None:
@@ -56,6 +60,28 @@ def kl_out_of_bounds(history: Sequence[Mapping[str, Any]]) -> None:
             f"grpo: the KL divergence from the reference policy is {kl:.1f} nats a token over the last {_KL_STEPS} "
             f"steps (more than {_MOST_KL:g}): the policy has run away. Lower policy.grpo.learningRate or raise "
             "klCoefficient"
+        )
+
+
+def logprobs_disagree(history: Sequence[Mapping[str, Any]]) -> None:
+    """A server that samples from other weights, or by other numbers, than those that learn.
+
+    Args:
+        history: a GRPO trainer's log; it has the difference where a vLLM samples.
+
+    Raises:
+        LogprobsDisagree: it is too large, not for one step only.
+    """
+    steps = _last(history, _DIFFERENCE, _DISAGREEING_STEPS)
+    if len(steps) < _DISAGREEING_STEPS:
+        return
+    least = min(float(step[_DIFFERENCE]) for step in steps)
+    if not least <= _MOST_DIFFERENCE:  # no number counts as large
+        raise LogprobsDisagree(
+            f"grpo: the vLLM that samples and the model that learns differ by {least:.2f} nats a token or more in each "
+            f"of the last {_DISAGREEING_STEPS} steps (more than {_MOST_DIFFERENCE:g}): it serves another model, other "
+            "weights or another precision than are trained. Look at its --dtype, --quantization and --logprobs-mode "
+            "(processed_logprobs), and at what policy.engine names"
         )
 
 

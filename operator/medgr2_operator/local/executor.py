@@ -6,7 +6,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,12 +15,15 @@ from pydantic import ValidationError
 
 from medgr2_api import paths
 from medgr2_api.cycle import Cycle
+from medgr2_api.rollout_gpus import share
 from medgr2_api.stage_contract import (
     DEEPSPEED_ENV,
     NUM_PROC_PER_NODE_ENV,
     REQUEST_ENV,
     RESULT_PATH_ENV,
     SECRETS_ENV,
+    VLLM_GPUS_ENV,
+    VLLM_NO_GPUS,
     WORKSPACE_ENV,
     ExitCode,
     Progress,
@@ -35,7 +38,7 @@ from ..plan.shard_results import combine, worst
 from ..plan.types import AttemptKey, Event, JobCreate, JobDelete, JobState, Observed, ObservedJob, ObservedPod, Plan
 from .approvals import Approvals
 from .forkserver_client import Exited, ForkserverClient
-from .gpus import Gpus
+from .gpus import VISIBLE, Gpus
 from .state import StateFile
 
 _UNFINISHED = (AttemptState.PENDING, AttemptState.RUNNING, AttemptState.TERMINATING)
@@ -274,7 +277,7 @@ class Executor:
             if definition(create.key.name).fetches:  # unless the user forbids it
                 env["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "0")
             if not request.collect:
-                env |= self._distributed_env(create)
+                env |= self._distributed_env(create, visible)
             assert self.forkserver is not None
             log = self.root / paths.log(self.cycle.metadata.name, name)
             self.forkserver.start(self._process(name), env, log)
@@ -286,15 +289,24 @@ class Executor:
         computes = definition(create.key.name).computes or "student" in request.inputs
         if not computes or request.collect or not self.gpus.devices:
             return 0
-        return min(self.cycle.spec.stage(create.key.name).processes(self.cycle.spec.budget), len(self.gpus.devices))
+        shared = share(self.cycle.spec, create.key.name)
+        return min(shared.processes + shared.server, len(self.gpus.devices))
 
-    def _distributed_env(self, create: JobCreate) -> dict[str, str]:
-        """Environment of a training in several processes. What the spec asks of a cluster's GPUs is not here for
-        certain: then there is a process for each GPU that is, unless the spec says how many it wants."""
-        settings = self.cycle.spec.stage(create.key.name)
-        processes = settings.num_proc_per_node or max(1, self._gpus_of(create))
+    def _distributed_env(self, create: JobCreate, visible: Mapping[str, str]) -> dict[str, str]:
+        """Environment of a training in several processes, and of one that a vLLM samples for. What the spec asks of a
+        cluster's GPUs is not here for certain: then there is a process for each GPU that is, unless the spec says how
+        many it wants."""
+        spec, name, held = self.cycle.spec, create.key.name, self._gpus_of(create)
+        settings, shared = spec.stage(name), share(spec, name, held or None)
+        if not held or shared.gpus == 0:  # no vLLM, or it needs none
+            processes, env = settings.num_proc_per_node or max(1, held), {}
+        else:
+            devices = visible[VISIBLE].split(",")
+            first, last = devices[: held - shared.server], devices[held - shared.server :]
+            processes = shared.processes
+            env = {VISIBLE: ",".join(first), VLLM_GPUS_ENV: ",".join(last) if shared.served else VLLM_NO_GPUS}
         count = {NUM_PROC_PER_NODE_ENV: str(processes)} if processes > 1 else {}
-        return {**count, **({DEEPSPEED_ENV: str(settings.deepspeed)} if settings.deepspeed else {})}
+        return {**env, **count, **({DEEPSPEED_ENV: str(settings.deepspeed)} if settings.deepspeed else {})}
 
     def _delete(self, delete: JobDelete) -> None:
         attempt = self.attempts.get(delete.key)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
-from medgr2_api.kubernetes_fragments import quantity
+from medgr2_api.kubernetes_fragments import is_extended, quantity
 
 
 def pod_security_context(user: int, own: dict[str, Any]) -> dict[str, Any]:
@@ -61,6 +62,25 @@ def with_limits(resources: dict[str, Any], cpu: str, memory: str) -> dict[str, A
 
 def _size(amount: Any) -> Decimal:
     return quantity(amount) or Decimal(0)
+
+
+def part(resources: dict[str, Any], share: Fraction) -> dict[str, Any]:
+    """The share of a container's resources that one of two containers gets; whole devices stay whole."""
+    return {
+        kind: {name: _portion(name, amount, share) for name, amount in amounts.items()}
+        for kind, amounts in resources.items()
+        if kind in ("requests", "limits") and share
+    }
+
+
+def _portion(name: str, amount: Any, share: Fraction) -> Any:
+    whole = Fraction(quantity(amount) or 0)
+    if is_extended(name):
+        return int(whole * share)
+    if name != "cpu":
+        return int(whole * share)
+    cores, thousandths = divmod(int(whole * share * 1000), 1000)
+    return f"{cores * 1000 + thousandths}m" if thousandths else cores
 
 
 def threads(resources: dict[str, Any], processes: int) -> int:

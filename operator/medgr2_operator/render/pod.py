@@ -71,7 +71,10 @@ def _resources(context: RenderContext) -> dict[str, Any]:
     settings = context.settings
     if context.collects:
         return settings.collect_resources
-    given = {} if context.has_sidecar else context.stage.resources  # they are the sidecar's
+    if context.shared.served:
+        given = containers.part(context.stage.resources, 1 - context.shared.of_server)
+    else:
+        given = {} if context.has_sidecar else context.stage.resources  # they are the sidecar's
     return containers.with_requests(given, settings.cpu_request, settings.memory_request)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from medgr2_api.cycle import Cycle
 from medgr2_api.engine import Engine, VLLMEngine
+from medgr2_api.rollout_gpus import RolloutShare, share
 from medgr2_api.scheduling import PodTemplate, StageSettings
 from medgr2_api.stages import definition
 from medgr2_api.stages.generate import Provider
@@ -126,7 +127,12 @@ class RenderContext:
     @property
     def processes(self) -> int:
         """Processes in each pod."""
-        return 1 if self.collects else self.stage.processes(self.cycle.spec.budget)
+        return 1 if self.collects else self.shared.processes
+
+    @cached_property
+    def shared(self) -> RolloutShare:
+        """How the pod's GPUs are shared out between training and vLLM."""
+        return share(self.cycle.spec, self.create.key.name)
 
     @cached_property
     def provider(self) -> Provider | None:
@@ -152,7 +158,7 @@ class RenderContext:
     @property
     def policy_server(self) -> VLLMEngine | None:
         """The vLLM that serves the policy beside the stage; None: there is none."""
-        beside = self.engine is not None and definition(self.create.key.name).only_asks
+        beside = definition(self.create.key.name).only_asks or self.shared.served
         return self.engine.vllm if self.engine is not None and beside else None
 
     @property

@@ -8,6 +8,8 @@ from medgr2_api.accelerators import weight
 from medgr2_api.engine import VLLMEngine
 from medgr2_api.kubernetes_fragments import quantity
 from medgr2_api.stage_contract import VLLM_ENDED, VLLM_KEY, VLLM_WANTED
+from medgr2_api.stages import GRPO
+from medgr2_api.vllm_options import PARALLELISM
 
 from . import containers, environment, volumes
 from .render_context import RenderContext
@@ -72,8 +74,6 @@ _PROBE = (
     "import urllib.request as r; "  # whatever proxy the user's variables name, it does not know this pod's loopback
     f"r.build_opener(r.ProxyHandler({{}})).open('http://{HOST}:{PORT}/health', timeout=4)"
 )
-#: Options by which the user says how the GPUs are shared out.
-_PARALLELISM = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
 
 
 def container(context: RenderContext) -> dict[str, Any]:
@@ -102,6 +102,7 @@ def _of_policy(context: RenderContext, chosen: VLLMEngine) -> list[str]:
         "--enable-scale-out",  # tokens in, tokens out
         *("--generation-config", "vllm"),  # each request says all of its own
         *("--limit-mm-per-prompt", '{"image": 1, "video": 0}'),
+        *(["--logprobs-mode", "processed_logprobs"] if context.create.key.name == GRPO.name else []),
         *([] if "--dtype" in given else ["--dtype", "bfloat16" if gpus else "float32"]),
         *(["--max-model-len", "auto"] if gpus and "--max-model-len" not in given else []),
     ]
@@ -113,8 +114,10 @@ def _name(argument: str) -> str:
 
 
 def _resources(context: RenderContext) -> dict[str, Any]:
-    settings = context.settings
-    return containers.with_requests(context.stage.resources, settings.cpu_request, settings.memory_request)
+    settings, given = context.settings, context.stage.resources
+    if context.shared.served:
+        given = containers.part(given, context.shared.of_server)
+    return containers.with_requests(given, settings.cpu_request, settings.memory_request)
 
 
 def _common(context: RenderContext, arguments: list[str]) -> list[str]:
@@ -150,6 +153,6 @@ def _parallelism(resources: dict[str, Any], arguments: list[str]) -> list[str]:
     """All GPUs for one model, unless the user shares them out: vLLM alone would use the first only."""
     limits = resources.get("limits") or {}
     gpus = max((int(quantity(amount) or 0) for name, amount in limits.items() if weight(name, {}) == 1), default=0)
-    if gpus < 2 or any(_name(argument) in _PARALLELISM for argument in arguments):
+    if gpus < 2 or any(_name(argument) in PARALLELISM for argument in arguments):
         return []
-    return ["--tensor-parallel-size", str(gpus)]
+    return [PARALLELISM[0], str(gpus)]

@@ -26,6 +26,8 @@ READERS = (
     "crds/medgr2_api/presets.py",
     "crds/medgr2_api/unsupported.py",
     "crds/medgr2_api/grpo_batches.py",
+    "crds/medgr2_api/rollout_gpus.py",
+    "crds/medgr2_api/rollout_rules.py",
 )
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from tests.support.fake_processes import make_executor, ok, run_executors
 
+from medgr2_api.engine import Engine, VLLMEngine
 from medgr2_api.scheduling import StageSettings
-from medgr2_api.stage_contract import NUM_PROC_PER_NODE_ENV, StageRequest, StageResult
+from medgr2_api.stage_contract import NUM_PROC_PER_NODE_ENV, VLLM_GPUS_ENV, VLLM_NO_GPUS, StageRequest, StageResult
 from medgr2_api.stages import definition
 from medgr2_api.status import Phase
 from medgr2_operator.local.gpus import VISIBLE, Gpus, here
@@ -162,3 +163,31 @@ def test_a_computer_without_gpus_trains_in_one_process(tmp_path: Path, monkeypat
     }
     assert (counts["sft"], counts["grpo"]) == (None, "2")
     assert all(VISIBLE not in env for env in processes.environments.values())
+
+
+@pytest.mark.parametrize(
+    ("gpus", "vllm", "trains", "samples", "processes"),
+    [
+        (["a", "b", "c", "d"], {}, "a,b", "c,d", "2"),
+        (["a", "b", "c", "d"], {"rollout_gpus": 1}, "a,b,c", "d", "3"),
+        (["a"], {}, "a", VLLM_NO_GPUS, None),
+        ([], {}, None, None, None),
+    ],
+)
+def test_grpo_s_gpus_are_shared_out_with_the_vllm_that_samples(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: list[str],
+    vllm: dict[str, int],
+    trains: str | None,
+    samples: str | None,
+    processes: str | None,
+) -> None:
+    executor, started = make_executor(tmp_path, monkeypatch, ok)
+    policy = executor.cycle.spec.policy.model_copy(update={"engine": Engine(vllm=VLLMEngine(**vllm))})
+    stages = [StageSettings(name="grpo", resources={"limits": {"nvidia.com/gpu": 4}})]
+    spec = executor.cycle.spec.model_copy(update={"stages": stages, "policy": policy})
+    executor.cycle = executor.cycle.model_copy(update={"spec": spec})
+    assert run_executors(executor, gpus=gpus) is Phase.COMPLETE
+    env = next(started.environments[name] for name, request in started.requests.items() if request.stage == "grpo")
+    assert (env.get(VISIBLE), env.get(VLLM_GPUS_ENV), env.get(NUM_PROC_PER_NODE_ENV)) == (trains, samples, processes)

@@ -59,7 +59,7 @@ def test_grpo_of_all_weights_of_a_7b_model_does_not_fit_one_gpu_and_what_would_i
     grpo = stage(result, "grpo")
     assert not result.fits
     assert not grpo.fits
-    assert 165 < grpo.need.total / GIB < 185
+    assert 165 < grpo.need.total / GIB < 195, "64 prompts a step keep their gradients"
     assert any("policy.grpo.lora: {rank: 64}" in change for change in grpo.advice)
     assert stage(result, "sft").fits
     advised = reckon(
@@ -138,6 +138,20 @@ def test_a_vllm_samples_faster_on_all_gpus_of_the_stage_and_one_on_site_holds_no
     site = stage(reckon(spec(policy={**WHOLE, "engine": {"server": {"baseURL": "http://vllm:8000"}}})), "evaluate")
     assert site.need.total < GIB
     assert math.isnan(site.seconds)
+
+
+def test_grpo_s_time_is_that_of_both_parts_of_its_gpus() -> None:
+    lora = {"lora": {"rank": 64}}
+
+    def grpo(engine: dict[str, Any]) -> StageFit:
+        eight = {"name": "grpo", "resources": {"limits": {"nvidia.com/gpu": 8}}}
+        policy = {**WHOLE, "sft": lora, "grpo": {**lora, "trainer": {"max_steps": 20}}, "engine": engine}
+        return stage(reckon(spec(eight, policy=policy)), "grpo")
+
+    half, most = grpo({"vllm": {}}), grpo({"vllm": {"rolloutGPUs": 1}})
+    assert half.seconds < grpo({"transformers": {}}).seconds
+    assert half.seconds != pytest.approx(most.seconds)
+    assert math.isnan(grpo({"server": {"baseURL": "http://vllm:8000"}}).seconds)
 
 
 def test_time_follows_steps_that_are_bounded_and_hardware() -> None:

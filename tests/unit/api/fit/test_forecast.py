@@ -27,7 +27,7 @@ def test_it_says_what_is_assumed_and_what_is_not_built(capsys: pytest.CaptureFix
     forecast.main()
     output = capsys.readouterr().out
     assert "goal: 30 GPU-hours and 5 h: " in output
-    assert forecast.NOT_BUILT in output
+    assert forecast.SHARED_OUT in output
     assert "(assumed)" in output
     assert "published, torchtitan" in output
     figures = json.loads(output.splitlines()[-1])["figures"]

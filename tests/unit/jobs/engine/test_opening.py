@@ -9,10 +9,17 @@ import pytest
 from tests.support.jobs_fixtures import request
 
 from medgr2_api.engine import Engine
-from medgr2_api.stage_contract import SECRETS_ENV, VLLM_BASE_URL_ENV, VLLM_CONTROL_ENV, VLLM_WANTED
+from medgr2_api.stage_contract import (
+    SECRETS_ENV,
+    VLLM_BASE_URL_ENV,
+    VLLM_CONTROL_ENV,
+    VLLM_GPUS_ENV,
+    VLLM_NO_GPUS,
+    VLLM_WANTED,
+)
 from medgr2_api.stages import definition
 from medgr2_jobs.engine.in_process import InProcessEngine
-from medgr2_jobs.engine.opening import opened
+from medgr2_jobs.engine.opening import opened, samples_rollouts
 from medgr2_jobs.engine.vllm_engine import ServedEngine
 from medgr2_jobs.errors import ConfigError
 from medgr2_jobs.runner import stage_log
@@ -66,3 +73,21 @@ def test_a_server_whose_key_is_not_there_is_refused(
     server = {"baseURL": "http://vllm:8000", "apiKeySecretRef": {"name": "vllm", "key": "key"}}
     with pytest.raises(ConfigError, match="secret 'vllm' has no key 'key'"):
         opened(context, engine(server=server))
+
+
+def test_rollouts_need_a_vllm_that_has_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = engine(server={"baseURL": "http://127.0.0.1:8000"})
+    assert samples_rollouts(server)
+    assert samples_rollouts(engine(vllm={})), "of a computer without GPUs"
+    assert not samples_rollouts(engine(vllm={"rolloutGPUs": 0}))
+    assert not samples_rollouts(engine(transformers={}))
+    monkeypatch.setenv(VLLM_GPUS_ENV, "2,3")
+    assert samples_rollouts(engine(vllm={}))
+    monkeypatch.setenv(VLLM_GPUS_ENV, VLLM_NO_GPUS)
+    assert not samples_rollouts(engine(vllm={}))
+    assert samples_rollouts(server)
+    monkeypatch.delenv(VLLM_GPUS_ENV)
+    monkeypatch.setenv(stage_log.IN_CLUSTER_ENV, "10.0.0.1")
+    assert not samples_rollouts(engine(vllm={}))
+    monkeypatch.setenv(VLLM_CONTROL_ENV, "/run")
+    assert samples_rollouts(engine(vllm={}))

@@ -10,7 +10,7 @@ import pytest
 from medgr2_api.policy import RewardTerm, RewardTermType
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.errors import ConfigError
-from medgr2_jobs.policy.reward_terms import trusted_terms
+from medgr2_jobs.policy.reward_terms import RememberedScores, trusted_terms
 from medgr2_jobs.policy.rewards import PolicyReward, Rollouts, check_terms, summary, zero_variance
 
 FORMAT = AnswerFormat.OPTION_TEXT
@@ -154,3 +154,24 @@ def test_terms_without_the_reward_model() -> None:
 def test_groups_without_variance_are_counted_over_the_whole_run() -> None:
     history = [{"zero_variance_groups": 0.25, "reward": 1.0}, {"zero_variance_groups": 0.5}, {"loss": 0.1}]
     assert zero_variance(history, 64) == {"groups": 128, "groups_without_variance": 48}
+
+
+def test_groups_of_one_reward_are_found_and_r_scores_nothing_twice() -> None:
+    asked: list[int] = []
+
+    def score(rows: Any) -> Any:
+        asked.append(len(rows))
+        return np.array([10.0 if RIGHT in row.response else -6.0 for row in rows])
+
+    reward = PolicyReward(terms(), 2, RememberedScores(score), Rollouts(), FORMAT)
+    rows = [{"image_sha256": "i", "text": f"q{n}", "options": ["no", "yes"], "answer_index": 0} for n in range(2)]
+    assert reward.same_reward([[RIGHT, RIGHT], [RIGHT, WRONG]], rows) == [True, False]
+    assert reward.same_reward([[WRONG, WRONG], [RIGHT, WRONG]], rows) == [True, False]
+    assert asked == [3, 1]
+
+
+def test_of_a_step_that_is_sampled_for_in_parts_one_group_is_kept() -> None:
+    reward = PolicyReward(terms(), 2, scores(10, -6), Rollouts(), FORMAT)
+    call(reward, [RIGHT, WRONG], [0, 0])
+    call(reward, [RIGHT, WRONG], [0, 0])
+    assert len(reward.rollouts.rows) == 2

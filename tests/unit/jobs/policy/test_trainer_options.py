@@ -13,8 +13,9 @@ from trl import GRPOConfig, SFTConfig
 
 from medgr2_jobs.errors import ConfigError, DataError
 from medgr2_jobs.models import vlm
+from medgr2_jobs.policy.grpo_trainer import EpochSampler
 from medgr2_jobs.stages import grpo, sft
-from medgr2_jobs.stages.grpo import EpochSampler, checkpoint_unit, total_steps
+from medgr2_jobs.stages.grpo import checkpoint_unit, total_steps
 from medgr2_jobs.training.trainer import configured, trainer_options
 
 
