@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.support.cycle_documents import tiny_cycle
+from tests.support.forked_jobs import forked_jobs
 from tests.support.run_fixtures import CYCLE, RunWorkspace
 from typer.testing import CliRunner
 
 from medgr2_operator.cli.app import app
+
+__all__ = ["forked_jobs"]
+
+pytestmark = pytest.mark.usefixtures("forked_jobs")
 
 NAME = CYCLE["metadata"]["name"]
 STATE = Path("cycles", NAME, "state.json")
