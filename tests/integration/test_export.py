@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from medgr2_api.stage_contract import ExitCode
 from medgr2_jobs.export import __main__ as exporting
@@ -43,21 +42,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> PolicyWorkspace:
     return made
 
 
-def stock(folder: Path, workspace: PolicyWorkspace, items: list[Item]) -> list[str]:
-    """What transformers alone makes of an exported folder, in float32: nothing of ours takes part."""
-    processor = AutoProcessor.from_pretrained(folder)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    said = []
-    for item in items:
-        prompt = answers.prompt_of(item, FORMAT)
-        chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt.text}]}]
-        text = processor.apply_chat_template(chat, add_generation_prompt=True)
-        inputs = processor(text=[text], images=[workspace.images.load(item.image_sha256)], return_tensors="pt")
-        tokens = model.generate(**inputs, max_new_tokens=32)
-        said.append(processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])
-    return said
-
-
 def ours(found: PublishedPolicy, workspace: PolicyWorkspace, items: list[Item]) -> list[str]:
     """What the checkpoint answers, its weights rounded as the export rounds them."""
     model = found.checkpoint.load().to(torch.bfloat16).to(torch.float32)
@@ -79,7 +63,7 @@ def test_stock_transformers_answers_as_the_checkpoint_does(
     found = find(workspace.root, CYCLE, name)
     folder = exporting.export(found, tmp_path / "out")
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
-    said = stock(folder, workspace, items)
+    said = export_fixtures.stock(folder, workspace, items)
     assert said == ours(found, workspace, items)
     if name != "base":
         assert all("<answer>" in text for text in said), "it has learnt the form"

@@ -5,6 +5,7 @@ One server for all tests here, and a second one where the first has been killed:
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -45,7 +46,7 @@ from medgr2_jobs.store.rows.evaluation import Prediction
 from medgr2_jobs.store.rows.prepared import Item
 from medgr2_jobs.store.rows.training import Preference
 from medgr2_operator.render import vllm_sidecar, volumes
-from tests.support import fork_runner, servable
+from tests.support import export_fixtures, fork_runner, servable
 from tests.support.policy_fixtures import DATA, PolicyWorkspace, in_child
 from tests.support.ports import free_port
 
@@ -194,6 +195,44 @@ def test_adapters_loaded_while_it_runs_change_what_it_says(
     assert said[0] != said[1]
     served = {model["id"] for model in server.client.models()}
     assert len(served) >= 2, "the base model and an adapter"
+
+
+def chatted(server: Server, name: str, workspace: PolicyWorkspace, items: list[Item]) -> list[str]:
+    """What a client that knows nothing of us is answered, greedily: OpenAI's chat, the export's own template."""
+    said = []
+    for item in items:
+        picture = base64.b64encode(workspace.images.read(item.image_sha256)).decode()
+        content = [
+            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
+            {"type": "text", "text": answers.prompt_of(item, FORMAT).text},
+        ]
+        body = {"model": name, "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 32}
+        told = server.client.post("/v1/chat/completions", body)
+        said.append(told["choices"][0]["message"]["content"])
+    return whole(said)
+
+
+def whole(texts: list[str]) -> list[str]:
+    """Without a character that the longest answer cuts off: vLLM leaves it out, transformers marks its bytes."""
+    return [text.rstrip("\ufffd") for text in texts]
+
+
+def test_an_export_is_served_merged_and_as_adapters(
+    server: Server, workspace: PolicyWorkspace, items: list[Item], tmp_path: Path
+) -> None:
+    """The server's base model is what `medgr2 export` merged (`servable`); its adapters are exported here."""
+    merged = servable.base(workspace).base
+    assert (merged / "README.md").is_file(), "the folder is an export, model card and all"
+    assert json.loads((merged / "config.json").read_text())["dtype"] == "bfloat16"
+    name = server.client.models()[0]["id"]
+    there = chatted(server, name, workspace, items := items[:6])
+    assert there == whole(export_fixtures.stock(merged, workspace, items))
+    adapter = servable.exported(workspace, tmp_path / "out") / "adapter"
+    server.client.post("/v1/load_lora_adapter", {"lora_name": "export", "lora_path": str(adapter)})
+    adapted = chatted(server, "export", workspace, items)
+    assert adapted == whole(export_fixtures.stock(merged, workspace, items, adapter))
+    assert adapted != there
+    server.client.post("/v1/unload_lora_adapter", {"lora_name": "export"})
 
 
 def test_it_is_shown_the_control_s_picture(server: Server, workspace: PolicyWorkspace, items: list[Item]) -> None:

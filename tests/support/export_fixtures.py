@@ -5,7 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from medgr2_api import paths
 from medgr2_api.cycle import CycleSpec
@@ -13,7 +18,9 @@ from medgr2_api.presets import resolve
 from medgr2_api.stage_contract import ArtifactRef, StageRequest
 from medgr2_api.stages import PREPARE
 from medgr2_api.stages.definition import Source
+from medgr2_jobs.prompts import answers
 from medgr2_jobs.store.manifest import Manifest, Part
+from medgr2_jobs.store.rows.prepared import Item
 from tests.support.policy_fixtures import FORMAT, PolicyWorkspace
 
 CYCLE = "loop"
@@ -64,6 +71,23 @@ def link(workspace: PolicyWorkspace, artifact: str, stage: str, iteration: int) 
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
     place.symlink_to(workspace.root / artifact)
+
+
+def stock(folder: Path, workspace: PolicyWorkspace, items: list[Item], adapter: Path | None = None) -> list[str]:
+    """What transformers (and peft) alone make of an exported folder, in float32: nothing of ours takes part."""
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+    said = []
+    for item in items:
+        prompt = answers.prompt_of(item, FORMAT)
+        chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt.text}]}]
+        text = processor.apply_chat_template(chat, add_generation_prompt=True)
+        inputs = processor(text=[text], images=[workspace.images.load(item.image_sha256)], return_tensors="pt")
+        tokens = model.generate(**inputs, max_new_tokens=32)
+        said.append(processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0])
+    return said
 
 
 def run(workspace: PolicyWorkspace, request: StageRequest, iteration: int = 1) -> ArtifactRef:
