@@ -65,7 +65,7 @@ class WandbTracking(Model):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "self.mode != 'Online' || has(self.apiKeySecretRef)",
+            "!has(self.mode) || self.mode != 'Online' || has(self.apiKeySecretRef)",
             "mode Online needs apiKeySecretRef",
             lambda w: w.mode is not WandbMode.ONLINE or w.api_key_secret_ref is not None,
         ),
