@@ -29,6 +29,7 @@ FAMILIES: dict[str, Family] = {
     "internvl": Family("InternVL (the -hf repositories)"),
     "llava_onevision": Family("LLaVA-OneVision"),
     "idefics3": Family("Idefics3, SmolVLM"),
+    "smolvlm": Family("SmolVLM2"),
 }
 
 

@@ -13,7 +13,7 @@ from tests.support.loop_fixtures import Loop
 _FEW = {"max_steps": 2, "per_device_train_batch_size": 4}
 
 
-@pytest.mark.parametrize("family", ["gemma3", "idefics3"])
+@pytest.mark.parametrize("family", ["gemma3", "idefics3", "smolvlm"])
 def test_a_whole_iteration(family: str, tmp_path: Path) -> None:
     phantom = {"format": "Phantom", "phantom": {"images": 6, "questionsPerImage": 2}}
     document = tiny_cycle(

@@ -24,6 +24,9 @@ from transformers import (
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
     PreTrainedTokenizerFast,
+    SmolVLMImageProcessorPil,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
 )
 
 from medgr2_jobs.models.tiny import tokenizer as tiny_tokenizer
@@ -176,7 +179,23 @@ def _llava_onevision() -> tuple[Any, dict[str, Any]]:
 
 
 def _idefics3() -> tuple[Any, dict[str, Any]]:
-    tokenizer = _tokenizer(
+    tokenizer = _split_image_tokenizer()
+    images = Idefics3ImageProcessorPil(size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE})
+    processor = Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=tokenizer.chat_template)
+    return processor, _split_image_config(tokenizer, "idefics3_vision")
+
+
+def _smolvlm() -> tuple[Any, dict[str, Any]]:
+    tokenizer = _split_image_tokenizer()
+    images = SmolVLMImageProcessorPil(size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE})
+    videos = SmolVLMVideoProcessor(size={"longest_edge": SIDE}, max_image_size={"longest_edge": SIDE})
+    processor = SmolVLMProcessor(images, tokenizer, videos, image_seq_len=4, chat_template=tokenizer.chat_template)
+    return processor, _split_image_config(tokenizer, "smolvlm_vision")
+
+
+def _split_image_tokenizer() -> Any:
+    """Idefics3's and SmolVLM's: a picture is shown whole and in parts, each with a mark of its place."""
+    return _tokenizer(
         _template("<image>", end="<end_of_utterance>"),
         end="<end_of_utterance>",
         more=(
@@ -184,16 +203,16 @@ def _idefics3() -> tuple[Any, dict[str, Any]]:
             *(f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3)),
         ),
     )  # fmt: skip
-    images = Idefics3ImageProcessorPil(size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE})
-    processor = Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=tokenizer.chat_template)
-    config = {
+
+
+def _split_image_config(tokenizer: Any, vision: str) -> dict[str, Any]:
+    return {
         "text_config": _text(tokenizer, "llama"),
-        "vision_config": _vision("idefics3_vision"),
+        "vision_config": _vision(vision),
         "scale_factor": 2,
         "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
         "pad_token_id": tokenizer.pad_token_id,
     }
-    return processor, config
 
 
 BUILDERS: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
@@ -201,6 +220,7 @@ BUILDERS: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
     "internvl": _internvl,
     "llava_onevision": _llava_onevision,
     "idefics3": _idefics3,
+    "smolvlm": _smolvlm,
 }
 
 

@@ -41,6 +41,7 @@ NOT_IMPORTED = {
     "accelerate": "transformers' Trainer",
     "import-linter": "make lint",
     "mypy": "make lint",
+    "num2words": "transformers' processor of SmolVLM2",
     "pre-commit": ".pre-commit-config.yaml",
     "pyjpegls": "pydicom, to decompress",
     "pylibjpeg": "pydicom, to decompress",
