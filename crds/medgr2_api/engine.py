@@ -7,11 +7,11 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from .cel_rules import Rule
-from .hashing import NOT_HASHED
+from .hashing import NOT_HASHED, HashedAs
 from .model import Model
 from .types import Argument, HttpURL
 from .uris import SecretKeyRef
-from .vllm_options import ALLOWED_OPTION
+from .vllm_options import ALLOWED_OPTION, answering
 
 
 class TransformersEngine(Model):
@@ -24,8 +24,8 @@ class VLLMEngine(Model):
     image: Annotated[str, NOT_HASHED] = ""
     """Container image; empty: the operator's default. `medgr2 run` has an environment of its own (`medgr2 vllm
     install`)."""
-    args: Annotated[list[Annotated[Argument, ALLOWED_OPTION]], Field(max_length=100), NOT_HASHED] = []
-    """Further arguments of `vllm serve`: options about speed and memory."""
+    args: Annotated[list[Annotated[Argument, ALLOWED_OPTION]], Field(max_length=100), HashedAs(answering)] = []
+    """Further arguments of `vllm serve`: options about speed, memory and precision."""
     rollout_gpus: Annotated[int | None, NOT_HASHED, Field(ge=0, le=64, alias="rolloutGPUs")] = None
     """Of the GPUs of stage grpo, those that its vLLM has, which samples for it; the others train. 0: the policy samples
     in the processes that train it; default: half of them, or what numProcPerNode leaves."""

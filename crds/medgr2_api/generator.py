@@ -143,7 +143,7 @@ class VLLM(GeneratorKind):
     image: str = ""
     """Container image; empty: the operator's default."""
     args: Annotated[list[Annotated[Argument, ALLOWED_OPTION]], Field(max_length=100)] = []
-    """Further arguments of `vllm serve`: options about speed and memory."""
+    """Further arguments of `vllm serve`: options about speed, memory and precision."""
     chat_template_kwargs: FreeForm = {}
     """Arguments of the model's chat template: `{enable_thinking: false}` where the model thinks too much."""
 

@@ -62,6 +62,14 @@ NOT_HASHED = NotHashed()
 
 
 @dataclass(frozen=True)
+class HashedAs:
+    """Annotates a field of which a part changes results, and the rest must not repeat paid work."""
+
+    part: Callable[[Any], Any]
+    """The field's value → what of it counts."""
+
+
+@dataclass(frozen=True)
 class Since:
     """Annotates a required field that a version adds to what is hashed: `top_p: Annotated[TopP, Since(1.0)]`.
 
@@ -87,8 +95,8 @@ def meaning(value: Any, *, defaults: bool = False) -> Any:
     if isinstance(value, BaseModel):
         return {
             alias: part
-            for name, alias, default in _counted(type(value))
-            if ((part := meaning(getattr(value, name), defaults=defaults)) is not None or default is _NO_DEFAULT)
+            for name, alias, default, of in _counted(type(value))
+            if ((part := meaning(of(getattr(value, name)), defaults=defaults)) is not None or default is _NO_DEFAULT)
             and (defaults or part != default)
         }
     if isinstance(value, dict):
@@ -102,13 +110,17 @@ _NO_DEFAULT = object()
 
 
 @cache
-def _counted(model: type[BaseModel]) -> tuple[tuple[str, str, Any], ...]:
-    """Name, wire name and default's meaning of each field that counts in a hash."""
+def _counted(model: type[BaseModel]) -> tuple[tuple[str, str, Any, Callable[[Any], Any]], ...]:
+    """Name, wire name and default's meaning of each field that counts in a hash, and what of its value does."""
     return tuple(
-        (name, field.alias or name, _default(field))
+        (name, field.alias or name, _default(field), _part(field))
         for name, field in model.model_fields.items()
         if NOT_HASHED not in field.metadata
     )
+
+
+def _part(field: FieldInfo) -> Callable[[Any], Any]:
+    return next((note.part for note in field.metadata if isinstance(note, HashedAs)), lambda value: value)
 
 
 def _default(field: FieldInfo) -> Any:
@@ -117,7 +129,7 @@ def _default(field: FieldInfo) -> Any:
             return meaning(since.value)
     if field.is_required() or (get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1):
         return _NO_DEFAULT  # a tag says which model it is: without it, equal fields of two models would be one
-    return meaning(field.get_default(call_default_factory=True))
+    return meaning(_part(field)(field.get_default(call_default_factory=True)))
 
 
 def combined_digest(digests: Sequence[str]) -> str:

@@ -20,13 +20,14 @@ from medgr2_api.generator import (
     Sampling,
     WeightedParadigm,
 )
-from medgr2_api.hashing import NOT_HASHED
+from medgr2_api.hashing import NOT_HASHED, HashedAs
 from medgr2_api.model import Model
 from medgr2_api.plugin import PluginRef
 from medgr2_api.server_address import is_overheard
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_api.types import FreeForm
 from medgr2_api.uris import SecretKeyRef
+from medgr2_api.vllm_options import answering
 
 from .definition import Iterations, Of, Read, Source, StageDefinition, StageParameters, Wait
 
@@ -55,6 +56,8 @@ class Provider(Model):
     """How hard it thinks."""
     chat_template_kwargs: FreeForm = {}
     """Arguments of its chat template."""
+    args: Annotated[list[str], HashedAs(answering)] = []
+    """Arguments of the vLLM beside the stage."""
     base_url: Annotated[str, NOT_HASHED] = ""
     """Address of its server."""
     api_key_secret_ref: Annotated[SecretKeyRef | None, NOT_HASHED] = None
@@ -170,7 +173,7 @@ def _custom(generator: ResolvedGenerator) -> dict[str, str]:
 
 
 #: Fields of a kind of generator that a provider has under the same name.
-_AS_IN_SPEC = ("base_url", "api_key_secret_ref", "reasoning_effort", "chat_template_kwargs")
+_AS_IN_SPEC = ("base_url", "api_key_secret_ref", "reasoning_effort", "chat_template_kwargs", "args")
 
 
 def _provider(spec: ResolvedSpec) -> dict[str, Any]:

@@ -37,6 +37,34 @@ def differing(first: dict[str, Any], second: dict[str, Any]) -> set[str]:
     return {stage for stage in STAGES if one[stage] != two[stage]}
 
 
+ENGINE, VLLM = "policy.engine", {"model": "org/vlm"}
+
+
+@pytest.mark.parametrize(
+    ("args", "counts"),
+    [
+        (["--max-num-seqs=64", "--gpu-memory-utilization", "0.8", "-tp", "2", "--enforce-eager"], False),
+        (["--quantization=fp8"], True),
+        (["-q", "fp8"], True),
+        (["--kv_cache_dtype", "fp8"], True),
+        (["--enforce-eager", "--dtype", "float16", "--max-num-seqs=64"], True),
+        (["--revision=v2"], True),
+    ],
+)
+def test_of_vllm_s_arguments_those_count_that_change_answers(args: list[str], counts: bool) -> None:
+    asked = {"relabel", "evaluate"}
+    assert differing({ENGINE: {"vllm": {}}}, {ENGINE: {"vllm": {"args": args}}}) >= (asked if counts else set())
+    assert bool(differing({ENGINE: {"vllm": {}}}, {ENGINE: {"vllm": {"args": args}}})) is counts
+    generator = {"generator": {"vllm": VLLM}}, {"generator": {"vllm": {**VLLM, "args": args}}}
+    assert differing(*generator) == ({"generate"} if counts else set())
+
+
+def test_an_argument_of_vllm_s_is_one_however_it_is_written() -> None:
+    ways = (["-q", "fp8"], ["--quantization=fp8"], ["--quantization=awq", "--quantization", "fp8", "--max-num-seqs=1"])
+    for way in ways[1:]:
+        assert differing({ENGINE: {"vllm": {"args": ways[0]}}}, {ENGINE: {"vllm": {"args": way}}}) == set()
+
+
 @pytest.mark.parametrize(
     ("path", "same"),
     [
