@@ -1,65 +1,56 @@
-"""What the sidecar's test needs on a volume: a tiny model, and what `transformers serve` imports."""
+"""What the sidecar's test needs on a volume: a tiny model that vLLM can serve, and the vLLM of this computer."""
 
 from __future__ import annotations
 
-import importlib.metadata
+import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
-
-from tests.support.transformers_server import BUILD
+from medgr2_jobs.engine import environment
+from medgr2_jobs.models.tiny import tokenizer
+from tests.support import servable
 
 #: Folder of the model within the workspace.
-MODEL = "models/tiny"
-#: As a container sees it.
-PYTHONPATH = "/workspace/serving"
-#: Stands for the program `vllm`.
-VLLM = f"{PYTHONPATH}/vllm.py"
-_SERVE = """\
-import os
-import sys
-
-arguments = sys.argv[1:]
-at = arguments.index("--allowed-media-domains")  # of vLLM alone
-os.execvp("transformers", ["transformers", *arguments[:at], *arguments[at + 2 :], "--device", "cpu"])
-"""
-#: What `transformers serve` needs, and the image of the stages does not have.
-_SERVING = ("fastapi", "openai", "uvicorn")
+MODEL = "models/servable"
+_FOLDER = "serving"
+#: As a container sees it. The image has the Python that the environment was made with, at the same place.
+_BIN = f"/workspace/{_FOLDER}/bin"
+#: Of the sidecar: it finds `vllm`, and takes one core and little memory.
+ENV = {
+    "PATH": f"{_BIN}:/usr/local/bin:/usr/bin:/bin",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+ARGUMENTS = ["--enforce-eager", "--max-num-seqs=32", "--max-model-len=1024", "--max-num-batched-tokens=2048"]
+#: Its scripts name the place where it was made.
+_COMMAND = f'#!/bin/sh\nexec /workspace/{_FOLDER}/vllm/bin/python /workspace/{_FOLDER}/vllm/bin/vllm "$@"\n'
 
 
 def put(volume: Path) -> None:
-    """Writes both, and what starts one as the other is started."""
-    subprocess.run([sys.executable, "-c", BUILD, str(volume / MODEL)], check=True, timeout=300)
+    """Writes the model, links the environment, and writes the command."""
+    made = environment.here(environment.Build.CPU)
+    assert made.complete, "vLLM's environment is not there: run `medgr2 vllm install --build cpu`"
+    processor = tokenizer.processor()
+    model = servable.model()
+    model.generation_config.eos_token_id = list(range(0, len(processor.tokenizer), 6))  # or it would talk to the limit
+    for part in (model, processor):
+        part.save_pretrained(volume / MODEL)
     for file in (volume / MODEL).iterdir():
         file.chmod(0o644)  # safetensors writes 0600, and the pod is another user
-    for name in _with_dependencies(_SERVING):
-        _copy_distribution(name, volume / Path(PYTHONPATH).name)
-    (volume / Path(PYTHONPATH).name / Path(VLLM).name).write_text(_SERVE)
+    ours = shutil.ignore_patterns("__pycache__", "cache")
+    shutil.copytree(made.folder, volume / _FOLDER / "vllm", symlinks=True, copy_function=_link, ignore=ours)
+    command = volume / _FOLDER / "bin" / "vllm"
+    command.parent.mkdir()
+    command.write_text(_COMMAND)
+    command.chmod(0o755)
 
 
-def _with_dependencies(names: Iterable[str]) -> set[str]:
-    """These distributions, as they are installed here, and all that they need."""
-    closure: set[str] = set()
-    left = [canonicalize_name(name) for name in names]
-    while left:
-        name = left.pop()
-        if name not in closure:
-            closure.add(name)
-            requirements = map(Requirement, importlib.metadata.requires(name) or ())
-            left += [
-                canonicalize_name(r.name) for r in requirements if not r.marker or r.marker.evaluate({"extra": ""})
-            ]
-    return closure
-
-
-def _copy_distribution(name: str, target: Path) -> None:
-    """The files of a distribution, without its commands and bytecode."""
-    for file in importlib.metadata.files(name) or ():
-        if ".." not in file.parts and "__pycache__" not in file.parts:
-            (target / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(str(file.locate()), target / file)
+def _link(source: str, target: str) -> None:
+    """Six gigabytes are linked, where the volume is on the same disk."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import yaml
 
-from medgr2_operator.render import environment, vllm_sidecar
 from tests.cluster import serving
 from tests.cluster.fixtures import Document, eventually
 from tests.support.loop_fixtures import CYCLE, Loop
@@ -157,33 +156,49 @@ def test_two_pods_train_together(node_env: NodeEnv) -> None:
     print(*logs, sep="\n---\n")
 
 
-def test_a_model_server_starts_before_the_stage_and_ends_with_it(node_env: NodeEnv, stage_image: str) -> None:
-    """`transformers serve` in the place of `vllm serve`; all else is as rendered: script, key, address, probe."""
+def test_a_vllm_starts_before_its_stage_and_ends_with_it(node_env: NodeEnv, stage_image: str) -> None:
+    """A real one in the sidecar, from this computer's environment, which lies on the volume; all else is as rendered:
+    script, key, address, probe. It writes candidates, and then answers for the policy: its base and its adapters."""
     node_env.claim(CLAIM)
     serving.put(node_env.folder(CLAIM))
-    container = "/spec/template/spec/initContainers/0"
-    start = environment.escape(vllm_sidecar.START.replace("exec vllm", f"exec python3 {serving.VLLM}"))
-    patches = [
-        {"op": "replace", "path": f"{container}/command/2", "value": start},
-        {"op": "add", "path": f"{container}/env/-", "value": {"name": "PYTHONPATH", "value": serving.PYTHONPATH}},
-    ]
-    document = variant("served", {"generate": {"shards": 1, "patches": patches}, "evaluate": {"enabled": False}})
-    document["spec"]["generator"] = {
-        "vllm": {"model": serving.MODEL, "image": stage_image},
+    # what it needs beside the stage: more than the chart gives by default, for the image is not here
+    env = "/spec/template/spec/initContainers/0/env/-"
+    patches = [{"op": "add", "path": env, "value": {"name": k, "value": v}} for k, v in serving.ENV.items()]
+    room = {"resources": {"requests": {"cpu": "100m", "memory": "2Gi"}}, "patches": patches}
+    off = {"enabled": False}
+    stages = {"generate": {"shards": 1, **room}, "evaluate": room, "grpo": off, "preferences": off, "relabel": off}
+    document = variant("served", {**stages, "report": off})
+    spec = document["spec"]
+    spec["generator"] = {
+        "vllm": {"model": serving.MODEL, "image": stage_image, "args": serving.ARGUMENTS},
         "candidates": CANDIDATES,
         "questionsPerImage": 2,
         "sampling": {"temperature": 1.0, "topP": 1.0, "maxTokens": 24},
     }
+    policy = spec["policy"]
+    policy.pop("grpo", None), policy.pop("preferences", None)
+    policy |= {"baseModel": serving.MODEL, "engine": {"vllm": {"image": stage_image, "args": serving.ARGUMENTS}}}
+    policy["sft"] |= {"lora": {"rank": 4}}
     node_env.kubectl.apply(document)
 
-    node_env.until_stage("served", "generate", "Succeeded", 600)
-    (pod,) = [name for name in node_env.pods() if "served-" in name and "-generate-" in name]
+    node_env.until_stage("served", "generate", "Succeeded", 900)
+    server, main = ended_together(node_env, "generate", "POST /v1/chat/completions")
+    assert server["startedAt"] <= main["startedAt"]
+    assert node_env.manifest(CLAIM, "served", "generate")["counters"]["candidates"] == CANDIDATES
+
+    node_env.wait("served", "Complete", 900)
+    ended_together(node_env, "evaluate", "POST /inference/v1/generate")
+    assert node_env.manifest(CLAIM, "served", "sft")["counters"]["steps"] > 0
+    assert node_env.manifest(CLAIM, "served", "evaluate")["counters"]["items"] > 0
+
+
+def ended_together(node_env: NodeEnv, stage: str, request: str) -> tuple[Document, Document]:
+    """How the sidecar of a stage ended, which was asked so, and how the stage did: without a restart."""
+    (pod,) = [name for name in node_env.pods() if "served-" in name and f"-{stage}-" in name]
+    assert request in node_env.kubectl("logs", pod, "-c", "vllm")
     status = node_env.kubectl.get("pod", pod)["status"]
     (server,), (main,) = status["initContainerStatuses"], status["containerStatuses"]
     assert server["restartCount"] == 0
-    assert server["state"]["terminated"], "it ends after the stage, and does not keep the pod"
-    assert server["state"]["terminated"]["startedAt"] <= main["state"]["terminated"]["startedAt"]
+    assert server["state"].get("terminated"), "it ends after the stage, and does not keep the pod"
     assert main["state"]["terminated"]["exitCode"] == 0
-    assert "POST /v1/chat/completions" in node_env.kubectl("logs", pod, "-c", "vllm")
-    assert node_env.manifest(CLAIM, "served", "generate")["counters"]["candidates"] == CANDIDATES
-    eventually(lambda: node_env.stage("served", "generate")["state"] == "Succeeded", "the record stays")
+    return server["state"]["terminated"], main["state"]["terminated"]
