@@ -165,9 +165,9 @@ def test_a_vllm_starts_before_its_stage_and_ends_with_it(node_env: NodeEnv, stag
     env = "/spec/template/spec/initContainers/0/env/-"
     patches = [{"op": "add", "path": env, "value": {"name": k, "value": v}} for k, v in serving.ENV.items()]
     room = {"resources": {"requests": {"cpu": "100m", "memory": "2Gi"}}, "patches": patches}
-    off = {"enabled": False}
-    stages = {"generate": {"shards": 1, **room}, "evaluate": room, "grpo": off, "preferences": off, "relabel": off}
-    document = variant("served", {**stages, "report": off})
+    little, off = {"resources": LITTLE}, {"enabled": False}
+    stages = {"generate": {"shards": 1, **room}, "score": little, "sft": little, "evaluate": room}
+    document = variant("served", {**stages, **dict.fromkeys(("grpo", "preferences", "relabel", "report"), off)})
     spec = document["spec"]
     spec["generator"] = {
         "vllm": {"model": serving.MODEL, "image": stage_image, "args": serving.ARGUMENTS},
@@ -181,12 +181,12 @@ def test_a_vllm_starts_before_its_stage_and_ends_with_it(node_env: NodeEnv, stag
     policy["sft"] |= {"lora": {"rank": 4}}
     node_env.kubectl.apply(document)
 
-    node_env.until_stage("served", "generate", "Succeeded", 900)
+    node_env.until_stage("served", "generate", "Succeeded", 1800)
     server, main = ended_together(node_env, "generate", "POST /v1/chat/completions")
     assert server["startedAt"] <= main["startedAt"]
     assert node_env.manifest(CLAIM, "served", "generate")["counters"]["candidates"] == CANDIDATES
 
-    node_env.wait("served", "Complete", 900)
+    node_env.wait("served", "Complete", 1800)
     ended_together(node_env, "evaluate", "POST /inference/v1/generate")
     assert node_env.manifest(CLAIM, "served", "sft")["counters"]["steps"] > 0
     assert node_env.manifest(CLAIM, "served", "evaluate")["counters"]["items"] > 0

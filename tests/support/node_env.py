@@ -48,15 +48,18 @@ class NodeEnv:
     def wait(self, name: str, condition: str, seconds: int) -> None:
         """As a user does: `kubectl wait`. Shows what the cycle and its pods say when the condition does not come."""
         with self._told(name):
-            eventually(
-                lambda: self._holds(name, condition) or self._holds(name, "Failed"), f"{condition} of {name}", seconds
-            )
+            eventually(lambda: self._holds(name, condition) or self._has_ended(name), f"{condition} of {name}", seconds)
             self.kubectl("wait", f"--for=condition={condition}", f"medgr2cycle/{name}", "--timeout=1s")
 
     def until_stage(self, name: str, stage: str, state: str, seconds: int) -> None:
         """Until a stage of the first iteration is in this state."""
+
+        def reached() -> bool:
+            return bool(self.stage(name, stage).get("state") == state)
+
         with self._told(name):
-            eventually(lambda: self.stage(name, stage).get("state") == state, f"{stage} is {state}", seconds)
+            eventually(lambda: reached() or self._has_ended(name), f"{stage} is {state}", seconds)
+            assert reached(), f"{name} ended before {stage} was {state}"
 
     @contextmanager
     def _told(self, name: str) -> Iterator[None]:
@@ -116,6 +119,10 @@ class NodeEnv:
     def running_pods(self) -> list[str]:
         pods = self._core.list_namespaced_pod(self.namespace).items
         return [pod.metadata.name for pod in pods if pod.status.phase not in ("Succeeded", "Failed")]
+
+    def _has_ended(self, name: str) -> bool:
+        """Nothing more will come of it."""
+        return self.status(name).get("phase") in ("Complete", "Failed", "Invalid")
 
     def _holds(self, name: str, condition: str) -> bool:
         conditions = self.status(name).get("conditions", [])
