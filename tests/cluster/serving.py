@@ -40,8 +40,8 @@ def put(volume: Path) -> None:
         part.save_pretrained(volume / MODEL)
     for file in (volume / MODEL).iterdir():
         file.chmod(0o644)  # safetensors writes 0600, and the pod is another user
-    ours = shutil.ignore_patterns("__pycache__", "cache")
-    shutil.copytree(made.folder, volume / _FOLDER / "vllm", symlinks=True, copy_function=_link, ignore=ours)
+    shutil.copytree(made.folder, volume / _FOLDER / "vllm", symlinks=True, copy_function=_link)
+    shutil.rmtree(volume / _FOLDER / "vllm" / "cache", ignore_errors=True)  # what it keeps for the user it is made for
     command = volume / _FOLDER / "bin" / "vllm"
     command.parent.mkdir()
     command.write_text(_COMMAND)
