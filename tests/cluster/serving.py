@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 from medgr2_jobs.engine import environment
@@ -18,6 +19,7 @@ _BIN = f"/workspace/{_FOLDER}/bin"
 #: Of the sidecar: it finds `vllm`, and takes one core and little memory.
 ENV = {
     "PATH": f"{_BIN}:/usr/local/bin:/usr/bin:/bin",
+    "LD_LIBRARY_PATH": _BIN,
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
@@ -46,6 +48,8 @@ def put(volume: Path) -> None:
     command.parent.mkdir()
     command.write_text(_COMMAND)
     command.chmod(0o755)
+    for library in environment.LIBRARIES[environment.Build.CPU]:  # an image of vLLM's own has them
+        shutil.copy2(_found(library), command.parent)
 
 
 def _link(source: str, target: str) -> None:
@@ -54,3 +58,9 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def _found(library: str) -> Path:
+    """Where this computer's linker has it."""
+    known = subprocess.run(["/sbin/ldconfig", "-p"], check=True, capture_output=True, text=True).stdout
+    return Path(next(line.split()[-1] for line in known.splitlines() if line.split()[:1] == [library]))

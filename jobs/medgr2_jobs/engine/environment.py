@@ -7,6 +7,7 @@ uv and with pip. The list is made by `uv pip compile` (docs/engine.md); its dige
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -54,6 +55,11 @@ def build_here() -> Build:
             "policy.engine.server.baseURL"
         )
     return Build.CUDA
+
+
+#: What a build's kernels link to, and no package of Python's brings: without them a server ends in a name that is not
+#: there, long after it was started.
+LIBRARIES: dict[Build, tuple[str, ...]] = {Build.CPU: ("libnuma.so.1",), Build.CUDA: ()}
 
 
 @dataclass(frozen=True)
@@ -122,9 +128,18 @@ def ensure(environment: Environment, tell: Callable[[str], None] = lambda line: 
         Its folder.
 
     Raises:
+        ConfigError: this computer lacks a library that it links to.
         TemporaryError: the packages could not be had; the end of the log is in the message.
         DiskFull: no space left.
     """
+    for library in LIBRARIES[environment.build]:
+        try:
+            ctypes.CDLL(library)
+        except OSError as error:
+            raise ConfigError(
+                f"vLLM's build {environment.build} needs {library}, which is not on this computer ({error}): install it "
+                "(Debian, Ubuntu: libnuma1; Fedora: numactl-libs)"
+            ) from error
     if environment.complete:
         return environment.folder
     with _locked(environment):

@@ -12,7 +12,7 @@ import pytest
 
 from medgr2_jobs.engine import environment
 from medgr2_jobs.engine.environment import Build, Environment
-from medgr2_jobs.errors import TemporaryError
+from medgr2_jobs.errors import ConfigError, TemporaryError
 
 
 @pytest.fixture
@@ -51,6 +51,15 @@ def test_a_half_made_one_is_made_anew(made: Environment) -> None:
     environment.ensure(made)
     assert made.complete
     assert not stale.exists()
+
+
+def test_a_library_that_the_computer_lacks_is_named_before_anything_is_made(
+    made: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(environment.LIBRARIES, Build.CPU, ("libnowhere.so.7",))
+    with pytest.raises(ConfigError, match=r"build cpu needs libnowhere\.so\.7"):
+        environment.ensure(made)
+    assert not made.cache.exists()
 
 
 def test_other_pins_are_another_environment(made: Environment, tmp_path: Path) -> None:
