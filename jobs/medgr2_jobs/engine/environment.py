@@ -137,8 +137,8 @@ def ensure(environment: Environment, tell: Callable[[str], None] = lambda line: 
             ctypes.CDLL(library)
         except OSError as error:
             raise ConfigError(
-                f"vLLM's build {environment.build} needs {library}, which is not on this computer ({error}): install it "
-                "(Debian, Ubuntu: libnuma1; Fedora: numactl-libs)"
+                f"vLLM's build {environment.build} needs {library}, which this computer cannot load ({error}): install "
+                "it (Debian, Ubuntu: libnuma1; Fedora: numactl-libs)"
             ) from error
     if environment.complete:
         return environment.folder
