@@ -95,6 +95,25 @@ def build(image: Image) -> str:
     return reference
 
 
+def run(image: Image, script: str) -> str:
+    """What a Python script prints in a container of an image, as the image's user and with its environment.
+
+    Raises:
+        RuntimeError: it fails; the end of its output is in the message.
+    """
+    return run_reference(build(image), script)
+
+
+def run_reference(reference: str, script: str) -> str:
+    """The same of an image that was built before."""
+    with _lock():  # a build removes containers
+        container = _buildah("from", reference).strip()
+        try:
+            return _buildah("run", "--isolation=chroot", "--env=HOME=/tmp", container, "--", "python", "-c", script)
+        finally:
+            _buildah("rm", container)
+
+
 def size(reference: str) -> str:
     """How large an image is unpacked, in words: 357 MB."""
     return _buildah("images", "--format={{.Size}}", f"--filter=reference={reference}").strip()
