@@ -111,3 +111,15 @@ def test_eager_attention_keeps_its_matrix() -> None:
     kept = replace(LORA, checkpointing=False)
     matrix = memory.activations(POLICY, replace(kept, eager=True)) - memory.activations(POLICY, kept)
     assert matrix == pytest.approx(28.5 * 8 * 28 * 852**2 * 6)  # layers, rows, heads, pairs of tokens, bytes
+
+
+def test_on_a_cpu_a_process_keeps_of_what_it_frees_no_more_than_there_was() -> None:
+    def kept(rows: int) -> float:
+        training = replace(LORA, on_gpu=False, checkpointing=False, batch=BatchSize(rows, 852, 512, rows))
+        need = {part.name: part.bytes for part in memory.training_need(POLICY, training).parts}
+        return need["process"] - memory.PROCESS
+
+    tiny = replace(LORA, rank=1, on_gpu=False, checkpointing=False, batch=BatchSize(1, 10, 5, 1))
+    need = {part.name: part.bytes for part in memory.training_need(POLICY, tiny).parts}
+    assert kept(8) == kept(16) == 0.5 * GIB
+    assert need["process"] - memory.PROCESS == need["gradients"] + need["activations"] < 0.5 * GIB
