@@ -9,22 +9,25 @@ it is from: measured here, published by somebody, or assumed. No GPU was at hand
 
 Busy GPU-hours count what computes. On the clock, every stage has the node's eight GPUs, one stage after another; the
 provider's answers are waited for meanwhile. In GRPO vLLM has GPUs of its own that stand idle while the policy learns,
-and the policy's do while vLLM samples: the best share of the eight takes (√sampling + √learning)² / 8 hours.
+and the policy's do while vLLM samples: the eight are shared out as it ends soonest (policy.engine.vllm.rolloutGPUs).
+Two things are printed beside it that are not built: both taking turns on all eight, and GRPO's two passes before it
+learns reading what a group shares once, as R does.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import replace
 from typing import Any
 
 from medgr2_api.cycle import CycleSpec
+from medgr2_api.fit import work
 from medgr2_api.fit.assumptions import Assumptions
 from medgr2_api.fit.counts import DataSize
 from medgr2_api.fit.gpus import named
 from medgr2_api.fit.known_models import known
+from medgr2_api.fit.readers import scoring_seconds
 from medgr2_api.fit.result import Hardware, ModelShapes
 from medgr2_api.fit.setting import Setting
 from medgr2_api.fit.stages import stages
@@ -101,12 +104,40 @@ def arm(known_setting: Setting) -> dict[str, float]:
     return found
 
 
+def passes(case: Setting, hours: float) -> dict[str, float]:
+    """What GRPO's busy GPU-hours with a vLLM go into, in hours."""
+    gpu, prompts = case.hardware.gpu, case.counts.prompts
+    assert gpu is not None
+    sampling = rollout_seconds(case, gpu, prompts) / 3600
+    judging = scoring_seconds(case, gpu, prompts, case.spec.policy.grpo.num_generations) / 3600
+    reference = hours - arm(setting(server=True, policy__grpo__klCoefficient=0.0))["grpo"]
+    found = {"sampling": sampling, "R": judging, "the reference's pass": reference}
+    found["the policy's own pass before it learns"] = reference  # the same pass, with the adapters that learn
+    return {**found, "learning": hours - sum(found.values())}
+
+
+def shared_pass(case: Setting) -> float:
+    """Hours of one pass over all completions that would read picture and question once a group."""
+    gpu, model, prompt = case.hardware.gpu, case.models.policy, case.prompt(case.models.policy)
+    assert gpu is not None
+    answers = work.text_flops(model, case.answer(), after=prompt, logits=case.answer())
+    flops = work.text_flops(model, prompt) + work.vision_flops(model, case.image_tokens(model))
+    flops += case.spec.policy.grpo.num_generations * answers
+    return case.counts.prompts * work.reading_seconds(flops, gpu, case.known) / 3600
+
+
+def grpo_clock(sampling: float, learning: float) -> tuple[float, int]:
+    """Hours of GRPO where vLLM has some of the node's GPUs and the policy the others, and how many vLLM has then."""
+    if not sampling:
+        return learning / GPUS, 0
+    return min((sampling / served + learning / (GPUS - served), served) for served in range(1, GPUS))
+
+
 def clock(hours: dict[str, float], sampling: float, *, spread: tuple[str, ...]) -> float:
     """Hours on the clock: stages in `spread` over the node, the others on one GPU; sampling on GPUs beside GRPO's."""
     alone = sum(busy for name, busy in hours.items() if name not in (*spread, "grpo"))
     divided = sum(busy for name, busy in hours.items() if name in spread)
-    grpo = (math.sqrt(sampling) + math.sqrt(hours["grpo"] - sampling)) ** 2
-    return alone + (divided + grpo) / GPUS
+    return alone + divided / GPUS + grpo_clock(sampling, hours["grpo"] - sampling)[0]
 
 
 def main() -> None:
@@ -128,6 +159,20 @@ def main() -> None:
             f"  {'in all':<10} {total:8.1f}, {wall:.1f} h on the clock, {wall * GPUS:.0f} GPU-hours if the node is held"
         )
         figures |= {f"{name}, busy GPU-hours": round(total, 1), f"{name}, hours": round(wall, 1)}
+        if server:
+            parts = passes(case, hours["grpo"])
+            print("  grpo is " + ", ".join(f"{part:.1f} {what}" for what, part in parts.items()))
+            took, served = grpo_clock(sampling, hours["grpo"] - sampling)
+            turns = wall - took + hours["grpo"] / GPUS
+            once = total - 2 * (parts["the reference's pass"] - shared_pass(case))
+            print(
+                f"  of {wall:.1f} h on the clock GRPO is {took:.1f}, with {served} GPUs for vLLM and {GPUS - served} "
+                f"that learn\n  not built: both take turns on all {GPUS}, {turns:.1f} h; the two passes read what a "
+                f"group shares once, {once:.1f} GPU-hours"
+            )
+            figures |= {f"vLLM, GRPO, {what}, busy GPU-hours": round(part, 1) for what, part in parts.items()}
+            figures["vLLM, hours if sampling and learning took turns on all GPUs"] = round(turns, 1)
+            figures["vLLM, busy GPU-hours if a group's prompt were read once"] = round(once, 1)
     met = figures["vLLM, busy GPU-hours"] <= GOAL_GPU_HOURS and figures["vLLM, hours"] <= GOAL_HOURS
     for what, changes in LEVERS.items():
         total = sum(arm(setting(server=True, **changes)).values())

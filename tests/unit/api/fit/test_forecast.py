@@ -20,7 +20,18 @@ def test_gpus_of_two_kinds_of_work_wait_for_each_other() -> None:
     hours = {"grpo": 20.0}
     assert forecast.clock(hours, 0.0, spread=()) == pytest.approx(20 / 8)
     assert forecast.clock(hours, 10.0, spread=()) == pytest.approx(40 / 8)
+    assert forecast.grpo_clock(2.0, 18.0) == (2 / 2 + 18 / 6, 2)
     assert forecast.clock({"grpo": 0.0, "sft": 8.0, "relabel": 1.0}, 0.0, spread=("sft",)) == pytest.approx(2)
+
+
+def test_what_grpo_is_adds_up_and_a_shared_prompt_is_cheaper() -> None:
+    case = forecast.setting(server=True)
+    hours = forecast.arm(case)["grpo"]
+    parts = forecast.passes(case, hours)
+    assert sum(parts.values()) == pytest.approx(hours)
+    assert all(part > 0 for part in parts.values())
+    assert parts["learning"] > parts["the reference's pass"]  # forward and backward
+    assert forecast.shared_pass(case) < parts["the reference's pass"] / 2
 
 
 def test_it_says_what_is_assumed_and_what_is_not_built(capsys: pytest.CaptureFixture[str]) -> None:
