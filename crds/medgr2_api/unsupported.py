@@ -17,6 +17,7 @@ from .cycle import CycleSpec, ResolvedSpec
 from .fit.publishing import adapters_of
 from .generator import GENERATORS, KNOWN_QUESTION_TYPES
 from .presets import resolve
+from .rollout_gpus import share
 from .scheduling import DeepSpeed
 from .server_address import is_external, is_overheard
 from .stages import GENERATE, GRPO, REWARD, SFT, definition, listed, stage_parameters
@@ -310,6 +311,11 @@ def _loading(spec: ResolvedSpec) -> Iterator[Problem]:
             )
         elif deepspeed is not None:
             why = f"{deepspeed} shares out what learns, and adapters are small: leave stages[{name}].deepspeed out"
+        elif name == GRPO.name and (spec.policy.engine.server is not None or share(spec, name).served):
+            why = (
+                "the vLLM of policy.engine would sample for grpo from other weights than learn, the base unquantized:"
+                " set policy.engine.vllm.rolloutGPUs to 0, or leave engine out"
+            )
         else:
             continue
         yield Problem(f"{path}.quantization", f"{why}; or leave quantization out")

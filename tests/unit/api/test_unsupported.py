@@ -207,6 +207,8 @@ NF4, SAME = {"quantization": "NF4"}, {"rank": 16}
         (NF4, SAME, {"rank": 32}, [{"name": "grpo", "enabled": False}], ""),
         (NF4, SAME, SAME, [{"name": "sft", "deepspeed": "Zero3"}], "Zero3 shares out what learns"),
         (NF4, SAME, SAME, [{"name": "grpo", "deepspeed": "Zero2"}], "Zero2 shares out what learns"),
+        ({**NF4, "engine": {"vllm": {}}}, SAME, SAME, [], "would sample for grpo from other weights than learn"),
+        ({**NF4, "engine": {"vllm": {"rolloutGPUs": 0}}}, SAME, SAME, [], ""),
         ({"freezeVisionTower": True}, SAME, SAME, [], "adapters never change the vision tower"),
         ({"freezeVisionTower": False}, SAME, SAME, [], "adapters never change the vision tower"),
         ({"freezeVisionTower": False}, {"rank": 0}, SAME, [], ""),
@@ -217,7 +219,9 @@ NF4, SAME = {"quantization": "NF4"}, {"rank": 16}
 def test_how_a_policy_cannot_be_held(
     loading: dict[str, Any], sft: dict[str, Any], grpo: dict[str, Any], stages: list[dict[str, Any]], said: str
 ) -> None:
-    policy = {"baseModel": "models/qwen", "loading": loading, "sft": {"lora": sft}, "grpo": {"lora": grpo}}
+    engine = {"engine": loading["engine"]} if "engine" in loading else {}
+    loading = {name: value for name, value in loading.items() if name != "engine"}
+    policy = {"baseModel": "models/qwen", "loading": loading, "sft": {"lora": sft}, "grpo": {"lora": grpo}, **engine}
     problems = unsupported(spec_with(SUPPORTED | {"policy": policy, "stages": stages}))
     assert len(problems) == bool(said)
     for problem in problems:
