@@ -109,6 +109,22 @@ def test_what_is_learnt_from_it_says_whose_pictures_stand_behind(undisturbed: Lo
     assert all(rows[name]["iteration"] == 1 and rows[name]["keep"] for name in taught)
 
 
+def test_none_of_it_is_given_to_an_expert_outside(undisturbed: Loop, tmp_path: Path) -> None:
+    rows = lineage(undisturbed)
+
+    def writers(*options: str) -> set[str]:
+        """Of the triplets in an exported review, about pictures of source seed, which may leave."""
+        folder = tmp_path / f"review{len(options)}"
+        undisturbed.command("review", "export", undisturbed.name, str(folder), "--iteration", "2", *options)
+        exported = [json.loads(line)["triplet_id"] for line in (folder / "triplets.jsonl").read_text().splitlines()]
+        return {
+            rows[name]["generator"].partition("@")[0] for name in exported if rows[name]["image"]["source"] == "seed"
+        }
+
+    assert writers() == {"scripted"}
+    assert writers("--on-site") == {"scripted", "distill"}
+
+
 def test_same_bytes_although_the_student_and_the_run_are_killed(undisturbed: Loop, tmp_path: Path) -> None:
     """While it learns, while it is asked, and the run itself while it learns: twice each."""
     loop = Loop(tmp_path, CYCLE)

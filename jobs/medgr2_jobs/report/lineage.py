@@ -30,6 +30,7 @@ from ..store.rows.candidates import AnswerPosterior, Candidate, Decision, Score,
 from ..store.rows.training import TaughtRow
 from .cycle_artifacts import CycleArtifacts, CycleNotFound
 from .cycle_frame import CycleFrame
+from .students import learnt_from
 
 R = TypeVar("R", bound=TableRow)
 
@@ -245,14 +246,11 @@ def _settled(row: CandidateLineage) -> dict[str, Any] | None:
 
 
 def _student(frame: CycleFrame, generator: str) -> dict[str, Any]:
-    """Of a student, whose pictures it learnt from: what may become of its rows follows from that."""
+    """Of a student, whose pictures it learnt from."""
     if not is_student(generator):
         return {}
-    iteration = int(generator.partition("@")[2].partition(":")[0])
-    if not frame.has("distill", iteration):
-        return {"student": {"stage": f"distill@{iteration}", "sources": None, "mayLeave": None}}
-    told = json.loads(frame.artifact("distill", iteration).file("student.json").read_text())
-    return {"student": {"stage": f"distill@{iteration}", "sources": told["sources"], "mayLeave": told["mayLeave"]}}
+    learnt = learnt_from(frame, generator)
+    return {"student": {"stage": learnt.stage, "sources": learnt.sources, "mayLeave": learnt.may_leave}}
 
 
 def _answer(candidate: Candidate) -> str | None:

@@ -81,6 +81,27 @@ class StudentTables:
     taught: list[TaughtShare] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class LearntFrom:
+    """Whose pictures a student has learnt from: what may become of its rows follows from that. None: not known any
+    more."""
+
+    stage: str
+    sources: list[str] | None
+    may_leave: bool | None
+    """All of them may be sent to an external provider, by prepare's table."""
+
+
+def learnt_from(frame: CycleFrame, generator: str) -> LearntFrom:
+    """Of the student that has this name as a generator."""
+    iteration = int(generator.partition("@")[2].partition(":")[0])
+    stage = f"{STAGE}@{iteration}"
+    if not frame.has(STAGE, iteration):
+        return LearntFrom(stage, None, None)
+    told = json.loads(frame.artifact(STAGE, iteration).file("student.json").read_text())
+    return LearntFrom(stage, told["sources"], told["mayLeave"])
+
+
 def tables(frame: CycleFrame) -> StudentTables:
     """The tables of a cycle."""
     students = frame.iterations(STAGE)

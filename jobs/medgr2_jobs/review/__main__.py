@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--sample", type=int, default=0, help="export: at most so many, doubtful ones first; 0: all")
     parser.add_argument("--replace", action="store_true", help="import: forget what was imported before")
-    parser.add_argument("--on-site", action="store_true", help="also about images that may not leave the site")
+    parser.add_argument("--on-site", action="store_true", help="also what may not leave the site")
     parser.add_argument("--sources", type=_sources, help="data.sources of the spec of now, as JSON")
     parser.add_argument("--benchmarks", type=_benchmarks, default=[], help="data.benchmarks, likewise")
     parser.add_argument("--name", default="stdin.jsonl", help="of the file on stdin")
@@ -118,12 +118,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         inputs = None if options.sources is None else [*options.sources, *options.benchmarks]
         gate = export_review.gate(options.workspace, options.cycle, inputs, on_site=options.on_site)
-        allowed = [row for row in rows if gate.allows(Path(row.image).stem)]
+        private: frozenset[str] = frozenset()
+        if not options.on_site:
+            private = export_review.of_private_students(options.workspace, options.cycle, options.iteration, inputs)
+        allowed = [row for row in rows if gate.allows(Path(row.image).stem) and row.triplet_id not in private]
         withheld = len(rows) - len(allowed)
         if rows and not allowed:
             raise ConfigError(
-                f"none of the {len(rows)} triplets is about an image that may leave the site (allowExternal); for an "
-                "expert on site: --on-site"
+                f"none of the {len(rows)} triplets may leave the site: each is about an image that may not, or by "
+                "a student that has seen one (allowExternal); for an expert on site: --on-site"
             )
         if options.sample:
             allowed = export_review.sample(options.workspace, options.cycle, options.iteration, allowed, options.sample)

@@ -26,7 +26,8 @@ from ..generate.egress_policy import EgressPolicy
 from ..generate.prepared_images import PreparedImages
 from ..report.cycle_artifacts import CycleArtifacts
 from ..report.cycle_frame import CycleFrame
-from ..store.rows.candidates import AnswerPosterior, Candidate, Decision, Triplet, triplet_of
+from ..report.students import learnt_from
+from ..store.rows.candidates import AnswerPosterior, Candidate, Decision, Triplet, is_student, triplet_of
 from ..store.tar import ROOT, CountingWriter, ExportSummary
 from . import import_review
 from .import_review import ReviewDecision
@@ -171,6 +172,35 @@ def gate(root: Path, cycle: str, inputs: Sequence[ResolvedSource | Benchmark] | 
     known = artifacts.has_input(PREPARE.name) and not on_site
     images = PreparedImages.published(artifacts.input(PREPARE.name)) if known else PreparedImages()
     return EgressPolicy(images.inputs() if inputs is None else inputs, images, root, external=not on_site)
+
+
+def of_private_students(
+    root: Path, cycle: str, iteration: int, inputs: Sequence[ResolvedSource | Benchmark] | None
+) -> frozenset[str]:
+    """Ids of the triplets by a student that has learnt from a picture that may not leave, or of which nobody knows any
+    more what it has learnt from: what such a one writes may tell of that picture, whatever picture it writes about.
+
+    Args:
+        root: the workspace.
+        cycle: name of the cycle.
+        iteration: which iteration.
+        inputs: as in `gate`.
+
+    Raises:
+        NotThere: no such cycle.
+    """
+    frame = CycleFrame(CycleArtifacts(root, cycle), iteration)
+    open_now = {source.name for source in inputs or () if isinstance(source, ResolvedSource) and source.allow_external}
+
+    @cache
+    def is_private(generator: str) -> bool:
+        learnt = learnt_from(frame, generator)
+        if not learnt.may_leave:
+            return True
+        return inputs is not None and not open_now.issuperset(learnt.sources or ())
+
+    candidates = frame.candidates(iteration)
+    return frozenset(row.triplet_id for row in candidates if is_student(row.generator) and is_private(row.generator))
 
 
 def write(

@@ -260,7 +260,7 @@ def export_review(
         int, typer.Option(min=0, help="At most so many, those first whose answer nobody is sure of; 0: all.")
     ] = 0,
     on_site: Annotated[
-        bool, typer.Option("--on-site", help="Also about images that may not leave the site: the folder stays on it.")
+        bool, typer.Option("--on-site", help="Also what may not leave the site: the folder stays on it.")
     ] = False,
     force: Force = False,
     *,

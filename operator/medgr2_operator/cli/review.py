@@ -75,7 +75,8 @@ class ExportRequest:
             print("it is for experts on site: it may hold images that may not leave, so keep the folder there")
         elif summary["withheld"]:
             print(
-                f"left out: {summary['withheld']} triplets about images that may not leave the site; --on-site has them"
+                f"left out: {summary['withheld']} triplets that may not leave the site, for their image or for what a "
+                "student has learnt from; --on-site has them"
             )
         print("where you have decided fill in veto (true or false) or right (the right option), or use the page; then")
         print(f"  {typed('review', 'import', self.cycle, file, '--iteration', self.iteration, *where)}")

@@ -90,7 +90,7 @@ def test_images_that_may_not_leave_are_left_out(tmp_path: Path) -> None:
     stored(workspace, seed=True, pool=False)
     code, output, there = exported()
     assert (code, there) == (0, {image})
-    assert "left out: 1 triplets about images that may not leave the site; --on-site has them" in output
+    assert "left out: 1 triplets that may not leave the site, for their image or for what a student" in output
     code, output, there = exported("--on-site")
     assert (code, there) == (0, {image, other})
     assert "it is for experts on site" in output
@@ -99,7 +99,7 @@ def test_images_that_may_not_leave_are_left_out(tmp_path: Path) -> None:
     stored(workspace, seed=False, pool=True)
     code, output, _ = exported()
     assert code == 78
-    assert "none of the 2 triplets is about an image that may leave the site" in output
+    assert "none of the 2 triplets may leave the site" in output
 
 
 def invoke(*arguments: object) -> tuple[int, str]:

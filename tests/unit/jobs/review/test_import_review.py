@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.support.fake_artifacts import publish
 from tests.support.rows import row_of
 
 from medgr2_api import paths
+from medgr2_api.data import ResolvedSource
 from medgr2_jobs.curate.training_set import Origin
 from medgr2_jobs.errors import DataError
 from medgr2_jobs.review import __main__ as command
@@ -360,3 +362,22 @@ def test_an_import_may_begin_anew(made: Reviewed) -> None:
     data = b'{"triplet_id": "t1", "veto": false}'
     alone = command.receive(made.root, "test", 1, data, "back.jsonl", replace=True)
     assert decisions_of(made, alone["sha256"]) == {("t1", ""): False}
+
+
+def test_what_a_student_of_private_pictures_wrote_stays(made: Reviewed) -> None:
+    """About whatever picture: it may tell of others that it has seen. So does what nobody knows the lessons of."""
+    for number, name in enumerate(("distill@1:abc", "distill@2:def", "distill@3:fed")):
+        made.candidates[number] = replace(made.candidates[number], generator=name)
+    assert made.again() == 0
+    publish(made.root, "distill", 1, files={"student.json": {"sources": ["pool", "seed"], "mayLeave": False}})
+    publish(made.root, "distill", 2, files={"student.json": {"sources": ["pool"], "mayLeave": True}})
+
+    def stay(*inputs: dict[str, Any]) -> set[str]:
+        phantoms = {"format": "Phantom", "phantom": {"images": 1}, "role": "Seed", "allowExternal": True}
+        sources = [ResolvedSource.model_validate({**phantoms, **source}) for source in inputs]
+        return set(export_review.of_private_students(made.root, "test", 1, sources or None))
+
+    assert stay() == {"t0", "t2"}, "of the third nobody knows any more what it has learnt from"
+    assert stay({"name": "pool"}) == {"t0", "t2"}
+    assert stay({"name": "pool", "allowExternal": False}) == {"t0", "t1", "t2"}, "what the spec of now says counts, too"
+    assert stay({"name": "seed"}) == {"t0", "t1", "t2"}, "and so does a source that it does not name any more"
