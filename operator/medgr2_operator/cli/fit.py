@@ -202,7 +202,7 @@ def _time(seconds: float) -> str:
 def _assumed(result: CycleFit) -> Iterator[str]:
     if result.data.guessed:
         yield f"{', '.join(result.data.guessed)}; --seed-questions, --images and --benchmark-questions say otherwise"
-    yield "memory: measured on a CPU (make bench NAME=fit): a tenth off for whole models, a third low for adapters"
+    yield "memory: measured on a CPU (make bench NAME=fit): within a fifth, whole models and adapters"
     if not any(stage.gpu is not None for stage in result.stages):
         return
     yield "kinds of GPU by their makers' data sheets; --gpu names that of stages whose nodeSelector does not"
