@@ -57,10 +57,10 @@ PROMPTS, GROUP, TOKENS, EXCHANGES = 64, 8, 32, 5
 IN_PROCESS = 4
 SERVER = ("--max-num-seqs=128", "--max-model-len=1024", "--max-num-batched-tokens=2048")
 DECODING = Decoding(1.0, 1.0)
-SEEDS, STEPS, IMAGES = (1, 2, 3), 20, 64
+SEEDS, STEPS, IMAGES = (1, 2, 3), 12, 64
 #: Counters of stage grpo that are compared.
 FIGURES = ("reward_first", "reward_last", "match", "grpo_validation_accuracy")
-SFT = {"max_steps": 240, "per_device_train_batch_size": 16, "lr_scheduler_type": "cosine", "warmup_steps": 10}
+SFT = {"max_steps": 200, "per_device_train_batch_size": 16, "lr_scheduler_type": "cosine", "warmup_steps": 10}
 
 
 class Clock:

@@ -370,6 +370,9 @@ def test_grpo_samples_from_the_newest_adapters(
     assert all(entry["weights_seconds"] > 0 and entry["rollout_seconds"] > 0 for entry in steps)
     assert all(entry["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-2) for entry in steps)
     assert all(0 <= entry["resampled_groups"] <= 1 for entry in steps)
+    assert not any((workspace.root / paths.artifact("grpo", request.input_hash)).rglob("served")), (
+        "adapters are removed"
+    )
     assert reader.manifest.counters["groups"] == 24
     assert not any("grpo-" in str(model["id"]) for model in server.client.models())
 
@@ -390,6 +393,7 @@ def test_a_server_that_never_gets_the_weights_ends_the_training(
     request = rollouts(workspace, secret(server, tmp_path), name="stale", max_steps=12)
     with pytest.raises(LogprobsDisagree, match="nats a token or more in each of the last 3 steps"):
         grpo.run(workspace.context(request))
+    assert not any("grpo-" in str(model["id"]) for model in server.client.models())
 
 
 def test_another_temperature_needs_the_log_probabilities_that_are_drawn_by(server: Server) -> None:
@@ -413,8 +417,8 @@ def test_a_killed_server_and_a_killed_stage_cost_the_part_they_were_at(
     attempt has a vLLM of its own, goes on, and is killed: its vLLM ends with it. A third one finishes."""
     monkeypatch.setenv(SECRETS_ENV, str(tmp_path))
     engine = secret(server, tmp_path)
-    trained = [rollouts(workspace, engine, name="killed", max_steps=30, save_steps=1, attempt=n) for n in (1, 2)]
-    saved = workspace.root / paths.artifact("grpo", trained[0].input_hash) / "work"
+    trained = [rollouts(workspace, engine, name="killed", max_steps=12, save_steps=1, attempt=n) for n in (1, 2)]
+    folder = workspace.root / paths.artifact("grpo", trained[0].input_hash)
     assert in_child(workspace, trained[0], 2, signal.SIGKILL) == -signal.SIGKILL
     left = [model["id"] for model in server.client.models() if "grpo-" in str(model["id"])]
     assert left, "what a killed attempt has on a server that goes on"
@@ -422,7 +426,8 @@ def test_a_killed_server_and_a_killed_stage_cost_the_part_they_were_at(
         target=stage_process, args=(trained[1], workspace.root)
     )
     going_on.start()
-    wait_for(lambda: (saved / "checkpoint-5").is_dir() or not going_on.is_alive())
+    wait_for(lambda: any(folder.rglob("checkpoint-[3-9]")) or not going_on.is_alive())
+    assert going_on.is_alive(), f"exit code {going_on.exitcode}"
     assert not {model["id"] for model in server.client.models()} & set(left), "the next attempt takes it away"
     first = preferences(workspace, secret(server, tmp_path))
 
@@ -437,12 +442,12 @@ def test_a_killed_server_and_a_killed_stage_cost_the_part_they_were_at(
     wait_for(lambda: (server.folder / VLLM_ENDED).is_file())
     going_on.join(120)
     assert going_on.exitcode == ExitCode.TEMPORARY
-    last = rollouts(workspace, {"transformers": {}}, name="killed", max_steps=30, save_steps=1, attempt=3)
+    last = rollouts(workspace, {"transformers": {}}, name="killed", max_steps=12, save_steps=1, attempt=3)
     assert workspace.run(last) is not None
     sampled = [DIFFERENCE in entry for entry in log_of(workspace, last)]
-    assert len(sampled) == 30
+    assert len(sampled) == 12
     assert sampled == sorted(sampled, reverse=True), "first the server's steps, then the process's own"
-    assert 5 <= sum(sampled) < 30
+    assert 3 <= sum(sampled) < 12
     kept = parts(workspace, first)
     before = {path: path.read_bytes() for path in kept}
     assert 0 < len(kept) < 9

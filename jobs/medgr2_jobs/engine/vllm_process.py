@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -34,6 +35,8 @@ _PATIENCE = 20
 _LOG_LINES = 12
 #: Of this process's environment what says how Python runs here; vLLM has a Python of its own.
 _NOT_ITS = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV")
+#: And what torchrun tells a process of a training: vLLM has processes of its own.
+_TORCHRUN = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_.*")
 #: Options by which the user says how long a prompt with its answer may be, and in which precision the model runs.
 _LENGTH, _PRECISION = "--max-model-len", "--dtype"
 
@@ -156,7 +159,9 @@ class VLLMProcess:
         return [] if number == 1 or given & set(PARALLELISM) else [PARALLELISM[0], str(number)]
 
     def _environment(self, chosen: Environment, key: str, threads: int) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if name not in _NOT_ITS}
+        kept = {
+            name: value for name, value in os.environ.items() if name not in _NOT_ITS and not _TORCHRUN.fullmatch(name)
+        }
         # of its own, below the cache folder: what it compiles is kept, and belongs to its version
         own = {"VLLM_CACHE_ROOT": chosen.folder / "cache", "VLLM_CONFIG_ROOT": chosen.folder / "config"}
         cpu = {

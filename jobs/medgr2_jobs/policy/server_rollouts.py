@@ -3,6 +3,7 @@ optimizer step (TRL's `rollout_func`; `GRPOPolicyTrainer.follow` says what of TR
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from ..engine import opening
 from ..engine.served_adapters import ServedAdapters, check_logprobs
 from ..engine.token_client import TokenClient
 from ..engine.vllm_sampler import Sample, Served, VLLMSampler
-from ..errors import ConfigError
+from ..errors import ConfigError, StageError
 from ..models import checkpoint, vlm
 from ..models.generation import Decoding
 from ..models.vlm import Encoder, PromptResponse
@@ -64,6 +65,7 @@ def policy_server(ctx: StageContext[GRPOParameters], start: Start) -> Iterator[P
         )
     servers = opening.servers(ctx, ctx.parameters.engine, (LOGPROBS,)) if ctx.process_group.main else None
     if servers is None:
+        ctx.process_group.barrier()  # a server takes longer to start than a tensor may be on its way
         yield PolicyServer(None)
         return
     try:
@@ -72,8 +74,12 @@ def policy_server(ctx: StageContext[GRPOParameters], start: Start) -> Iterator[P
         request = ctx.request
         adapters = ServedAdapters(served, ctx.work / "served", f"grpo-{request.input_hash[:16]}", request.attempt)
         adapters.begin()
-        yield PolicyServer(adapters)
-        adapters.end()
+        ctx.process_group.barrier()
+        try:
+            yield PolicyServer(adapters)
+        finally:
+            with contextlib.suppress(StageError):  # a server that is gone has none of them
+                adapters.end()
     finally:
         servers.close()
 
