@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     Qwen2_5_VLConfig,
@@ -40,13 +42,13 @@ TINY = {
 }
 
 
-def build(folder: Path, shape: dict[str, Any], *, seed: int = 0) -> None:
-    """Writes a random Qwen2.5-VL with a byte tokenizer and its processor to `folder`."""
+def build(folder: Path, shape: dict[str, Any], *, seed: int = 0, corpus: Iterable[str] = ()) -> None:
+    """Writes a random Qwen2.5-VL and its processor to `folder`; every byte is a token, and every word of `corpus`."""
     torch.manual_seed(seed)
-    alphabet = sorted(ByteLevel.alphabet())
+    vocabulary, merges = _learnt(corpus)
     tokenizer = Qwen2Tokenizer(
-        vocab={char: index for index, char in enumerate(alphabet)},
-        merges=[],
+        vocab=vocabulary,
+        merges=merges,
         unk_token=None,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -86,6 +88,16 @@ def build(folder: Path, shape: dict[str, Any], *, seed: int = 0) -> None:
         Qwen2VLVideoProcessor(),
         chat_template=TEMPLATE,
     ).save_pretrained(folder)
+
+
+def _learnt(corpus: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges of a byte-level BPE that knows the words of a corpus; of an empty one: bytes alone."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(ByteLevel.alphabet())
+    bpe.train_from_iterator(corpus, trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False))
+    model = json.loads(bpe.to_str())["model"]
+    return model["vocab"], [tuple(pair) for pair in model["merges"]]
 
 
 class Ways:
