@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
@@ -24,13 +25,14 @@ from medgr2_jobs.store.artifact import ArtifactReader
 from medgr2_jobs.training.stage_callback import StageCallback
 from medgr2_jobs.training.tracking.tracked_run import TrackedRun
 from medgr2_jobs.training.tracking.tracking_callback import LOST, TrackingCallback
-from tests.support import policy_fixtures
+from tests.support import policy_fixtures, wandb_server
 from tests.support.policy_fixtures import PolicyWorkspace
 from tests.support.wandb_runs import records
 
 TRAINER = {"max_steps": 5, "per_device_train_batch_size": 4, "save_steps": 100}
 BOTH = Tracking.model_validate({"mlflow": {}, "wandb": {"project": "loops"}})
 TOKEN = "a-token-that-nobody-guesses"
+KEY = "0123456789abcdef" * 3  # as long as W&B wants one
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +203,37 @@ def test_a_server_that_fails_costs_figures_and_no_training(
     assert len(told) == 1
     assert "MLflow does not take the figures" in told[0]
     assert TOKEN not in caplog.text
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_wandb_s_server_is_told_as_the_training_goes(
+    workspace: PolicyWorkspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: bool
+) -> None:
+    """One that fails from the third step on does not stop it, nor keep its end waiting."""
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "key").write_text(KEY)
+    monkeypatch.setenv(SECRETS_ENV, str(tmp_path))
+    log = StageCallback.on_log
+    with wandb_server.serving() as server:
+
+        def breaking(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
+            server.broken = breaks and state.global_step >= 3
+            log(self, args, state, control, **more)
+
+        monkeypatch.setattr(StageCallback, "on_log", breaking)
+        key = {"name": "wandb", "key": "key"}
+        online = {"wandb": {"mode": "Online", "baseURL": server.url, "apiKeySecretRef": key}}
+        request = workspace.sft(TRAINER, name=f"online {breaks}")
+        reader = workspace.run(request.model_copy(update={"tracking": Tracking.model_validate(online)}))
+        assert reader is not None
+        assert reader.manifest.usage["wallSeconds"] < 120
+        assert server.authorizations == {f"Basic {base64.b64encode(f'api:{KEY}'.encode()).decode()}"}
+        assert (server.buckets[0]["displayName"], server.buckets[0]["groupName"]) == ("world/sft@1/1", "world/sft@1")
+        hidden = (str(workspace.root), workspace.training[0].image_sha256)
+        assert not [word for word in hidden for body in server.bodies if word.encode() in body]
+        if not breaks:
+            told = {row["train/global_step"]: row["train/loss"] for row in server.history if "train/loss" in row}
+            assert told == pytest.approx(losses(reader))
 
 
 def test_no_online_server_no_secret_no_folder(
