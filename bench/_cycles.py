@@ -71,7 +71,7 @@ class Cycle:
         """
         import pyarrow.parquet as pq
 
-        table = pq.read_table(self.part("evaluate", iteration, "predictions.parquet")).to_pylist()
+        table = pq.read_table(self.part("measure", iteration, "predictions.parquet")).to_pylist()
         wanted = checkpoint or self.released(iteration)
         rows = sorted(
             (row["item_id"], row["correct"], row["image_sha256"])

@@ -44,6 +44,8 @@ LEVERS: dict[str, dict[str, Any]] = {
     "groups of 4": {"policy__grpo__numGenerations": 4},
     "klCoefficient 0 and 10,000 questions": {"policy__grpo__klCoefficient": 0.0, "questions": 10_000},
 }
+#: Whose policy a vLLM over all GPUs answers for.
+SERVED = ("relabel", "evaluate", "evaluategrpo")
 #: What the arm with a server takes for granted.
 SHARED_OUT = "GRPO's GPUs are shared out so that sampling and training end soonest (policy.engine.vllm.rolloutGPUs)"
 
@@ -98,7 +100,7 @@ def arm(known_setting: Setting) -> dict[str, float]:
     found = {}
     for stage in stages(known_setting):
         if stage.gpu is not None:
-            divided = stage.processes > 1 or (known_setting.server and stage.name in ("relabel", "evaluate"))
+            divided = stage.processes > 1 or (known_setting.server and stage.name in SERVED)
             busy = stage.gpus if divided else known_setting.spec.stage(stage.name).shards
             found[stage.name] = stage.seconds * busy / 3600
     return found
@@ -145,7 +147,7 @@ def main() -> None:
     trained = ("score", "sft", "reward")
     for name, server, spread in (
         ("transformers", False, trained),
-        ("vLLM", True, (*trained, "relabel", "evaluate")),
+        ("vLLM", True, (*trained, *SERVED)),
     ):
         case = setting(server=server)
         hours, gpu = arm(case), named("H100")

@@ -26,7 +26,7 @@ from .scheduling import (
     StageRef,
     StageSettings,
 )
-from .stages import StageName
+from .stages import StageName, definition
 from .status import CycleStatus
 from .tracking import Tracking
 from .training_spec import AnswerFormat
@@ -128,8 +128,10 @@ class CycleSpec(Model):
     """Settings of single stages that differ from those of the cycle."""
 
     def stage(self, name: StageName) -> StageSettings:
-        """The settings of a stage; defaults where the spec says nothing."""
-        return next((stage for stage in self.stages if stage.name == name), StageSettings(name=name))
+        """The settings of a stage: its own, else those of the stage that it goes by, else the defaults."""
+        told = {stage.name: stage for stage in self.stages}
+        found = told.get(name) or told.get(definition(name).settings_of)
+        return found.model_copy(update={"name": name}) if found is not None else StageSettings(name=name)
 
 
 class ResolvedSpec(CycleSpec):

@@ -66,10 +66,10 @@ def test_restart(env: KwokEnv, medgr2: Medgr2) -> None:
     env.wait("Complete")
     before = set(env.created_jobs())
     output = medgr2("restart", "loop", "grpo@1", "--wait")
-    assert output == "loop: grpo@1 and what depends on it run again, 3 stages in all (token r1)\n"
+    assert output == "loop: grpo@1 and what depends on it run again, 4 stages in all (token r1)\n"
     env.wait("Complete")
     again = {name.split("-i001-")[1].split("-a")[0] for name in set(env.created_jobs()) - before}
-    assert again == {"grpo", "evaluate", "report"}
+    assert again == {"grpo", "evaluategrpo", "measure", "report"}
     assert "(token r2)" in medgr2("restart", "loop", "report@1", "--wait")
     for stage, output in (
         ("grop@1", "no stage 'grop' (did you mean grpo?)"),

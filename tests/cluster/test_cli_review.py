@@ -136,7 +136,7 @@ def test_the_operator_lets_curate_take_notice(
     medgr2("review", "import", "loop", back, "--iteration", 1, "--wait")
     env.wait("Complete")
     again = {name.split("-i001-")[1].split("-a")[0] for name in set(env.created_jobs()) - before}
-    assert again == {"curate", "sft", "grpo", "evaluate", "report"}
+    assert again == {"curate", "sft", "grpo", "evaluate", "evaluategrpo", "measure", "report"}
     (written,) = (node.workspace / "reviews").glob("*.jsonl")
     jobs = env.kubectl.get("jobs")["items"]
     newest = max((job for job in jobs if "-curate-" in job["metadata"]["name"]),

@@ -157,7 +157,7 @@ def test_logs_of_all_pods(env: KwokEnv, node: StreamingNode, medgr2: Medgr2) -> 
     env.apply(stages=[{"name": "generate", "shards": 2, "patches": [patch]}], template=node.template)
     node.write("loading", "résumé 100 %", "")
     env.running("generate")
-    env.reaches("Succeeded", "evaluate", 0)  # runs beside it, and would be shown too
+    env.reaches("Succeeded", "measure", 0)  # runs beside it, and would be shown too
     shown = medgr2("logs", "loop").splitlines()
     assert sorted(shown) == sorted(
         f"generate@1#{index} | {line}" for index in (0, 1) for line in ("loading", "résumé 100 %", "")

@@ -116,7 +116,7 @@ def _play(env: KwokEnv, prometheus: Prometheus, stage: Stage) -> None:
     env.apply(
         stages=[
             {"name": "grpo", "resources": {"limits": {"nvidia.com/gpu": 2}}, "patches": [_annotations(grpo)]},
-            {"name": "evaluate", "patches": [_annotations(behaviour(result={"metrics": scores}))]},
+            {"name": "measure", "patches": [_annotations(behaviour(result={"metrics": scores}))]},
         ]
     )
     env.apply("stuck", behaviour(waiting="ImagePullBackOff"))

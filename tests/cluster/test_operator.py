@@ -54,7 +54,7 @@ def test_restart_from_reruns_that_stage_and_what_depends_on_it(env: KwokEnv) -> 
     eventually(lambda: env.condition("Complete").get("status") == "False", "it is reopened")
     env.wait("Complete")
     again = {name.split("-i001-")[1].split("-a")[0] for name in set(env.created_jobs()) - before}
-    assert again == {"grpo", "evaluate", "report"}
+    assert again == {"grpo", "evaluategrpo", "measure", "report"}
 
 
 def test_pause_before_waits_for_approval(env: KwokEnv) -> None:

@@ -18,12 +18,15 @@ from typer.testing import CliRunner
 from medgr2_operator.cli.app import app
 from tests.support.run_fixtures import CYCLE, RunWorkspace
 
-EXPECTED = {"prepare@0", "reward@0", "evaluate@0"} | {
+EXPECTED = {"prepare@0", "reward@0", "evaluate@0", "measure@0"} | {
     f"{name}@{t}"
     for t in (1, 2)
-    for name in ("generate", "score", "curate", "sft", "grpo", "relabel", "reward", "evaluate", "report")
+    for name in (
+        *("generate", "score", "curate", "sft", "grpo", "relabel", "reward"),
+        *("evaluate", "evaluategrpo", "measure", "report"),
+    )
 } - {"relabel@2", "reward@2"}  # nobody would read them
-FROM_GRPO = ("grpo", "relabel", "reward", "evaluate", "report")
+FROM_GRPO = ("grpo", "relabel", "reward", "evaluategrpo", "measure", "report")
 
 
 def test_whole_graph_runs_once(undisturbed: RunWorkspace) -> None:
@@ -154,7 +157,7 @@ def test_a_cycle_that_differs_in_one_parameter_reuses_the_rest(workspace: RunWor
     ran = {entry["stage"] for entry in workspace.ledger()[before:]}
     dependent = {f"{name}@{t}" for t in (1, 2) for name in FROM_GRPO}
     # R⁽¹⁾ differs, so what it scores in the second iteration differs
-    assert ran == (dependent & EXPECTED) | {"score@2", "curate@2", "sft@2"}
+    assert ran == (dependent & EXPECTED) | {"score@2", "curate@2", "sft@2", "evaluate@2"}
     assert workspace.state("other")["status"]["usage"]["reusedStages"] == len(EXPECTED) - len(ran)
 
 
@@ -164,7 +167,7 @@ def test_restart_from_reruns_exactly_that_and_what_depends_on_it(workspace: RunW
     code, output = workspace.run("--restart-from", "sft@2")
     assert code == 0, output
     ran = sorted(entry["stage"] for entry in workspace.ledger()[before:])
-    assert ran == ["evaluate@2", "grpo@2", "report@2", "sft@2"]
+    assert ran == ["evaluate@2", "evaluategrpo@2", "grpo@2", "measure@2", "report@2", "sft@2"]
     assert workspace.run("--restart-from", "sft@2")[0] == 0
     again = sorted(entry["stage"] for entry in workspace.ledger()[before + len(ran) :])
     assert again == ran, "the same once more is a new wish"
@@ -210,7 +213,7 @@ def test_plan_foretells_what_a_run_would_do(workspace: RunWorkspace, undisturbed
     forecast = _plan(workspace, root)
     assert forecast["sft@1"] == "reused: made by loop, iteration 1"
     assert forecast["grpo@1"] == "runs: nothing with these parameters and inputs is in the workspace"
-    assert forecast["evaluate@1"] == "runs: its input grpo (grpo@1) is not there yet"
+    assert forecast["evaluategrpo@1"] == "runs: its input grpo (grpo@1) is not there yet"
     would_run = {name for name, what in forecast.items() if what.startswith("runs")}
     code, output = workspace.run()
     assert code == 0, output

@@ -41,5 +41,7 @@ def test_a_whole_iteration(family: str, tmp_path: Path) -> None:
     code, output = loop.run()
     assert code == 0, output
     done = loop.digests()
-    assert {"reward@0", "evaluate@0", "score@1", "curate@1", "sft@1", "grpo@1", "evaluate@1"} <= set(done)
+    assert {"reward@0", "evaluate@0", "score@1", "curate@1", "sft@1", "grpo@1", "evaluate@1", "evaluategrpo@1"} <= set(
+        done
+    )
     assert all(done.values())

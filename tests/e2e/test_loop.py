@@ -15,10 +15,13 @@ from tests.support.loop_fixtures import Loop, running_stages
 
 pytestmark = pytest.mark.slow
 
-STAGES = {"prepare@0", "reward@0", "evaluate@0"} | {
+STAGES = {"prepare@0", "reward@0", "evaluate@0", "measure@0"} | {
     f"{name}@{t}"
     for t in (1, 2)
-    for name in ("generate", "score", "curate", "sft", "grpo", "relabel", "reward", "evaluate", "report")
+    for name in (
+        *("generate", "score", "curate", "sft", "grpo", "relabel", "reward"),
+        *("evaluate", "evaluategrpo", "measure", "report"),
+    )
 } - {"relabel@2", "reward@2"}
 
 

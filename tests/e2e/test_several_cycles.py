@@ -43,7 +43,8 @@ def test_two_cycles_side_by_side_make_what_both_need_once(
     assert code == 0, output
     assert workspace.digests() == undisturbed.digests()
     counts = Counter(entry["stage"] for entry in workspace.ledger("start"))
-    shared = {"prepare@0", "reward@0", "evaluate@0", "generate@1", "score@1", "curate@1", "sft@1", "generate@2"}
+    shared = {"prepare@0", "reward@0", "evaluate@0", "measure@0", "generate@1", "score@1", "curate@1", "sft@1"}
+    shared |= {"evaluate@1", "generate@2"}
     assert {name for name, count in counts.items() if count == (2 if name.startswith("generate") else 1)} == shared
     assert {status for name in ("loop", "other") if (status := workspace.state(name)["status"]["phase"])} == {
         "Complete"

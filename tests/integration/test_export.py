@@ -104,7 +104,7 @@ def test_the_card_says_what_it_is(workspace: PolicyWorkspace, tmp_path: Path) ->
 
 def _figure(workspace: PolicyWorkspace, iteration: int, checkpoint: str, condition: str) -> dict[str, Any]:
     rows = json.loads(
-        find(workspace.root, CYCLE, "base").artifacts.input(f"evaluate-{iteration}").file("results.json").read_text()
+        find(workspace.root, CYCLE, "base").artifacts.input(f"measure-{iteration}").file("results.json").read_text()
     )
     wanted = (checkpoint, condition, "option_logprob", "all", "microAccuracy")
     keys = ("checkpoint", "condition", "scoring", "slice", "metric")

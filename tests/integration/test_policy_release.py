@@ -121,10 +121,12 @@ def test_what_is_measured_is_what_evaluate_measures(workspace: PolicyWorkspace) 
     assert found is not None
     refs = {**workspace.refs, "grpo": replace_ref(workspace, found)}
     measured = replace(workspace, refs=refs)
-    request = measured.request("evaluate", {"iteration": 1, "controls": []}, ["prepare", "sft", "grpo"])
-    evaluated = measured.run(request)
-    assert evaluated is not None
-    right = accuracies(evaluated.rows(Prediction))
+    rows: list[Prediction] = []
+    for stage, role in (("evaluate", "sft"), ("evaluategrpo", "grpo")):
+        asked = measured.run(measured.request(stage, {"iteration": 1, "controls": []}, ["prepare", role]))
+        assert asked is not None
+        rows += asked.rows(Prediction)
+    right = accuracies(rows)
     release = decided(found)
     assert {"sft": release.sft, "grpo": release.grpo} == pytest.approx(right)
 
@@ -146,12 +148,17 @@ def test_evaluate_measures_what_was_published(workspace: PolicyWorkspace) -> Non
     bad = judged_badly(workspace)
     skipped = bad.run(bad.grpo(whenPolicyBeatsReward="Skip", name="skipped for evaluate"))
     assert skipped is not None
-    measured = replace(bad, refs={**bad.refs, "grpo": replace_ref(bad, skipped)})
-    evaluated = measured.run(
-        measured.request("evaluate", {"iteration": 1, "controls": []}, ["prepare", "sft", "grpo"], name="skipped")
-    )
-    assert evaluated is not None
-    assert {row.checkpoint for row in evaluated.rows(Prediction)} == {"sft"}
+    measured, refs = replace(bad, refs={**bad.refs, "grpo": replace_ref(bad, skipped)}), dict[str, ArtifactRef]()
+    for stage, role, checkpoints in (("evaluate", "sft", {"sft"}), ("evaluategrpo", "grpo", set())):
+        request = measured.request(stage, {"iteration": 1, "controls": []}, ["prepare", role], name="skipped")
+        asked = measured.run(request)
+        assert asked is not None
+        assert {row.checkpoint for row in asked.rows(Prediction)} == checkpoints
+        refs[stage] = asked.ref.model_copy(update={"output_digest": asked.digest})
+    counted = replace(measured, refs={**measured.refs, **refs})
+    found = counted.run(counted.request("measure", {"iteration": 1}, ["prepare", "evaluate", "evaluategrpo"]))
+    assert found is not None
+    assert {row["checkpoint"] for row in json.loads(found.file("results.json").read_text())} == {"sft"}
 
 
 def test_nothing_is_measured_that_decides_nothing(workspace: PolicyWorkspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,7 @@ def test_nothing_is_asked_twice_and_nothing_finished_runs_again(tmp_path: Path, 
     assert 0 < asked < QUESTIONS, "half done"
     assert not generated(root)
     ran = Counter((root / RAN).read_text().split())
-    assert set(ran) == {'"prepare@0"', '"reward@0"', '"evaluate@0"'}
+    assert set(ran) == {'"prepare@0"', '"reward@0"', '"evaluate@0"', '"measure@0"'}
 
     newer = str(newer_contract(tmp_path / "newer"))
     finished(start(root, file, newer), 0)
@@ -90,7 +90,7 @@ def test_nothing_is_asked_twice_and_nothing_finished_runs_again(tmp_path: Path, 
     (manifest,) = generated(root)
     assert manifest["parameters"]["sampling"]["minP"] == 0.0, "it is the newer version that went on"
     ran = Counter((root / RAN).read_text().split())
-    assert len(ran) == 9
+    assert len(ran) == 12
     assert set(ran.values()) == {1}, "no finished stage ran again"
 
     # even a cycle that has forgotten what it did finds all of it by the hashes

@@ -23,6 +23,11 @@ SPECS: tuple[dict[str, Any], ...] = (
     },
     {
         "iterations": 1,
+        "maxParallelStages": 3,
+        "stages": [{"name": "evaluate", "shards": 3, "resources": {"limits": {"nvidia.com/gpu": 1}}}],
+    },
+    {
+        "iterations": 1,
         "failurePolicy": {"maxRetries": 1, "maxInfraRestarts": 2, "backoffSeconds": 0},
         "stages": [{"name": "score", "timeoutSeconds": 500, "pendingDeadlineSeconds": 700}],
     },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,12 @@ def run(workspace: PolicyWorkspace, request: StageRequest, iteration: int = 1) -
 
 
 def evaluated(workspace: PolicyWorkspace, iteration: int, roles: list[str]) -> ArtifactRef:
-    """Measures the base model (iteration 0) or the checkpoints of these roles."""
-    controls = ["BlankImage", "OptionPrior"]
-    request = workspace.request("evaluate", {"iteration": iteration, "controls": controls}, ["prepare", *roles])
+    """Asks the base model (iteration 0) or the checkpoints of these roles, and measures what they say."""
+    measured = replace(workspace, refs=dict(workspace.refs))
+    asking = {"evaluategrpo" if role == "grpo" else "evaluate": [role] for role in roles} or {"evaluate": []}
+    for stage, inputs in asking.items():
+        parameters = {"iteration": iteration, "controls": ["BlankImage", "OptionPrior"]}
+        request = workspace.request(stage, parameters, ["prepare", *inputs])
+        measured.refs[stage] = run(workspace, request.model_copy(update={"iteration": iteration}), iteration)
+    request = measured.request("measure", {"iteration": iteration}, ["prepare", *asking])
     return run(workspace, request.model_copy(update={"iteration": iteration}), iteration)

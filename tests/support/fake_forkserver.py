@@ -55,8 +55,8 @@ def run(ctx: StageContext[Any]) -> StageOutcome:
         ctx.writer.path("out.txt").write_text(f"{name} {request.shard.index} {text}")
         _note(folder, "end", name, request.token, request.attempt)
     counters = {}
-    if request.stage == "evaluate":
-        checkpoints = ["base"] if request.iteration == 0 else [role for role in ("sft", "grpo") if ctx.has_input(role)]
+    if request.stage == "measure":
+        checkpoints = ["base"] if request.iteration == 0 else ["sft", *["grpo"] * ctx.has_input("evaluategrpo")]
         counters = {f"validation/{c}/macroAccuracy": 0.25 + 0.2 * request.iteration for c in checkpoints}
     return StageOutcome(counters=counters)
 

@@ -97,7 +97,7 @@ def inputs_exist(create: JobCreate, published: Mapping[tuple[str, str], str]) ->
     for role, ref in request.inputs.items():
         if published.get((ref.stage, ref.path.rsplit("/", 1)[1])) != ref.output_digest:
             raise InvariantBroken(f"inputs exist: {create.key} reads {role}, which was never published")
-    readers = ("generate", "curate", "sft", "grpo", "relabel", "preferences", "reward", "evaluate")
+    readers = ("generate", "curate", "sft", "grpo", "relabel", "preferences", "reward", "evaluate", "measure")
     if request.stage in readers and "prepare" not in request.inputs:
         raise InvariantBroken(f"inputs exist: {create.key} was started without prepare")
 

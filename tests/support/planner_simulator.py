@@ -204,7 +204,7 @@ class PlannerSimulator:
         digest = self.published.setdefault(place, hashlib.sha256("/".join(place).encode()).hexdigest())
         coin = int(digest[:8], 16)
         metrics, promoted, usage = {}, None, {}
-        if job.key.name == "evaluate":
+        if job.key.name == "measure":
             checkpoints = ("sft", "grpo") if job.key.iteration else ("base",)
             metrics = {f"validation/{name}/macroAccuracy": coin % 1000 / 1000 for name in checkpoints}
         if definition(job.key.name).promoted:

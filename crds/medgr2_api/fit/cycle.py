@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from medgr2_api.cycle import ResolvedSpec
 from medgr2_api.kubernetes_fragments import quantity
-from medgr2_api.stages import DISTILL, EVALUATE, REWARD
+from medgr2_api.stages import DISTILL, EVALUATE, EVALUATE_GRPO, REWARD
 
 from .assumptions import Assumptions, of_data
 from .counts import Counts, DataSize
@@ -18,7 +18,7 @@ from .setting import Setting
 from .stages import stages
 
 #: Stages that run beside the next iteration's first ones.
-_BESIDE = (EVALUATE.name, REWARD.name, DISTILL.name)
+_BESIDE = (EVALUATE.name, EVALUATE_GRPO.name, REWARD.name, DISTILL.name)
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,8 @@ def checkpoint(model: ModelShape, lora: ResolvedLoRA) -> float:
 def _tables(spec: ResolvedSpec, counts: Counts) -> float:
     rollouts = counts.prompts * spec.policy.grpo.num_generations if spec.stage(GRPO.name).enabled else 0
     conditions = 1 + len(spec.evaluation.controls)
-    predictions = counts.evaluated * conditions * 2 * 2 if spec.stage(EVALUATE.name).enabled else 0
+    # of two checkpoints, by two scorings, as they were asked and as they were measured
+    predictions = counts.evaluated * conditions * 2 * 2 * 2 if spec.stage(EVALUATE.name).enabled else 0
     return spec.iterations * (counts.candidates * _CANDIDATE + rollouts * _ROLLOUT + predictions * _PREDICTION) + (
         counts.graded * _GRADED
     )

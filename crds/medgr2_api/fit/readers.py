@@ -6,7 +6,7 @@ import math
 
 from medgr2_api.evaluation import Control
 from medgr2_api.reward_model import RetrainOn
-from medgr2_api.stages import EVALUATE, GENERATE, GRPO, PREFERENCES, RELABEL, SCORE, SFT
+from medgr2_api.stages import EVALUATE, EVALUATE_GRPO, GENERATE, GRPO, PREFERENCES, RELABEL, SCORE
 from medgr2_api.training_spec import AnswerFormat
 
 from . import memory, work
@@ -97,19 +97,28 @@ def preferences(setting: Setting) -> StageFit | None:
 
 
 def evaluate(setting: Setting) -> StageFit:
-    """Every checkpoint under every condition writes an answer to every question, and its options are scored."""
+    """The checkpoint of SFT answers."""
+    return _evaluate(setting, EVALUATE.name)
+
+
+def evaluate_grpo(setting: Setting) -> StageFit | None:
+    """That of GRPO; None: there is none."""
+    return _evaluate(setting, EVALUATE_GRPO.name) if setting.spec.stage(GRPO.name).enabled else None
+
+
+def _evaluate(setting: Setting, name: str) -> StageFit:
+    """A checkpoint under every condition writes an answer to every question, and its options are scored."""
     spec, model, counts = setting.spec, setting.models.policy, setting.counts
-    place, limit = setting.place(EVALUATE.name), _EVALUATED[setting.spec.answer_format]
+    place, limit = setting.place(name), _EVALUATED[setting.spec.answer_format]
     conditions = 1 + sum(control is not Control.OPTION_PRIOR for control in spec.evaluation.controls)
-    checkpoints = sum(spec.stage(name).enabled for name in (SFT.name, GRPO.name)) or 1
     row = setting.prompt(model) + limit
     rows = _rows(setting, limit, _SAMPLED_ROWS, counts.evaluated)
-    answers = counts.evaluated * conditions * checkpoints
+    answers = counts.evaluated * conditions
     seconds = sampling_seconds(setting, place, model, answers, limit, rows, again=1.0)
     if setting.asks_vllm or setting.asks_on_site:
-        return _asked(setting, EVALUATE.name, place, seconds)
+        return _asked(setting, name, place, seconds)
     batch = BatchSize(rows, setting.prompt(model), setting.image_tokens(model), rows)
-    return _read(setting, EVALUATE.name, place, model, batch, seconds, cached=rows * row)
+    return _read(setting, name, place, model, batch, seconds, cached=rows * row)
 
 
 def scoring_seconds(setting: Setting, gpu: GPU, groups: float, group: int, *, same_question: bool = True) -> float:

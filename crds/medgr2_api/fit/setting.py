@@ -8,7 +8,7 @@ from medgr2_api.cycle import ResolvedSpec
 from medgr2_api.kubernetes_fragments import quantity
 from medgr2_api.rollout_gpus import share
 from medgr2_api.scheduling import StageSettings
-from medgr2_api.stages import EVALUATE, PREFERENCES, RELABEL
+from medgr2_api.stages import EVALUATE, EVALUATE_GRPO, PREFERENCES, RELABEL
 
 from . import gpus
 from .assumptions import Assumptions
@@ -21,7 +21,7 @@ from .shapes import ModelShape
 #: A model larger than this is no toy: without a GPU it is refused.
 REAL_SIZE = 5e8
 #: Stages that ask the policy.
-_ASKING = (RELABEL.name, PREFERENCES.name, EVALUATE.name)
+_ASKING = (RELABEL.name, PREFERENCES.name, EVALUATE.name, EVALUATE_GRPO.name)
 
 
 @dataclass(frozen=True)

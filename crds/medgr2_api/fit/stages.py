@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from medgr2_api.stages import DISTILL, EVALUATE, GENERATE, GRPO, PREFERENCES, RELABEL, REWARD, SCORE, SFT
+from medgr2_api.stages import DISTILL, EVALUATE, EVALUATE_GRPO, GENERATE, GRPO, PREFERENCES, RELABEL, REWARD, SCORE, SFT
 
 from . import readers, trainings
 from .result import StageFit
@@ -21,6 +21,7 @@ _STAGES: dict[str, Callable[[Setting], StageFit | None]] = {
     REWARD.name: trainings.reward,
     DISTILL.name: trainings.distill,
     EVALUATE.name: readers.evaluate,
+    EVALUATE_GRPO.name: readers.evaluate_grpo,
 }
 
 

@@ -17,9 +17,10 @@ from medgr2_api.hashing import meaning, sha256_of
 from .curate import CURATE
 from .definition import Of, Source, StageDefinition, StageParameters
 from .distill import DISTILL
-from .evaluate import EVALUATE
+from .evaluate import EVALUATE, EVALUATE_GRPO
 from .generate import GENERATE
 from .grpo import GRPO
+from .measure import MEASURE
 from .preferences import PREFERENCES
 from .prepare import PREPARE
 from .relabel import RELABEL
@@ -35,8 +36,10 @@ __all__ = [
     "CURATE",
     "DISTILL",
     "EVALUATE",
+    "EVALUATE_GRPO",
     "GENERATE",
     "GRPO",
+    "MEASURE",
     "PREFERENCES",
     "PREPARE",
     "RELABEL",
@@ -167,7 +170,10 @@ def input_hash(stage: str, parameters: StageParameters, inputs: dict[str, str], 
     )
 
 
-for _stage in (PREPARE, GENERATE, SCORE, CURATE, SFT, GRPO, RELABEL, PREFERENCES, REWARD, DISTILL, EVALUATE, REPORT):
+for _stage in (
+    *(PREPARE, GENERATE, SCORE, CURATE, SFT, GRPO, RELABEL, PREFERENCES, REWARD, DISTILL),
+    *(EVALUATE, EVALUATE_GRPO, MEASURE, REPORT),
+):
     register(_stage)
 for _entry in entry_points(group="medgr2.stages"):  # other packages' stages
     register(_entry.load())

@@ -141,6 +141,8 @@ class StageDefinition:
     """It may use the network to fetch data and models."""
     measures: bool = False
     """Its figures hold the validation scores that early stopping and `status.best` go by."""
+    settings_of: str = ""
+    """The stage whose settings in the spec (`stages`) it has where it has none of its own."""
     serves: tuple[str, ...] = ()
     """It makes no sense without at least one of these stages."""
     needed: Callable[[ResolvedSpec, frozenset[str]], bool] | None = None

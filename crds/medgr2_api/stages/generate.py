@@ -217,7 +217,7 @@ GENERATE = StageDefinition(
         Read("student", "distill", Of.NEWEST, required=False),
     ),
     # it runs at most one iteration ahead, and not past an evaluation that may stop the loop
-    waits=(Wait("curate"), Wait("evaluate", when=lambda spec: spec.early_stopping is not None)),
+    waits=(Wait("curate"), Wait("measure", when=lambda spec: spec.early_stopping is not None)),
     publishes=("candidates.parquet",),
     may_publish=("truth.parquet",),
     code_version=2,  # prompts with priors; repair; reasons and costs in every row

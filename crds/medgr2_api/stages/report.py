@@ -40,7 +40,7 @@ def _spelling(data: Data) -> dict[str, str]:
     return {"options spelled uniformly": f"in {' and '.join(changed)}"} if changed else {}
 
 
-_TOLD = ("evaluate", "generate", "curate", "score", "sft", "grpo")
+_TOLD = ("measure", "evaluate", "evaluategrpo", "generate", "curate", "score", "sft", "grpo")
 _FOR_NEXT_ROUND = ("relabel", "reward", "preferences", "distill")
 
 REPORT = StageDefinition(

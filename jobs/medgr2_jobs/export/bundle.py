@@ -83,9 +83,9 @@ def _files(artifacts: CycleArtifacts, cycle: str, name: str) -> Iterator[tuple[P
         lambda part: part == "inputs.json" or (whole and part.startswith("models/policy/")),
     )
     for measured_in in sorted({0, iteration}):
-        if artifacts.has_input(f"evaluate-{measured_in}"):
-            measured = artifacts.input(f"evaluate-{measured_in}")
-            yield from _of(measured, cycle, "evaluate", measured_in, lambda part: part == "results.json")
+        if artifacts.has_input(f"measure-{measured_in}"):
+            measured = artifacts.input(f"measure-{measured_in}")
+            yield from _of(measured, cycle, measured.ref.stage, measured_in, lambda part: part == "results.json")
 
 
 def _of(

@@ -145,7 +145,7 @@ def _results(found: PublishedPolicy) -> list[Row]:
     """The headline figures and the macro accuracies of this checkpoint, and of what no checkpoint is needed for."""
     rows: list[Row] = []
     for iteration in sorted({0, found.iteration}):
-        role = f"evaluate-{iteration}"
+        role = f"measure-{iteration}"
         if not found.artifacts.has_input(role):
             continue
         for row in json.loads(found.artifacts.input(role).file("results.json").read_text()):

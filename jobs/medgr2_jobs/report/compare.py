@@ -196,7 +196,7 @@ def _evaluated(
             f"(cycles there: {', '.join(_cycles(root)) or 'none'})"
         )
     artifacts = CycleArtifacts(root, cycle)
-    evaluations = {t: artifacts.input(f"evaluate-{t}") for t in artifacts.linked("evaluate")}
+    evaluations = {t: artifacts.input(f"measure-{t}") for t in artifacts.linked("measure")}
     answered = {
         (benchmark, t, checkpoint): answers
         for t, evaluation in evaluations.items()

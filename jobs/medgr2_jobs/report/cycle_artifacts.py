@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medgr2_api import paths
 from medgr2_api.stage_contract import ArtifactRef, ExitCode
-from medgr2_api.stages import PREPARE, stage_names
+from medgr2_api.stages import EVALUATE, MEASURE, PREPARE, stage_names
 
 from ..errors import ConfigError, CorruptArtifact, StageError
 from ..store import manifest
@@ -46,6 +46,7 @@ class CycleArtifacts:
             reader = self._reader(link)
             if reader is not None:
                 self._readers[role] = reader
+        self._measured_by_evaluate()
         for role in [role for role in self._readers if role.startswith(("sft-", "grpo-"))]:
             if not self._is_of_its_curate(role):
                 del self._readers[role]
@@ -57,7 +58,7 @@ class CycleArtifacts:
 
     def linked(self, stage: str) -> list[int]:
         """Iterations that had an artifact of this stage, whether it is still there or not."""
-        return sorted(int(role.rpartition("-")[2]) for role, link in self._links.items() if link.name == stage)
+        return sorted(int(role.rpartition("-")[2]) for role in self._links if role.rpartition("-")[0] == stage)
 
     def has_input(self, role: str) -> bool:
         """Whether there is an artifact of that role."""
@@ -79,6 +80,13 @@ class CycleArtifacts:
                 f"run stage {stage} again (`--restart-from`)"
             )
         return self._readers[role]
+
+    def _measured_by_evaluate(self) -> None:
+        """Versions before stage measure published its parts as evaluate's."""
+        for role in [role for role in self._readers if role.startswith(f"{EVALUATE.name}-")]:
+            measured = role.replace(EVALUATE.name, MEASURE.name)
+            if measured not in self._links and self._readers[role].has("results.json"):
+                self._links[measured], self._readers[measured] = self._links[role], self._readers[role]
 
     def _reader(self, link: Path) -> ArtifactReader | None:
         """None: the link leads nowhere, out of the workspace, or to what was never published."""

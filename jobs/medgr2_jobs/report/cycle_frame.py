@@ -170,7 +170,7 @@ class CycleFrame:
 
     def predictions(self, iteration: int) -> list[PredictionColumns]:
         """All answers of an iteration's checkpoints; iteration 0 has those of the base model."""
-        return self._rows("evaluate", iteration, PredictionColumns)
+        return self._rows("measure", iteration, PredictionColumns)
 
     def prompts(self, iteration: int) -> set[str]:
         """Ids of the prompts that GRPO sampled from; empty where it published no rollouts."""

@@ -190,7 +190,7 @@ class CycleTables:
 def gather(frame: CycleFrame, cycle: str, settings: Mapping[str, Any]) -> CycleTables:
     """The tables of a cycle."""
     results = results_of(frame)
-    predictions = {t: frame.predictions(t) for t in frame.iterations("evaluate")}
+    predictions = {t: frame.predictions(t) for t in frame.iterations("measure")}
     return CycleTables(
         cycle,
         frame.last,
@@ -214,8 +214,8 @@ def results_of(frame: CycleFrame) -> list[Measurement]:
     """Rows of all evaluations."""
     return [
         row
-        for t in frame.iterations("evaluate")
-        for row in metrics.read(frame.artifact("evaluate", t).file("results.json").read_text())
+        for t in frame.iterations("measure")
+        for row in metrics.read(frame.artifact("measure", t).file("results.json").read_text())
     ]
 
 

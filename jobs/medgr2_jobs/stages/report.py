@@ -26,7 +26,7 @@ def run(ctx: StageContext[ReportParameters]) -> StageOutcome:
         ConfigError: no evaluation among the inputs.
     """
     frame = CycleFrame(ctx, ctx.parameters.iteration)
-    if not frame.iterations("evaluate"):
+    if not frame.iterations("measure"):
         raise ConfigError(f"report@{ctx.parameters.iteration}: no evaluation among the inputs")
     cycle = gather(frame, ctx.parameters.cycle, ctx.parameters.settings)
     ctx.check_stop()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from medgr2_api import paths, printable
 from medgr2_api.stage_contract import ExitCode
+from medgr2_api.stages import definition
 from medgr2_api.status import AttemptState, Phase, StageStatus
 
 from ..kube.client import PODS, ApiError, Manifest, NotFoundError
@@ -105,8 +106,10 @@ class _StageLog:
         """
         cycle, key = self.cycle["metadata"]["name"], self.key
         _notice(f"{self._name}, attempt {key.attempt}: its pods are gone")
-        stages: list[Manifest] = self.cycle["spec"].get("stages") or []
-        shards = next((stage.get("shards") or 1 for stage in stages if stage["name"] == key.name), 1)
+        told: dict[str, int] = {
+            stage["name"]: stage.get("shards") or 1 for stage in self.cycle["spec"].get("stages") or []
+        }
+        shards = told.get(key.name) or told.get(definition(key.name).settings_of, 1)
         log_files = [
             str(paths.log(cycle, paths.attempt_name(key.iteration, key.name, key.token, key.attempt, shard)))
             for shard in range(shards)

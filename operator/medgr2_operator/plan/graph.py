@@ -153,8 +153,7 @@ def build(shape: Shape, iterations: int) -> Graph:
         if 0 < t == iterations:
             stages = tuple(stage for stage in stages if not stage.for_next_round)
         for stage in stages:
-            # before the loop there is nothing to read but what is made there
-            reads = [read for read in stage.reads if read in shape.holds and (t > 0 or read.of is Of.FIRST)]
+            reads = [read for read in stage.reads if read in shape.holds and (t > 0 or _made_first(read))]
             inputs = [(read, tuple(_inputs(read, t, nodes))) for read in reads]
             if all(items for read, items in inputs if read.required):
                 key = StageKey(t, stage.name)
@@ -162,6 +161,11 @@ def build(shape: Shape, iterations: int) -> Graph:
                     key, tuple(item for _, items in inputs for item in items), tuple(_after(stage, t, shape, nodes))
                 )
     return Graph(nodes)
+
+
+def _made_first(read: Read) -> bool:
+    """Whether it is read before the loop, too: there is nothing to read there but what is made there."""
+    return read.of is Of.FIRST or (read.of is Of.SAME and definition(read.maker).iterations is not Iterations.LOOP)
 
 
 def _after(stage: StageDefinition, t: int, shape: Shape, nodes: dict[StageKey, Node]) -> Iterator[StageKey]:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 from medgr2_api.cycle import Cycle
-from medgr2_api.stages import input_hash
+from medgr2_api.stages import definition, input_hash
 from medgr2_api.status import AttemptState, Phase, StageStatus
 
 from .cycle_state import iterations
@@ -67,6 +67,8 @@ def spec_edits(cycle: Cycle, cached: CachedSpec, graph: Graph, draft: StatusDraf
     why: dict[StageKey, str] = {}
     if not unedited or (complete and not all(node.key in draft.records for node in graph)):
         for node in graph:
+            if unedited and _came_with_an_upgrade(node.key, draft):
+                continue
             record = draft.get(node.key)
             if record is not None and _was_made(record):
                 text = _difference(cached, node, record, draft, cycle.spec.iterations)
@@ -91,6 +93,11 @@ def edits_of(cycle: Cycle) -> SpecEdits:
     cached = cached_spec(cycle.metadata.name, cycle.spec)
     graph = cached.graph(iterations(cycle, draft))
     return spec_edits(cycle, cached, graph, draft, complete=cycle.status.phase is Phase.COMPLETE)
+
+
+def _came_with_an_upgrade(key: StageKey, draft: StatusDraft) -> bool:
+    """Whether the version that ran the cycle had no such stage."""
+    return not definition(key.name).for_next_round and all(known.name != key.name for known in draft.records)
 
 
 def _was_made(record: StageStatus) -> bool:

@@ -82,8 +82,8 @@ def test_a_parameter_without_a_place_in_the_spec_has_a_default() -> None:
 
 def test_roles_and_parts() -> None:
     report, grpo = definition("report"), definition("grpo")
-    assert report.declares("evaluate-12")
-    assert not report.declares("evaluate")
+    assert report.declares("measure-12")
+    assert not report.declares("measure")
     assert not report.declares("lineage-1")
     assert grpo.declares("sft")
     assert not grpo.declares("sft-1")

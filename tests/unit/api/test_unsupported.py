@@ -29,7 +29,7 @@ def test_what_is_supported_passes() -> None:
 @pytest.mark.parametrize(
     ("values", "path"),
     [
-        ({"stages": [{"name": "sft"}, {"name": "evaluate", "shards": 2}]}, "spec.stages[1]"),
+        ({"stages": [{"name": "sft"}, {"name": "grpo", "shards": 2}]}, "spec.stages[1]"),
         ({"rewardModel": {"baseModel": "builtin://another"}}, "spec.rewardModel.baseModel"),
         ({"policy": {"baseModel": "builtin://another"}}, "spec.policy.baseModel"),
         ({"rewardModel": {"baseModel": TINY, "checkpoint": TINY}}, "spec.rewardModel.checkpoint"),

@@ -41,7 +41,10 @@ TRAINING_SET = {
     "curate-2": "curate@2",
     "relabel-1": "relabel@1",
 }
-ITERATION = ("generate", "score", "curate", "sft", "grpo", "relabel", "reward", "evaluate", "report")
+ITERATION = (
+    *("generate", "score", "curate", "sft", "grpo", "relabel", "reward"),
+    *("evaluate", "evaluategrpo", "measure", "report"),
+)
 FOR_NEXT_ROUND = ("relabel", "reward")
 #: R is retrained on the policy's own answers.
 ON_ANSWERS = {"rewardModel": {"baseModel": "models/r", "retrainOn": "PolicyAnswers"}}
@@ -54,7 +57,13 @@ WITH_A_STUDENT = {
 
 
 def test_all_stages() -> None:
-    expected = {"prepare@0", "reward@0", "evaluate@0", *(f"{name}@{t}" for t in (1, 2) for name in ITERATION)}
+    expected = {
+        "prepare@0",
+        "reward@0",
+        "evaluate@0",
+        "measure@0",
+        *(f"{name}@{t}" for t in (1, 2) for name in ITERATION),
+    }
     expected -= {f"{name}@2" for name in FOR_NEXT_ROUND}
     assert {name for name in names(graph_of()) if name.split("@")[0] in ("prepare", *ITERATION)} == expected
 
@@ -90,7 +99,7 @@ def test_more_iterations_change_nothing_of_the_earlier_ones(off: tuple[str, ...]
 def test_what_is_for_the_next_round_waits_for_the_evaluation_that_may_make_this_one_the_last() -> None:
     stopping, fixed = graph_of(earlyStopping={}), graph_of()
     for name in FOR_NEXT_ROUND:
-        assert stopping.nodes[key(f"{name}@1")].after == (key("evaluate@1"),)
+        assert stopping.nodes[key(f"{name}@1")].after == (key("measure@1"),)
         assert fixed.nodes[key(f"{name}@1")].after == ()
     assert stopping.nodes[key("reward@0")].after == ()
 
@@ -153,7 +162,10 @@ def test_makers_stand_before_readers() -> None:
                 "reward": "reward@1 reward@0",
             },
         ),
-        ("evaluate@2", {"prepare": "prepare@0", "sft": "sft@2", "grpo": "grpo@2"}),
+        ("measure@0", {"prepare": "prepare@0", "evaluate": "evaluate@0"}),
+        ("evaluate@2", {"prepare": "prepare@0", "sft": "sft@2"}),
+        ("evaluategrpo@2", {"prepare": "prepare@0", "grpo": "grpo@2"}),
+        ("measure@2", {"prepare": "prepare@0", "evaluate": "evaluate@2", "evaluategrpo": "evaluategrpo@2"}),
     ],
 )
 def test_edges(stage: str, expected: dict[str, str]) -> None:
@@ -166,7 +178,14 @@ def test_report_reads_everything_so_far() -> None:
     assert inputs == {
         f"{name}-{t}": f"{name}@{t}"
         for name, first, last in (
-            *(("evaluate", 0, 2), ("reward", 0, 1), ("generate", 1, 2), ("curate", 1, 2)),
+            *(
+                ("measure", 0, 2),
+                ("evaluate", 0, 2),
+                ("evaluategrpo", 1, 2),
+                ("reward", 0, 1),
+                ("generate", 1, 2),
+                ("curate", 1, 2),
+            ),
             *(("score", 1, 2), ("sft", 1, 2), ("grpo", 1, 2), ("relabel", 1, 1)),
         )
         for t in range(first, last + 1)
@@ -182,7 +201,7 @@ def test_generate_runs_one_iteration_ahead() -> None:
 
 def test_generate_waits_for_the_evaluation_that_may_stop_the_loop() -> None:
     graph = graph_of(3, earlyStopping={})
-    assert graph.nodes[key("generate@3")].after == (key("curate@2"), key("evaluate@2"))
+    assert graph.nodes[key("generate@3")].after == (key("curate@2"), key("measure@2"))
     assert graph_of(3, off=("evaluate",), earlyStopping={}).nodes[key("generate@3")].after == (key("curate@2"),)
 
 
@@ -208,14 +227,15 @@ def test_fitted_threshold_reads_the_reward_model() -> None:
         ((), ON_ANSWERS, set(), {"relabel", "preferences", "reward"}),
         ((), {"curation": {"correct": False}, **ON_ANSWERS}, {"relabel"}, {"preferences", "reward"}),
         (("reward",), {"curation": {"correct": False}}, {"relabel", "reward"}, {"grpo", "score"}),
-        (("grpo",), {}, {"grpo"}, {"relabel", "reward", "evaluate", "sft"}),
+        (("grpo",), {}, {"grpo", "evaluategrpo"}, {"relabel", "reward", "evaluate", "measure", "sft"}),
         (("preferences",), ON_ANSWERS, {"preferences", "reward"}, {"grpo", "score"}),
         (("reward",), ON_ANSWERS, {"preferences", "reward"}, {"grpo", "score"}),
-        (("sft",), {}, {"sft", "grpo", "relabel", "reward", "evaluate"}, {"score", "curate", "report"}),
+        (("sft",), {}, {"sft", "grpo", "relabel", "reward", "evaluate", "evaluategrpo"}, {"score", "curate", "report"}),
         (("score",), {}, {"score"}, {"curate", "grpo", "reward"}),
         (("generate",), {}, {"generate", "score"}, {"curate", "sft", "grpo"}),
-        (("evaluate",), {}, {"evaluate"}, {"report"}),
-        (("report",), {}, {"report"}, {"evaluate"}),
+        (("evaluate",), {}, {"evaluate", "evaluategrpo", "measure"}, {"report"}),
+        (("measure",), {}, {"evaluate", "evaluategrpo", "measure"}, {"report"}),
+        (("report",), {}, {"report"}, {"measure"}),
         (("curate",), {}, set(ITERATION) - {"generate", "score", "report"}, {"generate"}),
         (("grpo", "relabel"), {"curation": {"selection": {"strategy": "All"}}}, {"score", "reward"}, {"sft"}),
         (("grpo",), {"curation": {"selection": {"strategy": "All"}}}, {"grpo"}, {"score", "reward", "relabel"}),
@@ -295,7 +315,7 @@ def test_reach() -> None:
     graph = graph_of()
     reached = {str(stage) for stage in graph.reach(key("grpo@1"))}
     assert reached == {
-        *("grpo@1", "relabel@1", "reward@1", "evaluate@1", "report@1"),
+        *("grpo@1", "relabel@1", "reward@1", "evaluategrpo@1", "measure@1", "report@1"),
         *(f"{name}@2" for name in ITERATION if name not in ("generate", *FOR_NEXT_ROUND)),
     }, "generate@2 reads nothing of grpo@1: what it paid for stays"
     assert graph.reach(key("report@2")) == {key("report@2")}

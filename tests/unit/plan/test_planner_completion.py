@@ -67,7 +67,7 @@ def test_raised_iterations_make_what_the_last_one_had_no_use_for() -> None:
 def test_early_stopping_makes_nothing_for_a_round_that_does_not_come() -> None:
     sim = make_simulator(iterations=5, earlyStopping={"patience": 1})
     for iteration in (0, 1):
-        created = until(sim, "evaluate", iteration)
+        created = until(sim, "measure", iteration)
         succeed(sim, created, metrics={f"validation/{'sft' if iteration else 'base'}/macroAccuracy": 0.5})
     finish(sim)
     assert condition(sim, "Complete").reason == "EarlyStopped"
@@ -83,7 +83,7 @@ def test_what_was_made_for_a_round_that_does_not_come_was_a_stage_of_the_spec() 
     """The evaluation ends the loop by a rule that was added after the reward model had been trained."""
     sim = make_simulator(iterations=2, pauseBefore=["generate"], approved=[{"iteration": 1, "stage": "generate"}])
     for iteration in (0, 1):
-        created = until(sim, "evaluate", iteration)
+        created = until(sim, "measure", iteration)
         succeed(sim, created, metrics={f"validation/{'sft' if iteration else 'base'}/macroAccuracy": 0.5})
     succeed(sim, until(sim, "reward", 1))
     reconcile(sim)
@@ -96,12 +96,12 @@ def test_what_was_made_for_a_round_that_does_not_come_was_a_stage_of_the_spec() 
 def test_early_stopping_reads_validation() -> None:
     sim = make_simulator(iterations=5, earlyStopping={"patience": 1})
     score = {"validation/base/macroAccuracy": 0.5}
-    succeed(sim, until(sim, "evaluate", 0), metrics=score)
+    succeed(sim, until(sim, "measure", 0), metrics=score)
     succeed(
-        sim, until(sim, "evaluate", 1), metrics={"validation/grpo/macroAccuracy": 0.6, "test/grpo/macroAccuracy": 0.1}
+        sim, until(sim, "measure", 1), metrics={"validation/grpo/macroAccuracy": 0.6, "test/grpo/macroAccuracy": 0.1}
     )
     succeed(
-        sim, until(sim, "evaluate", 2), metrics={"validation/grpo/macroAccuracy": 0.6, "test/grpo/macroAccuracy": 0.9}
+        sim, until(sim, "measure", 2), metrics={"validation/grpo/macroAccuracy": 0.6, "test/grpo/macroAccuracy": 0.9}
     )
     finish(sim)
     assert condition(sim, "Complete").reason == "EarlyStopped"
@@ -115,13 +115,13 @@ def test_an_evaluation_that_early_stopping_cannot_go_by_is_told() -> None:
     """As one that is reused and was made by a version that did not know the metric."""
     sim = make_simulator(iterations=2, earlyStopping={"metric": "microAccuracy", "patience": 1})
     both = {"validation/base/macroAccuracy": 0.5, "validation/base/microAccuracy": 0.5}
-    succeed(sim, until(sim, "evaluate", 0), metrics=both)
+    succeed(sim, until(sim, "measure", 0), metrics=both)
     reconcile(sim)
     assert "earlyStopping" not in condition(sim, "Progressing").message
-    succeed(sim, until(sim, "evaluate", 1), metrics={"validation/grpo/macroAccuracy": 0.6})
+    succeed(sim, until(sim, "measure", 1), metrics={"validation/grpo/macroAccuracy": 0.6})
     reconcile(sim)
     told = (
-        "earlyStopping overlooks evaluate@1: no microAccuracy on the validation split; measure it anew with "
+        "earlyStopping overlooks measure@1: no microAccuracy on the validation split; measure it anew with "
         "restartFrom, or choose another spec.earlyStopping.metric"
     )
     assert condition(sim, "Progressing").message.endswith(f"; {told}")
@@ -132,12 +132,13 @@ def test_an_evaluation_that_early_stopping_cannot_go_by_is_told() -> None:
 
 def test_summary_of_a_running_stage() -> None:
     sim = make_simulator(iterations=3)
-    succeed(sim, until(sim, "evaluate", 0), metrics={"validation/base/macroAccuracy": 0.857})
+    succeed(sim, until(sim, "measure", 0), metrics={"validation/base/macroAccuracy": 0.857})
     sft = until(sim, "sft", 1)
     reconcile(sim)
     run(sim, job(sim, "generate", 2)).step = 10
     succeed(sim, sft)
     reconcile(sim)
+    succeed(sim, job(sim, "evaluate", 1))
     run(sim, job(sim, "grpo", 1)).step = 41
     reconcile(sim)
     assert sim.status.summary == "1/3 grpo 41%, generate@2 10% · validation macro accuracy 85.7 %"

@@ -30,7 +30,7 @@ def test_restart_runs_a_stage_and_what_is_made_from_it_again() -> None:
     assert sim.status.phase is Phase.RUNNING
     reset = {f"{r.name}@{r.iteration}" for r in sim.status.stages if r.token == "again"}
     assert "generate@2" not in reset
-    assert {"grpo@1", "evaluate@1", "reward@1", "score@2", "sft@2", "report@2"} <= reset
+    assert {"grpo@1", "evaluategrpo@1", "measure@1", "reward@1", "score@2", "sft@2", "report@2"} <= reset
     finish(sim)
     assert {str(s): record(sim, s, 1).output_digest for s in ("generate", "curate", "sft")} == kept
     assert job(sim, "grpo", 1).request.token == "again"

@@ -6,6 +6,7 @@ from tests.support import simulator_events
 from tests.support.simulator_helpers import (
     GPU,
     condition,
+    finish,
     job,
     live,
     make_simulator,
@@ -116,8 +117,7 @@ def test_a_policy_that_is_not_better_than_what_it_came_from_does_not_go_on() -> 
     succeed(sim, until(sim, "grpo", 1), promoted=False, message="sft goes on: grpo is worse")
     reconcile(sim)
     assert record(sim, "grpo").message == "sft goes on: grpo is worse"
-    inputs = until(sim, "evaluate", 1).request.inputs
-    assert (inputs["sft"].stage, inputs["grpo"].stage) == ("sft", "grpo"), "measured all the same"
+    assert until(sim, "evaluategrpo", 1).request.inputs["grpo"].stage == "grpo", "measured all the same"
     for stage, iteration in (("relabel", 1), ("sft", 2)):
         policy = until(sim, stage, iteration).request.inputs["policy"]
         assert (policy.stage, policy.iteration) == ("sft", 1)
@@ -185,3 +185,37 @@ def test_a_status_restored_from_a_backup_repeats_no_attempt() -> None:
     job(sim, "prepare", 0)  # still there
     after = plan(forgotten, Observed(tuple(j for j in sim.observe().jobs if j.key.name != "sft")), sim.now)
     assert [c.key.attempt for c in after.creates if c.key.name == "sft"] == [1]
+
+
+def test_a_checkpoint_is_asked_when_it_is_published_while_the_next_one_trains() -> None:
+    sim = make_simulator(iterations=1)
+    succeed(sim, until(sim, "sft"))
+    reconcile(sim)
+    assert {"grpo@1", "evaluate@1"} <= live(sim), "SFT's while GRPO trains"
+    succeed(sim, job(sim, "evaluate"))
+    reconcile(sim)
+    assert not {"evaluategrpo@1", "measure@1"} & live(sim), "of GRPO there is nothing to ask yet"
+    succeed(sim, job(sim, "grpo"))
+    reconcile(sim)
+    assert "evaluategrpo@1" in live(sim)
+    assert "measure@1" not in live(sim), "both are measured together"
+    succeed(sim, job(sim, "evaluategrpo"))
+    reconcile(sim)
+    inputs = job(sim, "measure").request.inputs
+    assert {role: ref.stage for role, ref in inputs.items()} == {
+        "prepare": "prepare", "evaluate": "evaluate", "evaluategrpo": "evaluategrpo",
+    }  # fmt: skip
+
+
+def test_both_checkpoints_are_asked_with_the_settings_of_evaluate_unless_there_are_others() -> None:
+    sim = make_simulator(iterations=1, stages=[{"name": "evaluate", "shards": 4, **GPU}])
+    for name in ("evaluate", "evaluategrpo"):
+        assert until(sim, name).request.parameters["shards"] == 4
+        assert record(sim, name).gpus == 16
+    sim = make_simulator(
+        iterations=1, stages=[{"name": "evaluate", "shards": 4}, {"name": "evaluategrpo", "shards": 2}]
+    )
+    assert until(sim, "evaluategrpo").request.parameters["shards"] == 2
+    sim = make_simulator(iterations=1, stages=[{"name": "evaluate", "enabled": False}])
+    finish(sim)
+    assert not {"evaluate", "evaluategrpo", "measure"} & {record.name for record in sim.status.stages}

@@ -5,10 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.support.cycle_specs import make_spec
-from tests.support.simulator_helpers import edit, fail, job, make_simulator, reconcile, record, restart, run, until
+from tests.support.planner_simulator import PlannerSimulator
+from tests.support.simulator_helpers import (
+    condition,
+    edit,
+    fail,
+    finish,
+    job,
+    make_simulator,
+    reconcile,
+    record,
+    restart,
+    run,
+    succeed,
+    until,
+)
 from tests.support.stage_registry import replaced
 
+from medgr2_api.evaluation import Evaluation
 from medgr2_api.stages import definition, input_hash
+from medgr2_api.status import AttemptState, Phase
 from medgr2_operator.plan.spec_cache import cached_spec
 
 
@@ -73,3 +89,41 @@ def test_what_was_asked_is_told_from_where_it_runs() -> None:
         {"stages": [{"name": "grpo", "enabled": False}]},
     ):
         assert cached_spec("c", make_spec(**other)).asked != base, other
+
+
+def _as_one_stage_left_it(sim: PlannerSimulator) -> PlannerSimulator:
+    """What a version has done whose evaluate asked and measured both checkpoints."""
+    known = [
+        record
+        for record in sim.status.stages
+        if record.name not in ("evaluategrpo", "measure") and record.state is AttemptState.SUCCEEDED
+    ]
+    upgraded = make_simulator(iterations=sim.spec.iterations)
+    upgraded.published = sim.published
+    upgraded.status = sim.status.model_copy(update={"stages": known})
+    return upgraded
+
+
+def test_a_cycle_that_ended_before_measure_was_a_stage_stays_as_it_is() -> None:
+    sim = make_simulator(iterations=1)
+    finish(sim)
+    sim = _as_one_stage_left_it(sim)
+    assert not reconcile(sim).creates
+    assert (sim.status.phase, condition(sim, "SpecApplied").status) == (Phase.COMPLETE, "True")
+    edit(sim, evaluation=Evaluation(controls=[]))
+    reconcile(sim)
+    assert "evaluate@0" in condition(sim, "SpecApplied").message, "an edit is told of all the same"
+
+
+def test_a_cycle_under_way_gets_what_it_lacks_and_keeps_what_it_has() -> None:
+    sim = make_simulator(iterations=2)
+    succeed(sim, until(sim, "report", 1))
+    reconcile(sim)
+    sim = _as_one_stage_left_it(sim)
+    before = {(one.name, one.iteration): one.output_digest for one in sim.status.stages}
+    assert ("report", 1) in before
+    finish(sim)
+    assert sim.status.phase is Phase.COMPLETE
+    after = {(one.name, one.iteration): one.output_digest for one in sim.status.stages}
+    assert {key: after[key] for key in before} == before
+    assert {("measure", 0), ("evaluategrpo", 1), ("measure", 1), ("measure", 2)} <= after.keys()

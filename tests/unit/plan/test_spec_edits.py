@@ -59,7 +59,7 @@ def edited(sim: PlannerSimulator, **spec: Any) -> str:
             {"reviews": [REVIEW]},
             f"from curate@1 to apply the spec; curate@1: done with other parameters: reviews: none → {'a' * 64}",
         ),
-        ({"seed": 18}, "and 3 more: done with other parameters: seed: 17 → 18"),
+        ({"seed": 18}, "and 6 more: done with other parameters: seed: 17 → 18"),
         ({"curation": {"allowOverlap": True}}, "curation.allowOverlap: false → true"),
         (
             {"data": {"sources": [{"name": "seed", "format": "VQAJsonl", "uri": "data/other"}]}},
@@ -73,7 +73,7 @@ def edited(sim: PlannerSimulator, **spec: Any) -> str:
         ({"stages": [{"name": "generate", "shards": 2}]}, "stages[generate].shards: 1 → 2"),
         (
             {"stages": [{"name": "grpo", "enabled": False}]},
-            "evaluate@1: done with other parameters: grpo read from grpo@1 → nothing",
+            "measure@1: done with other parameters: evaluategrpo read from evaluategrpo@1 → nothing",
         ),
         ({"stages": [{"name": "grpo", "enabled": False}]}, "grpo@1: done, and no stage of this spec"),
     ],

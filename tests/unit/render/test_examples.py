@@ -20,7 +20,15 @@ from medgr2_operator.render.render_context import RenderSettings
 
 EXAMPLES = {path.stem: path for path in sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))}
 SETTINGS = RenderSettings(image="x")
-EIGHT = {"reward": (1, 8), "score": (1, 1), "relabel": (1, 1), "sft": (1, 8), "grpo": (1, 8), "evaluate": (1, 1)}
+EIGHT = {
+    "reward": (1, 8),
+    "score": (1, 1),
+    "relabel": (1, 1),
+    "sft": (1, 8),
+    "grpo": (1, 8),
+    "evaluate": (1, 1),
+    "evaluategrpo": (1, 1),
+}
 
 
 def containers(cycle: Cycle) -> dict[str, dict[str, Any]]:

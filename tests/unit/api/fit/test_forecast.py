@@ -10,7 +10,7 @@ from bench import forecast
 
 def test_a_server_saves_most_of_what_sampling_costs() -> None:
     before, after = forecast.arm(forecast.setting(server=False)), forecast.arm(forecast.setting(server=True))
-    assert set(before) == {"score", "sft", "grpo", "relabel", "reward", "evaluate"}
+    assert set(before) == {"score", "sft", "grpo", "relabel", "reward", "evaluate", "evaluategrpo"}
     assert after["grpo"] < before["grpo"] / 4
     assert after["evaluate"] < before["evaluate"]
     assert after["sft"] == before["sft"]

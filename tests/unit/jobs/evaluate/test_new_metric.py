@@ -15,7 +15,7 @@ from medgr2_api.stage_contract import StageResult
 from medgr2_api.status import CycleStatus, MetricScore
 from medgr2_jobs.evaluate.metrics import WHOLE, ItemSet, Measurement, QuestionSet, measurements
 from medgr2_jobs.report import markdown, tables
-from medgr2_jobs.stages import evaluate
+from medgr2_jobs.stages import measure
 from medgr2_jobs.store.rows import Split
 from medgr2_jobs.store.rows.evaluation import Prediction, Scoring
 from medgr2_jobs.store.rows.prepared import Item
@@ -51,12 +51,12 @@ def measured(iteration: int, picks: list[int]) -> list[Measurement]:
 
 def scores(iteration: int, picks: list[int]) -> list[MetricScore]:
     """As the operator reads them from what the stage says."""
-    return scores_in(iteration, StageResult(exit_code=0, metrics=evaluate._counters(measured(iteration, picks))))
+    return scores_in(iteration, StageResult(exit_code=0, metrics=measure._counters(measured(iteration, picks))))
 
 
 @pytest.mark.usefixtures("declared")
 def test_a_new_metric_is_in_counters_and_status() -> None:
-    assert evaluate._counters(measured(1, [0, 0, 0, 1]))["validation/sft/firstOption"] == 0.75
+    assert measure._counters(measured(1, [0, 0, 0, 1]))["validation/sft/firstOption"] == 0.75
     [score] = scores(1, [0, 0, 0, 1])
     assert score.value("firstOption") == 0.75
     assert score.dump()["firstOption"] == 0.75
@@ -90,7 +90,7 @@ def test_a_new_metric_has_its_column_in_the_report() -> None:
 
 
 def test_what_is_not_declared_decides_nothing() -> None:
-    assert "firstOption" not in evaluate._counters(measured(1, [0, 0, 0, 1]))
+    assert "firstOption" not in measure._counters(measured(1, [0, 0, 0, 1]))
     with pytest.raises(ValueError, match="'macroAccuracy', 'microAccuracy'"):
         EarlyStopping(metric="firstOption")
     with pytest.raises(ValueError, match="'macroAccuracy', 'microAccuracy'"):

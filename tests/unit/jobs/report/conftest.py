@@ -130,9 +130,9 @@ def publish_cycle(
             )  # fmt: skip
             results += [asdict(row) for row in measured]
             predictions += mine
-        refs[f"evaluate-{t}"] = publish(
+        refs[f"measure-{t}"] = publish(
             root,
-            "evaluate",
+            "measure",
             t,
             tables={Prediction: predictions},
             files={"results.json": results},

@@ -131,7 +131,7 @@ def test_the_same_inputs_give_the_same_bytes(trial: Trial, context: Context, mad
 
 def test_evaluations_alone_are_enough(trial: Trial, context: Context) -> None:
     root, inputs = trial
-    ctx = context(root, {role: ref for role, ref in inputs.items() if role == "evaluate-0"})
+    ctx = context(root, {role: ref for role, ref in inputs.items() if role == "measure-0"})
     report.run(ctx)
     assert sorted(path.name for path in ctx.writer.folder.rglob("*.*")) == [
         "accuracy.csv", "accuracy.png", "modality-0.png", "parameters.csv", "report.md", "results.json",
