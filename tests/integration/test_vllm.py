@@ -23,7 +23,15 @@ import pytest
 from transformers import AutoProcessor
 
 from medgr2_api import paths
-from medgr2_api.stage_contract import REQUEST_ENV, SECRETS_ENV, VLLM_ENDED, WORKSPACE_ENV, ExitCode, StageRequest
+from medgr2_api.stage_contract import (
+    NUM_PROC_PER_NODE_ENV,
+    REQUEST_ENV,
+    SECRETS_ENV,
+    VLLM_ENDED,
+    WORKSPACE_ENV,
+    ExitCode,
+    StageRequest,
+)
 from medgr2_api.training_spec import AnswerFormat
 from medgr2_jobs.engine import environment
 from medgr2_jobs.engine.in_process import InProcessSampler
@@ -374,6 +382,23 @@ def test_grpo_samples_from_the_newest_adapters(
         "adapters are removed"
     )
     assert reader.manifest.counters["groups"] == 24
+    assert not any("grpo-" in str(model["id"]) for model in server.client.models())
+
+
+def test_each_of_two_processes_asks_for_its_own_prompts(
+    server: Server, workspace: PolicyWorkspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data parallel by gloo: the main process gives the server the weights, and both sample from them."""
+    monkeypatch.setenv(SECRETS_ENV, str(tmp_path))
+    monkeypatch.setenv(NUM_PROC_PER_NODE_ENV, "2")
+    request = rollouts(workspace, secret(server, tmp_path), name="two", max_steps=2)
+    monkeypatch.setenv(REQUEST_ENV, request.model_dump_json(by_alias=True))
+    monkeypatch.setenv(WORKSPACE_ENV, str(workspace.root))
+    reader = workspace.run(request)
+    assert reader is not None
+    steps = log_of(workspace, request)
+    assert all(entry[DIFFERENCE] < 1e-3 for entry in steps), [entry[DIFFERENCE] for entry in steps]
+    assert reader.manifest.counters["groups"] == 16
     assert not any("grpo-" in str(model["id"]) for model in server.client.models())
 
 
