@@ -30,6 +30,8 @@ EIGHT = {
     "evaluategrpo": (1, 1),
 }
 
+EVALUATES = ("evaluate", "evaluategrpo")
+
 
 def containers(cycle: Cycle) -> dict[str, dict[str, Any]]:
     """Container main of each stage of a cycle."""
@@ -66,7 +68,7 @@ def test_flash_attention_without_a_gpu_is_refused_whatever_else_the_stage_has() 
         ("gemini", EIGHT),
         ("dicom-vllm", EIGHT),
         ("one-gpu", {name: (1, 1) for name in EIGHT if name != "relabel"}),
-        ("one-node", {**{name: at for name, at in EIGHT.items() if name != "evaluate"}, "grpo": (1, 4)}),
+        ("one-node", {**{name: at for name, at in EIGHT.items() if name not in EVALUATES}, "grpo": (1, 4)}),
         ("two-nodes", {**EIGHT, "sft": (2, 8), "grpo": (2, 8)}),
     ],
 )
@@ -74,7 +76,7 @@ def test_models_of_real_size_have_gpus_and_a_process_for_each(name: str, process
     """Nodes and processes on each, of the stages that hold a model."""
     found = {}
     for stage, main in containers(load_cycle(EXAMPLES[name])).items():
-        if definition(stage).computes and not (stage == "evaluate" and name == "one-node"):  # its vLLM has the GPU
+        if definition(stage).computes and not (stage in EVALUATES and name == "one-node"):  # its vLLM has the GPU
             variables = {variable["name"]: variable.get("value") for variable in main["env"]}
             count = int(variables.get(NUM_PROC_PER_NODE_ENV) or 1)
             assert main["resources"]["limits"]["nvidia.com/gpu"] == count, stage
