@@ -1,4 +1,7 @@
-"""Run by the Python of the jobs' image: what CUDA needs of it at run time, as far as that shows without a GPU."""
+"""Run by the Python of the jobs' image: what CUDA needs of it at run time, as far as that shows without a GPU.
+
+What only the image has is imported by its name: it is no dependency of the tests.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,11 @@ PyMODINIT_FUNC PyInit_stub(void) { return PyModule_Create(&module); }
 
 def triton_s_compiler() -> None:
     """Triton's own way to a compiler, with its flags."""
-    from triton.runtime.build import _build
-
+    build = importlib.import_module("triton.runtime.build")._build
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "stub.c")
         source.write_text(STUB)
-        library = _build("stub", str(source), folder, [], [], [], [])
+        library = build("stub", str(source), folder, [], [], [], [])
         spec = importlib.util.spec_from_file_location("stub", library)
         assert spec is not None
         assert spec.loader is not None
@@ -59,8 +61,7 @@ def zero() -> None:
 
     settings = ours.config()
     assert settings is not None
-    import deepspeed
-
+    deepspeed = importlib.import_module("deepspeed")
     counts = {"train_batch_size": 1, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
     settings |= {**counts, "gradient_clipping": 1.0, "bf16": {"enabled": True}}
     model = torch.nn.Linear(8, 8)
