@@ -72,13 +72,15 @@ class PolicyWorkspace:
     ) -> StageRequest:
         """A request for `stage`; `name` tells runs with the same parameters apart."""
         digest = hashlib.sha256(f"{stage}/{parameters}/{sorted(roles)}/{name}".encode()).hexdigest()
+        answers = "answer_format" in stages.definition(stage).parameters.model_fields
+        answers_as = {"answerFormat": FORMAT} if answers else {}
         return StageRequest(
             cycle=CycleRef(name="world", uid=digest[:8]),  # its own, or one run's attempts would fence off another's
             iteration=1,
             stage=stage,
             attempt=attempt,
             input_hash=digest,
-            parameters={"seed": 7, "answerFormat": FORMAT, **parameters},
+            parameters={"seed": 7, **answers_as, **parameters},
             inputs={role: self.refs[role] for role in roles},
         )
 
