@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from medgr2_api.stage_contract import (
     VLLM_ENDED,
     WORKSPACE_ENV,
     ExitCode,
+    Shard,
     StageRequest,
 )
 from medgr2_api.training_spec import AnswerFormat
@@ -49,7 +50,7 @@ from medgr2_jobs.models.generation import Decoding
 from medgr2_jobs.models.vlm import Encoder, PromptResponse
 from medgr2_jobs.prompts import answers
 from medgr2_jobs.runner.main import execute, main
-from medgr2_jobs.stages import grpo
+from medgr2_jobs.stages import evaluate, grpo
 from medgr2_jobs.store.rows.evaluation import Prediction
 from medgr2_jobs.store.rows.prepared import Item
 from medgr2_jobs.store.rows.training import Preference
@@ -59,6 +60,8 @@ from tests.support.policy_fixtures import DATA, PolicyWorkspace, in_child
 from tests.support.ports import free_port
 
 FORMAT = AnswerFormat.OPTION_TEXT
+#: Questions that stage evaluate has answered together here: some batches in each of two shards.
+SMALL = 4
 #: One thread: two test processes share two cores. Short answers, so a short cache.
 ARGUMENTS = ("--max-num-seqs=64", "--max-model-len=1024", "--max-num-batched-tokens=2048")
 
@@ -316,6 +319,44 @@ def test_evaluate_measures_the_same_with_either_engine(
         assert theirs.option_logprobs == pytest.approx(ours.option_logprobs, abs=1e-3)
 
 
+@pytest.mark.parametrize("stage", ["evaluate", "preferences"])
+def test_two_shards_one_of_them_killed_give_what_one_process_gives(
+    server: Server, workspace: PolicyWorkspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.setenv(SECRETS_ENV, str(tmp_path))
+    monkeypatch.setattr(evaluate, "_BATCH", SMALL)
+    engine = secret(server, tmp_path)
+    if stage == "evaluate":
+        whole = workspace.request(stage, {"iteration": 1, "controls": ["BlankImage"]}, ["prepare", "sft"], name="whole")
+    else:
+        whole = preferences(workspace, engine).model_copy(update={"input_hash": "c" * 64})
+    whole = whole.model_copy(update={"parameters": {**whole.parameters, "engine": engine}})
+    straight = workspace.run(whole)
+    assert straight is not None
+    divided = whole.model_copy(update={"input_hash": "d" * 64})
+    first, second = (divided.model_copy(update={"shard": Shard(index=index, count=2)}) for index in (0, 1))
+    assert execute(first, workspace.root) == ExitCode.OK
+    child = fork_runner.context(["tests.integration.test_vllm"]).Process(
+        target=stage_process, args=(second, workspace.root)
+    )
+    child.start()
+    folder = workspace.root / paths.artifact(stage, divided.input_hash) / paths.shard(1)
+    wait_for(lambda: list(folder.glob("work/*/*.json")) or not child.is_alive())
+    child.kill()
+    child.join()
+    assert not (folder / paths.MANIFEST).exists(), "killed in the middle"
+    again = second.model_copy(update={"attempt": 2})
+    assert execute(again, workspace.root) == ExitCode.OK
+    kind = Prediction if stage == "evaluate" else Preference
+    together = workspace.reader(divided)
+    assert len(together.shards) == 2
+
+    def said(rows: Sequence[Any]) -> list[Any]:
+        return sorted((row.item_id, row.condition, row.text) if stage == "evaluate" else row.sample_id for row in rows)
+
+    assert said(together.rows(kind)) == said(straight.rows(kind))
+
+
 def test_relabel_asks_the_server(
     server: Server, workspace: PolicyWorkspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -431,6 +472,7 @@ def stage_process(request: StageRequest, root: Path) -> None:
     """Runs a stage in this (child) process; never returns."""
     os.environ[REQUEST_ENV] = request.model_dump_json(by_alias=True)
     os.environ[WORKSPACE_ENV] = str(root)
+    evaluate._BATCH = SMALL
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the environment that the tests have is that of the CPU build
     os._exit(main())
 
