@@ -150,7 +150,7 @@ class StageStatus(Model):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out what says nothing: 20 iterations have to fit into 64 KiB."""
+        """Leaves out what says nothing: 20 iterations have to fit into 80 KiB."""
         written: dict[str, Any] = handler(self)
         for name, field in type(self).model_fields.items():
             if name not in ("iteration", "name", "state") and getattr(self, name) == field.default:
@@ -236,7 +236,7 @@ class Usage(Model):
 
 
 class CycleStatus(Model):
-    """What the planner remembers of a cycle. Always below 64 KiB."""
+    """What the planner remembers of a cycle. Always below 80 KiB."""
 
     observed_generation: int = 0
     """Generation of the spec that this status is about."""

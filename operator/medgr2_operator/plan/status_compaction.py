@@ -1,4 +1,4 @@
-"""Keeps a status below 64 KiB: what is finished and old is shortened."""
+"""Keeps a status below 80 KiB: what is finished and old is shortened."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from medgr2_api.status import AttemptState, CycleStatus, StageStatus
 from .status_draft import cut
 
 #: API server and etcd take more, but every write carries the whole status, and every watcher receives it.
-LIMIT_BYTES = 64 * 1024
+LIMIT_BYTES = 80 * 1024
 _TARGET_BYTES = LIMIT_BYTES - 4 * 1024
 _KEPT = ("iteration", "name", "state", "token", "attempt", "input_hash", "output_digest", "promoted", "spec")
 #: More than a full record takes, less its texts (at most six bytes a character, where JSON is kept in ASCII).

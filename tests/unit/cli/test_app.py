@@ -62,7 +62,8 @@ def test_examples_are_valid(path: Path) -> None:
     code, output = invoke("validate", path)
     first, *remarks = output.splitlines()
     assert (code, first) == (0, f"{path}: {name} is valid")
-    assert all(re.fullmatch(r"  [a-z, ]+: 8 processes.*, one for each GPU", remark) for remark in remarks), output
+    processes = r"  [a-z, ]+: [48] processes.*, one for each GPU( that trains; a vLLM has the other 4 and samples)?"
+    assert all(re.fullmatch(processes, remark) for remark in remarks), output
 
 
 def test_a_model_without_a_gpu_is_told(tmp_path: Path) -> None:
@@ -91,12 +92,12 @@ def test_unknown_field_is_named_with_its_line_and_the_nearest_right_one(tmp_path
 
 def test_unsupported_parts_are_refused_with_what_to_use_instead(tmp_path: Path) -> None:
     path = tmp_path / "cycle.yaml"
-    asked = "generator: {scripted: {}}\n  stages: [{name: evaluate, shards: 2}]"
+    asked = "generator: {scripted: {}}\n  stages: [{name: relabel, shards: 2}]"
     path.write_text(QUICKSTART.read_text().replace("generator: {scripted: {}}", asked))
     code, output = invoke("validate", path)
     assert code == 2
     assert "stages[0]" in output
-    assert "only generate and score have shards: set 1" in output
+    assert "only generate, score, preferences, evaluate and evaluategrpo have shards: set 1" in output
 
 
 @pytest.mark.parametrize(
