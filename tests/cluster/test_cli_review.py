@@ -75,7 +75,7 @@ def test_a_review_goes_out_and_comes_back(env: KwokEnv, node: StreamingNode, med
     (written,) = (node.workspace / "reviews").glob("*.jsonl")
     assert imported.splitlines() == [
         f"reviews/{written.name}: 1 vetoed, 1 confirmed, of 3 candidates",
-        "loop: curate@1 and what depends on it run again, 5 stages in all (token r1)",
+        "loop: curate@1 and what depends on it run again, 7 stages in all (token r1)",
     ]
     spec = env.cycle()["spec"]
     assert spec["reviews"] == [{"iteration": 1, "sha256": written.stem}]
