@@ -244,13 +244,18 @@ def cycle() -> str:
             ),
             graph("Token accuracy", "On the answers' tokens", "percentunit",
                   {f"medgr2_stage_token_accuracy_ratio{of}": _STAGE}),
+            graph("Groups without variance", "Prompts whose completions all earned the same", "percentunit",
+                  {f"medgr2_stage_zero_variance_groups_ratio{of}": _STAGE}),
             graph("Tokens per second", "Of all processes", "none", {f"medgr2_stage_tokens_per_second{of}": _STAGE}),
             graph(
-                "Step, checkpoint",
-                "Duration of an optimizer step, and of the last checkpoint's writing",
+                "Step, sampling, weights, checkpoint",
+                "Duration of an optimizer step; of the last sampling by a vLLM, and of giving it the weights; of the "
+                "last checkpoint's writing",
                 "s",
                 {
                     f"medgr2_stage_step_duration_seconds{of}": _STAGE,
+                    f"medgr2_stage_rollout_duration_seconds{of}": f"{_STAGE} sampling",
+                    f"medgr2_stage_weights_duration_seconds{of}": f"{_STAGE} weights",
                     f"medgr2_stage_checkpoint_duration_seconds{of}": f"{_STAGE} checkpoint",
                 },
             ),

@@ -294,7 +294,7 @@ def _loading(spec: ResolvedSpec) -> Iterator[Problem]:
     """Why the policy cannot be held as the spec says while it is trained."""
     loading, path = spec.policy.loading, "spec.policy.loading"
     trained = {name: lora for name, lora in _policy_lora(spec) if spec.stage(name).enabled}
-    if loading.freeze_vision_tower is not None and trained and all(lora.rank for lora in trained.values()):
+    if loading.freeze_vision_tower is not None and all(lora.rank for _, lora in _policy_lora(spec)):
         yield Problem(f"{path}.freezeVisionTower", "adapters never change the vision tower: leave it out")
     if loading.attention is Attention.FLASH_ATTENTION_2 and loading.precision is Precision.FLOAT32:
         yield Problem(f"{path}.attention", "FlashAttention2 has no Float32: leave precision out, or use SDPA")

@@ -36,6 +36,12 @@ FIGURES = {
     "tokens_per_second": ("medgr2_stage_tokens_per_second", "Tokens of all processes per second, last logged steps"),
     "step_seconds": ("medgr2_stage_step_duration_seconds", "Duration of an optimizer step, last logged steps"),
     "checkpoint_seconds": ("medgr2_stage_checkpoint_duration_seconds", "Duration of the last checkpoint's writing"),
+    "zero_variance_groups": (
+        "medgr2_stage_zero_variance_groups_ratio",
+        "Share of the prompts whose completions all earned the same, last step",
+    ),
+    "rollout_seconds": ("medgr2_stage_rollout_duration_seconds", "Duration of the last sampling by a vLLM"),
+    "weights_seconds": ("medgr2_stage_weights_duration_seconds", "Duration of giving a vLLM the newest weights"),
     "failed": ("medgr2_stage_failed_requests_total", "Requests to the generator that got no usable answer"),
     "concurrency": ("medgr2_stage_generator_concurrency", "Requests to the generator that may be in flight"),
     "generatorUSD": ("medgr2_stage_generator_usd_total", "US dollars paid for this part of the work by all attempts"),

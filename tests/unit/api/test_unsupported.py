@@ -212,6 +212,7 @@ NF4, SAME = {"quantization": "NF4"}, {"rank": 16}
         ({"freezeVisionTower": True}, SAME, SAME, [], "adapters never change the vision tower"),
         ({"freezeVisionTower": False}, SAME, SAME, [], "adapters never change the vision tower"),
         ({"freezeVisionTower": False}, {"rank": 0}, SAME, [], ""),
+        ({}, SAME, {"rank": 0}, [{"name": "grpo", "enabled": False}], ""),
         ({"attention": "FlashAttention2", "precision": "Float32"}, SAME, SAME, [], "FlashAttention2 has no Float32"),
         ({"attention": "FlashAttention2"}, SAME, SAME, [], ""),
     ],
