@@ -26,7 +26,7 @@ ENV = {
     "TORCHDYNAMO_DISABLE": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
-ARGUMENTS = ["--enforce-eager", "--max-num-seqs=32", "--max-model-len=1024", "--max-num-batched-tokens=2048"]
+ARGUMENTS = ["--enforce-eager", "--max-num-seqs=32", "--max-model-len=2048", "--max-num-batched-tokens=2048"]
 #: Its scripts name the place where it was made.
 _COMMAND = f'#!/bin/sh\nexec /workspace/{_FOLDER}/vllm/bin/python /workspace/{_FOLDER}/vllm/bin/vllm "$@"\n'
 
