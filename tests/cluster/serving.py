@@ -26,7 +26,13 @@ ENV = {
     "TORCHDYNAMO_DISABLE": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
-ARGUMENTS = ["--enforce-eager", "--max-num-seqs=32", "--max-model-len=2048", "--max-num-batched-tokens=2048"]
+ARGUMENTS = [
+    "--enforce-eager",
+    "--dtype=float32",
+    "--max-num-seqs=32",
+    "--max-model-len=2048",
+    "--max-num-batched-tokens=2048",
+]
 #: Its scripts name the place where it was made.
 _COMMAND = f'#!/bin/sh\nexec /workspace/{_FOLDER}/vllm/bin/python /workspace/{_FOLDER}/vllm/bin/vllm "$@"\n'
 
@@ -37,7 +43,6 @@ def put(volume: Path) -> None:
     assert made.complete, "vLLM's environment is not there: run `medgr2 vllm install --build cpu`"
     processor = tokenizer.processor()
     model = servable.model()
-    model.generation_config.eos_token_id = list(range(0, len(processor.tokenizer), 6))  # or it would talk to the limit
     for part in (model, processor):
         part.save_pretrained(volume / MODEL)
     for file in (volume / MODEL).iterdir():
